@@ -1,0 +1,271 @@
+"""The access log: one line for each request, when it has ended.
+
+What a client may choose (path, model, session ids) cannot forge a line or a field: whatever is not
+printable ASCII is escaped, in the text form blanks, quotes and backslashes as well, and each value
+is cut at 256 characters.
+
+In the text form what is not known is ``-``, ``tokens`` are those of input + output, ``cache``
+those read + created, an error's blanks are ``_``, and fields that are seldom there are left out.
+In the JSON form every line has every field, ``null`` if it is not known, so that lines can be
+loaded as columns. Durations are in milliseconds, in JSON to a tenth.
+
+Lines are written by a thread, see `tornadoproxy.LineWriter`: a full disk or a stuck pipe costs
+lines, never a request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tornadoproxy import (
+    ConfigurationError,
+    LineWriter,
+    RequestRecord,
+    Setting,
+    Settings,
+    hookimpl,
+    parsers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_FIELD = 256  # characters
+
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+_JSON = json.JSONEncoder(separators=(",", ":"))
+_PLAIN = re.compile(rf"[!#-\[\]-~]{{1,{MAX_FIELD}}}").fullmatch  # neither blank, quote nor \
+
+
+def _destination(value: str) -> str:
+    """``stdout``, ``stderr``, ``off``, or a file's path."""
+    if value.lower() in (*_DESCRIPTORS, "off"):
+        return value.lower()
+    # a slash is asked for, lest a misspelt word become a file
+    if "/" not in value:
+        raise ValueError(
+            f"must be stdout, stderr, off, or a file's path such as ./access.log, not {value!r}"
+        )
+    return parsers.text(value)
+
+
+ACCESS_LOG: Setting[str] = Setting(
+    "ACCESS_LOG",
+    _destination,
+    default="stdout",
+    help=(
+        "Where a line for each request goes: stdout, stderr, off, or a file, which is opened "
+        "again on SIGHUP."
+    ),
+)
+ACCESS_LOG_FORMAT: Setting[str] = Setting(
+    "ACCESS_LOG_FORMAT",
+    parsers.choice("text", "json"),
+    default="text",
+    help="The form of these lines: text, or json for one object a line.",
+)
+
+
+class AccessLog:
+    """Writes a line for each finished request to where ``ACCESS_LOG`` says."""
+
+    def __init__(self) -> None:
+        self._destination = ACCESS_LOG.default
+        self._form = _FORMS[ACCESS_LOG_FORMAT.default]
+        self._writer: LineWriter | None = None
+        self._started = False
+
+    @hookimpl
+    def declare_settings(self) -> tuple[Setting[str], ...]:
+        return ACCESS_LOG, ACCESS_LOG_FORMAT
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str:
+        """Check the destination; once started, change over to it, or open its file again."""
+        destination = settings[ACCESS_LOG]
+        form = _FORMS[settings[ACCESS_LOG_FORMAT]]
+        _check(destination)
+        changed = (destination, form) != (self._destination, self._form)
+        if self._started and (changed or "/" in destination):
+            writer = _open(destination, form)
+            self._close(timeout=0)  # it writes out what it has; requests do not wait for that
+            self._writer = writer
+        self._destination = destination
+        self._form = form
+        return "off" if destination == "off" else f"a line for each request, to {destination}"
+
+    @hookimpl
+    def startup(self) -> None:
+        self._writer = _open(self._destination, self._form)
+        self._started = True
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> None:
+        if self._writer is not None:
+            self._writer.write(self._form.line(record))
+
+    @hookimpl
+    def shutdown(self) -> None:
+        self._close(timeout=2)
+
+    def _close(self, timeout: float) -> None:
+        if self._writer is not None:
+            self._writer.close(timeout)
+
+
+def __getattr__(name: str) -> AccessLog:
+    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
+    # have different logs
+    if name == "plugin":
+        return AccessLog()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def text_line(record: RequestRecord) -> bytes:
+    """One record as readable text, fields separated by blanks, without the line end."""
+    usage = record.usage
+    line = (
+        f"{_time(record.time)} {record.status or '-':>3} {record.outcome:<9} "
+        f"{_plain(record.method)} {_plain(record.route)} "
+        f"{_plain(record.principal)} {_plain(record.model)} "
+        f"in={record.bytes_in} out={record.bytes_out} "
+        f"ttfb={_milliseconds(record.time_to_first_byte)} "
+        f"total={_milliseconds(record.duration)} "
+        f"upstream={_milliseconds(record.upstream_time)} "
+        f"tokens={_pair(usage.input_tokens, usage.output_tokens)}"
+    )
+    if usage.cache_read_input_tokens or usage.cache_creation_input_tokens:
+        line += f" cache={_pair(usage.cache_read_input_tokens, usage.cache_creation_input_tokens)}"
+    line += f" from={_plain(record.remote_ip)} id={_plain(record.request_id)}"
+    if record.session_id is not None:
+        line += f" session={_plain(record.session_id)}"
+    if record.agent_id is not None:
+        line += f" agent={_plain(record.agent_id)}"
+    if record.parent_agent_id is not None:
+        line += f" parent={_plain(record.parent_agent_id)}"
+    if record.error is not None:
+        line += f" error={_plain(record.error.replace(' ', '_'))}"
+    return line.encode("ascii")
+
+
+def json_line(record: RequestRecord) -> bytes:
+    """One record as a JSON object, without the line end."""
+    usage = record.usage
+    return _JSON.encode(
+        {
+            "time": _time(record.time),
+            "request_id": _cut(record.request_id),
+            "principal": _cut(record.principal),
+            "method": _cut(record.method),
+            "route": _cut(record.route),
+            "dialect": record.dialect,
+            "remote_ip": _cut(record.remote_ip),
+            "status": record.status,
+            "outcome": record.outcome,
+            "error": _cut(record.error),
+            "model": _cut(record.model),
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_input_tokens": usage.cache_read_input_tokens,
+            "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+            "bytes_in": record.bytes_in,
+            "bytes_out": record.bytes_out,
+            "duration_ms": _tenths(record.duration),
+            "time_to_first_byte_ms": _tenths(record.time_to_first_byte),
+            "upstream_time_ms": _tenths(record.upstream_time),
+            "session_id": _cut(record.session_id),
+            "agent_id": _cut(record.agent_id),
+            "parent_agent_id": _cut(record.parent_agent_id),
+        }
+    ).encode("ascii")
+
+
+def _text_notice(count: int) -> bytes:
+    return f"{_time(time.time())} {count} lines of this log were dropped".encode("ascii")
+
+
+def _json_notice(count: int) -> bytes:
+    return _JSON.encode({"time": _time(time.time()), "dropped_lines": count}).encode("ascii")
+
+
+class _Form(NamedTuple):
+    """How a record is written, and how the number of dropped lines is."""
+
+    line: Callable[[RequestRecord], bytes]
+    notice: Callable[[int], bytes]
+
+
+_FORMS = {"text": _Form(text_line, _text_notice), "json": _Form(json_line, _json_notice)}
+
+
+def _check(destination: str) -> None:
+    """Refuse a file that cannot be written to, without making it."""
+    if "/" not in destination:
+        return
+    path = Path(destination)
+    if path.is_dir():
+        raise ConfigurationError(f"ACCESS_LOG={path} is a directory: name a file in it.")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"ACCESS_LOG={path}: there is no {path.parent}: make it.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigurationError(f"ACCESS_LOG={path} cannot be written: permission denied.")
+
+
+def _open(destination: str, form: _Form) -> LineWriter | None:
+    if destination == "off":
+        return None
+    try:
+        if destination in _DESCRIPTORS:
+            return LineWriter(_DESCRIPTORS[destination], notice=form.notice)
+        # O_NONBLOCK: opening a named pipe that nobody reads fails, instead of waiting for a reader
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(destination, flags, 0o640)
+    except OSError as error:
+        raise ConfigurationError(
+            f"ACCESS_LOG={destination} cannot be opened: {error.strerror}."
+        ) from None
+    try:
+        return LineWriter(fd, notice=form.notice)
+    finally:
+        os.close(fd)
+
+
+def _time(seconds: float) -> str:
+    """RFC 3339, in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _plain(value: str | None) -> str:
+    """`value` as one printable word."""
+    if value is None:
+        return "-"
+    if _PLAIN(value):
+        return value
+    escaped = value[:MAX_FIELD].encode("unicode_escape").decode("ascii")
+    return escaped.replace(" ", "\\x20").replace('"', "\\x22")[:MAX_FIELD] or '""'
+
+
+def _cut(value: str | None) -> str | None:
+    return None if value is None else value[:MAX_FIELD]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f}ms"
+
+
+def _tenths(seconds: float | None) -> float | None:
+    """Seconds as milliseconds, to a tenth."""
+    return None if seconds is None else round(seconds * 1000, 1)
+
+
+def _pair(first: int | None, second: int | None) -> str:
+    """Two counts as ``1024+512``; ``?`` is one that was not told, ``-`` is both."""
+    if first is None and second is None:
+        return "-"
+    return f"{'?' if first is None else first}+{'?' if second is None else second}"

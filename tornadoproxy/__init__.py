@@ -1,0 +1,49 @@
+"""tornadoproxy stands between Claude and everyone who uses it. This is all a plugin imports.
+
+A plugin is an object with hooks, named by an entry point::
+
+    from tornadoproxy import AuthenticationFailed, Identity, IncomingRequest, hookimpl
+
+    @hookimpl
+    def authenticate(request: IncomingRequest) -> Identity | None: ...
+
+The hooks are described in `tornadoproxy.hookspecs`.
+"""
+
+from tornadoproxy import parsers
+from tornadoproxy.dialects import Dialect
+from tornadoproxy.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    Denied,
+    InvalidRequest,
+    ProxyError,
+)
+from tornadoproxy.exchange import Identity, IncomingRequest, Outcome, RequestRecord, Usage
+from tornadoproxy.hookspecs import hookimpl
+from tornadoproxy.linewriter import LineWriter
+from tornadoproxy.secret import Secret
+from tornadoproxy.settings import HOST, Setting, Settings
+from tornadoproxy.version import __version__
+
+__all__ = [
+    "HOST",
+    "AuthenticationFailed",
+    "ConfigurationError",
+    "Denied",
+    "Dialect",
+    "Identity",
+    "IncomingRequest",
+    "InvalidRequest",
+    "LineWriter",
+    "Outcome",
+    "ProxyError",
+    "RequestRecord",
+    "Secret",
+    "Setting",
+    "Settings",
+    "Usage",
+    "__version__",
+    "hookimpl",
+    "parsers",
+]

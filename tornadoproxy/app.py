@@ -1,0 +1,30 @@
+"""The route table: which handler serves which path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornado.web import Application
+
+from tornadoproxy.handlers import NotFoundHandler, ProbeHandler, ReadyHandler
+from tornadoproxy.relay import RelayHandler
+
+if TYPE_CHECKING:
+    from tornadoproxy.state import Gateway
+
+
+def make_app(gateway: Gateway) -> Application:
+    """The Tornado application of one proxy. Two can live in one process."""
+    state = {"gateway": gateway}
+    return Application(
+        [
+            ("/v1/.*", RelayHandler, state),
+            ("/health", ProbeHandler, state),
+            ("/ready", ReadyHandler, state),
+            ("/api/hello", ProbeHandler, state),
+            ("/", ProbeHandler, state),
+        ],
+        default_handler_class=NotFoundHandler,
+        default_handler_args=state,
+        log_function=lambda handler: None,  # the access log is a plugin's
+    )

@@ -1,0 +1,181 @@
+"""A socket's bytes for a scripted peer: read exactly, written awaited, ended by FIN or RST.
+
+asyncio's own streams will not do here: they drop what arrived before an RST, they do not tell of
+an end while nobody reads, and their writes return before the operating system has the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+
+READ_AHEAD = 64 * 1024
+MAX_LINE = 1024 * 1024
+
+
+class PeerClosed(ConnectionError):  # noqa: N818 - says what the peer did, as ConnectionError's do
+    """The peer has sent FIN, and everything before it has been read."""
+
+
+class ByteStream(asyncio.Protocol):
+    """One connection, either side of it.
+
+    :ivar ended_at: when it ended, by `time.monotonic`; ``None`` while it lives.
+    """
+
+    def __init__(self) -> None:
+        self.ended_at: float | None = None
+        self._made: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._limit: float = READ_AHEAD
+        self._ended = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._lost = asyncio.Event()
+        self._was_reset = False
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport below."""
+        assert self._made is not None, "not connected yet"  # noqa: S101 - no caller does that
+        return self._made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream has no other
+        self._made = transport
+        # a send is over only when the operating system has all of it: an RST would drop the rest
+        transport.set_write_buffer_limits(0)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._arrived.set()
+        if len(self._buffer) > self._limit:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._end()
+        # a half-closed connection may still be written to; TLS knows none
+        return self.transport.get_extra_info("sslcontext") is None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._was_reset = exc is not None
+        self._lost.set()
+        self._end()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def _end(self) -> None:
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
+        self._ended.set()
+        self._arrived.set()
+
+    async def gone(self) -> None:
+        """Wait until the peer, or this side, has ended the connection.
+
+        From here on it is read without a limit: a socket that is not read does not tell of its
+        end.
+        """
+        self._limit = float("inf")
+        self._resume()
+        await self._ended.wait()
+
+    async def some(self, most: int) -> bytes:
+        """At least one byte, and at most `most`.
+
+        :raises PeerClosed: the peer has closed it.
+        :raises ConnectionResetError: it was reset.
+        """
+        while not self._buffer:
+            await self._more()
+        return self._take(min(most, len(self._buffer)))
+
+    async def exactly(self, count: int) -> bytes:
+        """So many bytes; raises as `some` does."""
+        while len(self._buffer) < count:
+            await self._more()
+        return self._take(count)
+
+    async def until(self, separator: bytes) -> bytes:
+        """The bytes up to and with `separator`; raises as `some` does.
+
+        :raises ValueError: there is none within `MAX_LINE` bytes.
+        """
+        searched = 0
+        while (found := self._buffer.find(separator, searched)) < 0:
+            searched = max(0, len(self._buffer) - len(separator) + 1)
+            if searched > MAX_LINE:
+                raise ValueError(f"no {separator!r} within {MAX_LINE} bytes")
+            await self._more()
+        return self._take(found + len(separator))
+
+    async def discard(self) -> None:
+        """Drop what arrives until there is nothing more to come."""
+        try:
+            while True:
+                self._buffer.clear()
+                await self._more()
+        except ConnectionError:
+            return
+
+    def unread(self) -> bytes:
+        """What has arrived and was not read."""
+        return bytes(self._buffer)
+
+    async def send(self, data: bytes) -> None:
+        """Send `data`, and wait until the operating system has all of it.
+
+        :raises ConnectionResetError: the connection has ended.
+        """
+        if self.transport.is_closing():
+            raise ConnectionResetError("the connection has ended")
+        self.transport.write(data)
+        await self._writable.wait()
+        if self._lost.is_set():
+            raise ConnectionResetError("the connection ended while it was written to")
+
+    def half_close(self) -> None:
+        """Send FIN, and go on reading."""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def close(self) -> None:
+        """Send FIN and read no more; if something is unread, the kernel makes that an RST."""
+        self.transport.close()
+
+    def reset(self) -> None:
+        """Send RST."""
+        if not self.transport.is_closing():
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    async def closed(self) -> None:
+        """Wait until nothing is left of the connection on this side."""
+        await self._lost.wait()
+
+    def _resume(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    async def _more(self) -> None:
+        if self._was_reset:
+            raise ConnectionResetError("the connection was reset")
+        if self._ended.is_set():
+            raise PeerClosed("the peer has closed the connection")
+        self._resume()
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken

@@ -1,0 +1,112 @@
+"""Brings command line, environment, ``.env`` and plugins together into settings.
+
+Which settings there are depends on the plugins, and which plugins are loaded depends on a setting:
+so ``DISABLED_PLUGINS`` is read first and alone, then the plugins are loaded, then everything is
+read. Unknown names can be judged only at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy import arguments as command_line
+from tornadoproxy import envfile
+from tornadoproxy.consistency import contradictions
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.pluginmanager import Plugins
+from tornadoproxy.settings import CORE_SETTINGS, DISABLED_PLUGINS
+from tornadoproxy.sources import Sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tornadoproxy.arguments import Arguments
+    from tornadoproxy.settings import Setting, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a process was started with.
+
+    :param arguments: the command line after the program's name.
+    :param environment: the environment. It is read here and nowhere else.
+    """
+
+    arguments: Sequence[str] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+
+    def command_line(self, *plugin_settings: Setting[Any]) -> Arguments:
+        """The command line, with the flags of the core and of `plugin_settings`."""
+        return command_line.read(self.arguments, (*CORE_SETTINGS, *plugin_settings))
+
+    def disabled(self) -> tuple[str, ...]:
+        """The names of the plugins that are not to be imported.
+
+        :raises ConfigurationError: they cannot be known for sure.
+        """
+        sources = self._sources(self.command_line())
+        if sources.env_file.faults:
+            raise ConfigurationError(*sources.env_file.faults)
+        return sources.read((DISABLED_PLUGINS,))[DISABLED_PLUGINS]
+
+    def load(self) -> tuple[Plugins, Settings]:
+        """Load the plugins and read all settings.
+
+        :raises ConfigurationError: with every fault of either.
+        """
+        try:
+            plugins = Plugins.load(self.disabled())
+        except ConfigurationError as error:
+            # the core's own settings can be judged all the same
+            sources = self._sources(self.command_line())
+            more = _faults(lambda: sources.read(CORE_SETTINGS))
+            raise ConfigurationError(*dict.fromkeys((*error.faults, *more))) from None
+        return plugins, self.settings(plugins)
+
+    def settings(self, plugins: Plugins) -> Settings:
+        """Read all settings, those of `plugins` included, from what is there now.
+
+        :raises ConfigurationError: with every fault.
+        """
+        declared = (*CORE_SETTINGS, *plugins.declared_settings())
+        arguments = self.command_line(*plugins.declared_settings())
+        sources = self._sources(arguments)
+        disabled = [info.name for info in plugins.describe() if info.state == "disabled"]
+        faults = (
+            *arguments.faults,
+            *sources.env_file.faults,
+            *sources.unknown(declared, disabled),
+            *_faults(lambda: sources.read(declared)),
+        )
+        if faults:
+            raise ConfigurationError(*faults)
+        return sources.read(declared)
+
+    def _sources(self, arguments: Arguments) -> Sources:
+        env_file = envfile.read(arguments.env_file, required=arguments.env_file_named)
+        return Sources(arguments.flags, self.environment, env_file)
+
+
+def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ...]:
+    """See that `settings` go together, and hand them to the plugins.
+
+    :return: the name and the line of each plugin that has something to say.
+    :raises ConfigurationError: with every fault of the core's and the plugins'.
+    """
+    faults = contradictions(settings)
+    try:
+        lines = plugins.configure(settings)
+    except ConfigurationError as error:
+        raise ConfigurationError(*faults, *error.faults) from None
+    if faults:
+        raise ConfigurationError(*faults)
+    return lines
+
+
+def _faults(read: Callable[[], object]) -> tuple[str, ...]:
+    try:
+        read()
+    except ConfigurationError as error:
+        return error.faults
+    return ()

@@ -1,0 +1,182 @@
+"""Opens connections to an upstream: addresses, egress proxy, TLS.
+
+Foreign errors end here: what goes wrong comes out as an `UpstreamError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
+
+import aiohappyeyeballs
+
+from tornadoproxy.errors import UpstreamTimeout, UpstreamUnreachable
+from tornadoproxy.settings import (
+    HTTPS_PROXY,
+    NO_PROXY,
+    UPSTREAM_CA_FILE,
+    UPSTREAM_CONNECT_TIMEOUT,
+)
+from tornadoproxy.upstream_connection import UpstreamConnection
+
+if TYPE_CHECKING:
+    from tornadoproxy.parsers import EgressProxy
+    from tornadoproxy.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_HAPPY_EYEBALLS_DELAY = 0.25  # seconds; RFC 8305 §8
+_MAX_PROXY_REPLY = 16 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection leads. Connections to equal origins are interchangeable."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """``host:port``, an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Connector:
+    """Opens connections as the settings say: trusted authorities, egress proxy, deadline."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._timeout = settings[UPSTREAM_CONNECT_TIMEOUT]
+        self._proxy = settings[HTTPS_PROXY]
+        self._no_proxy = ",".join(settings[NO_PROXY])
+        self._tls = _SessionReusingContext.trusting(settings[UPSTREAM_CA_FILE])
+
+    async def connect(self, origin: Origin) -> UpstreamConnection:
+        """A new connection to `origin`, ready for a request.
+
+        :raises UpstreamUnreachable: refused, reset, unresolvable, not trusted, or the egress
+            proxy says no.
+        :raises UpstreamTimeout: not connected within ``UPSTREAM_CONNECT_TIMEOUT`` seconds.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._connect(origin)
+        except TimeoutError:
+            raise UpstreamTimeout("The upstream did not accept a connection in time.") from None
+        except ssl.SSLError as error:
+            logger.warning("TLS with %s failed: %s", origin.authority, error.reason or error)
+            raise UpstreamUnreachable(
+                "The upstream's TLS certificate or handshake failed."
+            ) from None
+        except OSError as error:
+            logger.warning("no connection to %s: %s", origin.authority, error)
+            raise UpstreamUnreachable("The upstream cannot be reached.") from None
+
+    async def _connect(self, origin: Origin) -> UpstreamConnection:
+        proxy = self._proxy_for(origin)
+        if proxy is None:
+            sock = await _open_socket(origin.host, origin.port)
+        else:
+            sock = await _open_socket(proxy.host, proxy.port)
+        try:
+            if proxy is not None:
+                await _open_tunnel(sock, proxy, origin)
+            secure = origin.scheme == "https"
+            _, connection = await asyncio.get_running_loop().create_connection(
+                UpstreamConnection,
+                sock=sock,
+                ssl=self._tls if secure else None,
+                server_hostname=origin.host if secure else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+    def keep_session(self, origin: Origin, connection: UpstreamConnection) -> None:
+        """Remember the TLS session of `connection`, so that the next handshake is a short one."""
+        if origin.scheme == "https":
+            self._tls.keep(origin.host, connection.tls_session())
+
+    def _proxy_for(self, origin: Origin) -> EgressProxy | None:
+        if self._proxy is None or origin.scheme != "https":
+            return None
+        if proxy_bypass_environment(origin.authority, {"no": self._no_proxy}):
+            return None
+        return self._proxy
+
+
+async def _open_socket(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    sock = await aiohappyeyeballs.start_connection(
+        addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY, interleave=1
+    )
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return sock
+
+
+async def _open_tunnel(sock: socket.socket, proxy: EgressProxy, origin: Origin) -> None:
+    """Ask an egress proxy for a tunnel (RFC 9110 §9.3.6, ``CONNECT``)."""
+    loop = asyncio.get_running_loop()
+    lines = [f"CONNECT {origin.authority} HTTP/1.1", f"Host: {origin.authority}"]
+    if proxy.credentials is not None:
+        basic = base64.b64encode(proxy.credentials.reveal()).decode("ascii")
+        lines.append(f"Proxy-Authorization: Basic {basic}")
+    await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode("latin-1"))
+    reply = b""
+    while b"\r\n\r\n" not in reply:
+        piece = await loop.sock_recv(sock, _MAX_PROXY_REPLY)
+        reply += piece
+        if not piece or len(reply) > _MAX_PROXY_REPLY:
+            raise UpstreamUnreachable("The egress proxy did not answer in HTTP.")
+    version, _, rest = reply.partition(b" ")
+    if not version.startswith(b"HTTP/1.") or not rest.startswith(b"2"):
+        status = rest[:3].decode("latin-1")
+        logger.warning("the egress proxy refused %s: status %r", origin.authority, status)
+        raise UpstreamUnreachable("The egress proxy refused the connection to the upstream.")
+
+
+class _SessionReusingContext(ssl.SSLContext):
+    """A client context that resumes the last session with each host (RFC 8446 §2.2).
+
+    asyncio offers no way to pass a session in, but it asks the context to wrap each connection.
+    """
+
+    _sessions: dict[str, ssl.SSLSession]
+
+    @classmethod
+    def trusting(cls, ca_file: object) -> _SessionReusingContext:
+        """A context that trusts the system's authorities, and those in `ca_file` (a path)."""
+        context = cls(ssl.PROTOCOL_TLS_CLIENT)
+        context._sessions = {}
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_default_certs()
+        if ca_file is not None:
+            context.load_verify_locations(cafile=str(ca_file))
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    def keep(self, host: str, session: ssl.SSLSession | None) -> None:
+        if session is not None:
+            self._sessions[host] = session
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        if session is None and isinstance(server_hostname, str):
+            session = self._sessions.get(server_hostname)
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)

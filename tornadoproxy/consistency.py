@@ -1,0 +1,89 @@
+"""Finds the core's settings that are right one by one and wrong together."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from typing import TYPE_CHECKING
+
+from tornadoproxy.settings import (
+    HOST,
+    PORT,
+    TLS_CERT,
+    TLS_KEY,
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+    UPSTREAM_BASE_URL,
+    Settings,
+    upstream_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def contradictions(settings: Settings) -> tuple[str, ...]:
+    """A fault for each contradiction within the core's settings; opens no socket."""
+    return (*_of_tls(settings), *_of_upstream_key(settings), *_of_upstream(settings))
+
+
+def _of_tls(settings: Settings) -> Iterator[str]:
+    certificate, key = settings[TLS_CERT], settings[TLS_KEY]
+    if certificate and key:
+        reason = _not_loadable(certificate, key)
+        if reason:
+            yield f"TLS_CERT and TLS_KEY must be a certificate and its key in PEM: {reason}"
+    elif certificate:
+        yield "TLS_CERT is set without TLS_KEY: set both, or neither to listen without TLS"
+    elif key:
+        yield "TLS_KEY is set without TLS_CERT: set both, or neither to listen without TLS"
+
+
+def _not_loadable(certificate: Path, key: Path) -> str | None:
+    def no_password() -> str:
+        # without this, OpenSSL would ask the terminal
+        raise ValueError("the key is encrypted, and there is nobody to ask for its password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_password)
+    except ssl.SSLError as error:
+        return f"{error.reason or 'they cannot be loaded'}".replace("_", " ").lower()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _of_upstream_key(settings: Settings) -> Iterator[str]:
+    own_key = settings.variable(UPSTREAM_API_KEY) == UPSTREAM_API_KEY.name
+    if own_key and settings[UPSTREAM_API_KEY_FILE]:
+        yield "UPSTREAM_API_KEY and UPSTREAM_API_KEY_FILE are both set: unset one of them"
+    if upstream_key(settings) is None and settings[UPSTREAM_BASE_URL] == UPSTREAM_BASE_URL.default:
+        yield (
+            f"{UPSTREAM_BASE_URL.default} needs a key: set UPSTREAM_API_KEY or ANTHROPIC_API_KEY, "
+            "or UPSTREAM_BASE_URL for another upstream, or try `python -m tornadoproxy demo`"
+        )
+
+
+def _of_upstream(settings: Settings) -> Iterator[str]:
+    upstream = settings[UPSTREAM_BASE_URL]
+    if upstream.port != settings[PORT]:
+        return
+    own = settings[HOST]
+    if upstream.host == own or (_on_this_machine(upstream.host) and _on_this_machine(own)):
+        yield (
+            f"UPSTREAM_BASE_URL is {upstream}, where this proxy itself listens: set it to the API, "
+            "or set another PORT"
+        )
+
+
+def _on_this_machine(host: str) -> bool:
+    """Whether `host` is loopback, or every address, by its look: no name is resolved."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified

@@ -1,0 +1,169 @@
+"""The exceptions of the proxy; whose fault it was is in the type.
+
+::
+
+    ProxyError                      ends a request with an error of our own
+    ├── ClientError                 the client's fault, decided before anything goes upstream
+    │   ├── InvalidRequest          400
+    │   ├── AuthenticationFailed    401
+    │   ├── Denied                  the status that a plugin or a rule chooses, 403 by default
+    │   ├── NotFound                404
+    │   ├── MethodNotAllowed        405
+    │   ├── ClientTimeout           408
+    │   ├── BodyTooLarge            413
+    │   └── LoopDetected            508
+    ├── Overloaded                  529, and 503 in the OpenAI dialect
+    ├── PluginFailed                503  a deciding plugin raised, hung or answered nonsense
+    └── UpstreamError               the upstream's fault
+        ├── UpstreamUnreachable     502  no connection
+        ├── UpstreamProtocolError   502  it answered, but not in HTTP
+        ├── UpstreamClosed          502  it left before its answer was whole
+        └── UpstreamTimeout         504  it was silent for too long
+
+    ConfigurationError              a start-up mistake, in one line for the person who can mend it
+
+How an error looks on the wire is the dialect's business: see `tornadoproxy.dialects`.
+Messages are read by clients: they say what to do and never hold a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ProxyError(Exception):
+    """Ends a request with an error of the proxy's own.
+
+    :param message: for the person at the client: what is wrong and what to do.
+    :param status: the HTTP status; each subclass has its own default.
+    :param error_type: the wire's error type; by default it follows from the status.
+    :param code: the OpenAI dialect's ``code``, where one is usual.
+    :param param: the OpenAI dialect's ``param``: the request's field that is at fault.
+    :param retry_after: seconds after which another try makes sense, sent as ``retry-after``.
+    :param headers: further response headers.
+    """
+
+    status = 500
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        error_type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if status is not None:
+            self.status = status
+        self.error_type = error_type
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+        self.headers: Mapping[str, str] = headers or {}
+
+
+class ClientError(ProxyError):
+    """The client's fault; nothing went upstream."""
+
+    status = 400
+
+
+class InvalidRequest(ClientError):
+    """The request cannot be relayed as it stands."""
+
+
+class AuthenticationFailed(ClientError):
+    """No credential, or a wrong one. Always 401: key helpers refresh on nothing else."""
+
+    status = 401
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+class Denied(ClientError):
+    """We know who asks, and the answer is no."""
+
+    status = 403
+
+
+class NotFound(ClientError):
+    """There is nothing at this path."""
+
+    status = 404
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists, but not with this method."""
+
+    status = 405
+
+
+class ClientTimeout(ClientError):
+    """The client began a request and did not finish sending it in time."""
+
+    status = 408
+
+
+class BodyTooLarge(ClientError):
+    """The request body is over the limit."""
+
+    status = 413
+
+
+class LoopDetected(ClientError):
+    """The request has been through this proxy before: its upstream leads back to it."""
+
+    status = 508
+
+
+class Overloaded(ProxyError):
+    """Too many requests are in flight."""
+
+    status = 529
+
+
+class PluginFailed(ProxyError):
+    """A plugin that had to decide could not; the request is refused."""
+
+    status = 503
+
+
+class UpstreamError(ProxyError):
+    """The upstream's fault."""
+
+    status = 502
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection to the upstream: refused, reset, unresolvable, or TLS not trusted."""
+
+
+class UpstreamProtocolError(UpstreamError):
+    """The upstream's answer is not HTTP/1.1."""
+
+
+class UpstreamClosed(UpstreamError):
+    """The upstream closed or reset the connection before its answer was whole."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream took too long to connect, to begin its answer, or to go on with it."""
+
+    status = 504
+
+
+class ConfigurationError(Exception):
+    """One or more start-up mistakes.
+
+    :param faults: a line each: what is wrong, the variable's name, and the mend; no credential.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults

@@ -1,0 +1,229 @@
+"""One request's state, from its head to the frozen record that it ends in.
+
+What plugins see of a request lives here: `IncomingRequest` while it is being decided, `Identity`
+once it has been, and `RequestRecord` when it is over. `Exchange` is the core's own.
+
+Every exchange ends in exactly one record, with exactly one `Outcome`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import AuthenticationFailed
+from tornadoproxy.secret import Secret
+
+if TYPE_CHECKING:
+    from tornado.httputil import HTTPHeaders
+
+    from tornadoproxy.dialects import Dialect
+
+MAX_API_KEY_LINES = 8
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    COMPLETED = "completed"
+    """The answer went out whole, be it the upstream's own error."""
+    DENIED = "denied"
+    """Refused by this proxy before anything went upstream."""
+    FAILED = "failed"
+    """The upstream, or the proxy, broke: an error of ours, or an answer cut short."""
+    ABANDONED = "abandoned"
+    """The client left first."""
+    DRAINED = "drained"
+    """The proxy stopped first: ``DRAIN_TIMEOUT`` was over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request comes from, as an authenticator vouches for it.
+
+    :param principal: a name for logs and limits; never the credential.
+    :param anonymous: nobody in particular. The core lets anonymous requests in only through a
+        loopback or configured ``Host``, and never from a web page of another origin.
+    :param groups: the groups that the principal belongs to.
+    """
+
+    principal: str
+    anonymous: bool = False
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingRequest:
+    """A request's head as plugins see it. Not to be changed.
+
+    :param method: as sent: ``POST``.
+    :param path: as sent, without the query, not decoded.
+    :param headers: case-insensitive, repeated lines kept (``headers.get_list(name)``).
+    :param remote_ip: the client's address; behind a trusted proxy, the one that it reports.
+    :param dialect: the API that the path belongs to.
+    """
+
+    method: str
+    path: str
+    headers: HTTPHeaders = field(repr=False)
+    remote_ip: str
+    dialect: Dialect
+
+    def candidates(self) -> tuple[Secret, ...]:
+        """The credentials that the request presents; one that is right is enough.
+
+        A non-empty ``x-api-key`` takes precedence: with one present, ``Authorization`` is not
+        looked at. Several ``x-api-key`` lines are all candidates, at most eight of them. The
+        scheme ``Bearer`` is case-insensitive, blanks around a credential are not part of it, and
+        a comma inside it is.
+
+        :raises AuthenticationFailed: there are several ``Authorization`` lines, and they differ.
+        """
+        lines = self.headers.get_list("X-Api-Key")[:MAX_API_KEY_LINES]
+        keys = tuple(Secret(key.encode("latin-1")) for line in lines if (key := line.strip()))
+        if keys:
+            return keys
+        authorization = set(self.headers.get_list("Authorization"))
+        if len(authorization) > 1:
+            raise AuthenticationFailed(
+                "There are several Authorization headers, and they differ: send one."
+            )
+        for value in authorization:
+            scheme, _, token = value.strip().partition(" ")
+            if scheme.lower() == "bearer" and (token := token.strip()):
+                return (Secret(token.encode("latin-1")),)
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens that an answer told of, as far as it was seen. ``None`` means not told."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What became of one request. Holds no credential, no query string and no body.
+
+    :param time: when its head was read, in seconds since the epoch.
+    :param request_id: the id that the client saw: the upstream's, else the proxy's.
+    :param principal: who asked; ``None`` if nobody was let in.
+    :param method: ``POST``.
+    :param route: the path without its query.
+    :param dialect: ``anthropic`` or ``openai``.
+    :param remote_ip: the client's address.
+    :param status: the HTTP status sent; ``None`` if there was none.
+    :param outcome: how it ended.
+    :param error: what went wrong, in a few words; ``None`` if nothing did.
+    :param model: the model that the answer named.
+    :param usage: the tokens that the answer told of.
+    :param bytes_in: request body bytes read from the client.
+    :param bytes_out: response body bytes handed to the client's connection.
+    :param duration: from the head's reading to the end, in seconds.
+    :param time_to_first_byte: until the upstream's first body byte, or its head if it has no
+        body, in seconds; ``None`` if there was none.
+    :param upstream_time: from the request's start upstream to the answer's end, in seconds.
+    :param session_id: Claude Code's session.
+    :param agent_id: Claude Code's agent within the session.
+    :param parent_agent_id: the agent that started this one.
+    """
+
+    time: float
+    request_id: str
+    principal: str | None
+    method: str
+    route: str
+    dialect: str
+    remote_ip: str
+    status: int | None
+    outcome: Outcome
+    error: str | None
+    model: str | None
+    usage: Usage
+    bytes_in: int
+    bytes_out: int
+    duration: float
+    time_to_first_byte: float | None
+    upstream_time: float | None
+    session_id: str | None
+    agent_id: str | None
+    parent_agent_id: str | None
+
+
+class Exchange:
+    """The state of one request while it is on its way. Times are monotonic, in seconds."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "error",
+        "first_byte_at",
+        "identity",
+        "model",
+        "request",
+        "request_id",
+        "started",
+        "started_at",
+        "status",
+        "upstream_ended_at",
+        "upstream_started_at",
+        "usage",
+    )
+
+    def __init__(self, request: IncomingRequest, request_id: str) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.started = time.time()
+        self.started_at = time.monotonic()
+        self.upstream_started_at: float | None = None
+        self.first_byte_at: float | None = None
+        self.upstream_ended_at: float | None = None
+        self.identity: Identity | None = None
+        self.status: int | None = None
+        self.error: str | None = None
+        self.model: str | None = None
+        self.usage = Usage()
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def record(self, outcome: Outcome) -> RequestRecord:
+        """The record of this exchange, which ends now."""
+        now = time.monotonic()
+        request = self.request
+        headers = request.headers
+        return RequestRecord(
+            time=self.started,
+            request_id=self.request_id,
+            principal=self.identity.principal if self.identity else None,
+            method=request.method,
+            route=request.path,
+            dialect=request.dialect.value,
+            remote_ip=request.remote_ip,
+            status=self.status,
+            outcome=outcome,
+            error=self.error,
+            model=self.model,
+            usage=self.usage,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            duration=now - self.started_at,
+            time_to_first_byte=_since(self.started_at, self.first_byte_at),
+            upstream_time=(
+                None
+                if self.upstream_started_at is None
+                else (self.upstream_ended_at or now) - self.upstream_started_at
+            ),
+            session_id=headers.get("X-Claude-Code-Session-Id"),
+            agent_id=headers.get("X-Claude-Code-Agent-Id"),
+            parent_agent_id=headers.get("X-Claude-Code-Parent-Agent-Id"),
+        )
+
+
+def _since(start: float, end: float | None) -> float | None:
+    return None if end is None else end - start

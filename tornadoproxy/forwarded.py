@@ -1,0 +1,60 @@
+"""Who a request comes from when a trusted proxy passes it on. Pure.
+
+``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed only from peers in ``TRUSTED_PROXIES``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from tornado.httputil import HTTPHeaders
+
+    from tornadoproxy.parsers import IPNetwork
+
+
+def client_address(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
+    """The client's address: the last one in ``X-Forwarded-For`` that is not a trusted proxy's.
+
+    :param peer: the address that the connection comes from.
+    """
+    if not trusted or not _is_trusted(peer, trusted):
+        return peer
+    address = peer
+    for candidate in reversed(headers.get("X-Forwarded-For", "").split(",")):
+        candidate = candidate.strip()
+        if not _is_address(candidate):
+            break
+        address = candidate
+        if not _is_trusted(candidate, trusted):
+            break
+    return address
+
+
+def client_scheme(
+    scheme: str, peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]
+) -> str:
+    """``http`` or ``https``, as the client sees it.
+
+    :param scheme: the connection's own.
+    """
+    if trusted and _is_trusted(peer, trusted):
+        forwarded = headers.get("X-Forwarded-Proto", "").split(",")[-1].strip().lower()
+        if forwarded in {"http", "https"}:
+            return forwarded
+    return scheme
+
+
+def _is_trusted(address: str, trusted: Collection[IPNetwork]) -> bool:
+    return _is_address(address) and any(ipaddress.ip_address(address) in net for net in trusted)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,289 @@
+"""The life of a request: who asks, may it pass, what became of it.
+
+::
+
+    initialize    the exchange begins
+    prepare       plugins.authenticate → an identity, or the dialect's 401; the target is checked;
+                  `ExchangeHandler.admit` does the route's own work
+    data_received the request's body, piece by piece
+    serve         its body is whole
+    finish        the answer is whole → the exchange ends in its record, exactly once
+
+An exception raised anywhere becomes an error in the dialect's shape (`BaseHandler.write_error`).
+What a route does beyond that is in its own module; the relay is in `tornadoproxy.relay`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from tornadoproxy.dialects import Dialect
+from tornadoproxy.errors import (
+    ClientError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    ProxyError,
+)
+from tornadoproxy.exchange import Exchange, Identity, IncomingRequest, Outcome
+from tornadoproxy.forwarded import client_address
+from tornadoproxy.open_mode import check_not_from_web_page
+from tornadoproxy.settings import TRUSTED_PROXIES
+from tornadoproxy.target import check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from types import TracebackType
+
+    from tornadoproxy.state import Gateway
+
+logger = logging.getLogger(__name__)
+
+_REASONS = {529: "Overloaded"}
+
+# The HTTP Method Registry of IANA, without CONNECT and TRACE, which a gateway does not forward,
+# and without those that are no methods (PRI, "*").
+METHODS = [
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "OPTIONS",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+]
+
+
+def new_request_id() -> str:
+    """An id of the proxy's own for a request."""
+    return "req_" + secrets.token_hex(12)
+
+
+@stream_request_body
+class BaseHandler(RequestHandler):
+    """Errors in the dialect's shape, and none of a web framework's own additions."""
+
+    SUPPORTED_METHODS = tuple(METHODS)
+
+    gateway: Gateway
+    dialect: Dialect
+    request_id: str
+
+    def initialize(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.dialect = Dialect.of_path(self.request.path)
+        self.request_id = new_request_id()
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("Content-Type", "application/json")
+
+    def compute_etag(self) -> None:
+        """No tag: what is relayed has its own."""
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """A body that nobody asked for is read and forgotten."""
+        return None
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:  # Any: Tornado's signature
+        exception = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        error = exception if isinstance(exception, ProxyError) else _as_error(status_code)
+        self.describe_error(error)
+        status = self.dialect.error_status(error)
+        self.set_status(status, _REASONS.get(status))
+        for name, value in self.dialect.error_headers(error, self.request_id).items():
+            self.set_header(name, value)
+        self.finish(self.dialect.error_body(error, self.request_id))
+
+    def describe_error(self, error: ProxyError) -> None:
+        """Take note of the error that the answer is about to be."""
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if value is not None and not isinstance(value, (ProxyError, HTTPError)):
+            where = f"{self.request.method} {self.request.path}"
+            logger.error("%s failed", where, exc_info=(type(value), value, tb))
+
+
+class ProbeHandler(BaseHandler):
+    """Pages that need no credential and say nothing secret."""
+
+    def initialize(self, gateway: Gateway, document: bytes = b'{"status":"ok"}') -> None:
+        super().initialize(gateway)
+        self.document = document
+
+    async def get(self) -> None:
+        await self.finish(self.document)
+
+    head = get
+
+
+class ReadyHandler(ProbeHandler):
+    """Readiness: 503 while draining, so that a load balancer sends nothing more."""
+
+    async def get(self) -> None:
+        if self.gateway.draining:
+            self.set_status(503)
+            self.document = b'{"status":"draining"}'
+        await super().get()
+
+    head = get
+
+
+class ExchangeHandler(BaseHandler):
+    """A route behind authentication; each request ends in exactly one record."""
+
+    exchange: Exchange
+
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        request = self.request
+        incoming = IncomingRequest(
+            method=request.method or "",
+            path=request.path,
+            headers=request.headers,
+            remote_ip=client_address(
+                request.remote_ip or "", request.headers, gateway.settings[TRUSTED_PROXIES]
+            ),
+            dialect=self.dialect,
+        )
+        self.exchange = Exchange(incoming, self.request_id)
+        self.outcome = Outcome.COMPLETED
+        self.ended = False
+        gateway.in_flight.add(self)
+
+    async def prepare(self) -> None:
+        answer = self.gateway.plugins.authenticate(self.exchange.request)
+        identity = answer if isinstance(answer, Identity) else await answer
+        self.exchange.identity = identity
+        if self.ended:
+            return
+        if identity.anonymous:
+            check_not_from_web_page(self.request.headers, self.gateway.allowed_hosts)
+        check_target(self.request.uri or "")
+        self.admit()
+
+    def admit(self) -> None:
+        """The route's own work, once it is known who asks."""
+        raise NotImplementedError
+
+    async def serve(self) -> None:
+        """The request's body is whole; return when the answer is."""
+
+    def write(self, chunk: str | bytes | dict[str, object]) -> None:
+        if self.request.method != "HEAD":
+            self.exchange.bytes_out += len(chunk)
+        super().write(chunk)
+
+    def describe_error(self, error: ProxyError) -> None:
+        self.exchange.error = f"{type(error).__name__}: {error.message}"
+        if self.outcome is Outcome.COMPLETED:
+            refused = isinstance(error, (ClientError, Overloaded))
+            self.outcome = Outcome.DENIED if refused else Outcome.FAILED
+
+    def fail(self, error: ProxyError) -> None:
+        """Answer with `error`; if an answer has begun, cut it."""
+        self.send_error(error.status, exc_info=(type(error), error, None))
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:  # Any: Tornado's signature
+        if not self._headers_written:
+            super().send_error(status_code, **kwargs)
+            return
+        exception = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        error = exception if isinstance(exception, ProxyError) else _as_error(status_code)
+        self.describe_error(error)
+        self.break_off(error)
+
+    def break_off(self, error: ProxyError) -> None:
+        """End an answer that has begun, in a way that cannot be taken for its clean end."""
+        assert self.request.connection is not None
+        self.request.connection.abort()  # type: ignore[attr-defined]  # ours: see client_connection
+        if not self._finished:
+            self.finish()
+
+    def cut(self, outcome: Outcome) -> None:
+        """End the request now: the process stops."""
+        if self.ended:
+            return
+        self.outcome = outcome
+        self.fail(ProxyError("The proxy is stopping. Try again.", status=503, retry_after=1))
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self.end(Outcome.ABANDONED)
+
+    def on_finish(self) -> None:
+        self.end(self.outcome)
+
+    def end(self, outcome: Outcome) -> None:
+        """The exchange is over: let go of what it held, and tell the plugins, once."""
+        if self.ended:
+            return
+        self.ended = True
+        self.gateway.in_flight.discard(self)
+        if self._headers_written:
+            self.exchange.status = self.get_status()
+        self.release()
+        self.gateway.plugins.request_finished(self.exchange.record(outcome))
+
+    def release(self) -> None:
+        """Let go of what the route held for this request."""
+
+
+class NotFoundHandler(ExchangeHandler):
+    """Every other path: who asks must be known before it is said that there is nothing."""
+
+    def admit(self) -> None:
+        raise NotFound(f"There is nothing at {self.request.path[:200]}.")
+
+
+for _method in METHODS:
+    setattr(ExchangeHandler, _method.lower(), lambda handler: handler.serve())
+
+
+def _as_error(status: int) -> ProxyError:
+    """What Tornado raised, as an error of ours. It raises few: a method that is not supported."""
+    if status == 405:
+        return MethodNotAllowed("This method is not supported here.")
+    if status < 500:
+        return InvalidRequest("The request cannot be read.", status=status)
+    return ProxyError("The proxy failed to handle this request.", status=status)

@@ -1,0 +1,132 @@
+"""Which headers cross the proxy, in which direction. Pure functions.
+
+Headers are open lists: all cross but those named here, repeated lines included.
+
+- Hop-by-hop fields end here (RFC 9110 §7.6.1), those that ``Connection`` names included. The
+  framing of each side is that side's own, but a ``Content-Length`` crosses as it came.
+- Credentials and cookies end here: the client's are for this proxy, and upstream gets one
+  credential, its own. Upstream's cookies are not for the client.
+- ``Expect`` ends here, since this proxy has answered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tornado.httputil import HTTPHeaders
+
+if TYPE_CHECKING:
+    from tornadoproxy.secret import Secret
+
+_HOP_BY_HOP = frozenset(
+    {
+        "Connection",
+        "Http2-Settings",
+        "Keep-Alive",
+        "Proxy-Authenticate",
+        "Proxy-Authentication-Info",
+        "Proxy-Authorization",
+        "Proxy-Connection",
+        "Te",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+    }
+)
+_REQUEST_ENDS_HERE = _HOP_BY_HOP | {"Authorization", "Cookie", "Expect", "Host", "X-Api-Key"}
+_RESPONSE_ENDS_HERE = _HOP_BY_HOP | {"Set-Cookie"}
+
+# What Connection may not take away: the framing that the peer goes by.
+_FRAMING = frozenset({"Content-Length"})
+
+_VIA = "1.1 tornadoproxy-"
+
+
+def credential_header(key: Secret, scheme: str) -> tuple[str, str]:
+    """The one credential that upstream gets, as ``x-api-key`` or as ``bearer``."""
+    value = key.reveal().decode("latin-1")
+    return ("Authorization", f"Bearer {value}") if scheme == "bearer" else ("X-Api-Key", value)
+
+
+def has_been_here(headers: HTTPHeaders, instance: str) -> bool:
+    """Whether a request has been through this proxy before (RFC 9110 §7.6.3, ``Via``)."""
+    return any(_VIA + instance in line for line in headers.get_list("Via"))
+
+
+def request_head(
+    method: str,
+    target: str,
+    headers: HTTPHeaders,
+    *,
+    authority: str,
+    instance: str,
+    credential: tuple[str, str] | None,
+    default_version: str,
+) -> bytes:
+    """The head of the request that goes upstream, as bytes, its final blank line included.
+
+    :param target: the upstream's request target, as it goes onto the wire.
+    :param headers: the client's; not changed.
+    :param authority: the upstream's ``Host``.
+    :param instance: this proxy's name in ``Via``.
+    :param credential: the header that carries the upstream's key.
+    :param default_version: the ``anthropic-version`` where the client names none.
+    """
+    ends_here = _REQUEST_ENDS_HERE
+    if "Connection" in headers:
+        ends_here = ends_here | _named_by_connection(headers.get_list("Connection"))
+    lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
+    lines += [f"{name}: {value}" for name, value in headers.get_all() if name not in ends_here]
+    if "Transfer-Encoding" in headers:
+        lines.append("Transfer-Encoding: chunked")
+    if "Anthropic-Version" not in headers:
+        lines.append(f"Anthropic-Version: {default_version}")
+    if credential is not None:
+        lines.append(f"{credential[0]}: {credential[1]}")
+    lines.append(f"Via: {_VIA}{instance}\r\n\r\n")
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
+    """The headers of the answer that goes to the client.
+
+    An event stream gets ``cache-control: no-cache`` and ``x-accel-buffering: no`` where the
+    upstream says nothing, so that no proxy in between holds it back.
+
+    :raises tornado.httputil.HTTPInputError: a name or a value that HTTP does not allow.
+    """
+    headers = HTTPHeaders()
+    for name, value in fields:
+        headers.add(name, value)
+    if "Connection" in headers:
+        for name in _named_by_connection(headers.get_list("Connection")):
+            headers.pop(name, None)
+    for name in _RESPONSE_ENDS_HERE:
+        if name in headers:
+            del headers[name]
+    if status == 204 and "Content-Length" in headers:
+        del headers["Content-Length"]  # RFC 9110 §8.6
+    if is_event_stream(headers):
+        headers.setdefault("Cache-Control", "no-cache")
+        headers.setdefault("X-Accel-Buffering", "no")
+    return headers
+
+
+def is_event_stream(headers: HTTPHeaders) -> bool:
+    """Whether a body is made of server-sent events."""
+    return headers.get("Content-Type", "").lower().startswith("text/event-stream")
+
+
+def is_encoded(headers: HTTPHeaders) -> bool:
+    """Whether a body is compressed, so that nothing can be added to it."""
+    return headers.get("Content-Encoding", "identity").lower() != "identity"
+
+
+def _named_by_connection(lines: list[str]) -> frozenset[str]:
+    names = (name.strip() for line in lines for name in line.split(","))
+    return frozenset(_canonical(name) for name in names if name) - _FRAMING
+
+
+def _canonical(name: str) -> str:
+    return "-".join(word.capitalize() for word in name.split("-"))

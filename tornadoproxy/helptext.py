@@ -1,0 +1,83 @@
+"""Writes the text of ``--help``."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy import parsers
+from tornadoproxy.arguments import COMMANDS
+from tornadoproxy.settings import CORE_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tornadoproxy.settings import Setting
+
+_WIDTH = 88
+_HEAD = """\
+usage: python -m tornadoproxy [{commands}] [flags]
+
+A proxy between Claude and everyone who uses it.
+
+Commands:
+{described}
+
+Flags:
+  --env-file PATH  read this file instead of .env in the current directory
+  --version        print the version
+  -h, --help       print this
+
+Each setting below is taken from its flag, else from the environment, else from .env, else it has
+its default. In .env, ${{NAME}} is not replaced, and a value stands on one line. On SIGHUP, secrets
+and the settings of plugins are read again."""
+
+
+def help_text(plugin_settings: Iterable[Setting[Any]]) -> str:
+    """The whole text; `plugin_settings` are those that the plugins declare."""
+    head = _HEAD.format(
+        commands="|".join(COMMANDS),
+        described="\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items()),
+    )
+    return "\n".join(
+        (head, *_group("Settings:", CORE_SETTINGS), *_group("Of the plugins:", plugin_settings))
+    )
+
+
+def default_text(setting: Setting[Any]) -> str:
+    """The default of `setting`, as one would write it."""
+    default = setting.default
+    if default is None or default == ():
+        return "none"
+    if setting.parse is parsers.size:
+        return _size_text(default)
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, float):
+        return f"{default:g}"
+    if isinstance(default, tuple):
+        return " ".join(str(each) for each in default)
+    return str(default)
+
+
+def _group(title: str, settings: Iterable[Setting[Any]]) -> Iterator[str]:
+    yield "\n" + title
+    for setting in settings:
+        names = " or ".join((setting.name, *setting.fallbacks))
+        where = (
+            f"{names} (environment or .env only; default: {default_text(setting)})"
+            if setting.flag is None
+            else f"{setting.flag}, {names} (default: {default_text(setting)})"
+        )
+        yield "  " + where
+        yield textwrap.fill(
+            setting.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+
+
+def _size_text(size: int) -> str:
+    unit = 0
+    while size % 1024 == 0 and unit < 4:
+        size //= 1024
+        unit += 1
+    return f"{size}{('', 'kB', 'MB', 'GB', 'TB')[unit]}"

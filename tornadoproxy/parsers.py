@@ -1,0 +1,387 @@
+"""From a setting's text to its value: one function, or one that makes one, for each kind.
+
+A parser takes the text of a setting, blanks at both ends removed, and returns the value. It raises
+`ValueError` with the end of a sentence that begins with the variable's name, and that says how to
+mend it: ``must be a whole number from 0 to 65535, not 'x'``. Parsers of secrets, and of whatever
+may hold one, never repeat the text.
+
+Plugins use them for their own settings::
+
+    from tornadoproxy import Setting, parsers
+
+    TEAM = Setting("TEAM", parsers.text, default="", help="The team that is named in the log.")
+
+An empty text reaches a parser only if its setting says ``blank=True``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from tornadoproxy.secret import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+A_YEAR = 31_536_000.0
+MAX_SECRET_FILE_SIZE = 65_536
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)")
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt]?)(?:i?b)?)", re.IGNORECASE)
+_MULTIPLES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_BOOLEANS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
+)
+_AUTHORITY = re.compile(r"(?:\[([^\[\]%]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
+_URL_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseURL:
+    """The URL below which an HTTP service lives.
+
+    :param scheme: ``http`` or ``https``.
+    :param host: a host name in lower case, an IPv4 address, or an IPv6 address without brackets.
+    :param port: always a number; the scheme's own where the URL names none.
+    :param prefix: the path before every request's own: empty, or ``/a/b`` without a slash at the
+        end.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+
+    @property
+    def authority(self) -> str:
+        """Host and port for the ``Host`` header: the scheme's own port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme and authority: ``https://api.anthropic.com``."""
+        return f"{self.scheme}://{self.authority}"
+
+    def __str__(self) -> str:
+        return self.origin + self.prefix
+
+
+@dataclass(frozen=True, slots=True)
+class EgressProxy:
+    """An HTTP proxy on the way out, asked by ``CONNECT``.
+
+    :param host: a host name, an IPv4 address, or an IPv6 address without brackets.
+    :param port: its port.
+    :param credentials: ``user:password``, decoded, as ``Proxy-Authorization: Basic`` wants it
+        before base64; ``None`` if the proxy asks for none.
+    """
+
+    host: str
+    port: int
+    credentials: Secret | None = None
+
+
+def text(value: str) -> str:
+    """One line of text."""
+    if _CONTROLS.search(value):
+        raise ValueError("must be one line, without control characters")
+    return value
+
+
+def date(value: str) -> str:
+    """A date as API versions are written: ``2023-06-01``."""
+    if not _DATE.fullmatch(value):
+        raise ValueError(f"must be a date such as 2023-06-01, not {value!r}")
+    return value
+
+
+def integer(minimum: int | None = None, maximum: int | None = None) -> Callable[[str], int]:
+    """A parser of whole numbers from `minimum` to `maximum`, both included."""
+    wanted = f"must be a whole number{_limits(minimum, maximum)}"
+
+    def parse(value: str) -> int:
+        if not _INTEGER.fullmatch(value):
+            raise ValueError(f"{wanted}, not {value!r}")
+        number = int(value)
+        if not _within(number, minimum, maximum):
+            raise ValueError(f"{wanted}, not {value!r}")
+        return number
+
+    return parse
+
+
+def seconds(minimum: float = 0.0, maximum: float = A_YEAR) -> Callable[[str], float]:
+    """A parser of times in seconds, such as ``10`` or ``0.5``; never infinite, never negative."""
+    wanted = f"must be a number of seconds{_limits(minimum, maximum)}, without a unit"
+
+    def parse(value: str) -> float:
+        if not _DECIMAL.fullmatch(value):
+            raise ValueError(f"{wanted}, not {value!r}")
+        number = float(value)
+        if not _within(number, minimum, maximum):
+            raise ValueError(f"{wanted}, not {value!r}")
+        return number
+
+    return parse
+
+
+def size(value: str) -> int:
+    """A number of bytes, at least one: ``1048576``, ``1024kB``, ``32 MiB``, ``1.5GB``.
+
+    Every multiple is binary, whether or not it is written with an ``i``: 1 kB is 1024 bytes.
+    """
+    matched = _SIZE.fullmatch(value)
+    number = float(matched[1]) * _MULTIPLES[matched[2].lower()] if matched else 0
+    if number < 1:
+        raise ValueError(f"must be a number of bytes such as 1048576, 32MB or 1.5GB, not {value!r}")
+    return int(number)
+
+
+def boolean(value: str) -> bool:
+    """``1``, ``true``, ``yes``, ``on``, or ``0``, ``false``, ``no``, ``off``, in any case."""
+    try:
+        return _BOOLEANS[value.lower()]
+    except KeyError:
+        raise ValueError(f"must be yes or no, not {value!r}") from None
+
+
+def choice(*options: str) -> Callable[[str], str]:
+    """A parser of one of `options`, which are in lower case; the text may be in any case."""
+
+    def parse(value: str) -> str:
+        if value.lower() not in options:
+            raise ValueError(f"must be one of {', '.join(options)}, not {value!r}")
+        return value.lower()
+
+    return parse
+
+
+def words(value: str) -> tuple[str, ...]:
+    """Words separated by commas or blanks."""
+    return tuple(text(value.replace(",", " ").replace("\t", " ")).split())
+
+
+def secret(value: str) -> Secret:
+    """One credential, as it goes into a header: no blanks or control characters inside it."""
+    found = secrets(value)
+    if len(found) > 1:
+        raise ValueError("must be one value, without blanks inside it")
+    return found[0]
+
+
+def secrets(value: str) -> tuple[Secret, ...]:
+    """One or more credentials separated by blanks: several are valid during a rotation.
+
+    A comma belongs to a credential; it does not separate two.
+    """
+    return _secrets(value.encode("utf-8", "surrogateescape"), "must")
+
+
+def secret_file(value: str) -> Secret:
+    """The path of a file that holds one credential; blanks and line ends around it are removed."""
+    found = secrets_file(value)
+    if len(found) > 1:
+        raise ValueError("must name a file that holds one value, without blanks inside it")
+    return found[0]
+
+
+def secrets_file(value: str) -> tuple[Secret, ...]:
+    """The path of a file that holds one or more credentials, separated by blanks or line ends."""
+    # the path is never repeated: somebody will put the credential itself here
+    try:
+        with Path(value).open("rb") as file:
+            content = file.read(MAX_SECRET_FILE_SIZE + 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"must name a readable file: {_reason(error)}") from None
+    if len(content) > MAX_SECRET_FILE_SIZE:
+        raise ValueError("must name a file that holds a secret, but that one is over 64 kB")
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise ValueError("names a file that is empty: write the secret into it")
+    return _secrets(content, "must name a text file: its secrets must")
+
+
+def readable_file(value: str) -> Path:
+    """The path of a file that this process can read."""
+    path = Path(value)
+    try:
+        path.open("rb").close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"must name a readable file, not {value!r}: {_reason(error)}") from None
+    return path
+
+
+def certificates_file(value: str) -> Path:
+    """The path of a PEM file that holds at least one certificate."""
+    path = readable_file(value)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"must name a PEM file with certificates, not {value!r}") from None
+    return path
+
+
+def networks(value: str) -> tuple[IPNetwork, ...]:
+    """IP addresses or networks, separated by commas or blanks: ``10.0.0.0/8, ::1``."""
+    return tuple(_network(word) for word in words(value))
+
+
+def host(value: str) -> str:
+    """A host name in lower case, an IPv4 address, or an IPv6 address without brackets."""
+    try:
+        bracketed = re.fullmatch(r"\[(.*:.*)\]", value)
+        return _host(bracketed[1] if bracketed else value)
+    except ValueError:
+        raise ValueError(
+            f"must be a host name or an IP address, without scheme and port, not {value!r}"
+        ) from None
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    """Host names or IP addresses without ports, separated by commas or blanks; see `host`."""
+    return tuple(host(word) for word in words(value))
+
+
+def base_url(value: str) -> BaseURL:
+    """An http or https URL, perhaps with a path prefix: ``https://gateway.example/anthropic``.
+
+    Whatever would make two readers disagree about where it leads is refused: user and password,
+    query, fragment, dot segments, empty segments, encoded slashes, blanks, non-ASCII characters.
+    """
+    if not value.isascii():
+        raise ValueError("must be ASCII: write the path percent-encoded and the host in punycode")
+    if re.search(r"[\x00-\x20\x7f]", value):
+        raise ValueError("must not hold blanks or control characters: write them percent-encoded")
+    scheme, colon, rest = value.partition("://")
+    scheme = scheme.lower()
+    if not colon or scheme not in _DEFAULT_PORTS:
+        raise ValueError("must begin with https:// or http://, as https://api.anthropic.com does")
+    if "?" in rest or "#" in rest:
+        raise ValueError("must have neither a query nor a fragment: end it before the ? or #")
+    authority, slash, path = rest.partition("/")
+    if "@" in authority:
+        raise ValueError("must hold no user or password: take out what stands before the @")
+    name, port = _split_authority(authority, _DEFAULT_PORTS[scheme])
+    return BaseURL(scheme, name, port, _prefix(slash + path))
+
+
+def egress_proxy(value: str) -> EgressProxy | None:
+    """An http proxy: ``http://user:password@proxy.example:3128``; an empty text is ``None``.
+
+    User and password are percent-encoded. Without a scheme, http is meant.
+    """
+    # nothing of the text is repeated: it may hold a password
+    if not value:
+        return None
+    scheme, colon, rest = value.partition("://")
+    if not colon:
+        scheme, rest = "http", value
+    if scheme.lower() != "http":
+        raise ValueError("must begin with http://: no other kind of proxy is known")
+    userinfo, at, authority = rest.removesuffix("/").rpartition("@")
+    if re.search(r"[\x00-\x20\x7f/?#]", rest.removesuffix("/")):
+        raise ValueError("must be http://host:port, perhaps with user:password@ before the host")
+    credentials = unquote_to_bytes(userinfo.encode("utf-8", "surrogateescape"))
+    if _CONTROLS.search(credentials.decode("latin-1")):
+        raise ValueError("must hold no control characters in its user and password")
+    name, port = _split_authority(authority, _DEFAULT_PORTS["http"])
+    return EgressProxy(name, port, Secret(credentials) if at else None)
+
+
+def _limits(minimum: float | None, maximum: float | None) -> str:
+    if minimum is not None and maximum is not None:
+        return f" from {minimum:.15g} to {maximum:.15g}"
+    if minimum is not None:
+        return f" of at least {minimum:.15g}"
+    return f" of at most {maximum:.15g}" if maximum is not None else ""
+
+
+def _within(number: float, minimum: float | None, maximum: float | None) -> bool:
+    return (minimum is None or number >= minimum) and (maximum is None or number <= maximum)
+
+
+def _secrets(content: bytes, must: str) -> tuple[Secret, ...]:
+    found = content.split()
+    if any(byte < 0x20 or byte == 0x7F for word in found for byte in word):
+        raise ValueError(f"{must} hold no control characters")
+    return tuple(Secret(word) for word in found)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a file cannot be opened, without its path."""
+    return (error.strerror if isinstance(error, OSError) else None) or "it is not a path"
+
+
+def _network(word: str) -> IPNetwork:
+    try:
+        return ipaddress.ip_network(word)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"must be IP addresses or networks such as 10.0.0.0/8, not {word!r}"
+        ) from None
+    raise ValueError(f"must be networks without host bits: write {meant}, not {word!r}")
+
+
+def _host(value: str) -> str:
+    if ":" in value:
+        return str(ipaddress.IPv6Address(value))
+    name = value.lower().removesuffix(".")
+    if re.fullmatch(r"[0-9.]+", name):
+        return str(ipaddress.IPv4Address(name))
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError
+    return name
+
+
+def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
+    matched = _AUTHORITY.fullmatch(authority)
+    if not matched:
+        raise ValueError("must name a host, and perhaps a port: https://host:port")
+    try:
+        name = str(ipaddress.IPv6Address(matched[1])) if matched[1] else _host(matched[2])
+    except ValueError:
+        raise ValueError("must name a host, and perhaps a port: https://host:port") from None
+    port = int(matched[3] or default_port)
+    if not 0 < port < 65_536:
+        raise ValueError("must have a port from 1 to 65535")
+    return name, port
+
+
+def _prefix(path: str) -> str:
+    prefix = path.rstrip("/")
+    if not _URL_PATH.fullmatch(prefix):
+        raise ValueError("must hold no character that does not belong in a URL's path")
+    if re.search(r"%(2f|5c)", prefix, re.IGNORECASE):
+        raise ValueError("must hold no encoded slash or backslash")
+    segments = prefix.split("/")[1:]
+    if "" in segments:
+        raise ValueError("must hold no double slash")
+    if any(re.sub("%2e", ".", each, flags=re.IGNORECASE) in (".", "..") for each in segments):
+        raise ValueError("must hold no . or .. as a part of its path")
+    if prefix.endswith(("/v1", "/v1/messages")):
+        raise ValueError(
+            f"must not end in {prefix[prefix.rindex('/v1') :]}: every request's path begins with "
+            "/v1 already, leave it out"
+        )
+    return prefix

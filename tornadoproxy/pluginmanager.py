@@ -1,0 +1,592 @@
+"""Finds the plugins, validates and orders them, and calls their hooks.
+
+pluggy finds what a plugin implements and validates it. The calls are ours, since pluggy's own call
+takes a coroutine for an answer, and lets one failing plugin keep the rest from running.
+
+*Asking* (`Plugins.authenticate`): one plugin after the other, until one answers. It fails closed:
+a plugin that raises, answers nonsense or is late refuses the request, and the next is not asked.
+While all answer synchronously there is neither a coroutine nor a clock.
+
+*Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
+
+What a plugin raises may hold a credential in its text (``KeyError: 'sk-…'``). So what is told of
+an exception is its type and where it was raised, never its text. Only a plugin that cannot be
+loaded is quoted: it has not been shown anything yet.
+
+The order is the same everywhere: ``tryfirst``, then the others, then ``trylast``, each by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import importlib.metadata
+import inspect
+import logging
+import traceback
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import pluggy
+
+from tornadoproxy import hookspecs
+from tornadoproxy.errors import (
+    AuthenticationFailed,
+    ClientError,
+    ConfigurationError,
+    PluginFailed,
+    ProxyError,
+)
+from tornadoproxy.exchange import Identity
+from tornadoproxy.settings import CORE_SETTINGS, PLUGIN_TIMEOUT, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+    from importlib.metadata import EntryPoint
+    from typing import TypeGuard
+
+    from tornadoproxy.exchange import IncomingRequest, RequestRecord
+    from tornadoproxy.settings import Settings
+
+SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
+
+_SYNC_HOOKS = ("declare_settings", "configure", "request_finished")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """What is known of one entry point.
+
+    :param name: the entry point's name, which ``DISABLED_PLUGINS`` takes.
+    :param distribution: the installed package that it comes from, if known.
+    :param version: that package's version.
+    :param state: ``broken`` is refused: with one of those the proxy does not start.
+    :param hooks: the hooks that it implements; none unless it is active.
+    :param order: its place, from one: those that authenticate as they are asked, then the rest by
+        name; ``None`` unless it is active.
+    :param reason: what is wrong with a broken one.
+    """
+
+    name: str
+    distribution: str | None
+    version: str | None
+    state: Literal["active", "disabled", "broken"]
+    hooks: tuple[str, ...] = ()
+    order: int | None = None
+    reason: str | None = None
+
+
+class Plugins:
+    """The plugins of one proxy, in order. Made by `load`.
+
+    :ivar failures: how often each plugin failed in `request_finished`, by its name.
+    """
+
+    def __init__(self, found: _Found) -> None:
+        self.failures: Counter[str] = Counter()
+        self._infos = found.described()
+        self._declared = tuple(found.settings)
+        self._settings: Settings | None = None
+        self._timeout = PLUGIN_TIMEOUT.default
+        self._configurers = found.calls("configure", "settings")
+        self._authenticators = found.calls("authenticate", "request")
+        self._observers = found.calls("request_finished", "record")
+        self._starters = found.calls("startup")
+        self._stoppers = found.calls("shutdown")
+        self._unstarted = {starter.plugin for starter in self._starters}
+
+    @classmethod
+    def load(
+        cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
+    ) -> Plugins:
+        """Load and validate the plugins.
+
+        :param disabled: names of those that are not even imported.
+        :param entry_points: those to load, instead of the installed ones in the group
+            ``tornadoproxy``.
+        :raises ConfigurationError: with a line for each plugin that cannot be used, since it may
+            be the one that was to keep people out; for each disabled one that does not exist; for
+            two of one name; or because nobody authenticates.
+        """
+        found = _find(disabled, entry_points)
+        if found.faults:
+            raise ConfigurationError(*found.faults)
+        return cls(found)
+
+    @classmethod
+    def survey(
+        cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
+    ) -> tuple[PluginInfo, ...]:
+        """What `load` would find, described as `describe` does, then the broken ones."""
+        return _find(disabled, entry_points).described()
+
+    def describe(self) -> tuple[PluginInfo, ...]:
+        """The active plugins in the order asked, then the disabled ones."""
+        return self._infos
+
+    def declared_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
+        """The settings that the plugins declare."""
+        return self._declared
+
+    def configure(self, settings: Settings) -> tuple[tuple[str, str], ...]:
+        """Hand out the settings: at start, and again when they have been read anew.
+
+        :return: the name and the line of each plugin that gave one.
+        :raises ConfigurationError: with the faults of all plugins. If there were settings before,
+            all plugins have been given those again.
+        """
+        try:
+            lines = self._configure_all(settings)
+        except ConfigurationError:
+            if self._settings is not None:
+                self._go_back_to(self._settings)
+            raise
+        self._settings = settings
+        self._timeout = settings[PLUGIN_TIMEOUT]
+        return lines
+
+    async def startup(self) -> None:
+        """Start the plugins in order.
+
+        :raises ConfigurationError: one failed; those that were started have been shut down.
+        """
+        for plugin, start in self._starters:
+            try:
+                answer = start()
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception as error:
+                await self.shutdown()
+                raise ConfigurationError(*_faults(plugin, "startup", error)) from None
+            self._unstarted.discard(plugin)
+
+    async def shutdown(self) -> None:
+        """Shut the plugins down, once, in the reverse order; not those that were never started."""
+        while self._stoppers:
+            plugin, stop = self._stoppers.pop()
+            if plugin in self._unstarted:
+                continue
+            error: BaseException | None = None
+            try:
+                answer = stop()
+                if inspect.isawaitable(answer):
+                    _, error = await _outcome(answer, SHUTDOWN_TIMEOUT)
+            except Exception as raised:
+                error = raised
+            if error is not None:
+                why = _why(error, SHUTDOWN_TIMEOUT)
+                _logger.error("plugin %r failed in shutdown: %s", plugin, why)
+
+    def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
+        """Ask who a request comes from, until one plugin answers.
+
+        :return: the identity; an awaitable of it as soon as one plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
+        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        """
+        return self._ask(request, iter(self._authenticators), None)
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """Tell what became of a request. Never raises."""
+        for plugin, tell in self._observers:
+            try:
+                answer = tell(record)
+            # nobody cancels a sync call: that error is the plugin's own
+            except (Exception, asyncio.CancelledError) as error:
+                self._count_failure(plugin, _trace(error))
+            else:
+                if answer is not None and inspect.isawaitable(answer):
+                    _discard(answer)
+                    self._count_failure(plugin, "it answered an awaitable, which is not awaited")
+
+    def _ask(
+        self, request: IncomingRequest, remaining: Iterator[_Call], deadline: float | None
+    ) -> Identity | Awaitable[Identity]:
+        for plugin, ask in remaining:
+            try:
+                answer = ask(request)
+            # nobody cancels a sync call: that error is the plugin's own
+            except (Exception, asyncio.CancelledError) as error:
+                refusal = self._refusal(plugin, error)
+            else:
+                if answer is None:
+                    continue
+                if _vouches(answer):
+                    return answer
+                if inspect.isawaitable(answer):
+                    deadline = deadline or asyncio.get_running_loop().time() + self._timeout
+                    return self._ask_on(request, plugin, answer, remaining, deadline)
+                refusal = _nonsense(plugin, answer)
+            # out here, so that the plugin's own exception does not come along as the context
+            raise refusal
+        raise AuthenticationFailed(
+            "A credential is needed: send it as x-api-key, or as Authorization: Bearer."
+        )
+
+    async def _ask_on(
+        self,
+        request: IncomingRequest,
+        plugin: str,
+        waiting: Awaitable[object],
+        remaining: Iterator[_Call],
+        deadline: float,
+    ) -> Identity:
+        """Wait for `plugin`'s answer, then ask those that remain."""
+        left = deadline - asyncio.get_running_loop().time()
+        answer, error = await _outcome(waiting, left)
+        if error is not None:
+            raise self._refusal(plugin, error)
+        if answer is None:
+            identity = self._ask(request, remaining, deadline)
+            return identity if isinstance(identity, Identity) else await identity
+        if _vouches(answer):
+            return answer
+        raise _nonsense(plugin, answer)
+
+    def _refusal(self, plugin: str, error: BaseException) -> ProxyError:
+        """What ends a request when `plugin` raised `error`: that, if it was meant to."""
+        if isinstance(error, ClientError) and 400 <= error.status <= 599:
+            return error
+        why = _why(error, self._timeout)
+        _logger.error("plugin %r failed in authenticate; request refused: %s", plugin, why)
+        return _unavailable()
+
+    def _configure_all(self, settings: Settings) -> tuple[tuple[str, str], ...]:
+        lines: list[tuple[str, str]] = []
+        faults: list[str] = []
+        for plugin, configure in self._configurers:
+            try:
+                line = configure(settings)
+            except Exception as error:
+                faults += _faults(plugin, "configure", error)
+                continue
+            if isinstance(line, str) and len(line.splitlines()) == 1:
+                lines.append((plugin, line))
+            elif line is not None:
+                _discard(line)
+                faults.append(f"plugin {plugin!r}: configure must answer one line of text, or None")
+        if faults:
+            raise ConfigurationError(*faults)
+        return tuple(lines)
+
+    def _go_back_to(self, settings: Settings) -> None:
+        try:
+            self._configure_all(settings)
+        except ConfigurationError as error:
+            faults = "; ".join(error.faults)
+            # TRY400 wants a traceback, which would say nothing more here
+            _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
+
+    def _count_failure(self, plugin: str, what: str) -> None:
+        self.failures[plugin] += 1
+        count = self.failures[plugin]
+        # at 1, 2, 4, 8 …: one that fails for every request must not fill the disk
+        if count & (count - 1) == 0:
+            _logger.error(
+                "plugin %r failed in request_finished (times so far: %d): %s", plugin, count, what
+            )
+
+
+class _Call(NamedTuple):
+    """One plugin's implementation of a hook, called with what the hook offers."""
+
+    plugin: str
+    function: Callable[..., Any]  # Any: what a plugin answers is looked at, never trusted
+
+
+class _TooLateError(Exception):
+    """A plugin did not answer in time."""
+
+
+class _RefusedError(Exception):
+    """A plugin cannot be used, and its text says why."""
+
+
+class _Found:
+    """What a pass over the entry points finds: plugins, their settings, and faults."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.settings: list[Setting[Any]] = []  # Any: each has a type of its own
+        self._active: list[PluginInfo] = []
+        self._disabled: list[PluginInfo] = []
+        self._broken: list[PluginInfo] = []
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._hooks = tuple(
+            name
+            for name in vars(hookspecs)
+            if self._manager.parse_hookspec_opts(hookspecs, name) is not None
+        )
+
+    def calls(self, hook: str, argument: str | None = None) -> list[_Call]:
+        """The implementations of `hook` in the order asked; `argument` is what it offers."""
+        implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
+        implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
+        return [_Call(each.plugin_name, _callable(each, argument)) for each in implementations]
+
+    def described(self) -> tuple[PluginInfo, ...]:
+        """The active plugins in the order asked, then the disabled, then the broken ones."""
+        asked = [plugin for plugin, _ in self.calls("authenticate")]
+
+        def place(info: PluginInfo) -> tuple[int, str]:
+            return asked.index(info.name) if info.name in asked else len(asked), info.name
+
+        active = sorted(self._active, key=place)
+        return (
+            *(replace(info, order=order) for order, info in enumerate(active, start=1)),
+            *self._disabled,
+            *self._broken,
+        )
+
+    def leave_out(self, point: EntryPoint) -> None:
+        """Note a disabled plugin, without importing it."""
+        self._disabled.append(_info(point, "disabled"))
+
+    def refuse_all(self, points: list[EntryPoint]) -> None:
+        """Refuse several plugins of one name: which of them is meant cannot be known."""
+        whose = " and ".join(_source(point) for point in points)
+        reason = f"{whose} each have a plugin of this name: uninstall all but one"
+        self._broken += [_info(point, "broken", reason=reason) for point in points]
+        self.faults.append(f"plugin {points[0].name!r}: {reason}.")
+
+    def load(self, point: EntryPoint) -> None:
+        """Load and register one plugin; whatever is wrong with it becomes a fault."""
+        try:
+            hooks = self._register(point.load(), point.name)
+            self.settings += self._declared_by(point.name)
+        except _RefusedError as refused:
+            reason = str(refused)
+        # SystemExit: somebody named a script
+        except (Exception, SystemExit) as error:
+            reason = f"it cannot be loaded: {type(error).__name__}: {_one_line(error)}"
+        else:
+            self._active.append(_info(point, "active", hooks=hooks))
+            return
+        self._manager.unregister(name=point.name)
+        self._broken.append(_info(point, "broken", reason=reason))
+        self.faults.append(
+            f"plugin {point.name!r} of {_source(point)}: {reason}. "
+            f"Mend it, or leave it out with DISABLED_PLUGINS={point.name}."
+        )
+
+    def require_authenticator(self) -> None:
+        """See that somebody authenticates; a fault before may be all that is in the way."""
+        if self.faults or self.calls("authenticate"):
+            return
+        names = " ".join(info.name for info in self._disabled)
+        self.faults.append(
+            "No plugin authenticates requests, so nobody may be let in: "
+            + (f"take one of these out of DISABLED_PLUGINS: {names}, or " if names else "")
+            + "install a package with a plugin that does."
+        )
+
+    def _register(self, plugin: object, name: str) -> tuple[str, ...]:
+        """Have pluggy validate and keep `plugin`, and refuse what pluggy lets through.
+
+        :return: the names of the hooks that it implements.
+        """
+        if inspect.isclass(plugin):
+            raise _RefusedError("it is a class: let the entry point name an instance of it")
+        if self._manager.is_registered(plugin):
+            raise _RefusedError("it is the same object as another plugin")
+        try:
+            self._manager.register(plugin, name)
+        except pluggy.PluginValidationError as error:
+            raise _RefusedError(f"it does not fit its hook: {_one_line(error)}") from None
+        implemented = [
+            (caller, implementation)
+            for caller in self._manager.get_hookcallers(plugin) or ()
+            for implementation in caller.get_hookimpls()
+            if implementation.plugin is plugin
+        ]
+        if not implemented:
+            raise _RefusedError(
+                "it has no hook: let the entry point name a module or an instance, and mark its "
+                "functions with @tornadoproxy.hookimpl"
+            )
+        for caller, implementation in implemented:
+            self._examine(caller, implementation)
+        names = {caller.name for caller, _ in implemented}
+        return tuple(hook for hook in self._hooks if hook in names)
+
+    def _examine(self, caller: pluggy.HookCaller, implementation: pluggy.HookImpl) -> None:
+        hook, function = caller.name, implementation.function
+        if not caller.has_spec():
+            if not implementation.optionalhook:
+                raise _RefusedError(f"there is no hook {hook!r}{_nearest(hook, self._hooks)}")
+        elif implementation.wrapper or implementation.hookwrapper:
+            raise _RefusedError(f"its {hook} is a wrapper: hooks are not wrapped here")
+        elif inspect.isasyncgenfunction(function) or (
+            inspect.isgeneratorfunction(function) and hook != "declare_settings"
+        ):
+            raise _RefusedError(f"its {hook} is a generator: let it return, not yield")
+        elif hook in _SYNC_HOOKS and inspect.iscoroutinefunction(function):
+            raise _RefusedError(f"its {hook} is async: nothing awaits it, define it without async")
+
+    def _declared_by(self, plugin: str) -> list[Setting[Any]]:
+        declared: list[Setting[Any]] = []
+        for name, declare in self.calls("declare_settings"):
+            if name == plugin:
+                declared += declare()
+        taken = {setting.name for setting in (*CORE_SETTINGS, *self.settings)}
+        for setting in declared:
+            if not isinstance(setting, Setting):
+                raise _RefusedError(
+                    f"it declares a {type(setting).__name__}, which is not a Setting"
+                )
+            if setting.name in taken:
+                raise _RefusedError(f"the name of its setting {setting.name} is taken: rename it")
+            taken.add(setting.name)
+        return declared
+
+
+def _find(disabled: Collection[str], entry_points: Iterable[EntryPoint] | None) -> _Found:
+    if entry_points is None:
+        entry_points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+    found = _Found()
+    named: dict[str, list[EntryPoint]] = {}
+    for point in sorted(entry_points, key=lambda each: each.name):
+        named.setdefault(point.name, []).append(point)
+    if not named:
+        found.faults.append(
+            "No plugin is installed, not even this package's own, so nobody may be let in: this "
+            "looks like a checkout that was never installed. Run `pip install -e .` in it."
+        )
+        return found
+    found.faults += [
+        f"DISABLED_PLUGINS names {name!r}, but no plugin has that name{_nearest(name, named)}."
+        for name in disabled
+        if name not in named
+    ]
+    for name, points in named.items():
+        if name in disabled:
+            for point in points:
+                found.leave_out(point)
+        elif len(points) > 1:
+            found.refuse_all(points)
+        else:
+            found.load(points[0])
+    found.require_authenticator()
+    return found
+
+
+def _info(
+    point: EntryPoint,
+    state: Literal["active", "disabled", "broken"],
+    hooks: tuple[str, ...] = (),
+    reason: str | None = None,
+) -> PluginInfo:
+    dist = point.dist
+    return PluginInfo(
+        name=point.name,
+        distribution=dist.name if dist else None,
+        version=dist.version if dist else None,
+        state=state,
+        hooks=hooks,
+        reason=reason,
+    )
+
+
+def _source(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else f"({point.value})"
+
+
+def _callable(implementation: pluggy.HookImpl, argument: str | None) -> Callable[..., Any]:
+    """A function that takes the hook's argument, also if the implementation does not."""
+    function = implementation.function
+    if argument is None or argument in implementation.argnames:
+        return function
+    return lambda _: function()
+
+
+def _vouches(answer: object) -> TypeGuard[Identity]:
+    return type(answer) is Identity and isinstance(answer.principal, str) and bool(answer.principal)
+
+
+def _nonsense(plugin: str, answer: object) -> PluginFailed:
+    _logger.error(
+        "plugin %r failed in authenticate; request refused: its answer, a %s, is neither None "
+        "nor an Identity with a principal",
+        plugin,
+        type(answer).__name__,
+    )
+    return _unavailable()
+
+
+def _unavailable() -> PluginFailed:
+    return PluginFailed("Authentication is unavailable at the moment: try again.", retry_after=1)
+
+
+async def _outcome(
+    waiting: Awaitable[object], seconds: float
+) -> tuple[object, BaseException | None]:
+    """The result of `waiting`, or the exception that it ended with: `_TooLateError` if it is late.
+
+    It is a task of its own, so that one that swallows its cancellation is left behind, and one
+    that is cancelled by itself is told from a caller that is.
+    """
+    task = asyncio.ensure_future(waiting)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_retrieve)
+    if not task.done():
+        return None, _TooLateError()
+    if task.cancelled():
+        return None, asyncio.CancelledError()
+    error = task.exception()
+    return (None, error) if error is not None else (task.result(), None)
+
+
+def _retrieve(task: asyncio.Future[object]) -> None:
+    """Look at a late task's exception, lest asyncio log its text."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _discard(answer: object) -> None:
+    """End a coroutine that nobody will await, lest Python warn of it."""
+    if inspect.iscoroutine(answer):
+        answer.close()
+
+
+def _faults(plugin: str, hook: str, error: Exception) -> tuple[str, ...]:
+    """What a plugin that raised `error` while the proxy starts is reported with."""
+    if isinstance(error, ConfigurationError) and error.faults:
+        return error.faults
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return (
+        f"plugin {plugin!r} failed in {hook}: {type(error).__name__} "
+        f"in {last.filename}, line {last.lineno}",
+    )
+
+
+def _why(error: BaseException, timeout: float) -> str:
+    if isinstance(error, _TooLateError):
+        return f"no answer in {timeout:g} s"
+    return _trace(error)
+
+
+def _trace(error: BaseException) -> str:
+    """The types and frames, not the texts, of `error` and of what it came from."""
+    cause = error.__cause__ or error.__context__
+    return "\nthis came from ".join(
+        "".join((type(each).__name__, "\n", *traceback.format_tb(each.__traceback__))).rstrip()
+        for each in (error, cause)
+        if each is not None
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,46 @@
+"""A credential that cannot be printed by accident."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+
+class Secret:
+    """Bytes whose ``repr`` and ``str`` hide them, compared in constant time.
+
+    :param value: the credential; text is taken as UTF-8, and bytes that were smuggled through
+        text by ``surrogateescape`` (the environment, file names) come back as they were.
+    """
+
+    __slots__ = ("_digest", "_value")
+
+    def __init__(self, value: bytes | str) -> None:
+        self._value = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+        self._digest = hashlib.sha256(self._value).digest()
+
+    def reveal(self) -> bytes:
+        """The credential itself, for the wire and for nothing else."""
+        return self._value
+
+    def matches(self, other: Secret) -> bool:
+        """Whether both are the same, in a time that depends on neither.
+
+        Digests of equal length are compared, so that the length does not show either.
+        """
+        return hmac.compare_digest(self._digest, other._digest)
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.matches(other)
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("a Secret is not pickled")

@@ -1,0 +1,354 @@
+"""The core's settings, each declared once, in the types that every setting is declared and held in.
+
+A `Setting` is one variable: its name, how its text becomes a value, its default and its help. It is
+also the key under which the frozen `Settings` hold its value: ``settings[PORT]`` is an ``int``.
+Plugins declare theirs in the same way; see `tornadoproxy.hookspecs.declare_settings`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from tornadoproxy import parsers
+from tornadoproxy.parsers import BaseURL, EgressProxy, IPNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from tornadoproxy.secret import Secret
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# a timeout of zero would be over before it begins, and means "none" to some readers
+_timeout = parsers.seconds(minimum=0.001)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Setting(Generic[T_co]):
+    """One setting. Two are the same only if they are the same object.
+
+    :param name: its environment variable, in capitals: ``UPSTREAM_BASE_URL``.
+    :param parse: from text to value; raises ``ValueError("must be …")``, which is shown after the
+        name. See `tornadoproxy.parsers`.
+    :param default: its value if nobody sets it.
+    :param help: what it does, in a sentence or two, with its unit.
+    :param secret: whether its text is a credential, or may hold one: there is no flag for it,
+        since everybody on a machine can read a process's arguments, and it is never shown.
+    :param fallbacks: other variables that are asked when this one is absent; a blank one of them
+        counts as absent.
+    :param blank: whether it may be set to nothing, which then reaches `parse` as an empty text.
+        For every other setting, set but blank is a mistake.
+    """
+
+    name: str
+    parse: Callable[[str], T_co]
+    default: T_co
+    help: str
+    secret: bool = False
+    fallbacks: tuple[str, ...] = ()
+    blank: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.name):
+            raise ValueError(f"a setting's name is in capitals, like LOG_LEVEL, not {self.name!r}")
+        if self.name in {"ENV_FILE", "HELP", "VERSION"}:
+            raise ValueError(f"{self.name} would have a flag that is the program's own: rename it")
+
+    @property
+    def flag(self) -> str | None:
+        """Its flag, ``--upstream-base-url``; ``None`` if it is secret."""
+        return None if self.secret else "--" + self.name.lower().replace("_", "-")
+
+
+class Settings:
+    """The values of all settings, read once; nothing changes them. See `replace`.
+
+    :param values: a value for each declared setting.
+    :param variables: for each that was not left to its default, the variable that it came from:
+        its own name, or one of its fallbacks.
+    """
+
+    __slots__ = ("_values", "_variables")
+
+    def __init__(
+        self,
+        values: Mapping[Setting[Any], Any],  # Any: each value has its setting's own type
+        variables: Mapping[Setting[Any], str] | None = None,
+    ) -> None:
+        self._values = dict(values)
+        self._variables = dict(variables or {})
+
+    @classmethod
+    def defaults(cls, *declared: Setting[Any]) -> Settings:
+        """The defaults of the core's settings and of a plugin's own."""
+        return cls({setting: setting.default for setting in (*CORE_SETTINGS, *declared)})
+
+    def __getitem__(self, setting: Setting[T]) -> T:
+        """The value of `setting`.
+
+        :raises KeyError: nobody declared it.
+        """
+        try:
+            value: T = self._values[setting]
+        except KeyError:
+            raise KeyError(
+                f"{setting.name} is not declared: return it from the hook declare_settings"
+            ) from None
+        return value
+
+    def variable(self, setting: Setting[Any]) -> str | None:
+        """The variable that `setting` came from, its own or a fallback; ``None`` if defaulted."""
+        return self._variables.get(setting)
+
+    def replace(self, values: Mapping[Setting[Any], Any]) -> Settings:
+        """Settings with `values` in place of, or besides, the present ones."""
+        variables = {setting: setting.name for setting in values}
+        return Settings({**self._values, **values}, {**self._variables, **variables})
+
+    def changed(self, other: Settings) -> tuple[Setting[Any], ...]:
+        """The settings whose values differ between these and `other`."""
+        return tuple(each for each in self._values if self[each] != other[each])
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{setting.name}={'***' if setting.secret and value else repr(value)}"
+            for setting, value in self._values.items()
+        )
+        return f"Settings({', '.join(shown)})"
+
+
+HOST: Setting[str] = Setting(
+    "HOST",
+    parsers.host,
+    default="127.0.0.1",
+    help="The address to listen on: IPv4, IPv6 or a host name. 0.0.0.0 and :: are all of them.",
+)
+PORT: Setting[int] = Setting(
+    "PORT",
+    parsers.integer(0, 65_535),
+    default=8000,
+    help="The port to listen on; 0 takes a free one.",
+)
+UPSTREAM_BASE_URL: Setting[BaseURL] = Setting(
+    "UPSTREAM_BASE_URL",
+    parsers.base_url,
+    default=BaseURL("https", "api.anthropic.com", 443),
+    help="Where requests are relayed to. A path prefix is kept; /v1 is not part of it.",
+)
+UPSTREAM_API_KEY: Setting[Secret | None] = Setting(
+    "UPSTREAM_API_KEY",
+    parsers.secret,
+    default=None,
+    help="The key that the upstream gets, in place of the client's credential.",
+    secret=True,
+    fallbacks=("ANTHROPIC_API_KEY",),
+)
+UPSTREAM_API_KEY_FILE: Setting[Secret | None] = Setting(
+    "UPSTREAM_API_KEY_FILE",
+    parsers.secret_file,
+    default=None,
+    help="A file that holds the upstream's key, instead of UPSTREAM_API_KEY. Read again on SIGHUP.",
+)
+UPSTREAM_AUTH_SCHEME: Setting[str] = Setting(
+    "UPSTREAM_AUTH_SCHEME",
+    parsers.choice("x-api-key", "bearer"),
+    default="x-api-key",
+    help="How the key is sent upstream: x-api-key, or bearer for Authorization: Bearer.",
+)
+UPSTREAM_CONNECT_TIMEOUT: Setting[float] = Setting(
+    "UPSTREAM_CONNECT_TIMEOUT",
+    _timeout,
+    default=10.0,
+    help="Seconds to connect to the upstream, TLS included.",
+)
+UPSTREAM_FIRST_BYTE_TIMEOUT: Setting[float] = Setting(
+    "UPSTREAM_FIRST_BYTE_TIMEOUT",
+    _timeout,
+    default=600.0,
+    help="Seconds that the upstream may take to begin its answer.",
+)
+UPSTREAM_IDLE_TIMEOUT: Setting[float] = Setting(
+    "UPSTREAM_IDLE_TIMEOUT",
+    _timeout,
+    default=600.0,
+    help="Seconds that the upstream may be silent within its answer.",
+)
+UPSTREAM_KEEPALIVE_TIMEOUT: Setting[float] = Setting(
+    "UPSTREAM_KEEPALIVE_TIMEOUT",
+    parsers.seconds(),
+    default=60.0,
+    help="Seconds that an idle upstream connection is kept for the next request; 0 keeps none.",
+)
+UPSTREAM_CA_FILE: Setting[Path | None] = Setting(
+    "UPSTREAM_CA_FILE",
+    parsers.certificates_file,
+    default=None,
+    help="A PEM file with the authorities to trust upstream, instead of the system's.",
+)
+HTTPS_PROXY: Setting[EgressProxy | None] = Setting(
+    "HTTPS_PROXY",
+    parsers.egress_proxy,
+    default=None,
+    help="The http:// proxy through which an https upstream is reached.",
+    secret=True,
+    fallbacks=("https_proxy",),
+    blank=True,
+)
+NO_PROXY: Setting[tuple[str, ...]] = Setting(
+    "NO_PROXY",
+    parsers.words,
+    default=(),
+    help="Hosts that are reached without HTTPS_PROXY: names, .domains, addresses, networks, or *.",
+    fallbacks=("no_proxy",),
+    blank=True,
+)
+MAX_CONCURRENT_REQUESTS: Setting[int] = Setting(
+    "MAX_CONCURRENT_REQUESTS",
+    parsers.integer(1, 1_000_000),
+    default=10_000,
+    help="Requests in flight at once; one more is answered 529 with retry-after.",
+)
+MAX_BODY_SIZE: Setting[int] = Setting(
+    "MAX_BODY_SIZE",
+    parsers.size,
+    default=500 << 20,
+    help="The largest request body, as 1048576 or 32MB or 1.5GB (binary multiples).",
+)
+CLIENT_IDLE_TIMEOUT: Setting[float] = Setting(
+    "CLIENT_IDLE_TIMEOUT",
+    _timeout,
+    default=60.0,
+    help="Seconds between two requests on a connection, and for a request's head to arrive.",
+)
+CLIENT_BODY_TIMEOUT: Setting[float] = Setting(
+    "CLIENT_BODY_TIMEOUT",
+    _timeout,
+    default=60.0,
+    help="Seconds that a client may be silent within its request body.",
+)
+DRAIN_TIMEOUT: Setting[float] = Setting(
+    "DRAIN_TIMEOUT",
+    parsers.seconds(),
+    default=30.0,
+    help=(
+        "Seconds that requests in flight get when the process is told to stop. Many orchestrators "
+        "kill after 30: raise theirs with this one."
+    ),
+)
+PLUGIN_TIMEOUT: Setting[float] = Setting(
+    "PLUGIN_TIMEOUT",
+    _timeout,
+    default=10.0,
+    help="Seconds that the plugins may take to decide on a request; then it is answered 503.",
+)
+DISABLED_PLUGINS: Setting[tuple[str, ...]] = Setting(
+    "DISABLED_PLUGINS",
+    parsers.words,
+    default=(),
+    help="Names of plugins that are not even imported, separated by commas or blanks.",
+    blank=True,
+)
+TLS_CERT: Setting[Path | None] = Setting(
+    "TLS_CERT",
+    parsers.readable_file,
+    default=None,
+    help="A PEM file with this server's certificate and its chain: listens with TLS.",
+)
+TLS_KEY: Setting[Path | None] = Setting(
+    "TLS_KEY",
+    parsers.readable_file,
+    default=None,
+    help="A PEM file with the private key, not encrypted, of TLS_CERT.",
+)
+TRUSTED_PROXIES: Setting[tuple[IPNetwork, ...]] = Setting(
+    "TRUSTED_PROXIES",
+    parsers.networks,
+    default=(),
+    help="Addresses or networks of the proxies in front, whose X-Forwarded-For is believed.",
+    blank=True,
+)
+ALLOWED_HOSTS: Setting[tuple[str, ...]] = Setting(
+    "ALLOWED_HOSTS",
+    parsers.hosts,
+    default=(),
+    help="Host names, without port, that anonymous requests may be addressed to besides loopback.",
+    blank=True,
+)
+LOG_LEVEL: Setting[str] = Setting(
+    "LOG_LEVEL",
+    parsers.choice("debug", "info", "warning", "error"),
+    default="info",
+    help="How much is logged: debug, info, warning or error.",
+)
+DEFAULT_ANTHROPIC_VERSION: Setting[str] = Setting(
+    "DEFAULT_ANTHROPIC_VERSION",
+    parsers.date,
+    default="2023-06-01",
+    help="The anthropic-version for a client that sends none.",
+)
+SSE_KEEPALIVE_INTERVAL: Setting[float] = Setting(
+    "SSE_KEEPALIVE_INTERVAL",
+    parsers.seconds(),
+    default=0.0,
+    help="Seconds of upstream silence after which a stream gets a ping of our own; 0 is never.",
+)
+REWRITE_RESULTS_URL: Setting[bool] = Setting(
+    "REWRITE_RESULTS_URL",
+    parsers.boolean,
+    default=False,
+    help="Whether a batch's results_url is made to lead through this proxy.",
+)
+REUSE_PORT: Setting[bool] = Setting(
+    "REUSE_PORT",
+    parsers.boolean,
+    default=False,
+    help="Whether several processes may listen on the same port, and share its connections.",
+)
+
+CORE_SETTINGS: tuple[Setting[Any], ...] = (
+    HOST,
+    PORT,
+    UPSTREAM_BASE_URL,
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+    UPSTREAM_AUTH_SCHEME,
+    UPSTREAM_CONNECT_TIMEOUT,
+    UPSTREAM_FIRST_BYTE_TIMEOUT,
+    UPSTREAM_IDLE_TIMEOUT,
+    UPSTREAM_KEEPALIVE_TIMEOUT,
+    UPSTREAM_CA_FILE,
+    HTTPS_PROXY,
+    NO_PROXY,
+    MAX_CONCURRENT_REQUESTS,
+    MAX_BODY_SIZE,
+    CLIENT_IDLE_TIMEOUT,
+    CLIENT_BODY_TIMEOUT,
+    DRAIN_TIMEOUT,
+    PLUGIN_TIMEOUT,
+    DISABLED_PLUGINS,
+    TLS_CERT,
+    TLS_KEY,
+    TRUSTED_PROXIES,
+    ALLOWED_HOSTS,
+    LOG_LEVEL,
+    DEFAULT_ANTHROPIC_VERSION,
+    SSE_KEEPALIVE_INTERVAL,
+    REWRITE_RESULTS_URL,
+    REUSE_PORT,
+)
+
+RELOADABLE: tuple[Setting[Any], ...] = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, LOG_LEVEL)
+"""The core's settings that SIGHUP changes; plugins take all of theirs in again."""
+
+
+def upstream_key(settings: Settings) -> Secret | None:
+    """The key that the upstream gets; ``None`` if there is none.
+
+    The file goes before ``ANTHROPIC_API_KEY``, which is a fallback; a file beside a
+    ``UPSTREAM_API_KEY`` is refused at start.
+    """
+    return settings[UPSTREAM_API_KEY_FILE] or settings[UPSTREAM_API_KEY]

@@ -1,0 +1,63 @@
+"""The state of one running proxy, made once and passed to all that need it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from tornadoproxy.headers import credential_header
+from tornadoproxy.settings import ALLOWED_HOSTS, HOST, UPSTREAM_AUTH_SCHEME, upstream_key
+
+if TYPE_CHECKING:
+    from tornadoproxy.exchange import Outcome
+    from tornadoproxy.pluginmanager import Plugins
+    from tornadoproxy.settings import Settings
+    from tornadoproxy.upstream import UpstreamClient
+
+
+class InFlight(Protocol):
+    """A request that is being served."""
+
+    def cut(self, outcome: Outcome) -> None:
+        """End it now, in a way that its client cannot take for a clean end."""
+
+
+@dataclass(eq=False)
+class Gateway:
+    """Settings, plugins and upstream of one proxy, and what is going on in it.
+
+    :param instance: this process's name in ``Via``, by which it knows a request that comes back.
+    :param in_flight: the protected requests being served.
+    :param held_bytes: request bodies held in memory, or promised the room, in bytes.
+    :param draining: no longer ready: the process is about to stop.
+    """
+
+    settings: Settings
+    plugins: Plugins
+    upstream: UpstreamClient
+    instance: str
+    in_flight: set[InFlight] = field(default_factory=set, repr=False)
+    held_bytes: int = 0
+    draining: bool = False
+    credential: tuple[str, str] | None = field(init=False, repr=False)
+    allowed_hosts: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._take_key()
+        # a wildcard address is no name of ours: browsers let any page reach http://0.0.0.0
+        own = {self.settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
+        self.allowed_hosts = frozenset(own.union(self.settings[ALLOWED_HOSTS]))
+
+    def reload(self, settings: Settings) -> None:
+        """Go on with other tokens and keys; requests in flight keep theirs.
+
+        :raises ConfigurationError: a plugin refuses them; all is as it was.
+        """
+        self.plugins.configure(settings)
+        self.settings = settings
+        self._take_key()
+
+    def _take_key(self) -> None:
+        key = upstream_key(self.settings)
+        scheme = self.settings[UPSTREAM_AUTH_SCHEME]
+        self.credential = None if key is None else credential_header(key, scheme)

@@ -1,0 +1,38 @@
+"""Which request targets may go upstream. Pure.
+
+A target goes upstream as it came: nothing is decoded, joined or normalised. So whatever another
+server could take for a way out of ``/v1/`` is refused here, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from tornadoproxy.errors import InvalidRequest
+
+
+def check_target(target: str) -> None:
+    """Refuse a request target that is ambiguous or would leave its path prefix.
+
+    :param target: the request target as it was on the wire (RFC 9112 §3.2).
+    :raises InvalidRequest: it is not in origin-form, or its path has a dot segment, an encoded
+        slash, backslash or dot segment, a backslash, a double slash, or a fragment.
+    """
+    path = target.partition("?")[0]
+    if not path.startswith("/"):
+        raise InvalidRequest("Send the path alone as the request target, without scheme and host.")
+    if "//" in path:
+        raise InvalidRequest("The request path has a double slash: send it with single ones.")
+    if "\\" in path or "#" in target:
+        raise InvalidRequest(
+            "The request path has a backslash or a '#', which no path of this API has."
+        )
+    if "%" in path or "/." in path:
+        _check_segments(path)
+
+
+def _check_segments(path: str) -> None:
+    plain = path.lower().replace("%2e", ".")
+    if "%2f" in plain or "%5c" in plain:
+        raise InvalidRequest("The request path has an encoded slash or backslash.")
+    # some servers cut a segment's parameters off before they resolve it: "..;x" is ".." to them
+    if any(segment.partition(";")[0] in {".", ".."} for segment in plain.split("/")):
+        raise InvalidRequest("The request path has a '.' or '..' segment: send it resolved.")

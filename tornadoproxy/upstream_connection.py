@@ -1,0 +1,283 @@
+"""One HTTP/1.1 connection to an upstream: bytes in, answers out.
+
+The theory. A connection carries one exchange at a time::
+
+    idle ──begin──▶ waiting ──head──▶ answering ──end──▶ idle, or closed if it cannot be reused
+                       └──────────────────┴──lost──▶ closed
+
+While it is idle, whatever the peer does (bytes, end of file, reset) closes it. What one read
+brought is parsed whole and then told at once: the head with the first bytes of the body, or more
+of the body, then the end. So one read makes one write to the client.
+
+llhttp parses, in its strict mode: a message with both Content-Length and Transfer-Encoding, with
+two lengths or with bare line feeds is an error. It tolerates chunk extensions and trailers, which
+end here. Interim answers (1xx) are skipped: ``Expect`` is not sent upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+import httptools
+
+from tornadoproxy.errors import UpstreamClosed, UpstreamError, UpstreamProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_HEAD = 128 * 1024
+"""The most that an answer's head may take, interim answers included, in bytes."""
+
+
+class ResponseHead(NamedTuple):
+    """An answer's status and header fields, in the order and the case of the wire."""
+
+    status: int
+    reason: str
+    fields: list[tuple[str, str]]
+
+
+class ConnectionUser(Protocol):
+    """Who is told what arrives on a connection, synchronously."""
+
+    def answer_began(self, head: ResponseHead, first: bytes) -> None:
+        """The head, and what of the body came in the same read; it may be empty."""
+
+    def answer_continued(self, chunk: bytes) -> None:
+        """More of the body."""
+
+    def answer_ended(self, *, reusable: bool) -> None:
+        """The answer is whole. The connection is idle, and fit for another exchange or not."""
+
+    def answer_failed(self, error: UpstreamError, *, unheard: bool) -> None:
+        """The answer will never be whole.
+
+        :param unheard: the peer closed without having taken in a byte of the request.
+        """
+
+    def writing_resumed(self) -> None:
+        """The peer takes data again."""
+
+
+class _Answer:
+    """One answer, as llhttp parses it: what has come of it, and what has yet to be told."""
+
+    __slots__ = (
+        "_fields",
+        "_head_only",
+        "_parser",
+        "_reason",
+        "complete",
+        "head",
+        "keep_alive",
+        "pieces",
+        "received",
+        "told",
+    )
+
+    def __init__(self, *, head_only: bool) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_only = head_only
+        self._reason = b""
+        self._fields: list[tuple[str, str]] = []
+        self.head: ResponseHead | None = None
+        self.pieces: list[bytes] = []
+        self.received = 0
+        self.complete = False
+        self.keep_alive = False
+        self.told = False
+
+    def feed(self, data: bytes) -> UpstreamError | None:
+        """Parse what has come; an error, if it is not HTTP."""
+        self.received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return UpstreamProtocolError("The upstream's answer is not HTTP/1.1.")
+        if self.head is None and self.received > MAX_HEAD:
+            return UpstreamProtocolError("The head of the upstream's answer has no end.")
+        return None
+
+    def take_body(self) -> bytes:
+        """What has come of the body since the last call."""
+        pieces = self.pieces
+        if not pieces:
+            return b""
+        self.pieces = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the end of file ends the body (RFC 9112 §6.3, the last rule)."""
+        if self.head is None:
+            return False
+        names = {name.lower() for name, _ in self.head.fields}
+        return not names & {"content-length", "transfer-encoding"}
+
+    # -- called by the parser
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("an answer that nobody asked for")
+
+    def on_status(self, status: bytes) -> None:
+        self._reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head is None:  # what comes later is a trailer
+            self._fields.append((name.decode("latin-1"), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            if status == 101:
+                raise ValueError("an upgrade that nobody asked for")
+            self._reason = b""
+            self._fields = []
+            return
+        for name, value in self._fields:
+            if name.lower() == "transfer-encoding" and value.strip().lower() != "chunked":
+                raise ValueError("a transfer coding that nobody asked for")
+        self.head = ResponseHead(status, self._reason.decode("latin-1"), self._fields)
+        self.keep_alive = self._parser.should_keep_alive()
+        self.complete = self._head_only
+
+    def on_body(self, body: bytes) -> None:
+        if not self._head_only:
+            self.pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        self.complete = self.head is not None
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection. Its user begins an exchange, sends, and is told what comes back."""
+
+    def __init__(self) -> None:
+        self.idle_since = 0.0
+        self.writing_paused = False
+        self.closed = False
+        self.on_idle_closed: Callable[[UpstreamConnection], None] | None = None
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until made
+        self._user: ConnectionUser | None = None
+        self._answer: _Answer | None = None
+        self._eof = False
+        self._reused = False
+        self._acknowledged = 0
+
+    # -- for the user
+
+    def begin(self, user: ConnectionUser, *, head_only: bool) -> None:
+        """Start an exchange. `head_only`: the answer has no body whatever it says (``HEAD``)."""
+        self._reused = self._answer is not None
+        self._user = user
+        self._answer = _Answer(head_only=head_only)
+        if self._reused:
+            self._acknowledged = self._bytes_acknowledged()
+
+    def send(self, data: bytes) -> None:
+        """Send, or queue to be sent. See `writing_paused`."""
+        self._transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading: the peer will have to wait."""
+        if not self.closed:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self.closed:
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once. Nobody is told."""
+        self._user = None
+        self.closed = True
+        self._transport.abort()
+
+    def tls_session(self) -> ssl.SSLSession | None:
+        """The TLS session as it is now, if there is one."""
+        ssl_object = self._transport.get_extra_info("ssl_object")
+        return None if ssl_object is None else cast("ssl.SSLObject", ssl_object).session
+
+    # -- called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        if self._user is not None:
+            self._user.writing_resumed()
+
+    def data_received(self, data: bytes) -> None:
+        answer, user = self._answer, self._user
+        if answer is None or user is None:
+            self._transport.abort()  # bytes that nobody asked for
+            return
+        error = answer.feed(data)
+        chunk = answer.take_body()
+        if answer.head is not None and not answer.told:
+            answer.told = True
+            user.answer_began(answer.head, chunk)
+        elif chunk:
+            user.answer_continued(chunk)
+        if self._user is None:
+            return  # what it was told made the user abort
+        if answer.complete:
+            self._user = None
+            user.answer_ended(reusable=answer.keep_alive and error is None and not self.closed)
+        elif error is not None:
+            self.abort()
+            user.answer_failed(error, unheard=False)
+
+    def eof_received(self) -> None:
+        self._eof = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        answer, user = self._answer, self._user
+        if answer is None or user is None:
+            if self.on_idle_closed is not None:
+                self.on_idle_closed(self)
+            return
+        self._user = None
+        if self._eof and exc is None and answer.ends_with_connection:
+            user.answer_ended(reusable=False)
+            return
+        message = (
+            "The upstream closed the connection in the middle of its answer."
+            if answer.told
+            else "The upstream closed the connection without an answer."
+        )
+        unheard = self._reused and not answer.received and self._nothing_acknowledged()
+        user.answer_failed(UpstreamClosed(message), unheard=unheard)
+
+    # -- within
+
+    def _nothing_acknowledged(self) -> bool:
+        """Whether the peer's kernel took in nothing of what this exchange sent.
+
+        A kept connection can turn out like that: the peer had given it up while it was idle, and
+        what we sent met a closed socket. Where the system does not tell, the answer is no.
+        """
+        return 0 < self._acknowledged == self._bytes_acknowledged()
+
+    def _bytes_acknowledged(self) -> int:
+        """The bytes that the peer's kernel has acknowledged so far; 0 where it is not known."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or not hasattr(socket, "TCP_INFO"):
+            return 0
+        try:
+            # struct tcp_info of linux/tcp.h: tcpi_bytes_acked is the u64 at offset 120
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        except OSError:
+            return 0
+        return cast("int", struct.unpack_from("Q", info, 120)[0]) if len(info) >= 128 else 0
