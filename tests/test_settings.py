@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -372,8 +373,17 @@ class TestEnvFile:
     def test_that_is_a_directory(self, tmp_path: Path) -> None:
         (tmp_path / ".env").mkdir()
         assert sources(tmp_path).env_file.faults == (
-            f"{tmp_path / '.env'} cannot be read (Is a directory): mend or remove it",
+            f"{tmp_path / '.env'} is not a regular file: mend or remove it",
         )
+
+    def test_that_is_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / ".env")
+        assert sources(tmp_path).env_file.faults == (
+            f"{tmp_path / '.env'} is not a regular file: mend or remove it",
+        )
+
+    def test_may_be_turned_off(self) -> None:
+        assert envfile.read(Path(os.devnull), required=True).faults == ()
 
     def test_that_cannot_be_opened(self, tmp_path: Path) -> None:
         path = tmp_path / ".env"
@@ -635,6 +645,14 @@ class TestBaseURL:
                 parsers.base_url(text)
 
 
+FILE_PARSERS = [
+    parsers.secret_file,
+    parsers.secrets_file,
+    parsers.readable_file,
+    parsers.certificates_file,
+]
+
+
 class TestFiles:
     @pytest.mark.parametrize(
         ("content", "secrets"),
@@ -671,15 +689,7 @@ class TestFiles:
             parsers.secret_file(str(path))
         assert CANARY not in str(raised.value)
 
-    @pytest.mark.parametrize(
-        "parse",
-        [
-            parsers.secret_file,
-            parsers.secrets_file,
-            parsers.readable_file,
-            parsers.certificates_file,
-        ],
-    )
+    @pytest.mark.parametrize("parse", FILE_PARSERS)
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
@@ -693,6 +703,14 @@ class TestFiles:
     ) -> None:
         with pytest.raises(ValueError, match=f"must name a readable file.*: {reason}$"):
             parse(f"{tmp_path}/{name}")
+
+    @pytest.mark.parametrize("parse", FILE_PARSERS)
+    def test_that_are_pipes_are_not_waited_for(
+        self, tmp_path: Path, parse: Callable[[str], object]
+    ) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ValueError, match=r"must name a readable file.*: Not a regular file$"):
+            parse(str(tmp_path / "pipe"))
 
     def test_readable(self, tmp_path: Path) -> None:
         path = tmp_path / "file"

@@ -15,7 +15,7 @@ READ_AHEAD = 64 * 1024
 MAX_LINE = 1024 * 1024
 
 
-class PeerClosed(ConnectionError):  # noqa: N818 - says what the peer did, as ConnectionError's do
+class PeerClosed(ConnectionError):
     """The peer has sent FIN, and everything before it has been read."""
 
 
@@ -40,11 +40,11 @@ class ByteStream(asyncio.Protocol):
     @property
     def transport(self) -> asyncio.Transport:
         """The transport below."""
-        assert self._made is not None, "not connected yet"  # noqa: S101 - no caller does that
+        assert self._made is not None, "not connected yet"
         return self._made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream has no other
+        assert isinstance(transport, asyncio.Transport)
         self._made = transport
         # a send is over only when the operating system has all of it: an RST would drop the rest
         transport.set_write_buffer_limits(0)
@@ -143,8 +143,10 @@ class ByteStream(asyncio.Protocol):
             raise ConnectionResetError("the connection ended while it was written to")
 
     def half_close(self) -> None:
-        """Send FIN, and go on reading."""
-        if not self.transport.is_closing():
+        """Send FIN, and go on reading. TLS cannot: there it closes."""
+        if not self.transport.can_write_eof():
+            self.transport.close()
+        elif not self.transport.is_closing():
             self.transport.write_eof()
 
     def close(self) -> None:

@@ -147,12 +147,20 @@ class ClientConnection(HTTP1Connection):
             raise MalformedRequest(f"The request's body is malformed: {error}.", path) from None
 
     def _finish_request(self, future: Future[None] | None) -> None:
-        if self._read_finished or self.stream.closed():
+        line, headers = self._request_start_line, self._request_headers
+        if (
+            self._read_finished
+            or self.stream.closed()
+            or line is None
+            or headers is None
+            or "Expect" in headers
+        ):
+            # a client that expects a 100 may send its next request in place of the body
             super()._finish_request(future)
             return
         self._disconnect_on_finish = False
         super()._finish_request(future)
-        self._disconnect_on_finish = True
+        self._disconnect_on_finish = not self._can_keep_alive(line, headers)
         self.stream.io_loop.call_later(LINGER, self._stop_lingering)
 
     def _stop_lingering(self) -> None:

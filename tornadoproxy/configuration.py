@@ -19,7 +19,7 @@ from tornadoproxy.settings import CORE_SETTINGS, DISABLED_PLUGINS
 from tornadoproxy.sources import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tornadoproxy.arguments import Arguments
     from tornadoproxy.settings import Setting, Settings
@@ -59,8 +59,7 @@ class Configuration:
             plugins = Plugins.load(self.disabled())
         except ConfigurationError as error:
             # the core's own settings can be judged all the same
-            sources = self._sources(self.command_line())
-            more = _faults(lambda: sources.read(CORE_SETTINGS))
+            more = self._core_faults()
             raise ConfigurationError(*dict.fromkeys((*error.faults, *more))) from None
         return plugins, self.settings(plugins)
 
@@ -77,11 +76,21 @@ class Configuration:
             *arguments.faults,
             *sources.env_file.faults,
             *sources.unknown(declared, disabled),
-            *_faults(lambda: sources.read(declared)),
         )
+        try:
+            settings = sources.read(declared)
+        except ConfigurationError as error:
+            raise ConfigurationError(*faults, *error.faults) from None
         if faults:
             raise ConfigurationError(*faults)
-        return sources.read(declared)
+        return settings
+
+    def _core_faults(self) -> tuple[str, ...]:
+        try:
+            self._sources(self.command_line()).read(CORE_SETTINGS)
+        except ConfigurationError as error:
+            return error.faults
+        return ()
 
     def _sources(self, arguments: Arguments) -> Sources:
         env_file = envfile.read(arguments.env_file, required=arguments.env_file_named)
@@ -102,11 +111,3 @@ def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ..
     if faults:
         raise ConfigurationError(*faults)
     return lines
-
-
-def _faults(read: Callable[[], object]) -> tuple[str, ...]:
-    try:
-        read()
-    except ConfigurationError as error:
-        return error.faults
-    return ()

@@ -11,15 +11,16 @@ A fault names the file and the line, never what the line holds: it may be a cred
 from __future__ import annotations
 
 import io
+import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dotenv.parser import Binding, parse_stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -52,6 +53,9 @@ def read(path: Path, *, required: bool) -> EnvFile:
     :param required: whether it is a fault that there is no such file.
     """
     try:
+        # a pipe cannot be read again on SIGHUP, and would be waited for
+        if not (path.is_file() or path == Path(os.devnull)) and path.exists():
+            return EnvFile(path, {}, (f"{path} is not a regular file: mend or remove it",))
         content = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         # a link to nowhere was meant to lead to settings

@@ -16,12 +16,15 @@ An empty text reaches a parser only if its setting says ``blank=True``.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import re
 import ssl
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from tornadoproxy.secret import Secret
@@ -206,7 +209,7 @@ def secrets_file(value: str) -> tuple[Secret, ...]:
     """The path of a file that holds one or more credentials, separated by blanks or line ends."""
     # the path is never repeated: somebody will put the credential itself here
     try:
-        with Path(value).open("rb") as file:
+        with _open(value) as file:
             content = file.read(MAX_SECRET_FILE_SIZE + 1)
     except (OSError, ValueError) as error:
         raise ValueError(f"must name a readable file: {_reason(error)}") from None
@@ -220,12 +223,11 @@ def secrets_file(value: str) -> tuple[Secret, ...]:
 
 def readable_file(value: str) -> Path:
     """The path of a file that this process can read."""
-    path = Path(value)
     try:
-        path.open("rb").close()
+        _open(value).close()
     except (OSError, ValueError) as error:
         raise ValueError(f"must name a readable file, not {value!r}: {_reason(error)}") from None
-    return path
+    return Path(value)
 
 
 def certificates_file(value: str) -> Path:
@@ -322,6 +324,18 @@ def _secrets(content: bytes, must: str) -> tuple[Secret, ...]:
     if any(byte < 0x20 or byte == 0x7F for word in found for byte in word):
         raise ValueError(f"{must} hold no control characters")
     return tuple(Secret(word) for word in found)
+
+
+def _open(value: str) -> BinaryIO:
+    """Open a file, and no pipe: that could not be read again on SIGHUP, and would be waited for.
+
+    :raises OSError: it cannot be opened.
+    :raises ValueError: it is no path.
+    """
+    mode = os.stat(value).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return Path(value).open("rb")
 
 
 def _reason(error: OSError | ValueError) -> str:

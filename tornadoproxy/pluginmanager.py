@@ -19,7 +19,6 @@ The order is the same everywhere: ``tryfirst``, then the others, then ``trylast`
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib.metadata
 import inspect
 import logging
@@ -40,6 +39,7 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.exchange import Identity
 from tornadoproxy.settings import CORE_SETTINGS, PLUGIN_TIMEOUT, Setting
+from tornadoproxy.sources import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
@@ -177,8 +177,7 @@ class Plugins:
             except Exception as raised:
                 error = raised
             if error is not None:
-                why = _why(error, SHUTDOWN_TIMEOUT)
-                _logger.error("plugin %r failed in shutdown: %s", plugin, why)
+                _log_failure("plugin %r failed in shutdown: %s", plugin, error)
 
     def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
         """Ask who a request comes from, until one plugin answers.
@@ -196,11 +195,11 @@ class Plugins:
                 answer = tell(record)
             # nobody cancels a sync call: that error is the plugin's own
             except (Exception, asyncio.CancelledError) as error:
-                self._count_failure(plugin, _trace(error))
+                self._count_failure(plugin, error)
             else:
                 if answer is not None and inspect.isawaitable(answer):
                     _discard(answer)
-                    self._count_failure(plugin, "it answered an awaitable, which is not awaited")
+                    self._count_failure(plugin, _OurOwnError("an awaitable, which nobody awaits"))
 
     def _ask(
         self, request: IncomingRequest, remaining: Iterator[_Call], deadline: float | None
@@ -219,7 +218,7 @@ class Plugins:
                 if inspect.isawaitable(answer):
                     deadline = deadline or asyncio.get_running_loop().time() + self._timeout
                     return self._ask_on(request, plugin, answer, remaining, deadline)
-                refusal = _nonsense(plugin, answer)
+                refusal = self._refusal(plugin, _nonsense(answer))
             # out here, so that the plugin's own exception does not come along as the context
             raise refusal
         raise AuthenticationFailed(
@@ -244,15 +243,16 @@ class Plugins:
             return identity if isinstance(identity, Identity) else await identity
         if _vouches(answer):
             return answer
-        raise _nonsense(plugin, answer)
+        raise self._refusal(plugin, _nonsense(answer))
 
     def _refusal(self, plugin: str, error: BaseException) -> ProxyError:
         """What ends a request when `plugin` raised `error`: that, if it was meant to."""
         if isinstance(error, ClientError) and 400 <= error.status <= 599:
             return error
-        why = _why(error, self._timeout)
-        _logger.error("plugin %r failed in authenticate; request refused: %s", plugin, why)
-        return _unavailable()
+        _log_failure("plugin %r failed in authenticate, request refused: %s", plugin, error)
+        return PluginFailed(
+            "Authentication is unavailable at the moment: try again.", retry_after=1
+        )
 
     def _configure_all(self, settings: Settings) -> tuple[tuple[str, str], ...]:
         lines: list[tuple[str, str]] = []
@@ -280,14 +280,13 @@ class Plugins:
             # TRY400 wants a traceback, which would say nothing more here
             _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
 
-    def _count_failure(self, plugin: str, what: str) -> None:
+    def _count_failure(self, plugin: str, error: BaseException) -> None:
         self.failures[plugin] += 1
         count = self.failures[plugin]
         # at 1, 2, 4, 8 …: one that fails for every request must not fill the disk
         if count & (count - 1) == 0:
-            _logger.error(
-                "plugin %r failed in request_finished (times so far: %d): %s", plugin, count, what
-            )
+            so_far = f"plugin %r failed in request_finished ({count} so far): %s"
+            _log_failure(so_far, plugin, error)
 
 
 class _Call(NamedTuple):
@@ -297,12 +296,16 @@ class _Call(NamedTuple):
     function: Callable[..., Any]  # Any: what a plugin answers is looked at, never trusted
 
 
-class _TooLateError(Exception):
-    """A plugin did not answer in time."""
-
-
 class _RefusedError(Exception):
     """A plugin cannot be used, and its text says why."""
+
+
+class _OurOwnError(Exception):
+    """A plugin's failure that we found out, and whose text is ours."""
+
+
+class _WithheldError(Exception):
+    """Stands in a log for an exception whose text is withheld; its own is the type's name."""
 
 
 class _Found:
@@ -351,7 +354,7 @@ class _Found:
         whose = " and ".join(_source(point) for point in points)
         reason = f"{whose} each have a plugin of this name: uninstall all but one"
         self._broken += [_info(point, "broken", reason=reason) for point in points]
-        self.faults.append(f"plugin {points[0].name!r}: {reason}.")
+        self.faults.append(f"plugin {points[0].name!r} cannot be used: {reason}")
 
     def load(self, point: EntryPoint) -> None:
         """Load and register one plugin; whatever is wrong with it becomes a fault."""
@@ -362,15 +365,15 @@ class _Found:
             reason = str(refused)
         # SystemExit: somebody named a script
         except (Exception, SystemExit) as error:
-            reason = f"it cannot be loaded: {type(error).__name__}: {_one_line(error)}"
+            reason = f"loading it failed: {type(error).__name__}: {_one_line(error)}"
         else:
             self._active.append(_info(point, "active", hooks=hooks))
             return
         self._manager.unregister(name=point.name)
         self._broken.append(_info(point, "broken", reason=reason))
         self.faults.append(
-            f"plugin {point.name!r} of {_source(point)}: {reason}. "
-            f"Mend it, or leave it out with DISABLED_PLUGINS={point.name}."
+            f"plugin {point.name!r} of {_source(point)} cannot be used (mend it, or leave it out "
+            f"with DISABLED_PLUGINS={point.name}): {reason}"
         )
 
     def require_authenticator(self) -> None:
@@ -381,7 +384,7 @@ class _Found:
         self.faults.append(
             "No plugin authenticates requests, so nobody may be let in: "
             + (f"take one of these out of DISABLED_PLUGINS: {names}, or " if names else "")
-            + "install a package with a plugin that does."
+            + "install a package with a plugin that does"
         )
 
     def _register(self, plugin: object, name: str) -> tuple[str, ...]:
@@ -417,7 +420,7 @@ class _Found:
         hook, function = caller.name, implementation.function
         if not caller.has_spec():
             if not implementation.optionalhook:
-                raise _RefusedError(f"there is no hook {hook!r}{_nearest(hook, self._hooks)}")
+                raise _RefusedError(f"there is no hook {hook}{nearest(hook, self._hooks)}")
         elif implementation.wrapper or implementation.hookwrapper:
             raise _RefusedError(f"its {hook} is a wrapper: hooks are not wrapped here")
         elif inspect.isasyncgenfunction(function) or (
@@ -454,11 +457,11 @@ def _find(disabled: Collection[str], entry_points: Iterable[EntryPoint] | None) 
     if not named:
         found.faults.append(
             "No plugin is installed, not even this package's own, so nobody may be let in: this "
-            "looks like a checkout that was never installed. Run `pip install -e .` in it."
+            "looks like a checkout that was never installed: run `pip install -e .` in it"
         )
         return found
     found.faults += [
-        f"DISABLED_PLUGINS names {name!r}, but no plugin has that name{_nearest(name, named)}."
+        f"DISABLED_PLUGINS names {name}, but there is no such plugin{nearest(name, named)}"
         for name in disabled
         if name not in named
     ]
@@ -507,37 +510,27 @@ def _vouches(answer: object) -> TypeGuard[Identity]:
     return type(answer) is Identity and isinstance(answer.principal, str) and bool(answer.principal)
 
 
-def _nonsense(plugin: str, answer: object) -> PluginFailed:
-    _logger.error(
-        "plugin %r failed in authenticate; request refused: its answer, a %s, is neither None "
-        "nor an Identity with a principal",
-        plugin,
-        type(answer).__name__,
-    )
-    return _unavailable()
-
-
-def _unavailable() -> PluginFailed:
-    return PluginFailed("Authentication is unavailable at the moment: try again.", retry_after=1)
+def _nonsense(answer: object) -> _OurOwnError:
+    kind = type(answer).__name__
+    return _OurOwnError(f"its {kind} is neither None nor an Identity with a principal")
 
 
 async def _outcome(
     waiting: Awaitable[object], seconds: float
 ) -> tuple[object, BaseException | None]:
-    """The result of `waiting`, or the exception that it ended with: `_TooLateError` if it is late.
+    """The result of `waiting`, or the exception that it ended with.
 
     It is a task of its own, so that one that swallows its cancellation is left behind, and one
     that is cancelled by itself is told from a caller that is.
     """
     task = asyncio.ensure_future(waiting)
+    task.add_done_callback(_retrieve)
     try:
-        await asyncio.wait((task,), timeout=seconds)
+        done, _ = await asyncio.wait((task,), timeout=seconds)
     finally:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(_retrieve)
-    if not task.done():
-        return None, _TooLateError()
+        task.cancel()  # which does nothing to one that is done
+    if not done:
+        return None, _OurOwnError(f"no answer in {seconds:.3g} s")
     if task.cancelled():
         return None, asyncio.CancelledError()
     error = task.exception()
@@ -545,7 +538,7 @@ async def _outcome(
 
 
 def _retrieve(task: asyncio.Future[object]) -> None:
-    """Look at a late task's exception, lest asyncio log its text."""
+    """Look at the exception of a task that may have been left behind, lest asyncio log its text."""
     if not task.cancelled():
         task.exception()
 
@@ -567,26 +560,22 @@ def _faults(plugin: str, hook: str, error: Exception) -> tuple[str, ...]:
     )
 
 
-def _why(error: BaseException, timeout: float) -> str:
-    if isinstance(error, _TooLateError):
-        return f"no answer in {timeout:g} s"
-    return _trace(error)
+def _log_failure(message: str, plugin: str, error: BaseException) -> None:
+    """Log `message`, made of the plugin's name and the type of `error`, and its traceback."""
+    if isinstance(error, _OurOwnError):
+        _logger.error(message, plugin, error)
+    else:
+        _logger.error(message, plugin, type(error).__name__, exc_info=_withheld(error))
 
 
-def _trace(error: BaseException) -> str:
-    """The types and frames, not the texts, of `error` and of what it came from."""
+def _withheld(error: BaseException) -> _WithheldError:
+    """`error` and what it came from, with their tracebacks and without their texts."""
+    shown = _WithheldError(type(error).__name__).with_traceback(error.__traceback__)
     cause = error.__cause__ or error.__context__
-    return "\nthis came from ".join(
-        "".join((type(each).__name__, "\n", *traceback.format_tb(each.__traceback__))).rstrip()
-        for each in (error, cause)
-        if each is not None
-    )
+    if cause is not None:
+        shown.__cause__ = _WithheldError(type(cause).__name__).with_traceback(cause.__traceback__)
+    return shown
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -13,17 +13,19 @@ short raises `Truncated` and never looks whole::
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import socket
-import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from tornadoproxy.byte_stream import ByteStream, PeerClosed
+from tornadoproxy.scripted_server import Headers, header_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from ssl import SSLContext
 
-MAX_HEAD = 1024 * 1024
+T = TypeVar("T")
 
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3}) ([^\r\n]*)")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n]*?)[ \t]*")
@@ -61,8 +63,8 @@ class RawResponse:
         return (self.header("Transfer-Encoding") or "").lower() == "chunked"
 
 
-class Truncated(Exception):  # noqa: N818 - says what happened to the answer
-    """The connection ended, or spoke no HTTP, before the answer was whole.
+class Truncated(Exception):
+    """The connection ended before the answer was whole.
 
     :ivar response: as much of it as came, its body included; ``None`` without a whole head.
     :ivar reset: whether it ended by RST.
@@ -77,9 +79,8 @@ class Truncated(Exception):  # noqa: N818 - says what happened to the answer
 class RawConnection:
     """One connection. Made by `open`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
 
     @classmethod
     async def open(
@@ -93,54 +94,60 @@ class RawConnection:
         """Connect.
 
         :param ssl: speak TLS.
-        :param receive_buffer: bytes that the socket takes in before somebody reads; small for a
-            client that reads slowly.
+        :param receive_buffer: bytes that the socket takes in before somebody reads: small for a
+            client that reads slowly. 64 kB more are read ahead.
         """
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
             sock.setblocking(False)
             if receive_buffer is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            await asyncio.get_running_loop().sock_connect(sock, (host, port))
-            reader, writer = await asyncio.open_connection(
-                sock=sock, ssl=ssl, server_hostname=host if ssl else None
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (host, port))
+            _, stream = await loop.create_connection(
+                ByteStream, sock=sock, ssl=ssl, server_hostname=host if ssl else None
             )
         except BaseException:
             sock.close()
             raise
-        return cls(reader, writer)
+        return cls(stream)
+
+    @property
+    def local_port(self) -> int:
+        """This side's port."""
+        port: int = self._stream.transport.get_extra_info("sockname")[1]
+        return port
 
     async def send(self, data: bytes) -> None:
-        """Send exactly `data`."""
-        self._writer.write(data)
-        await self._writer.drain()
+        """Send exactly `data`, and wait until the operating system has all of it."""
+        await self._stream.send(data)
 
     async def read(self, most: int = 65536) -> bytes:
-        """What has arrived, at most so many bytes; ``b""`` at the connection's end.
+        """What has arrived, at most so many bytes; ``b""`` after the peer's FIN.
 
-        :raises ConnectionResetError: it ended by RST.
+        :raises ConnectionResetError: the connection ended by RST.
         """
-        return await self._reader.read(most)
+        try:
+            return await self._stream.some(most)
+        except PeerClosed:
+            return b""
 
     async def read_until(self, separator: bytes) -> bytes:
         """The bytes up to and with `separator`.
 
-        :raises asyncio.IncompleteReadError: the connection ended first; has what came.
+        :raises ConnectionError: the connection ended first.
         """
-        read = bytearray()
-        while not read.endswith(separator):
-            byte = await self._reader.read(1)
-            if not byte:
-                raise asyncio.IncompleteReadError(bytes(read), None)
-            read += byte
-        return bytes(read)
+        return await self._stream.until(separator)
 
     async def read_to_end(self) -> bytes:
-        """All bytes up to the connection's end.
+        """All bytes up to the peer's FIN.
 
-        :raises ConnectionResetError: it ended by RST.
+        :raises ConnectionResetError: the connection ended by RST.
         """
-        return await self._reader.read()
+        whole = bytearray()
+        while piece := await self.read():
+            whole += piece
+        return bytes(whole)
 
     async def head(self) -> RawResponse:
         """The next response's head, interim ones passed over; its body is still to be read.
@@ -149,7 +156,7 @@ class RawConnection:
         """
         interim: list[RawResponse] = []
         while True:
-            response = _parse_head(await self._head_bytes())
+            response = _parse_head(await self._whole(self._stream.until(b"\r\n\r\n"), None))
             if response.status >= 200 or response.status == 101:
                 response.interim = interim
                 return response
@@ -160,7 +167,7 @@ class RawConnection:
 
         :raises Truncated: the body is not whole.
         """
-        return await self._guarded(self._chunk(), None)
+        return await self._whole(self._chunk(), None)
 
     async def response(self, *, to_head: bool = False) -> RawResponse:
         """The next response with its whole body.
@@ -170,37 +177,34 @@ class RawConnection:
         """
         response = await self.head()
         if not to_head and response.status not in {101, 204, 304}:
-            await self._guarded(self._read_body(response), response)
+            await self._whole(self._read_body(response), response)
         return response
+
+    async def gone(self) -> None:
+        """Wait until the peer has ended the connection. What it sent before is kept."""
+        await self._stream.gone()
 
     def half_close(self) -> None:
         """Send FIN, and go on reading."""
-        self._writer.write_eof()
+        self._stream.half_close()
 
     async def reset(self) -> None:
         """End the connection with RST."""
-        sock = self._writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
-        await self._closed()
+        self._stream.reset()
+        await self._stream.closed()
 
     async def close(self) -> None:
         """End the connection with FIN, or with RST if there is something unread."""
-        self._writer.close()
-        await self._closed()
+        self._stream.close()
+        await self._stream.closed()
 
-    async def _closed(self) -> None:
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-    async def _head_bytes(self) -> bytes:
+    async def _whole(self, reading: Awaitable[T], response: RawResponse | None) -> T:
         try:
-            return await self._reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError as error:
-            what = f"half a head: {error.partial[:200]!r}" if error.partial else "no answer at all"
-            raise Truncated(what, None, reset=False) from error
-        except ConnectionResetError as error:
-            raise Truncated("reset before the head was whole", None, reset=True) from error
+            return await reading
+        except ConnectionError as error:
+            left = f"the connection ended early; unread: {self._stream.unread()[-200:]!r}"
+            reset = isinstance(error, ConnectionResetError)
+            raise Truncated(left, response, reset=reset) from error
 
     async def _read_body(self, response: RawResponse) -> None:
         length = response.header("Content-Length")
@@ -209,24 +213,60 @@ class RawConnection:
                 response.body += chunk
         elif length is not None:
             while (left := int(length) - len(response.body)) > 0:
-                response.body += await self._some(left)
+                response.body += await self._stream.some(left)
         else:
-            while piece := await self._reader.read(65536):
+            while piece := await self.read():
                 response.body += piece
 
     async def _chunk(self) -> bytes:
-        size = int((await self._reader.readuntil(b"\r\n")).split(b";")[0], 16)
-        if not size:
-            while await self._reader.readuntil(b"\r\n") != b"\r\n":
-                pass
-            return b""
-        chunk = await self._reader.readexactly(size)
-        if await self._reader.readexactly(2) != b"\r\n":
-            raise ValueError("a chunk is longer than it said")
-        return chunk
+        line = await self._stream.until(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        if size:
+            chunk = await self._stream.exactly(size)
+            if await self._stream.exactly(2) != b"\r\n":
+                raise ValueError("a chunk is longer than it said")
+            return chunk
+        while await self._stream.until(b"\r\n") != b"\r\n":
+            pass
+        return b""
 
-    async def _some(self, most: int) -> bytes:
-        piece = await self._reader.read(most)
-        if not piece:
-            raise asyncio.IncompleteReadError(b"", most)
-        return piece
+
+def request_bytes(
+    method: str,
+    target: str,
+    headers: Headers = (),
+    body: bytes = b"",
+    *,
+    token: str | None = None,
+) -> bytes:
+    """A request's bytes: these header lines, and `Host`, `Content-Length` and a Bearer `token`.
+
+    What the headers name themselves is not added.
+    """
+    lines = header_lines(headers)
+    named = {name.lower() for name, _ in lines}
+    added = [("Host", "127.0.0.1")]
+    if token is not None:
+        added.append(("Authorization", f"Bearer {token}"))
+    if (body or method not in {"GET", "HEAD"}) and "transfer-encoding" not in named:
+        added.append(("Content-Length", str(len(body))))
+    lines = [*(line for line in added if line[0].lower() not in named), *lines]
+    text = "".join(f"{name}: {value}\r\n" for name, value in lines)
+    return f"{method} {target} HTTP/1.1\r\n{text}\r\n".encode("latin-1") + body
+
+
+def _parse_head(raw_head: bytes) -> RawResponse:
+    first, *lines = raw_head[:-4].split(b"\r\n")
+    status = _STATUS_LINE.fullmatch(first)
+    headers = [_HEADER_LINE.fullmatch(line) for line in lines]
+    if status is None or None in headers:
+        raise ValueError(f"not a response head: {raw_head[:500]!r}")
+    return RawResponse(
+        version=status[1].decode(),
+        status=int(status[2]),
+        reason=status[3].decode("latin-1"),
+        headers=[
+            (line[1].decode("latin-1"), line[2].decode("latin-1")) for line in headers if line
+        ],
+        raw_head=raw_head,
+    )

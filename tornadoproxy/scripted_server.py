@@ -339,7 +339,7 @@ class ScriptedServer:
         self._listener.close()
         self._listener = None
         for connection in self._live:
-            connection.abort()
+            connection.transport.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -388,24 +388,20 @@ class ScriptedServer:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            while True:
-                await self._answer_next(connection)
+            while await self._answer_next(connection):
+                pass
+            # what still arrives is read, for the sake of a FIN instead of an RST
+            await connection.discard()
         except ConnectionError:
-            pass
-        except ProtocolError as fault:
-            self.failures.append(fault)
-            connection.write(response_head(400, [("Content-Length", "0"), ("Connection", "close")]))
+            pass  # the peer has left, as peers may
         except Exception as error:
             self.failures.append(error)
             connection.reset()
         finally:
-            connection.close(lingering=False)
+            connection.close()
 
-    async def _answer_next(self, connection: _Connection) -> None:
-        """Answer the connection's next request.
-
-        :raises ConnectionError: there will be no other.
-        """
+    async def _answer_next(self, connection: _Connection) -> bool:
+        """Answer the connection's next request; whether another one may follow."""
         raw_head = await connection.until(b"\r\n\r\n")
         request = ReceivedRequest(raw_head, connection, self._keep_body)
         exchange = UpstreamExchange(request, connection, self._delay)
@@ -417,11 +413,12 @@ class ScriptedServer:
             if not exchange.keep_alive and not exchange._ended:
                 exchange.close()
             if exchange._ended:
-                await connection.discard()
+                return False
             exchange.expects_continue = False
             await exchange.read_all()
         finally:
             request._settle(whole=False)
+        return True
 
 
 def response_head(status: int, headers: Headers = (), reason: str = "") -> bytes:

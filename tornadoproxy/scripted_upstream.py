@@ -462,7 +462,7 @@ def _usage(*, input_tokens: int, cached: int, output_tokens: int, thought: int) 
     return usage
 
 
-class _Refusal(Exception):  # noqa: N818 - an answer of the API's, not an error of this program
+class _Refusal(Exception):
     def __init__(self, status: int, error_type: str, message: str) -> None:
         super().__init__(message)
         self.status = status

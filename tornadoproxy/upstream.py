@@ -362,15 +362,16 @@ class Call:
         if self._paused or not (self._sent or self._writable is not None):
             self._extend_deadline()
         elif self._loop.time() >= self._deadline:
-            self._fail(
-                UpstreamTimeout(
-                    "The upstream fell silent in the middle of its answer."
-                    if self._began
-                    else "The upstream did not begin to answer in time."
-                )
-            )
+            self._fail(self._too_slow())
             return
         self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+
+    def _too_slow(self) -> UpstreamTimeout:
+        if self._began:
+            return UpstreamTimeout(
+                "The upstream fell silent in the middle of its answer.", error_type="api_error"
+            )
+        return UpstreamTimeout("The upstream did not begin to answer in time.")
 
     def _fail(self, error: UpstreamError) -> None:
         receiver, connection = self._receiver, self._connection

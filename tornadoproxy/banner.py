@@ -1,0 +1,117 @@
+"""Writes what is shown once the proxy listens: what it does, and lines to paste."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornadoproxy.parsers import BaseURL
+from tornadoproxy.settings import (
+    HOST,
+    TLS_CERT,
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+    UPSTREAM_BASE_URL,
+    Settings,
+    upstream_key,
+)
+from tornadoproxy.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tornadoproxy.pluginmanager import PluginInfo
+
+# what a client on this machine connects to where every address is listened on
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here
+
+
+def listening_url(settings: Settings, port: int) -> str:
+    """The URL that is listened on."""
+    return _url(settings, settings[HOST], port)
+
+
+def client_url(settings: Settings, port: int) -> str:
+    """The URL for a client on the same machine."""
+    return _url(settings, _LOOPBACK.get(settings[HOST], settings[HOST]), port)
+
+
+def facts(
+    settings: Settings,
+    port: int,
+    plugin_lines: Iterable[tuple[str, str]],
+    plugins: Iterable[PluginInfo],
+) -> tuple[tuple[str, str], ...]:
+    """What this proxy is, as pairs of a name and a line; holds no credential.
+
+    :param port: the port that is, or will be, listened on.
+    :param plugin_lines: what `Plugins.configure` returned.
+    :param plugins: the plugins in the order asked.
+    """
+    asked = ", ".join(info.name for info in plugins if info.state == "active")
+    return (
+        ("address", listening_url(settings, port)),
+        ("upstream", f"{settings[UPSTREAM_BASE_URL]}, {_key_line(settings)}"),
+        ("plugins", f"{asked} (in the order asked)"),
+        *plugin_lines,
+    )
+
+
+def banner(
+    settings: Settings, port: int, shown: Sequence[tuple[str, str]], credential: str
+) -> tuple[str, ...]:
+    """The lines to show.
+
+    :param shown: pairs of a name and a line; see `facts`.
+    :param credential: what a client sends, as a POSIX shell reads it between double quotes: a
+        variable, a placeholder, or the demo's own throw-away token.
+    """
+    return (
+        f"tornadoproxy {__version__}",
+        *aligned(shown),
+        "to paste",
+        *aligned(_to_paste(client_url(settings, port), credential)),
+    )
+
+
+def aligned(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """A line for each pair: a name that pads to the longest of them, and a text."""
+    width = max(len(name) for name, _ in pairs)
+    return tuple(f"  {name:<{width}}  {text}" for name, text in pairs)
+
+
+def streaming_curl(settings: Settings, port: int, credential: str) -> str:
+    """A command that shows a streamed answer."""
+    body = (
+        '{"model": "claude-sonnet-4-5", "max_tokens": 200, "stream": true, '
+        '"messages": [{"role": "user", "content": "Say hello, one word at a time."}]}'
+    )
+    return (
+        f'curl -N {client_url(settings, port)}/v1/messages -H "x-api-key: {credential}" '
+        f"-H 'content-type: application/json' -d '{body}'"
+    )
+
+
+def _url(settings: Settings, host: str, port: int) -> str:
+    return BaseURL("https" if settings[TLS_CERT] else "http", host, port).origin
+
+
+def _key_line(settings: Settings) -> str:
+    if upstream_key(settings) is None:
+        return "no key"
+    if settings[UPSTREAM_API_KEY_FILE] is not None:
+        return f"key from {UPSTREAM_API_KEY_FILE.name}"
+    return f"key from {settings.variable(UPSTREAM_API_KEY)}"
+
+
+def _to_paste(url: str, credential: str) -> tuple[tuple[str, str], ...]:
+    if credential.startswith("$"):
+        in_python = f'os.environ["{credential[1:]}"]'
+    else:
+        in_python = f'"{credential}"'
+    return (
+        ("Claude Code", f"export ANTHROPIC_BASE_URL={url}"),
+        ("", f'export ANTHROPIC_AUTH_TOKEN="{credential}"'),
+        ("Anthropic SDK", f'anthropic.Anthropic(base_url="{url}", api_key={in_python})'),
+        ("OpenAI SDK", f'openai.OpenAI(base_url="{url}/openai/v1", api_key={in_python})'),
+        ("curl", f'curl {url}/v1/models -H "x-api-key: {credential}"'),
+    )

@@ -1,0 +1,149 @@
+"""The commands: serve, check, plugins, token, demo."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from tornadoproxy import banner
+from tornadoproxy.configuration import Configuration, configure
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.helptext import help_text
+from tornadoproxy.logs import logging_to
+from tornadoproxy.pluginmanager import PluginInfo, Plugins
+from tornadoproxy.settings import LOG_LEVEL, PORT
+from tornadoproxy.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the command that `arguments`, those after the program's name, ask for.
+
+    :return: the exit status: 0; 1 if it was ended in a hurry; 2 for mistakes in the settings,
+        which have been told on standard error, a line each.
+    """
+    try:
+        return _run(Configuration(arguments, environment))
+    except ConfigurationError as error:
+        for fault in error.faults:
+            _print(f"tornadoproxy: {' '.join(fault.splitlines())}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(configuration: Configuration) -> int:
+    arguments = configuration.command_line()
+    if arguments.help:
+        return _help(configuration)
+    if arguments.version:
+        _print(f"tornadoproxy {__version__}")
+        return 0
+    commands: dict[str, Callable[[Configuration], int]] = {
+        "serve": _serve,
+        "check": _check,
+        "plugins": _plugins,
+        "token": _token,
+        "demo": _demo,
+    }
+    return commands[arguments.command](configuration)
+
+
+def _help(configuration: Configuration) -> int:
+    try:
+        plugins = Plugins.load(configuration.disabled())
+    except ConfigurationError:
+        _print(help_text(()))
+        _print("  unknown, since they cannot be loaded: `python -m tornadoproxy check` says why")
+        return 0
+    _print(help_text(plugins.declared_settings()))
+    return 0
+
+
+def _serve(configuration: Configuration) -> int:
+    # the other commands start faster without the server
+    from tornadoproxy import runner
+
+    plugins, settings = configuration.load()
+    plugin_lines = configure(plugins, settings)
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
+
+        def announce(port: int) -> None:
+            facts = banner.facts(settings, port, plugin_lines, plugins.describe())
+            credential = banner.credential(settings, plugins.declared_settings())
+            loop = ("event loop", runner.loop_name())
+            for line in banner.banner(settings, port, (*facts, loop), credential):
+                writer.write(line.encode())
+
+        return runner.run(
+            runner.serve(
+                settings,
+                plugins,
+                read_again=lambda: configuration.settings(plugins),
+                announce=announce,
+            )
+        )
+
+
+def _demo(configuration: Configuration) -> int:
+    # nobody but the demo pays for the scripted upstream
+    from tornadoproxy import runner
+    from tornadoproxy.demo import serve_demo
+
+    plugins, settings = configuration.load()
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
+        return runner.run(serve_demo(configuration, plugins, settings, writer))
+
+
+def _check(configuration: Configuration) -> int:
+    plugins, settings = configuration.load()
+    plugin_lines = configure(plugins, settings)
+    facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
+    _print("\n".join(banner.aligned(facts)))
+    return 0
+
+
+def _plugins(configuration: Configuration) -> int:
+    disabled = configuration.disabled()
+    _print("\n".join(_table(Plugins.survey(disabled))))
+    plugins = Plugins.load(disabled)
+    faults = configuration.command_line(*plugins.declared_settings()).faults
+    if faults:
+        raise ConfigurationError(*faults)
+    return 0
+
+
+def _token(configuration: Configuration) -> int:
+    if len(configuration.arguments) > 1:
+        raise ConfigurationError("token takes no flags: leave out what follows it")
+    _print(secrets.token_urlsafe(32))
+    return 0
+
+
+def _table(infos: Sequence[PluginInfo]) -> list[str]:
+    rows = [
+        ("order", "name", "distribution", "version", "state", "hooks"),
+        *(
+            (
+                str(info.order or "-"),
+                info.name,
+                info.distribution or "-",
+                info.version or "-",
+                info.state,
+                info.reason or ", ".join(info.hooks) or "-",
+            )
+            for info in infos
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _print(line: str, stream: TextIO | None = None) -> None:
+    (stream or sys.stdout).write(line + "\n")

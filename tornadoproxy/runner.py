@@ -1,0 +1,143 @@
+"""Runs a server in an event loop until a signal ends it.
+
+SIGTERM or SIGINT: it drains, and the exit status is 0. Another one: everything is cut, and the
+exit status is 1. SIGHUP: settings are read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from tornadoproxy import logs
+from tornadoproxy.consistency import contradictions
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.server import Server
+from tornadoproxy.settings import CORE_SETTINGS, LOG_LEVEL, RELOADABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from tornadoproxy.pluginmanager import Plugins
+    from tornadoproxy.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+# seconds after the second signal: for what was cut to be recorded, and for all the rest
+_LAST_RECORDS = 1.0
+_LAST_MOMENT = 3.0
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields is the loop's
+    """Run `main` in uvloop, if that is installed, else in asyncio's own loop.
+
+    :return: what it returns: the exit status.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main)
+
+
+def loop_name() -> str:
+    """Which event loop is running: ``uvloop`` or ``asyncio``."""
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+
+async def serve(
+    settings: Settings,
+    plugins: Plugins,
+    *,
+    read_again: Callable[[], Settings],
+    announce: Callable[[int], None],
+) -> int:
+    """Serve until a signal says to stop.
+
+    :param settings: configured already.
+    :param plugins: loaded, and configured with them.
+    :param read_again: reads the settings anew; may raise `ConfigurationError`.
+    :param announce: called once with the port, when it listens.
+    :return: the exit status.
+    :raises ConfigurationError: it cannot start.
+    """
+    loop = asyncio.get_running_loop()
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    server = Server(settings, plugins)
+
+    async def live() -> None:
+        await server.start()
+        loop.add_signal_handler(signal.SIGHUP, _reload, server, settings, read_again)
+        announce(server.port)
+        # what is there now stays: the collector need not look at it again
+        gc.collect()
+        gc.freeze()
+        await first.wait()
+        _logger.info("stopping: no new connections, requests in flight may finish")
+        await server.drain()
+
+    life = asyncio.create_task(live())
+    hurry = asyncio.create_task(second.wait())
+    await asyncio.wait((life, hurry), return_when=asyncio.FIRST_COMPLETED)
+    if life.done():
+        hurry.cancel()
+        await life
+        return 0
+    _logger.warning("stopping now: requests in flight are cut")
+    _end_within(_LAST_MOMENT)
+    server.abort()
+    await asyncio.wait((life,), timeout=_LAST_RECORDS)
+    return 1
+
+
+def _reload(server: Server, started: Settings, read_again: Callable[[], Settings]) -> None:
+    try:
+        new = read_again()
+        in_force = _kept(started, new)
+        faults = contradictions(in_force)
+        if not faults:
+            server.reload(in_force)
+    except ConfigurationError as error:
+        faults = error.faults
+    if faults:
+        for fault in faults:
+            _logger.error("SIGHUP: the settings stay as they were: %s", fault)
+        return
+    logs.set_level(in_force[LOG_LEVEL])
+    for setting in in_force.changed(new):
+        _logger.warning("SIGHUP: %s has changed; it takes effect at the next start", setting.name)
+    _logger.info("SIGHUP: secrets and the settings of plugins have been read again")
+
+
+def _kept(started: Settings, new: Settings) -> Settings:
+    """`new`, but for what only a start changes.
+
+    A plugin that judges who may enter by HOST must see the one that is really listened on.
+    """
+    return new.replace(
+        {setting: started[setting] for setting in CORE_SETTINGS if setting not in RELOADABLE}
+    )
+
+
+def _end_within(seconds: float) -> None:
+    """End the process with status 1 after `seconds`, whatever still hangs on."""
+    watchdog = threading.Timer(seconds, os._exit, (1,))
+    watchdog.daemon = True
+    watchdog.start()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
