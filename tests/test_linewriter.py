@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from contextlib import ExitStack
+from io import FileIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,26 +52,18 @@ def pipe() -> Pipe:
 
 
 @pytest.fixture
-def fifo(tmp_path: Path) -> Iterator[Callable[[int], int]]:
+def fifo(tmp_path: Path) -> Iterator[Callable[[int], FileIO]]:
     """Opens one named pipe, as often as wanted: its readers can go and come back."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     with ExitStack() as opened:
 
-        def open_(flags: int) -> int:
+        def open_(flags: int) -> FileIO:
             fd = os.open(path, flags | os.O_NONBLOCK)
             os.set_blocking(fd, True)
-            opened.callback(_close_if_open, fd)
-            return fd
+            return opened.enter_context(FileIO(fd, "rb" if flags == os.O_RDONLY else "wb"))
 
         yield open_
-
-
-def _close_if_open(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        pass
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -78,6 +71,11 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
         os.sched_yield()
+
+
+def received(reader: FileIO, size: int = 65_536) -> bytes:
+    """What is in the pipe; waits until there is something."""
+    return reader.read(size) or b""
 
 
 def told(lines: list[bytes]) -> int:
@@ -200,38 +198,38 @@ def test_a_descriptor_that_is_not_in_blocking_mode_loses_nothing(pipe: Pipe) -> 
 
 
 def test_a_closed_pipe_costs_lines_only_until_somebody_reads_again(
-    fifo: Callable[[int], int],
+    fifo: Callable[[int], FileIO],
 ) -> None:
     reader = fifo(os.O_RDONLY)
-    writer = LineWriter(fifo(os.O_WRONLY))
-    os.close(reader)
+    writer = LineWriter(fifo(os.O_WRONLY).fileno())
+    reader.close()
     for _ in range(3):
         writer.write(b"lost")
     until(lambda: writer.dropped == 3)
     reader = fifo(os.O_RDONLY)
     writer.write(b"kept")
     writer.close()
-    lines = os.read(reader, 65_536).splitlines()
+    lines = received(reader).splitlines()
     assert len(lines) == 2
     assert told(lines[:1]) == 3
     assert lines[1] == b"kept"
     assert writer.dropped == 3
 
 
-def test_half_a_line_gets_its_end_before_the_notice(fifo: Callable[[int], int]) -> None:
+def test_half_a_line_gets_its_end_before_the_notice(fifo: Callable[[int], FileIO]) -> None:
     reader = fifo(os.O_RDONLY)
-    write_end = fifo(os.O_WRONLY)
+    write_end = fifo(os.O_WRONLY).fileno()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
     writer = LineWriter(write_end)
     writer.write(b"half " + b"x" * 6_000)
-    beginning = os.read(reader, 5)
-    os.close(reader)
+    beginning = received(reader, 5)
+    reader.close()
     until(lambda: writer.dropped == 1)
     reader = fifo(os.O_RDONLY)
-    rest = os.read(reader, 65_536)
+    rest = received(reader)
     writer.write(b"whole")
     writer.close()
-    half, notice, whole = (beginning + rest + os.read(reader, 65_536)).splitlines()
+    half, notice, whole = (beginning + rest + received(reader)).splitlines()
     assert half == b"half " + b"x" * (len(half) - 5)
     assert len(half) < 6_000
     assert told([notice]) == 1
@@ -248,16 +246,16 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
     assert writer_threads() == 0
 
 
-def test_the_notice_may_have_a_form_of_its_own(fifo: Callable[[int], int]) -> None:
+def test_the_notice_may_have_a_form_of_its_own(fifo: Callable[[int], FileIO]) -> None:
     reader = fifo(os.O_RDONLY)
-    writer = LineWriter(fifo(os.O_WRONLY), notice=lambda count: b'{"dropped":%d}' % count)
-    os.close(reader)
+    writer = LineWriter(fifo(os.O_WRONLY).fileno(), notice=lambda count: b'{"dropped":%d}' % count)
+    reader.close()
     writer.write(b"lost")
     until(lambda: writer.dropped == 1)
     reader = fifo(os.O_RDONLY)
     writer.write(b"{}")
     writer.close()
-    assert os.read(reader, 65_536) == b'{"dropped":1}\n{}\n'
+    assert received(reader) == b'{"dropped":1}\n{}\n'
 
 
 def test_lines_after_the_end_are_counted_as_dropped(tmp_path: Path) -> None:

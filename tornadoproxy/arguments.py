@@ -64,8 +64,9 @@ def read(arguments: Sequence[str], declared: Iterable[Setting[Any]]) -> Argument
     command, rest, faults = _command(arguments)
     parser = _parser(settings.values())
     given, unknown = parser.parse_known_args(rest)
-    texts: dict[str, str] = {name: text for name in settings if (text := getattr(given, name))
-                             is not None}
+    texts: dict[str, str] = {
+        name: text for name in settings if (text := getattr(given, name)) is not None
+    }
     faults += [_secret_fault(settings[name]) for name in texts if settings[name].secret]
     faults += _unknown(unknown, [_flag(setting) for setting in settings.values()])
     return Arguments(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.parsers import BaseURL
 from tornadoproxy.settings import (
@@ -11,6 +11,7 @@ from tornadoproxy.settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_BASE_URL,
+    Setting,
     Settings,
     upstream_key,
 )
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # what a client on this machine connects to where every address is listened on
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here
+
+# the default authenticator's
+_TOKENS = frozenset({"AUTH_TOKEN", "AUTH_TOKEN_FILE"})
 
 
 def listening_url(settings: Settings, port: int) -> str:
@@ -56,20 +60,30 @@ def facts(
     )
 
 
+def credential(settings: Settings, plugin_settings: Iterable[Setting[Any]]) -> str:
+    """What a client sends, as a shell reads it: the token's variable, or else a placeholder.
+
+    :param plugin_settings: those that the plugins declare.
+    """
+    is_set = any(
+        settings.variable(setting) for setting in plugin_settings if setting.name in _TOKENS
+    )
+    return "$AUTH_TOKEN" if is_set else "your-token"
+
+
 def banner(
-    settings: Settings, port: int, shown: Sequence[tuple[str, str]], credential: str
+    settings: Settings, port: int, shown: Sequence[tuple[str, str]], sent: str
 ) -> tuple[str, ...]:
     """The lines to show.
 
     :param shown: pairs of a name and a line; see `facts`.
-    :param credential: what a client sends, as a POSIX shell reads it between double quotes: a
-        variable, a placeholder, or the demo's own throw-away token.
+    :param sent: see `credential`; or the demo's own throw-away token.
     """
     return (
         f"tornadoproxy {__version__}",
         *aligned(shown),
         "to paste",
-        *aligned(_to_paste(client_url(settings, port), credential)),
+        *aligned(_to_paste(client_url(settings, port), sent)),
     )
 
 
@@ -79,14 +93,14 @@ def aligned(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(f"  {name:<{width}}  {text}" for name, text in pairs)
 
 
-def streaming_curl(settings: Settings, port: int, credential: str) -> str:
+def streaming_curl(settings: Settings, port: int, sent: str) -> str:
     """A command that shows a streamed answer."""
     body = (
         '{"model": "claude-sonnet-4-5", "max_tokens": 200, "stream": true, '
         '"messages": [{"role": "user", "content": "Say hello, one word at a time."}]}'
     )
     return (
-        f'curl -N {client_url(settings, port)}/v1/messages -H "x-api-key: {credential}" '
+        f'curl -N {client_url(settings, port)}/v1/messages -H "x-api-key: {sent}" '
         f"-H 'content-type: application/json' -d '{body}'"
     )
 
@@ -103,15 +117,12 @@ def _key_line(settings: Settings) -> str:
     return f"key from {settings.variable(UPSTREAM_API_KEY)}"
 
 
-def _to_paste(url: str, credential: str) -> tuple[tuple[str, str], ...]:
-    if credential.startswith("$"):
-        in_python = f'os.environ["{credential[1:]}"]'
-    else:
-        in_python = f'"{credential}"'
+def _to_paste(url: str, sent: str) -> tuple[tuple[str, str], ...]:
+    in_python = f'os.environ["{sent[1:]}"]' if sent.startswith("$") else f'"{sent}"'
     return (
         ("Claude Code", f"export ANTHROPIC_BASE_URL={url}"),
-        ("", f'export ANTHROPIC_AUTH_TOKEN="{credential}"'),
+        ("", f'export ANTHROPIC_AUTH_TOKEN="{sent}"'),
         ("Anthropic SDK", f'anthropic.Anthropic(base_url="{url}", api_key={in_python})'),
         ("OpenAI SDK", f'openai.OpenAI(base_url="{url}/openai/v1", api_key={in_python})'),
-        ("curl", f'curl {url}/v1/models -H "x-api-key: {credential}"'),
+        ("curl", f'curl {url}/v1/models -H "x-api-key: {sent}"'),
     )

@@ -131,8 +131,9 @@ class ClientConnection(HTTP1Connection):
             raise MalformedRequest("A line of the request's head ends in a bare line feed.")
         try:
             start_line, headers = super()._parse_headers(data)
-        except HTTPInputError as error:
-            raise MalformedRequest(f"The request's head is malformed: {error}.") from None
+        except HTTPInputError:
+            # its text quotes the line, which may hold a credential
+            raise MalformedRequest("A header line of the request is malformed.") from None
         path = start_line.partition(" ")[2].partition("?")[0]
         fault = _fault_of_head(start_line, headers)
         if fault is not None:
@@ -142,9 +143,9 @@ class ClientConnection(HTTP1Connection):
     async def _read_chunked_body(self, delegate: HTTPMessageDelegate) -> None:
         try:
             await super()._read_chunked_body(delegate)
-        except HTTPInputError as error:
+        except HTTPInputError:
             path = self._request_start_line.path if self._request_start_line else "/"
-            raise MalformedRequest(f"The request's body is malformed: {error}.", path) from None
+            raise MalformedRequest("The chunks of the request's body are malformed.", path) from None
 
     def _finish_request(self, future: Future[None] | None) -> None:
         line, headers = self._request_start_line, self._request_headers

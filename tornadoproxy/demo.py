@@ -43,39 +43,49 @@ async def serve_demo(
     """
     upstream = ScriptedUpstream(delay=_DELAY)
     await upstream.start()
-    token = _made_up_token(settings, plugins)
-
-    def adapted(settings: Settings) -> Settings:
-        own: dict[Setting[Any], object] = {
+    try:
+        token, entrance = _entrance(settings, plugins)
+        own: dict[Setting[Any], Any] = {
             UPSTREAM_BASE_URL: base_url(upstream.url),
             UPSTREAM_API_KEY: Secret("demo"),
             UPSTREAM_API_KEY_FILE: None,
+            **entrance,
         }
-        if token is not None:
-            setting = _token_setting(plugins)
-            own[setting] = setting.parse(token)
-        return settings.replace(own)
+        settings = settings.replace(own)
+        plugin_lines = configure(plugins, settings)
 
-    settings = adapted(settings)
-    plugin_lines = configure(plugins, settings)
+        def announce(port: int) -> None:
+            facts = banner.facts(settings, port, plugin_lines, plugins.describe())
+            credential = token or banner.credential(settings, plugins.declared_settings())
+            lines = banner.banner(
+                settings, port, (*facts, ("event loop", runner.loop_name())), credential
+            )
+            for line in (
+                "This is a demo: the answers come from a script, not from Claude.",
+                *lines,
+                "to see an answer stream",
+                f"  {banner.streaming_curl(settings, port, credential)}",
+            ):
+                writer.write(line.encode())
 
-    def announce(port: int) -> None:
-        facts = banner.facts(settings, port, plugin_lines, plugins.describe())
-        credential = token or banner.credential(settings, plugins.declared_settings())
-        for line in (
-            "This is a demo: its answers come from a script, not from Claude.",
-            *banner.banner(settings, port, (*facts, ("event loop", runner.loop_name())), credential),
-            "to see a streamed answer",
-            f"  {banner.streaming_curl(settings, port, credential)}",
-        ):
-            writer.write(line.encode())
-
-    try:
         return await runner.serve(
             settings,
             plugins,
-            read_again=lambda: adapted(configuration.settings(plugins)),
+            read_again=lambda: configuration.settings(plugins).replace(own),
             announce=announce,
         )
     finally:
         await upstream.stop()
+
+
+def _entrance(
+    settings: Settings, plugins: Plugins
+) -> tuple[str | None, dict[Setting[Any], Any]]:  # Any: the value is the plugin's
+    """A token made up for this run, and the setting that takes it, unless it is set who enters."""
+    declared = {setting.name: setting for setting in plugins.declared_settings()}
+    if _TOKEN not in declared:
+        return None, {}
+    if any(settings.variable(declared[name]) for name in _ENTRANCE & declared.keys()):
+        return None, {}
+    token = secrets.token_urlsafe(32)
+    return token, {declared[_TOKEN]: declared[_TOKEN].parse(token)}

@@ -70,9 +70,7 @@ def _group(title: str, settings: Iterable[Setting[Any]]) -> Iterator[str]:
             else f"{setting.flag}, {names} (default: {default_text(setting)})"
         )
         yield "  " + where
-        yield textwrap.fill(
-            setting.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
+        yield textwrap.fill(setting.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def _size_text(size: int) -> str:

@@ -162,7 +162,9 @@ class Proxy:
 
         :raises ConfigurationError: they are wrong.
         """
-        self.server.reload(_read({**self._variables, **variables}, self.plugins))
+        _refuse_unknown(variables, self.plugins)
+        given = {**self._variables, **variables}
+        self.server.reload(_configuration(given).settings(self.plugins))
 
 
 class StartProxy(Protocol):
@@ -272,7 +274,8 @@ def start_proxy(_proxies: list[Proxy], upstream: ScriptedUpstream, records: Reco
         installed = importlib.metadata.entry_points(group=PROJECT)
         extra = _entry_points({"records": records, **_named(plugins)})
         loaded = Plugins.load(_configuration(given).disabled(), [*installed, *extra])
-        settings = _read(given, loaded)
+        _refuse_unknown(variables, loaded)
+        settings = _configuration(given).settings(loaded)
         lines = configure(loaded, settings)
         server = Server(settings, loaded)
         await server.start()
@@ -372,18 +375,12 @@ def _configuration(variables: Mapping[str, object]) -> Configuration:
     return Configuration(("--env-file", os.devnull), environment)
 
 
-def _read(variables: Mapping[str, object], plugins: Plugins) -> Settings:
-    """The settings as the program reads them.
-
-    :raises ConfigurationError: they are wrong, or a variable is no setting.
-    """
+def _refuse_unknown(variables: Mapping[str, object], plugins: Plugins) -> None:
+    """The environment may hold anything; a test that misspells a setting shall know."""
     declared = (*CORE_SETTINGS, *plugins.declared_settings())
     known = {name for setting in declared for name in (setting.name, *setting.fallbacks)}
-    # a disabled plugin's settings are not known
-    own = {"AUTH_TOKEN"}
-    if unknown := variables.keys() - known - own:
-        raise ConfigurationError(*(f"{name} is not a setting" for name in sorted(unknown)))
-    return _configuration(variables).settings(plugins)
+    if unknown := sorted(variables.keys() - known):
+        raise ConfigurationError(*(f"{name} is not a setting" for name in unknown))
 
 
 def _named(plugins: ExtraPlugins) -> dict[str, object]:

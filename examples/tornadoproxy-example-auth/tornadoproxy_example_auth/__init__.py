@@ -1,0 +1,103 @@
+"""Lets people in by name, from a JSON file of names and hashed tokens.
+
+::
+
+    {"alice": "9e6e15f8a9fd0cc98665c467d2f26fe369ee1529388e823ef4e110835101e8d5"}
+
+Each value is the SHA-256, in hexadecimal, of the token that the person presents. The tokens are
+long and random (``python -m tornadoproxy token`` makes one), so a plain hash is enough: there is
+no dictionary of them to try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tornadoproxy import (
+    AuthenticationFailed,
+    ConfigurationError,
+    Identity,
+    IncomingRequest,
+    Secret,
+    Setting,
+    Settings,
+    hookimpl,
+    parsers,
+)
+
+PEOPLE_FILE: Setting[Path | None] = Setting(
+    "PEOPLE_FILE",
+    parsers.readable_file,
+    default=None,
+    help="The JSON file of people, each name with the SHA-256 of its token. Read again on SIGHUP.",
+)
+
+
+class PeopleAuthenticator:
+    """Knows people by the hashes of their tokens."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    @hookimpl
+    def declare_settings(self) -> Iterable[Setting[Path | None]]:
+        return (PEOPLE_FILE,)
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str:
+        """Read the file; its people take the place of those before only if all of it is right."""
+        self._names = _names_by_hash(settings[PEOPLE_FILE])
+        return f"{len(self._names)} people of PEOPLE_FILE"
+
+    @hookimpl
+    def authenticate(self, request: IncomingRequest) -> Identity | None:
+        candidates = request.candidates()
+        for candidate in candidates:
+            # looked up by its hash: how long that takes tells nothing about a token
+            name = self._names.get(_hash(candidate))
+            if name is not None:
+                return Identity(principal=name)
+        if candidates:
+            raise AuthenticationFailed("This token is nobody's. Ask for one of your own.")
+        return None  # no credential at all: perhaps another plugin knows this request
+
+
+# one for the process, which runs one proxy
+plugin = PeopleAuthenticator()
+
+
+def _hash(token: Secret) -> str:
+    return hashlib.sha256(token.reveal()).hexdigest()
+
+
+def _names_by_hash(path: Path | None) -> dict[str, str]:
+    if path is None:
+        raise ConfigurationError("PEOPLE_FILE is not set: name the JSON file of people.")
+    try:
+        people = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"PEOPLE_FILE cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise ConfigurationError(f"PEOPLE_FILE {path} is not JSON: mend it.") from None
+    faults = tuple(_faults(people))
+    if faults:
+        raise ConfigurationError(*(f"PEOPLE_FILE {path}: {fault}" for fault in faults))
+    return {hashed: name for name, hashed in people.items()}
+
+
+def _faults(people: object) -> Iterator[str]:
+    """What is wrong with the file's content; never a value, which may be a token in the clear."""
+    if not isinstance(people, dict) or not people:
+        yield 'it must be an object of names and hashes, such as {"alice": "9e6e…"}.'
+        return
+    for name, hashed in people.items():
+        if not name:
+            yield "a name is empty: give it one."
+        if not isinstance(hashed, str) or not re.fullmatch("[0-9a-f]{64}", hashed):
+            yield f"{name!r} needs the SHA-256 of a token: 64 digits of 0-9 and a-f."
+    if len(set(map(repr, people.values()))) < len(people):
+        yield "two people have the same token: give each their own."

@@ -1,0 +1,997 @@
+"""The plugin manager: what is loaded and what is refused, who is asked, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import textwrap
+import traceback
+from dataclasses import dataclass, replace
+from importlib.metadata import distributions
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy import (
+    AuthenticationFailed,
+    ConfigurationError,
+    Denied,
+    Dialect,
+    Identity,
+    IncomingRequest,
+    Outcome,
+    RequestRecord,
+    Setting,
+    Settings,
+    Usage,
+    hookimpl,
+    parsers,
+)
+from tornadoproxy.errors import ClientError, Overloaded, PluginFailed, ProxyError
+from tornadoproxy.pluginmanager import PluginInfo, Plugins
+from tornadoproxy.settings import PLUGIN_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from importlib.metadata import EntryPoint
+    from pathlib import Path
+
+CANARY = "sk-canary-0123456789"
+HEADERS = HTTPHeaders({"X-Api-Key": CANARY})
+REQUEST = IncomingRequest("POST", "/v1/messages", HEADERS, "127.0.0.1", Dialect.ANTHROPIC)
+RECORD = RequestRecord(
+    time=1_796_000_000.0,
+    request_id="req_1",
+    principal="token",
+    method="POST",
+    route="/v1/messages",
+    dialect="anthropic",
+    remote_ip="127.0.0.1",
+    status=200,
+    outcome=Outcome.COMPLETED,
+    error=None,
+    model=None,
+    usage=Usage(),
+    bytes_in=0,
+    bytes_out=0,
+    duration=0.1,
+    time_to_first_byte=None,
+    upstream_time=None,
+    session_id=None,
+    agent_id=None,
+    parent_agent_id=None,
+)
+
+AUTHENTICATOR = """
+    from tornadoproxy import Identity, hookimpl
+
+    @hookimpl
+    def authenticate(request):
+        return Identity("somebody")
+"""
+
+
+class Site:
+    """A folder on ``sys.path`` where packages are installed, as pip would."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def install(
+        self, name: str, source: str, distribution: str = "acme-auth", value: str = ""
+    ) -> None:
+        """Install a distribution with one plugin `name`, a module with `source`."""
+        module = f"installed_{distribution.replace('-', '_')}_{name}"
+        (self.path / f"{module}.py").write_text(textwrap.dedent(source))
+        info = self.path / f"{distribution.replace('-', '_')}-1.2.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+        )
+        with (info / "entry_points.txt").open("a") as file:
+            file.write(f"[tornadoproxy]\n{name} = {value or module}\n")
+
+    def points(self) -> list[EntryPoint]:
+        found = distributions(path=[str(self.path)])
+        return [point for dist in found for point in dist.entry_points]
+
+    def fault(self, disabled: tuple[str, ...] = ()) -> str:
+        """The only fault of what is installed."""
+        (fault,) = faults_of(self.points(), disabled)
+        return fault
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # Any: a generator of a Site
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Site(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("installed_")]:
+        del sys.modules[name]
+
+
+@dataclass
+class Point:
+    """An entry point that yields an object which is at hand."""
+
+    name: str
+    plugin: object
+    value: str = "at:hand"
+    dist: None = None
+
+    def load(self) -> object:
+        return self.plugin
+
+
+def plugins_of(**named: object) -> Plugins:
+    points: list[Any] = [Point(name, plugin) for name, plugin in named.items()]
+    return Plugins.load(entry_points=points)
+
+
+def faults_of(points: Any, disabled: tuple[str, ...] = ()) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        Plugins.load(disabled, points)
+    return caught.value.faults
+
+
+def refusal(plugin: object) -> str:
+    """Why a plugin is refused that stands beside one that is in order."""
+    faults = faults_of([Point("good", Answers(None)), Point("bad", plugin)])
+    assert len(faults) == 1
+    assert "'bad'" in faults[0]
+    assert "DISABLED_PLUGINS=bad" in faults[0]
+    assert "\n" not in faults[0]
+    return faults[0]
+
+
+class Answers:
+    """Authenticates with whatever it was given: raises it if it is an exception."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    @hookimpl
+    def authenticate(self, request: IncomingRequest) -> Any:
+        self.asked += 1
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+class AnswersLater(Answers):
+    @hookimpl
+    async def authenticate(self, request: IncomingRequest) -> Any:
+        await asyncio.sleep(0)
+        return super().authenticate(request)
+
+
+class Hangs:
+    """Never answers; notes that it was cancelled."""
+
+    def __init__(self, *, stubborn: bool = False, last_words: Exception | None = None) -> None:
+        self.stubborn = stubborn
+        self.last_words = last_words
+        self.begun = False
+        self.cancelled = False
+
+    @hookimpl
+    async def authenticate(self, request: IncomingRequest) -> Identity | None:
+        self.begun = True
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            if self.last_words:
+                raise self.last_words from None
+            if not self.stubborn:
+                raise
+        return Identity("too late")
+
+
+def ask(plugins: Plugins) -> Identity:
+    async def main() -> Identity:
+        answer = plugins.authenticate(REQUEST)
+        return answer if isinstance(answer, Identity) else await answer
+
+    return asyncio.run(main())
+
+
+def with_timeout(plugins: Plugins, seconds: float) -> Plugins:
+    plugins.configure(Settings.defaults().replace({PLUGIN_TIMEOUT: seconds}))
+    return plugins
+
+
+# Loading
+
+
+def test_installed_plugins_are_found_through_their_entry_points(site: Site) -> None:
+    site.install("acme", AUTHENTICATOR)
+    plugins = Plugins.load(disabled=("token", "access_log"))
+    active, *others = plugins.describe()
+    assert active == PluginInfo("acme", "acme-auth", "1.2", "active", ("authenticate",), 1)
+    assert {info.name: info.state for info in others} == {
+        "token": "disabled",
+        "access_log": "disabled",
+    }
+    assert plugins.authenticate(REQUEST) == Identity("somebody")
+
+
+def test_this_package_brings_its_own_plugins_in_the_same_way() -> None:
+    active = {info.name: info for info in Plugins.load().describe()}
+    assert active["token"].distribution == active["access_log"].distribution == "tornadoproxy"
+    assert active["token"].hooks == ("declare_settings", "configure", "authenticate")
+    assert active["access_log"].state == "active"
+
+
+def test_each_load_has_plugins_of_its_own(site: Site) -> None:
+    first, second = Plugins.load(), Plugins.load()
+    settings = Settings.defaults(*first.declared_settings())
+    first.configure(settings)
+    # the second one was given no settings, so it knows no token and is not open either
+    assert first.authenticate(REQUEST) == Identity("anonymous", anonymous=True)
+    with pytest.raises(AuthenticationFailed):
+        second.authenticate(REQUEST)
+
+
+def test_a_disabled_plugin_is_not_imported(site: Site) -> None:
+    site.install("good", AUTHENTICATOR, "good")
+    site.install("bad", "raise SystemExit('imported')", "bad")
+    plugins = Plugins.load(["bad"], site.points())
+    assert [info.name for info in plugins.describe()] == ["good", "bad"]
+    assert plugins.describe()[1] == PluginInfo("bad", "bad", "1.2", "disabled")
+    assert not [name for name in sys.modules if name.startswith("installed_bad")]
+
+
+def test_a_disabled_name_that_nobody_has_ends_the_start(site: Site) -> None:
+    site.install("acme", AUTHENTICATOR)
+    fault = site.fault(disabled=("acne",))
+    assert "DISABLED_PLUGINS names acne" in fault
+    assert "did you mean acme?" in fault
+
+
+def test_two_plugins_of_one_name_end_the_start(site: Site) -> None:
+    site.install("acme", AUTHENTICATOR, "first")
+    site.install("acme", AUTHENTICATOR, "second")
+    fault = site.fault()
+    assert "'acme'" in fault
+    assert "first 1.2" in fault
+    assert "second 1.2" in fault
+    assert [info.state for info in Plugins.survey((), site.points())] == ["broken", "broken"]
+
+
+def test_no_entry_points_look_like_a_checkout_that_was_never_installed() -> None:
+    (fault,) = faults_of([], disabled=("token",))
+    assert "pip install -e ." in fault
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import a_module_that_is_not_there", "ModuleNotFoundError: No module named 'a_module"),
+        ("def broken(:", "SyntaxError: "),
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("raise SystemExit('a script')", "SystemExit: a script"),
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded_ends_the_start(site: Site, source: str, said: str) -> None:
+    site.install("good", AUTHENTICATOR, "good")
+    site.install("bad", source, "bad-one")
+    fault = site.fault()
+    assert "'bad' of bad-one 1.2" in fault
+    assert "DISABLED_PLUGINS=bad" in fault
+    assert said in fault
+    assert "\n" not in fault
+
+
+def test_all_faults_are_told_at_once(site: Site) -> None:
+    site.install("one", "raise ValueError('first')", "one")
+    site.install("two", "raise ValueError('second')", "two")
+    faults = faults_of(site.points(), disabled=("three",))
+    assert len(faults) == 3
+    assert "three" in faults[0]
+    assert "first" in faults[1]
+    assert "second" in faults[2]
+
+
+def test_an_entry_point_that_names_nothing_ends_the_start(site: Site) -> None:
+    site.install("acme", AUTHENTICATOR, value="installed_acme_auth_acme:plugin")
+    assert "AttributeError" in site.fault()
+
+
+def test_no_authenticator_ends_the_start(site: Site) -> None:
+    site.install("acme", AUTHENTICATOR)
+    fault = site.fault(disabled=("acme",))
+    assert "No plugin authenticates" in fault
+    assert "DISABLED_PLUGINS: acme" in fault
+
+
+def test_no_authenticator_among_the_active_ends_the_start() -> None:
+    class Observer:
+        @hookimpl
+        def request_finished(self, record: RequestRecord) -> None: ...
+
+    (fault,) = faults_of([Point("observer", Observer())])
+    assert "No plugin authenticates" in fault
+    assert "install a package" in fault
+
+
+def test_a_forgotten_decorator_is_refused() -> None:
+    class Undecorated:
+        def authenticate(self, request: IncomingRequest) -> None: ...
+
+    assert "@tornadoproxy.hookimpl" in refusal(Undecorated())
+
+
+def test_nothing_and_a_function_are_refused() -> None:
+    assert "a module or an instance" in refusal(None)
+    assert "a module or an instance" in refusal(lambda: None)
+
+
+def test_a_class_is_refused() -> None:
+    assert "an instance of it" in refusal(Answers)
+
+
+def test_one_object_under_two_names_is_refused() -> None:
+    plugin = Answers(None)
+    (fault,) = faults_of([Point("one", plugin), Point("two", plugin)])
+    assert "'two'" in fault
+    assert "same object" in fault
+
+
+def test_a_hook_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
+    class Misspelt:
+        @hookimpl
+        def authentcate(self, request: IncomingRequest) -> None: ...
+
+    assert "no hook authentcate: did you mean authenticate?" in refusal(Misspelt())
+
+
+def test_a_hook_that_may_not_exist_is_allowed_if_it_says_so() -> None:
+    class FromTheFuture(Answers):
+        @hookimpl(optionalhook=True)
+        def levitate(self, height: float) -> None: ...
+
+    (info,) = plugins_of(future=FromTheFuture(None)).describe()
+    assert info.hooks == ("authenticate",)
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    class WrongArgument:
+        @hookimpl
+        def authenticate(self, incoming: IncomingRequest) -> None: ...
+
+    fault = refusal(WrongArgument())
+    assert "'incoming'" in fault
+    assert "authenticate" in fault
+
+
+def test_wrappers_are_refused() -> None:
+    class NewWrapper:
+        @hookimpl(wrapper=True)
+        def authenticate(self, request: IncomingRequest) -> Any:
+            return (yield)
+
+    class OldWrapper:
+        @hookimpl(hookwrapper=True)
+        def authenticate(self, request: IncomingRequest) -> Any:
+            yield
+
+    assert "authenticate is a wrapper" in refusal(NewWrapper())
+    assert "authenticate is a wrapper" in refusal(OldWrapper())
+
+
+def test_async_functions_that_nobody_would_await_are_refused() -> None:
+    class AsyncObserver:
+        @hookimpl
+        async def request_finished(self, record: RequestRecord) -> None: ...
+
+    class AsyncConfigure:
+        @hookimpl
+        async def configure(self, settings: Settings) -> None: ...
+
+    class AsyncDeclaration:
+        @hookimpl
+        async def declare_settings(self) -> tuple[Setting[Any], ...]:
+            return ()
+
+    assert "request_finished is async" in refusal(AsyncObserver())
+    assert "configure is async" in refusal(AsyncConfigure())
+    assert "declare_settings is async" in refusal(AsyncDeclaration())
+
+
+def test_generators_that_would_never_run_are_refused() -> None:
+    class Generator:
+        @hookimpl
+        def request_finished(self, record: RequestRecord) -> Any:
+            yield
+
+    class AsyncGenerator:
+        @hookimpl
+        async def authenticate(self, request: IncomingRequest) -> Any:
+            yield
+
+    assert "request_finished is a generator" in refusal(Generator())
+    assert "authenticate is a generator" in refusal(AsyncGenerator())
+
+
+def test_a_survey_describes_the_broken_ones_too(site: Site) -> None:
+    site.install("acme", AUTHENTICATOR)
+    site.install("bad", "raise ValueError('reason')", "bad")
+    site.install("off", AUTHENTICATOR, "off")
+    active, disabled, broken = Plugins.survey(["off"], site.points())
+    assert (active.name, active.state, active.order) == ("acme", "active", 1)
+    assert (disabled.name, disabled.state, disabled.order) == ("off", "disabled", None)
+    assert (broken.name, broken.state, broken.version) == ("bad", "broken", "1.2")
+    assert broken.reason is not None
+    assert "ValueError: reason" in broken.reason
+
+
+def test_plugins_are_described_in_the_order_asked() -> None:
+    class Observer:
+        @hookimpl(tryfirst=True)
+        def request_finished(self, record: RequestRecord) -> None: ...
+
+    plugins = plugins_of(a=Observer(), b=Last(), c=Answers(None), d=First())
+    described = [(info.order, info.name) for info in plugins.describe()]
+    assert described == [(1, "d"), (2, "c"), (3, "b"), (4, "a")]
+
+
+class First(Answers):
+    def __init__(self, answer: object = None) -> None:
+        super().__init__(answer)
+
+    @hookimpl(tryfirst=True)
+    def authenticate(self, request: IncomingRequest) -> Any:
+        return super().authenticate(request)
+
+
+class Last(First):
+    @hookimpl(trylast=True)
+    def authenticate(self, request: IncomingRequest) -> Any:
+        return super().authenticate(request)
+
+
+# Settings
+
+
+TEAM = Setting("TEAM", parsers.text, default="", help="The team.")
+
+
+class Configured(Answers):
+    """Notes the settings that it is given; raises what it is told to for the team ``bad``."""
+
+    def __init__(self, line: object = None, complaint: Exception | None = None) -> None:
+        super().__init__(None)
+        self.line = line
+        self.complaint = complaint
+        self.teams: list[str] = []
+
+    @hookimpl
+    def configure(self, settings: Settings) -> Any:
+        self.teams.append(settings[TEAM])
+        if self.complaint and settings[TEAM] == "bad":
+            raise self.complaint
+        return self.line
+
+
+class Declares:
+    def __init__(self, *settings: object) -> None:
+        self.settings = settings
+
+    @hookimpl
+    def declare_settings(self) -> Any:
+        yield from self.settings
+
+
+def team(name: str) -> Settings:
+    return Settings.defaults().replace({TEAM: name})
+
+
+def test_declared_settings_come_in_order() -> None:
+    other = Setting("OTHER", parsers.text, default="", help="Another.")
+    plugins = plugins_of(b=Declares(TEAM), a=Declares(other), c=Answers(None))
+    assert plugins.declared_settings() == (other, TEAM)
+
+
+def test_a_setting_whose_name_is_taken_is_refused() -> None:
+    host = Setting("HOST", parsers.text, default="", help="Not the core's.")
+    assert "HOST is taken" in refusal(Declares(host))
+    faults = faults_of([Point("a", Declares(TEAM)), Point("b", Declares(replace(TEAM)))])
+    assert len(faults) == 1
+    assert "'b'" in faults[0]
+    assert "TEAM is taken" in faults[0]
+
+
+def test_a_declaration_that_is_no_setting_or_fails_is_refused() -> None:
+    assert "declares a str" in refusal(Declares("TEAM"))
+
+    class Fails:
+        @hookimpl
+        def declare_settings(self) -> Any:
+            raise LookupError("not here")
+
+    assert "LookupError: not here" in refusal(Fails())
+
+
+def test_configure_collects_the_lines() -> None:
+    plugins = plugins_of(b=Configured("second"), a=Configured("first"), c=Configured(None))
+    assert plugins.configure(team("x")) == (("a", "first"), ("b", "second"))
+
+
+def test_a_plugins_own_complaints_end_the_start_as_they_are() -> None:
+    first = Configured(complaint=ConfigurationError("TEAM is bad", "and so is HOST"))
+    second = Configured(complaint=ConfigurationError("TEAM is very bad"))
+    with pytest.raises(ConfigurationError) as caught:
+        plugins_of(a=first, b=second).configure(team("bad"))
+    assert caught.value.faults == ("TEAM is bad", "and so is HOST", "TEAM is very bad")
+
+
+@pytest.mark.parametrize("complaint", [KeyError(CANARY), ConfigurationError()])
+def test_any_other_exception_ends_the_start_without_its_text(complaint: Exception) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        plugins_of(a=Configured(complaint=complaint)).configure(team("bad"))
+    (fault,) = caught.value.faults
+    assert "'a'" in fault
+    assert type(complaint).__name__ in fault
+    assert "test_pluginmanager.py, line" in fault
+    assert CANARY not in fault
+
+
+@pytest.mark.parametrize("line", [7, "two\nlines", "", b"bytes"])
+def test_anything_but_one_line_ends_the_start(line: object) -> None:
+    with pytest.raises(ConfigurationError, match="'a'.* one line of text, or None"):
+        plugins_of(a=Configured(line)).configure(team("x"))
+
+
+def test_a_refused_reload_gives_everybody_the_settings_before() -> None:
+    earlier, refuses, later = (
+        Configured(),
+        Configured(complaint=ConfigurationError("no")),
+        Configured(),
+    )
+    plugins = plugins_of(a=earlier, b=refuses, c=later)
+    plugins.configure(team("first"))
+    plugins.configure(team("second"))
+    with pytest.raises(ConfigurationError, match="no"):
+        plugins.configure(team("bad"))
+    for plugin in (earlier, refuses, later):
+        assert plugin.teams == ["first", "second", "bad", "second"]
+
+
+def test_a_refused_start_is_not_gone_back_from() -> None:
+    plugin = Configured(complaint=ConfigurationError("no"))
+    plugins = plugins_of(a=plugin)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            plugins.configure(team("bad"))
+    assert plugin.teams == ["bad", "bad"]
+
+
+def test_a_plugin_that_does_not_take_the_settings_before_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stuck = Configured()
+    plugins = plugins_of(a=stuck, b=Configured(complaint=ConfigurationError("no")))
+    plugins.configure(team("good"))
+    stuck.line = 7
+    with pytest.raises(ConfigurationError):
+        plugins.configure(team("bad"))
+    assert "'a'" in caplog.text
+
+
+# Asking
+
+
+def test_the_first_answer_counts_and_nobody_else_is_asked() -> None:
+    decliner, answerer, other = (
+        Answers(None),
+        Answers(Identity("me", groups=("x",))),
+        Answers(Identity("other")),
+    )
+    plugins = plugins_of(a=decliner, b=answerer, c=other)
+    assert plugins.authenticate(REQUEST) == Identity("me", groups=("x",))
+    assert (decliner.asked, answerer.asked, other.asked) == (1, 1, 0)
+
+
+def test_trylast_and_tryfirst_move_a_plugin() -> None:
+    plugins = plugins_of(
+        a=Last(Identity("last")), b=Answers(Identity("middle")), c=First(Identity("first"))
+    )
+    assert plugins.authenticate(REQUEST) == Identity("first")
+    plugins = plugins_of(a=Last(Identity("last")), b=Answers(Identity("middle")))
+    assert plugins.authenticate(REQUEST) == Identity("middle")
+
+
+def test_an_async_plugin_that_declines_does_not_win() -> None:
+    plugins = plugins_of(a=AnswersLater(None), b=AnswersLater(None), c=Answers(Identity("me")))
+    assert ask(plugins) == Identity("me")
+
+
+def test_sync_and_async_plugins_are_asked_in_one_order() -> None:
+    plugins = plugins_of(
+        a=Answers(None), b=AnswersLater(None), c=Answers(None), d=AnswersLater(Identity("me"))
+    )
+    assert ask(plugins) == Identity("me")
+
+
+def test_a_plugin_may_answer_a_future() -> None:
+    class Pending:
+        @hookimpl
+        def authenticate(self, request: IncomingRequest) -> Awaitable[Identity]:
+            future = asyncio.get_running_loop().create_future()
+            future.get_loop().call_soon(future.set_result, Identity("me"))
+            return future
+
+    assert ask(plugins_of(a=Pending())) == Identity("me")
+
+
+def test_a_plugin_may_leave_the_argument_out() -> None:
+    class NoArgument:
+        @hookimpl
+        def authenticate(self) -> Identity:
+            return Identity("me")
+
+    assert plugins_of(a=NoArgument()).authenticate(REQUEST) == Identity("me")
+
+
+@pytest.mark.parametrize("kind", [Answers, AnswersLater])
+def test_nobody_who_knows_the_request_is_a_401_that_says_what_to_send(kind: type[Answers]) -> None:
+    with pytest.raises(AuthenticationFailed) as caught:
+        ask(plugins_of(a=kind(None)))
+    assert "x-api-key" in caught.value.message
+    assert "Authorization: Bearer" in caught.value.message
+
+
+@pytest.mark.parametrize("kind", [Answers, AnswersLater])
+@pytest.mark.parametrize(
+    "refused", [AuthenticationFailed("bad"), Denied("no"), Denied("quota", status=429)]
+)
+def test_a_plugins_refusal_ends_the_asking(kind: type[Answers], refused: ClientError) -> None:
+    second = Answers(Identity("second"))
+    with pytest.raises(type(refused)) as caught:
+        ask(plugins_of(a=kind(refused), b=second))
+    assert caught.value is refused
+    assert second.asked == 0
+
+
+class NotQuiteAnIdentity(Identity):
+    pass
+
+
+RUBBISH = [
+    True,
+    "me",
+    {"principal": "me"},
+    Identity,
+    Identity(""),
+    Identity(None),  # type: ignore[arg-type]  # what a careless plugin may answer
+    NotQuiteAnIdentity("me"),
+    AuthenticationFailed("forgot to raise it"),
+]
+
+
+@pytest.mark.parametrize("kind", [Answers, AnswersLater])
+@pytest.mark.parametrize("rubbish", RUBBISH, ids=repr)
+def test_rubbish_fails_closed(
+    kind: type[Answers], rubbish: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Rubbish(kind):  # type: ignore[misc, valid-type]  # one of two known classes
+        @hookimpl
+        def authenticate(self, request: IncomingRequest) -> Any:
+            async def later() -> Any:
+                return rubbish
+
+            return rubbish if kind is Answers else later()
+
+    second = Answers(Identity("second"))
+    with pytest.raises(PluginFailed):
+        ask(plugins_of(rubbish_plugin=Rubbish(None), z=second))
+    assert second.asked == 0
+    assert "'rubbish_plugin'" in caplog.text
+    assert type(rubbish).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("kind", [Answers, AnswersLater])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError(CANARY),
+        ValueError(f"no such token: {CANARY}"),
+        TimeoutError(CANARY),
+        Overloaded(CANARY),
+        Denied(CANARY, status=200),
+        asyncio.CancelledError(CANARY),
+    ],
+    ids=repr,
+)
+def test_an_exception_fails_closed_and_keeps_its_text_to_itself(
+    kind: type[Answers], error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = Answers(Identity("second"))
+    with pytest.raises(PluginFailed) as caught:
+        ask(plugins_of(faulty=kind(error), second=second))
+    assert second.asked == 0
+    failure = caught.value
+    assert (failure.status, failure.retry_after) == (503, 1)
+    for word in ("faulty", type(error).__name__, CANARY):
+        assert word not in failure.message
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "'faulty'" in record.getMessage()
+    assert type(error).__name__ in record.getMessage()
+    if not (kind is AnswersLater and isinstance(error, asyncio.CancelledError)):
+        assert "raise self.answer" in caplog.text  # where it was raised
+    assert CANARY not in caplog.text
+    assert CANARY not in "".join(traceback.format_exception(failure))
+    assert failure.__context__ is None
+
+
+def test_the_cause_of_an_exception_is_logged_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Chained:
+        @hookimpl
+        def authenticate(self, request: IncomingRequest) -> None:
+            try:
+                {}[CANARY]
+            except KeyError as error:
+                raise RuntimeError(CANARY) from error
+
+    with pytest.raises(PluginFailed):
+        ask(plugins_of(a=Chained()))
+    assert "KeyError" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        Hangs(),
+        Hangs(stubborn=True),
+        Hangs(last_words=ValueError(CANARY)),
+        Hangs(last_words=AuthenticationFailed("late")),
+    ],
+    ids=["hangs", "swallows", "raises", "refuses"],
+)
+def test_a_late_answer_fails_closed_and_is_cancelled(
+    plugin: Hangs, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = Answers(Identity("second"))
+    with pytest.raises(PluginFailed):
+        ask(with_timeout(plugins_of(slow=plugin, z=second), 0.01))
+    gc.collect()  # an exception that nobody looked at would be logged by now
+    assert plugin.cancelled
+    assert second.asked == 0
+    assert "'slow'" in caplog.text
+    assert "no answer in" in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_the_deadline_is_for_the_whole_ask() -> None:
+    class Slow:
+        @hookimpl
+        async def authenticate(self, request: IncomingRequest) -> None:
+            await asyncio.sleep(0.2)
+
+    plugins = with_timeout(plugins_of(a=Slow(), b=Slow(), c=Answers(Identity("me"))), 0.3)
+    with pytest.raises(PluginFailed):
+        ask(plugins)
+
+
+def test_the_core_waits_as_long_as_the_setting_says() -> None:
+    class Slow:
+        @hookimpl
+        async def authenticate(self, request: IncomingRequest) -> Identity:
+            await asyncio.sleep(0.1)
+            return Identity("me")
+
+    plugins = with_timeout(plugins_of(a=Slow()), 0.01)
+    with pytest.raises(PluginFailed):
+        ask(plugins)
+    assert ask(with_timeout(plugins, 30)) == Identity("me")
+
+
+def test_whoever_stops_waiting_cancels_the_plugin() -> None:
+    plugin = Hangs()
+    plugins = plugins_of(a=plugin)
+
+    async def main() -> None:
+        answer: Any = plugins.authenticate(REQUEST)
+        waiting = asyncio.ensure_future(answer)
+        while not plugin.begun:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
+    assert plugin.cancelled
+
+
+# Telling
+
+
+class Observer(Answers):
+    def __init__(self, tell: Callable[[RequestRecord], object]) -> None:
+        super().__init__(None)
+        self.tell = tell
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> Any:
+        return self.tell(record)
+
+
+def test_every_observer_is_told() -> None:
+    told: list[RequestRecord] = []
+    plugins = plugins_of(a=Observer(told.append), b=Observer(told.append))
+    plugins.request_finished(RECORD)
+    assert told == [RECORD, RECORD]
+    assert told[0] is RECORD
+
+
+@pytest.mark.parametrize("error", [KeyError(CANARY), asyncio.CancelledError(CANARY)], ids=repr)
+def test_an_observer_that_fails_is_named_and_keeps_nobody_from_being_told(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: RequestRecord) -> None:
+        raise error
+
+    told: list[RequestRecord] = []
+    plugins = plugins_of(faulty=Observer(fail), second=Observer(told.append))
+    plugins.request_finished(RECORD)
+    assert told == [RECORD]
+    assert plugins.failures == {"faulty": 1}
+    assert "'faulty'" in caplog.text
+    assert type(error).__name__ in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_an_observer_that_always_fails_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plugins = plugins_of(faulty=Observer(lambda _: 1 / 0))
+    for _ in range(1_000):
+        plugins.request_finished(RECORD)
+    assert plugins.failures["faulty"] == 1_000
+    assert len(caplog.records) == 10
+    assert "512 so far" in caplog.records[-1].getMessage()
+
+
+def test_an_observer_that_answers_a_coroutine_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def later() -> None: ...
+
+    plugins = plugins_of(faulty=Observer(lambda _: later()))
+    plugins.request_finished(RECORD)
+    gc.collect()  # a coroutine that is never awaited would warn by now
+    assert plugins.failures == {"faulty": 1}
+    assert "'faulty'" in caplog.text
+
+
+# Starting and stopping
+
+
+class Lives(Answers):
+    """Notes when it is started and shut down."""
+
+    def __init__(
+        self,
+        name: str,
+        events: list[str],
+        start: Callable[[], object] = lambda: None,
+        stop: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(None)
+        self.name = name
+        self.events = events
+        self.start = start
+        self.stop = stop
+
+    @hookimpl
+    def startup(self) -> Any:
+        self.events.append(f"start {self.name}")
+        return self.start()
+
+    @hookimpl
+    def shutdown(self) -> Any:
+        self.events.append(f"stop {self.name}")
+        return self.stop()
+
+
+def fail() -> None:
+    raise KeyError(CANARY)
+
+
+async def fail_later() -> None:
+    await asyncio.sleep(0)
+    raise KeyError(CANARY)
+
+
+def run(*steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        for step in steps:
+            await step()
+
+    asyncio.run(main())
+
+
+def test_plugins_start_in_order_and_stop_in_reverse_once() -> None:
+    events: list[str] = []
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        events.append("later")
+
+    plugins = plugins_of(a=Lives("a", events, later, later), b=Lives("b", events))
+    run(plugins.startup, plugins.shutdown, plugins.shutdown)
+    assert events == ["start a", "later", "start b", "stop b", "stop a", "later"]
+
+
+@pytest.mark.parametrize("failing", [fail, fail_later])
+def test_a_failing_startup_is_named_and_undoes_those_before(failing: Callable[[], object]) -> None:
+    events: list[str] = []
+    plugins = plugins_of(
+        a=Lives("a", events), bad=Lives("b", events, failing), c=Lives("c", events)
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        run(plugins.startup)
+    (fault,) = caught.value.faults
+    assert "'bad' failed in startup: KeyError" in fault
+    assert CANARY not in fault
+    assert events == ["start a", "start b", "stop a"]
+
+
+def test_a_startup_may_complain_in_its_own_words() -> None:
+    def complain() -> None:
+        raise ConfigurationError("LOG cannot be opened")
+
+    with pytest.raises(ConfigurationError) as caught:
+        run(plugins_of(a=Lives("a", [], complain)).startup)
+    assert caught.value.faults == ("LOG cannot be opened",)
+
+
+@pytest.mark.parametrize("failing", [fail, fail_later])
+def test_a_failing_shutdown_is_named_and_keeps_nobody_from_stopping(
+    failing: Callable[[], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    plugins = plugins_of(a=Lives("a", events), bad=Lives("b", events, stop=failing))
+    run(plugins.startup, plugins.shutdown)
+    assert events[-2:] == ["stop b", "stop a"]
+    assert "'bad' failed in shutdown: KeyError" in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_a_shutdown_that_hangs_is_left_behind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr("tornadoproxy.pluginmanager.SHUTDOWN_TIMEOUT", 0.01)
+    events: list[str] = []
+    plugins = plugins_of(a=Lives("a", events), slow=Lives("b", events, stop=hang))
+    run(plugins.startup, plugins.shutdown)
+    assert events[-1] == "stop a"
+    assert "'slow' failed in shutdown: no answer in" in caplog.text
+
+
+def test_a_plugin_with_nothing_to_start_is_shut_down_all_the_same() -> None:
+    events: list[str] = []
+
+    class StopsOnly(Answers):
+        @hookimpl
+        def shutdown(self) -> None:
+            events.append("stop")
+
+    run(plugins_of(a=StopsOnly(None)).shutdown)
+    assert events == ["stop"]
+
+
+def test_errors_of_asking_are_proxy_errors() -> None:
+    # whoever calls authenticate needs to know one type only
+    for error in (AuthenticationFailed, Denied, PluginFailed):
+        assert issubclass(error, ProxyError)
