@@ -47,7 +47,8 @@ class ByteStream(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._made = transport
         # a send is over only when the operating system has all of it: an RST would drop the rest
-        transport.set_write_buffer_limits(0)
+        # (asyncio's TLS takes a limit of 0 for one that is always reached)
+        transport.set_write_buffer_limits(high=1 if self._is_tls() else 0, low=0)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -58,7 +59,7 @@ class ByteStream(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._end()
         # a half-closed connection may still be written to; TLS knows none
-        return self.transport.get_extra_info("sslcontext") is None
+        return not self._is_tls()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._was_reset = exc is not None
@@ -71,6 +72,9 @@ class ByteStream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+    def _is_tls(self) -> bool:
+        return self.transport.get_extra_info("sslcontext") is not None
 
     def _end(self) -> None:
         if self.ended_at is None:

@@ -53,6 +53,9 @@ MAX_QUERY_FIELDS = 1000
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,18}")
+# what Tornado takes; anything else it would answer with a bare status line
+_REQUEST_LINE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.[01]")
+_HOST = re.compile(r"([A-Za-z0-9\-._~!$&'()*+;=\[\]:]|%[0-9A-Fa-f]{2})*")
 
 
 class MalformedRequest(Exception):
@@ -128,16 +131,21 @@ class ClientConnection(HTTP1Connection):
 
     def _parse_headers(self, data: bytes) -> tuple[str, HTTPHeaders]:
         if _BARE_LF.search(data):
-            raise MalformedRequest("A line of the request's head ends in a bare line feed.")
+            raise MalformedRequest(
+                "A line of the request's head ends in a bare line feed.", _path(data)
+            )
         try:
             start_line, headers = super()._parse_headers(data)
         except HTTPInputError:
             # its text quotes the line, which may hold a credential
-            raise MalformedRequest("A header line of the request is malformed.") from None
-        path = start_line.partition(" ")[2].partition("?")[0]
+            raise MalformedRequest(
+                "A header line of the request is malformed.", _path(data)
+            ) from None
         fault = _fault_of_head(start_line, headers)
         if fault is not None:
-            raise MalformedRequest(fault, path)
+            raise MalformedRequest(fault, _path(data))
+        if headers.get("Expect", "").lower() == "100-continue":
+            headers["Expect"] = "100-continue"  # Tornado minds the case, RFC 9110 §10.1.1 does not
         return start_line, headers
 
     async def _read_chunked_body(self, delegate: HTTPMessageDelegate) -> None:
@@ -145,7 +153,7 @@ class ClientConnection(HTTP1Connection):
             await super()._read_chunked_body(delegate)
         except HTTPInputError:
             path = self._request_start_line.path if self._request_start_line else "/"
-            raise MalformedRequest("The chunks of the request's body are malformed.", path) from None
+            raise MalformedRequest("A chunk of the request's body is malformed.", path) from None
 
     def _finish_request(self, future: Future[None] | None) -> None:
         line, headers = self._request_start_line, self._request_headers
@@ -169,11 +177,16 @@ class ClientConnection(HTTP1Connection):
             self.close()
 
 
+def _path(head: bytes) -> str:
+    """The path in a head's first line, as far as that can be told."""
+    target = head.lstrip(b"\r\n").partition(b"\n")[0].partition(b" ")[2].partition(b" ")[0]
+    return target.strip().partition(b"?")[0].decode("latin-1")
+
+
 def _fault_of_head(start_line: str, headers: HTTPHeaders) -> str | None:
-    method, _, rest = start_line.partition(" ")
-    target, _, version = rest.partition(" ")
-    if not method or not target or version not in {"HTTP/1.1", "HTTP/1.0"}:
+    if not _REQUEST_LINE.fullmatch(start_line):
         return "The request line is not one of HTTP/1.1."
+    _, target, version = start_line.split(" ")
     lengths = headers.get_list("Content-Length")
     if len(lengths) > 1 or any(not _DIGITS.fullmatch(length) for length in lengths):
         return "The request needs one Content-Length, a whole number."
@@ -187,6 +200,8 @@ def _fault_of_head(start_line: str, headers: HTTPHeaders) -> str | None:
     hosts = headers.get_list("Host")
     if len(hosts) > 1 or (not hosts and version == "HTTP/1.1"):
         return "The request needs one Host header."
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        return "The request's Host header is malformed."
     if target.count("&") >= MAX_QUERY_FIELDS:
         return f"The query string has more than {MAX_QUERY_FIELDS} fields."
     return None

@@ -55,11 +55,13 @@ async def serve_demo(
         plugin_lines = configure(plugins, settings)
 
         def announce(port: int) -> None:
-            facts = banner.facts(settings, port, plugin_lines, plugins.describe())
+            facts = {
+                **dict(banner.facts(settings, port, plugin_lines, plugins.describe())),
+                "upstream": "a script in this process",
+                "event loop": runner.loop_name(),
+            }
             credential = token or banner.credential(settings, plugins.declared_settings())
-            lines = banner.banner(
-                settings, port, (*facts, ("event loop", runner.loop_name())), credential
-            )
+            lines = banner.banner(settings, port, tuple(facts.items()), credential)
             for line in (
                 "This is a demo: the answers come from a script, not from Claude.",
                 *lines,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MAX_API_KEY_LINES = 8
 
+# HTTP's own (RFC 9110 §5.6.3); to str.strip(), the last bytes of "à" and "Å" are blanks as well
+_BLANKS = " \t"
+
 
 class Outcome(StrEnum):
     """How a request ended."""
@@ -82,7 +85,9 @@ class IncomingRequest:
         :raises AuthenticationFailed: there are several ``Authorization`` lines, and they differ.
         """
         lines = self.headers.get_list("X-Api-Key")[:MAX_API_KEY_LINES]
-        keys = tuple(Secret(key.encode("latin-1")) for line in lines if (key := line.strip()))
+        keys = tuple(
+            Secret(key.encode("latin-1")) for line in lines if (key := line.strip(_BLANKS))
+        )
         if keys:
             return keys
         authorization = set(self.headers.get_list("Authorization"))
@@ -91,8 +96,8 @@ class IncomingRequest:
                 "There are several Authorization headers, and they differ: send one."
             )
         for value in authorization:
-            scheme, _, token = value.strip().partition(" ")
-            if scheme.lower() == "bearer" and (token := token.strip()):
+            scheme, _, token = value.strip(_BLANKS).partition(" ")
+            if scheme.lower() == "bearer" and (token := token.strip(_BLANKS)):
                 return (Secret(token.encode("latin-1")),)
         return ()
 

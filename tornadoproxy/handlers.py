@@ -98,8 +98,6 @@ def new_request_id() -> str:
 class BaseHandler(RequestHandler):
     """Errors in the dialect's shape, and none of a web framework's own additions."""
 
-    SUPPORTED_METHODS = tuple(METHODS)
-
     gateway: Gateway
     dialect: Dialect
     request_id: str
@@ -147,6 +145,8 @@ class BaseHandler(RequestHandler):
 class ProbeHandler(BaseHandler):
     """Pages that need no credential and say nothing secret."""
 
+    SUPPORTED_METHODS = ("GET", "HEAD")
+
     def initialize(self, gateway: Gateway, document: bytes = b'{"status":"ok"}') -> None:
         super().initialize(gateway)
         self.document = document
@@ -171,6 +171,8 @@ class ReadyHandler(ProbeHandler):
 
 class ExchangeHandler(BaseHandler):
     """A route behind authentication; each request ends in exactly one record."""
+
+    SUPPORTED_METHODS = tuple(METHODS)
 
     exchange: Exchange
 

@@ -38,9 +38,9 @@ class HangupWatch:
             del self._callbacks[fd]
 
     def close(self) -> None:
-        """Stop watching everything."""
+        """Stop watching everything; harmless the second time."""
         self._callbacks.clear()
-        if sys.platform == "linux":
+        if sys.platform == "linux" and not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 

@@ -94,11 +94,12 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
     An event stream gets ``cache-control: no-cache`` and ``x-accel-buffering: no`` where the
     upstream says nothing, so that no proxy in between holds it back.
 
+    :param fields: the upstream's. Blanks around a value are not part of it (RFC 9112 §5).
     :raises tornado.httputil.HTTPInputError: a name or a value that HTTP does not allow.
     """
     headers = HTTPHeaders()
     for name, value in fields:
-        headers.add(name, value)
+        headers.add(name, value.strip(" \t"))
     if "Connection" in headers:
         for name in _named_by_connection(headers.get_list("Connection")):
             headers.pop(name, None)

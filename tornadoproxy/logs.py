@@ -14,7 +14,6 @@ from tornadoproxy.linewriter import LineWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOGGERS = ("tornadoproxy", "tornado", "asyncio")
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), 0x7F)}
 
 
@@ -29,24 +28,35 @@ def logging_to(fd: int, level: str) -> Iterator[LineWriter]:
     writer = LineWriter(fd)
     handler = _LineHandler(writer)
     root = logging.getLogger()
+    before = {name: logging.getLogger(name).level for name in _levels(level)}
     root.addHandler(handler)
     set_level(level)
     try:
         yield writer
     finally:
         root.removeHandler(handler)
+        for name, number in before.items():
+            logging.getLogger(name).setLevel(number)
         writer.close()
 
 
 def set_level(level: str) -> None:
     """Log from `level` up: ``debug``, ``info``, ``warning`` or ``error``."""
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(level.upper())
-    # below warning it quotes the header lines that it could not read, credentials included
-    general = max(logging.WARNING, logging.getLogger("tornado").level)
-    logging.getLogger("tornado.general").setLevel(general)
-    # its lines hold the whole URI, and so the query; there is an access log without it
-    logging.getLogger("tornado.access").disabled = True
+    for name, number in _levels(level).items():
+        logging.getLogger(name).setLevel(number)
+
+
+def _levels(level: str) -> dict[str, int]:
+    wanted: int = getattr(logging, level.upper())
+    return {
+        "tornadoproxy": wanted,
+        "asyncio": wanted,
+        "tornado": wanted,
+        # below warning it quotes header lines that it cannot read, credentials included
+        "tornado.general": max(wanted, logging.WARNING),
+        # its lines hold the whole URI; the access log is a plugin's
+        "tornado.access": logging.CRITICAL + 1,
+    }
 
 
 class _LineHandler(logging.Handler):

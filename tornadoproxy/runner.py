@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# seconds after the second signal: for what was cut to be recorded, and for all the rest
-_LAST_RECORDS = 1.0
-_LAST_MOMENT = 3.0
+_LAST_RECORDS = 1.0  # seconds after the second signal, for what was cut to be recorded
+_LAST_MOMENT = 3.0  # seconds for the event loop to close
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields is the loop's
@@ -40,7 +39,13 @@ def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields 
     :return: what it returns: the exit status.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main)
+        status = runner.run(main)
+        # whatever does not let itself be cancelled, or blocks a thread, must not hold up the end
+        watchdog = threading.Timer(_LAST_MOMENT, os._exit, (status,))
+        watchdog.daemon = True
+        watchdog.start()
+    watchdog.cancel()
+    return status
 
 
 def loop_name() -> str:
@@ -93,7 +98,6 @@ async def serve(
         await life
         return 0
     _logger.warning("stopping now: requests in flight are cut")
-    _end_within(_LAST_MOMENT)
     server.abort()
     await asyncio.wait((life,), timeout=_LAST_RECORDS)
     return 1
@@ -126,13 +130,6 @@ def _kept(started: Settings, new: Settings) -> Settings:
     return new.replace(
         {setting: started[setting] for setting in CORE_SETTINGS if setting not in RELOADABLE}
     )
-
-
-def _end_within(seconds: float) -> None:
-    """End the process with status 1 after `seconds`, whatever still hangs on."""
-    watchdog = threading.Timer(seconds, os._exit, (1,))
-    watchdog.daemon = True
-    watchdog.start()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -31,14 +31,15 @@ class EventBoundary:
     def discard(self) -> bytes:
         """What makes clients ignore an event that was cut off, so that another can follow.
 
-        Nothing can be taken back, but the last ``event`` field names the event, and clients skip
-        a name that they do not know. Before it, a character cut in half is made whole, since
-        some decode strictly, and the line is ended.
+        Nothing can be taken back, but the last ``event`` field names the event, and a ``ping`` is
+        the one whose data no client looks at: some parse that of any other name, known or not.
+        Before it, a character cut in half is made whole, since some decode strictly, and the line
+        is ended.
         """
         if self.between_events:
             return b""
         mend = b"" if self._tail.endswith(_NEWLINES) else _rest_of_character(self._tail) + b"\n"
-        return mend + b"event: truncated\n\n"
+        return mend + b"event: ping\n\n"
 
 
 def _rest_of_character(tail: bytes) -> bytes:

@@ -133,7 +133,8 @@ class UpstreamClient(AsyncHTTPClient):
         while idle:
             connection = idle.pop()
             connection.on_idle_closed = None
-            if self._loop.time() - connection.idle_since < self._keepalive_timeout:
+            age = self._loop.time() - connection.idle_since
+            if age < self._keepalive_timeout and connection.is_quiet:
                 return connection
             connection.abort()
         return None
@@ -283,6 +284,9 @@ class Call:
         self._payload = b""
         self._patience = self._client.idle_timeout
         self._extend_deadline()
+        if self._timer is not None and self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
         if self._receiver is not None:
             self._receiver.on_head(head, first)
 

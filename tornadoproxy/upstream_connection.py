@@ -17,6 +17,7 @@ end here. Interim answers (1xx) are skipped: ``Expect`` is not sent upstream.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import struct
@@ -168,6 +169,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._eof = False
         self._reused = False
         self._acknowledged = 0
+        self._unheard = False
 
     # -- for the user
 
@@ -178,6 +180,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._answer = _Answer(head_only=head_only)
         if self._reused:
             self._acknowledged = self._bytes_acknowledged()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has come while it was idle: no byte, no end of file, no reset.
+
+        The kernel knows what the event loop tells only with its next turn. Bytes that wait now
+        would be taken for the beginning of the next answer.
+        """
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return not poll.poll(0)
 
     def send(self, data: bytes) -> None:
         """Send, or queue to be sent. See `writing_paused`."""
@@ -240,6 +253,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         self._eof = True
+        self._unheard = self._reused and self._nothing_acknowledged()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -257,16 +271,18 @@ class UpstreamConnection(asyncio.Protocol):
             if answer.told
             else "The upstream closed the connection without an answer."
         )
-        unheard = self._reused and not answer.received and self._nothing_acknowledged()
+        unheard = self._unheard and not answer.received
         user.answer_failed(UpstreamClosed(message), unheard=unheard)
 
     # -- within
 
     def _nothing_acknowledged(self) -> bool:
-        """Whether the peer's kernel took in nothing of what this exchange sent.
+        """Whether the peer's kernel took in nothing of what this exchange sent before its FIN.
 
         A kept connection can turn out like that: the peer had given it up while it was idle, and
-        what we sent met a closed socket. Where the system does not tell, the answer is no.
+        what we sent met a closed socket. A FIN acknowledges all that came before it, so the answer
+        is certain; a reset does not, since acknowledgements are delayed. Where the system does not
+        tell, the answer is no.
         """
         return 0 < self._acknowledged == self._bytes_acknowledged()
 

@@ -1,42 +1,61 @@
 """The real proxy, with this package installed in place of the token plugin."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
 from tornadoproxy import ConfigurationError
-from tornadoproxy.testing import TEST_TOKEN
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream, StartProxy
+
+if TYPE_CHECKING:
+    from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+    from tornado.ioloop import IOLoop
 
 ALICES_TOKEN = "alices-long-random-token"
 BOBS_TOKEN = "bobs-long-random-token"
+CAROLS_TOKEN = "carols-long-random-token"
+
+Ask: TypeAlias = "Callable[[dict[str, str]], Awaitable[HTTPResponse]]"
+Start: TypeAlias = Callable[[], Awaitable[Proxy]]
 
 
-def hashed(token):
+def hashed(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 @pytest.fixture
-def people_file(tmp_path) -> Path:
+def people_file(tmp_path: Path) -> Path:
     path = tmp_path / "people.json"
     path.write_text(json.dumps({"alice": hashed(ALICES_TOKEN), "bob": hashed(BOBS_TOKEN)}))
     return path
 
 
 @pytest.fixture
-def start(start_proxy, people_file):
-    async def start():
-        return await start_proxy(DISABLED_PLUGINS="token", PEOPLE_FILE=people_file)
-
-    return start
+def start(start_proxy: StartProxy, people_file: Path) -> Start:
+    return lambda: start_proxy(DISABLED_PLUGINS="token", PEOPLE_FILE=people_file)
 
 
-async def ask(http_client, proxy, headers):
-    return await http_client.fetch(f"{proxy.url}/v1/models", headers=headers, raise_error=False)
+@pytest.fixture
+def proxy(io_loop: IOLoop, start: Start) -> Proxy:
+    """In place of the one with the token plugin: the clients of the fixtures all use it."""
+    started: Proxy = io_loop.run_sync(start)
+    return started
+
+
+@pytest.fixture
+def ask(http_client: AsyncHTTPClient, base_url: str) -> Ask:
+    return lambda headers: http_client.fetch(
+        f"{base_url}/v1/models", headers=headers, raise_error=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,8 +63,10 @@ async def ask(http_client, proxy, headers):
     [{"x-api-key": BOBS_TOKEN}, {"Authorization": f"Bearer {BOBS_TOKEN}"}],
     ids=["x-api-key", "bearer"],
 )
-async def test_the_right_person_gets_in_by_name(start, http_client, upstream, records, headers):
-    response = await ask(http_client, await start(), headers)
+async def test_the_right_person_gets_in_by_name(
+    ask: Ask, upstream: ScriptedUpstream, records: Records, headers: dict[str, str]
+) -> None:
+    response = await ask(headers)
 
     assert response.code == 200
     assert len(upstream.requests) == 1
@@ -55,10 +76,12 @@ async def test_the_right_person_gets_in_by_name(start, http_client, upstream, re
 @pytest.mark.parametrize(
     "headers",
     [{"x-api-key": "nobodys"}, {"x-api-key": TEST_TOKEN}, {"x-api-key": hashed(BOBS_TOKEN)}, {}],
-    ids=["unknown", "token-plugin's", "hash", "none"],
+    ids=["unknown", "token plugin's", "hash", "none"],
 )
-async def test_nobody_else_gets_in(start, http_client, upstream, records, headers):
-    response = await ask(http_client, await start(), headers)
+async def test_nobody_else_gets_in(
+    ask: Ask, upstream: ScriptedUpstream, records: Records, headers: dict[str, str]
+) -> None:
+    response = await ask(headers)
 
     assert response.code == 401
     assert json.loads(response.body)["error"]["type"] == "authentication_error"
@@ -66,42 +89,45 @@ async def test_nobody_else_gets_in(start, http_client, upstream, records, header
     assert (await records.finished()).principal is None
 
 
-async def test_people_come_and_go_without_a_restart(start, http_client, people_file):
-    proxy = await start()
-    people_file.write_text(json.dumps({"carol": hashed("carols-long-random-token")}))
+async def test_people_come_and_go_without_a_restart(
+    proxy: Proxy, ask: Ask, people_file: Path
+) -> None:
+    people_file.write_text(json.dumps({"carol": hashed(CAROLS_TOKEN)}))
     proxy.reload()
 
-    assert (await ask(http_client, proxy, {"x-api-key": BOBS_TOKEN})).code == 401
-    carol = {"x-api-key": "carols-long-random-token"}
-    assert (await ask(http_client, proxy, carol)).code == 200
+    assert (await ask({"x-api-key": BOBS_TOKEN})).code == 401
+    assert (await ask({"x-api-key": CAROLS_TOKEN})).code == 200
 
 
-async def test_a_file_that_is_wrong_changes_nothing(start, http_client, people_file):
-    proxy = await start()
-    people_file.write_text(json.dumps({"carol": hashed("carols-long-random-token"), "dave": ""}))
+async def test_a_file_that_is_wrong_changes_nothing(
+    proxy: Proxy, ask: Ask, people_file: Path
+) -> None:
+    people_file.write_text(json.dumps({"carol": hashed(CAROLS_TOKEN), "dave": ""}))
 
     with pytest.raises(ConfigurationError, match="'dave' needs the SHA-256"):
         proxy.reload()
-    # configured again with the old settings, whose file is wrong now: those before stay
-    assert (await ask(http_client, proxy, {"x-api-key": BOBS_TOKEN})).code == 200
+    assert (await ask({"x-api-key": CAROLS_TOKEN})).code == 401
+    assert (await ask({"x-api-key": BOBS_TOKEN})).code == 200
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("{", "is not JSON"),
+        (b"{", "is not JSON"),
         (b"\xff", "is not JSON"),
-        ("[]", "an object of names and hashes"),
-        ("{}", "an object of names and hashes"),
-        (json.dumps({"": hashed("t")}), "a name is empty"),
-        (json.dumps({"alice": "in-the-clear"}), "'alice' needs the SHA-256"),
-        (json.dumps({"alice": 5}), "'alice' needs the SHA-256"),
-        (json.dumps({"alice": hashed("t").upper()}), "'alice' needs the SHA-256"),
-        (json.dumps({"alice": hashed("t"), "bob": hashed("t")}), "the same token"),
+        (b"[]", "an object of names and hashes"),
+        (b"{}", "an object of names and hashes"),
+        (f'{{"": "{hashed("t")}"}}'.encode(), "a name is empty"),
+        (b'{"alice": "in-the-clear"}', "'alice' needs the SHA-256"),
+        (b'{"alice": 5}', "'alice' needs the SHA-256"),
+        (f'{{"alice": "{hashed("t").upper()}"}}'.encode(), "'alice' needs the SHA-256"),
+        (f'{{"alice": "{hashed("t")}", "bob": "{hashed("t")}"}}'.encode(), "the same token"),
     ],
 )
-async def test_a_wrong_file_is_refused_readably(start, people_file, content, fault):
-    people_file.write_bytes(content if isinstance(content, bytes) else content.encode())
+async def test_a_wrong_file_is_refused_readably(
+    start: Start, people_file: Path, content: bytes, fault: str
+) -> None:
+    people_file.write_bytes(content)
 
     with pytest.raises(ConfigurationError, match=fault) as caught:
         await start()
@@ -109,7 +135,7 @@ async def test_a_wrong_file_is_refused_readably(start, people_file, content, fau
     assert "in-the-clear" not in str(caught.value)
 
 
-async def test_every_fault_is_told_at_once(start, people_file):
+async def test_every_fault_is_told_at_once(start: Start, people_file: Path) -> None:
     people_file.write_text(json.dumps({"alice": "short", "bob": "short"}))
 
     with pytest.raises(ConfigurationError) as caught:
@@ -117,40 +143,47 @@ async def test_every_fault_is_told_at_once(start, people_file):
     assert len(caught.value.faults) == 3
 
 
-async def test_it_does_not_start_without_a_file(start_proxy):
+async def test_it_does_not_start_without_a_file(start_proxy: StartProxy) -> None:
     with pytest.raises(ConfigurationError, match="PEOPLE_FILE is not set"):
         await start_proxy(DISABLED_PLUGINS="token")
 
 
-def test_the_token_plugin_is_not_even_imported(tmp_path, people_file):
+def test_the_token_plugin_is_not_even_imported(tmp_path: Path, people_file: Path) -> None:
     script = (
-        "import sys\n"
+        "import os, sys\n"
         "from tornadoproxy import cli\n"
-        "status = cli.main(['check'], {'DISABLED_PLUGINS': 'token', 'PEOPLE_FILE': sys.argv[1],"
-        " 'UPSTREAM_API_KEY': 'k'})\n"
-        "print(status, 'tornadoproxy_example_auth' in sys.modules,"
-        " 'tornadoproxy_token' in sys.modules)\n"
+        "status = cli.main(['check'], os.environ)\n"
+        "print([status, *(name in sys.modules for name in sys.argv[1:])])\n"
     )
-    ran = run([sys.executable, "-c", script, str(people_file)], tmp_path)
-
-    assert ran.stdout.splitlines()[-1] == "0 True False"
-    assert "2 people of PEOPLE_FILE" in ran.stdout
-
-
-def test_it_is_listed(tmp_path, people_file):
-    ran = run([sys.executable, "-m", "tornadoproxy", "plugins"], tmp_path, DISABLED_PLUGINS="token")
-
-    rows = [line.split() for line in ran.stdout.splitlines()]
-    first = rows[1]
-    assert first[:3] == ["1", "people", "tornadoproxy-example-auth"]
-    assert "authenticate" in ran.stdout.splitlines()[1]
-    assert ["token", "disabled"] == [
-        cell for row in rows for cell in row if cell in ("token", "disabled")
-    ]
-
-
-def run(command, directory, **variables):
-    environment = {**os.environ, **variables}
-    return subprocess.run(
-        command, cwd=directory, env=environment, check=True, capture_output=True, text=True
+    shown = run(
+        ["-c", script, "tornadoproxy_example_auth", "tornadoproxy_token"],
+        tmp_path,
+        DISABLED_PLUGINS="token",
+        PEOPLE_FILE=str(people_file),
+        UPSTREAM_API_KEY="key",
     )
+
+    assert shown[-1] == "[0, True, False]"
+    assert any("2 people of PEOPLE_FILE" in line for line in shown)
+
+
+def test_it_is_listed_as_the_one_that_authenticates(tmp_path: Path) -> None:
+    shown = run(["-m", "tornadoproxy", "plugins"], tmp_path, DISABLED_PLUGINS="token")
+
+    rows = [line.split() for line in shown]
+    assert rows[1][:3] == ["1", "people", "tornadoproxy-example-auth"]
+    assert "authenticate" in shown[1]
+    assert [row[1] for row in rows if "disabled" in row] == ["token"]
+
+
+def run(arguments: list[str], directory: Path, **variables: str) -> list[str]:
+    """What Python prints, line by line; it must end with 0."""
+    ran = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env={**os.environ, **variables},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return ran.stdout.splitlines()

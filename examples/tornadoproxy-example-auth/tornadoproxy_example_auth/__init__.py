@@ -99,5 +99,5 @@ def _faults(people: object) -> Iterator[str]:
             yield "a name is empty: give it one."
         if not isinstance(hashed, str) or not re.fullmatch("[0-9a-f]{64}", hashed):
             yield f"{name!r} needs the SHA-256 of a token: 64 digits of 0-9 and a-f."
-    if len(set(map(repr, people.values()))) < len(people):
+    if len({repr(hashed) for hashed in people.values()}) < len(people):
         yield "two people have the same token: give each their own."

@@ -1,0 +1,400 @@
+"""The access log: what a line says, what cannot get into it, and what cannot come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tornadoproxy_access_log
+from tornadoproxy_access_log import ACCESS_LOG, ACCESS_LOG_FORMAT, AccessLog, json_line, text_line
+
+from tornadoproxy import ConfigurationError, Outcome, RequestRecord, Settings, Usage
+from tornadoproxy.pluginmanager import Plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RECORD = RequestRecord(
+    time=1_796_000_000.1239,
+    request_id="req_011",
+    principal="token",
+    method="POST",
+    route="/v1/messages",
+    dialect="anthropic",
+    remote_ip="127.0.0.1",
+    status=200,
+    outcome=Outcome.COMPLETED,
+    error=None,
+    model="claude-opus-4-5",
+    usage=Usage(1024, 512, 2000, 0),
+    bytes_in=812,
+    bytes_out=20_431,
+    duration=8.12345,
+    time_to_first_byte=0.41234,
+    upstream_time=8.12,
+    session_id="5e55",
+    agent_id="a1",
+    parent_agent_id="a0",
+)
+NOTHING_KNOWN = dataclasses.replace(
+    RECORD,
+    principal=None,
+    status=None,
+    outcome=Outcome.ABANDONED,
+    model=None,
+    usage=Usage(),
+    time_to_first_byte=None,
+    upstream_time=None,
+    session_id=None,
+    agent_id=None,
+    parent_agent_id=None,
+)
+HOSTILE = [
+    "two\nlines",
+    "two\r\nlines",
+    "a blank",
+    "a\ttab",
+    'a "quote"',
+    "a \\backslash\\n",
+    "\x00\x1b[31mred\x7f",
+    "\x85\u2028\u2029 separators of lines",
+    "füll",
+    "\U0001f600" * 300,
+    "\udcff",
+    "x 200 completed POST /v1/messages in=1 out=1",
+    '","outcome":"completed","x":"',
+    "x" * 10_000,
+    " " * 10_000,
+    "",
+]
+TEXT_FIELDS = (
+    "method", "route", "principal", "model", "remote_ip", "request_id", "session_id", "agent_id",
+    "parent_agent_id", "error",
+)  # fmt: skip
+
+
+def settings(destination: object = "stdout", form: str = "text") -> Settings:
+    return Settings.defaults(ACCESS_LOG, ACCESS_LOG_FORMAT).replace(
+        {ACCESS_LOG: str(destination), ACCESS_LOG_FORMAT: form}
+    )
+
+
+def started(values: Settings) -> AccessLog:
+    plugin = AccessLog()
+    plugin.configure(values)
+    plugin.startup()
+    return plugin
+
+
+def fault(destination: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        AccessLog().configure(settings(destination))
+    (line,) = caught.value.faults
+    assert line.startswith("ACCESS_LOG=")
+    return line
+
+
+def ids(content: str) -> list[str]:
+    return re.findall(r" id=(\S+)", content)
+
+
+def join_writers() -> None:
+    """Wait for those, too, that were left to write out their last lines."""
+    for thread in threading.enumerate():
+        if thread.name == "linewriter":
+            thread.join()
+
+
+def record(request_id: str) -> RequestRecord:
+    return dataclasses.replace(RECORD, request_id=request_id)
+
+
+# Lines
+
+
+def test_a_text_line() -> None:
+    assert text_line(RECORD).decode() == (
+        "2026-11-30T00:53:20.123Z 200 completed POST /v1/messages token claude-opus-4-5 "
+        "in=812 out=20431 ttfb=412ms total=8123ms upstream=8120ms tokens=1024+512 cache=2000+0 "
+        "from=127.0.0.1 id=req_011 session=5e55 agent=a1 parent=a0"
+    )
+
+
+def test_a_text_line_of_which_little_is_known() -> None:
+    assert text_line(NOTHING_KNOWN).decode() == (
+        "2026-11-30T00:53:20.123Z   - abandoned POST /v1/messages - - "
+        "in=812 out=20431 ttfb=- total=8123ms upstream=- tokens=- from=127.0.0.1 id=req_011"
+    )
+
+
+def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
+    failed = dataclasses.replace(
+        NOTHING_KNOWN, outcome=Outcome.FAILED, error="it broke", usage=Usage(input_tokens=7)
+    )
+    line = text_line(failed).decode()
+    assert "   - failed    POST " in line
+    assert " tokens=7+? " in line
+    assert line.endswith(" error=it_broke")
+
+
+def test_a_json_line() -> None:
+    assert json.loads(json_line(RECORD)) == {
+        "time": "2026-11-30T00:53:20.123Z",
+        "request_id": "req_011",
+        "principal": "token",
+        "method": "POST",
+        "route": "/v1/messages",
+        "dialect": "anthropic",
+        "remote_ip": "127.0.0.1",
+        "status": 200,
+        "outcome": "completed",
+        "error": None,
+        "model": "claude-opus-4-5",
+        "input_tokens": 1024,
+        "output_tokens": 512,
+        "cache_read_input_tokens": 2000,
+        "cache_creation_input_tokens": 0,
+        "bytes_in": 812,
+        "bytes_out": 20431,
+        "duration_ms": 8123.4,
+        "time_to_first_byte_ms": 412.3,
+        "upstream_time_ms": 8120.0,
+        "session_id": "5e55",
+        "agent_id": "a1",
+        "parent_agent_id": "a0",
+    }
+
+
+def test_a_json_line_has_every_field_of_a_record_known_or_not() -> None:
+    fields = [field.name for field in dataclasses.fields(RequestRecord) if field.name != "usage"]
+    fields += [field.name for field in dataclasses.fields(Usage)]
+    for each in (RECORD, NOTHING_KNOWN):
+        keys = [key.removesuffix("_ms") for key in json.loads(json_line(each))]
+        assert sorted(keys) == sorted(fields)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+def test_no_value_forges_a_field_or_a_line_of_text(field: str, value: str) -> None:
+    plain: dict[str, Any] = {"error": "x", field: "x"}
+    hostile: dict[str, Any] = {"error": "x", field: value}
+    expected = text_line(dataclasses.replace(RECORD, **plain)).decode().split(" ")
+    line = text_line(dataclasses.replace(RECORD, **hostile)).decode()
+    assert line.isprintable()
+    found = line.split(" ")
+    assert len(found) == len(expected)
+    changed = [at for at in range(len(found)) if found[at] != expected[at]]
+    assert len(changed) <= 1
+    for at in changed:
+        key = expected[at].removesuffix("x")
+        assert found[at].startswith(key)
+        assert 0 < len(found[at].removeprefix(key)) <= 256
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+def test_no_value_forges_a_field_or_a_line_of_json(field: str, value: str) -> None:
+    hostile: dict[str, Any] = {field: value}
+    line = json_line(dataclasses.replace(RECORD, **hostile)).decode("ascii")
+    assert line.isprintable()
+    assert json.loads(line) == {**json.loads(json_line(RECORD)), field: value[:256]}
+
+
+def test_different_values_stay_different() -> None:
+    lines = [text_line(dataclasses.replace(RECORD, route=value)) for value in HOSTILE]
+    assert len(set(lines)) == len(HOSTILE)
+    escaped = text_line(dataclasses.replace(RECORD, route="a b"))
+    assert escaped != text_line(dataclasses.replace(RECORD, route="a\\x20b"))
+
+
+# Where they go
+
+
+@pytest.mark.parametrize("value", ["stdout", "STDERR", "off", "./log", "/var/log/proxy.log"])
+def test_destinations(value: str) -> None:
+    parsed = ACCESS_LOG.parse(value)
+    assert parsed == (value.lower() if "/" not in value else value)
+
+
+@pytest.mark.parametrize("value", ["stdou", "none", "access.log"])
+def test_a_word_that_is_no_path_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^must be stdout, stderr, off, or a file's path"):
+        ACCESS_LOG.parse(value)
+
+
+def test_its_settings_come_through_the_entry_point() -> None:
+    assert set(Plugins.load().declared_settings()) > {ACCESS_LOG, ACCESS_LOG_FORMAT}
+    assert ACCESS_LOG.default == "stdout"
+    assert ACCESS_LOG_FORMAT.default == "text"
+    assert ACCESS_LOG_FORMAT.parse("JSON") == "json"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_lines_go_to_a_standard_stream(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    plugin = started(settings(name))
+    plugin.request_finished(RECORD)
+    plugin.shutdown()
+    captured = capfd.readouterr()
+    assert (
+        getattr(captured, "out" if name == "stdout" else "err") == text_line(RECORD).decode() + "\n"
+    )
+    assert getattr(captured, "err" if name == "stdout" else "out") == ""
+
+
+def test_off_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    plugin = started(settings("off"))
+    plugin.request_finished(RECORD)
+    plugin.shutdown()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lines_are_appended_to_a_file_that_others_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for _ in range(2):
+        plugin = started(settings(path, "json"))
+        plugin.request_finished(RECORD)
+        plugin.shutdown()
+    assert path.read_bytes() == (json_line(RECORD) + b"\n") * 2
+    assert path.stat().st_mode & 0o137 == 0
+
+
+def test_checking_settings_makes_no_file(tmp_path: Path) -> None:
+    line = AccessLog().configure(settings(tmp_path / "log"))
+    assert str(tmp_path / "log") in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    assert "is a directory: name a file in it" in fault(tmp_path)
+    assert f"there is no {tmp_path / 'missing'}" in fault(tmp_path / "missing" / "log")
+    assert "there is no" in fault("/dev/null/log")
+
+
+@pytest.fixture
+def not_root() -> Iterator[None]:
+    """Take root's permissions away, which `os.access` looks up by the real user."""
+    user = os.getuid()
+    if user == 0:
+        os.setreuid(65_534, -1)
+    yield
+    os.setreuid(user, -1)
+
+
+@pytest.mark.usefixtures("not_root")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log").touch(mode=0o400)
+    assert "permission denied" in fault(tmp_path / "log")
+    tmp_path.chmod(0o500)
+    assert "permission denied" in fault(tmp_path / "new")
+
+
+def test_a_pipe_that_nobody_reads_is_refused_at_start(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    plugin = AccessLog()
+    plugin.configure(settings(tmp_path / "fifo"))
+    with pytest.raises(ConfigurationError, match=r"^ACCESS_LOG=\S+ cannot be opened: "):
+        plugin.startup()
+
+
+def test_a_rotated_file_is_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    plugin = started(settings(path))
+    plugin.request_finished(record("before"))
+    path.rename(tmp_path / "log.1")
+    plugin.request_finished(record("between"))
+    plugin.configure(settings(path))
+    plugin.request_finished(record("after"))
+    plugin.shutdown()
+    join_writers()
+    assert ids((tmp_path / "log.1").read_text()) == ["before", "between"]
+    assert ids(path.read_text()) == ["after"]
+
+
+def test_destination_and_form_change_without_losing_a_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plugin = started(settings("stdout"))
+    plugin.request_finished(record("1"))
+    plugin.configure(settings(tmp_path / "log", "json"))
+    plugin.request_finished(record("2"))
+    plugin.configure(settings("stdout"))
+    plugin.request_finished(record("3"))
+    plugin.configure(settings("stdout"))
+    plugin.request_finished(record("4"))
+    plugin.configure(settings("off"))
+    plugin.request_finished(record("5"))
+    plugin.shutdown()
+    join_writers()
+    assert json.loads((tmp_path / "log").read_text())["request_id"] == "2"
+    assert sorted(ids(capfd.readouterr().out)) == ["1", "3", "4"]
+
+
+def test_a_refused_change_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    plugin = started(settings(path))
+    with pytest.raises(ConfigurationError):
+        plugin.configure(settings(tmp_path / "missing" / "log", "json"))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError):
+        plugin.configure(settings(tmp_path / "fifo", "json"))
+    plugin.request_finished(RECORD)
+    plugin.shutdown()
+    assert path.read_bytes() == text_line(RECORD) + b"\n"
+
+
+def test_a_full_disk_breaks_nothing() -> None:
+    plugin = started(settings("/dev/full"))
+    for _ in range(10):
+        plugin.request_finished(RECORD)
+    plugin.shutdown()
+
+
+def test_a_record_after_the_end_breaks_nothing(tmp_path: Path) -> None:
+    plugin = started(settings(tmp_path / "log"))
+    plugin.shutdown()
+    plugin.request_finished(RECORD)
+    assert (tmp_path / "log").read_bytes() == b""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_stuck_reader_delays_nothing_and_lost_lines_are_told_of(
+    tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    plugin = started(settings(path, form))
+    for _ in range(25_000):  # more than may wait and be on their way together
+        plugin.request_finished(RECORD)
+    os.set_blocking(reader, True)
+    with open(reader, "rb") as file, ThreadPoolExecutor() as pool:
+        reading = pool.submit(file.read)
+        plugin.shutdown()
+        lines = reading.result().splitlines()
+    whole = json_line(RECORD) if form == "json" else text_line(RECORD)
+    notices = [line for line in lines if line != whole]
+    assert notices
+    told = sum(dropped_lines(notice, form) for notice in notices)
+    assert told + len(lines) - len(notices) == 25_000
+
+
+def dropped_lines(notice: bytes, form: str) -> int:
+    """How many lines a notice tells of."""
+    if form == "json":
+        return int(json.loads(notice)["dropped_lines"])
+    matched = re.fullmatch(rb"\S+Z (\d+) lines of this log were dropped", notice)
+    assert matched
+    return int(matched[1])
+
+
+def test_each_proxy_has_a_log_of_its_own() -> None:
+    assert tornadoproxy_access_log.plugin is not tornadoproxy_access_log.plugin
+    with pytest.raises(AttributeError, match="has no attribute 'plugni'"):
+        tornadoproxy_access_log.plugni  # noqa: B018

@@ -1,0 +1,497 @@
+"""The command line: the real program, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tornadoproxy import Secret, Setting, Settings, __version__, banner, cli, envfile, parsers
+from tornadoproxy.arguments import COMMANDS
+from tornadoproxy.helptext import default_text, help_text
+from tornadoproxy.pluginmanager import Plugins
+from tornadoproxy.settings import (
+    CORE_SETTINGS,
+    HOST,
+    TLS_CERT,
+    TLS_KEY,
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+    UPSTREAM_CA_FILE,
+)
+from tornadoproxy.sources import Sources
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "canary-token-9f2c7b5e41"
+KEY = "sk-canary-key-51d0a7"
+PATIENCE = 20.0  # seconds; a limit for what would otherwise hang, never an expectation
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """As little as possible, so that nothing of this machine's has a say."""
+    coverage = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE")}
+    return {"PATH": os.defpath, **coverage, **variables}
+
+
+def run(
+    directory: Path, *arguments: str, file: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end in `directory`, with `file` as its ``.env``."""
+    if file is not None:
+        (directory / ".env").write_text(file)
+    return subprocess.run(
+        [sys.executable, "-m", "tornadoproxy", *arguments],
+        cwd=directory,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def install(directory: Path, name: str, source: str) -> str:
+    """Install a package with one plugin in `directory`; returns the PYTHONPATH that finds it."""
+    info = directory / f"{name}-1.5.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+    (info / "entry_points.txt").write_text(f"[tornadoproxy]\n{name} = {name}\n")
+    (directory / f"{name}.py").write_text(source)
+    return str(directory)
+
+
+AUTHENTICATOR = """
+from tornadoproxy import Identity, Setting, hookimpl, parsers
+
+TEAM = Setting("TEAM_NAME", parsers.text, default="us", help="The team that may enter.")
+
+@hookimpl
+def declare_settings():
+    return [TEAM]
+
+@hookimpl
+def configure(settings):
+    return f"the team {settings[TEAM]}"
+
+@hookimpl
+def authenticate(request):
+    return Identity("everybody")
+"""
+
+
+class TestVersionAndToken:
+    def test_version(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "--version")
+        assert (done.returncode, done.stdout) == (0, f"tornadoproxy {__version__}\n")
+
+    def test_a_token_is_strong_alone_and_new(self, tmp_path: Path) -> None:
+        tokens = set()
+        for _ in range(2):
+            done = run(tmp_path, "token", file="NONSENSE")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert re.fullmatch(r"[\w-]{43}\n", done.stdout)
+            tokens.add(done.stdout)
+        assert len(tokens) == 2
+
+    def test_a_token_takes_no_flags(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "token", "--port", "1")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "tornadoproxy: token takes no flags: leave out what follows it\n"
+
+
+class TestHelp:
+    @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["serve", "--help"]])
+    def test_names_every_setting(self, tmp_path: Path, arguments: list[str]) -> None:
+        done = run(tmp_path, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings()):
+            where = (
+                f"environment or .env only; default: {default_text(setting)}"
+                if setting.secret
+                else f"default: {default_text(setting)}"
+            )
+            line = rf"(?m)^  (.*\b)?{setting.name}\b.* \({re.escape(where)}\)$"
+            assert re.search(line, done.stdout), setting.name
+            if setting.flag:
+                assert f"  {setting.flag}, {setting.name}" in done.stdout
+        for command, what in COMMANDS.items():
+            assert re.search(rf"^  {command} +{re.escape(what)}$", done.stdout, re.MULTILINE)
+
+    def test_has_no_flag_for_a_secret(self, tmp_path: Path) -> None:
+        shown = run(tmp_path, "--help").stdout
+        assert "AUTH_TOKEN (environment or .env only; default: none)" in shown
+        assert "--auth-token," not in shown
+        assert "--upstream-api-key," not in shown
+        assert "--https-proxy" not in shown
+
+    def test_names_the_settings_of_other_plugins(self, tmp_path: Path) -> None:
+        path = install(tmp_path / "site", "team", AUTHENTICATOR)
+        shown = run(tmp_path, "--help", PYTHONPATH=path).stdout
+        assert "  --team-name, TEAM_NAME (default: us)\n      The team that may enter.\n" in shown
+
+    def test_works_while_the_settings_are_wrong(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "--help", file="nonsense")
+        assert done.returncode == 0
+        assert "--upstream-base-url" in done.stdout
+        assert "`python -m tornadoproxy check` says why" in done.stdout
+
+    def test_fits_a_terminal(self) -> None:
+        assert max(map(len, help_text(()).splitlines())) <= 100
+
+    @pytest.mark.parametrize(
+        ("parse", "default", "shown"),
+        [
+            (parsers.size, 500 << 20, "500MB"),
+            (parsers.size, 1500, "1500"),
+            (parsers.size, 1 << 40, "1TB"),
+            (parsers.seconds(), 0.5, "0.5"),
+            (parsers.seconds(), 600.0, "600"),
+            (parsers.boolean, True, "yes"),
+            (parsers.boolean, False, "no"),
+            (parsers.words, (), "none"),
+            (parsers.words, ("a", "b"), "a b"),
+            (parsers.text, None, "none"),
+            (parsers.integer(), 0, "0"),
+        ],
+    )
+    def test_shows_defaults_as_one_writes_them(
+        self,
+        parse: Any,
+        default: object,
+        shown: str,  # Any: parsers of several types
+    ) -> None:
+        assert default_text(Setting("X", parse, default=default, help="")) == shown
+
+
+class TestCheck:
+    def test_says_what_is_in_order(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "check", "--port", "1", AUTH_TOKEN=TOKEN, UPSTREAM_API_KEY=KEY)
+        assert (done.returncode, done.stderr) == (0, "")
+        facts = dict(re.findall(r"^  (\S+) +(.*)$", done.stdout, re.MULTILINE))
+        assert facts["address"] == "http://127.0.0.1:1"
+        assert facts["upstream"] == "https://api.anthropic.com, key from UPSTREAM_API_KEY"
+        assert facts["plugins"] == "token, access_log (in the order asked)"
+        assert facts["token"] == "whoever has AUTH_TOKEN"
+        assert TOKEN not in done.stdout
+        assert KEY not in done.stdout
+
+    def test_touches_no_port(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            done = run(tmp_path, "check", "--port", port, UPSTREAM_API_KEY=KEY)
+        assert done.returncode == 0
+
+    def test_serve_is_what_is_checked_by_default(self, tmp_path: Path) -> None:
+        told = {run(tmp_path, *command, "--port", "x").stderr for command in ([], ["serve"])}
+        assert told == {
+            "tornadoproxy: PORT must be a whole number from 0 to 65535, not 'x' "
+            "(on the command line)\n"
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "variables", "file", "told"),
+        [
+            ([], {}, None, "https://api.anthropic.com needs a key: set UPSTREAM_API_KEY or"),
+            (["--prot", "1"], {}, None, "unknown flag --prot: did you mean --port?"),
+            (["--prot=1"], {}, None, "unknown flag --prot: did you mean --port?"),
+            (["--hepl"], {}, None, "unknown flag --hepl: did you mean --help?"),
+            (["--up"], {}, None, "unknown flag --up"),
+            (["--port"], {}, None, "PORT is set but empty: give it a value or unset it (on the"),
+            (["--env-file"], {}, None, "argument --env-file: expected one argument"),
+            (["--help=x"], {}, None, "argument -h/--help: ignored explicit argument 'x'"),
+            (["x"], {}, None, "there is an argument that belongs to no flag: the command comes"),
+            (["-p", "1"], {}, None, "there is an unknown flag, which is not repeated here"),
+            (
+                ["--access-log-form", "json"],
+                {},
+                None,
+                "unknown flag --access-log-form: did you mean --access-log-format?",
+            ),
+            (
+                ["--auth-token", TOKEN],
+                {},
+                None,
+                "AUTH_TOKEN is secret, and everybody can read a process's arguments: set it in",
+            ),
+            (["--upstream-api-key", KEY], {}, None, "UPSTREAM_API_KEY is secret, and everybody"),
+            (["--env-file", "absent"], {}, None, "absent does not exist: create it or name"),
+            ([], {"AUTH_TOKEN": ""}, None, "AUTH_TOKEN is set but empty: give it a value or"),
+            ([], {"AUTH_TOKEN_FILE": "absent"}, None, "AUTH_TOKEN_FILE must name a readable file"),
+            ([], {"HOST": "0.0.0.0"}, None, "HOST is 0.0.0.0 and no AUTH_TOKEN is set: set one"),
+            ([], {"DISABLED_PLUGINS": "token"}, None, "No plugin authenticates requests"),
+            ([], {"DISABLED_PLUGINS": "tokn"}, None, "DISABLED_PLUGINS names "),
+            (
+                [],
+                {"UPSTREAM_BASE_URL": "http://localhost:8000"},
+                None,
+                "UPSTREAM_BASE_URL is http://localhost:8000, where this proxy itself listens",
+            ),
+            ([], {}, f"{TOKEN}\n", ".env, line 1: has no =: write NAME=value"),
+            ([], {}, f"AUTH_TOKEN='{TOKEN}\n", ".env, line 1: cannot be parsed: write NAME=value"),
+            (
+                [],
+                {},
+                "PROT=1\n",
+                ".env, line 1: unknown setting PROT: did you mean PORT?",
+            ),
+            (
+                [],
+                {},
+                "ANTHROPIC_BASE_URL=http://127.0.0.1:8000\n",
+                ".env, line 1: ANTHROPIC_BASE_URL is not read, since a client's leads to this",
+            ),
+        ],
+    )
+    def test_tells_a_fault_in_one_line(
+        self,
+        tmp_path: Path,
+        arguments: list[str],
+        variables: dict[str, str],
+        file: str | None,
+        told: str,
+    ) -> None:
+        if "UPSTREAM_API_KEY" not in told or arguments:
+            variables = {"UPSTREAM_API_KEY": KEY, **variables}
+        done = run(tmp_path, "check", *arguments, file=file, **variables)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"tornadoproxy: {told}")
+        assert TOKEN not in line
+        assert KEY not in line
+
+    def test_tells_all_faults_at_once(self, tmp_path: Path) -> None:
+        done = run(
+            tmp_path,
+            "check",
+            "--nonsense",
+            file="QUITE_ELSE=1\n",
+            LOG_LEVEL="loud",
+            ACCESS_LOG_FORMAT="xml",
+        )
+        assert done.returncode == 2
+        starts = ["unknown flag", ".env, line 1:", "LOG_LEVEL must", "ACCESS_LOG_FORMAT must"]
+        lines = done.stderr.splitlines()
+        assert len(lines) == len(starts)
+        for line, start in zip(lines, starts, strict=True):
+            assert line.startswith(f"tornadoproxy: {start}")
+
+    def test_tells_contradictions_and_what_plugins_refuse_at_once(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "check", HOST="0.0.0.0", TLS_KEY=__file__)
+        told = [line.split()[1] for line in done.stderr.splitlines()]
+        assert told == ["TLS_KEY", "https://api.anthropic.com", "HOST"]
+
+    def test_judges_the_core_even_if_a_plugin_is_broken(self, tmp_path: Path) -> None:
+        path = install(tmp_path / "site", "broken", "raise RuntimeError('no\\nluck')")
+        done = run(tmp_path, "check", PYTHONPATH=path, PORT="x", TEAM_NAME="ours")
+        assert done.returncode == 2
+        plugin, port = done.stderr.splitlines()
+        assert plugin.startswith("tornadoproxy: plugin 'broken'")
+        assert "RuntimeError: no luck" in plugin
+        assert port.startswith("tornadoproxy: PORT must be")
+
+    def test_knows_the_unknown_setting_may_be_a_disabled_plugins(self, tmp_path: Path) -> None:
+        path = install(tmp_path / "site", "team", AUTHENTICATOR)
+        variables = {"PYTHONPATH": path, "UPSTREAM_API_KEY": KEY, "DISABLED_PLUGINS": "token"}
+        done = run(tmp_path, "check", file=f"AUTH_TOKEN={TOKEN}", **variables)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "tornadoproxy: .env, line 1: unknown setting AUTH_TOKEN: remove the line "
+            "(or a setting of a disabled plugin: token)\n"
+        )
+        done = run(tmp_path, "check", "--team-name", "them", file="", **variables)
+        assert done.returncode == 0
+        assert "the team them" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("command", "told"),
+        [
+            ("chekc", "did you mean check?"),
+            (TOKEN, "the command must be one of serve, check, plugins, token, demo"),
+        ],
+    )
+    def test_an_unknown_command_is_a_fault(self, tmp_path: Path, command: str, told: str) -> None:
+        done = run(tmp_path, command, UPSTREAM_API_KEY=KEY)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.endswith(told)
+        assert TOKEN not in line
+
+    def test_a_wrong_value_of_a_secret_is_not_repeated(self, tmp_path: Path) -> None:
+        for variables in (
+            {"UPSTREAM_API_KEY": f"{KEY} {KEY}"},
+            {"HTTPS_PROXY": f"socks5://user:{KEY}@proxy.example"},
+            {"UPSTREAM_BASE_URL": f"https://user:{KEY}@api.example"},
+            {"AUTH_TOKEN_FILE": KEY},
+        ):
+            done = run(tmp_path, "check", **variables)
+            assert done.returncode == 2
+            assert KEY not in done.stderr
+
+    def test_flags_environment_and_file_in_this_order(self, tmp_path: Path) -> None:
+        def port(*arguments: str, **variables: str) -> str:
+            done = run(
+                tmp_path, "check", *arguments, file="PORT=3", UPSTREAM_API_KEY=KEY, **variables
+            )
+            found = re.search(r"127\.0\.0\.1:(\d)", done.stdout)
+            assert found
+            return found[1]
+
+        assert port("--port", "1", PORT="2") == "1"
+        assert port("--port=1", PORT="2") == "1"
+        assert port(PORT="2") == "2"
+        assert port() == "3"
+
+    def test_another_file(self, tmp_path: Path) -> None:
+        (tmp_path / "other").write_text("PORT=4")
+        arguments = ["check", "--env-file", "other"]
+        done = run(tmp_path, *arguments, file="PORT=3", UPSTREAM_API_KEY=KEY)
+        assert "127.0.0.1:4\n" in done.stdout
+
+    def test_a_switch_needs_no_value(self, tmp_path: Path) -> None:
+        variables = {"HOST": "0.0.0.0", "UPSTREAM_API_KEY": KEY}
+        for switch, status in (
+            ("--allow-anonymous", 0),
+            ("--allow-anonymous=yes", 0),
+            ("--allow-anonymous=no", 2),
+        ):
+            assert run(tmp_path, "check", switch, **variables).returncode == status
+
+
+class TestPlugins:
+    def test_are_listed_in_order(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "plugins", PORT="nonsense")
+        assert (done.returncode, done.stderr) == (0, "")
+        head, *rows = [re.split(r" {2,}", line) for line in done.stdout.splitlines()]
+        assert head == ["order", "name", "distribution", "version", "state", "hooks"]
+        assert [row[:5] for row in rows] == [
+            ["1", "token", "tornadoproxy", __version__, "active"],
+            ["2", "access_log", "tornadoproxy", __version__, "active"],
+        ]
+        assert "authenticate" in rows[0][5]
+        assert "request_finished" in rows[1][5]
+
+    def test_of_others_and_disabled_ones(self, tmp_path: Path) -> None:
+        path = install(tmp_path / "site", "team", AUTHENTICATOR)
+        done = run(tmp_path, "plugins", "--disabled-plugins", "access_log", PYTHONPATH=path)
+        rows = [re.split(r" {2,}", line)[:5] for line in done.stdout.splitlines()[1:]]
+        assert done.returncode == 0
+        assert rows == [
+            ["1", "team", "team", "1.5", "active"],
+            ["2", "token", "tornadoproxy", __version__, "active"],
+            ["-", "access_log", "tornadoproxy", __version__, "disabled"],
+        ]
+
+    def test_that_are_broken_are_shown_with_the_reason(self, tmp_path: Path) -> None:
+        path = install(tmp_path / "site", "broken", "raise RuntimeError('no luck')")
+        done = run(tmp_path, "plugins", PYTHONPATH=path)
+        assert done.returncode == 2
+        (row,) = [line for line in done.stdout.splitlines() if "broken" in line]
+        assert "RuntimeError: no luck" in row
+        assert "active" in done.stdout
+        assert done.stderr.startswith("tornadoproxy: plugin 'broken'")
+
+    def test_cannot_be_listed_if_the_disabled_ones_are_not_known(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "plugins", file="nonsense")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "tornadoproxy: .env, line 1: has no =: write NAME=value\n"
+
+    def test_an_unknown_flag_is_told(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "plugins", "--access-log", "off", "--acess-log", "off")
+        assert done.returncode == 2
+        assert done.stderr == (
+            "tornadoproxy: unknown flag --acess-log: did you mean --access-log?\n"
+        )
+
+
+class TestExampleFile:
+    FILES = frozenset({TLS_CERT, TLS_KEY, UPSTREAM_API_KEY_FILE, UPSTREAM_CA_FILE})
+
+    def test_sets_nothing(self) -> None:
+        example = envfile.read(ROOT / ".env.example", required=True)
+        assert (example.faults, dict(example.entries)) == ((), {})
+
+    def test_knows_every_name_and_default(self, tmp_path: Path) -> None:
+        text = (ROOT / ".env.example").read_text()
+        path = tmp_path / ".env"
+        path.write_text(re.sub(r"^#(?=[A-Z])", "", text, flags=re.MULTILINE))
+        example = Sources({}, {}, envfile.read(path, required=True))
+        declared = (*CORE_SETTINGS, *Plugins.load().declared_settings())
+        assert example.env_file.faults == ()
+        assert example.unknown(declared, ()) == ()
+        assert len(example.env_file.entries) > 25
+        for setting in declared:
+            if setting.name in example.env_file.entries and not setting.name.endswith("_FILE"):
+                self.check(example, setting)
+
+    def check(self, example: Sources, setting: Setting[Any]) -> None:
+        if setting in self.FILES:
+            return
+        value = example.read([setting])[setting]
+        if setting.default not in (None, ()):
+            assert value == setting.default, setting.name
+
+
+class TestBanner:
+    SETTINGS = Settings.defaults().replace({UPSTREAM_API_KEY: Secret(KEY)})
+
+    @pytest.mark.parametrize(
+        ("host", "listening", "client"),
+        [
+            ("127.0.0.1", "http://127.0.0.1:9", "http://127.0.0.1:9"),
+            ("0.0.0.0", "http://0.0.0.0:9", "http://127.0.0.1:9"),
+            ("::", "http://[::]:9", "http://[::1]:9"),
+            ("proxy.example", "http://proxy.example:9", "http://proxy.example:9"),
+        ],
+    )
+    def test_shows_a_url_that_works(self, host: str, listening: str, client: str) -> None:
+        settings = self.SETTINGS.replace({HOST: host})
+        facts = banner.facts(settings, 9, (), ())
+        assert ("address", listening) in facts
+        lines = "\n".join(banner.banner(settings, 9, facts, "x"))
+        assert f"ANTHROPIC_BASE_URL={client}\n" in lines
+        assert f'base_url="{client}/openai/v1"' in lines
+        assert banner.streaming_curl(settings, 9, "x").startswith(f"curl -N {client}/v1/messages")
+
+    def test_shows_tls(self) -> None:
+        settings = self.SETTINGS.replace({TLS_CERT: Path("cert.pem")})
+        assert banner.listening_url(settings, 443) == "https://127.0.0.1"
+
+    def test_says_where_the_key_comes_from(self) -> None:
+        def upstream(settings: Settings) -> str:
+            return dict(banner.facts(settings, 9, (), ()))["upstream"]
+
+        assert upstream(self.SETTINGS).endswith("key from UPSTREAM_API_KEY")
+        assert upstream(Settings.defaults()).endswith("no key")
+        by_file = Settings.defaults().replace({UPSTREAM_API_KEY_FILE: Secret(KEY)})
+        assert upstream(by_file).endswith("key from UPSTREAM_API_KEY_FILE")
+
+    def test_names_a_variable_in_the_reader_s_own_language(self) -> None:
+        lines = "\n".join(banner.banner(self.SETTINGS, 9, [("a", "b")], "$AUTH_TOKEN"))
+        assert 'export ANTHROPIC_AUTH_TOKEN="$AUTH_TOKEN"' in lines
+        assert 'api_key=os.environ["AUTH_TOKEN"]' in lines
+        lines = "\n".join(banner.banner(self.SETTINGS, 9, [("a", "b")], "your-token"))
+        assert 'api_key="your-token"' in lines
+
+    def test_knows_whether_there_is_a_token(self) -> None:
+        declared = Plugins.load().declared_settings()
+        settings = Settings.defaults(*declared)
+        assert banner.credential(settings, declared) == "your-token"
+        (token,) = [setting for setting in declared if setting.name == "AUTH_TOKEN"]
+        with_token = settings.replace({token: (Secret(TOKEN),)})
+        assert banner.credential(with_token, declared) == "$AUTH_TOKEN"
+
+
+def test_an_interruption_before_it_serves_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Plugins, "load", interrupt)
+    assert cli.main(["check", "--env-file", os.devnull], {}) == 130

@@ -1,0 +1,125 @@
+"""The plugin in ten lines, as the README shows it. The example package has tests of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream, StartProxy
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from tornado.httpclient import AsyncHTTPClient
+    from tornado.ioloop import IOLoop
+
+OFFICE = Path(__file__).parents[1] / "examples" / "tornadoproxy-office"
+
+
+@pytest.fixture
+def office() -> ModuleType:
+    path = OFFICE / "tornadoproxy_office.py"
+    spec = importlib.util.spec_from_file_location("tornadoproxy_office", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def proxy(io_loop: IOLoop, start_proxy: StartProxy, office: ModuleType) -> Proxy:
+    """With the plugin, behind a proxy on this machine that says where requests come from."""
+    started: Proxy = io_loop.run_sync(
+        lambda: start_proxy(
+            plugins={"office": office},
+            TRUSTED_PROXIES="127.0.0.1",
+            ALLOWED_HOSTS="claude.example.com",
+        )
+    )
+    return started
+
+
+async def test_who_is_in_the_office_gets_in(
+    http_client: AsyncHTTPClient, base_url: str, records: Records
+) -> None:
+    headers = {"X-Forwarded-For": "10.20.3.4", "Host": "claude.example.com"}
+    response = await http_client.fetch(f"{base_url}/v1/models", headers=headers)
+
+    assert response.code == 200
+    assert (await records.finished()).principal == "office 10.20.3.4"
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "principal"),
+    [
+        ({"x-api-key": TEST_TOKEN}, 200, "token"),
+        ({"x-api-key": "guess"}, 401, None),
+        ({}, 401, None),
+    ],
+)
+async def test_everybody_else_needs_the_token(
+    http_client: AsyncHTTPClient,
+    base_url: str,
+    records: Records,
+    token: dict[str, str],
+    status: int,
+    principal: str | None,
+) -> None:
+    response = await http_client.fetch(
+        f"{base_url}/v1/models",
+        headers={"X-Forwarded-For": "10.21.3.4", **token},
+        raise_error=False,
+    )
+
+    assert response.code == status
+    assert (await records.finished()).principal == principal
+
+
+async def test_a_web_page_that_is_read_in_the_office_does_not_get_in(
+    http_client: AsyncHTTPClient, base_url: str, upstream: ScriptedUpstream
+) -> None:
+    page = {"Origin": "https://attacker.example", "Host": "claude.example.com"}
+    response = await http_client.fetch(
+        f"{base_url}/v1/models",
+        headers={"X-Forwarded-For": "10.20.3.4", **page},
+        raise_error=False,
+    )
+
+    assert response.code == 403
+    assert upstream.requests == []
+
+
+def test_its_package_is_found_once_it_is_installed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+
+    def run(*arguments: str, directory: Path) -> str:
+        ran = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=directory,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return ran.stdout
+
+    wheels = tmp_path / "wheels"
+    run("-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), directory=OFFICE)
+    (wheel,) = wheels.iterdir()
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+
+    rows = [
+        line.split()
+        for line in run("-m", "tornadoproxy", "plugins", directory=tmp_path).splitlines()
+    ]
+    names = [row[1] for row in rows]
+    assert names.index("office") < names.index("token")
+    assert rows[names.index("office")][2:5] == ["tornadoproxy-office", "0.1.0", "active"]

@@ -1,0 +1,194 @@
+"""What the README says is so: its settings, quotations, commands and code."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+import openai
+import pytest
+
+from tornadoproxy import Setting, hookspecs
+from tornadoproxy.arguments import COMMANDS
+from tornadoproxy.helptext import default_text
+from tornadoproxy.pluginmanager import Plugins
+from tornadoproxy.settings import CORE_SETTINGS
+from tornadoproxy.testing import Proxy, Records, StartProxy, clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tornado.ioloop import IOLoop
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+THE_TOKEN = "your-secret-token-here"
+THE_URL = "http://localhost:8000"
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of `language`, the lines within the fences."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def block_with(language: str, part: str) -> str:
+    found = [block for block in blocks(language) if part in block]
+    assert len(found) == 1, f"{len(found)} {language} blocks hold {part!r}"
+    return found[0]
+
+
+def settings_table(settings: Iterable[Setting[Any]]) -> Iterator[str]:
+    for setting in settings:
+        names = " or ".join(f"`{name}`" for name in (setting.name, *setting.fallbacks))
+        default = default_text(setting)
+        shown = "" if default == "none" else f"`{default}`"
+        no_flag = "" if setting.flag else " *No flag.*"
+        what = setting.help.replace("*", r"\*")
+        yield f"| {names} | {shown} | {what}{no_flag} |"
+
+
+def plugin_settings() -> tuple[Setting[Any], ...]:
+    """The settings of the plugins in this distribution."""
+    ours = importlib.metadata.distribution("tornadoproxy").entry_points.select(group="tornadoproxy")
+    return Plugins.load(entry_points=ours).declared_settings()
+
+
+def test_every_setting_is_in_the_table_with_its_default() -> None:
+    rows = re.findall(r"^\| `.*\|$", README, re.MULTILINE)
+    settings = [row for row in rows if re.match(r"\| `[A-Z_]+`", row)]
+
+    assert settings == list(settings_table((*CORE_SETTINGS, *plugin_settings())))
+
+
+def test_every_command_and_hook_is_described() -> None:
+    hooks = [
+        name
+        for name, value in vars(hookspecs).items()
+        if getattr(value, f"{hookspecs.PROJECT}_spec", None) is not None
+    ]
+    assert len(hooks) >= 6
+
+    for name in (*COMMANDS, *hooks):
+        assert re.search(rf"^\| `{name}(\(.*\))?` ", README, re.MULTILINE), name
+
+
+QUOTED = re.findall(r"^<!-- (\S+/\S+) -->\n```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(("path", "block"), QUOTED, ids=[path for path, _ in QUOTED])
+def test_what_is_quoted_stands_in_the_file(path: str, block: str) -> None:
+    assert block.strip()
+    assert block in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_every_file_that_is_for_deployment_or_the_ten_lines_is_quoted() -> None:
+    directories = ("deploy", "examples/tornadoproxy-office")
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for directory in directories
+        for path in (ROOT / directory).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files
+    assert files == {path for path, _ in QUOTED}
+
+
+def test_the_plugin_in_ten_lines_has_no_more() -> None:
+    code = (ROOT / "examples/tornadoproxy-office/tornadoproxy_office.py").read_text()
+    assert len([line for line in code.splitlines() if line]) <= 10
+
+
+def test_ci_runs_the_words_of_the_readme() -> None:
+    command = block_with("bash", "-m pytest").strip()
+
+    assert "\n" not in command
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+@pytest.fixture
+def proxy(io_loop: IOLoop, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """One that lets in whom the README's examples let in."""
+    clean_environment(monkeypatch)
+    started: Proxy = io_loop.run_sync(lambda: start_proxy(AUTH_TOKEN=THE_TOKEN))
+    return started
+
+
+async def run(code: str, proxy: Proxy) -> dict[str, Any]:
+    """Run one of the README's Python blocks against `proxy`; return its names."""
+    assert THE_URL in code
+    names: dict[str, Any] = {}
+    compiled = compile(code.replace(THE_URL, proxy.url), "README.md", "exec")
+    await asyncio.to_thread(exec, compiled, names)
+    return names
+
+
+async def test_the_anthropic_client_in_python_works(
+    proxy: Proxy, records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = await run(block_with("python", "from anthropic import"), proxy)
+
+    assert isinstance(names["client"], anthropic.Anthropic)
+    assert "Hello, Claude!" in capsys.readouterr().out
+    assert (await records.finished()).principal == "token"
+    names["client"].close()
+
+
+@pytest.mark.parametrize("alternative", ["auth_token=", "default_headers="])
+async def test_its_alternatives_work(proxy: Proxy, records: Records, alternative: str) -> None:
+    statements = ast.parse(block_with("python", alternative)).body
+    (statement,) = (ast.unparse(each) for each in statements if alternative in ast.unparse(each))
+    code = "from anthropic import Anthropic\n" + statement
+
+    client = (await run(code, proxy))["client"]
+    await asyncio.to_thread(client.models.list)
+    assert (await records.finished()).status == 200
+    client.close()
+
+
+async def test_the_openai_client_in_python_authenticates(proxy: Proxy) -> None:
+    client = (await run(block_with("python", "from openai import"), proxy))["client"]
+    stranger = client.with_options(api_key="somebody-else", max_retries=0)
+
+    with pytest.raises(openai.AuthenticationError) as refused:
+        await asyncio.to_thread(stranger.models.list)
+    assert refused.value.code == "invalid_api_key"
+    with pytest.raises(openai.NotFoundError):  # in, but there is nothing there yet
+        await asyncio.to_thread(client.models.list)
+    client.close()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+@pytest.mark.parametrize("header", ["x-api-key: ", "Authorization: Bearer "])
+async def test_the_curl_commands_work(proxy: Proxy, records: Records, header: str) -> None:
+    command = block_with("bash", f'-H "{header}{THE_TOKEN}"').replace(THE_URL, proxy.url)
+
+    ran = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", command], capture_output=True, check=True, text=True
+    )
+    assert json.loads(ran.stdout)["type"] == "message"
+    assert (await records.finished()).status == 200
+
+
+@pytest.mark.parametrize("package", ["@anthropic-ai/sdk", "openai"])
+def test_typescript_is_told_the_same(package: str) -> None:
+    """Node is not part of these tests: at least token and address agree with the tested ones."""
+    code = block_with("typescript", f'from "{package}"')
+    address = f"{THE_URL}/openai/v1" if package == "openai" else THE_URL
+
+    assert f'baseURL: "{address}"' in code
+    assert f'apiKey: "{THE_TOKEN}"' in code
