@@ -564,6 +564,7 @@ async def test_the_anthropic_sdk_surfaces_class_type_message_and_request_id(
     ],
 )
 async def test_the_anthropic_sdk_has_a_class_for_each(
+    anthropic_client: anthropic.AsyncAnthropic,
     start_proxy: StartProxy,
     upstream: ScriptedUpstream,
     settings: dict[str, Any],  # as start_proxy takes them
@@ -573,17 +574,20 @@ async def test_the_anthropic_sdk_has_a_class_for_each(
 ) -> None:
     proxy = await start_proxy(**settings)
     upstream.script(answer)
-    client = anthropic.AsyncAnthropic(base_url=proxy.url, api_key=TEST_TOKEN, max_retries=0)
-    async with client:
-        with pytest.raises(kind) as caught:
-            await client.messages.create(**message())
+    client = anthropic_client.with_options(base_url=proxy.url)
+    with pytest.raises(kind) as caught:
+        await client.messages.create(**message())
     assert caught.value.type == error_type
     assert caught.value.api_message
     assert (caught.value.request_id or "").startswith("req_")
 
 
 async def test_the_anthropic_sdk_retries_after_an_overload(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    anthropic_client: anthropic.AsyncAnthropic,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
 ) -> None:
     """529 with retry-after: the SDK waits, and tries again."""
     proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1)
@@ -591,16 +595,15 @@ async def test_the_anthropic_sdk_retries_after_an_overload(
     first = await raw()
     await first.send(get("/v1/x"))
     await upstream.received()
-    client = anthropic.AsyncAnthropic(base_url=proxy.url, api_key=TEST_TOKEN, max_retries=0)
-    async with client:
-        with pytest.raises(anthropic.OverloadedError) as caught:
-            await client.messages.create(**message())
-        assert caught.value.type == "overloaded_error"
-        patient = client.with_options(max_retries=1)
-        asking = asyncio.create_task(patient.messages.create(**message()))
-        assert (await records.finished(2)).status == 529
-        await first.close()
-        assert (await asking).type == "message"
+    client = anthropic_client.with_options(base_url=proxy.url)
+    with pytest.raises(anthropic.OverloadedError) as caught:
+        await client.messages.create(**message())
+    assert caught.value.type == "overloaded_error"
+    patient = client.with_options(max_retries=1)
+    asking = asyncio.create_task(patient.messages.create(**message()))
+    assert (await records.finished(2)).status == 529
+    await first.close()
+    assert (await asking).type == "message"
 
 
 async def test_the_openai_sdk_surfaces_class_type_code_message_and_request_id(

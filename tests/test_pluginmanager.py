@@ -668,6 +668,7 @@ RUBBISH = [
     Identity,
     Identity(""),
     Identity(None),  # type: ignore[arg-type]  # what a careless plugin may answer
+    Identity(7),  # type: ignore[arg-type]  # likewise
     NotQuiteAnIdentity("me"),
     AuthenticationFailed("forgot to raise it"),
 ]

@@ -6,7 +6,6 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-import anthropic
 import pytest
 
 from tornadoproxy.testing import (
@@ -20,6 +19,9 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+    from anthropic.types.messages.batch_create_params import Request
+
     from tornadoproxy.testing import (
         Answer,
         OpenRaw,
@@ -846,7 +848,7 @@ async def test_the_model_list_is_answered_without_a_redirect(
     assert upstream.requests[0].target == "/v1/models?limit=1000"
 
 
-BATCH = [
+BATCH: list[Request] = [
     {
         "custom_id": "one",
         "params": {
@@ -873,12 +875,12 @@ async def test_results_url_is_left_alone_by_default(
 
 
 async def test_results_url_can_be_made_to_lead_through_the_proxy(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, raw: OpenRaw
+    start_proxy: StartProxy, upstream: ScriptedUpstream, anthropic_client: AsyncAnthropic
 ) -> None:
     proxy = await start_proxy(REWRITE_RESULTS_URL="yes")
-    async with anthropic.AsyncAnthropic(base_url=proxy.url, api_key=TEST_TOKEN) as client:
-        batch = await client.messages.batches.create(requests=BATCH)  # type: ignore[arg-type]
-        results = [result async for result in await client.messages.batches.results(batch.id)]
+    batches = anthropic_client.with_options(base_url=proxy.url).messages.batches
+    batch = await batches.create(requests=BATCH)
+    results = [result async for result in await batches.results(batch.id)]
     assert batch.results_url == f"{proxy.url}/v1/messages/batches/{batch.id}/results"
     assert [result.custom_id for result in results] == ["one"]
     assert all(each.all("x-api-key") == [TEST_UPSTREAM_KEY] for each in upstream.requests)

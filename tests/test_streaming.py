@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anthropic
 import pytest
@@ -16,6 +16,7 @@ from tornadoproxy.settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,
+    clean_environment,
     event,
     json_answer,
     message_document,
@@ -27,10 +28,11 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from tornadoproxy.testing import (
         Answer,
+        Document,
         OpenRaw,
         Proxy,
         RawConnection,
@@ -54,7 +56,7 @@ PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 @pytest.fixture
-def no_errors_logged(caplog: pytest.LogCaptureFixture) -> object:
+def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """What upstreams and clients do wrong is not an error of the proxy."""
     yield
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
@@ -285,12 +287,15 @@ CUTS = {
     "inside a character of two bytes": STREAM[: STREAM.index("ü".encode()) + 1],
     "inside a character of three bytes": STREAM[: STREAM.index("世".encode()) + 2],
     "inside a character of four bytes": STREAM[: STREAM.index("😀".encode()) + 1],
-    "inside a line end": b"event: a\r\ndata: b\r\n\r\nevent: c\r\ndata: d\r",
-    "inside the blank line": b"event: a\r\ndata: b\r\n\r\nevent: c\r\ndata: d\r\n\r",
+    "inside a line end": b"event: message_stop\r\ndata: {}\r\n\r\nevent: c\r\ndata: {}\r",
+    "inside the blank line": b"event: message_stop\r\ndata: {}\r\n\r\nevent: c\r\ndata: {}\r\n\r",
 }
 CHUNKED = response_head(200, EVENT_STREAM)
 CLOSE_DELIMITED = response_head(200, EVENT_STREAM[:1])
-LENGTH = response_head(200, [EVENT_STREAM[0], ("Content-Length", "100000")])
+
+
+def with_length_of(length: int) -> bytes:
+    return response_head(200, [EVENT_STREAM[0], ("Content-Length", str(length))])
 
 
 def chunk(data: bytes) -> bytes:
@@ -299,17 +304,16 @@ def chunk(data: bytes) -> bytes:
 
 def breaks(sent: bytes) -> dict[str, Answer]:
     """The ways in which an answer breaks off after these bytes of its body."""
+    with_length = with_length_of(len(sent) + 100_000)
     return {
         "chunked, FIN": raw_answer(CHUNKED + chunk(sent), end="close"),
-        "chunked, FIN inside a chunk": raw_answer(
-            CHUNKED + b"fffff\r\n" + sent, end="close"
-        ),
+        "chunked, FIN inside a chunk": raw_answer(CHUNKED + b"fffff\r\n" + sent, end="close"),
         "chunked, RST": raw_answer(CHUNKED + chunk(sent), end="reset"),
         "chunked, silence": raw_answer(CHUNKED + chunk(sent), end="hang"),
         "chunked, garbage": raw_answer(CHUNKED + chunk(sent), b"so long\r\n", end="hang"),
         "to the close, RST": raw_answer(CLOSE_DELIMITED + sent, end="reset"),
-        "with a length, FIN": raw_answer(LENGTH + sent, end="close"),
-        "with a length, RST": raw_answer(LENGTH + sent, end="reset"),
+        "with a length, FIN": raw_answer(with_length + sent, end="close"),
+        "with a length, RST": raw_answer(with_length + sent, end="reset"),
     }
 
 
@@ -368,3 +372,301 @@ async def test_broken_stream_ends_in_an_error_and_never_cleanly(
     assert record.error
     assert error["message"] in record.error
     assert record.bytes_out == len(response.body)
+
+
+@pytest.mark.parametrize("how", BREAKS)
+async def test_broken_stream_raises_the_sdks_own_error(
+    how: str,
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clean_environment(monkeypatch)
+    proxy = await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    url = proxy.url
+    async with anthropic.AsyncAnthropic(base_url=url, api_key=TEST_TOKEN, max_retries=0) as client:
+        for sent in CUTS.values():
+            upstream.script(breaks(sent)[how])
+            with pytest.raises(anthropic.APIStatusError, match="upstream") as caught:
+                await consumed(client)
+            body = caught.value.body
+            assert isinstance(body, dict)
+            assert body["error"]["type"] == "api_error"
+
+
+async def test_broken_stream_raises_in_the_sdks_stream_helper(
+    anthropic_client: anthropic.AsyncAnthropic, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(breaks(CUTS["inside the data"])["chunked, RST"])
+    texts: list[str] = []
+
+    async def read(stream: anthropic.AsyncMessageStream[None]) -> None:
+        async for text in stream.text_stream:
+            texts.append(text)
+
+    async with anthropic_client.messages.stream(
+        model="claude-sonnet-5-5", max_tokens=9, messages=[{"role": "user", "content": "Hi"}]
+    ) as stream:
+        with pytest.raises(anthropic.APIStatusError, match="upstream"):
+            await read(stream)
+    assert texts == ["Grüße,", " 世界"]
+
+
+@pytest.mark.parametrize("left", [1, 100])
+async def test_error_that_exceeds_the_announced_length_is_left_out(
+    left: int, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    upstream.script(raw_answer(with_length_of(len(STREAM) + left) + STREAM, end="close"))
+    response = partial(await truncated(await raw()))
+    assert response.body == STREAM
+    record = await records.finished()
+    assert (record.outcome, record.bytes_out) == ("failed", len(STREAM))
+
+
+@pytest.mark.parametrize("how", BREAKS)
+async def test_broken_stream_is_a_reset_to_a_client_of_http_1_0(
+    how: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    """Its answer ends with the connection, so that an orderly end would be a clean one."""
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    sent = CUTS["inside the data"]
+    upstream.script(breaks(sent)[how])
+    cut = await truncated(await raw(), REQUEST_1_0)
+    assert cut.reset
+    assert error_after(sent, partial(cut).body)["type"] == "api_error"
+
+
+async def test_tokens_of_a_broken_stream_are_counted(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    upstream.script(breaks(b"".join(EVENTS[:4]))["chunked, RST"])
+    await truncated(await raw())
+    record = await records.finished()
+    assert record.model == "claude-sonnet-5-5"
+    assert (record.usage.input_tokens, record.usage.output_tokens) == (10, 1)
+
+
+JSON = json.dumps(message_document()).encode()
+JSON_TYPE = ("Content-Type", "application/json")
+BROKEN_JSON: dict[str, tuple[bytes, Literal["close", "reset", "hang"]]] = {
+    "length, FIN": (
+        response_head(200, [JSON_TYPE, ("Content-Length", str(len(JSON) + 1))]) + JSON,
+        "close",
+    ),
+    "length, RST": (
+        response_head(200, [JSON_TYPE, ("Content-Length", str(len(JSON) + 1))]) + JSON,
+        "reset",
+    ),
+    "length, silence": (
+        response_head(200, [JSON_TYPE, ("Content-Length", str(len(JSON) + 1))]) + JSON,
+        "hang",
+    ),
+    "chunked, FIN": (response_head(200, [JSON_TYPE, EVENT_STREAM[1]]) + chunk(JSON), "close"),
+    "chunked, RST": (response_head(200, [JSON_TYPE, EVENT_STREAM[1]]) + chunk(JSON), "reset"),
+    "chunked, garbage": (
+        response_head(200, [JSON_TYPE, EVENT_STREAM[1]]) + chunk(JSON) + b"\r\n\r\n",
+        "hang",
+    ),
+    "to the close, RST": (response_head(200, [JSON_TYPE]) + JSON, "reset"),
+}
+
+
+@pytest.mark.parametrize("request_head", [REQUEST, REQUEST_1_0], ids=["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize("how", BROKEN_JSON)
+async def test_broken_json_is_cut_and_nothing_added(
+    how: str,
+    request_head: bytes,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    answer, end = BROKEN_JSON[how]
+    upstream.script(raw_answer(answer, end=end))
+    cut = await truncated(await raw(), request_head)
+    assert partial(cut).body == JSON
+    record = await records.finished()
+    assert (record.outcome, record.status, record.bytes_out) == ("failed", 200, len(JSON))
+    assert record.error
+    assert record.usage.output_tokens == 1
+
+
+async def test_broken_compressed_stream_is_cut_and_nothing_added(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    packed = gzip.compress(STREAM)[:-20]
+    head = response_head(200, [*EVENT_STREAM, ("Content-Encoding", "gzip")])
+    upstream.script(raw_answer(head + chunk(packed), end="close"))
+    assert partial(await truncated(await raw())).body == packed
+    assert (await records.finished()).outcome == "failed"
+
+
+async def test_silent_upstream_is_let_go(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    upstream.script(breaks(CUTS["between two events"])["chunked, silence"])
+    await truncated(await raw())
+    async with asyncio.timeout(1):
+        await upstream.requests[0].gone()
+
+
+# -- pings of our own
+
+
+async def test_pings_come_between_events_and_only_there(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    """Silence after an event gets pings; silence within the next one gets the idle deadline."""
+    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.05, UPSTREAM_IDLE_TIMEOUT=0.4)
+    client_has_pings = asyncio.Event()
+    half = EVENTS[4][:20]
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        await exchange.chunk(b"".join(EVENTS[:4]))
+        await client_has_pings.wait()
+        await exchange.chunk(half)
+        await exchange.gone()
+
+    upstream.script(answer)
+    client = await raw()
+    await client.send(REQUEST)
+    await client.head()
+    assert await client.chunk() == b"".join(EVENTS[:4])
+    assert await client.chunk() == PING
+    assert await client.chunk() == PING
+    client_has_pings.set()
+    assert await client.chunk() == half
+    assert error_after(half, half + await client.chunk())["type"] == "api_error"
+    with pytest.raises(Truncated):
+        await client.chunk()
+    assert (await records.finished()).outcome == "failed"
+
+
+async def test_pings_do_not_hide_a_dead_upstream(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.05, UPSTREAM_IDLE_TIMEOUT=0.3)
+    upstream.script(sse_answer(EVENTS[:4], end="hang"))
+    response = partial(await truncated(await raw()))
+    sent = b"".join(EVENTS[:4])
+    pinged = re.fullmatch(
+        b"(%b)+(event: error.*)" % re.escape(PING), response.body[len(sent) :], re.S
+    )
+    assert pinged is not None
+    assert error_after(b"", pinged[2])["type"] == "api_error"
+    assert (await records.finished()).outcome == "failed"
+
+
+async def test_pings_are_off_unless_asked_for(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    proxy = await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.2)
+    assert proxy.settings[SSE_KEEPALIVE_INTERVAL] == 0
+    upstream.script(sse_answer(EVENTS[:4], end="hang"))
+    response = partial(await truncated(await raw()))
+    sent = b"".join(EVENTS[:4])
+    assert PING not in response.body
+    assert response.body[len(sent) :].startswith(b"event: error\n")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [JSON_TYPE, EVENT_STREAM[1]],
+        [*EVENT_STREAM, ("Content-Encoding", "gzip")],
+        [EVENT_STREAM[0], ("Content-Length", "16")],
+    ],
+    ids=["JSON", "compressed", "with a length"],
+)
+async def test_pings_are_for_plain_event_streams_alone(
+    headers: list[tuple[str, str]],
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+) -> None:
+    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.2)
+    part = b"a: 1\n\n"
+    body = part if ("Content-Length", "16") in headers else chunk(part)
+    upstream.script(raw_answer(response_head(200, headers) + body, end="hang"))
+    assert partial(await truncated(await raw())).body == part
+
+
+async def test_sdk_passes_over_pings(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clean_environment(monkeypatch)
+    proxy = await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02)
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        for each in EVENTS:
+            await exchange.chunk(each)
+            await asyncio.sleep(0.05)  # the silence that pings fill
+        await exchange.last_chunk()
+
+    upstream.script(answer)
+    async with (
+        anthropic.AsyncAnthropic(base_url=proxy.url, api_key=TEST_TOKEN, max_retries=0) as client,
+        client.messages.stream(
+            model="claude-sonnet-5-5", max_tokens=9, messages=[{"role": "user", "content": "Hi"}]
+        ) as stream,
+    ):
+        assert await stream.get_final_text() == "Grüße, 世界 und 😀!"
+    record = await records.finished()
+    assert record.outcome == "completed"
+    assert record.bytes_out >= len(STREAM) + len(PING) * len(EVENTS)
+
+
+# -- a slow client slows the upstream down
+
+PIECE = bytes(range(256)) * 256
+PIECES = 1024
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/octet-stream"])
+async def test_upstream_waits_for_a_client_that_does_not_read(
+    content_type: str, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    """It stalls with most of 64 MB unsent, goes on when the client reads, and all bytes arrive."""
+    sent = 0
+    all_sent = asyncio.Event()
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        nonlocal sent
+        await exchange.read_all()
+        await exchange.head(
+            200, [("Content-Type", content_type), ("Content-Length", str(len(PIECE) * PIECES))]
+        )
+        for _ in range(PIECES):
+            await exchange.send(PIECE)
+            sent += len(PIECE)
+        all_sent.set()
+
+    upstream.script(answer)
+    client = await raw(receive_buffer=16_384)
+    await client.send(REQUEST)
+    await client.head()
+    before = -1
+    while before < sent:  # once nothing more is taken, it stalls for good
+        before = sent
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await all_sent.wait()
+    assert sent < len(PIECE) * PIECES / 2
+    left = len(PIECE) * PIECES
+    digest = hashlib.sha256()
+    while left:
+        received = await client.read()
+        left -= len(received)
+        digest.update(received)
+    assert digest.digest() == hashlib.sha256(PIECE * PIECES).digest()
+    assert all_sent.is_set()
+    assert (await records.finished()).outcome == "completed"

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 import time
+from typing import cast
 
 READ_AHEAD = 64 * 1024
 MAX_LINE = 1024 * 1024
@@ -44,11 +45,11 @@ class ByteStream(asyncio.Protocol):
         return self._made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._made = transport
+        # not isinstance: uvloop's transports are not derived from asyncio's
+        self._made = cast("asyncio.Transport", transport)
         # a send is over only when the operating system has all of it: an RST would drop the rest
         # (asyncio's TLS takes a limit of 0 for one that is always reached)
-        transport.set_write_buffer_limits(high=1 if self._is_tls() else 0, low=0)
+        self._made.set_write_buffer_limits(high=1 if self._is_tls() else 0, low=0)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -78,6 +78,8 @@ class ClientConnection(HTTP1Connection):
     ) -> None:
         super().__init__(stream, False, params, context)
         self._is_draining = is_draining
+        # Tornado listens for it only once the whole request has been read
+        stream.set_close_callback(self._on_connection_close)
 
     @property
     def has_request(self) -> bool:

@@ -243,6 +243,7 @@ class Plugins:
             return identity if isinstance(identity, Identity) else await identity
         if _vouches(answer):
             return answer
+        _discard(answer)
         raise self._refusal(plugin, _nonsense(answer))
 
     def _refusal(self, plugin: str, error: BaseException) -> ProxyError:
@@ -369,7 +370,6 @@ class _Found:
         else:
             self._active.append(_info(point, "active", hooks=hooks))
             return
-        self._manager.unregister(name=point.name)
         self._broken.append(_info(point, "broken", reason=reason))
         self.faults.append(
             f"plugin {point.name!r} of {_source(point)} cannot be used (mend it, or leave it out "

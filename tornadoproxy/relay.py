@@ -271,7 +271,7 @@ class RelayHandler(ExchangeHandler):
     def _follow_events(self) -> None:
         self._boundary = EventBoundary()
         interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
-        if interval:
+        if interval and "Content-Length" not in self._headers:
             self._last_write = self._loop.time()
             self._ping_timer = self._loop.call_later(interval, self._ping)
 
@@ -296,7 +296,12 @@ class RelayHandler(ExchangeHandler):
         if self._boundary is None or self._finished:
             super().break_off(error)
             return
-        self.write(self._boundary.discard() + self.dialect.stream_error(error, self.request_id))
+        last_words = self._boundary.discard() + self.dialect.stream_error(error, self.request_id)
+        length = self._headers.get("Content-Length")
+        if length is not None and self.exchange.bytes_out + len(last_words) > int(length):
+            super().break_off(error)
+            return
+        self.write(last_words)
         self._boundary = None
         flushed = self.flush()
         if flushed.done():

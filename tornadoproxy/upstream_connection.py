@@ -148,7 +148,9 @@ class _Answer:
         self.complete = self._head_only
 
     def on_body(self, body: bytes) -> None:
-        if not self._head_only:
+        if self._head_only:
+            self.keep_alive = False  # it has a body after all, and who knows where that ends
+        else:
             self.pieces.append(body)
 
     def on_message_complete(self) -> None:
@@ -188,6 +190,8 @@ class UpstreamConnection(asyncio.Protocol):
         The kernel knows what the event loop tells only with its next turn. Bytes that wait now
         would be taken for the beginning of the next answer.
         """
+        if self._transport.is_closing():
+            return False
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return not poll.poll(0)
