@@ -1,3 +1,56 @@
-"""What every test can take: the fixtures that plugin authors have."""
+"""What every test can take, and what none may do: let a credential be seen.
+
+Whatever a test logs or prints, and whatever reaches its upstream, is looked through for the
+credentials of its fixtures. A test in which one turns up where it does not belong fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
 
 pytest_plugins = ["tornadoproxy.testing"]
+
+
+def pytest_configure() -> None:
+    """Log everything of ours, so that what few would see is looked through as well."""
+    for name in ("tornadoproxy", "tornado"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that let a credential be seen."""
+    report = yield
+    places = [*_in_output(report, call.when), *_upstream(item)]
+    if places and report.outcome == "passed":
+        report.outcome = "failed"
+        report.longrepr = f"a credential is in: {', '.join(places)}"
+    return report
+
+
+def _in_output(report: pytest.TestReport, phase: str) -> Iterator[str]:
+    # not at the top: pytest is to load this first, as a plugin, and to rewrite its assertions
+    from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY
+
+    for title, text in report.sections:
+        if title.endswith(phase) and (TEST_TOKEN in text or TEST_UPSTREAM_KEY in text):
+            yield title
+
+
+def _upstream(item: pytest.Item) -> Iterator[str]:
+    from tornadoproxy.testing import TEST_TOKEN, ScriptedServer
+
+    arguments: dict[str, object] = getattr(item, "funcargs", {})
+    upstream = arguments.get("upstream")
+    if isinstance(upstream, ScriptedServer):
+        for received in upstream.requests:
+            if TEST_TOKEN.encode() in received.raw_head:
+                yield f"what reached the upstream: {received}"

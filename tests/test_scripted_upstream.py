@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -861,58 +862,51 @@ async def test_it_speaks_tls(raw: OpenRaw) -> None:
     authority.issue_cert("127.0.0.1").configure_cert(server_side)
     client_side = ssl.create_default_context()
     authority.configure_trust(client_side)
-    upstream = ScriptedUpstream(ssl=server_side)
-    await upstream.start()
-    assert upstream.url == f"https://127.0.0.1:{upstream.port}"
-    upstream.script(bytes_answer(b"x" * 300_000), sse_answer([b"part"], end="reset"))
-    connection = await raw(upstream, ssl=client_side)
-    await connection.send(request_bytes("POST", "/", body=b"y" * 300_000))
-    assert (await connection.response()).body == b"x" * 300_000
-    assert upstream.requests[0].body_length == 300_000
-    await connection.send(request_bytes("GET", "/"))
-    with pytest.raises(Truncated):
-        await connection.response()
-    await upstream.stop()
+    async with ScriptedUpstream(ssl=server_side) as upstream:
+        assert upstream.url == f"https://127.0.0.1:{upstream.port}"
+        upstream.script(bytes_answer(b"x" * 300_000), sse_answer([b"part"], end="reset"))
+        connection = await raw(upstream, ssl=client_side)
+        await connection.send(request_bytes("POST", "/", body=b"y" * 300_000))
+        assert (await connection.response()).body == b"x" * 300_000
+        assert upstream.requests[0].body_length == 300_000
+        await connection.send(request_bytes("GET", "/"))
+        with pytest.raises(Truncated):
+            await connection.response()
     assert upstream.failures == []
 
 
 async def test_it_stops_with_everything_and_starts_again(raw: OpenRaw) -> None:
     upstream = ScriptedUpstream()
-    await upstream.start()
-    port = upstream.port
     stuck = asyncio.Event()
 
     async def never(_: UpstreamExchange) -> None:
         await stuck.wait()
 
-    upstream.script(never)
-    connection = await raw(upstream)
-    await connection.send(request_bytes("GET", "/"))
-    idle = await raw(upstream)
-    await upstream.received()
-    await upstream.stop()
+    async with upstream:
+        upstream.script(never)
+        connection = await raw(upstream)
+        await connection.send(request_bytes("GET", "/"))
+        await raw(upstream)
+        await upstream.received()
     await upstream.stop()
     assert upstream.open_connections == 0
-    with pytest.raises(OSError, match="Connect call failed"):
+    with pytest.raises(ConnectionRefusedError):
         await raw(upstream)
-    await upstream.start(port=port)
+    await upstream.start(port=upstream.port)
     again = await raw(upstream)
     await again.send(request_bytes("GET", "/v1/models", token=KEY))
     assert (await again.response()).status == 200
-    await idle.close()
     await upstream.stop()
 
 
 async def test_delay_stands_between_events(raw: OpenRaw) -> None:
-    upstream = ScriptedUpstream(delay=0.01)
-    await upstream.start()
-    upstream.script(sse_answer([b"a", b"b", b"c"]))
-    connection = await raw(upstream)
-    before = asyncio.get_running_loop().time()
-    await connection.send(request_bytes("GET", "/"))
-    assert (await connection.response()).body == b"abc"
-    assert asyncio.get_running_loop().time() - before >= 0.03
-    await upstream.stop()
+    async with ScriptedUpstream(delay=0.01) as upstream:
+        upstream.script(sse_answer([b"a", b"b", b"c"]))
+        connection = await raw(upstream)
+        before = time.monotonic()
+        await connection.send(request_bytes("GET", "/"))
+        assert (await connection.response()).body == b"abc"
+        assert time.monotonic() - before >= 0.025
 
 
 def test_a_message_document_becomes_the_events_that_stream_it() -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import logging
 import socket
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
 import aiohappyeyeballs
 
@@ -56,7 +56,7 @@ class Connector:
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings[UPSTREAM_CONNECT_TIMEOUT]
         self._proxy = settings[HTTPS_PROXY]
-        self._no_proxy = ",".join(settings[NO_PROXY])
+        self._no_proxy = settings[NO_PROXY]
         self._tls = _SessionReusingContext.trusting(settings[UPSTREAM_CA_FILE])
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
@@ -71,10 +71,22 @@ class Connector:
                 return await self._connect(origin)
         except TimeoutError:
             raise UpstreamTimeout("The upstream did not accept a connection in time.") from None
+        except ssl.SSLCertVerificationError as error:
+            logger.warning(
+                "the TLS certificate of %s is not accepted: %s; a private authority belongs into "
+                "UPSTREAM_CA_FILE",
+                origin.authority,
+                error.verify_message,
+            )
+            raise UpstreamUnreachable(
+                "The upstream's TLS certificate is not accepted; the proxy's log says why. If its "
+                "authority is a private one, name it in UPSTREAM_CA_FILE."
+            ) from None
         except ssl.SSLError as error:
             logger.warning("TLS with %s failed: %s", origin.authority, error.reason or error)
             raise UpstreamUnreachable(
-                "The upstream's TLS certificate or handshake failed."
+                "The TLS handshake with the upstream failed. Does UPSTREAM_BASE_URL lead to a port "
+                "that speaks TLS?"
             ) from None
         except OSError as error:
             logger.warning("no connection to %s: %s", origin.authority, error)
@@ -107,11 +119,30 @@ class Connector:
             self._tls.keep(origin.host, connection.tls_session())
 
     def _proxy_for(self, origin: Origin) -> EgressProxy | None:
-        if self._proxy is None or origin.scheme != "https":
-            return None
-        if proxy_bypass_environment(origin.authority, {"no": self._no_proxy}):
+        if origin.scheme != "https" or any(_names(word, origin) for word in self._no_proxy):
             return None
         return self._proxy
+
+
+def _names(word: str, origin: Origin) -> bool:
+    """Whether a word of ``NO_PROXY`` means `origin`: its name or a domain above, or its address or
+    a network around it, perhaps with the port; or ``*``.
+    """
+    if word == "*":
+        return True
+    host = origin.host
+    for name in (word.lower(), word.lower().removesuffix(f":{origin.port}")):
+        name = name.strip("[]").lstrip(".")
+        if host == name or host.endswith(f".{name}") or _is_within(host, name):
+            return True
+    return False
+
+
+def _is_within(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:  # one of them is a name
+        return False
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
@@ -155,12 +186,13 @@ class _SessionReusingContext(ssl.SSLContext):
 
     @classmethod
     def trusting(cls, ca_file: object) -> _SessionReusingContext:
-        """A context that trusts the system's authorities, and those in `ca_file` (a path)."""
+        """A context that trusts the authorities in `ca_file` (a path), or else the system's."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
         context._sessions = {}
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_default_certs()
-        if ca_file is not None:
+        if ca_file is None:
+            context.load_default_certs()
+        else:
             context.load_verify_locations(cafile=str(ca_file))
         context.set_alpn_protocols(["http/1.1"])
         return context

@@ -28,7 +28,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tornadoproxy.byte_stream import ByteStream
 
@@ -344,6 +344,14 @@ class ScriptedServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.all_closed()
+
+    async def __aenter__(self) -> Self:
+        """Listen on a free port of the loopback interface until the block's end."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     def script(self, *answers: Answer) -> None:
         """Answer the next requests so, in the order in which their heads arrive.

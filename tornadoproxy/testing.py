@@ -379,7 +379,8 @@ def _refuse_unknown(variables: Mapping[str, object], plugins: Plugins) -> None:
     """The environment may hold anything; a test that misspells a setting shall know."""
     declared = (*CORE_SETTINGS, *plugins.declared_settings())
     known = {name for setting in declared for name in (setting.name, *setting.fallbacks)}
-    if unknown := sorted(variables.keys() - known):
+    given = {name for name, value in variables.items() if value is not None}
+    if unknown := sorted(given - known):
         raise ConfigurationError(*(f"{name} is not a setting" for name in unknown))
 
 

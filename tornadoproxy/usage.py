@@ -2,7 +2,8 @@
 
 It looks, and never changes or delays: a stream is read event by event, and only those that hold
 a ``usage`` are parsed; a JSON answer is parsed when it is over. What is compressed is unpacked on
-the side; brotli and zstandard only where a package that unpacks them is installed.
+the side, a little at a time; brotli (1.2 or later) and zstandard only where a package that
+unpacks them is installed.
 
 Source: https://docs.anthropic.com/en/api/messages-streaming (``usage`` in ``message_delta`` is
 cumulative: the last figure counts, and nothing is summed).
@@ -11,10 +12,12 @@ cumulative: the last figure counts, and nothing is summed).
 from __future__ import annotations
 
 import json
+import re
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tornadoproxy.exchange import Usage
 
@@ -27,26 +30,26 @@ MAX_JSON = 1024 * 1024
 MAX_EVENT = 64 * 1024
 """The longest event that is looked into, in bytes. Those with a ``usage`` are short."""
 
+MAX_UNPACKED = 16 * 1024 * 1024
+"""The most that one piece of a compressed answer may unpack to, in bytes. More is no answer."""
+
+_MAX_COUNT = 2**63 - 1
 _USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+_EVENT_END = re.compile(rb"\n\r?\n")
 
+_Unpack: TypeAlias = Callable[[bytes], Iterator[bytes]]
 
-class _Decompressor(Protocol):
-    def decompress(self, data: bytes, /) -> bytes: ...
+# How much is unpacked at a time. zstandard takes no limit on what comes out, only on what goes in:
+# a block needs 4 bytes and unpacks to 128 KB at most (RFC 8878 §3.1.1.2).
+_UNPACKED_PIECE = 64 * 1024
+_ZSTD_PIECE = 64
+_ZSTD_WINDOW = 8 * 1024 * 1024  # what an HTTP body may ask for (RFC 9659 §3)
 
 
 class UsageReader:
     """Reads one answer. Feed it each piece of the body; `model` and `usage` are what it found."""
 
-    __slots__ = (
-        "_decompressor",
-        "_is_stream",
-        "_kept",
-        "_size",
-        "_skipping",
-        "_tail",
-        "model",
-        "usage",
-    )
+    __slots__ = ("_given_up", "_is_stream", "_kept", "_skipping", "_unpack", "model", "usage")
 
     def __init__(self, *, is_stream: bool, content_encoding: str = "identity") -> None:
         """
@@ -56,11 +59,10 @@ class UsageReader:
         self.model: str | None = None
         self.usage = Usage()
         self._is_stream = is_stream
-        self._decompressor = _decompressor(content_encoding)
-        self._kept: list[bytes] = []
-        self._size = 0
-        self._tail = b""
-        self._skipping = False
+        self._unpack = _unpacker(content_encoding)
+        self._kept = bytearray()
+        self._skipping = False  # until the end of an event that is too long
+        self._given_up = False
 
     @classmethod
     def for_answer(cls, headers: HTTPHeaders) -> UsageReader | None:
@@ -77,55 +79,59 @@ class UsageReader:
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next piece of the body. Never raises: what makes no sense is passed over."""
-        if self._decompressor is not None:
-            try:
-                chunk = self._decompressor.decompress(chunk)
-            except Exception:  # each library has errors of its own; the client has the bytes
-                self._skipping = True
-                self._decompressor = None
-                return
-        if self._is_stream:
-            self._feed_stream(chunk)
-        elif not self._skipping:
-            self._keep(chunk, MAX_JSON)
+        if self._unpack is None:
+            self._look(chunk)
+            return
+        unpacked = 0
+        try:
+            for piece in self._unpack(chunk):
+                unpacked += len(piece)
+                if self._given_up or unpacked > MAX_UNPACKED:
+                    self._give_up()
+                    return
+                self._look(piece)
+        except Exception:  # each library has errors of its own; the client has the bytes
+            self._give_up()
 
     def finish(self) -> None:
         """Say that the body is over."""
-        if not self._is_stream and not self._skipping and self._kept:
-            self._learn(b"".join(self._kept))
-        self._kept = []
+        if not self._is_stream:
+            self._learn(self._kept)
+        self._give_up()
 
-    def _feed_stream(self, chunk: bytes) -> None:
-        tail = self._tail
-        end = _last_event_end(tail + chunk) - len(tail)
-        self._tail = (tail + chunk)[-3:] if len(chunk) < 3 else chunk[-3:]
-        if end <= 0:
-            if not self._skipping:
-                self._keep(chunk, MAX_EVENT)
+    def _look(self, chunk: bytes) -> None:
+        if self._given_up:
             return
-        if self._kept:
-            whole = b"".join(self._kept) + chunk[:end]
-            self._kept = []
-        else:
-            whole = b"" if self._skipping else chunk[:end]
-        self._skipping = False
-        self._size = 0
-        if b'"usage"' in whole:
-            for event in whole.replace(b"\r\n", b"\n").split(b"\n\n"):
-                if b'"usage"' in event:
-                    self._learn(_data(event))
-        if end < len(chunk):
-            self._keep(chunk[end:], MAX_EVENT)
+        if self._is_stream:
+            self._look_for_events(chunk)
+            return
+        self._kept += chunk
+        if len(self._kept) > MAX_JSON:
+            self._give_up()
 
-    def _keep(self, chunk: bytes, limit: int) -> None:
-        self._size += len(chunk)
-        if self._size > limit:
-            self._kept = []
+    def _look_for_events(self, chunk: bytes) -> None:
+        kept = self._kept
+        searched = max(len(kept) - 2, 0)  # an event's end may have begun in what is kept
+        kept += chunk
+        start = 0
+        while end := _EVENT_END.search(kept, searched):
+            if self._skipping:
+                self._skipping = False
+            elif kept.find(b'"usage"', start, end.start()) >= 0:
+                self._learn(_data(kept[start : end.start()]))
+            start = searched = end.end()
+        del kept[:start]
+        if len(kept) > MAX_EVENT:
             self._skipping = True
-        else:
-            self._kept.append(chunk)
+        if self._skipping:
+            del kept[:-2]
 
-    def _learn(self, document: bytes) -> None:
+    def _give_up(self) -> None:
+        self._given_up = True
+        self._unpack = None
+        self._kept = bytearray()
+
+    def _learn(self, document: bytes | bytearray) -> None:
         try:
             data = json.loads(document)
         except (ValueError, RecursionError):
@@ -143,42 +149,60 @@ class UsageReader:
             self.usage = replace(self.usage, **_counts(usage))
 
 
-def _counts(usage: dict[str, Any]) -> dict[str, int]:
-    return {name: usage[name] for name in _USAGE_FIELDS if type(usage.get(name)) is int}
+def _counts(usage: dict[str, Any]) -> dict[str, int]:  # Any: JSON
+    counts = {name: usage[name] for name in _USAGE_FIELDS if type(usage.get(name)) is int}
+    return {name: count for name, count in counts.items() if 0 <= count <= _MAX_COUNT}
 
 
-def _last_event_end(chunk: bytes) -> int:
-    end = chunk.rfind(b"\n\n")
-    if end >= 0:
-        return end + 2
-    end = chunk.rfind(b"\r\n\r\n")
-    return end + 4 if end >= 0 else -1
-
-
-def _data(event: bytes) -> bytes:
-    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
+def _data(event: bytearray) -> bytes:
+    lines = (line for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(line[5:] for line in lines)
 
 
-def _decompressor(content_encoding: str) -> _Decompressor | None:
+def _unpacker(content_encoding: str) -> _Unpack | None:
     if content_encoding == "identity":
         return None
     if content_encoding in {"gzip", "deflate"}:
-        return zlib.decompressobj(47)  # 32 + 15: the header tells whether gzip or zlib
+        return _unpack_zlib()
     try:
         if content_encoding == "br":
-            return _Brotli(import_module("brotli").Decompressor())
+            return _unpack_brotli(import_module("brotli").Decompressor())
         if content_encoding == "zstd":
-            return import_module("zstandard").ZstdDecompressor().decompressobj()  # type: ignore[no-any-return]  # an optional package
+            zstandard = import_module("zstandard")
+            return _unpack_zstd(zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW))
     except ImportError:
         pass
     raise LookupError(content_encoding)
 
 
-class _Brotli:
-    def __init__(self, decompressor: Any) -> None:  # an optional package
-        self._decompressor = decompressor
+def _unpack_zlib() -> _Unpack:
+    decompressor = zlib.decompressobj(47)  # 32 + 15: the header tells whether gzip or zlib
 
-    def decompress(self, data: bytes, /) -> bytes:
-        unpacked: bytes = self._decompressor.process(data)
-        return unpacked
+    def unpack(packed: bytes) -> Iterator[bytes]:
+        while not decompressor.eof:
+            piece = decompressor.decompress(packed, _UNPACKED_PIECE)
+            yield piece
+            if len(piece) < _UNPACKED_PIECE:
+                return
+            packed = decompressor.unconsumed_tail
+
+    return unpack
+
+
+def _unpack_brotli(decompressor: Any) -> _Unpack:  # Any: an optional package
+    def unpack(packed: bytes) -> Iterator[bytes]:
+        yield decompressor.process(packed, output_buffer_limit=_UNPACKED_PIECE)
+        while not decompressor.can_accept_more_data():
+            yield decompressor.process(b"", output_buffer_limit=_UNPACKED_PIECE)
+
+    return unpack
+
+
+def _unpack_zstd(zstandard_decompressor: Any) -> _Unpack:  # Any: an optional package
+    decompressor = zstandard_decompressor.decompressobj(read_across_frames=True)
+
+    def unpack(packed: bytes) -> Iterator[bytes]:
+        for start in range(0, len(packed), _ZSTD_PIECE):
+            yield decompressor.decompress(packed[start : start + _ZSTD_PIECE])
+
+    return unpack

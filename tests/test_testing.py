@@ -1,0 +1,227 @@
+"""The fixtures: what they start is real, what they see is whole, and what leaks fails."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import openai
+import pytest
+
+from tornadoproxy import ConfigurationError, Identity, IncomingRequest, hookimpl
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    Truncated,
+    bytes_answer,
+    raw_answer,
+    request_bytes,
+    silent_answer,
+    sse_answer,
+)
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+    from openai import AsyncOpenAI
+    from tornado.httpclient import AsyncHTTPClient
+
+    from tornadoproxy.testing import OpenRaw, Proxy, Records, ScriptedUpstream, StartProxy
+
+pytest_plugins = ["pytester"]
+
+
+class NameTag:
+    """A plugin that takes a header's word."""
+
+    @hookimpl
+    def authenticate(self, request: IncomingRequest) -> Identity | None:
+        name = request.headers.get("X-Name-Tag")
+        return Identity(name) if name else None
+
+
+async def test_the_sdk_talks_through_the_proxy(
+    anthropic_client: AsyncAnthropic, upstream: ScriptedUpstream, records: Records
+) -> None:
+    message = await anthropic_client.messages.create(
+        model="claude-sonnet-5-5", max_tokens=100, messages=[{"role": "user", "content": "Hi"}]
+    )
+    assert message.content[0].type == "text"
+    assert message.content[0].text.endswith("You said: Hi")
+    request = upstream.requests[0]
+    assert request.header("x-api-key") == TEST_UPSTREAM_KEY
+    assert TEST_TOKEN not in request.raw_head.decode("latin-1")
+    record = await records.finished()
+    assert (record.principal, record.outcome) == ("token", "completed")
+    assert records.all == [record]
+
+
+async def test_the_openai_client_speaks_its_own_dialect(openai_client: AsyncOpenAI) -> None:
+    assert openai_client.api_key == TEST_TOKEN
+    with pytest.raises(openai.NotFoundError) as raised:
+        await openai_client.get("/no/such/route", cast_to=object)
+    assert raised.value.request_id
+
+
+async def test_pytest_tornados_client_works(http_client: AsyncHTTPClient, base_url: str) -> None:
+    response = await http_client.fetch(f"{base_url}/health")
+    assert response.code == 200
+
+
+async def test_raw_bytes_go_to_the_last_proxy(
+    start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    await start_proxy()
+    await start_proxy(AUTH_TOKEN="another")
+    connection = await raw()
+    await connection.send(request_bytes("GET", "/v1/models", token="another"))
+    assert (await connection.response()).status == 200
+    assert (await records.finished()).route == "/v1/models"
+
+
+async def test_plugins_and_settings_are_given_by_the_test(
+    start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    proxy = await start_proxy(plugins=[NameTag()], DISABLED_PLUGINS="token", AUTH_TOKEN=None)
+    assert [info.name for info in proxy.plugins.describe() if "authenticate" in info.hooks] == [
+        "NameTag"
+    ]
+    connection = await raw(proxy)
+    await connection.send(request_bytes("GET", "/v1/models", {"X-Name-Tag": "Zoë".encode().hex()}))
+    assert (await connection.response()).status == 200
+    await connection.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
+    assert (await connection.response()).status == 401
+    assert (await records.finished(1)).principal == "5a6fc3ab"
+    assert (await records.finished(2)).outcome == "denied"
+
+
+async def test_a_mapping_names_the_plugins(start_proxy: StartProxy) -> None:
+    proxy = await start_proxy(plugins={"one": NameTag(), "two": NameTag()})
+    names = [info.name for info in proxy.plugins.describe() if "authenticate" in info.hooks]
+    assert names == ["one", "two", "token"]
+
+
+async def test_mistakes_are_the_programs(start_proxy: StartProxy) -> None:
+    with pytest.raises(ConfigurationError, match="UPSTREAM_IDLE_TIMEOUT must be"):
+        await start_proxy(UPSTREAM_IDLE_TIMEOUT="soon")
+    with pytest.raises(ConfigurationError, match="UPSTREAM_IDLE_TIME is not a setting"):
+        await start_proxy(UPSTREAM_IDLE_TIME=1)
+    with pytest.raises(ConfigurationError, match="TLS_CERT is set without TLS_KEY"):
+        await start_proxy(TLS_CERT=__file__)
+
+
+async def test_reload(proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+    proxy.reload(AUTH_TOKEN="new", UPSTREAM_API_KEY="new-key")
+    connection = await raw()
+    await connection.send(request_bytes("GET", "/v1/models", token="new"))
+    assert (await connection.response()).status == 200
+    assert upstream.requests[0].header("x-api-key") == "new-key"
+    await connection.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
+    assert (await connection.response()).status == 401
+
+
+async def test_a_cut_answer_never_looks_whole(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(
+        sse_answer([b"event: ping\ndata: {}\n\n"], end="close"),
+        raw_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart", end="reset"),
+    )
+    for _ in range(2):
+        connection = await raw(proxy)
+        await connection.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
+        with pytest.raises(Truncated):
+            await connection.response()
+
+
+async def test_a_client_that_leaves_is_seen_upstream(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    upstream.script(silent_answer())
+    connection = await raw(proxy)
+    await connection.send(request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN))
+    request = await upstream.received()
+    await connection.close()
+    async with asyncio.timeout(1):
+        await request.gone()
+    assert (await records.finished()).outcome == "abandoned"
+
+
+async def test_a_response_to_the_end_of_the_connection_and_interim_ones(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(
+        raw_answer(
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 \r\n\r\nall", end="close"
+        )
+    )
+    connection = await raw(upstream)
+    await connection.send(request_bytes("GET", "/"))
+    response = await connection.response()
+    assert (response.status, response.reason, response.body) == (200, "", b"all")
+    assert [(each.status, each.all("link")) for each in response.interim] == [(103, ["x"])]
+
+
+async def test_a_half_closed_connection_is_still_answered(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(bytes_answer(b"still"))
+    connection = await raw(upstream)
+    await connection.send(request_bytes("GET", "/"))
+    connection.half_close()
+    assert (await connection.response()).body == b"still"
+    assert await connection.read() == b""
+
+
+LEAKING_TESTS = """
+import asyncio
+from tornadoproxy.testing import TEST_TOKEN, request_bytes, silent_answer
+
+async def test_callback(io_loop):
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0)
+
+async def test_answer(upstream, raw):
+    upstream.script(lambda exchange: 1 / 0)
+    connection = await raw(upstream)
+    await connection.send(request_bytes("GET", "/"))
+    await connection.gone()
+
+async def test_garbage(upstream, raw):
+    connection = await raw(upstream)
+    await connection.send(b"garbage\\r\\n\\r\\n")
+    await connection.gone()
+
+async def numbers():
+    while True:
+        yield 1
+
+async def test_leftovers_that_harm_nobody(upstream, raw, start_proxy):
+    task = asyncio.ensure_future(asyncio.Event().wait())
+    await anext(numbers())
+    await asyncio.to_thread(int)
+    await start_proxy(DRAIN_TIMEOUT=0)
+    upstream.script(silent_answer())
+    connection = await raw()
+    await connection.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
+    await upstream.received()
+"""
+
+
+def test_what_goes_wrong_unseen_fails_its_test(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("pytest_plugins = ['tornadoproxy.testing']")
+    pytester.makepyfile(LEAKING_TESTS)
+    result = pytester.runpytest_subprocess(
+        *("-p", "no:cacheprovider", "-rE", "-W", "error::ResourceWarning"),
+        *("-W", "error::pytest.PytestUnraisableExceptionWarning"),
+    )
+    result.assert_outcomes(passed=4, errors=3)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*in the event loop: *ZeroDivisionError*",
+            "*| ZeroDivisionError: *",
+            "*| *ProtocolError: not a request line: b'garbage'",
+            "ERROR *::test_callback - *",
+            "ERROR *::test_answer - *",
+            "ERROR *::test_garbage - *",
+        ]
+    )

@@ -1,0 +1,599 @@
+"""Model and tokens, read from an answer's bytes as they pass by: all that is told, and no more."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import tracemalloc
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import brotli  # type: ignore[import-untyped]  # it has no types
+import pytest
+import zstandard
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy.exchange import Usage
+from tornadoproxy.usage import MAX_EVENT, MAX_JSON, UsageReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MODEL = "claude-sonnet-5-5"
+MEGABYTE = 1024 * 1024
+
+Document = dict[str, Any]  # Any: JSON
+
+
+def dump(document: Document) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def event(name: str, document: Document) -> bytes:
+    return f"event: {name}\ndata: ".encode() + dump({"type": name, **document}) + b"\n\n"
+
+
+def message_start(usage: Document) -> bytes:
+    message = {"id": "msg_1", "type": "message", "model": MODEL, "content": [], "usage": usage}
+    return event("message_start", {"message": message})
+
+
+def text_delta(text: str) -> bytes:
+    delta = {"type": "text_delta", "text": text}
+    return event("content_block_delta", {"index": 0, "delta": delta})
+
+
+def message_delta(usage: Document) -> bytes:
+    return event("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": usage})
+
+
+MESSAGE = dump(
+    {
+        "id": "msg_1",
+        "type": "message",
+        "model": MODEL,
+        "content": [{"type": "text", "text": "Grüße, 世界 😀"}],
+        "usage": {
+            "input_tokens": 25,
+            "cache_creation_input_tokens": 3,
+            "cache_read_input_tokens": 4,
+            "output_tokens": 15,
+            "service_tier": "standard",
+            "cache_creation": {"ephemeral_5m_input_tokens": 3},
+        },
+    }
+)
+STREAM = b"".join(
+    [
+        message_start(
+            {
+                "input_tokens": 25,
+                "cache_creation_input_tokens": 3,
+                "cache_read_input_tokens": 4,
+                "output_tokens": 1,
+            }
+        ),
+        event("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}),
+        event("ping", {}),
+        text_delta("Grüße, 世界 😀"),
+        event("content_block_stop", {"index": 0}),
+        message_delta({"output_tokens": 7}),
+        message_delta({"output_tokens": 15}),
+        event("message_stop", {}),
+    ]
+)
+TOLD = Usage(
+    input_tokens=25, output_tokens=15, cache_read_input_tokens=4, cache_creation_input_tokens=3
+)
+
+
+def read(
+    pieces: Iterable[bytes], *, is_stream: bool = False, content_encoding: str = "identity"
+) -> tuple[str | None, Usage]:
+    reader = UsageReader(is_stream=is_stream, content_encoding=content_encoding)
+    for piece in pieces:
+        reader.feed(piece)
+    reader.finish()
+    return reader.model, reader.usage
+
+
+def read_stream(*pieces: bytes) -> tuple[str | None, Usage]:
+    return read(pieces, is_stream=True)
+
+
+def in_pieces_of(size: int, body: bytes) -> list[bytes]:
+    return [body[start : start + size] for start in range(0, len(body), size)]
+
+
+def in_random_pieces(seed: int, body: bytes) -> list[bytes]:
+    pick = random.Random(seed)
+    pieces = []
+    while body:
+        size = pick.choice([0, 1, 1, 2, 3, 10, 100, 1000])
+        pieces.append(body[:size])
+        body = body[size:]
+    return pieces
+
+
+def zstd(body: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(body)
+
+
+def zstd_streamed(body: bytes) -> bytes:
+    """As a server writes it: flushed now and then, and no size in its header."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    packed = b"".join(
+        compressor.compress(piece) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        for piece in in_pieces_of(100, body)
+    )
+    return packed + compressor.flush()
+
+
+def gzip_streamed(body: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=31)
+    packed = b"".join(
+        compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        for piece in in_pieces_of(100, body)
+    )
+    return packed + compressor.flush()
+
+
+def brotli_streamed(body: bytes) -> bytes:
+    compressor = brotli.Compressor()
+    packed = b"".join(
+        compressor.process(piece) + compressor.flush() for piece in in_pieces_of(100, body)
+    )
+    return packed + bytes(compressor.finish())
+
+
+ENCODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "gzip": ("gzip", gzip.compress),
+    "gzip flushed": ("gzip", gzip_streamed),
+    "deflate": ("deflate", zlib.compress),
+    "br": ("br", brotli.compress),
+    "br flushed": ("br", brotli_streamed),
+    "zstd": ("zstd", zstd),
+    "zstd flushed": ("zstd", zstd_streamed),
+    "zstd in two frames": ("zstd", lambda body: zstd(body[:50]) + zstd(body[50:])),
+}
+encoded = pytest.mark.parametrize(
+    ("content_encoding", "pack"), ENCODINGS.values(), ids=list(ENCODINGS)
+)
+json_or_stream = pytest.mark.parametrize(
+    ("body", "is_stream"), [(MESSAGE, False), (STREAM, True)], ids=["json", "stream"]
+)
+
+
+class TestReads:
+    @json_or_stream
+    def test_whole(self, body: bytes, is_stream: bool) -> None:
+        assert read([body], is_stream=is_stream) == (MODEL, TOLD)
+
+    @json_or_stream
+    def test_split_at_every_byte(self, body: bytes, is_stream: bool) -> None:
+        for cut in range(len(body) + 1):
+            assert read([body[:cut], body[cut:]], is_stream=is_stream) == (MODEL, TOLD)
+
+    @json_or_stream
+    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17])
+    def test_in_pieces_of(self, size: int, body: bytes, is_stream: bool) -> None:
+        assert read(in_pieces_of(size, body), is_stream=is_stream) == (MODEL, TOLD)
+
+    @json_or_stream
+    @pytest.mark.parametrize("seed", range(20))
+    def test_in_random_pieces(self, seed: int, body: bytes, is_stream: bool) -> None:
+        assert read(in_random_pieces(seed, body), is_stream=is_stream) == (MODEL, TOLD)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_line_ends_of_two_bytes(self, seed: int) -> None:
+        body = STREAM.replace(b"\n", b"\r\n")
+        assert read_stream(body) == (MODEL, TOLD)
+        assert read(in_random_pieces(seed, body), is_stream=True) == (MODEL, TOLD)
+        assert read(in_pieces_of(1, body), is_stream=True) == (MODEL, TOLD)
+
+    @encoded
+    @json_or_stream
+    def test_compressed(
+        self, body: bytes, is_stream: bool, content_encoding: str, pack: Callable[[bytes], bytes]
+    ) -> None:
+        packed = pack(body)
+        for pieces in (
+            [packed],
+            in_pieces_of(1, packed),
+            *(in_random_pieces(seed, packed) for seed in range(5)),
+            *([packed[:cut], packed[cut:]] for cut in range(0, len(packed), 11)),
+        ):
+            told = read(pieces, is_stream=is_stream, content_encoding=content_encoding)
+            assert told == (MODEL, TOLD)
+
+    @encoded
+    def test_a_long_compressed_stream(
+        self, content_encoding: str, pack: Callable[[bytes], bytes]
+    ) -> None:
+        text = b"".join(text_delta(f"word {number}") for number in range(20_000))
+        body = message_start({"input_tokens": 25}) + text + message_delta({"output_tokens": 15})
+        assert len(body) > 2 * MEGABYTE
+        for size in (1000, 65536, MEGABYTE):
+            pieces = in_pieces_of(size, pack(body))
+            _, usage = read(pieces, is_stream=True, content_encoding=content_encoding)
+            assert usage == Usage(input_tokens=25, output_tokens=15)
+
+    def test_what_it_knows_so_far(self) -> None:
+        reader = UsageReader(is_stream=True)
+        reader.feed(message_start({"input_tokens": 25, "output_tokens": 1}))
+        assert (reader.model, reader.usage) == (MODEL, Usage(25, 1))
+        reader.feed(message_delta({"output_tokens": 8})[:-1])
+        assert reader.usage == Usage(25, 1)
+        reader.feed(b"\n")
+        assert reader.usage == Usage(25, 8)
+
+    def test_nothing_is_told_until_a_document_is_whole(self) -> None:
+        reader = UsageReader(is_stream=False)
+        reader.feed(MESSAGE)
+        assert (reader.model, reader.usage) == (None, Usage())
+        reader.finish()
+        assert (reader.model, reader.usage) == (MODEL, TOLD)
+
+    def test_an_event_of_several_data_lines(self) -> None:
+        body = b'event: x\ndata: {"usage":\ndata:{"output_tokens":\ndata:  5}}\n\n'
+        assert read_stream(body)[1] == Usage(output_tokens=5)
+
+
+class TestMeaning:
+    def test_the_last_figures_count_and_nothing_is_summed(self) -> None:
+        _, usage = read_stream(
+            message_start({"input_tokens": 10, "output_tokens": 1}),
+            message_delta({"output_tokens": 20}),
+            message_delta({"input_tokens": 12, "output_tokens": 50}),
+        )
+        assert usage == Usage(input_tokens=12, output_tokens=50)
+
+    def test_a_lower_figure_replaces_a_higher_one(self) -> None:
+        _, usage = read_stream(
+            message_delta({"output_tokens": 9}), message_delta({"output_tokens": 4})
+        )
+        assert usage == Usage(output_tokens=4)
+
+    def test_what_a_later_event_does_not_tell_stays(self) -> None:
+        _, usage = read_stream(
+            message_start({"input_tokens": 10, "cache_read_input_tokens": 2}),
+            message_delta({"input_tokens": None, "output_tokens": 5}),
+            message_delta({}),
+        )
+        assert usage == Usage(input_tokens=10, output_tokens=5, cache_read_input_tokens=2)
+
+    @pytest.mark.parametrize(
+        "text", ['"usage": {"output_tokens": 999}', '{"usage":{"output_tokens":999}}']
+    )
+    def test_words_of_an_answer_are_not_figures(self, text: str) -> None:
+        deltas = [
+            text_delta(text),
+            event(
+                "content_block_delta",
+                {"index": 1, "delta": {"type": "input_json_delta", "partial_json": text}},
+            ),
+        ]
+        start = message_start({"input_tokens": 10})
+        for pieces in ([start, *deltas], [start + b"".join(deltas)]):
+            assert read_stream(*pieces)[1] == Usage(input_tokens=10)
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {
+                "index": 0,
+                "content_block": {"type": "tool_use", "input": {"usage": {"output_tokens": 9}}},
+            },
+            {"index": 0, "content_block": {"usage": {"output_tokens": 9}, "model": "other"}},
+            {"index": 0, "delta": {"usage": {"output_tokens": 9}}},
+            {"error": {"usage": {"output_tokens": 9}}},
+        ],
+    )
+    def test_nor_are_figures_elsewhere_in_an_event(self, document: Document) -> None:
+        start = message_start({"input_tokens": 10})
+        assert read_stream(start, event("x", document)) == (MODEL, Usage(input_tokens=10))
+
+    def test_nor_in_the_input_of_a_tool(self) -> None:
+        document = {
+            "model": MODEL,
+            "content": [
+                {"type": "text", "text": '"usage": {"output_tokens": 999}'},
+                {"type": "tool_use", "input": {"usage": {"output_tokens": 9}, "model": "other"}},
+            ],
+            "usage": {"output_tokens": 5},
+        }
+        assert read([dump(document)]) == (MODEL, Usage(output_tokens=5))
+        assert read([dump(dict(reversed(document.items())))]) == (MODEL, Usage(output_tokens=5))
+
+    @pytest.mark.parametrize(
+        "value", [None, True, False, -1, 1.5, 7.0, "7", [7], {"x": 7}, 2**63, 10**400]
+    )
+    def test_what_is_no_count_is_not_told(self, value: object) -> None:
+        usage = {"input_tokens": value, "output_tokens": 5}
+        assert read([dump({"usage": usage})])[1] == Usage(output_tokens=5)
+        assert read_stream(message_delta(usage))[1] == Usage(output_tokens=5)
+
+    @pytest.mark.parametrize("value", [0, 1, 2**63 - 1])
+    def test_what_is_a_count_is_told(self, value: int) -> None:
+        assert read([dump({"usage": {"input_tokens": value}})])[1] == Usage(input_tokens=value)
+
+    @pytest.mark.parametrize("model", [None, 5, ["x"], {"x": "y"}])
+    def test_what_is_no_model_is_not_told(self, model: object) -> None:
+        assert read([dump({"model": model, "usage": {"output_tokens": 5}})]) == (
+            None,
+            Usage(output_tokens=5),
+        )
+
+
+GARBAGE = [
+    b"",
+    b"\0" * 100,
+    b"\xff\xfe\xfd" * 50,
+    b"null",
+    b"[]",
+    b'["usage"]',
+    b'"usage"',
+    b"12",
+    b'{"usage": null}',
+    b'{"usage": []}',
+    b'{"usage": "5"}',
+    b'{"usage": {}}',
+    b'{"message": null, "usage": 1}',
+    b'{"message": "usage", "x": "usage"}',
+    b'{"usage": {"output_tokens": 5}',
+    b'{"usage": {"output_tokens": 5}} x',
+    b'{"usage": {"output_tokens": \xff}}',
+    b'{"usage": {"output_tokens": NaN}}',
+    b'{"usage": {"output_tokens": ' + b"9" * 5000 + b"}}",
+    b"[" * 100_000 + b'"usage"' + b"]" * 100_000,
+    b'{"usage":' * 100_000,
+    b"<html>usage</html>",
+]
+
+
+class TestGarbage:
+    @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+    def test_tells_nothing_and_does_no_harm(self, garbage: bytes) -> None:
+        assert read([garbage]) == (None, Usage())
+        start, end = message_start({"input_tokens": 1}), message_delta({"output_tokens": 2})
+        for pieces in (
+            [start, b"data: " + garbage + b"\n\n", end],
+            [start, garbage + b"\n\n", end],
+            [start + b"data: " + garbage + b"\n\n" + end],
+        ):
+            assert read_stream(*pieces) == (MODEL, Usage(1, 2))
+
+    @encoded
+    def test_that_is_not_compressed(
+        self, content_encoding: str, pack: Callable[[bytes], bytes]
+    ) -> None:
+        for is_stream, body in ((False, MESSAGE), (True, STREAM)):
+            told = read([body, body], is_stream=is_stream, content_encoding=content_encoding)
+            assert told == (None, Usage())
+
+    @pytest.mark.parametrize("content_encoding", ["gzip", "br", "zstd"])
+    @pytest.mark.parametrize("seed", range(10))
+    def test_in_a_compressed_stream(self, seed: int, content_encoding: str) -> None:
+        pick = random.Random(seed)
+        garbage = pick.randbytes(10_000)
+        pieces = [garbage, b"\n\n", STREAM, garbage]
+        told = read(pieces, is_stream=True, content_encoding=content_encoding)
+        assert told == (None, Usage())
+
+    @pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
+    def test_in_the_middle_leaves_what_was_told_before(self, name: str) -> None:
+        content_encoding, pack = ENCODINGS[name]
+        start = message_start({"input_tokens": 25, "output_tokens": 1})
+        packed = pack(start.ljust(3000, b"\n") + STREAM)
+        broken = packed[: len(packed) // 2] + b"\xff" * 500
+        for rest in (b"", STREAM, b"\n\n" + STREAM):
+            model, usage = read(
+                [*in_pieces_of(100, broken), rest],
+                is_stream=True,
+                content_encoding=content_encoding,
+            )
+            assert model == MODEL
+            assert usage.input_tokens == 25
+
+
+class TestTruncated:
+    def test_stream_tells_what_was_seen_till_then(self) -> None:
+        start = message_start({"input_tokens": 25, "output_tokens": 1})
+        first, last = message_delta({"output_tokens": 7}), message_delta({"output_tokens": 15})
+        body = start + text_delta("x") + first + text_delta("y") + last
+        after_first = len(body) - len(text_delta("y")) - len(last)
+        for cut in range(len(body) + 1):
+            expected = (MODEL, Usage(25, 15))
+            if cut < len(start):
+                expected = (None, Usage())
+            elif cut < after_first:
+                expected = (MODEL, Usage(25, 1))
+            elif cut < len(body):
+                expected = (MODEL, Usage(25, 7))
+            assert read_stream(body[:cut]) == expected, cut
+            assert read(in_pieces_of(1, body[:cut]), is_stream=True) == expected, cut
+
+    def test_document_tells_nothing(self) -> None:
+        for cut in range(len(MESSAGE)):
+            assert read([MESSAGE[:cut]]) == (None, Usage())
+
+    @pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
+    def test_compressed_stream_tells_what_was_seen_till_then(self, name: str) -> None:
+        content_encoding, pack = ENCODINGS[name]
+        packed = pack(STREAM)
+        told = [
+            read([packed[:cut]], is_stream=True, content_encoding=content_encoding)[1].output_tokens
+            for cut in range(len(packed) + 1)
+        ]
+        assert sorted(set(told), key=told.index) == [None, 1, 7, 15]
+
+
+class TestOversized:
+    """What is too long is passed over, and what follows it is read."""
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 1000, 65536, 10 * MEGABYTE])
+    @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+    def test_event(self, size: int, line_end: bytes) -> None:
+        if size < 1000:
+            long = text_delta("x" * (MAX_EVENT + 10))
+        else:
+            long = text_delta("x" * (5 * MAX_EVENT))
+        body = message_start({"input_tokens": 1}) + long + message_delta({"output_tokens": 2})
+        body = body.replace(b"\n", line_end)
+        assert read(in_pieces_of(size, body), is_stream=True) == (MODEL, Usage(1, 2))
+
+    def test_event_whose_end_comes_with_others(self) -> None:
+        """The rest of a long event, the last figures and the end in one piece."""
+        long = text_delta("x" * (2 * MAX_EVENT))
+        cut = len(long) - 100
+        last = message_delta({"output_tokens": 2}) + event("message_stop", {})
+        start = message_start({"input_tokens": 1})
+        assert read_stream(start, long[:cut], long[cut:] + last) == (MODEL, Usage(1, 2))
+        assert read_stream(start + long[:cut], long[cut:] + last) == (MODEL, Usage(1, 2))
+
+    def test_several_events(self) -> None:
+        long = text_delta("x" * (2 * MAX_EVENT))
+        body = b"".join(
+            part for number in range(5) for part in (long, message_delta({"output_tokens": number}))
+        )
+        assert read(in_pieces_of(5000, body), is_stream=True)[1] == Usage(output_tokens=4)
+
+    def test_event_is_passed_over_whole(self) -> None:
+        """Its rest is not taken for an event of its own."""
+        padding = "x" * (2 * MAX_EVENT)
+        long = event("x", {"padding": padding, "usage": {"output_tokens": 9}})
+        rest = b'\ndata: {"usage": {"output_tokens": 9}}\n\n'
+        pieces = in_pieces_of(1000, long[:-2] + rest)
+        assert read(pieces, is_stream=True) == (None, Usage())
+
+    def test_document(self) -> None:
+        content = [{"type": "text", "text": "x" * MAX_JSON}]
+        document = dump({"model": MODEL, "content": content, "usage": {"output_tokens": 5}})
+        for size in (1000, 65536, 10 * MEGABYTE):
+            assert read(in_pieces_of(size, document)) == (None, Usage())
+
+    def test_document_of_just_the_largest_size(self) -> None:
+        document = dump({"model": MODEL, "usage": {"output_tokens": 5}}).ljust(MAX_JSON)
+        assert read(in_pieces_of(65536, document)) == (MODEL, Usage(output_tokens=5))
+        assert read([document, b" "]) == (None, Usage())
+
+
+def peak_while_feeding(reader: UsageReader, pieces: Iterable[bytes]) -> int:
+    """The most memory that reading took beyond the pieces themselves, in bytes."""
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+        reader.finish()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+class TestMemory:
+    @pytest.mark.parametrize("size", [2, 10, 65536])
+    def test_a_document_without_end(self, size: int) -> None:
+        piece = b"x" * size
+        reader = UsageReader(is_stream=False)
+        pieces = (piece for _ in range(4 * MAX_JSON // size))
+        assert peak_while_feeding(reader, pieces) < 3 * MAX_JSON
+
+    @pytest.mark.parametrize("size", [2, 10, 65536])
+    def test_an_event_without_end(self, size: int) -> None:
+        piece = b"x" * size
+        reader = UsageReader(is_stream=True)
+        pieces = (piece for _ in range(40 * MAX_EVENT // size))
+        assert peak_while_feeding(reader, pieces) < 8 * MAX_EVENT
+
+    @pytest.mark.parametrize("is_stream", [False, True])
+    @pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "br", "zstd"])
+    @pytest.mark.parametrize("unit", [b"\0", b"data: x\n\n", b'data: "usage"\n\n'])
+    def test_a_decompression_bomb(
+        self, content_encoding: str, is_stream: bool, unit: bytes
+    ) -> None:
+        pack: dict[str, Callable[[bytes], bytes]] = {
+            "gzip": gzip.compress,
+            "deflate": zlib.compress,
+            "br": lambda body: brotli.compress(body, quality=5),
+            "zstd": zstd,
+        }
+        bomb = pack[content_encoding](unit * (64 * MEGABYTE // len(unit)))
+        assert len(bomb) < MEGABYTE
+        reader = UsageReader(is_stream=is_stream, content_encoding=content_encoding)
+        assert peak_while_feeding(reader, [bomb]) < 8 * MEGABYTE
+
+    @pytest.mark.parametrize("content_encoding", ["gzip", "br", "zstd"])
+    def test_what_follows_the_end_of_a_compressed_body(self, content_encoding: str) -> None:
+        packed = {"gzip": gzip.compress, "br": brotli.compress, "zstd": zstd}[content_encoding]
+        reader = UsageReader(is_stream=True, content_encoding=content_encoding)
+        reader.feed(packed(STREAM))
+        garbage = b"x" * 65536
+        assert peak_while_feeding(reader, (garbage for _ in range(100))) < MEGABYTE
+        assert (reader.model, reader.usage) == (MODEL, TOLD)
+
+    def test_a_zstd_window_as_large_as_the_format_allows(self) -> None:
+        """Decoders need not take windows over 8 MB (RFC 9659), which the sender chooses."""
+        parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
+        packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        packed = packer.compress(STREAM) + packer.flush()
+        assert read([packed], is_stream=True, content_encoding="zstd") == (None, Usage())
+
+
+class TestForAnswer:
+    @pytest.mark.parametrize(
+        "content_type", ["application/json", "Application/JSON; charset=utf-8"]
+    )
+    def test_a_document(self, content_type: str) -> None:
+        reader = UsageReader.for_answer(HTTPHeaders({"Content-Type": content_type}))
+        assert reader is not None
+        reader.feed(MESSAGE)
+        reader.finish()
+        assert reader.usage == TOLD
+
+    @pytest.mark.parametrize(
+        "content_type", ["text/event-stream", "Text/Event-Stream; charset=utf-8"]
+    )
+    def test_a_stream(self, content_type: str) -> None:
+        reader = UsageReader.for_answer(HTTPHeaders({"Content-Type": content_type}))
+        assert reader is not None
+        reader.feed(STREAM)
+        assert reader.usage == TOLD
+
+    @pytest.mark.parametrize(
+        "content_encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "identity"]
+    )
+    def test_a_compressed_one(self, content_encoding: str) -> None:
+        packers: dict[str, Callable[[bytes], bytes]] = {
+            "gzip": gzip.compress,
+            "deflate": zlib.compress,
+            "br": brotli.compress,
+            "zstd": zstd,
+            "identity": bytes,
+        }
+        headers = HTTPHeaders(
+            {"Content-Type": "application/json", "Content-Encoding": content_encoding}
+        )
+        reader = UsageReader.for_answer(headers)
+        assert reader is not None
+        reader.feed(packers[content_encoding.lower()](MESSAGE))
+        reader.finish()
+        assert (reader.model, reader.usage) == (MODEL, TOLD)
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"Content-Type": "text/html"},
+            {"Content-Type": "application/x-jsonl"},
+            {"Content-Type": "application/json", "Content-Encoding": "compress"},
+            {"Content-Type": "application/json", "Content-Encoding": "gzip, br"},
+            {"Content-Type": "text/event-stream", "Content-Encoding": "x-of-tomorrow"},
+        ],
+    )
+    def test_what_cannot_be_read(self, headers: dict[str, str]) -> None:
+        assert UsageReader.for_answer(HTTPHeaders(headers)) is None
+
+    def test_an_encoding_that_nothing_unpacks(self) -> None:
+        with pytest.raises(LookupError):
+            UsageReader(is_stream=True, content_encoding="compress")
