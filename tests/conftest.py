@@ -29,7 +29,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test that let a credential be seen."""
     report = yield
-    places = [*_in_output(report, call.when), *_upstream(item)]
+    places = list(_in_output(report, call.when))
+    if call.when == "call":
+        places += _upstream(item)
     if places and report.outcome == "passed":
         report.outcome = "failed"
         report.longrepr = f"a credential is in: {', '.join(places)}"

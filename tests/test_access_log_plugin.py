@@ -62,6 +62,7 @@ HOSTILE = [
     "a blank",
     "a\ttab",
     'a "quote"',
+    '""',
     "a \\backslash\\n",
     "\x00\x1b[31mred\x7f",
     "\x85\u2028\u2029 separators of lines",

@@ -273,23 +273,60 @@ async def test_with_unread_bytes_in_the_buffer(
 
 @WAYS
 async def test_together_with_its_request(
-    leave: Leave, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    leave: Leave,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
 ) -> None:
     """The end is there before the request is read, which may then never be."""
+    await start_proxy(UPSTREAM_KEEPALIVE_TIMEOUT=0)
     before = descriptors()
     client = await raw()
     await client.send(REQUEST)
     await leave(client)
+    other = await raw()
+    await other.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
+    assert (await other.response()).status == 200  # by now the first one has been seen
     await client.close()
+    await other.close()
     async with asyncio.timeout(1):
         while descriptors() > before:
             await asyncio.sleep(0)
-    assert [record.outcome for record in records.all] in ([], ["abandoned"])
-    count = len(records.all)
+    outcomes = [(record.route, record.outcome) for record in records.all]
+    assert outcomes[-1] == ("/v1/models", "completed")
+    assert outcomes[:-1] in ([], [("/v1/messages", "abandoned")])
+
+
+@WAYS
+@pytest.mark.parametrize("request_head", [REQUEST[:-5], UPLOAD], ids=["held", "chunked"])
+async def test_together_with_the_last_of_its_body(
+    request_head: bytes,
+    leave: Leave,
+    raw: OpenRaw,
+    proxy: Proxy,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    async def silent(exchange: UpstreamExchange) -> None:
+        if exchange.request.path != "/v1/models":
+            return await silent_answer()(exchange)
+        return await json_answer({})(exchange)
+
+    upstream.script(silent, silent, silent)
+    client = await raw()
+    await client.send(request_head)
     other = await raw()
     await other.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
-    assert (await other.response()).status == 200
-    assert (await records.finished(count + 1)).route == "/v1/models"
+    await other.response()  # by now the head of the first one has been read
+    await client.send(REQUEST[-5:] if request_head != UPLOAD else b"0\r\n\r\n")
+    await leave(client)
+    async with asyncio.timeout(1):
+        record = await records.finished(2)
+        for request in upstream.requests:
+            if request.path != "/v1/models":
+                await request.gone()
+    assert record.outcome == "abandoned"
 
 
 @WAYS

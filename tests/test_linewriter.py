@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -260,6 +261,20 @@ def test_the_notice_may_have_a_form_of_its_own(fifo: Callable[[int], FileIO]) ->
     writer.write(b"{}")
     writer.close()
     assert received(reader) == b'{"dropped":1}\n{}\n'
+
+
+def test_closing_wakes_a_writer_that_has_nothing_to_do(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.write_end)
+    writer.write(b"line")
+    (thread,) = (each for each in threading.enumerate() if each.name == "linewriter")
+
+    def waits_for_lines() -> bool:
+        return sys._current_frames()[thread.ident or 0].f_code.co_name == "_take"
+
+    until(waits_for_lines)
+    writer.close(timeout=10)
+    assert not thread.is_alive()
+    assert pipe.lines() == [b"line"]
 
 
 def test_lines_after_the_end_are_counted_as_dropped(tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anthropic
 import openai
 import pytest
+from tornadoproxy_access_log import text_line
 
-from tornadoproxy import Setting, hookspecs
+from tornadoproxy import Outcome, RequestRecord, Setting, Usage, hookspecs
 from tornadoproxy.arguments import COMMANDS
 from tornadoproxy.helptext import default_text
 from tornadoproxy.pluginmanager import Plugins
@@ -79,6 +81,33 @@ def test_every_command_and_hook_is_described() -> None:
 
     for name in (*COMMANDS, *hooks):
         assert re.search(rf"^\| `{name}(\(.*\))?` ", README, re.MULTILINE), name
+
+
+def test_the_line_of_the_access_log_is_one() -> None:
+    record = RequestRecord(
+        time=datetime(2026, 11, 24, 10, 35, 57, 817_000, UTC).timestamp(),
+        request_id="req_01af9a8cf1136d6e737a445c",
+        principal="token",
+        method="POST",
+        route="/v1/messages",
+        dialect="anthropic",
+        remote_ip="127.0.0.1",
+        status=200,
+        outcome=Outcome.COMPLETED,
+        error=None,
+        model="claude-sonnet-5-5",
+        usage=Usage(input_tokens=5, output_tokens=11),
+        bytes_in=102,
+        bytes_out=2122,
+        duration=4.811,
+        time_to_first_byte=0.312,
+        upstream_time=4.809,
+        session_id=None,
+        agent_id=None,
+        parent_agent_id=None,
+    )
+    assert block_with("text", "POST /v1/messages") == text_line(record).decode() + "\n"
+    assert all(f"`{outcome}`" in README for outcome in Outcome)
 
 
 QUOTED = re.findall(r"^<!-- (\S+/\S+) -->\n```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tornadoproxy_token
@@ -18,6 +19,7 @@ from tornadoproxy import (
     IncomingRequest,
     Secret,
     Settings,
+    hookimpl,
 )
 from tornadoproxy.pluginmanager import Plugins
 
@@ -274,6 +276,28 @@ def test_without_a_credential_the_manager_says_what_to_send() -> None:
     plugins.configure(settings(secrets(TOKEN)))
     with pytest.raises(AuthenticationFailed, match="x-api-key, or as Authorization: Bearer"):
         plugins.authenticate(request())
+
+
+def test_it_is_asked_after_any_other_authenticator() -> None:
+    class Other:
+        @hookimpl
+        def authenticate(self, request: IncomingRequest) -> Identity:
+            return Identity("other")
+
+    class Point:
+        name = "zz_other"
+        value = "at:hand"
+        dist = None
+
+        def load(self) -> object:
+            return Other()
+
+    own = entry_points(group="tornadoproxy", name="token")
+    points: list[Any] = [Point(), *own]
+    plugins = Plugins.load(entry_points=points)
+    assert [info.name for info in plugins.describe()] == ["zz_other", "token"]
+    plugins.configure(settings(secrets(TOKEN)))
+    assert plugins.authenticate(request(key("wrong"))) == Identity("other")
 
 
 def test_the_module_has_nothing_else_to_give() -> None:

@@ -15,7 +15,7 @@ import zstandard
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.exchange import Usage
-from tornadoproxy.usage import MAX_EVENT, MAX_JSON, UsageReader
+from tornadoproxy.usage import MAX_EVENT, MAX_JSON, MAX_UNPACKED, UsageReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -151,7 +151,7 @@ ENCODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "gzip": ("gzip", gzip.compress),
     "gzip flushed": ("gzip", gzip_streamed),
     "deflate": ("deflate", zlib.compress),
-    "br": ("br", brotli.compress),
+    "br": ("br", lambda body: bytes(brotli.compress(body, quality=5))),
     "br flushed": ("br", brotli_streamed),
     "zstd": ("zstd", zstd),
     "zstd flushed": ("zstd", zstd_streamed),
@@ -208,14 +208,12 @@ class TestReads:
             assert told == (MODEL, TOLD)
 
     @encoded
-    def test_a_long_compressed_stream(
+    def test_compressed_so_well_that_much_comes_at_once(
         self, content_encoding: str, pack: Callable[[bytes], bytes]
     ) -> None:
-        text = b"".join(text_delta(f"word {number}") for number in range(20_000))
-        body = message_start({"input_tokens": 25}) + text + message_delta({"output_tokens": 15})
-        assert len(body) > 2 * MEGABYTE
-        for size in (1000, 65536, MEGABYTE):
-            pieces = in_pieces_of(size, pack(body))
+        body = message_start({"input_tokens": 25}) + text_delta("x" * 1000) * 200
+        packed = pack(body + message_delta({"output_tokens": 15}))
+        for pieces in ([packed], in_pieces_of(1000, packed)):
             _, usage = read(pieces, is_stream=True, content_encoding=content_encoding)
             assert usage == Usage(input_tokens=25, output_tokens=15)
 
@@ -373,10 +371,9 @@ class TestGarbage:
             assert told == (None, Usage())
 
     @pytest.mark.parametrize("content_encoding", ["gzip", "br", "zstd"])
-    @pytest.mark.parametrize("seed", range(10))
-    def test_in_a_compressed_stream(self, seed: int, content_encoding: str) -> None:
-        pick = random.Random(seed)
-        garbage = pick.randbytes(10_000)
+    @pytest.mark.parametrize("garbage", [b"<html>busy</html>", b"\xff" * 10_000])
+    def test_for_a_compressed_stream(self, garbage: bytes, content_encoding: str) -> None:
+        """What follows it is not taken for text."""
         pieces = [garbage, b"\n\n", STREAM, garbage]
         told = read(pieces, is_stream=True, content_encoding=content_encoding)
         assert told == (None, Usage())
@@ -404,7 +401,7 @@ class TestTruncated:
         body = start + text_delta("x") + first + text_delta("y") + last
         after_first = len(body) - len(text_delta("y")) - len(last)
         for cut in range(len(body) + 1):
-            expected = (MODEL, Usage(25, 15))
+            expected: tuple[str | None, Usage] = (MODEL, Usage(25, 15))
             if cut < len(start):
                 expected = (None, Usage())
             elif cut < after_first:
@@ -492,36 +489,39 @@ def peak_while_feeding(reader: UsageReader, pieces: Iterable[bytes]) -> int:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("size", [2, 10, 65536])
+    @pytest.mark.parametrize("size", [10, 65536])
     def test_a_document_without_end(self, size: int) -> None:
         piece = b"x" * size
         reader = UsageReader(is_stream=False)
-        pieces = (piece for _ in range(4 * MAX_JSON // size))
+        pieces = (piece for _ in range(2 * MAX_JSON // size))
         assert peak_while_feeding(reader, pieces) < 3 * MAX_JSON
 
-    @pytest.mark.parametrize("size", [2, 10, 65536])
+    @pytest.mark.parametrize("size", [10, 65536])
     def test_an_event_without_end(self, size: int) -> None:
         piece = b"x" * size
         reader = UsageReader(is_stream=True)
-        pieces = (piece for _ in range(40 * MAX_EVENT // size))
+        pieces = (piece for _ in range(20 * MAX_EVENT // size))
         assert peak_while_feeding(reader, pieces) < 8 * MAX_EVENT
 
     @pytest.mark.parametrize("is_stream", [False, True])
-    @pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "br", "zstd"])
-    @pytest.mark.parametrize("unit", [b"\0", b"data: x\n\n", b'data: "usage"\n\n'])
-    def test_a_decompression_bomb(
-        self, content_encoding: str, is_stream: bool, unit: bytes
-    ) -> None:
-        pack: dict[str, Callable[[bytes], bytes]] = {
-            "gzip": gzip.compress,
-            "deflate": zlib.compress,
-            "br": lambda body: brotli.compress(body, quality=5),
-            "zstd": zstd,
-        }
-        bomb = pack[content_encoding](unit * (64 * MEGABYTE // len(unit)))
+    @pytest.mark.parametrize("unit", [b"\0", b"data: " + b"x" * 3000 + b"\n\n"])
+    @pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+    def test_a_decompression_bomb(self, name: str, unit: bytes, is_stream: bool) -> None:
+        content_encoding, pack = ENCODINGS[name]
+        bomb = pack(unit * (64 * MEGABYTE // len(unit)))
         assert len(bomb) < MEGABYTE
         reader = UsageReader(is_stream=is_stream, content_encoding=content_encoding)
         assert peak_while_feeding(reader, [bomb]) < 8 * MEGABYTE
+
+    @pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+    def test_after_a_bomb_nothing_more_is_read(self, name: str) -> None:
+        content_encoding, pack = ENCODINGS[name]
+        start = message_start({"input_tokens": 25})
+        bomb = pack(
+            start + b":".ljust(MAX_UNPACKED) + b"\n\n" + message_delta({"output_tokens": 9})
+        )
+        told = read([bomb, STREAM], is_stream=True, content_encoding=content_encoding)
+        assert told == (MODEL, Usage(input_tokens=25))
 
     @pytest.mark.parametrize("content_encoding", ["gzip", "br", "zstd"])
     def test_what_follows_the_end_of_a_compressed_body(self, content_encoding: str) -> None:

@@ -132,6 +132,8 @@ class ClientConnection(HTTP1Connection):
         return "close" not in options
 
     def _parse_headers(self, data: bytes) -> tuple[str, HTTPHeaders]:
+        if self.stream.closed():
+            raise StreamClosedError  # the client left while its head was on its way
         if _BARE_LF.search(data):
             raise MalformedRequest(
                 "A line of the request's head ends in a bare line feed.", _path(data)

@@ -168,11 +168,14 @@ async def _open_tunnel(sock: socket.socket, proxy: EgressProxy, origin: Origin) 
         piece = await loop.sock_recv(sock, _MAX_PROXY_REPLY)
         reply += piece
         if not piece or len(reply) > _MAX_PROXY_REPLY:
+            logger.warning("the egress proxy, HTTPS_PROXY, did not answer in HTTP")
             raise UpstreamUnreachable("The egress proxy did not answer in HTTP.")
     version, _, rest = reply.partition(b" ")
     if not version.startswith(b"HTTP/1.") or not rest.startswith(b"2"):
         status = rest[:3].decode("latin-1")
-        logger.warning("the egress proxy refused %s: status %r", origin.authority, status)
+        logger.warning(
+            "the egress proxy, HTTPS_PROXY, refused %s: status %r", origin.authority, status
+        )
         raise UpstreamUnreachable("The egress proxy refused the connection to the upstream.")
 
 

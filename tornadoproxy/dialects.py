@@ -117,4 +117,6 @@ def _openai_type(status: int) -> str:
 
 
 def _dump(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    # a message may repeat half of a surrogate pair from a request: JSON has an escape for it
+    return text.encode(errors="backslashreplace")

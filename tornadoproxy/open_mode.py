@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tornado.httputil import split_host_and_port
 
@@ -36,7 +35,8 @@ def check_not_from_web_page(headers: HTTPHeaders, allowed_hosts: Collection[str]
             "name it in ALLOWED_HOSTS, or set AUTH_TOKEN."
         )
     origin = headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != authority:
+    own = {f"http://{authority}", f"https://{authority}"}
+    if origin is not None and origin.lower() not in own:
         raise Denied("This proxy asks for no credential and serves no other site's pages.")
     if headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         raise Denied("This proxy asks for no credential and serves no other site's pages.")

@@ -86,13 +86,18 @@ class RelayHandler(ExchangeHandler):
 
     # -- the request
 
-    def admit(self) -> None:
-        headers = self.request.headers
-        settings = self.gateway.settings
-        if has_been_here(headers, self.gateway.instance):
+    async def prepare(self) -> None:
+        # before it is asked who that is: a loop comes with the upstream's key, which need not be
+        # a credential here, and nobody else knows this proxy's name in Via
+        if has_been_here(self.request.headers, self.gateway.instance):
             raise LoopDetected(
                 "This request has been here before: UPSTREAM_BASE_URL leads back to this proxy."
             )
+        await super().prepare()
+
+    def admit(self) -> None:
+        headers = self.request.headers
+        settings = self.gateway.settings
         if len(self.gateway.in_flight) > settings[MAX_CONCURRENT_REQUESTS]:
             raise Overloaded("Too many requests are in flight. Try again shortly.", retry_after=1)
         length = int(headers.get("Content-Length", "0"))

@@ -24,7 +24,7 @@ import importlib.metadata
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import pytest
@@ -145,7 +145,7 @@ class Proxy:
     settings: Settings
     plugins: Plugins
     lines: tuple[tuple[str, str], ...]
-    _variables: Mapping[str, object]
+    _variables: Mapping[str, object] = field(repr=False)
 
     @property
     def url(self) -> str:

@@ -23,7 +23,7 @@ import asyncio
 import io
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -59,8 +59,8 @@ class UpstreamRequest:
 
     origin: Origin
     method: str
-    head: bytes
-    body: bytes | None = b""
+    head: bytes = field(repr=False)
+    body: bytes | None = field(default=b"", repr=False)
     chunked: bool = False
 
 

@@ -218,8 +218,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def tls_session(self) -> ssl.SSLSession | None:
         """The TLS session as it is now, if there is one."""
-        ssl_object = self._transport.get_extra_info("ssl_object")
-        return None if ssl_object is None else cast("ssl.SSLObject", ssl_object).session
+        ssl_object = self._ssl_object()
+        return None if ssl_object is None else ssl_object.session
 
     # -- called by the transport
 
@@ -256,7 +256,7 @@ class UpstreamConnection(asyncio.Protocol):
             user.answer_failed(error, unheard=False)
 
     def eof_received(self) -> None:
-        self._eof = True
+        self._eof = self._is_peers_own_end()
         self._unheard = self._reused and self._nothing_acknowledged()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -279,6 +279,22 @@ class UpstreamConnection(asyncio.Protocol):
         user.answer_failed(UpstreamClosed(message), unheard=unheard)
 
     # -- within
+
+    def _ssl_object(self) -> ssl.SSLObject | None:
+        return cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
+
+    def _is_peers_own_end(self) -> bool:
+        """Whether the end of file is the peer's: with TLS, anybody on the way may have cut it.
+
+        Then there was no ``close_notify`` (RFC 8446 §6.1), and TLS still waits for more.
+        """
+        ssl_object = self._ssl_object()
+        if ssl_object is None:
+            return True
+        try:
+            return ssl_object.read(1) == b""
+        except ssl.SSLError:
+            return False
 
     def _nothing_acknowledged(self) -> bool:
         """Whether the peer's kernel took in nothing of what this exchange sent before its FIN.

@@ -30,7 +30,7 @@ MAX_JSON = 1024 * 1024
 MAX_EVENT = 64 * 1024
 """The longest event that is looked into, in bytes. Those with a ``usage`` are short."""
 
-MAX_UNPACKED = 16 * 1024 * 1024
+MAX_UNPACKED = 8 * 1024 * 1024
 """The most that one piece of a compressed answer may unpack to, in bytes. More is no answer."""
 
 _MAX_COUNT = 2**63 - 1
@@ -191,9 +191,12 @@ def _unpack_zlib() -> _Unpack:
 
 def _unpack_brotli(decompressor: Any) -> _Unpack:  # Any: an optional package
     def unpack(packed: bytes) -> Iterator[bytes]:
-        yield decompressor.process(packed, output_buffer_limit=_UNPACKED_PIECE)
-        while not decompressor.can_accept_more_data():
-            yield decompressor.process(b"", output_buffer_limit=_UNPACKED_PIECE)
+        piece = decompressor.process(packed, output_buffer_limit=_UNPACKED_PIECE)
+        yield piece
+        # a piece of full size may have more behind it, also when all of the input is taken
+        while len(piece) >= _UNPACKED_PIECE and not decompressor.is_finished():
+            piece = decompressor.process(b"", output_buffer_limit=_UNPACKED_PIECE)
+            yield piece
 
     return unpack
 

@@ -1,0 +1,362 @@
+"""Stopping: what is in flight finishes within ``DRAIN_TIMEOUT``, everything else ends at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tornadoproxy import RequestRecord, hookimpl
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    Truncated,
+    message_document,
+    message_events,
+    request_bytes,
+    silent_answer,
+    sse_answer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from tornadoproxy.testing import (
+        Answer,
+        OpenRaw,
+        Proxy,
+        RawConnection,
+        Records,
+        ScriptedUpstream,
+        StartProxy,
+        UpstreamExchange,
+    )
+
+pytestmark = pytest.mark.usefixtures("no_errors_logged")
+
+REQUEST = request_bytes("POST", "/v1/messages", {}, b"{}", token=TEST_TOKEN)
+NOT_FOUND = request_bytes("GET", "/nowhere", token=TEST_TOKEN)
+READY = request_bytes("GET", "/ready")
+EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
+EVENTS = message_events(message_document())
+
+
+@pytest.fixture
+def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """To be stopped is not an error."""
+    yield
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+class Stream:
+    """An answer that begins with `EVENTS[0]`, and goes on to its end when it may."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        await exchange.chunk(EVENTS[0])
+        await self.may_end.wait()
+        for each in EVENTS[1:]:
+            await exchange.chunk(each)
+        await exchange.last_chunk()
+
+
+class Ending:
+    """A plugin that notes what comes at the end."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> None:
+        self.noted.append(record.outcome)
+
+    @hookimpl
+    async def shutdown(self) -> None:
+        self.noted.append("shutdown")
+
+
+async def begun(client: RawConnection) -> None:
+    """Send a request; its stream's head and first event are there."""
+    await client.send(REQUEST)
+    assert (await client.head()).status == 200
+    assert await client.chunk() == EVENTS[0]
+
+
+async def whole(client: RawConnection) -> None:
+    """The rest of the stream, to its clean end, and the connection's."""
+    rest = b""
+    while piece := await client.chunk():
+        rest += piece
+    assert rest == b"".join(EVENTS[1:])
+    assert await client.read() == b""
+
+
+async def answered(client: RawConnection) -> None:
+    """A request on this connection has been answered: it is idle."""
+    await client.send(request_bytes("GET", "/health"))
+    assert (await client.response()).status == 200
+
+
+# -- in one process
+
+
+async def test_streams_finish_and_all_else_ends(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    stream = Stream()
+    upstream.script(stream)
+    idle, unused, streaming = await raw(), await raw(), await raw()
+    await answered(idle)
+    await begun(streaming)
+    drain = asyncio.create_task(proxy.server.drain())
+    async with asyncio.timeout(1):
+        assert await idle.read() == b""
+        assert await unused.read() == b""
+    with pytest.raises(ConnectionRefusedError):
+        await raw()
+    assert not drain.done()
+    stream.may_end.set()
+    await whole(streaming)
+    async with asyncio.timeout(1):
+        await drain
+        await upstream.all_closed()
+    assert (await records.finished()).outcome == "completed"
+
+
+async def test_nothing_in_flight_stops_at_once(proxy: Proxy, raw: OpenRaw) -> None:
+    idle = await raw()
+    await answered(idle)
+    async with asyncio.timeout(0.5):  # DRAIN_TIMEOUT is a second
+        await proxy.server.drain()
+        assert await idle.read() == b""
+
+
+async def test_who_was_about_to_ask_is_told(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    """Readiness is 503 on a connection that had begun to send its request; then it is closed."""
+    stream = Stream()
+    upstream.script(stream)
+    asking, other, streaming = await raw(), await raw(), await raw()
+    await asking.send(READY[:10])
+    await other.send(NOT_FOUND[:10])
+    await begun(streaming)  # by now what the others sent has been read
+    drain = asyncio.create_task(proxy.server.drain())
+    with pytest.raises(ConnectionRefusedError):
+        while True:
+            await (await raw()).close()
+    await asking.send(READY[10:])
+    response = await asking.response()
+    assert response.status == 503
+    assert json.loads(response.body) == {"status": "draining"}
+    assert response.header("Connection") == "close"
+    assert await asking.read() == b""
+    await other.send(NOT_FOUND[10:])
+    response = await other.response()
+    assert (response.status, response.header("Connection")) == (404, "close")
+    assert await other.read() == b""
+    stream.may_end.set()
+    await whole(streaming)
+    await drain
+
+
+async def test_answers_that_begin_while_draining_say_close(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    may_begin = asyncio.Event()
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await may_begin.wait()
+        await sse_answer(EVENTS)(exchange)
+
+    upstream.script(answer)
+    idle, client = await raw(), await raw()
+    await client.send(REQUEST)
+    await upstream.received()
+    drain = asyncio.create_task(proxy.server.drain())
+    assert await idle.read() == b""
+    may_begin.set()
+    response = await client.response()
+    assert response.header("Connection") == "close"
+    assert response.body == b"".join(EVENTS)
+    assert await client.read() == b""
+    await drain
+
+
+async def test_upload_under_way_is_in_flight(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    idle, client = await raw(), await raw()
+    await client.send(REQUEST[:-1])
+    await answered(idle)
+    drain = asyncio.create_task(proxy.server.drain())
+    assert await idle.read() == b""
+    await client.send(REQUEST[-1:])
+    assert (await client.response()).status == 400
+    await drain
+    assert upstream.requests[0].body == b"{}"
+
+
+async def test_pipelined_request_is_not_begun(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    stream = Stream()
+    upstream.script(stream)
+    idle, client = await raw(), await raw()
+    await begun(client)
+    await client.send(REQUEST)
+    drain = asyncio.create_task(proxy.server.drain())
+    assert await idle.read() == b""
+    stream.may_end.set()
+    rest = b""
+    while piece := await client.chunk():
+        rest += piece
+    assert rest == b"".join(EVENTS[1:])
+    await drain
+    assert len(upstream.requests) == len(records.all) == 1
+
+
+async def test_streams_are_cut_when_the_time_is_over(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(DRAIN_TIMEOUT=0.2)
+    upstream.script(sse_answer(EVENTS[:1], end="hang"))
+    client = await raw()
+    await begun(client)
+    async with asyncio.timeout(2):
+        await proxy.server.drain()
+    last = (await client.chunk()).split(b"\n")
+    assert last[0] == b"event: error"
+    document = json.loads(last[1].removeprefix(b"data: "))
+    assert document["type"] == "error"
+    assert "stopping" in document["error"]["message"]
+    with pytest.raises(Truncated):
+        await client.chunk()
+    record = await records.finished()
+    assert (record.outcome, record.status) == ("drained", 200)
+    assert record.usage.input_tokens == 10
+    async with asyncio.timeout(1):
+        await upstream.all_closed()
+
+
+@pytest.mark.parametrize("sent", [REQUEST, REQUEST[:-1]], ids=["waiting", "uploading"])
+async def test_who_still_waits_is_told_when_the_time_is_over(
+    sent: bytes, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(DRAIN_TIMEOUT=0.2)
+    upstream.script(silent_answer())
+    client, other = await raw(), await raw()
+    await client.send(sent)
+    await answered(other)
+    async with asyncio.timeout(2):
+        await proxy.server.drain()
+    response = await client.response()
+    assert response.status == 503
+    assert response.header("Content-Type") == "application/json"
+    assert response.header("Connection") == "close"
+    assert response.header("Retry-After") == "1"
+    error = json.loads(response.body)["error"]
+    assert error["type"] == "overloaded_error"
+    assert "stopping" in error["message"]
+    record = await records.finished()
+    assert (record.outcome, record.status) == ("drained", 503)
+    async with asyncio.timeout(1):
+        await upstream.all_closed()
+
+
+async def test_client_that_does_not_read_cannot_hold_it_up(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(DRAIN_TIMEOUT=0.2)
+    stalled = asyncio.Event()
+
+    async def endless(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        while True:
+            sending = asyncio.create_task(exchange.chunk(bytes(0x10000)))
+            if not (await asyncio.wait({sending}, timeout=0.1))[0]:
+                stalled.set()
+            await sending
+
+    upstream.script(endless)
+    client = await raw(receive_buffer=16_384)
+    await client.send(REQUEST)
+    await stalled.wait()
+    async with asyncio.timeout(5):
+        await proxy.server.drain()
+    assert (await records.finished()).outcome == "drained"
+    with pytest.raises(Truncated):
+        await client.response()
+
+
+async def test_plugins_are_shut_down_once_and_last(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    ending = Ending()
+    proxy = await start_proxy(plugins=[ending], DRAIN_TIMEOUT=0.2)
+    stream = Stream()
+    upstream.script(stream, sse_answer(EVENTS[:1], end="hang"))
+    idle, finishing, hanging = await raw(), await raw(), await raw()
+    await begun(finishing)
+    await begun(hanging)
+    drain = asyncio.create_task(proxy.server.drain())
+    assert await idle.read() == b""
+    stream.may_end.set()
+    await whole(finishing)
+    await drain
+    assert ending.noted == ["completed", "drained", "shutdown"]
+    await proxy.server.drain()
+    assert ending.noted == ["completed", "drained", "shutdown"]
+
+
+async def test_abort_cuts_everything_now(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(DRAIN_TIMEOUT=60)
+    upstream.script(sse_answer(EVENTS[:1], end="hang"), silent_answer())
+    idle, streaming, waiting = await raw(), await raw(), await raw()
+    await begun(streaming)
+    await waiting.send(REQUEST)
+    await upstream.received(2)
+    drain = asyncio.create_task(proxy.server.drain())
+    assert await idle.read() == b""
+    assert not records.all
+    proxy.server.abort()
+    async with asyncio.timeout(1):
+        await drain
+        await upstream.all_closed()
+    assert (await streaming.chunk()).startswith(b"event: error\n")
+    with pytest.raises(Truncated):
+        await streaming.chunk()
+    assert (await waiting.response()).status == 503
+    assert [record.outcome for record in records.all] == ["drained", "drained"]
+
+
+# -- as a program
+
+
+class Program:
+    """``python -m tornadoproxy``, running."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+        self.process = process
+        self.port = int(url.rpartition(":")[2])
+
+    async def said(self, text: bytes) -> None:
+        """Wait until it has said `text` on standard error."""
+        assert self.process.stderr is not None
+        while text not in (line := await self.process.stderr.readline()):
+            assert line, f"it ended before it said {text!r}"

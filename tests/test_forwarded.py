@@ -1,0 +1,105 @@
+"""Who a request comes from: the peer, or whom a trusted proxy names."""
+
+from __future__ import annotations
+
+import pytest
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy import parsers
+from tornadoproxy.forwarded import client_address, client_scheme
+
+TRUSTED = parsers.networks("10.0.0.0/8, 192.0.2.1, 2001:db8::/32")
+
+
+def forwarded(*lines: str, name: str = "X-Forwarded-For") -> HTTPHeaders:
+    headers = HTTPHeaders()
+    for line in lines:
+        headers.add(name, line)
+    return headers
+
+
+class TestClientAddress:
+    @pytest.mark.parametrize(
+        ("lines", "address"),
+        [
+            ([], "10.0.0.1"),
+            (["203.0.113.9"], "203.0.113.9"),
+            (["  203.0.113.9\t"], "203.0.113.9"),
+            (["2001:db9::9"], "2001:db9::9"),
+            # what stands left of the first stranger is that stranger's word
+            (["6.6.6.6, 203.0.113.9"], "203.0.113.9"),
+            (["127.0.0.1,203.0.113.9"], "203.0.113.9"),
+            (["6.6.6.6", "203.0.113.9"], "203.0.113.9"),
+            (["6.6.6.6", "203.0.113.9, 10.0.0.2"], "203.0.113.9"),
+            (["6.6.6.6, 203.0.113.9", "10.0.0.2, 192.0.2.1"], "203.0.113.9"),
+            (["203.0.113.9, 2001:db8::5, 10.9.9.9"], "203.0.113.9"),
+            # proxies all the way
+            (["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            # nothing is made of what is no address, and nothing left of it is believed
+            (["unknown"], "10.0.0.1"),
+            ([""], "10.0.0.1"),
+            (["203.0.113.9, "], "10.0.0.1"),
+            (["203.0.113.9, unknown"], "10.0.0.1"),
+            (["203.0.113.9, unknown, 10.0.0.2"], "10.0.0.2"),
+            (["203.0.113.9:1234"], "10.0.0.1"),
+            (["<script>, 203.0.113.9"], "203.0.113.9"),
+            (["203.0.113.999"], "10.0.0.1"),
+        ],
+    )
+    def test_behind_a_trusted_proxy(self, lines: list[str], address: str) -> None:
+        headers = forwarded(*(line.strip() for line in lines))
+        assert client_address("10.0.0.1", headers, TRUSTED) == address
+
+    @pytest.mark.parametrize("peer", ["10.255.0.1", "192.0.2.1", "2001:db8:1::1"])
+    def test_any_trusted_network_will_do(self, peer: str) -> None:
+        assert client_address(peer, forwarded("203.0.113.9"), TRUSTED) == "203.0.113.9"
+
+    @pytest.mark.parametrize("peer", ["203.0.113.1", "192.0.2.2", "2001:db9::1", "::1", "", "unix"])
+    def test_a_stranger_is_not_believed(self, peer: str) -> None:
+        assert client_address(peer, forwarded("127.0.0.1"), TRUSTED) == peer
+
+    def test_nobody_is_trusted_unless_named(self) -> None:
+        assert client_address("127.0.0.1", forwarded("203.0.113.9"), ()) == "127.0.0.1"
+
+    def test_other_headers_are_not_looked_at(self) -> None:
+        headers = HTTPHeaders({"Forwarded": "for=203.0.113.9", "X-Real-IP": "203.0.113.9"})
+        assert client_address("10.0.0.1", headers, TRUSTED) == "10.0.0.1"
+
+
+class TestClientScheme:
+    @pytest.mark.parametrize(
+        ("lines", "scheme"),
+        [
+            ([], "http"),
+            (["https"], "https"),
+            (["HTTPS"], "https"),
+            (["http"], "http"),
+            (["http, https"], "https"),
+            (["https,http"], "http"),
+            (["http", "https"], "https"),
+            (["ftp"], "http"),
+            (["https, "], "http"),
+            (["javascript"], "http"),
+            ([""], "http"),
+        ],
+    )
+    def test_behind_a_trusted_proxy(self, lines: list[str], scheme: str) -> None:
+        headers = forwarded(*(line.strip() for line in lines), name="X-Forwarded-Proto")
+        assert client_scheme("http", "10.0.0.1", headers, TRUSTED) == scheme
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_a_proxy_that_says_nothing(self, scheme: str) -> None:
+        assert client_scheme(scheme, "10.0.0.1", HTTPHeaders(), TRUSTED) == scheme
+
+    def test_may_be_lower_than_the_connections(self) -> None:
+        headers = forwarded("http", name="X-Forwarded-Proto")
+        assert client_scheme("https", "10.0.0.1", headers, TRUSTED) == "http"
+
+    @pytest.mark.parametrize("peer", ["203.0.113.1", "", "unix"])
+    def test_a_stranger_is_not_believed(self, peer: str) -> None:
+        headers = forwarded("https", name="X-Forwarded-Proto")
+        assert client_scheme("http", peer, headers, TRUSTED) == "http"
+
+    def test_nobody_is_trusted_unless_named(self) -> None:
+        headers = forwarded("https", name="X-Forwarded-Proto")
+        assert client_scheme("http", "10.0.0.1", headers, ()) == "http"
