@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -15,6 +15,7 @@ from tornadoproxy import RequestRecord, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    RawConnection,
     Truncated,
     message_document,
     message_events,
@@ -24,20 +25,25 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from tornado.ioloop import IOLoop
+
     from tornadoproxy.testing import (
-        Answer,
         OpenRaw,
         Proxy,
-        RawConnection,
         Records,
         ScriptedUpstream,
         StartProxy,
         UpstreamExchange,
     )
+
+    class StartProgram(Protocol):
+        """Starts the program with these variables; see `start_program`."""
+
+        async def __call__(self, **variables: str) -> Program: ...
+
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
@@ -148,14 +154,12 @@ async def test_who_was_about_to_ask_is_told(
     """Readiness is 503 on a connection that had begun to send its request; then it is closed."""
     stream = Stream()
     upstream.script(stream)
-    asking, other, streaming = await raw(), await raw(), await raw()
+    asking, other, idle, streaming = await raw(), await raw(), await raw(), await raw()
     await asking.send(READY[:10])
     await other.send(NOT_FOUND[:10])
     await begun(streaming)  # by now what the others sent has been read
     drain = asyncio.create_task(proxy.server.drain())
-    with pytest.raises(ConnectionRefusedError):
-        while True:
-            await (await raw()).close()
+    assert await idle.read() == b""
     await asking.send(READY[10:])
     response = await asking.response()
     assert response.status == 503
@@ -348,15 +352,149 @@ async def test_abort_cuts_everything_now(
 # -- as a program
 
 
+SECRETS = {"AUTH_TOKEN": TEST_TOKEN, "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY}
+
+
 class Program:
-    """``python -m tornadoproxy``, running."""
+    """``python -m tornadoproxy`` in a process of its own, in front of `upstream`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.port = int(url.rpartition(":")[2])
+    def __init__(self, upstream: ScriptedUpstream, variables: dict[str, str]) -> None:
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PORT": "0",
+            "UPSTREAM_BASE_URL": upstream.url,
+            "ACCESS_LOG": "off",
+            **{name: text for name, text in os.environ.items() if name.startswith("COVERAGE")},
+            **variables,
+        }
+        self.process: asyncio.subprocess.Process
+        self.port = 0
 
-    async def said(self, text: bytes) -> None:
-        """Wait until it has said `text` on standard error."""
+    async def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "tornadoproxy", "--env-file", os.devnull),
+            env=self._environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self.port = int((await self.said(b"address")).rpartition(b":")[2])
+        await self.said(b"curl")
+
+    async def said(self, text: bytes) -> bytes:
+        """Wait until it has written a line with `text` to standard error; return that line."""
         assert self.process.stderr is not None
         while text not in (line := await self.process.stderr.readline()):
             assert line, f"it ended before it said {text!r}"
+        return line
+
+    async def connect(self) -> RawConnection:
+        return await RawConnection.open(self.port)
+
+    async def end(self) -> None:
+        """Take it down, if it has not ended."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.communicate()
+
+
+@pytest.fixture
+def programs(io_loop: IOLoop) -> Iterator[list[Program]]:
+    """The programs to take down after the test."""
+    programs: list[Program] = []
+    yield programs
+    for program in programs:
+        io_loop.run_sync(program.end)
+
+
+@pytest.fixture
+def start_program(programs: list[Program], upstream: ScriptedUpstream) -> StartProgram:
+    """Starts the program: ``await start_program(DRAIN_TIMEOUT="60")``."""
+
+    async def start(**variables: str) -> Program:
+        program = Program(upstream, variables)
+        await program.start()
+        programs.append(program)
+        return program
+
+    return start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_drains_and_the_status_is_0(
+    number: signal.Signals, start_program: StartProgram, upstream: ScriptedUpstream
+) -> None:
+    program = await start_program(**SECRETS)
+    stream = Stream()
+    upstream.script(stream)
+    idle, streaming = await program.connect(), await program.connect()
+    await answered(idle)
+    await begun(streaming)
+    program.process.send_signal(number)
+    async with asyncio.timeout(5):
+        assert await idle.read() == b""
+    with pytest.raises(ConnectionRefusedError):
+        await program.connect()
+    stream.may_end.set()
+    await whole(streaming)
+    async with asyncio.timeout(5):
+        assert await program.process.wait() == 0
+    for client in (idle, streaming):
+        await client.close()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_second_signal_ends_it_now(
+    second: signal.Signals, start_program: StartProgram, upstream: ScriptedUpstream
+) -> None:
+    program = await start_program(**SECRETS, DRAIN_TIMEOUT="600")
+    upstream.script(sse_answer(EVENTS[:1], end="hang"))
+    idle, streaming = await program.connect(), await program.connect()
+    await begun(streaming)
+    program.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(5):
+        assert await idle.read() == b""
+    program.process.send_signal(second)
+    async with asyncio.timeout(5):
+        assert await program.process.wait() == 1
+    assert (await streaming.chunk()).startswith(b"event: error\n")
+    with pytest.raises(Truncated):
+        await streaming.chunk()
+    await upstream.all_closed()
+    for client in (idle, streaming):
+        await client.close()
+
+
+async def test_sighup_reads_tokens_anew_and_drops_no_stream(
+    start_program: StartProgram, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    tokens, key = tmp_path / "tokens", tmp_path / "key"
+    tokens.write_text(TEST_TOKEN)
+    key.write_text(TEST_UPSTREAM_KEY)
+    program = await start_program(AUTH_TOKEN_FILE=str(tokens), UPSTREAM_API_KEY_FILE=str(key))
+    stream = Stream()
+    upstream.script(stream)
+    streaming, client = await program.connect(), await program.connect()
+    await begun(streaming)
+    tokens.write_text("another-token-that-is-long-enough")
+    key.write_text("another-key")
+    program.process.send_signal(signal.SIGHUP)
+    await program.said(b"read again")
+    stream.may_end.set()
+    rest = b""
+    while piece := await streaming.chunk():
+        rest += piece
+    assert rest == b"".join(EVENTS[1:])
+    for connection in (streaming, client):
+        await connection.send(REQUEST)
+        assert (await connection.response()).status == 401
+    models = request_bytes("GET", "/v1/models", token="another-token-that-is-long-enough")
+    await client.send(models)
+    assert (await client.response()).status == 200
+    assert [request.header("x-api-key") for request in upstream.requests] == [
+        TEST_UPSTREAM_KEY,
+        "another-key",
+    ]
+    for connection in (streaming, client):
+        await connection.close()

@@ -180,7 +180,7 @@ def test_closing_does_not_wait_for_a_stuck_reader(pipe: Pipe, *, blocking: bool)
         writer.write(b"x" * 200)
     used = time.process_time()
     writer.close(timeout=0.5)
-    assert time.process_time() - used < 0.25, "it waits busily"
+    assert time.process_time() - used < 0.05, "it waits busily"
     assert writer_threads() == 1
     # what was left behind still goes out if the reader comes to life
     assert pipe.lines() == [b"x" * 200] * 100
@@ -212,7 +212,10 @@ def test_a_closed_pipe_costs_lines_only_until_somebody_reads_again(
     until(lambda: writer.dropped == 3)
     reader = fifo(os.O_RDONLY)
     writer.write(b"kept")
-    notice, kept = received(reader).splitlines()
+    data = b""
+    while data.count(b"\n") < 2:
+        data += received(reader)
+    notice, kept = data.splitlines()
     assert told([notice]) == 3
     assert kept == b"kept"
     writer.write(b"what was told is not told again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 import tracemalloc
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -593,6 +594,14 @@ class TestForAnswer:
     )
     def test_what_cannot_be_read(self, headers: dict[str, str]) -> None:
         assert UsageReader.for_answer(HTTPHeaders(headers)) is None
+
+    @pytest.mark.parametrize(("package", "encoding"), [("brotli", "br"), ("zstandard", "zstd")])
+    def test_an_encoding_whose_package_is_not_installed(
+        self, monkeypatch: pytest.MonkeyPatch, package: str, encoding: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        headers = HTTPHeaders({"Content-Type": "application/json", "Content-Encoding": encoding})
+        assert UsageReader.for_answer(headers) is None
 
     def test_an_encoding_that_nothing_unpacks(self) -> None:
         with pytest.raises(LookupError):

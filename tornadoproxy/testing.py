@@ -84,6 +84,7 @@ __all__ = [
     "Truncated",
     "UpstreamExchange",
     "bytes_answer",
+    "clean_environment",
     "error_answer",
     "event",
     "json_answer",

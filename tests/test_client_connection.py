@@ -1,0 +1,526 @@
+"""A client's connection: what is malformed, what is slow, and what of it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tornadoproxy import client_connection
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    Truncated,
+    json_answer,
+    request_bytes,
+    silent_answer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornadoproxy.testing import (
+        OpenRaw,
+        Proxy,
+        RawConnection,
+        RawResponse,
+        Records,
+        ScriptedUpstream,
+        StartProxy,
+    )
+
+pytestmark = pytest.mark.usefixtures("no_errors_logged")
+
+TOKEN = b"Authorization: Bearer %b\r\n" % TEST_TOKEN.encode()
+HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\n" + TOKEN
+SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: a\r\n" + TOKEN + b"\r\n"
+MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
+HEALTH = request_bytes("GET", "/health")
+ANTHROPIC, OPENAI = "/v1/messages?beta=true", "/openai/v1/chat/completions"
+
+
+@pytest.fixture
+def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What clients do wrong is not an error of the proxy."""
+    yield
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def check_refused(response: RawResponse, path: str, status: int = 400) -> None:
+    """An error in the shape of the path's dialect, and the end of the connection announced."""
+    assert response.status == status
+    assert response.header("Content-Type") == "application/json"
+    assert response.header("Connection") == "close"
+    document = json.loads(response.body)
+    error = document["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    if path.startswith("/openai"):
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert (response.header("X-Request-Id") or "").startswith("req_")
+    else:
+        assert document["type"] == "error"
+        assert document["request_id"] == response.header("Request-Id")
+
+
+async def check_serving(raw: OpenRaw) -> None:
+    client = await raw()
+    await client.send(HEALTH)
+    assert (await client.response()).status == 200
+
+
+async def ended(client: RawConnection) -> None:
+    """The proxy ends the connection, and sends nothing more."""
+    async with asyncio.timeout(2):
+        assert await client.read() == b""
+
+
+# -- heads that two servers could read in two ways
+
+HEADS = {
+    "length and chunked": HEAD
+    + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked and length": HEAD
+    + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "one length twice": HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "a list of lengths": HEAD + b"Content-Length: 5, 5\r\n\r\nhello",
+    "a list with blanks": HEAD + b"Content-Length:  5 , 5\r\n\r\nhello",
+    "a list with two lengths": HEAD + b"Content-Length: 5,6\r\n\r\nhello",
+    "length with a sign": HEAD + b"Content-Length: +5\r\n\r\nhello",
+    "negative length": HEAD + b"Content-Length: -5\r\n\r\nhello",
+    "hexadecimal length": HEAD + b"Content-Length: 0x5\r\n\r\nhello",
+    "length with an underscore": HEAD + b"Content-Length: 1_0\r\n\r\nhellohello",
+    "length with a blank within": HEAD + b"Content-Length: 5 5\r\n\r\nhello",
+    "length in other digits": HEAD + b"Content-Length: \xb2\r\n\r\nhi",
+    "length in a float": HEAD + b"Content-Length: 5.0\r\n\r\nhello",
+    "empty length": HEAD + b"Content-Length:\r\n\r\nhello",
+    "length beyond 64 bits": HEAD + b"Content-Length: 99999999999999999999\r\n\r\nhello",
+    "xchunked": HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunked twice": HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "chunked in two lines": HEAD
+    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked and another line": HEAD
+    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
+    "identity": HEAD + b"Transfer-Encoding: identity\r\n\r\n",
+    "identity with a length": HEAD
+    + b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+    "chunked, identity": HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "gzip, chunked": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunked with a parameter": HEAD + b"Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+    "chunked behind a vertical tab": HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "quoted chunked": HEAD + b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n',
+    "empty coding": HEAD + b"Transfer-Encoding:\r\n\r\n0\r\n\r\n",
+    "chunked in HTTP/1.0": HEAD.replace(b"/1.1", b"/1.0")
+    + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a folded line": HEAD + b"X: a\r\n b\r\n\r\n",
+    "a folded coding": HEAD + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "a first line that is folded": b"POST %b HTTP/1.1\r\n X: y\r\nHost: a\r\n" + TOKEN + b"\r\n",
+    "bare LF everywhere": b"POST %b HTTP/1.1\nHost: a\n\n",
+    "bare LF after one line": HEAD + b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "bare LF after the request line": HEAD.replace(b"/1.1\r\n", b"/1.1\n") + b"\r\n",
+    "bare LF for the blank line": HEAD + b"X: y\r\n\n",
+    "bare CR within a value": HEAD + b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "bare CR before a line's end": HEAD + b"X: y\r\r\n\r\n",
+    "blank before the colon": HEAD + b"Content-Length : 5\r\n\r\nhello",
+    "tab before the colon": HEAD + b"Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n",
+    "no colon": HEAD + b"Content-Length 5\r\n\r\nhello",
+    "no name": HEAD + b": 5\r\n\r\n",
+    "NUL in a name": HEAD + b"Content-Length\x00: 5\r\n\r\nhello",
+    "NUL in a value": HEAD + b"X: a\x00b\r\n\r\n",
+    "a control character in a value": HEAD + b"X: a\x07b\r\n\r\n",
+    "DEL in a value": HEAD + b"X: a\x7fb\r\n\r\n",
+    "no Host": b"POST %b HTTP/1.1\r\n" + TOKEN + b"\r\n",
+    "two Hosts": HEAD + b"Host: b\r\n\r\n",
+    "one Host twice": HEAD + b"Host: a\r\n\r\n",
+    "a list of Hosts": HEAD.replace(b"Host: a", b"Host: a, b") + b"\r\n",
+    "Host with a path": HEAD.replace(b"Host: a", b"Host: a/b") + b"\r\n",
+    "Host with a user": HEAD.replace(b"Host: a", b"Host: a@b") + b"\r\n",
+    "HTTP/2.0": HEAD.replace(b"HTTP/1.1", b"HTTP/2.0") + b"\r\n",
+    "HTTP/1.2": HEAD.replace(b"HTTP/1.1", b"HTTP/1.2") + b"\r\n",
+    "HTTP/1.10": HEAD.replace(b"HTTP/1.1", b"HTTP/1.10") + b"\r\n",
+    "http/1.1": HEAD.replace(b"HTTP/1.1", b"http/1.1") + b"\r\n",
+    "no version": HEAD.replace(b" HTTP/1.1", b"") + b"\r\n",
+    "a blank after the version": HEAD.replace(b"HTTP/1.1", b"HTTP/1.1 ") + b"\r\n",
+    "two blanks": HEAD.replace(b" HTTP/1.1", b"  HTTP/1.1") + b"\r\n",
+    "a tab": HEAD.replace(b" HTTP/1.1", b"\tHTTP/1.1") + b"\r\n",
+    "a blank in the target": HEAD.replace(b" HTTP/1.1", b" x HTTP/1.1") + b"\r\n",
+    "NUL in the target": HEAD.replace(b" HTTP/1.1", b"\x00 HTTP/1.1") + b"\r\n",
+    "a method that is no token": HEAD.replace(b"POST", b"PO(ST") + b"\r\n",
+    "1,001 query fields": HEAD.replace(
+        b" HTTP/1.1", b"?" + b"&".join([b"a=b"] * 1001) + b" HTTP/1.1"
+    )
+    + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("fault", HEADS)
+async def test_malformed_head_is_refused(
+    fault: str, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    """In the shape of its path; nothing goes upstream, and nothing behind it is a request."""
+    for path in (ANTHROPIC, OPENAI):
+        client = await raw()
+        await client.send(HEADS[fault].replace(b"%b", path.encode()) + SMUGGLED)
+        check_refused(await client.response(), path)
+        await ended(client)
+    await check_serving(raw)
+    assert not upstream.requests
+    assert not records.all
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"\r\n\r\n\r\n\r\n",
+        b" \r\n\r\n",
+        b"POST\r\n\r\n",
+        b" POST /v1/messages HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\xff" * 100 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=["HTTP/2", "TLS", "line ends", "a blank", "a word", "a blank first", "noise", "an answer"],
+)
+async def test_what_is_no_request_at_all_is_refused(
+    sent: bytes, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    client = await raw()
+    await client.send(sent)
+    check_refused(await client.response(), "/")
+    await ended(client)
+    await check_serving(raw)
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize("method", ["get", "Post", "FOO", "CONNECT", "TRACE", "M-SEARCH", "1"])
+async def test_odd_methods_are_405(
+    method: str, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    client = await raw()
+    await client.send(request_bytes(method, "/v1/models", token=TEST_TOKEN))
+    response = await client.response()
+    assert response.status == 405
+    assert json.loads(response.body)["type"] == "error"
+    assert not upstream.requests
+
+
+async def test_thousand_query_fields_pass(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    target = "/v1/models?" + "&".join(["a=b"] * 1000)
+    client = await raw()
+    await client.send(request_bytes("GET", target, token=TEST_TOKEN))
+    assert (await client.response()).status == 200
+    assert upstream.requests[0].target == target
+
+
+async def test_malformed_request_behind_a_good_one(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    client = await raw()
+    await client.send(MODELS + HEADS["two lengths"] % b"/v1/messages" + SMUGGLED)
+    assert (await client.response()).status == 200
+    check_refused(await client.response(), "/v1/messages")
+    await ended(client)
+    assert [request.target for request in upstream.requests] == ["/v1/models"]
+
+
+async def test_refusal_reaches_a_client_that_goes_on_sending(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    """A reset for what is unread would take the answer away from it."""
+    client = await raw()
+    await client.send(HEADS["length with a sign"] % b"/v1/messages" + bytes(0x100000))
+    check_refused(await client.response(), "/v1/messages")
+    assert not upstream.requests
+
+
+# -- heads that are too large
+
+
+async def test_head_over_the_limit(raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream) -> None:
+    for path in ("/v1/models", "/openai/v1/models"):
+        client = await raw()
+        await client.send(request_bytes("GET", path, {"X-Large": "x" * 70_000}, token=TEST_TOKEN))
+        check_refused(await client.response(), path, 431)
+        await ended(client)
+    assert not upstream.requests
+
+
+async def test_head_under_the_limit(raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream) -> None:
+    client = await raw()
+    headers = {"X-Large": "x" * 60_000}
+    await client.send(request_bytes("GET", "/v1/models", headers, token=TEST_TOKEN))
+    assert (await client.response()).status == 200
+    assert upstream.requests[0].header("X-Large") == "x" * 60_000
+
+
+async def test_head_without_an_end_is_not_read_for_ever(raw: OpenRaw, proxy: Proxy) -> None:
+    client = await raw()
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(5):
+            await client.send(b"GET /v1/models HTTP/1.1\r\n")
+            while True:
+                await client.send(b"X: %b\r\n" % bytes(65_000).replace(b"\0", b"x"))
+    await check_serving(raw)
+
+
+# -- bodies
+
+CHUNKS = {
+    "a size that is no number": b"5x\r\nhello\r\n0\r\n\r\n",
+    "a negative size": b"-5\r\nhello\r\n0\r\n\r\n",
+    "a size with a sign": b"+5\r\nhello\r\n0\r\n\r\n",
+    "a size with a prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
+    "a size with an underscore": b"0_5\r\nhello\r\n0\r\n\r\n",
+    "a blank before the size": b" 5\r\nhello\r\n0\r\n\r\n",
+    "a blank after the size": b"5 \r\nhello\r\n0\r\n\r\n",
+    "no size": b"\r\nhello\r\n0\r\n\r\n",
+    "bare LF after the size": b"5\nhello\r\n0\r\n\r\n",
+    "a size beyond 64 bits": b"fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+    "a size of zeros": b"0" * 100 + b"5\r\nhello\r\n0\r\n\r\n",
+    "a chunk longer than its size": b"5\r\nhelloo\r\n0\r\n\r\n",
+    "a chunk shorter than its size": b"6\r\nhello\r\n0\r\n\r\n",
+    "bare LF after the chunk": b"5\r\nhello\n0\r\n\r\n",
+    "bare CR after the chunk": b"5\r\nhello\rX0\r\n\r\n",
+    "an extension": b"5;x=y\r\nhello\r\n0\r\n\r\n",
+    "an extension with a bare LF": b"5;x\n\r\nhello\r\n0\r\n\r\n",
+    "a long extension": b"5;" + b"x" * 10_000 + b"\r\nhello\r\n0\r\n\r\n",
+    "a trailer": b"5\r\nhello\r\n0\r\nX: y\r\n\r\n",
+    "bare LF at the end": b"5\r\nhello\r\n0\r\n\n\n",
+}
+
+
+@pytest.mark.parametrize("fault", CHUNKS)
+async def test_malformed_chunks_are_refused(
+    fault: str, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    """What went upstream is one request, and it is cut."""
+    client = await raw()
+    head = HEAD % b"/v1/files" + b"Transfer-Encoding: chunked\r\n\r\n"
+    await client.send(head + CHUNKS[fault] + SMUGGLED)
+    check_refused(await client.response(), "/v1/files")
+    await ended(client)
+    record = await records.finished()
+    assert (record.outcome, record.status) == ("denied", 400)
+    assert record.error
+    await check_serving(raw)
+    assert len(upstream.requests) <= 1
+    for request in upstream.requests:
+        async with asyncio.timeout(1):
+            await request.gone()
+            with pytest.raises(ConnectionError):
+                await request.complete()
+    assert len(records.all) == 1
+
+
+async def test_chunks_of_every_shape_pass(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(json_answer({}))
+    client = await raw()
+    head = HEAD % b"/v1/files" + b"transfer-encoding: Chunked\r\n\r\n"
+    chunks = b"1\r\na\r\n" + b"0A\r\nbbbbbbbbbb\r\n" + b"00000002\r\n\r\n\r\n" + b"0\r\n\r\n"
+    for start in range(len(head + chunks)):
+        await client.send((head + chunks)[start : start + 1])
+    assert (await client.response()).status == 200
+    assert upstream.requests[0].body == b"abbbbbbbbbb\r\n"
+
+
+# -- what is slow
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", MODELS[:10], MODELS[:-2]], ids=["nothing", "half a line", "half a head"]
+)
+async def test_slow_head_is_cut(
+    sent: bytes, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(CLIENT_IDLE_TIMEOUT=0.2)
+    client = await raw()
+    if sent:
+        await client.send(sent)
+    await ended(client)
+    await check_serving(raw)
+    assert not upstream.requests
+
+
+async def test_head_that_drips_is_cut(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    """A byte now and then is no progress: the time is for the whole head."""
+    await start_proxy(CLIENT_IDLE_TIMEOUT=0.3)
+    client = await raw()
+
+    async def drip() -> None:
+        await client.send(b"GET /health HTTP/1.1\r\nX: ")
+        while True:
+            await client.send(b"x")
+            await asyncio.sleep(0.05)
+
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(3):
+            await drip()
+
+
+async def test_idle_connection_is_closed(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    await start_proxy(CLIENT_IDLE_TIMEOUT=0.2)
+    client = await raw()
+    for _ in range(3):
+        await client.send(HEALTH)
+        assert (await client.response()).status == 200
+    await ended(client)
+
+
+async def test_connection_in_use_is_not_idle(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(CLIENT_IDLE_TIMEOUT=0.1, UPSTREAM_FIRST_BYTE_TIMEOUT=0.4)
+    upstream.script(silent_answer())
+    client = await raw()
+    await client.send(MODELS)
+    assert (await client.response()).status == 504
+
+
+# -- what goes on
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "goes_on"),
+    [
+        ("1.1", [], True),
+        ("1.1", ["keep-alive"], True),
+        ("1.1", ["foo"], True),
+        ("1.1", ["close"], False),
+        ("1.1", ["Close"], False),
+        ("1.1", ["foo, close"], False),
+        ("1.1", ["keep-alive , CLOSE"], False),
+        ("1.1", ["foo", "close"], False),
+        ("1.1", ["closed"], True),
+        ("1.0", [], False),
+        ("1.0", ["keep-alive"], False),
+        ("1.0", ["close"], False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("target", ["/health", "/v1/models", "/nowhere"])
+async def test_keep_alive(
+    target: str,
+    version: str,
+    lines: list[str],
+    goes_on: bool,
+    raw: OpenRaw,
+    proxy: Proxy,
+) -> None:
+    headers = [("Connection", line) for line in lines]
+    client = await raw()
+    request = request_bytes("GET", target, headers, token=TEST_TOKEN)
+    await client.send(request.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+    response = await client.response()
+    if goes_on:
+        assert response.header("Connection") is None
+        await client.send(HEALTH)
+        assert (await client.response()).status == 200
+    else:
+        assert (response.header("Connection") or "close").lower() == "close"
+        if version == "1.1":
+            assert response.header("Connection") == "close"
+        await ended(client)
+
+
+async def test_line_ends_between_requests_are_passed_over(raw: OpenRaw, proxy: Proxy) -> None:
+    client = await raw()
+    await client.send(HEALTH + b"\r\n" + HEALTH)
+    assert (await client.response()).status == 200
+    assert (await client.response()).status == 200
+
+
+async def test_early_answer_is_readable_and_the_connection_goes_on(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    """The client sends all of a body that nobody wants, and only then looks at the answer."""
+    body = bytes(8 * 1024 * 1024)
+    client = await raw()
+    for target, token, status in (
+        ("/v1/messages", "wrong", 401),
+        ("/nowhere", TEST_TOKEN, 404),
+        ("/v1/../x", TEST_TOKEN, 400),
+    ):
+        await client.send(request_bytes("POST", target, {}, body, token=token))
+        response = await client.response()
+        assert response.status == status
+        assert response.header("Connection") is None
+    await client.send(MODELS)
+    assert (await client.response()).status == 200
+    assert [request.target for request in upstream.requests] == ["/v1/models"]
+
+
+async def test_body_that_nobody_wants_is_not_read_for_ever(
+    raw: OpenRaw, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_connection, "LINGER", 0.2)
+    client = await raw()
+    headers = {"Content-Length": "1000000"}
+    await client.send(request_bytes("POST", "/nowhere", headers, b"half", token=TEST_TOKEN))
+    assert (await client.response()).status == 404
+    await ended(client)
+
+
+# -- Expect
+
+
+@pytest.mark.parametrize("value", ["100-continue", "100-Continue"])
+async def test_expectation_is_met(
+    value: str, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(json_answer({}))
+    client = await raw()
+    headers = {"Expect": value, "Content-Length": "5"}
+    await client.send(request_bytes("POST", "/v1/messages", headers, token=TEST_TOKEN))
+    assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    await client.send(b"hello")
+    assert (await client.response()).status == 200
+    assert upstream.requests[0].body == b"hello"
+    assert upstream.requests[0].header("Expect") is None
+
+
+async def test_client_of_http_1_0_expects_nothing(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    """It would take the 100 for its answer (RFC 9110 §10.1.1)."""
+    upstream.script(json_answer({}))
+    client = await raw()
+    headers = {"Expect": "100-continue"}
+    request = request_bytes("POST", "/v1/messages", headers, b"hello", token=TEST_TOKEN)
+    await client.send(request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    response = await client.response()
+    assert (response.status, response.interim) == (200, [])
+
+
+async def test_refused_expectation_ends_the_connection(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
+    """Whether the body comes after all, nobody can tell."""
+    client = await raw()
+    headers = {"Expect": "100-continue", "Content-Length": str(len(SMUGGLED))}
+    await client.send(request_bytes("POST", "/v1/messages", headers, token="wrong"))
+    response = await client.response()
+    assert (response.status, response.interim) == (401, [])
+    assert response.header("Connection") == "close"
+    await ended(client)
+    assert not upstream.requests
+
+
+async def test_truncated_body_is_no_request(
+    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    client = await raw()
+    headers = {"Content-Length": "1000"}
+    await client.send(request_bytes("POST", "/v1/messages", headers, b"half", token=TEST_TOKEN))
+    client.half_close()
+    with pytest.raises(Truncated):
+        async with asyncio.timeout(1):
+            await client.response()
+    assert (await records.finished()).outcome == "abandoned"
+    assert not upstream.requests
