@@ -537,18 +537,17 @@ async def test_openai_sdk_raises_its_own_class_with_what_it_was_told(
 # -- which way a credential travels
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        [("x-api-key", TEST_TOKEN)],
-        [("Authorization", f"Bearer {TEST_TOKEN}")],
-        [("x-api-key", TEST_TOKEN), ("Authorization", f"Bearer {TEST_TOKEN}")],
-        [("x-api-key", "dummy"), ("X-API-Key", TEST_TOKEN), ("x-api-key", "")],
-        [("Authorization", f"Bearer {TEST_TOKEN}")] * 2,
-        [("x-api-key", TEST_TOKEN), ("Authorization", "Basic dGVzdC10b2tlbg==")],
-        [("x-api-key", TEST_TOKEN), ("Connection", "x-api-key, authorization, keep-alive")],
-    ],
-)
+PRESENTED = [
+    [("x-api-key", TEST_TOKEN)],
+    [("Authorization", f"Bearer {TEST_TOKEN}")],
+    [("x-api-key", TEST_TOKEN), ("Authorization", f"Bearer {TEST_TOKEN}")],
+    [("x-api-key", "dummy"), ("X-API-Key", TEST_TOKEN), ("x-api-key", "")],
+    [("Authorization", f"Bearer {TEST_TOKEN}")] * 2,
+    [("x-api-key", TEST_TOKEN), ("Authorization", "Basic dGVzdC10b2tlbg==")],
+    [("x-api-key", TEST_TOKEN), ("Connection", "x-api-key, authorization, keep-alive")],
+]
+
+
 @pytest.mark.parametrize(
     ("scheme", "credential"),
     [
@@ -559,7 +558,6 @@ async def test_openai_sdk_raises_its_own_class_with_what_it_was_told(
 async def test_upstream_gets_one_credential_and_it_is_not_the_clients(
     scheme: str,
     credential: tuple[str, str],
-    lines: list[tuple[str, str]],
     start_proxy: StartProxy,
     raw: OpenRaw,
     upstream: ScriptedUpstream,
@@ -570,16 +568,17 @@ async def test_upstream_gets_one_credential_and_it_is_not_the_clients(
         ("Cookie", "more=theirs"),
         ("Proxy-Authorization", "Basic dGhlaXJz"),
     ]
-
-    response = await get(await raw(), "/v1/models", *lines, *others)
-
-    assert response.status == 200
-    (received,) = upstream.requests
     names = {"x-api-key", "authorization", "proxy-authorization", "cookie"}
-    sent = [(name.lower(), value) for name, value in received.headers if name.lower() in names]
-    assert sent == [credential]
-    for theirs in (TEST_TOKEN, "theirs", "dGhlaXJz", "dummy", "dGVzdC10b2tlbg"):
-        assert theirs.encode() not in received.raw_head
+    client = await raw()
+    for lines in PRESENTED:
+        assert (await get(client, "/v1/models", *lines, *others)).status == 200
+
+        received = upstream.requests[-1]
+        sent = [(name.lower(), value) for name, value in received.headers if name.lower() in names]
+        assert sent == [credential], lines
+        for theirs in (TEST_TOKEN, "theirs", "dGhlaXJz", "dummy", "dGVzdC10b2tlbg"):
+            assert theirs.encode() not in received.raw_head
+    assert len(upstream.requests) == len(PRESENTED)
 
 
 async def test_without_a_key_upstream_gets_no_credential(

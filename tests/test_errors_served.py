@@ -457,7 +457,11 @@ async def _leave(connection: RawConnection, upstream: ScriptedUpstream) -> None:
 
 
 async def _leave_within_the_body(connection: RawConnection, upstream: ScriptedUpstream) -> None:
-    await connection.send(request_bytes("POST", "/v1/x", (), b"1234", token=TEST_TOKEN)[:-1])
+    count = len(upstream.requests)
+    upstream.script(NOTHING)
+    headers = {"Transfer-Encoding": "chunked"}
+    await connection.send(request_bytes("POST", "/v1/x", headers, token=TEST_TOKEN) + b"4\r\n12")
+    await upstream.received(count + 1)
     await connection.reset()
 
 

@@ -168,6 +168,16 @@ class TestIncomingRequest:
             incoming().path = "/v1/other"  # type: ignore[misc]  # refused on purpose
 
 
+class TestIdentity:
+    def test_is_somebody_in_no_group_unless_said_otherwise(self) -> None:
+        identity = Identity("alice")
+        assert (identity.principal, identity.anonymous, identity.groups) == ("alice", False, ())
+
+    def test_cannot_be_changed(self) -> None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            Identity("alice").principal = "root"  # type: ignore[misc]  # refused on purpose
+
+
 class TestRecord:
     def test_of_a_request_that_nothing_came_of(self) -> None:
         before = time.time()

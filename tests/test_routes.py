@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -159,9 +160,10 @@ async def test_head_below_v1_is_relayed_with_its_length_and_no_body(
     assert [received.method for received in upstream.requests] == ["HEAD", "GET"]
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
+async def test_path_and_query_go_upstream_verbatim(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    targets = [
         "/v1/",
         "/v1/messages?beta=true",
         "/v1/messages?",
@@ -170,18 +172,14 @@ async def test_head_below_v1_is_relayed_with_its_length_and_no_body(
         "/v1/files/%E2%82%AC/a%20b;v=1/~x,(y)'!$&*+=:@",
         "/v1/a/path/that/no/api/has/yet.json",
         "/v1/openai/v1/models",
-    ],
-)
-async def test_path_and_query_go_upstream_verbatim(
-    target: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    upstream.script(bytes_answer(b"ok"))
+    ]
     client = await raw()
+    for target in targets:
+        upstream.script(bytes_answer(b"ok"))
+        await client.send(request_bytes("GET", target, token=TEST_TOKEN))
+        assert (await client.response()).body == b"ok", target
 
-    await client.send(request_bytes("GET", target, token=TEST_TOKEN))
-
-    assert (await client.response()).body == b"ok"
-    assert [received.target for received in upstream.requests] == [target]
+    assert [received.target for received in upstream.requests] == targets
 
 
 @pytest.mark.parametrize("method", ["FROB", "CONNECT", "TRACE", "get", "serve"])
@@ -220,45 +218,38 @@ async def test_health_and_ready_need_no_credential_and_say_nothing_secret(
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
-@pytest.mark.parametrize("path", ["/health", "/ready", "/", "/api/hello"])
 async def test_probes_by_head_are_a_cheap_200_without_body(
-    path: str, token: str | None, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+    token: str | None, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     client = await raw()
-
-    await client.send(request_bytes("HEAD", path, token=token))
-    response = await client.response(to_head=True)
-    # were there a body, it would be taken for the head of this answer
-    await client.send(request_bytes("GET", "/health"))
-
-    assert response.status == 200
-    assert (await client.response()).status == 200
+    for path in ("/health", "/ready", "/", "/api/hello"):
+        await client.send(request_bytes("HEAD", path, token=token))
+        assert (await client.response(to_head=True)).status == 200, path
+        # were there a body, it would be taken for the head of this answer
+        await client.send(request_bytes("GET", "/health"))
+        assert (await client.response()).status == 200, path
     assert upstream.connections == 0
 
 
-@pytest.mark.parametrize("target", ["/", "/?beta=true"])
 async def test_the_root_is_a_cheap_200(
-    target: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     client = await raw()
-
-    await client.send(request_bytes("GET", target))
-    response = await client.response()
-
-    assert response.status == 200
-    assert json.loads(response.body) == {"status": "ok"}
+    for target in ("/", "/?beta=true"):
+        await client.send(request_bytes("GET", target))
+        response = await client.response()
+        assert response.status == 200
+        assert json.loads(response.body) == {"status": "ok"}
     assert upstream.connections == 0
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/api/hello"])
 async def test_probe_pages_have_no_other_method(
-    path: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     client = await raw()
-
-    await client.send(request_bytes("POST", path, body=b"x=1", token=TEST_TOKEN))
-
-    anthropic_error(await client.response(), 405, "invalid_request_error")
+    for path in ("/", "/health", "/ready", "/api/hello"):
+        await client.send(request_bytes("POST", path, body=b"x=1", token=TEST_TOKEN))
+        anthropic_error(await client.response(), 405, "invalid_request_error")
     assert upstream.requests == []
 
 
@@ -300,12 +291,11 @@ async def _seen_by_the_proxy(raw: OpenRaw) -> None:
 # -- everything else
 
 
-@pytest.mark.parametrize("path", NO_SUCH_PAGE)
 async def test_an_unknown_path_needs_a_credential_then_is_404(
-    path: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     client = await raw()
-    for method in ("GET", "POST", "OPTIONS", "DELETE"):
+    for path, method in itertools.product(NO_SUCH_PAGE, ("GET", "POST", "OPTIONS", "DELETE")):
         await client.send(request_bytes(method, path))
         anthropic_error(await client.response(), 401, "authentication_error")
         await client.send(request_bytes(method, path, token="wrong"))
@@ -317,12 +307,12 @@ async def test_an_unknown_path_needs_a_credential_then_is_404(
     assert upstream.connections == 0
 
 
-@pytest.mark.parametrize("path", NO_SUCH_PAGE_OF_OPENAI)
 async def test_an_unknown_path_below_openai_needs_a_credential_then_is_404(
-    path: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     client = await raw()
-    for method in ("GET", "POST", "OPTIONS", "DELETE"):
+    methods = ("GET", "POST", "OPTIONS", "DELETE")
+    for path, method in itertools.product(NO_SUCH_PAGE_OF_OPENAI, methods):
         await client.send(request_bytes(method, path))
         openai_error(await client.response(), 401, "invalid_api_key")
         await client.send(request_bytes(method, path, token="wrong"))
@@ -402,31 +392,31 @@ async def test_each_request_of_a_connection_has_its_own_dialect(
     assert [record.dialect for record in records.all] == ["anthropic", "openai"] * 2
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        b"GET %b HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: x\r\nbad name: y\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n",
-        b"GET %b HTTP/1.1\nHost: x\n\n",
-        b"GET %b HTTP/1.1\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: a b\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
-        b"GET %b HTTP/2.0\r\nHost: x\r\n\r\n",
-        b"GET %b\r\nHost: x\r\n\r\n",
-        b"G(T %b HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET %b\x7f HTTP/1.1\r\nHost: x\r\n\r\n",
-    ],
-)
+UNREADABLE = [
+    b"GET %b HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+    b"GET %b HTTP/1.1\r\nHost: x\r\nbad name: y\r\n\r\n",
+    b"GET %b HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n",
+    b"GET %b HTTP/1.1\nHost: x\n\n",
+    b"GET %b HTTP/1.1\r\n\r\n",
+    b"GET %b HTTP/1.1\r\nHost: a b\r\n\r\n",
+    b"GET %b HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    b"GET %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    b"GET %b HTTP/2.0\r\nHost: x\r\n\r\n",
+    b"GET %b\r\nHost: x\r\n\r\n",
+    b"G(T %b HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET %b\x7f HTTP/1.1\r\nHost: x\r\n\r\n",
+]
+
+
 async def test_a_head_that_cannot_be_read_is_400_in_the_dialect_of_its_path(
-    lines: bytes, proxy: Proxy, raw: OpenRaw
+    proxy: Proxy, raw: OpenRaw
 ) -> None:
-    client = await raw()
-    await client.send(lines % b"/v1/models?x=1")
-    anthropic_error(await client.response(), 400, "invalid_request_error")
-    for path in (b"/openai/v1/models?x=1", b"/openai/"):
+    for lines in UNREADABLE:
         client = await raw()
-        await client.send(lines % path)
-        openai_error(await client.response(), 400, None)
-        assert await client.read() == b""  # what follows cannot be read either
+        await client.send(lines % b"/v1/models?x=1")
+        anthropic_error(await client.response(), 400, "invalid_request_error")
+        for path in (b"/openai/v1/models?x=1", b"/openai/"):
+            client = await raw()
+            await client.send(lines % path)
+            openai_error(await client.response(), 400, None)
+            assert await client.read() == b""  # what follows cannot be read either

@@ -19,6 +19,7 @@ import logging
 import re
 import socket
 import struct
+from http.client import responses
 from typing import TYPE_CHECKING
 
 from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_REQUEST_HEAD = 64 * 1024
+"""The largest request line with headers, in bytes."""
+
 LINGER = 30.0
 """How long the rest of a request is read after its answer, in seconds."""
 
@@ -61,9 +65,10 @@ _HOST = re.compile(r"([A-Za-z0-9\-._~!$&'()*+;=\[\]:]|%[0-9A-Fa-f]{2})*")
 class MalformedRequest(Exception):
     """A request that cannot be framed or read safely."""
 
-    def __init__(self, message: str, path: str = "/") -> None:
+    def __init__(self, message: str, path: str, status: int = 400) -> None:
         super().__init__(message)
         self.path = path
+        self.status = status
 
 
 class ClientConnection(HTTP1Connection):
@@ -78,6 +83,7 @@ class ClientConnection(HTTP1Connection):
     ) -> None:
         super().__init__(stream, False, params, context)
         self._is_draining = is_draining
+        self.on_malformed: Callable[[InvalidRequest], None] | None = None
         # Tornado listens for it only once the whole request has been read
         stream.set_close_callback(self._on_connection_close)
 
@@ -115,7 +121,7 @@ class ClientConnection(HTTP1Connection):
         line = self._request_start_line
         if line is not None and line.version == "HTTP/1.0":
             self._request_headers = HTTPHeaders()  # so that no keep-alive is promised
-        if self._is_draining():
+        if self._is_draining() or not (self._read_finished or self._may_read_on):
             self._disconnect_on_finish = True
         return super().write_headers(start_line, headers, chunk)
 
@@ -134,6 +140,10 @@ class ClientConnection(HTTP1Connection):
     def _parse_headers(self, data: bytes) -> tuple[str, HTTPHeaders]:
         if self.stream.closed():
             raise StreamClosedError  # the client left while its head was on its way
+        if len(data) > MAX_REQUEST_HEAD:
+            raise MalformedRequest(
+                f"The request's head is larger than {MAX_REQUEST_HEAD} bytes.", _path(data), 431
+            )
         if _BARE_LF.search(data):
             raise MalformedRequest(
                 "A line of the request's head ends in a bare line feed.", _path(data)
@@ -149,15 +159,28 @@ class ClientConnection(HTTP1Connection):
         if fault is not None:
             raise MalformedRequest(fault, _path(data))
         if headers.get("Expect", "").lower() == "100-continue":
-            headers["Expect"] = "100-continue"  # Tornado minds the case, RFC 9110 §10.1.1 does not
+            # RFC 9110 §10.1.1 minds the version and not the case; Tornado does the opposite
+            del headers["Expect"]
+            if start_line.endswith("HTTP/1.1"):
+                headers["Expect"] = "100-continue"
         return start_line, headers
 
     async def _read_chunked_body(self, delegate: HTTPMessageDelegate) -> None:
         try:
             await super()._read_chunked_body(delegate)
         except HTTPInputError:
-            path = self._request_start_line.path if self._request_start_line else "/"
-            raise MalformedRequest("A chunk of the request's body is malformed.", path) from None
+            assert self._request_start_line is not None
+            fault = "A chunk of the request's body is malformed."
+            self._disconnect_on_finish = True
+            if self.on_malformed is not None and not self._write_finished:
+                self.on_malformed(InvalidRequest(fault))
+            raise MalformedRequest(fault, self._request_start_line.path) from None
+
+    @property
+    def _may_read_on(self) -> bool:
+        """Whether what still comes is certain to be the rest of the request's body."""
+        # a client that expects a 100 may send its next request in place of the body
+        return self._request_headers is not None and "Expect" not in self._request_headers
 
     def _finish_request(self, future: Future[None] | None) -> None:
         line, headers = self._request_start_line, self._request_headers
@@ -166,9 +189,8 @@ class ClientConnection(HTTP1Connection):
             or self.stream.closed()
             or line is None
             or headers is None
-            or "Expect" in headers
+            or not self._may_read_on
         ):
-            # a client that expects a 100 may send its next request in place of the body
             super()._finish_request(future)
             return
         self._disconnect_on_finish = False
@@ -248,7 +270,7 @@ class ClientConnectionLoop(HTTP1ServerConnection):
             while await self._serve_one(delegate):
                 # requests that wait in the buffer already must not starve other connections
                 await asyncio.sleep(0)
-        except (StreamClosedError, UnsatisfiableReadError):
+        except (StreamClosedError, UnsatisfiableReadError, TimeoutError):
             pass
         except Exception:
             logger.exception("a client connection failed")
@@ -264,14 +286,16 @@ class ClientConnectionLoop(HTTP1ServerConnection):
             is_open = await connection.read_response(delegate.start_request(self, connection))
         except MalformedRequest as error:
             logger.info("refused a malformed request from %s: %s", self.context, error)
-            if connection._response_start_line is None and not self.stream.closed():
-                await self._refuse(error)
+            if not self.stream.closed():
+                if connection._response_start_line is None:
+                    await self._refuse(error)
+                await self._linger()
             return False
         return is_open and not connection.must_close
 
     async def _refuse(self, malformed: MalformedRequest) -> None:
         dialect = Dialect.of_path(malformed.path)
-        error = InvalidRequest(str(malformed))
+        error = InvalidRequest(str(malformed), status=malformed.status)
         request_id = new_request_id()
         body = dialect.error_body(error, request_id)
         headers = {
@@ -279,5 +303,14 @@ class ClientConnectionLoop(HTTP1ServerConnection):
             "Content-Length": str(len(body)),
             "Connection": "close",
         }
-        lines = ["HTTP/1.1 400 Bad Request", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+        status_line = f"HTTP/1.1 {error.status} {responses[error.status]}"
+        lines = [status_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         await self.stream.write("\r\n".join(lines).encode("latin-1") + body)
+
+    async def _linger(self) -> None:
+        """Read on and drop it: to close with something unread would reset the connection."""
+        await self.stream.write(b"")  # until all before it has gone out
+        self.stream.socket.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(LINGER):
+            while True:
+                await self.stream.read_bytes(self.params.chunk_size, partial=True)

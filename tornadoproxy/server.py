@@ -21,7 +21,7 @@ from tornado.httpserver import HTTPServer, _HTTPRequestContext
 from tornado.netutil import bind_sockets
 
 from tornadoproxy.app import make_app
-from tornadoproxy.client_connection import ClientConnectionLoop
+from tornadoproxy.client_connection import MAX_REQUEST_HEAD, ClientConnectionLoop
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.exchange import Outcome
 from tornadoproxy.hangup import HangupWatch
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from tornadoproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-MAX_REQUEST_HEAD = 64 * 1024
-"""The largest request line with headers, in bytes."""
 
 _NO_LIMIT = 2**62  # of a request body, for Tornado: the handlers hold MAX_BODY_SIZE themselves
 _BACKLOG = 1024
@@ -77,6 +74,7 @@ class Server:
         """
         _raise_descriptor_limit()
         tls = _tls_context(self._settings)
+        await self._plugins.startup()
         try:
             sockets = bind_sockets(
                 self._settings[PORT],
@@ -85,13 +83,8 @@ class Server:
                 reuse_port=self._settings[REUSE_PORT],
             )
         except OSError as error:
+            await self._plugins.shutdown()
             raise ConfigurationError(_bind_fault(self._settings, error)) from None
-        try:
-            await self._plugins.startup()
-        except BaseException:
-            for sock in sockets:
-                sock.close()
-            raise
         self._gateway = Gateway(
             settings=self._settings,
             plugins=self._plugins,
@@ -102,7 +95,7 @@ class Server:
             make_app(self._gateway),
             ssl_options=tls,
             idle_connection_timeout=self._settings[CLIENT_IDLE_TIMEOUT],
-            max_header_size=MAX_REQUEST_HEAD,
+            max_header_size=2 * MAX_REQUEST_HEAD,  # beyond which there is not even a 431
             max_body_size=_NO_LIMIT,
         )
         self._http.attend(self._gateway)
