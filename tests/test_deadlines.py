@@ -253,6 +253,7 @@ async def test_upstream_that_takes_no_body_is_too_slow(
     while not answered.done():
         sending = asyncio.create_task(client.send(piece))
         await asyncio.wait({answered, sending}, return_when=asyncio.FIRST_COMPLETED)
+    sending.cancel()
     released.set()
     assert (await answered).status == 504
 

@@ -73,6 +73,7 @@ def check_anthropic(response: RawResponse, status: int, error_type: str) -> str:
     """The response is an error of ours in the Anthropic shape; its message."""
     assert response.status == status
     assert response.header("Content-Type") == "application/json"
+    assert response.header("Server") is None
     document = json.loads(response.body)
     request_id = document["request_id"]
     text: str = document["error"]["message"]
@@ -93,6 +94,7 @@ def check_openai(
     """The response is an error of ours in the OpenAI shape; its message."""
     assert response.status == status
     assert response.header("Content-Type") == "application/json"
+    assert response.header("Server") is None
     document = json.loads(response.body)
     text: str = document["error"]["message"]
     assert document == {"error": {"message": text, "type": error_type, "param": None, "code": code}}

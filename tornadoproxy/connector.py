@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import aiohappyeyeballs
@@ -57,7 +58,7 @@ class Connector:
         self._timeout = settings[UPSTREAM_CONNECT_TIMEOUT]
         self._proxy = settings[HTTPS_PROXY]
         self._no_proxy = settings[NO_PROXY]
-        self._tls = _SessionReusingContext.trusting(settings[UPSTREAM_CA_FILE])
+        self._ca_file = settings[UPSTREAM_CA_FILE]
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """A new connection to `origin`, ready for a request.
@@ -117,6 +118,11 @@ class Connector:
         """Remember the TLS session of `connection`, so that the next handshake is a short one."""
         if origin.scheme == "https":
             self._tls.keep(origin.host, connection.tls_session())
+
+    @cached_property
+    def _tls(self) -> _SessionReusingContext:
+        # to read the system's authorities takes tens of milliseconds: not for an http upstream
+        return _SessionReusingContext.trusting(self._ca_file)
 
     def _proxy_for(self, origin: Origin) -> EgressProxy | None:
         if origin.scheme != "https" or any(_names(word, origin) for word in self._no_proxy):

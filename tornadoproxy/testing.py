@@ -251,8 +251,19 @@ def _proxies(io_loop: IOLoop) -> Iterator[list[Proxy]]:
         _run(io_loop, proxy.server.drain)
 
 
+@pytest.fixture(scope="session")
+def _installed() -> importlib.metadata.EntryPoints:
+    """The installed plugins' entry points, which take a while to find."""
+    return importlib.metadata.entry_points(group=PROJECT)
+
+
 @pytest.fixture
-def start_proxy(_proxies: list[Proxy], upstream: ScriptedUpstream, records: Records) -> StartProxy:
+def start_proxy(
+    _proxies: list[Proxy],
+    _installed: importlib.metadata.EntryPoints,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> StartProxy:
     """Starts real proxies in front of `upstream`: ``await start_proxy(UPSTREAM_IDLE_TIMEOUT=1)``.
 
     Keyword arguments are variables as the environment has them; `None` leaves one of the test's
@@ -272,9 +283,8 @@ def start_proxy(_proxies: list[Proxy], upstream: ScriptedUpstream, records: Reco
             "DRAIN_TIMEOUT": 1,
             **variables,
         }
-        installed = importlib.metadata.entry_points(group=PROJECT)
         extra = _entry_points({"records": records, **_named(plugins)})
-        loaded = Plugins.load(_configuration(given).disabled(), [*installed, *extra])
+        loaded = Plugins.load(_configuration(given).disabled(), [*_installed, *extra])
         _refuse_unknown(variables, loaded)
         settings = _configuration(given).settings(loaded)
         lines = configure(loaded, settings)
