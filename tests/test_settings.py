@@ -107,7 +107,7 @@ class TestDefaults:
             assert re.search(r"[\w*)]\.$", setting.help), setting.name
 
     def test_the_core_declares_no_token(self) -> None:
-        assert not [setting for setting in CORE_SETTINGS if "TOKEN" in setting.name]
+        assert not [setting for setting in CORE_SETTINGS if "AUTH_TOKEN" in setting.name]
 
 
 class TestPrecedence:

@@ -14,7 +14,7 @@ from tornado.httpclient import HTTPClientError
 
 from tornadoproxy import Settings, hookimpl
 from tornadoproxy.errors import UpstreamClosed, UpstreamTimeout, UpstreamUnreachable
-from tornadoproxy.relay import HELD_BODIES, HELD_BODY
+from tornadoproxy.relay import HELD_BODY
 from tornadoproxy.settings import UPSTREAM_FIRST_BYTE_TIMEOUT
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -27,6 +27,7 @@ from tornadoproxy.testing import (
     sse_answer,
 )
 from tornadoproxy.upstream import MAX_IDLE_CONNECTIONS, UpstreamClient
+from tornadoproxy.upstream_handler import HELD_BODIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

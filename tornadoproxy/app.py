@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 
 from tornado.web import Application
 
+from tornadoproxy.chat import ChatHandler, ModelsHandler
 from tornadoproxy.handlers import NotFoundHandler, ProbeHandler, ReadyHandler
 from tornadoproxy.relay import RelayHandler
 
 if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
+
+
+# some clients add /v1 to a base URL that ends in it, others leave it out where it belongs
+_OPENAI = "/openai(?:/v1){0,2}"
 
 
 def make_app(gateway: Gateway) -> Application:
@@ -19,6 +24,8 @@ def make_app(gateway: Gateway) -> Application:
     return Application(
         [
             ("/v1/.*", RelayHandler, state),
+            (f"{_OPENAI}/chat/completions", ChatHandler, state),
+            (f"{_OPENAI}/models(?:/.+)?", ModelsHandler, state),
             ("/health", ProbeHandler, state),
             ("/ready", ReadyHandler, state),
             ("/api/hello", ProbeHandler, state),

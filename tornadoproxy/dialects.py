@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from tornadoproxy.errors import Overloaded, ProxyError
+from tornadoproxy.sse import PING
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -56,6 +57,14 @@ class Dialect(Enum):
     def request_id_header(self) -> str:
         """The response header that carries the request id."""
         return "X-Request-Id" if self is Dialect.OPENAI else "Request-Id"
+
+    @property
+    def ping(self) -> bytes:
+        """What keeps a quiet stream of events alive.
+
+        OpenAI's clients know no events but chunks: there it is a comment.
+        """
+        return b": ping\n\n" if self is Dialect.OPENAI else PING
 
     def error_status(self, error: ProxyError) -> int:
         """The HTTP status of `error`. OpenAI's clients do not know 529; they know 503."""

@@ -122,6 +122,10 @@ class BaseHandler(RequestHandler):
         exception = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         error = exception if isinstance(exception, ProxyError) else _as_error(status_code)
         self.describe_error(error)
+        self.write_proxy_error(error)
+
+    def write_proxy_error(self, error: ProxyError) -> None:
+        """Answer with `error`, in the dialect's shape."""
         status = self.dialect.error_status(error)
         self.set_status(status, _REASONS.get(status))
         for name, value in self.dialect.error_headers(error, self.request_id).items():

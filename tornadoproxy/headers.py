@@ -49,9 +49,14 @@ def credential_header(key: Secret, scheme: str) -> tuple[str, str]:
     return ("Authorization", f"Bearer {value}") if scheme == "bearer" else ("X-Api-Key", value)
 
 
+def via(instance: str) -> str:
+    """What this proxy adds to ``Via`` (RFC 9110 §7.6.3)."""
+    return _VIA + instance
+
+
 def has_been_here(headers: HTTPHeaders, instance: str) -> bool:
     """Whether a request has been through this proxy before (RFC 9110 §7.6.3, ``Via``)."""
-    return any(_VIA + instance in line for line in headers.get_list("Via"))
+    return any(via(instance) in line for line in headers.get_list("Via"))
 
 
 def request_head(
@@ -84,7 +89,7 @@ def request_head(
         lines.append(f"Anthropic-Version: {default_version}")
     if credential is not None:
         lines.append(f"{credential[0]}: {credential[1]}")
-    lines.append(f"Via: {_VIA}{instance}\r\n\r\n")
+    lines.append(f"Via: {via(instance)}\r\n\r\n")
     return "\r\n".join(lines).encode("latin-1")
 
 
@@ -117,6 +122,11 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
 def is_event_stream(headers: HTTPHeaders) -> bool:
     """Whether a body is made of server-sent events."""
     return headers.get("Content-Type", "").lower().startswith("text/event-stream")
+
+
+def is_json(headers: HTTPHeaders) -> bool:
+    """Whether a body is one JSON document."""
+    return headers.get("Content-Type", "").lower().startswith("application/json")
 
 
 def is_encoded(headers: HTTPHeaders) -> bool:

@@ -24,13 +24,14 @@ import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from tornadoproxy.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -179,6 +180,17 @@ def choice(*options: str) -> Callable[[str], str]:
 def words(value: str) -> tuple[str, ...]:
     """Words separated by commas or blanks."""
     return tuple(text(value.replace(",", " ").replace("\t", " ")).split())
+
+
+def pairs(value: str) -> Mapping[str, str]:
+    """``name=value`` pairs, separated by blanks or commas: a mapping that nobody changes."""
+    found: dict[str, str] = {}
+    for word in words(value):
+        name, equals, meaning = word.partition("=")
+        if not name or not equals or not meaning:
+            raise ValueError(f"must be pairs like name=value, separated by blanks, not {word!r}")
+        found[name] = meaning
+    return MappingProxyType(found)
 
 
 def secret(value: str) -> Secret:

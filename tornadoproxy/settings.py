@@ -8,14 +8,16 @@ Plugins declare theirs in the same way; see `tornadoproxy.hookspecs.declare_sett
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tornadoproxy import parsers
 from tornadoproxy.parsers import BaseURL, EgressProxy, IPNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from tornadoproxy.secret import Secret
@@ -309,6 +311,41 @@ REUSE_PORT: Setting[bool] = Setting(
     help="Whether several processes may listen on the same port, and share its connections.",
 )
 
+CHAT_MODELS: Setting[Mapping[str, str]] = Setting(
+    "CHAT_MODELS",
+    parsers.pairs,
+    default=MappingProxyType({}),
+    help=(
+        "Upstream's models for the names that OpenAI clients send, as in "
+        "'gpt-5=claude-opus-5-5 *=claude-sonnet-5-5'; * is any other name that is not Claude's."
+    ),
+    blank=True,
+)
+CHAT_DEFAULT_MAX_TOKENS: Setting[int] = Setting(
+    "CHAT_DEFAULT_MAX_TOKENS",
+    parsers.integer(minimum=1),
+    default=32_000,
+    help="The most tokens of a chat completion whose request names no limit.",
+)
+CHAT_STRICT: Setting[bool] = Setting(
+    "CHAT_STRICT",
+    parsers.boolean,
+    default=False,
+    help=(
+        "Whether a chat completion that asks for what has no counterpart is refused, instead of "
+        "the field being dropped and named in x-tornadoproxy-ignored."
+    ),
+)
+CHAT_DROP_SAMPLING: Setting[bool] = Setting(
+    "CHAT_DROP_SAMPLING",
+    parsers.boolean,
+    default=False,
+    help=(
+        "Whether temperature, top_p and top_k of a chat completion are dropped, instead of the "
+        "request going out with the last anthropic-version that takes them."
+    ),
+)
+
 CORE_SETTINGS: tuple[Setting[Any], ...] = (
     HOST,
     PORT,
@@ -339,6 +376,10 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     SSE_KEEPALIVE_INTERVAL,
     REWRITE_RESULTS_URL,
     REUSE_PORT,
+    CHAT_MODELS,
+    CHAT_DEFAULT_MAX_TOKENS,
+    CHAT_STRICT,
+    CHAT_DROP_SAMPLING,
 )
 
 RELOADABLE: tuple[Setting[Any], ...] = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, LOG_LEVEL)

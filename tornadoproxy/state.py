@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from tornadoproxy.headers import credential_header
-from tornadoproxy.settings import ALLOWED_HOSTS, HOST, UPSTREAM_AUTH_SCHEME, upstream_key
+from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy.chat_completions import Options
+from tornadoproxy.headers import credential_header, via
+from tornadoproxy.model_list import ModelList
+from tornadoproxy.settings import (
+    ALLOWED_HOSTS,
+    CHAT_DEFAULT_MAX_TOKENS,
+    CHAT_DROP_SAMPLING,
+    CHAT_MODELS,
+    CHAT_STRICT,
+    DEFAULT_ANTHROPIC_VERSION,
+    HOST,
+    UPSTREAM_AUTH_SCHEME,
+    UPSTREAM_BASE_URL,
+    upstream_key,
+)
 
 if TYPE_CHECKING:
     from tornadoproxy.exchange import Outcome
@@ -40,10 +56,19 @@ class Gateway:
     held_bytes: int = 0
     draining: bool = False
     credential: tuple[str, str] | None = field(init=False, repr=False)
+    models: ModelList = field(init=False, repr=False)
+    chat_options: Options = field(init=False)
     allowed_hosts: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self._take_key()
+        self.models = ModelList(self._get)
+        self.chat_options = Options(
+            default_max_tokens=self.settings[CHAT_DEFAULT_MAX_TOKENS],
+            models=self.settings[CHAT_MODELS],
+            strict=self.settings[CHAT_STRICT],
+            drop_sampling=self.settings[CHAT_DROP_SAMPLING],
+        )
         # a wildcard address is no name of ours: browsers let any page reach http://0.0.0.0
         own = {self.settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(self.settings[ALLOWED_HOSTS]))
@@ -61,3 +86,14 @@ class Gateway:
         key = upstream_key(self.settings)
         scheme = self.settings[UPSTREAM_AUTH_SCHEME]
         self.credential = None if key is None else credential_header(key, scheme)
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        """Ask the upstream on the proxy's own behalf."""
+        headers = HTTPHeaders()
+        headers["Anthropic-Version"] = self.settings[DEFAULT_ANTHROPIC_VERSION]
+        headers["Via"] = via(self.instance)
+        if self.credential is not None:
+            headers.add(*self.credential)
+        url = f"{self.settings[UPSTREAM_BASE_URL]}{path}"
+        answer = await self.upstream.fetch(HTTPRequest(url, headers=headers), raise_error=False)
+        return answer.code, answer.body

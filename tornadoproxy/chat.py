@@ -1,0 +1,279 @@
+"""``/openai/*``: chat completions and models, asked of the upstream in its own dialect.
+
+The translation itself is in `tornadoproxy.chat_completions`; here are its ends: a body that is
+held until it is whole, since only a whole one can be translated, and an answer that goes out piece
+by piece if it is a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy import chat_completions
+from tornadoproxy.chat_completions import Capabilities, StreamTranslator, Translation
+from tornadoproxy.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    UpstreamClosed,
+    UpstreamError,
+    UpstreamProtocolError,
+)
+from tornadoproxy.handlers import ExchangeHandler
+from tornadoproxy.headers import is_event_stream, request_head
+from tornadoproxy.model_list import UpstreamRefused
+from tornadoproxy.settings import DEFAULT_ANTHROPIC_VERSION, MAX_BODY_SIZE, UPSTREAM_BASE_URL
+from tornadoproxy.upstream_handler import UpstreamHandler
+from tornadoproxy.usage import UsageReader
+
+if TYPE_CHECKING:
+    from tornadoproxy.state import Gateway
+    from tornadoproxy.upstream_connection import ResponseHead
+
+MAX_CHAT_BODY = 32 * 1024 * 1024
+"""The largest request, in bytes: as large as a messages request may be upstream."""
+
+MAX_CHAT_ANSWER = 64 * 1024 * 1024
+"""The largest answer that is not a stream, in bytes."""
+
+CAPABILITIES_TIMEOUT = 5.0
+"""How long a request waits for the list of models, in seconds. Then it goes without."""
+
+# The last version of the API that takes temperature, top_p and top_k.
+SAMPLING_VERSION = "2023-06-01"
+
+# What is translated in one way or another, after what the model can do.
+_NEEDS_CAPABILITIES = ("reasoning_effort", "response_format", "tool_choice")
+
+# What describes the client's own message and not the one that is made of it.
+_CLIENTS_OWN = (
+    "Accept",
+    "Accept-Encoding",
+    "Content-Encoding",
+    "Content-Length",
+    "Content-Type",
+    "Openai-Beta",
+    "Openai-Organization",
+    "Openai-Project",
+    "Transfer-Encoding",
+)
+
+_KEPT = re.compile(
+    r"(anthropic-ratelimit-.*|anthropic-organization-id|retry-after|retry-after-ms|x-should-retry)",
+    re.IGNORECASE,
+)
+
+
+class ChatHandler(UpstreamHandler):
+    """One chat completion."""
+
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        self._translation: Translation | None = None
+        self._stream: StreamTranslator | None = None
+        self._answer: list[bytes] = []
+        self._answer_size = 0
+        self._answer_status = 0
+        self._kept: list[tuple[str, str]] = []
+
+    def max_body(self) -> int:
+        return min(MAX_CHAT_BODY, self.gateway.settings[MAX_BODY_SIZE])
+
+    def max_body_hint(self) -> str:
+        return "a messages request can be no larger, MAX_BODY_SIZE may be lower"
+
+    def begin(self, length: int, *, chunked: bool) -> None:
+        if self.request.method != "POST":
+            raise MethodNotAllowed("Chat completions are asked for with POST.")
+        if "Content-Encoding" in self.request.headers:
+            raise InvalidRequest("Send the request body without a Content-Encoding.")
+        if not self.hold(self.max_body() if chunked else length):
+            raise Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
+
+    async def serve(self) -> None:
+        self.stop_awaiting_body()
+        document = chat_completions.parse(self.take_held())
+        options = self.gateway.chat_options
+        model = options.model(chat_completions.requested_model(document))
+        able = None
+        if any(document.get(name) is not None for name in _NEEDS_CAPABILITIES):
+            able = await self._capabilities(model)
+        if self.ended:
+            return
+        translation = chat_completions.translate_request(
+            document, options=options, capabilities=able
+        )
+        self._translation = translation
+        self.send(self._head(translation), translation.body)
+        await self._over
+
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        assert self._translation is not None
+        self.answer_began()
+        headers = HTTPHeaders()
+        for name, value in head.fields:
+            headers.add(name, value)
+        self._answer_status = head.status
+        self._kept = [(name, value) for name, value in head.fields if _KEPT.fullmatch(name)]
+        self.request_id = headers.get("Request-Id", self.request_id)
+        self.exchange.request_id = self.request_id
+        if head.status == 200:
+            self._usage = UsageReader.for_answer(headers)
+            if self._translation.stream and is_event_stream(headers):
+                self._start_stream(self._translation)
+        self.on_data(first)
+
+    def on_data(self, chunk: bytes) -> None:
+        if self._usage is not None:
+            self._usage.feed(chunk)
+        if self._stream is not None:
+            self._pass_on_translated(self._stream, chunk)
+            return
+        self._answer_size += len(chunk)
+        if self._answer_size > MAX_CHAT_ANSWER:
+            self._give_up(UpstreamProtocolError("The upstream's answer is too large."))
+            return
+        self._answer.append(chunk)
+
+    def on_end(self) -> None:
+        if self._stream is not None:
+            if not self._stream.ended:
+                self.on_failure(
+                    UpstreamClosed("The upstream ended its answer before it was whole.")
+                )
+                return
+        elif self._answer_status == 200:
+            if not self._write_answer(b"".join(self._answer)):
+                return
+        else:
+            body = b"".join(self._answer)
+            self.clear()
+            self.write_proxy_error(chat_completions.translate_error(self._answer_status, body))
+        self.answer_ended()
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self._add_upstreams_headers()
+
+    def _add_upstreams_headers(self) -> None:
+        for name, value in getattr(self, "_kept", ()):
+            self.add_header(name, value)
+        translation = getattr(self, "_translation", None)
+        if translation is not None and translation.ignored:
+            self.set_header("X-Tornadoproxy-Ignored", ", ".join(translation.ignored))
+
+    async def _capabilities(self, model: str) -> Capabilities | None:
+        try:
+            async with asyncio.timeout(CAPABILITIES_TIMEOUT):
+                models = await self.gateway.models.models()
+        except (TimeoutError, UpstreamError):
+            return None
+        return Capabilities.of_model(models[model]) if model in models else None
+
+    def _head(self, translation: Translation) -> bytes:
+        settings = self.gateway.settings
+        base = settings[UPSTREAM_BASE_URL]
+        headers = HTTPHeaders(self.request.headers)
+        for name in _CLIENTS_OWN:
+            headers.pop(name, None)
+        if translation.samples:
+            headers["Anthropic-Version"] = SAMPLING_VERSION
+        headers["Content-Type"] = "application/json"
+        headers["Content-Length"] = str(len(translation.body))
+        return request_head(
+            "POST",
+            f"{base.prefix}/v1/messages",
+            headers,
+            authority=base.authority,
+            instance=self.gateway.instance,
+            credential=self.gateway.credential,
+            default_version=settings[DEFAULT_ANTHROPIC_VERSION],
+        )
+
+    def _start_stream(self, translation: Translation) -> None:
+        self._stream = StreamTranslator(
+            include_usage=translation.include_usage,
+            legacy_functions=translation.legacy_functions,
+        )
+        self.clear()
+        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        self.follow_events()
+
+    def _pass_on_translated(self, stream: StreamTranslator, chunk: bytes) -> None:
+        try:
+            translated = stream.feed(chunk)
+        except UpstreamProtocolError as error:
+            self._give_up(error)
+            return
+        if translated or not self._headers_written:
+            self.pass_on(translated)
+        if stream.failed:
+            told = UpstreamError("The upstream failed in the middle of its answer.")
+            self.describe_error(told)
+            self.cut_when_flushed(told)
+
+    def _write_answer(self, body: bytes) -> bool:
+        assert self._translation is not None
+        try:
+            answer = chat_completions.translate_response(
+                body, legacy_functions=self._translation.legacy_functions
+            )
+        except UpstreamProtocolError as error:
+            self.on_failure(error)
+            return False
+        self.clear()
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        self.write(answer)
+        return True
+
+    def _give_up(self, error: UpstreamError) -> None:
+        assert self._call is not None
+        self._call.cancel()
+        self.on_failure(error)
+
+
+class ModelsHandler(ExchangeHandler):
+    """The upstream's models, all or one."""
+
+    def admit(self) -> None:
+        if self.request.method not in {"GET", "HEAD"}:
+            raise MethodNotAllowed("Models are asked for with GET.")
+
+    async def serve(self) -> None:
+        try:
+            models = await self.gateway.models.models()
+        except UpstreamRefused as refused:
+            if not self.ended:
+                self.write_proxy_error(
+                    chat_completions.translate_error(refused.status, refused.body)
+                )
+            return
+        if self.ended:
+            return
+        names = self.gateway.chat_options.models
+        listed = chat_completions.translate_models(models.values(), names)
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        wanted = unquote(self.request.path.partition("/models")[2][1:])
+        shown = _one(listed["data"], wanted) if wanted else listed
+        await self.finish(json.dumps(shown, ensure_ascii=False).encode())
+
+
+def _one(models: list[dict[str, object]], wanted: str) -> dict[str, object]:
+    for model in models:
+        if model["id"] == wanted:
+            return model
+    raise NotFound(
+        f"The model '{wanted[:100]}' does not exist or you do not have access to it.",
+        code="model_not_found",
+        param="model",
+    )

@@ -1,0 +1,45 @@
+"""Translates between OpenAI's chat completions and Anthropic's messages. Sans-io.
+
+Dicts and bytes go in, dicts and bytes come out; there is no server and no client in it::
+
+    from tornadoproxy import chat_completions
+
+    document = chat_completions.parse(request_body)
+    translation = chat_completions.translate_request(document)
+    ...                                          # send translation.body to /v1/messages
+    answer = chat_completions.translate_response(
+        response_body, legacy_functions=translation.legacy_functions
+    )
+
+A stream is translated piece by piece with `StreamTranslator`, an error with `translate_error`.
+"""
+
+from tornadoproxy.chat_completions.capabilities import Capabilities
+from tornadoproxy.chat_completions.errors import translate_error
+from tornadoproxy.chat_completions.fields import FIELDS, Treatment
+from tornadoproxy.chat_completions.models import translate_model, translate_models
+from tornadoproxy.chat_completions.reading import parse
+from tornadoproxy.chat_completions.request import (
+    Options,
+    Translation,
+    requested_model,
+    translate_request,
+)
+from tornadoproxy.chat_completions.response import translate_response
+from tornadoproxy.chat_completions.stream import StreamTranslator
+
+__all__ = [
+    "FIELDS",
+    "Capabilities",
+    "Options",
+    "StreamTranslator",
+    "Translation",
+    "Treatment",
+    "parse",
+    "requested_model",
+    "translate_error",
+    "translate_model",
+    "translate_models",
+    "translate_request",
+    "translate_response",
+]

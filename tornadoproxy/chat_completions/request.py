@@ -1,0 +1,344 @@
+"""Translates a chat completions request into a messages request.
+
+Sources: https://platform.openai.com/docs/api-reference/chat/create and
+https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tornadoproxy.chat_completions import conversation, fields, schema, tools
+from tornadoproxy.chat_completions.capabilities import Capabilities
+from tornadoproxy.chat_completions.content import text_block
+from tornadoproxy.chat_completions.reading import (
+    Json,
+    array,
+    boolean,
+    dump,
+    integer,
+    number,
+    obj,
+    one_of,
+    refuse,
+    text,
+)
+from tornadoproxy.errors import InvalidRequest
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+MAX_USER_ID = 256  # characters
+MAX_IGNORED = 32  # names: what is ignored is told in a header
+
+_BUDGETS = {
+    "minimal": 1024,
+    "low": 2048,
+    "medium": 8192,
+    "high": 16384,
+    "xhigh": 24576,
+    "max": 32000,
+}
+_SAMPLING = ("temperature", "top_p", "top_k")
+_JSON_ONLY = "Answer with a single JSON object and nothing else: no words around it, no code fence."
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to translate where the request leaves it open.
+
+    :param default_max_tokens: if the client names no limit; the model's own may be lower.
+    :param models: from the names that clients send to upstream's; ``*`` stands for any other name
+        that does not begin with ``claude``.
+    :param strict: refuse what would be ignored.
+    :param drop_sampling: never send temperature, top_p or top_k.
+    """
+
+    default_max_tokens: int = 32_000
+    models: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+    drop_sampling: bool = False
+
+    def model(self, name: str) -> str:
+        """The upstream's name for the model that a client calls `name`."""
+        if name in self.models:
+            return self.models[name]
+        if "*" in self.models and not name.startswith("claude"):
+            return self.models["*"]
+        return name
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A messages request, and what is needed to translate its answer.
+
+    :param body: the request's body, JSON.
+    :param stream: the answer is to be streamed.
+    :param include_usage: a stream ends with a chunk that tells the usage.
+    :param legacy_functions: calls are told as ``function_call``.
+    :param samples: the body has a sampling parameter, which ``anthropic-version`` 2026-10-21
+        refuses.
+    :param ignored: the names of what was dropped, each once.
+    """
+
+    body: bytes
+    stream: bool
+    include_usage: bool
+    legacy_functions: bool
+    samples: bool
+    ignored: tuple[str, ...]
+
+
+def requested_model(document: Json) -> str:
+    """The model that a client asks for.
+
+    :raises InvalidRequest: there is none.
+    """
+    if document.get("model") is None:
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    name = text(document["model"], "model")
+    if not name.strip():
+        refuse("model", "must not be empty")
+    return name
+
+
+def translate_request(
+    document: Json,
+    *,
+    options: Options | None = None,
+    capabilities: Capabilities | None = None,
+) -> Translation:
+    """Translate a request, as the table of fields in the documentation says.
+
+    :param document: the request's body; see `reading.parse`. It is left as it is.
+    :param capabilities: what the model can do, if that is known.
+    :raises InvalidRequest: with the ``param`` that is at fault.
+    """
+    options = options or Options()
+    able = capabilities or Capabilities()
+    model = options.model(requested_model(document))
+    ignored = fields.ignored(document)
+    _refuse_impossible(document)
+    if "messages" not in document:
+        raise InvalidRequest("'messages' is required.", param="messages")
+    talk = conversation.translate(document["messages"], ignored)
+    offer = tools.translate(document, talk.called, able, ignored)
+    if offer.instruction:
+        talk.system.append(text_block(offer.instruction))
+    body: Json = {
+        "model": model,
+        "max_tokens": _max_tokens(document, options, able),
+        "messages": talk.messages,
+    }
+    if offer.tools:
+        body["tools"] = offer.tools
+    if offer.choice is not None:
+        body["tool_choice"] = offer.choice
+    body |= _plain_fields(document, ignored)
+    body |= _passed(document)
+    _reason(document, body, talk, able, ignored)
+    _format(document, body, talk.system, able, ignored)
+    if talk.system:
+        body["system"] = _system(talk.system)
+    body |= _sampling(document, body, options, ignored)
+    stream, include_usage = _stream(document)
+    if stream:
+        body["stream"] = True
+    return Translation(
+        body=dump(body),
+        stream=stream,
+        include_usage=include_usage,
+        legacy_functions=tools.uses_legacy_functions(document),
+        samples=any(name in body for name in _SAMPLING),
+        ignored=_told(ignored, options),
+    )
+
+
+def _told(ignored: list[str], options: Options) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(ignored))
+    if names and options.strict:
+        raise InvalidRequest(
+            f"'{names[0]}' is not supported here, and CHAT_STRICT is on.", param=names[0]
+        )
+    return names if len(names) <= MAX_IGNORED else (*names[:MAX_IGNORED], "more")
+
+
+def _refuse_impossible(document: Json) -> None:
+    if document.get("n") is not None and integer(document["n"], "n", 1) != 1:
+        refuse("n", "must be 1: there is one answer")
+    if document.get("logprobs") is not None and boolean(document["logprobs"], "logprobs"):
+        refuse("logprobs", "must be false: there are no log probabilities")
+    if document.get("top_logprobs"):
+        refuse("top_logprobs", "must be 0: there are no log probabilities")
+    if document.get("audio") is not None:
+        refuse("audio", "is not supported: there is no audio output")
+    modalities = document.get("modalities")
+    if modalities is not None and "audio" in array(modalities, "modalities"):
+        refuse("modalities", "must be ['text']: there is no audio output")
+
+
+def _max_tokens(document: Json, options: Options, able: Capabilities) -> int:
+    for name in ("max_completion_tokens", "max_tokens"):
+        if document.get(name) is not None:
+            return integer(document[name], name, 1)
+    return min(options.default_max_tokens, able.max_tokens or options.default_max_tokens)
+
+
+def _plain_fields(document: Json, ignored: list[str]) -> Json:
+    body: Json = {}
+    stop = _stop(document, ignored)
+    if stop:
+        body["stop_sequences"] = stop
+    user = _user(document, ignored)
+    if user:
+        body["metadata"] = {"user_id": user}
+    tier = document.get("service_tier")
+    if tier is not None and text(tier, "service_tier") == "standard_only":
+        body["service_tier"] = tier
+    elif tier not in (None, "auto", "default"):
+        ignored.append("service_tier")
+    return body
+
+
+def _stop(document: Json, ignored: list[str]) -> list[str]:
+    stop = document.get("stop")
+    if stop is None:
+        return []
+    listed = [stop] if isinstance(stop, str) else array(stop, "stop")
+    sequences = [text(each, f"stop[{index}]") for index, each in enumerate(listed)]
+    kept = [each for each in sequences if each.strip()]
+    if any(each and not each.strip() for each in sequences):
+        ignored.append("stop")
+    return kept
+
+
+def _user(document: Json, ignored: list[str]) -> str | None:
+    metadata = document.get("metadata")
+    metadata = {} if metadata is None else obj(metadata, "metadata")
+    if metadata.keys() - {"user_id"}:
+        ignored.append("metadata")
+    given = {
+        "user": document.get("user"),
+        "metadata.user_id": metadata.get("user_id"),
+        "safety_identifier": document.get("safety_identifier"),
+    }
+    found = [text(value, param) for param, value in given.items() if value is not None]
+    return next((user[:MAX_USER_ID] for user in found if user), None)
+
+
+def _passed(document: Json) -> Json:
+    passed = {name: document[name] for name in fields.PASSED if document.get(name) is not None}
+    for name in ("thinking", "output_config"):
+        if name in passed:
+            obj(passed[name], name)
+    return passed
+
+
+def _reason(
+    document: Json,
+    body: Json,
+    talk: conversation.Conversation,
+    able: Capabilities,
+    ignored: list[str],
+) -> None:
+    """Effort and thinking, as far as the model has them."""
+    if document.get("reasoning_effort") is None:
+        return
+    effort = one_of(document["reasoning_effort"], "reasoning_effort", EFFORTS)
+    # a call that is forced comes without thinking
+    forced = body.get("tool_choice", {}).get("type") in {"any", "tool"}
+    thinking = None
+    if effort == "none":
+        thinking = _least_thinking(able)
+    elif not forced:
+        thinking = _thinking(effort, body["max_tokens"], talk, able)
+    # a model that always thinks does so least with the lowest effort
+    level = None if effort == "none" and thinking else able.effort(effort)
+    if level is not None:
+        body["output_config"] = {"effort": level, **body.get("output_config", {})}
+    if thinking is not None:
+        body.setdefault("thinking", thinking)
+    elif level is None and "thinking" not in body:
+        ignored.append("reasoning_effort")
+
+
+def _least_thinking(able: Capabilities) -> Json | None:
+    least = next((kind for kind in ("disabled", "between_tools") if kind in able.thinking), None)
+    return {"type": least} if least else None
+
+
+def _thinking(
+    effort: str, max_tokens: int, talk: conversation.Conversation, able: Capabilities
+) -> Json | None:
+    if "adaptive" in able.thinking:
+        return {"type": "adaptive", "display": "summarized"}
+    budget = min(_BUDGETS[effort], max_tokens // 2)
+    if "enabled" in able.thinking and budget >= _BUDGETS["minimal"] and not talk.lacks_thinking:
+        return {"type": "enabled", "budget_tokens": budget}
+    return None
+
+
+def _format(
+    document: Json, body: Json, system: list[Json], able: Capabilities, ignored: list[str]
+) -> None:
+    """Structured output, or a wish where upstream has none for what is asked."""
+    if document.get("response_format") is None:
+        return
+    wanted = obj(document["response_format"], "response_format")
+    kind = one_of(
+        wanted.get("type"), "response_format.type", ("text", "json_object", "json_schema")
+    )
+    if kind == "json_object":
+        system.append(text_block(_JSON_ONLY))
+    if kind != "json_schema":
+        return
+    param = "response_format.json_schema"
+    described = obj(wanted.get("json_schema"), param)
+    given = obj(described.get("schema"), f"{param}.schema")
+    fitting = schema.fit(given) if able.structured_outputs else None
+    if fitting is not None:
+        output_format = {"type": "json_schema", "schema": fitting}
+        body["output_config"] = {"format": output_format, **body.get("output_config", {})}
+        return
+    if described.get("strict"):
+        ignored.append(f"{param}.strict")
+    shown = dump(given).decode()
+    system.append(text_block(f"{_JSON_ONLY} It must fit this JSON Schema: {shown}"))
+
+
+def _system(blocks: list[Json]) -> str | list[Json]:
+    if any("cache_control" in block for block in blocks):
+        return blocks
+    return "\n".join(block["text"] for block in blocks)
+
+
+def _sampling(document: Json, body: Json, options: Options, ignored: list[str]) -> Json:
+    """The sampling parameters, which go only to a model that does not think."""
+    given: Json = {}
+    if document.get("temperature") is not None:
+        given["temperature"] = min(number(document["temperature"], "temperature", 0, 2), 1)
+    if document.get("top_p") is not None:
+        top_p = number(document["top_p"], "top_p", 0, 1)
+        # all of the distribution is what there is without it, and newer models take one of the two
+        if top_p != 1 or "temperature" not in given:
+            given["top_p"] = top_p
+    if "top_k" in body:
+        given["top_k"] = integer(body.pop("top_k"), "top_k", 0)
+    thinks = body.get("thinking", {"type": "disabled"}).get("type") != "disabled"
+    if given and (options.drop_sampling or thinks):
+        ignored.extend(given)
+        return {}
+    return given
+
+
+def _stream(document: Json) -> tuple[bool, bool]:
+    """Whether the answer is to be streamed, and whether with its usage."""
+    stream = document.get("stream")
+    streamed = stream is not None and boolean(stream, "stream")
+    settings = document.get("stream_options")
+    if settings is None:
+        return streamed, False
+    settings = obj(settings, "stream_options")
+    if not streamed:
+        refuse("stream_options", "needs stream to be true")
+    include = settings.get("include_usage")
+    return True, include is not None and boolean(include, "stream_options.include_usage")

@@ -1,0 +1,77 @@
+"""Carries thinking over in an assistant message, so that it can come back as it was.
+
+The theory. Upstream signs what it thought, and takes it back only unchanged, in its place among the
+other blocks of its turn. A chat completion has no blocks: it has one text and a list of calls. So
+an answer's ``thinking_blocks`` tell of each block what the SDK for Anthropic's API would, and where
+it stood: after how many characters of the text (``text_before``) and after how many of the calls
+(``calls_before``). Thinking that came first, as it most often does, has neither.
+
+``reasoning_content`` is the text alone, for people to read.
+
+Source: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
+"""
+
+from __future__ import annotations
+
+from tornadoproxy.chat_completions.reading import Json, array, integer, obj, one_of, text
+
+KEYS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
+"""The kinds of thinking blocks, and what each holds besides its type."""
+
+
+def shown(block: Json, text_before: int, calls_before: int) -> Json:
+    """A block of thinking for an answer.
+
+    :param block: upstream's.
+    :param text_before: the characters of the answer's text before it.
+    :param calls_before: the answer's calls before it.
+    """
+    entry: Json = {"type": block["type"]}
+    for key in KEYS[block["type"]]:
+        value = block.get(key)
+        entry[key] = value if isinstance(value, str) else ""
+    if text_before:
+        entry["text_before"] = text_before
+    if calls_before:
+        entry["calls_before"] = calls_before
+    return entry
+
+
+def put_back(entries: object, param: str, texts: list[Json], calls: list[Json]) -> list[Json]:
+    """The blocks of an earlier answer's turn: its thinking among its texts and calls.
+
+    :param entries: the client's ``thinking_blocks``.
+    :raises InvalidRequest: an entry is not as an answer gave it.
+    """
+    turn: list[Json] = []
+    position = used_calls = 0
+    for index, entry in enumerate(array(entries, param)):
+        where = f"{param}[{index}]"
+        entry = obj(entry, where)
+        kind = one_of(entry.get("type"), f"{where}.type", KEYS)
+        text_before = integer(entry.get("text_before", 0), f"{where}.text_before", 0)
+        calls_before = integer(entry.get("calls_before", 0), f"{where}.calls_before", 0)
+        before, texts = _split(texts, text_before - position)
+        turn += before
+        turn += calls[used_calls:calls_before]
+        position = max(position, text_before)
+        used_calls = max(used_calls, calls_before)
+        turn.append(
+            {"type": kind, **{key: text(entry.get(key), f"{where}.{key}") for key in KEYS[kind]}}
+        )
+    turn += texts + calls[used_calls:]
+    return [block for block in turn if block["type"] != "text" or block["text"].strip()]
+
+
+def _split(texts: list[Json], length: int) -> tuple[list[Json], list[Json]]:
+    """The blocks of the first `length` characters of `texts`, and those of the rest."""
+    before: list[Json] = []
+    for index, block in enumerate(texts):
+        content = block["text"]
+        if len(content) > length:
+            head, rest = content[: max(length, 0)], content[max(length, 0) :]
+            before.append({"type": "text", "text": head})
+            return before, [{**block, "text": rest}, *texts[index + 1 :]]
+        before.append(block)
+        length -= len(content)
+    return before, []

@@ -1,0 +1,100 @@
+"""The upstream's live list of models, kept for a few minutes.
+
+Source: https://docs.anthropic.com/en/api/models-list
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from tornadoproxy.errors import UpstreamError, UpstreamProtocolError
+
+LIFETIME = 300.0
+"""How long a list is good for, in seconds."""
+
+MAX_PAGES = 20
+
+Model: TypeAlias = dict[str, Any]
+"""An entry of upstream's list: JSON, looked at before it is used."""
+
+Get: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes]]]
+"""Gets a path with its query from the upstream; the answer's status and body."""
+
+
+class UpstreamRefused(UpstreamError):
+    """Upstream answered the request for its models with an error of its own.
+
+    :param body: that answer's body.
+    """
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__("The upstream did not give its list of models.", status=status)
+        self.body = body
+
+
+class ModelList:
+    """Fetches the list when it is wanted, once for all who want it at the same time."""
+
+    def __init__(self, get: Get) -> None:
+        self._get = get
+        self._models: dict[str, Model] = {}
+        self._good_until = 0.0
+        self._fetching: asyncio.Task[dict[str, Model]] | None = None
+
+    async def models(self) -> dict[str, Model]:
+        """The models by their ids, in upstream's order.
+
+        :raises UpstreamRefused: upstream answered with an error.
+        :raises UpstreamError: there is no answer, or it makes no sense.
+        """
+        if time.monotonic() < self._good_until:
+            return self._models
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch())
+            self._fetching.add_done_callback(self._fetched)
+        # shielded: who leaves does not take the answer away from the others who wait for it
+        return await asyncio.shield(self._fetching)
+
+    def close(self) -> None:
+        """Stop fetching."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+
+    def _fetched(self, task: asyncio.Task[dict[str, Model]]) -> None:
+        self._fetching = None
+        if not task.cancelled() and task.exception() is None:
+            self._models = task.result()
+            self._good_until = time.monotonic() + LIFETIME
+
+    async def _fetch(self) -> dict[str, Model]:
+        found: dict[str, Model] = {}
+        path = "/v1/models?limit=1000"
+        for _ in range(MAX_PAGES):
+            status, body = await self._get(path)
+            if status != 200:
+                raise UpstreamRefused(status, body)
+            page = _page(body)
+            found |= {model["id"]: model for model in page["data"] if _is_model(model)}
+            last = page.get("last_id")
+            if page.get("has_more") is not True or not isinstance(last, str):
+                break
+            path = f"/v1/models?limit=1000&after_id={last}"
+        return found
+
+
+def _page(body: bytes) -> dict[str, Any]:  # Any: JSON from upstream
+    try:
+        page = json.loads(body)
+    except (ValueError, RecursionError):
+        page = None
+    if not isinstance(page, dict) or not isinstance(page.get("data"), list):
+        raise UpstreamProtocolError("The upstream's answer is not a list of models.")
+    return page
+
+
+def _is_model(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), str)

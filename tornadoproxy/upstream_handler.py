@@ -1,0 +1,282 @@
+"""What every request that goes upstream has in common: its limits, its call, its answer's way out.
+
+Limits. A request that has been here before, one too many in flight, and a body over the limit are
+refused before anything goes upstream; so is, once it is under way, a body that stops coming.
+
+The answer. Each piece is one write to the client, flushed at once. While the client has not taken
+it, nothing more is read from the upstream. An answer that breaks off is never ended cleanly: a
+stream gets an error event, and then the connection is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from tornadoproxy.connector import Origin
+from tornadoproxy.errors import BodyTooLarge, ClientTimeout, LoopDetected, Overloaded
+from tornadoproxy.handlers import ExchangeHandler
+from tornadoproxy.headers import has_been_here
+from tornadoproxy.settings import (
+    CLIENT_BODY_TIMEOUT,
+    MAX_CONCURRENT_REQUESTS,
+    SSE_KEEPALIVE_INTERVAL,
+    UPSTREAM_BASE_URL,
+)
+from tornadoproxy.sse import EventBoundary
+from tornadoproxy.upstream import Call, UpstreamRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from tornadoproxy.errors import ProxyError, UpstreamError
+    from tornadoproxy.state import Gateway
+    from tornadoproxy.upstream_connection import ResponseHead
+    from tornadoproxy.usage import UsageReader
+
+HELD_BODIES = 256 * 1024 * 1024
+"""The most that all held request bodies take together, in bytes."""
+
+
+class UpstreamHandler(ExchangeHandler):
+    """Serves a request by asking the upstream. It is the `Receiver` of its own call."""
+
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        self._loop = asyncio.get_running_loop()
+        self._call: Call | None = None
+        self._held: list[bytes] | None = None
+        self._promised = 0
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._body_deadline = 0.0
+        self._usage: UsageReader | None = None
+        self._boundary: EventBoundary | None = None
+        self._ping_timer: asyncio.TimerHandle | None = None
+        self._last_write = 0.0
+        self._over: asyncio.Future[None] = self._loop.create_future()
+
+    # -- for the routes
+
+    def begin(self, length: int, *, chunked: bool) -> None:
+        """The request may go upstream; decide what becomes of its body.
+
+        :param length: of the body, in bytes; 0 if it is not told.
+        :param chunked: it comes in the chunked transfer coding.
+        """
+        raise NotImplementedError
+
+    def max_body(self) -> int:
+        """The largest request body, in bytes."""
+        raise NotImplementedError
+
+    def max_body_hint(self) -> str:
+        """What is said of that limit."""
+        raise NotImplementedError
+
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        """See `Receiver`."""
+        raise NotImplementedError
+
+    def on_data(self, chunk: bytes) -> None:
+        """See `Receiver`."""
+        raise NotImplementedError
+
+    def on_end(self) -> None:
+        """See `Receiver`."""
+        raise NotImplementedError
+
+    # -- the request
+
+    async def prepare(self) -> None:
+        # before it is asked who that is: a loop comes with the upstream's key, which need not be
+        # a credential here, and nobody else knows this proxy's name in Via
+        if has_been_here(self.request.headers, self.gateway.instance):
+            raise LoopDetected(
+                "This request has been here before: UPSTREAM_BASE_URL leads back to this proxy."
+            )
+        await super().prepare()
+
+    def admit(self) -> None:
+        headers = self.request.headers
+        if len(self.gateway.in_flight) > self.gateway.settings[MAX_CONCURRENT_REQUESTS]:
+            raise Overloaded("Too many requests are in flight. Try again shortly.", retry_after=1)
+        length = int(headers.get("Content-Length", "0"))
+        if length > self.max_body():
+            raise self._too_large()
+        chunked = "Transfer-Encoding" in headers
+        self.begin(length, chunked=chunked)
+        if length or chunked:
+            self._await_body()
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        self._body_deadline = self._loop.time() + self.gateway.settings[CLIENT_BODY_TIMEOUT]
+        exchange = self.exchange
+        exchange.bytes_in += len(chunk)
+        if exchange.bytes_in > self.max_body():
+            self.fail(self._too_large())
+            return None
+        if self._held is not None:
+            self._held.append(chunk)
+            return None
+        return None if self._call is None else self._call.write(chunk)
+
+    def take_held(self) -> bytes:
+        """The body that was held."""
+        body = b"".join(self._held or ())
+        self._held = None
+        return body
+
+    def send(self, head: bytes, body: bytes | None, *, chunked: bool = False) -> None:
+        """Start the call.
+
+        :param head: the request's, as it goes onto the wire.
+        :param body: all of it; ``None`` if it is to be streamed.
+        """
+        base = self.gateway.settings[UPSTREAM_BASE_URL]
+        self.exchange.upstream_started_at = time.monotonic()
+        request = UpstreamRequest(
+            origin=Origin(base.scheme, base.host, base.port),
+            method=self.request.method or "",
+            head=head,
+            body=body,
+            chunked=chunked,
+        )
+        self._call = self.gateway.upstream.send(request, self)
+
+    def hold(self, length: int) -> bool:
+        """Promise room for `length` bytes of the body, if there is room."""
+        if self.gateway.held_bytes + length > HELD_BODIES:
+            return False
+        self.gateway.held_bytes += length
+        self._promised += length
+        if self._held is None:
+            self._held = []
+        return True
+
+    def give_room_back(self) -> None:
+        self.gateway.held_bytes -= self._promised
+        self._promised = 0
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The request body is larger than {self.max_body()} bytes ({self.max_body_hint()})."
+        )
+
+    def _await_body(self) -> None:
+        timeout = self.gateway.settings[CLIENT_BODY_TIMEOUT]
+        self._body_deadline = self._loop.time() + timeout
+        self._body_timer = self._loop.call_at(self._body_deadline, self._check_body_deadline)
+
+    def stop_awaiting_body(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
+    def _check_body_deadline(self) -> None:
+        now = self._loop.time()
+        if self._call is not None and self._call.is_full:  # it is the upstream that we wait for
+            self._body_deadline = now + self.gateway.settings[CLIENT_BODY_TIMEOUT]
+        if now >= self._body_deadline:
+            self.fail(ClientTimeout("The request body did not arrive in time."))
+            return
+        self._body_timer = self._loop.call_at(self._body_deadline, self._check_body_deadline)
+
+    # -- the answer
+
+    def answer_began(self) -> None:
+        """Take note of it: the request's body will not be needed again."""
+        self.exchange.first_byte_at = time.monotonic()
+        self.give_room_back()
+
+    def answer_ended(self) -> None:
+        """The client has been given everything."""
+        self.exchange.upstream_ended_at = time.monotonic()
+        if not self._finished:
+            self.finish()
+
+    def on_failure(self, error: UpstreamError) -> None:
+        self.exchange.upstream_ended_at = time.monotonic()
+        self.fail(error)
+
+    def pass_on(self, chunk: bytes) -> None:
+        """Write and flush; head included if it is the first. Read on when the client took it."""
+        if chunk:
+            if self._boundary is not None:
+                self._boundary.feed(chunk)
+                self._last_write = self._loop.time()
+            self.write(chunk)
+        flushed = self.flush()
+        if not flushed.done() and self._call is not None:
+            self._call.pause()
+            flushed.add_done_callback(self._read_on)
+
+    def _read_on(self, flushed: asyncio.Future[None]) -> None:
+        if self._call is not None:
+            self._call.resume()
+
+    # -- event streams
+
+    def follow_events(self) -> None:
+        """The answer is a stream of events, to which more can be added between two of them."""
+        self._boundary = EventBoundary()
+        interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
+        if interval and "Content-Length" not in self._headers:
+            self._last_write = self._loop.time()
+            self._ping_timer = self._loop.call_later(interval, self._ping)
+
+    def _ping(self) -> None:
+        """Keep a quiet stream alive. A dead upstream still runs into its idle deadline."""
+        assert self._boundary is not None
+        interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
+        quiet_since = self._loop.time() - self._last_write
+        if quiet_since >= interval and self._boundary.between_events:
+            self._last_write = self._loop.time()
+            self.write(self.dialect.ping)
+            self.flush()
+            quiet_since = 0.0
+        delay = interval - quiet_since if quiet_since < interval else interval
+        self._ping_timer = self._loop.call_later(delay, self._ping)
+
+    # -- the end
+
+    def break_off(self, error: ProxyError) -> None:
+        if self._call is not None:
+            self._call.cancel()
+        if self._boundary is None or self._finished:
+            super().break_off(error)
+            return
+        last_words = self._boundary.discard() + self.dialect.stream_error(error, self.request_id)
+        length = self._headers.get("Content-Length")
+        if length is not None and self.exchange.bytes_out + len(last_words) > int(length):
+            super().break_off(error)
+            return
+        self.write(last_words)
+        self._boundary = None
+        self.cut_when_flushed(error)
+
+    def cut_when_flushed(self, error: ProxyError) -> None:
+        """Cut the answer short once the client has what was written of it."""
+        if self._call is not None:
+            self._call.cancel()
+        flushed = self.flush()
+        if flushed.done():
+            super().break_off(error)
+        else:
+            flushed.add_done_callback(lambda _: super(UpstreamHandler, self).break_off(error))
+
+    def release(self) -> None:
+        self.stop_awaiting_body()
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
+        if self._call is not None:
+            self._call.cancel()
+        self._held = None
+        self.give_room_back()
+        if self._usage is not None:
+            self._usage.finish()
+            self.exchange.model = self._usage.model
+            self.exchange.usage = self._usage.usage
+        if not self._over.done():
+            self._over.set_result(None)
