@@ -28,6 +28,7 @@ from tornadoproxy.testing import (
     ScriptedUpstream,
     Truncated,
     bytes_answer,
+    error_answer,
     event,
     json_answer,
     message_document,
@@ -276,6 +277,39 @@ def start_program(io_loop: IOLoop, tmp_path: Path) -> Iterator[StartProgram]:
     io_loop.run_sync(end, timeout=10)
 
 
+SAID = [{"role": "user", "content": BODY}]
+CHAT = {"model": "claude-sonnet-5-5", "messages": SAID}
+CALL = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": BODY}}
+REFUSED_CHATS = [
+    f'{{"model": "{BODY}'.encode(),
+    f'"{BODY}"'.encode(),
+    b"\xff" + BODY.encode(),
+    *(
+        json.dumps({**CHAT, **wrong}).encode()
+        for wrong in (
+            {"model": [BODY]},
+            {"messages": BODY},
+            {"messages": [BODY]},
+            {"messages": [{"role": BODY, "content": "Hi"}]},
+            {"messages": [{"role": "user", "content": [{"type": BODY}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": [BODY]}]}]},
+            {"messages": [*SAID, {"role": "assistant", "tool_calls": [CALL]}]},
+            {"messages": [*SAID, {"role": "tool", "tool_call_id": BODY, "content": "x"}]},
+            {"max_tokens": BODY},
+            {"temperature": BODY},
+            {"stop": [[BODY]]},
+            {"n": BODY},
+            {"tools": [{"type": BODY}]},
+            {"tools": [{"type": "function", "function": {"name": [BODY]}}]},
+            {"tool_choice": BODY},
+            {"response_format": {"type": BODY}},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": BODY}}},
+            {"reasoning_effort": BODY},
+            {"stream": BODY},
+        )
+    ),
+]
+
 REFUSED_HEADS = [
     b"GET /v1/models?key=%(query)b HTTP/1.1\r\nHost: x\r\nX-Api-Key: %(token)b\x00\r\n\r\n",
     b"GET /v1/models HTTP/1.1\r\nHost: x\r\nBearer %(token)b: x\r\n\r\n",
@@ -341,15 +375,30 @@ async def _go_wrong(program: Program, upstream: ScriptedUpstream, token: str) ->
     assert b" 413 " in await program.ask(request_bytes("POST", query, too_large, token=token))
     for head in REFUSED_HEADS:
         assert b" 400 " in await program.ask(head % secrets), head
+    chat = f"/openai/v1/chat/completions?key={QUERY}"
+    for fields in ({}, {"stream": True}):
+        body = json.dumps({**CHAT, **fields}).encode()
+        assert b" 200 " in await program.ask(request_bytes("POST", chat, cookie, body, token=token))
+    for body in REFUSED_CHATS:
+        answer = await program.ask(request_bytes("POST", chat, body=body, token=token))
+        assert b" 400 " in answer, body
+    for status in (400, 404, 429, 529):
+        upstream.script(error_answer(status, "some_error", f"{BODY} is wrong"))
+        request = request_bytes("POST", chat, body=json.dumps(CHAT).encode(), token=token)
+        assert b" %d " % status in await program.ask(request)
     for boom in ("sync", "async", "nonsense"):
         lines = [("X-Boom", boom)]
         assert b" 503 " in await program.ask(request_bytes("GET", query, lines, token=token))
         assert b" 503 " in await program.ask(request_bytes("GET", query, lines, token=GUESS))
     for fault, whole in UPSTREAM_FAULTS:
-        upstream.script(fault)
+        upstream.script(fault, fault)
         request = request_bytes("POST", query, body=MESSAGE, token=token)
         answer = await program.ask(request, whole=whole)
         assert b" 502 " in answer or b" 500 " in answer or not whole
+        # translated, an answer that broke off before anything of it was sent is an error
+        request = request_bytes("POST", chat, body=json.dumps(CHAT).encode(), token=token)
+        answer = await program.ask(request)
+        assert b" 502 " in answer or b" 500 " in answer
     await _leave(program, upstream, request_bytes("POST", query, body=MESSAGE, token=token))
 
 
@@ -432,7 +481,7 @@ async def test_no_canary_in_any_log_or_answer_or_in_the_wrong_direction(
         *("completed", "denied", "failed", "abandoned")
     }
     assert {record["status"] for record in records} == {
-        *(None, 200, 400, 401, 404, 405, 413, 500, 502, 503)
+        *(None, 200, 400, 401, 404, 405, 413, 429, 500, 502, 503, 529)
     }
 
 
@@ -689,15 +738,19 @@ async def test_no_object_of_ours_shows_a_canary(
         plugins=[Passphrase()],
     )
     upstream.script(
-        sse_answer([event({"type": "ping"})], end="hang"), silent_answer(), json_answer({})
+        sse_answer([event({"type": "ping"})], end="hang"),
+        *(silent_answer(), silent_answer(), json_answer({})),
     )
-    first, second, third, fourth = [await raw() for _ in range(4)]
+    first, second, third, fourth, fifth = [await raw() for _ in range(5)]
     target = f"/v1/messages?key={QUERY}"
     cookie = [("Cookie", COOKIE)]
     await first.send(request_bytes("POST", target, cookie, STREAM, token=TOKEN))
     await first.head()
     await second.send(request_bytes("POST", target, cookie, MESSAGE, token=OTHER_TOKEN))
     await upstream.received(2)
+    chat = f"/openai/v1/chat/completions?key={QUERY}"
+    await fifth.send(request_bytes("POST", chat, cookie, json.dumps(CHAT).encode(), token=TOKEN))
+    await upstream.received(3)
     await third.send(request_bytes("GET", target, cookie, token=TOKEN))
     await third.response()
     await fourth.send(request_bytes("GET", target, cookie, token=GUESS))
@@ -714,6 +767,7 @@ async def test_no_object_of_ours_shows_a_canary(
         *("Settings", "Server", "Gateway", "Plugins", "UpstreamClient", "Connector", "Call"),
         *("UpstreamConnection", "UpstreamRequest", "RelayHandler", "Exchange", "IncomingRequest"),
         *("RequestRecord", "TokenAuthenticator", "EgressProxy", "Proxy", "ClientConnection"),
+        *("ChatHandler", "Translation"),
     ):
         assert kind in kinds
     for each in ours:

@@ -41,13 +41,15 @@ if TYPE_CHECKING:
     )
 
 # a protected page of each dialect, and what whoever is let in finds there
-PAGES = {"/v1/models": 200, "/openai/nothing-here": 404}
+PAGES = {"/v1/models": 200, "/openai/v1/models": 200}
 
 MESSAGE: dict[str, Any] = {
     "model": "claude-sonnet-5-5",
     "max_tokens": 20,
     "messages": [{"role": "user", "content": "Hi"}],
 }
+
+CHAT = json.dumps({"model": MESSAGE["model"], "messages": MESSAGE["messages"]}).encode()
 
 each_page = pytest.mark.parametrize("page", PAGES)
 
@@ -491,9 +493,13 @@ async def test_openai_sdk(
     async with openai.AsyncOpenAI(
         base_url=f"{proxy.url}/openai/v1", api_key=key, default_headers=headers, max_retries=0
     ) as client:
-        # whoever is let in learns that there is no such page
-        with pytest.raises(openai.NotFoundError):
-            await client.get("/nothing-here", cast_to=object)
+        completion = await client.chat.completions.create(
+            model="claude-sonnet-5-5", messages=[{"role": "user", "content": "Hi"}]
+        )
+        models = await client.models.list()
+
+    assert completion.choices[0].finish_reason == "stop"
+    assert "claude-sonnet-5-5" in {model.id for model in models.data}
 
 
 async def test_anthropic_sdk_raises_its_own_class_with_what_it_was_told(
@@ -573,12 +579,17 @@ async def test_upstream_gets_one_credential_and_it_is_not_the_clients(
     for lines in PRESENTED:
         assert (await get(client, "/v1/models", *lines, *others)).status == 200
 
-        received = upstream.requests[-1]
+        chat = request_bytes("POST", "/openai/v1/chat/completions", [*lines, *others], CHAT)
+        await client.send(chat)
+        assert (await client.response()).status == 200
+    assert (await get(client, "/openai/v1/models", *PRESENTED[2], *others)).status == 200
+
+    assert len(upstream.requests) >= 2 * len(PRESENTED)
+    for received in upstream.requests:
         sent = [(name.lower(), value) for name, value in received.headers if name.lower() in names]
-        assert sent == [credential], lines
+        assert sent == [credential], received
         for theirs in (TEST_TOKEN, "theirs", "dGhlaXJz", "dummy", "dGVzdC10b2tlbg"):
             assert theirs.encode() not in received.raw_head
-    assert len(upstream.requests) == len(PRESENTED)
 
 
 async def test_without_a_key_upstream_gets_no_credential(

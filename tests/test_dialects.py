@@ -59,11 +59,11 @@ OPENAI: dict[int, tuple[str | None, type[openai.APIStatusError]]] = {
     409: (None, openai.ConflictError),
     413: ("invalid_request_error", openai.APIStatusError),
     429: ("rate_limit_error", openai.RateLimitError),
-    500: (None, openai.InternalServerError),
-    502: (None, openai.InternalServerError),
-    503: (None, openai.InternalServerError),
-    504: (None, openai.InternalServerError),
-    529: (None, openai.InternalServerError),
+    500: ("server_error", openai.InternalServerError),
+    502: ("server_error", openai.InternalServerError),
+    503: ("server_error", openai.InternalServerError),
+    504: ("server_error", openai.InternalServerError),
+    529: ("server_error", openai.InternalServerError),
 }
 
 OWN_ERRORS: list[tuple[ProxyError, int]] = [

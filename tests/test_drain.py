@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from tornado import netutil
 
-from tornadoproxy import RequestRecord, hookimpl
+from tornadoproxy import RequestRecord, hookimpl, server
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -282,9 +284,22 @@ async def test_who_still_waits_is_told_when_the_time_is_over(
 
 
 async def test_client_that_does_not_read_cannot_hold_it_up(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=0.2)
+    """Not even the error event fits into its buffers any more."""
+
+    def bind_sockets(*args: Any, **kwargs: Any) -> list[socket.socket]:  # as Tornado's takes them
+        sockets = netutil.bind_sockets(*args, **kwargs)
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return sockets
+
+    monkeypatch.setattr(server, "bind_sockets", bind_sockets)
+    proxy = await start_proxy(DRAIN_TIMEOUT=0.2, SSE_KEEPALIVE_INTERVAL=0.05)
     stalled = asyncio.Event()
 
     async def endless(exchange: UpstreamExchange) -> None:

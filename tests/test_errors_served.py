@@ -528,6 +528,78 @@ async def test_capacity_is_given_back_however_a_request_ends(
         assert (await ask(raw, get("/v1/x"))).status == 200
 
 
+# -- the same of chat completions, in the OpenAI shape
+
+
+CHAT = json.dumps({"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]})
+
+
+def chat(body: bytes = CHAT.encode(), headers: dict[str, str] | None = None) -> bytes:
+    lines = {"Content-Type": "application/json", **(headers or {})}
+    return request_bytes("POST", "/openai/v1/chat/completions", lines, body, token=TEST_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer", "status"),
+    [
+        ({}, raw_answer(end="close"), 502),
+        ({}, raw_answer(end="reset"), 502),
+        ({}, raw_answer(b"garbage\r\n\r\n"), 502),
+        ({"UPSTREAM_BASE_URL": "http://127.0.0.1:1"}, Crashing(), 502),
+        ({"UPSTREAM_FIRST_BYTE_TIMEOUT": 0.05}, silent_answer(), 504),
+    ],
+    ids=["closed", "reset", "garbage", "refused", "silent"],
+)
+async def test_an_upstream_that_fails_has_the_openai_shape_there(
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    settings: dict[str, Any],  # as start_proxy takes them
+    answer: Answer,
+    status: int,
+) -> None:
+    await start_proxy(**settings)
+    upstream.script(answer)
+    check_openai(await ask(raw, chat()), status, "server_error")
+
+
+async def test_a_body_that_is_too_large_or_stalls_has_the_openai_shape_there(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(MAX_BODY_SIZE=1000, CLIENT_BODY_TIMEOUT=0.05)
+    chunked = {"Transfer-Encoding": "chunked"}
+    check_openai(await ask(raw, chat(b" " * 1001)[:-1]), 413, "invalid_request_error")
+    over = b"3e9\r\n" + b" " * 1001
+    check_openai(await ask(raw, chat(b"", chunked) + over), 413, "invalid_request_error")
+    check_openai(await ask(raw, chat()[:-1]), 408, "invalid_request_error")
+    assert upstream.requests == []
+
+
+async def test_one_chat_too_many_is_503_with_retry_after(
+    openai_client: openai.AsyncOpenAI,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+) -> None:
+    """OpenAI's clients know no 529."""
+    proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1)
+    upstream.script(silent_answer(), Crashing())
+    first = await raw()
+    await first.send(chat())
+    await upstream.received()
+    response = await ask(raw, chat())
+    check_openai(response, 503, "server_error")
+    assert int(response.header("Retry-After") or "") >= 1
+    client = openai_client.with_options(base_url=f"{proxy.url}/openai/v1")
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.chat.completions.create(
+            model="claude-sonnet-5-5", messages=[{"role": "user", "content": "Hi"}]
+        )
+    assert caught.value.status_code == 503
+    assert (caught.value.request_id or "").startswith("req_")
+    assert len(upstream.requests) == 1
+
+
 # -- what the SDKs make of them
 
 

@@ -50,11 +50,11 @@ def another_name(monkeypatch: pytest.MonkeyPatch) -> str:
     return "proxy.example"
 
 
-def check_loop_detected(response: RawResponse) -> None:
+def check_loop_detected(response: RawResponse, error_type: str = "api_error") -> None:
     assert response.status == 508
     assert response.header("Content-Type") == "application/json"
     error = json.loads(response.body)["error"]
-    assert error["type"] == "api_error"
+    assert error["type"] == error_type
     assert "UPSTREAM_BASE_URL" in error["message"]
 
 
@@ -120,6 +120,20 @@ async def test_two_that_lead_to_each_other_answer_508(
     check_loop_detected(await connection.response())
     await records.finished(3)
     assert len(records.all) == 3
+
+
+async def test_a_chat_in_a_loop_is_508_in_the_openai_shape(
+    start_proxy: StartProxy, raw: OpenRaw, port: int, another_name: str
+) -> None:
+    await start_proxy(PORT=port, UPSTREAM_BASE_URL=f"http://{another_name}:{port}")
+    connection = await raw()
+    body = b'{"model":"claude-sonnet-5-5","messages":[{"role":"user","content":"Hi"}]}'
+    await connection.send(
+        request_bytes("POST", "/openai/v1/chat/completions", (), body, token=TEST_TOKEN)
+    )
+    response = await connection.response()
+    check_loop_detected(response, "server_error")
+    assert (response.header("x-request-id") or "").startswith("req_")
 
 
 async def test_two_in_a_chain_work(

@@ -31,7 +31,8 @@ from tornadoproxy import (
     parsers,
 )
 from tornadoproxy.errors import ClientError, Overloaded, PluginFailed
-from tornadoproxy.pluginmanager import PluginInfo, Plugins
+from tornadoproxy.plugin_finder import PluginInfo
+from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import PLUGIN_TIMEOUT
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -262,6 +263,19 @@ async def test_an_idle_connection_is_closed_after_a_while(
     assert upstream.connections == 2
 
 
+async def test_a_connection_that_has_been_idle_too_long_is_not_used(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, meanwhile: Meanwhile
+) -> None:
+    """Also if nothing has had the time to close it."""
+    await start_proxy(plugins=[meanwhile], UPSTREAM_KEEPALIVE_TIMEOUT=0.1)
+    upstream.script(OK, OK)
+    connection = await raw()
+    await ask(connection, get())
+    meanwhile.action = lambda: time.sleep(0.1)
+    assert (await ask(connection, get())).body == b"ok"
+    assert upstream.connections == 2
+
+
 async def test_none_is_kept_if_so_configured(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
@@ -506,6 +520,7 @@ HEADERS = b"HTTP/1.1 200 OK\r\n"
             id="an upgrade",
         ),
         pytest.param(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", id="101"),
+        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + OK_BYTES, id="101 and more"),
     ],
 )
 async def test_what_is_not_http_is_502(

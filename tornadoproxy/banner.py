@@ -20,7 +20,7 @@ from tornadoproxy.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tornadoproxy.pluginmanager import PluginInfo
+    from tornadoproxy.plugin_finder import PluginInfo
 
 # what a client on this machine connects to where every address is listened on
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here

@@ -11,7 +11,8 @@ from tornadoproxy.configuration import Configuration, configure
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.helptext import help_text
 from tornadoproxy.logs import logging_to
-from tornadoproxy.pluginmanager import PluginInfo, Plugins
+from tornadoproxy.plugin_finder import PluginInfo
+from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import LOG_LEVEL, PORT
 from tornadoproxy.version import __version__
 

@@ -222,7 +222,10 @@ class ExchangeHandler(BaseHandler):
         super().write(chunk)
 
     def describe_error(self, error: ProxyError) -> None:
-        self.exchange.error = f"{type(error).__name__}: {error.message}"
+        # a message about a field may quote what the client put into it
+        about_field = isinstance(error, InvalidRequest) and error.param
+        what = f"at {error.param}" if about_field else error.message
+        self.exchange.error = f"{type(error).__name__}: {what}"
         if self.outcome is Outcome.COMPLETED:
             refused = isinstance(error, (ClientError, Overloaded))
             self.outcome = Outcome.DENIED if refused else Outcome.FAILED
@@ -256,7 +259,8 @@ class ExchangeHandler(BaseHandler):
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
-        self.end(Outcome.ABANDONED)
+        # an answer that was being cut when its client left has its outcome already
+        self.end(Outcome.ABANDONED if self.outcome is Outcome.COMPLETED else self.outcome)
 
     def on_finish(self) -> None:
         self.end(self.outcome)

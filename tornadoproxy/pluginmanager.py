@@ -1,7 +1,8 @@
-"""Finds the plugins, validates and orders them, and calls their hooks.
+"""Calls the plugins' hooks, in order.
 
-pluggy finds what a plugin implements and validates it. The calls are ours, since pluggy's own call
-takes a coroutine for an answer, and lets one failing plugin keep the rest from running.
+The calls are ours, and not pluggy's, since its own takes a coroutine for an answer, and lets one
+failing plugin keep the rest from running. Which plugins there are, and in which order, is found in
+`tornadoproxy.plugin_finder`.
 
 *Asking* (`Plugins.authenticate`): one plugin after the other, until one answers. It fails closed:
 a plugin that raises, answers nonsense or is late refuses the request, and the next is not asked.
@@ -12,24 +13,17 @@ While all answer synchronously there is neither a coroutine nor a clock.
 What a plugin raises may hold a credential in its text (``KeyError: 'sk-…'``). So what is told of
 an exception is its type and where it was raised, never its text. Only a plugin that cannot be
 loaded is quoted: it has not been shown anything yet.
-
-The order is the same everywhere: ``tryfirst``, then the others, then ``trylast``, each by name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import inspect
 import logging
 import traceback
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import pluggy
-
-from tornadoproxy import hookspecs
 from tornadoproxy.errors import (
     AuthenticationFailed,
     ClientError,
@@ -38,11 +32,11 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.exchange import Identity
-from tornadoproxy.settings import CORE_SETTINGS, PLUGIN_TIMEOUT, Setting
-from tornadoproxy.sources import nearest
+from tornadoproxy.plugin_finder import FoundPlugins, PluginCall, PluginInfo, find
+from tornadoproxy.settings import PLUGIN_TIMEOUT, Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+    from collections.abc import Awaitable, Collection, Iterable, Iterator
     from importlib.metadata import EntryPoint
     from typing import TypeGuard
 
@@ -51,32 +45,7 @@ if TYPE_CHECKING:
 
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
 
-_SYNC_HOOKS = ("declare_settings", "configure", "request_finished")
-
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PluginInfo:
-    """What is known of one entry point.
-
-    :param name: the entry point's name, which ``DISABLED_PLUGINS`` takes.
-    :param distribution: the installed package that it comes from, if known.
-    :param version: that package's version.
-    :param state: ``broken`` is refused: with one of those the proxy does not start.
-    :param hooks: the hooks that it implements; none unless it is active.
-    :param order: its place, from one: those that authenticate as they are asked, then the rest by
-        name; ``None`` unless it is active.
-    :param reason: what is wrong with a broken one.
-    """
-
-    name: str
-    distribution: str | None
-    version: str | None
-    state: Literal["active", "disabled", "broken"]
-    hooks: tuple[str, ...] = ()
-    order: int | None = None
-    reason: str | None = None
 
 
 class Plugins:
@@ -85,7 +54,7 @@ class Plugins:
     :ivar failures: how often each plugin failed in `request_finished`, by its name.
     """
 
-    def __init__(self, found: _Found) -> None:
+    def __init__(self, found: FoundPlugins) -> None:
         self.failures: Counter[str] = Counter()
         self._infos = found.described()
         self._declared = tuple(found.settings)
@@ -111,7 +80,7 @@ class Plugins:
             be the one that was to keep people out; for each disabled one that does not exist; for
             two of one name; or because nobody authenticates.
         """
-        found = _find(disabled, entry_points)
+        found = find(disabled, entry_points)
         if found.faults:
             raise ConfigurationError(*found.faults)
         return cls(found)
@@ -121,7 +90,7 @@ class Plugins:
         cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
     ) -> tuple[PluginInfo, ...]:
         """What `load` would find, described as `describe` does, then the broken ones."""
-        return _find(disabled, entry_points).described()
+        return find(disabled, entry_points).described()
 
     def describe(self) -> tuple[PluginInfo, ...]:
         """The active plugins in the order asked, then the disabled ones."""
@@ -202,7 +171,7 @@ class Plugins:
                     self._count_failure(plugin, _OurOwnError("an awaitable, which nobody awaits"))
 
     def _ask(
-        self, request: IncomingRequest, remaining: Iterator[_Call], deadline: float | None
+        self, request: IncomingRequest, remaining: Iterator[PluginCall], deadline: float | None
     ) -> Identity | Awaitable[Identity]:
         for plugin, ask in remaining:
             try:
@@ -230,7 +199,7 @@ class Plugins:
         request: IncomingRequest,
         plugin: str,
         waiting: Awaitable[object],
-        remaining: Iterator[_Call],
+        remaining: Iterator[PluginCall],
         deadline: float,
     ) -> Identity:
         """Wait for `plugin`'s answer, then ask those that remain."""
@@ -290,220 +259,12 @@ class Plugins:
             _log_failure(so_far, plugin, error)
 
 
-class _Call(NamedTuple):
-    """One plugin's implementation of a hook, called with what the hook offers."""
-
-    plugin: str
-    function: Callable[..., Any]  # Any: what a plugin answers is looked at, never trusted
-
-
-class _RefusedError(Exception):
-    """A plugin cannot be used, and its text says why."""
-
-
 class _OurOwnError(Exception):
     """A plugin's failure that we found out, and whose text is ours."""
 
 
 class _WithheldError(Exception):
     """Stands in a log for an exception whose text is withheld; its own is the type's name."""
-
-
-class _Found:
-    """What a pass over the entry points finds: plugins, their settings, and faults."""
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-        self.settings: list[Setting[Any]] = []  # Any: each has a type of its own
-        self._active: list[PluginInfo] = []
-        self._disabled: list[PluginInfo] = []
-        self._broken: list[PluginInfo] = []
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self._hooks = tuple(
-            name
-            for name in vars(hookspecs)
-            if self._manager.parse_hookspec_opts(hookspecs, name) is not None
-        )
-
-    def calls(self, hook: str, argument: str | None = None) -> list[_Call]:
-        """The implementations of `hook` in the order asked; `argument` is what it offers."""
-        implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
-        implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
-        return [_Call(each.plugin_name, _callable(each, argument)) for each in implementations]
-
-    def described(self) -> tuple[PluginInfo, ...]:
-        """The active plugins in the order asked, then the disabled, then the broken ones."""
-        asked = [plugin for plugin, _ in self.calls("authenticate")]
-
-        def place(info: PluginInfo) -> tuple[int, str]:
-            return asked.index(info.name) if info.name in asked else len(asked), info.name
-
-        active = sorted(self._active, key=place)
-        return (
-            *(replace(info, order=order) for order, info in enumerate(active, start=1)),
-            *self._disabled,
-            *self._broken,
-        )
-
-    def leave_out(self, point: EntryPoint) -> None:
-        """Note a disabled plugin, without importing it."""
-        self._disabled.append(_info(point, "disabled"))
-
-    def refuse_all(self, points: list[EntryPoint]) -> None:
-        """Refuse several plugins of one name: which of them is meant cannot be known."""
-        whose = " and ".join(_source(point) for point in points)
-        reason = f"{whose} each have a plugin of this name: uninstall all but one"
-        self._broken += [_info(point, "broken", reason=reason) for point in points]
-        self.faults.append(f"plugin {points[0].name!r} cannot be used: {reason}")
-
-    def load(self, point: EntryPoint) -> None:
-        """Load and register one plugin; whatever is wrong with it becomes a fault."""
-        try:
-            hooks = self._register(point.load(), point.name)
-            self.settings += self._declared_by(point.name)
-        except _RefusedError as refused:
-            reason = str(refused)
-        # SystemExit: somebody named a script
-        except (Exception, SystemExit) as error:
-            reason = f"loading it failed: {type(error).__name__}: {_one_line(error)}"
-        else:
-            self._active.append(_info(point, "active", hooks=hooks))
-            return
-        self._broken.append(_info(point, "broken", reason=reason))
-        self.faults.append(
-            f"plugin {point.name!r} of {_source(point)} cannot be used (mend it, or leave it out "
-            f"with DISABLED_PLUGINS={point.name}): {reason}"
-        )
-
-    def require_authenticator(self) -> None:
-        """See that somebody authenticates; a fault before may be all that is in the way."""
-        if self.faults or self.calls("authenticate"):
-            return
-        names = " ".join(info.name for info in self._disabled)
-        self.faults.append(
-            "No plugin authenticates requests, so nobody may be let in: "
-            + (f"take one of these out of DISABLED_PLUGINS: {names}, or " if names else "")
-            + "install a package with a plugin that does"
-        )
-
-    def _register(self, plugin: object, name: str) -> tuple[str, ...]:
-        """Have pluggy validate and keep `plugin`, and refuse what pluggy lets through.
-
-        :return: the names of the hooks that it implements.
-        """
-        if inspect.isclass(plugin):
-            raise _RefusedError("it is a class: let the entry point name an instance of it")
-        if self._manager.is_registered(plugin):
-            raise _RefusedError("it is the same object as another plugin")
-        try:
-            self._manager.register(plugin, name)
-        except pluggy.PluginValidationError as error:
-            raise _RefusedError(f"it does not fit its hook: {_one_line(error)}") from None
-        implemented = [
-            (caller, implementation)
-            for caller in self._manager.get_hookcallers(plugin) or ()
-            for implementation in caller.get_hookimpls()
-            if implementation.plugin is plugin
-        ]
-        if not implemented:
-            raise _RefusedError(
-                "it has no hook: let the entry point name a module or an instance, and mark its "
-                "functions with @tornadoproxy.hookimpl"
-            )
-        for caller, implementation in implemented:
-            self._examine(caller, implementation)
-        names = {caller.name for caller, _ in implemented}
-        return tuple(hook for hook in self._hooks if hook in names)
-
-    def _examine(self, caller: pluggy.HookCaller, implementation: pluggy.HookImpl) -> None:
-        hook, function = caller.name, implementation.function
-        if not caller.has_spec():
-            if not implementation.optionalhook:
-                raise _RefusedError(f"there is no hook {hook}{nearest(hook, self._hooks)}")
-        elif implementation.wrapper or implementation.hookwrapper:
-            raise _RefusedError(f"its {hook} is a wrapper: hooks are not wrapped here")
-        elif inspect.isasyncgenfunction(function) or (
-            inspect.isgeneratorfunction(function) and hook != "declare_settings"
-        ):
-            raise _RefusedError(f"its {hook} is a generator: let it return, not yield")
-        elif hook in _SYNC_HOOKS and inspect.iscoroutinefunction(function):
-            raise _RefusedError(f"its {hook} is async: nothing awaits it, define it without async")
-
-    def _declared_by(self, plugin: str) -> list[Setting[Any]]:
-        declared: list[Setting[Any]] = []
-        for name, declare in self.calls("declare_settings"):
-            if name == plugin:
-                declared += declare()
-        taken = {setting.name for setting in (*CORE_SETTINGS, *self.settings)}
-        for setting in declared:
-            if not isinstance(setting, Setting):
-                raise _RefusedError(
-                    f"it declares a {type(setting).__name__}, which is not a Setting"
-                )
-            if setting.name in taken:
-                raise _RefusedError(f"the name of its setting {setting.name} is taken: rename it")
-            taken.add(setting.name)
-        return declared
-
-
-def _find(disabled: Collection[str], entry_points: Iterable[EntryPoint] | None) -> _Found:
-    if entry_points is None:
-        entry_points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
-    found = _Found()
-    named: dict[str, list[EntryPoint]] = {}
-    for point in sorted(entry_points, key=lambda each: each.name):
-        named.setdefault(point.name, []).append(point)
-    if not named:
-        found.faults.append(
-            "No plugin is installed, not even this package's own, so nobody may be let in: this "
-            "looks like a checkout that was never installed: run `pip install -e .` in it"
-        )
-        return found
-    found.faults += [
-        f"DISABLED_PLUGINS names {name}, but there is no such plugin{nearest(name, named)}"
-        for name in disabled
-        if name not in named
-    ]
-    for name, points in named.items():
-        if name in disabled:
-            for point in points:
-                found.leave_out(point)
-        elif len(points) > 1:
-            found.refuse_all(points)
-        else:
-            found.load(points[0])
-    found.require_authenticator()
-    return found
-
-
-def _info(
-    point: EntryPoint,
-    state: Literal["active", "disabled", "broken"],
-    hooks: tuple[str, ...] = (),
-    reason: str | None = None,
-) -> PluginInfo:
-    dist = point.dist
-    return PluginInfo(
-        name=point.name,
-        distribution=dist.name if dist else None,
-        version=dist.version if dist else None,
-        state=state,
-        hooks=hooks,
-        reason=reason,
-    )
-
-
-def _source(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else f"({point.value})"
-
-
-def _callable(implementation: pluggy.HookImpl, argument: str | None) -> Callable[..., Any]:
-    """A function that takes the hook's argument, also if the implementation does not."""
-    function = implementation.function
-    if argument is None or argument in implementation.argnames:
-        return function
-    return lambda _: function()
 
 
 def _vouches(answer: object) -> TypeGuard[Identity]:
@@ -575,7 +336,3 @@ def _withheld(error: BaseException) -> _WithheldError:
     if cause is not None:
         shown.__cause__ = _WithheldError(type(cause).__name__).with_traceback(cause.__traceback__)
     return shown
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -238,6 +238,11 @@ class UpstreamHandler(ExchangeHandler):
         delay = interval - quiet_since if quiet_since < interval else interval
         self._ping_timer = self._loop.call_later(delay, self._ping)
 
+    def _stop_pings(self) -> None:
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
+
     # -- the end
 
     def break_off(self, error: ProxyError) -> None:
@@ -259,6 +264,7 @@ class UpstreamHandler(ExchangeHandler):
         """Cut the answer short once the client has what was written of it."""
         if self._call is not None:
             self._call.cancel()
+        self._stop_pings()
         flushed = self.flush()
         if flushed.done():
             super().break_off(error)
@@ -267,9 +273,7 @@ class UpstreamHandler(ExchangeHandler):
 
     def release(self) -> None:
         self.stop_awaiting_body()
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-            self._ping_timer = None
+        self._stop_pings()
         if self._call is not None:
             self._call.cancel()
         self._held = None

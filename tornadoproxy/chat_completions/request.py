@@ -80,7 +80,7 @@ class Translation:
     :param ignored: the names of what was dropped, each once.
     """
 
-    body: bytes
+    body: bytes = field(repr=False)
     stream: bool
     include_usage: bool
     legacy_functions: bool
