@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anthropic
@@ -261,20 +262,20 @@ async def test_a_streamed_body_that_stalls_is_408_and_the_upstream_sees_it_cut(
 
 
 async def test_an_upload_that_waits_for_the_upstream_is_not_the_clients_fault(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+    start_proxy: StartProxy, raw: OpenRaw
 ) -> None:
-    await start_proxy(CLIENT_BODY_TIMEOUT=0.05, UPSTREAM_FIRST_BYTE_TIMEOUT=0.5)
-
-    async def read_nothing(exchange: UpstreamExchange) -> None:
-        await exchange.gone()
-
-    upstream.script(read_nothing)
-    connection = await raw()
-    size = 64 << 20
-    head = request_bytes("POST", "/v1/files", {"Content-Length": str(size)}, token=TEST_TOKEN)
-    sending = asyncio.create_task(send_repeatedly(connection, head, size))
-    check_anthropic(await connection.response(), 504, "timeout_error")
-    sending.cancel()
+    with socket.create_server(("127.0.0.1", 0)) as reads_nothing:
+        await start_proxy(
+            UPSTREAM_BASE_URL=f"http://127.0.0.1:{reads_nothing.getsockname()[1]}",
+            UPSTREAM_FIRST_BYTE_TIMEOUT=0.5,
+            CLIENT_BODY_TIMEOUT=0.05,
+        )
+        connection = await raw()
+        size = 256 << 20  # more than the sockets on the way hold
+        head = request_bytes("POST", "/v1/files", {"Content-Length": str(size)}, token=TEST_TOKEN)
+        sending = asyncio.create_task(send_repeatedly(connection, head, size))
+        check_anthropic(await connection.response(), 504, "timeout_error")
+        sending.cancel()
 
 
 async def send_repeatedly(connection: RawConnection, head: bytes, size: int) -> None:

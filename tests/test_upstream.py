@@ -587,6 +587,18 @@ async def test_a_broken_chunk_never_ends_cleanly(
 # -- held bodies
 
 
+async def settle(connection: RawConnection) -> None:
+    """By now the proxy has read what other connections sent before."""
+    for _ in range(10):
+        await ask(connection, get("/health"))
+
+
+async def begin_an_answer(exchange: UpstreamExchange) -> None:
+    await exchange.read_all()
+    await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+    await exchange.gone()
+
+
 async def test_held_bodies_are_bounded_and_give_their_room_back(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
@@ -596,26 +608,27 @@ async def test_held_bodies_are_bounded_and_give_their_room_back(
     for connection in holding:
         await connection.send(head)
     probe = await raw()
-    for _ in range(room):  # turns of the loop: each of those has been read
-        await ask(probe, get("/health"))
+    await settle(probe)
     # there is no room for one more: it streams, so that the upstream sees its head at once
     upstream.script(silent_answer())
     streamed = await raw()
     await streamed.send(head)
     await upstream.received()
     assert len(upstream.requests) == 1
-    # some leave, some come to their end
-    upstream.script(*[OK] * room)
-    for connection in holding[::2]:
+    # some leave, some come to their end, and for some the answer has begun
+    for connection in holding[::4]:
         await connection.close()
-    for connection in holding[1::2]:
-        await connection.send(bytes(HELD_BODY))
-        assert (await connection.response()).body == b"ok"
-    await records.finished(room)
+    for number, connection in enumerate(holding[1:], 1):
+        if number % 4:
+            upstream.script(OK if number % 4 == 1 else begin_an_answer)
+            await connection.send(bytes(HELD_BODY))
+            assert (await connection.head()).status == 200
+    await records.finished(room // 2)
     count = len(upstream.requests)
-    again = [await raw() for _ in range(room)]
-    for connection in again:
-        await connection.send(head)
+    for _ in range(room):
+        await (await raw()).send(head)
+    await settle(probe)
+    upstream.script(OK)
     await ask(probe, get())
     # all of these are held: the probe's request is the only one that went upstream
     assert len(upstream.requests) == count + 1

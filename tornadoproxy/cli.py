@@ -11,13 +11,14 @@ from tornadoproxy.configuration import Configuration, configure
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.helptext import help_text
 from tornadoproxy.logs import logging_to
-from tornadoproxy.plugin_finder import PluginInfo
 from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import LOG_LEVEL, PORT
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from tornadoproxy.plugin_finder import PluginInfo
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
