@@ -38,7 +38,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.upstream import Call, Receiver, UpstreamClient, UpstreamRequest
+from tornadoproxy.upstream import UpstreamClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
     from tornadoproxy.testing import Answer, OpenRaw, Records, StartProxy
+    from tornadoproxy.upstream_call import Call, Receiver, UpstreamRequest
 
 TOKEN = "canary-token-Wq7Zr2Lx9/+"
 OTHER_TOKEN = "canary-other-token-Kd83Jf0"

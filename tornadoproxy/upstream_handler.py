@@ -25,7 +25,7 @@ from tornadoproxy.settings import (
     UPSTREAM_BASE_URL,
 )
 from tornadoproxy.sse import EventBoundary
-from tornadoproxy.upstream import Call, UpstreamRequest
+from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
