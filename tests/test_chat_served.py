@@ -378,6 +378,7 @@ async def test_only_post_completes(proxy: Proxy, upstream: ScriptedUpstream, raw
     )
     response = await connection.response()
     assert response.status == 405
+    assert response.header("allow") == "POST"
     assert "error" in json.loads(response.body)
     assert upstream.requests == []
 

@@ -73,7 +73,7 @@ OWN_ERRORS: list[tuple[ProxyError, int]] = [
     (AuthenticationFailed("m"), 401),
     (Denied("m"), 403),
     (NotFound("m"), 404),
-    (MethodNotAllowed("m"), 405),
+    (MethodNotAllowed("m", ["GET"]), 405),
     (ClientTimeout("m"), 408),
     (BodyTooLarge("m"), 413),
     (LoopDetected("m"), 508),

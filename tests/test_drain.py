@@ -283,14 +283,9 @@ async def test_who_still_waits_is_told_when_the_time_is_over(
         await upstream.all_closed()
 
 
-async def test_client_that_does_not_read_cannot_hold_it_up(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Not even the error event fits into its buffers any more."""
+@pytest.fixture
+def small_send_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client does not read soon fits into the proxy's sockets no more."""
 
     def bind_sockets(*args: Any, **kwargs: Any) -> list[socket.socket]:  # as Tornado's takes them
         sockets = netutil.bind_sockets(*args, **kwargs)
@@ -299,27 +294,60 @@ async def test_client_that_does_not_read_cannot_hold_it_up(
         return sockets
 
     monkeypatch.setattr(server, "bind_sockets", bind_sockets)
-    proxy = await start_proxy(DRAIN_TIMEOUT=0.2, SSE_KEEPALIVE_INTERVAL=0.05)
-    stalled = asyncio.Event()
 
-    async def endless(exchange: UpstreamExchange) -> None:
+
+class Endless:
+    """A stream that goes on until it is cut; `stalled` once it is taken in no more."""
+
+    def __init__(self) -> None:
+        self.stalled = asyncio.Event()
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await exchange.head(200, EVENT_STREAM)
         while True:
             sending = asyncio.create_task(exchange.chunk(bytes(0x10000)))
             if not (await asyncio.wait({sending}, timeout=0.1))[0]:
-                stalled.set()
+                self.stalled.set()
             await sending
 
+
+@pytest.mark.usefixtures("small_send_buffers")
+async def test_client_that_does_not_read_cannot_hold_it_up(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    """Not even the error event fits into its buffers any more."""
+    proxy = await start_proxy(DRAIN_TIMEOUT=0.2, SSE_KEEPALIVE_INTERVAL=0.05)
+    endless = Endless()
     upstream.script(endless)
     client = await raw(receive_buffer=16_384)
     await client.send(REQUEST)
-    await stalled.wait()
+    await endless.stalled.wait()
     async with asyncio.timeout(5):
         await proxy.server.drain()
     assert (await records.finished()).outcome == "drained"
     with pytest.raises(Truncated):
         await client.response()
+
+
+@pytest.mark.usefixtures("small_send_buffers")
+async def test_client_that_reads_slowly_gets_the_last_words(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(DRAIN_TIMEOUT=0.1)
+    endless = Endless()
+    upstream.script(endless)
+    client = await raw(receive_buffer=16_384)
+    await client.send(REQUEST)
+    await endless.stalled.wait()
+    drain = asyncio.create_task(proxy.server.drain())
+    await asyncio.sleep(0.4)  # a client that takes its time
+    with pytest.raises(Truncated) as caught:
+        await client.response()
+    assert caught.value.response is not None
+    assert b"\n\nevent: error\ndata: " in caught.value.response.body[-500:]
+    await drain
+    assert (await records.finished()).outcome == "drained"
 
 
 async def test_plugins_are_shut_down_once_and_last(

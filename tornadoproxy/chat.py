@@ -91,7 +91,7 @@ class ChatHandler(UpstreamHandler):
 
     def begin(self, length: int, *, chunked: bool) -> None:
         if self.request.method != "POST":
-            raise MethodNotAllowed("Chat completions are asked for with POST.")
+            raise MethodNotAllowed("Chat completions are asked for with POST.", ["POST"])
         if "Content-Encoding" in self.request.headers:
             raise InvalidRequest("Send the request body without a Content-Encoding.")
         if not self.hold(self.max_body() if chunked else length):
@@ -247,7 +247,7 @@ class ModelsHandler(ExchangeHandler):
 
     def admit(self) -> None:
         if self.request.method not in {"GET", "HEAD"}:
-            raise MethodNotAllowed("Models are asked for with GET.")
+            raise MethodNotAllowed("Models are asked for with GET.", ["GET", "HEAD"])
 
     async def serve(self) -> None:
         try:

@@ -21,6 +21,7 @@ from tornadoproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from tornadoproxy.settings import (
     HTTPS_PROXY,
     NO_PROXY,
+    UPSTREAM_BASE_URL,
     UPSTREAM_CA_FILE,
     UPSTREAM_CONNECT_TIMEOUT,
 )
@@ -59,6 +60,8 @@ class Connector:
         self._proxy = settings[HTTPS_PROXY]
         self._no_proxy = settings[NO_PROXY]
         self._ca_file = settings[UPSTREAM_CA_FILE]
+        if settings[UPSTREAM_BASE_URL].scheme == "https":
+            _ = self._tls  # now, and not while the first request waits
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """A new connection to `origin`, ready for a request.

@@ -28,7 +28,7 @@ Messages are read by clients: they say what to do and never hold a credential.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class ProxyError(Exception):
@@ -99,9 +99,15 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, but not with this method."""
+    """The path exists, but not with this method.
+
+    :param allowed: the methods that it has (RFC 9110 §15.5.6).
+    """
 
     status = 405
+
+    def __init__(self, message: str, allowed: Iterable[str]) -> None:
+        super().__init__(message, headers={"Allow": ", ".join(allowed)})
 
 
 class ClientTimeout(ClientError):

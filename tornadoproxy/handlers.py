@@ -120,7 +120,7 @@ class BaseHandler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # Any: Tornado's signature
         exception = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        error = exception if isinstance(exception, ProxyError) else _as_error(status_code)
+        error = exception if isinstance(exception, ProxyError) else self._as_error(status_code)
         self.describe_error(error)
         self.write_proxy_error(error)
 
@@ -131,6 +131,14 @@ class BaseHandler(RequestHandler):
         for name, value in self.dialect.error_headers(error, self.request_id).items():
             self.set_header(name, value)
         self.finish(self.dialect.error_body(error, self.request_id))
+
+    def _as_error(self, status: int) -> ProxyError:
+        """What Tornado raised, as an error of ours. It raises one: for an unknown method."""
+        if status == 405:
+            return MethodNotAllowed("This method is not supported here.", self.SUPPORTED_METHODS)
+        if status < 500:
+            return InvalidRequest("The request cannot be read.", status=status)
+        return ProxyError("The proxy failed to handle this request.", status=status)
 
     def describe_error(self, error: ProxyError) -> None:
         """Take note of the error that the answer is about to be."""
@@ -239,7 +247,7 @@ class ExchangeHandler(BaseHandler):
             super().send_error(status_code, **kwargs)
             return
         exception = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        error = exception if isinstance(exception, ProxyError) else _as_error(status_code)
+        error = exception if isinstance(exception, ProxyError) else self._as_error(status_code)
         self.describe_error(error)
         self.break_off(error)
 
@@ -289,12 +297,3 @@ class NotFoundHandler(ExchangeHandler):
 
 for _method in METHODS:
     setattr(ExchangeHandler, _method.lower(), lambda handler: handler.serve())
-
-
-def _as_error(status: int) -> ProxyError:
-    """What Tornado raised, as an error of ours. It raises few: a method that is not supported."""
-    if status == 405:
-        return MethodNotAllowed("This method is not supported here.")
-    if status < 500:
-        return InvalidRequest("The request cannot be read.", status=status)
-    return ProxyError("The proxy failed to handle this request.", status=status)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from tornadoproxy.errors import UpstreamError, UpstreamProtocolError
 
@@ -82,7 +83,7 @@ class ModelList:
             last = page.get("last_id")
             if page.get("has_more") is not True or not isinstance(last, str):
                 break
-            path = f"/v1/models?limit=1000&after_id={last}"
+            path = f"/v1/models?limit=1000&after_id={quote(last, safe='')}"
         return found
 
 
