@@ -247,6 +247,10 @@ class TestRequest:
     def test_a_version_is_never_pinned_or_validated(self, version: str) -> None:
         assert values(sent([("Anthropic-Version", version)]), "anthropic-version") == [version]
 
+    def test_a_version_that_ends_here_is_replaced_by_the_default(self) -> None:
+        lines = [("Connection", "anthropic-version"), ("Anthropic-Version", "2026-10-21")]
+        assert values(sent(lines), "anthropic-version") == [VERSION]
+
     def test_several_versions_are_the_upstreams_to_refuse(self) -> None:
         lines = [("anthropic-version", "2023-06-01"), ("anthropic-version", "2026-10-21")]
         assert sent(lines)[1:3] == lines

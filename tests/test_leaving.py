@@ -361,9 +361,9 @@ async def test_between_two_requests_is_no_request(
 
 
 @WAYS
-@pytest.mark.parametrize("asked", [REQUEST, MODELS], ids=["with a body", "without"])
+@pytest.mark.parametrize("sent", [REQUEST, MODELS], ids=["with a body", "without"])
 async def test_while_it_is_authenticated(
-    asked: bytes,
+    sent: bytes,
     leave: Leave,
     start_proxy: StartProxy,
     raw: OpenRaw,
@@ -382,7 +382,7 @@ async def test_while_it_is_authenticated(
 
     await start_proxy(plugins=[Ponderer()])
     client = await raw()
-    await client.send(asked)
+    await client.send(sent)
     await asked.wait()
     await leave(client)
     async with asyncio.timeout(1):

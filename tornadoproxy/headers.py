@@ -85,7 +85,7 @@ def request_head(
     lines += [f"{name}: {value}" for name, value in headers.get_all() if name not in ends_here]
     if "Transfer-Encoding" in headers:
         lines.append("Transfer-Encoding: chunked")
-    if "Anthropic-Version" not in headers:
+    if "Anthropic-Version" not in headers or "Anthropic-Version" in ends_here:
         lines.append(f"Anthropic-Version: {default_version}")
     if credential is not None:
         lines.append(f"{credential[0]}: {credential[1]}")
