@@ -129,6 +129,7 @@ class Server:
             await self._say_last_words()
         await self._http.close_all_connections()
         self._http.close()
+        self._gateway.models.close()
         self._gateway.upstream.close()
         await self._plugins.shutdown()
 
