@@ -151,6 +151,23 @@ async def test_nothing_in_flight_stops_at_once(start_proxy: StartProxy, raw: Ope
         assert await idle.read() == b""
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_connection_that_has_just_had_its_answer_is_closed(
+    turns: int, start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    """However many turns of the loop ago that was: it is neither idle nor busy for some."""
+    proxy = await start_proxy(DRAIN_TIMEOUT=600)
+    client = await raw()
+    await client.send(NOT_FOUND)
+    await records.finished()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        await proxy.server.drain()
+    assert (await client.response()).status == 404
+    assert await client.read() == b""
+
+
 async def test_who_was_about_to_ask_is_told(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:

@@ -96,7 +96,7 @@ def aligned(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 def streaming_curl(settings: Settings, port: int, sent: str) -> str:
     """A command that shows a streamed answer."""
     body = (
-        '{"model": "claude-sonnet-4-5", "max_tokens": 200, "stream": true, '
+        '{"model": "claude-sonnet-5-5", "max_tokens": 200, "stream": true, '
         '"messages": [{"role": "user", "content": "Say hello, one word at a time."}]}'
     )
     return (

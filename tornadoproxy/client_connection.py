@@ -95,7 +95,7 @@ class ClientConnection(HTTP1Connection):
     @property
     def must_close(self) -> bool:
         """Whether the connection has to end once the answer is out."""
-        return self._disconnect_on_finish or self._is_draining()
+        return self._disconnect_on_finish
 
     def peer_left(self) -> None:
         """The client hung up: tell the handler, and close."""
@@ -270,6 +270,9 @@ class ClientConnectionLoop(HTTP1ServerConnection):
             while await self._serve_one(delegate):
                 # requests that wait in the buffer already must not starve other connections
                 await asyncio.sleep(0)
+                # asked here and not before: no turn of the loop lies between this and being idle
+                if self._is_draining():
+                    break
         except (StreamClosedError, UnsatisfiableReadError, TimeoutError):
             pass
         except Exception:
