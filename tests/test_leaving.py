@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,9 @@ async def reset(client: RawConnection) -> None:
     await client.reset()
 
 
+LINUX_ONLY = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs EPOLLRDHUP to see past unread bytes, or /proc"
+)
 WAYS = pytest.mark.parametrize("leave", [close, half_close, reset])
 
 
@@ -245,6 +249,7 @@ async def test_while_uploading_to_an_upstream_that_does_not_read(
     await abandoned(upstream, records)
 
 
+@LINUX_ONLY
 @WAYS
 @pytest.mark.parametrize(
     "unread",
@@ -272,6 +277,7 @@ async def test_with_unread_bytes_in_the_buffer(
     assert len(upstream.requests) == 1
 
 
+@LINUX_ONLY
 @WAYS
 async def test_together_with_its_request(
     leave: Leave,
@@ -344,6 +350,7 @@ async def test_on_a_kept_connection(
     await abandoned(upstream, records, count=2)
 
 
+@LINUX_ONLY
 @WAYS
 async def test_between_two_requests_is_no_request(
     leave: Leave, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
@@ -396,6 +403,7 @@ async def test_while_it_is_authenticated(
     assert len(records.all) == 2
 
 
+@LINUX_ONLY
 @WAYS
 async def test_while_the_upstream_is_connected_to(
     leave: Leave, start_proxy: StartProxy, raw: OpenRaw, records: Records
@@ -457,6 +465,7 @@ async def test_with_tls(
 # -- and nothing is left of it
 
 
+@LINUX_ONLY
 @pytest.mark.parametrize("began", [False, True], ids=["before the head", "in the stream"])
 async def test_many_at_once(
     began: bool,

@@ -357,7 +357,7 @@ async def test_broken_stream_ends_in_an_error_and_never_cleanly(
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
     for count, (where, sent) in enumerate(CUTS.items(), 1):
         upstream.script(breaks(sent)[how])
         response = partial(await truncated(await raw()))
@@ -380,7 +380,7 @@ async def test_broken_stream_raises_the_sdks_own_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clean_environment(monkeypatch)
-    proxy = await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    proxy = await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
     url = proxy.url
     async with anthropic.AsyncAnthropic(base_url=url, api_key=TEST_TOKEN, max_retries=0) as client:
         for sent in CUTS.values():
@@ -390,6 +390,21 @@ async def test_broken_stream_raises_the_sdks_own_error(
             body = caught.value.body
             assert isinstance(body, dict)
             assert body["error"]["type"] == "api_error"
+
+
+async def test_stream_that_lasts_to_the_close_is_whole_only_between_two_events(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    upstream.script(raw_answer(CLOSE_DELIMITED + STREAM, end="close"))
+    client = await raw()
+    await client.send(REQUEST)
+    assert (await client.response()).body == STREAM
+
+    sent = CUTS["inside the data"]
+    upstream.script(raw_answer(CLOSE_DELIMITED + sent, end="close"))
+    response = partial(await truncated(await raw()))
+    assert error_after(sent, response.body)["type"] == "api_error"
+    assert (await records.finished(2)).outcome == "failed"
 
 
 async def test_broken_stream_raises_in_the_sdks_stream_helper(
@@ -426,7 +441,7 @@ async def test_broken_stream_is_a_reset_to_a_client_of_http_1_0(
     how: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     """Its answer ends with the connection, so that an orderly end would be a clean one."""
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
     sent = CUTS["inside the data"]
     upstream.script(breaks(sent)[how])
     cut = await truncated(await raw(), REQUEST_1_0)
@@ -479,7 +494,7 @@ async def test_broken_json_is_cut_and_nothing_added(
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
     answer, end = BROKEN_JSON[how]
     upstream.script(raw_answer(answer, end=end))
     cut = await truncated(await raw(), request_head)
@@ -503,7 +518,7 @@ async def test_broken_compressed_stream_is_cut_and_nothing_added(
 async def test_silent_upstream_is_let_go(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.1)
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
     upstream.script(breaks(CUTS["between two events"])["chunked, silence"])
     await truncated(await raw())
     async with asyncio.timeout(1):

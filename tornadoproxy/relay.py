@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from tornadoproxy import results_url
-from tornadoproxy.errors import UpstreamProtocolError
+from tornadoproxy.errors import UpstreamClosed, UpstreamProtocolError
 from tornadoproxy.forwarded import client_scheme
 from tornadoproxy.headers import (
     is_encoded,
@@ -46,6 +46,7 @@ class RelayHandler(UpstreamHandler):
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
         self._rewriting: list[bytes] | None = None
+        self._ends_with_connection = False
 
     def max_body(self) -> int:
         return self.gateway.settings[MAX_BODY_SIZE]
@@ -87,6 +88,7 @@ class RelayHandler(UpstreamHandler):
             self._usage = UsageReader.for_answer(headers)
         if is_event_stream(headers) and not is_encoded(headers):
             self.follow_events()
+            self._ends_with_connection = head.ends_with_connection
         if self._rewriting is not None and not is_json(headers):
             self._rewriting = None
         self.on_data(first)
@@ -100,6 +102,10 @@ class RelayHandler(UpstreamHandler):
         self.pass_on(chunk)
 
     def on_end(self) -> None:
+        if self._ends_with_connection and self._boundary and not self._boundary.between_events:
+            # HTTP cannot tell it from a whole answer, but an event without its end tells
+            self.on_failure(UpstreamClosed("The upstream ended its answer within an event."))
+            return
         if self._rewriting is not None:
             self._pass_on_rewritten(b"".join(self._rewriting))
         self.answer_ended()

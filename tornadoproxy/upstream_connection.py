@@ -41,6 +41,12 @@ class ResponseHead(NamedTuple):
     reason: str
     fields: list[tuple[str, str]]
 
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the end of file ends the body (RFC 9112 §6.3, the last rule)."""
+        names = {name.lower() for name, _ in self.fields}
+        return not names & {"content-length", "transfer-encoding"}
+
 
 class ConnectionUser(Protocol):
     """Who is told what arrives on a connection, synchronously."""
@@ -110,14 +116,6 @@ class _Answer:
             return b""
         self.pieces = []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    @property
-    def ends_with_connection(self) -> bool:
-        """Whether the end of file ends the body (RFC 9112 §6.3, the last rule)."""
-        if self.head is None:
-            return False
-        names = {name.lower() for name, _ in self.head.fields}
-        return not names & {"content-length", "transfer-encoding"}
 
     # -- called by the parser
 
@@ -267,7 +265,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self.on_idle_closed(self)
             return
         self._user = None
-        if self._eof and exc is None and answer.ends_with_connection:
+        head = answer.head
+        if self._eof and exc is None and head is not None and head.ends_with_connection:
             user.answer_ended(reusable=False)
             return
         message = (
