@@ -552,6 +552,55 @@ async def test_a_client_that_leaves_ends_the_request_upstream(
     assert (await records.finished()).outcome == "abandoned"
 
 
+async def test_a_client_that_does_not_read_slows_the_upstream_down(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, records: Records
+) -> None:
+    text = "x" * 8000
+    start, _, opened, *_ = message_events(message_document("x"))
+    delta = event(
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "text_delta", "text": text},
+        }
+    )
+    ending = message_events(message_document("x"))[-3:]
+    total = 4000  # deltas, 32 MB
+    sent = 0
+    all_sent = asyncio.Event()
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        nonlocal sent
+        await exchange.read_all()
+        await exchange.send(SSE_HEAD + chunk(start) + chunk(opened))
+        for _ in range(total):
+            await exchange.send(chunk(delta))
+            sent += 1
+        await exchange.send(b"".join(map(chunk, ending)) + b"0\r\n\r\n")
+        all_sent.set()
+
+    upstream.script(answer)
+    client = await raw(receive_buffer=16_384)
+    await client.send(chat(stream=True))
+    await client.head()
+    before = -1
+    while before < sent:  # once nothing more is taken, it stalls for good
+        before = sent
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await all_sent.wait()
+    assert sent < total / 2
+    received = b""
+    letters = 0
+    while not received.endswith(b"0\r\n\r\n"):
+        piece = await client.read()
+        assert piece
+        letters += piece.count(b"xxxx") * 4
+        received = (received + piece)[-64:]
+    assert letters > total * len(text) * 0.99  # a run of letters may be split between two reads
+    assert (await records.finished()).outcome == "completed"
+
+
 async def test_room_for_held_bodies_is_given_back(
     proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, records: Records
 ) -> None:
