@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
+from tornadoproxy.chat import MAX_CHAT_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -26,6 +27,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
+from tornadoproxy.upstream_handler import HELD_BODIES
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -49,6 +51,7 @@ WEATHER: ChatCompletionToolParam = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
+CHUNKED = [("Transfer-Encoding", "chunked")]
 SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nrequest-id: req_up\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
@@ -612,3 +615,121 @@ async def test_room_for_held_bodies_is_given_back(
         await connection.response()
         await records.finished(count)
         assert gateway.held_bytes == 0
+
+
+async def test_a_compressed_request_is_refused(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw
+) -> None:
+    connection = await raw()
+    await connection.send(chat().replace(b"Content-Type:", b"Content-Encoding: gzip\r\nX-Type:", 1))
+    response = await connection.response()
+    assert response.status == 400
+    assert "Content-Encoding" in json.loads(response.body)["error"]["message"]
+    assert upstream.requests == []
+
+
+async def test_held_bodies_have_a_bound(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw
+) -> None:
+    head = request_bytes(
+        "POST",
+        "/openai/v1/chat/completions",
+        {"Authorization": f"Bearer {TEST_TOKEN}", "Transfer-Encoding": "chunked"},
+    )
+    gateway = proxy.server._gateway
+    assert gateway is not None
+    waiting = [await raw() for _ in range(HELD_BODIES // MAX_CHAT_BODY)]
+    for connection in waiting:
+        await connection.send(head)
+    async with asyncio.timeout(5):
+        while gateway.held_bytes < HELD_BODIES:
+            await asyncio.sleep(0)
+    one_more = await raw()
+    await one_more.send(head)
+    response = await one_more.response()
+    assert (response.status, response.header("retry-after")) == (503, "1")
+    assert upstream.requests == []
+
+
+async def test_a_client_that_leaves_while_the_models_are_asked_for_costs_nothing(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, records: Records
+) -> None:
+    go_on = asyncio.Event()
+
+    async def models(exchange: UpstreamExchange) -> None:
+        await go_on.wait()
+        await json_answer({"data": [], "has_more": False})(exchange)
+
+    upstream.script(models)
+    connection = await raw()
+    await connection.send(chat(reasoning_effort="high"))
+    await upstream.received()
+    await connection.close()
+    assert (await records.finished()).outcome == "abandoned"
+    go_on.set()
+    second = await raw()
+    await second.send(chat())
+    assert (await second.response()).status == 200
+    assert [each.target for each in upstream.requests] == ["/v1/models?limit=1000", "/v1/messages"]
+
+
+async def test_an_answer_without_an_end_is_given_up(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw
+) -> None:
+    piece = chunk(b"x" * 1_000_000)
+
+    async def endless(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, [("Content-Type", "application/json"), *CHUNKED])
+        while True:
+            await exchange.send(piece)
+
+    upstream.script(endless)
+    connection = await raw()
+    await connection.send(chat())
+    response = await connection.response()
+    assert response.status == 502
+    assert "too large" in json.loads(response.body)["error"]["message"]
+    async with asyncio.timeout(1):
+        await upstream.requests[0].gone()
+
+
+async def test_an_event_that_is_not_json_breaks_the_stream(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, records: Records
+) -> None:
+    start = message_events(message_document("x"))[0]
+    upstream.script(sse_answer([start, b"event: content_block_delta\ndata: {oh no\n\n"]))
+    connection = await raw()
+    await connection.send(chat(stream=True))
+    with pytest.raises(Truncated) as cut:
+        await connection.response()
+    assert cut.value.response is not None
+    assert b'"server_error"' in cut.value.response.body
+    assert b"[DONE]" not in cut.value.response.body
+    assert (await records.finished()).outcome == "failed"
+
+
+async def test_models_come_in_pages(openai_client: AsyncOpenAI, upstream: ScriptedUpstream) -> None:
+    first = {"data": [{"id": "claude-a b"}], "has_more": True, "last_id": "claude-a b"}
+    second = {"data": [{"id": "claude-c"}, "junk"], "has_more": False, "last_id": "claude-c"}
+    upstream.script(json_answer(first), json_answer(second))
+    listed = await openai_client.models.list()
+    assert [model.id for model in listed.data] == ["claude-a b", "claude-c"]
+    assert [each.target for each in upstream.requests] == [
+        "/v1/models?limit=1000",
+        "/v1/models?limit=1000&after_id=claude-a%20b",
+    ]
+
+
+async def test_models_that_cannot_be_had(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(
+        error_answer(403, "permission_error", "not yours"), json_answer({"data": "junk"})
+    )
+    with pytest.raises(openai.PermissionDeniedError, match="not yours"):
+        await openai_client.models.list()
+    with pytest.raises(openai.InternalServerError) as error:
+        await openai_client.models.list()
+    assert error.value.status_code == 502
+    assert (await openai_client.models.list()).data, "a failure is not kept"

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornado.httputil import HTTPHeaders, HTTPInputError
+from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import results_url
-from tornadoproxy.errors import UpstreamClosed, UpstreamProtocolError
+from tornadoproxy.errors import UpstreamClosed
 from tornadoproxy.forwarded import client_scheme
 from tornadoproxy.headers import (
     is_encoded,
@@ -72,13 +72,7 @@ class RelayHandler(UpstreamHandler):
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         self.answer_began()
-        try:
-            headers = response_headers(head.status, head.fields)
-        except HTTPInputError:
-            assert self._call is not None
-            self._call.cancel()
-            self.on_failure(UpstreamProtocolError("The upstream's answer has a broken header."))
-            return
+        headers = response_headers(head.status, head.fields)
         self._headers = headers
         self.set_status(head.status, head.reason)
         if not head.reason:
