@@ -47,7 +47,7 @@ def help_text(plugin_settings: Iterable[Setting[Any]]) -> str:
 def default_text(setting: Setting[Any]) -> str:
     """The default of `setting`, as one would write it."""
     default = setting.default
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return "none"
     if setting.parse is parsers.size:
         return _size_text(default)
