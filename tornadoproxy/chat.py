@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -74,14 +75,16 @@ _KEPT = re.compile(
 class ChatHandler(UpstreamHandler):
     """One chat completion."""
 
+    # asked for by `set_default_headers`, which Tornado calls before `initialize`
+    _translation: Translation | None = None
+    _kept: Sequence[tuple[str, str]] = ()
+
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
-        self._translation: Translation | None = None
         self._stream: StreamTranslator | None = None
         self._answer: list[bytes] = []
         self._answer_size = 0
         self._answer_status = 0
-        self._kept: list[tuple[str, str]] = []
 
     def max_body(self) -> int:
         return min(MAX_CHAT_BODY, self.gateway.settings[MAX_BODY_SIZE])
@@ -160,14 +163,10 @@ class ChatHandler(UpstreamHandler):
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        self._add_upstreams_headers()
-
-    def _add_upstreams_headers(self) -> None:
-        for name, value in getattr(self, "_kept", ()):
+        for name, value in self._kept:
             self.add_header(name, value)
-        translation = getattr(self, "_translation", None)
-        if translation is not None and translation.ignored:
-            self.set_header("X-Tornadoproxy-Ignored", ", ".join(translation.ignored))
+        if self._translation is not None and self._translation.ignored:
+            self.set_header("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))
 
     async def _capabilities(self, model: str) -> Capabilities | None:
         try:
