@@ -398,4 +398,4 @@ def dropped_lines(notice: bytes, form: str) -> int:
 def test_each_proxy_has_a_log_of_its_own() -> None:
     assert tornadoproxy_access_log.plugin is not tornadoproxy_access_log.plugin
     with pytest.raises(AttributeError, match="has no attribute 'plugni'"):
-        tornadoproxy_access_log.plugni  # noqa: B018
+        tornadoproxy_access_log.plugni  # noqa: B018  # to look it up is all

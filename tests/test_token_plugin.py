@@ -303,4 +303,4 @@ def test_it_is_asked_after_any_other_authenticator() -> None:
 def test_the_module_has_nothing_else_to_give() -> None:
     assert tornadoproxy_token.plugin is not tornadoproxy_token.plugin
     with pytest.raises(AttributeError, match="has no attribute 'plugni'"):
-        tornadoproxy_token.plugni  # noqa: B018
+        tornadoproxy_token.plugni  # noqa: B018  # to look it up is all

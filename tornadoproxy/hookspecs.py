@@ -31,7 +31,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def declare_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]
+def declare_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]  # a specification
     """Name the plugin's own settings.
 
     Runs once, after the plugins are loaded and before any setting is read; also for ``--help``,
