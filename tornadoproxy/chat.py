@@ -28,9 +28,9 @@ from tornadoproxy.errors import (
     UpstreamProtocolError,
 )
 from tornadoproxy.handlers import ExchangeHandler
-from tornadoproxy.headers import is_event_stream, request_head
+from tornadoproxy.headers import is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
-from tornadoproxy.settings import DEFAULT_ANTHROPIC_VERSION, MAX_BODY_SIZE, UPSTREAM_BASE_URL
+from tornadoproxy.settings import MAX_BODY_SIZE
 from tornadoproxy.upstream_handler import UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
@@ -114,7 +114,7 @@ class ChatHandler(UpstreamHandler):
             document, options=options, capabilities=able
         )
         self._translation = translation
-        self.send(self._head(translation), translation.body)
+        self.send("/v1/messages", self._headers_for(translation), translation.body)
         await self._over
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
@@ -176,9 +176,7 @@ class ChatHandler(UpstreamHandler):
             return None
         return Capabilities.of_model(models[model]) if model in models else None
 
-    def _head(self, translation: Translation) -> bytes:
-        settings = self.gateway.settings
-        base = settings[UPSTREAM_BASE_URL]
+    def _headers_for(self, translation: Translation) -> HTTPHeaders:
         headers = HTTPHeaders(self.request.headers)
         for name in _CLIENTS_OWN:
             headers.pop(name, None)
@@ -186,15 +184,7 @@ class ChatHandler(UpstreamHandler):
             headers["Anthropic-Version"] = SAMPLING_VERSION
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(len(translation.body))
-        return request_head(
-            "POST",
-            f"{base.prefix}/v1/messages",
-            headers,
-            authority=base.authority,
-            instance=self.gateway.instance,
-            credential=self.gateway.credential,
-            default_version=settings[DEFAULT_ANTHROPIC_VERSION],
-        )
+        return headers
 
     def _start_stream(self, translation: Translation) -> None:
         self._stream = StreamTranslator(

@@ -19,15 +19,12 @@ from tornadoproxy.headers import (
     is_encoded,
     is_event_stream,
     is_json,
-    request_head,
     response_headers,
 )
 from tornadoproxy.settings import (
-    DEFAULT_ANTHROPIC_VERSION,
     MAX_BODY_SIZE,
     REWRITE_RESULTS_URL,
     TRUSTED_PROXIES,
-    UPSTREAM_BASE_URL,
 )
 from tornadoproxy.upstream_handler import UpstreamHandler
 from tornadoproxy.usage import UsageReader
@@ -56,16 +53,16 @@ class RelayHandler(UpstreamHandler):
 
     def begin(self, length: int, *, chunked: bool) -> None:
         if chunked or length > HELD_BODY:
-            self.send(self._head(), None, chunked=chunked)
+            self._send(None, chunked=chunked)
         elif length == 0:
-            self.send(self._head(), b"")
+            self._send(b"")
         elif not self.hold(length):
-            self.send(self._head(), None)
+            self._send(None)
 
     async def serve(self) -> None:
         self.stop_awaiting_body()
         if self._held is not None:
-            self.send(self._head(), self.take_held())
+            self._send(self.take_held())
         elif self._call is not None:
             await self._call.end_body()
         await self._over
@@ -104,23 +101,14 @@ class RelayHandler(UpstreamHandler):
             self._pass_on_rewritten(b"".join(self._rewriting))
         self.answer_ended()
 
-    def _head(self) -> bytes:
-        settings = self.gateway.settings
-        base = settings[UPSTREAM_BASE_URL]
+    def _send(self, body: bytes | None, *, chunked: bool = False) -> None:
         headers = self.request.headers
-        if settings[REWRITE_RESULTS_URL] and self.request.path.startswith(results_url.PATH_PREFIX):
+        rewrites = self.gateway.settings[REWRITE_RESULTS_URL]
+        if rewrites and self.request.path.startswith(results_url.PATH_PREFIX):
             self._rewriting = []
             headers = HTTPHeaders(headers)
             headers["Accept-Encoding"] = "identity"
-        return request_head(
-            self.request.method or "",
-            base.prefix + (self.request.uri or ""),
-            headers,
-            authority=base.authority,
-            instance=self.gateway.instance,
-            credential=self.gateway.credential,
-            default_version=settings[DEFAULT_ANTHROPIC_VERSION],
-        )
+        self.send(self.request.uri or "", headers, body, chunked=chunked)
 
     def _pass_on_rewritten(self, body: bytes) -> None:
         scheme = client_scheme(

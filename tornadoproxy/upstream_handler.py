@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from tornadoproxy.connector import Origin
 from tornadoproxy.errors import BodyTooLarge, ClientTimeout, LoopDetected, Overloaded
 from tornadoproxy.handlers import ExchangeHandler
-from tornadoproxy.headers import has_been_here
+from tornadoproxy.headers import has_been_here, request_head
 from tornadoproxy.settings import (
     CLIENT_BODY_TIMEOUT,
+    DEFAULT_ANTHROPIC_VERSION,
     MAX_CONCURRENT_REQUESTS,
     SSE_KEEPALIVE_INTERVAL,
     UPSTREAM_BASE_URL,
@@ -29,6 +30,8 @@ from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from tornado.httputil import HTTPHeaders
 
     from tornadoproxy.errors import ProxyError, UpstreamError
     from tornadoproxy.state import Gateway
@@ -127,22 +130,36 @@ class UpstreamHandler(ExchangeHandler):
         self._held = None
         return body
 
-    def send(self, head: bytes, body: bytes | None, *, chunked: bool = False) -> None:
+    def send(
+        self, target: str, headers: HTTPHeaders, body: bytes | None, *, chunked: bool = False
+    ) -> None:
         """Start the call.
 
-        :param head: the request's, as it goes onto the wire.
+        :param target: the request target, below the upstream's path prefix.
+        :param headers: those to pass on, as far as they cross.
         :param body: all of it; ``None`` if it is to be streamed.
         """
-        base = self.gateway.settings[UPSTREAM_BASE_URL]
+        gateway = self.gateway
+        base = gateway.settings[UPSTREAM_BASE_URL]
+        method = self.request.method or ""
+        head = request_head(
+            method,
+            base.prefix + target,
+            headers,
+            authority=base.authority,
+            instance=gateway.instance,
+            credential=gateway.credential,
+            default_version=gateway.settings[DEFAULT_ANTHROPIC_VERSION],
+        )
         self.exchange.upstream_started_at = time.monotonic()
         request = UpstreamRequest(
             origin=Origin(base.scheme, base.host, base.port),
-            method=self.request.method or "",
+            method=method,
             head=head,
             body=body,
             chunked=chunked,
         )
-        self._call = self.gateway.upstream.send(request, self)
+        self._call = gateway.upstream.send(request, self)
 
     def hold(self, length: int) -> bool:
         """Promise room for `length` bytes of the body, if there is room."""
@@ -155,6 +172,7 @@ class UpstreamHandler(ExchangeHandler):
         return True
 
     def give_room_back(self) -> None:
+        """The body is no longer held."""
         self.gateway.held_bytes -= self._promised
         self._promised = 0
 

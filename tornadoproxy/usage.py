@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tornadoproxy.exchange import Usage
+from tornadoproxy.headers import is_event_stream, is_json
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
@@ -67,9 +68,8 @@ class UsageReader:
     @classmethod
     def for_answer(cls, headers: HTTPHeaders) -> UsageReader | None:
         """The reader for an answer with these headers; ``None`` if it cannot be read."""
-        content_type = headers.get("Content-Type", "").lower()
-        is_stream = content_type.startswith("text/event-stream")
-        if not is_stream and not content_type.startswith("application/json"):
+        is_stream = is_event_stream(headers)
+        if not is_stream and not is_json(headers):
             return None
         try:
             encoding = headers.get("Content-Encoding", "identity").lower()
