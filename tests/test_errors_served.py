@@ -419,7 +419,7 @@ async def test_an_answer_that_has_begun_never_ends_as_an_error_document(
 async def test_one_request_too_many_is_529_with_retry_after(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    await start_proxy(MAX_CONCURRENT_REQUESTS=1)
+    await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0)
     upstream.script(silent_answer(), Crashing())
     first = await raw()
     await first.send(get("/v1/x"))
@@ -518,6 +518,7 @@ async def test_capacity_is_given_back_however_a_request_ends(
 ) -> None:
     await start_proxy(
         MAX_CONCURRENT_REQUESTS=1,
+        QUEUE_TIMEOUT=0,
         MAX_BODY_SIZE=1000,
         CLIENT_BODY_TIMEOUT=0.1,
         UPSTREAM_FIRST_BYTE_TIMEOUT=0.3,
@@ -583,7 +584,7 @@ async def test_one_chat_too_many_is_503_with_retry_after(
     upstream: ScriptedUpstream,
 ) -> None:
     """OpenAI's clients know no 529."""
-    proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1)
+    proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0)
     upstream.script(silent_answer(), Crashing())
     first = await raw()
     await first.send(chat())
@@ -669,7 +670,7 @@ async def test_the_anthropic_sdk_retries_after_an_overload(
     records: Records,
 ) -> None:
     """529 with retry-after: the SDK waits, and tries again."""
-    proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1)
+    proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0)
     upstream.script(silent_answer())
     first = await raw()
     await first.send(get("/v1/x"))

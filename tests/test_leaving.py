@@ -507,7 +507,7 @@ async def test_room_is_given_back(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     """One who left is not counted among MAX_CONCURRENT_REQUESTS."""
-    await start_proxy(MAX_CONCURRENT_REQUESTS=1)
+    await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0)
     upstream.script(silent_answer(), json_answer({}))
     first, second = await raw(), await raw()
     await first.send(REQUEST)

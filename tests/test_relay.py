@@ -395,7 +395,6 @@ ANSWER_HEADERS = [
     ("vary", "Origin"),
     ("Link", "</a>; rel=x, </b>; rel=y"),
     ("Strict-Transport-Security", "max-age=1"),
-    ("Access-Control-Allow-Origin", "https://page.example"),
     ("X-Empty", ""),
     ("X-Frame-Options", "DENY"),
     ("CF-RAY", "1-FRA"),

@@ -49,6 +49,7 @@ def other(
             UPSTREAM_BASE_URL=other_upstream.url,
             UPSTREAM_API_KEY=OTHER_KEY,
             MAX_CONCURRENT_REQUESTS=1,
+            QUEUE_TIMEOUT=0,
             MAX_BODY_SIZE=10,
             DEFAULT_ANTHROPIC_VERSION="2026-10-21",
         )

@@ -4,7 +4,7 @@
 
     initialize    the exchange begins
     prepare       plugins.authenticate → an identity, or the dialect's 401; the target is checked;
-                  `ExchangeHandler.admit` does the route's own work
+                  `ExchangeHandler.admit` does the route's own work, and may have to wait
     data_received the request's body, piece by piece
     serve         its body is whole
     finish        the answer is whole → the exchange ends in its record, exactly once
@@ -213,12 +213,19 @@ class ExchangeHandler(BaseHandler):
         if self.ended:
             return
         if identity.anonymous:
-            check_not_from_web_page(self.request.headers, self.gateway.allowed_hosts)
+            check_not_from_web_page(
+                self.request.headers, self.gateway.allowed_hosts, self.gateway.allowed_origins
+            )
         check_target(self.request.uri or "")
-        self.admit()
+        waiting = self.admit()
+        if waiting is not None:
+            await waiting
 
-    def admit(self) -> None:
-        """The route's own work, once it is known who asks."""
+    def admit(self) -> Awaitable[None] | None:
+        """The route's own work, once it is known who asks.
+
+        :returns: something to await before the request's body is read, if that has to wait.
+        """
         raise NotImplementedError
 
     async def serve(self) -> None:

@@ -7,6 +7,8 @@ Headers are open lists: all cross but those named here, repeated lines included.
 - Credentials and cookies end here: the client's are for this proxy, and upstream gets one
   credential, its own. Upstream's cookies are not for the client.
 - ``Expect`` ends here, since this proxy has answered it.
+- ``Access-Control-*`` of the upstream ends here: which pages may read an answer of this proxy is
+  not the upstream's to say (`tornadoproxy.cors`).
 """
 
 from __future__ import annotations
@@ -108,9 +110,13 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
     if "Connection" in headers:
         for name in _named_by_connection(headers.get_list("Connection")):
             headers.pop(name, None)
-    for name in _RESPONSE_ENDS_HERE:
-        if name in headers:
-            del headers[name]
+    ends_here = [
+        name
+        for name in headers
+        if name in _RESPONSE_ENDS_HERE or name.startswith("Access-Control-")
+    ]
+    for name in ends_here:
+        del headers[name]
     if status == 204 and "Content-Length" in headers:
         del headers["Content-Length"]  # RFC 9110 §8.6
     if is_event_stream(headers):

@@ -2,7 +2,7 @@
 
 A page on any site can make its reader's browser send requests to ``localhost``: across origins, or
 by DNS rebinding under a name of its own. Anonymous requests are therefore accepted only under a
-loopback or configured ``Host``, and never with a foreign ``Origin``.
+loopback or configured ``Host``, and never with a foreign ``Origin`` that is not configured.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
 
-def check_not_from_web_page(headers: HTTPHeaders, allowed_hosts: Collection[str]) -> None:
+def check_not_from_web_page(
+    headers: HTTPHeaders,
+    allowed_hosts: Collection[str],
+    allowed_origins: Collection[str] = (),
+) -> None:
     """Refuse an anonymous request that a web page may have sent.
 
     :param headers: the request's.
     :param allowed_hosts: names beside loopback's, lower-case and without port.
+    :param allowed_origins: of pages that may ask all the same, as browsers write them.
     :raises Denied: its ``Host`` is foreign, or its ``Origin`` or ``Sec-Fetch-Site`` tells of
         another site.
     """
@@ -35,6 +40,8 @@ def check_not_from_web_page(headers: HTTPHeaders, allowed_hosts: Collection[str]
             "name it in ALLOWED_HOSTS, or set AUTH_TOKEN."
         )
     origin = headers.get("Origin")
+    if origin in allowed_origins:
+        return
     own = {f"http://{authority}", f"https://{authority}"}
     if origin is not None and origin.lower() not in own:
         raise Denied("This proxy asks for no credential and serves no other site's pages.")

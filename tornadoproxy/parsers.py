@@ -273,6 +273,15 @@ def hosts(value: str) -> tuple[str, ...]:
     return tuple(host(word) for word in words(value))
 
 
+def origins(value: str) -> tuple[str, ...]:
+    """Origins of web pages, separated by commas or blanks: ``https://app.example.com``.
+
+    They become what a browser sends as ``Origin`` (RFC 6454 §6.2): lower case, without the
+    scheme's own port.
+    """
+    return tuple(_origin(word) for word in words(value))
+
+
 def base_url(value: str) -> BaseURL:
     """An http or https URL, perhaps with a path prefix: ``https://gateway.example/anthropic``.
 
@@ -378,6 +387,25 @@ def _host(value: str) -> str:
     if not _HOST_NAME.fullmatch(name):
         raise ValueError
     return name
+
+
+def _origin(word: str) -> str:
+    if "*" in word:
+        raise ValueError(
+            "must name each origin in full, such as https://app.example.com: with a * in it, "
+            "pages of strangers could use this proxy, too"
+        )
+    if "@" in word:
+        raise ValueError("must hold no user or password: take out what stands before the @")
+    scheme, _, authority = word.partition("://")
+    scheme = scheme.lower()
+    if scheme not in _DEFAULT_PORTS or re.search("[/?#]", authority):
+        raise ValueError(
+            "must be origins such as https://app.example.com or http://localhost:3000, with no "
+            f"more than scheme, host and port, not {word!r}"
+        )
+    name, port = _split_authority(authority, _DEFAULT_PORTS[scheme])
+    return BaseURL(scheme, name, port).origin
 
 
 def _split_authority(authority: str, default_port: int) -> tuple[str, int]:

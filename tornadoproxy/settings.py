@@ -212,7 +212,22 @@ MAX_CONCURRENT_REQUESTS: Setting[int] = Setting(
     "MAX_CONCURRENT_REQUESTS",
     parsers.integer(1, 1_000_000),
     default=10_000,
-    help="Requests in flight at once; one more is answered 529 with retry-after.",
+    help="Requests in flight at once; one more waits for its turn.",
+)
+QUEUE_TIMEOUT: Setting[float] = Setting(
+    "QUEUE_TIMEOUT",
+    parsers.seconds(),
+    default=5.0,
+    help=(
+        "Seconds that a request waits for its turn, then it is answered 529 with retry-after; 0 "
+        "is not at all."
+    ),
+)
+MAX_QUEUED_REQUESTS: Setting[int] = Setting(
+    "MAX_QUEUED_REQUESTS",
+    parsers.integer(1, 100_000),
+    default=1_000,
+    help="Requests that wait for their turn at once, before any more are answered 529.",
 )
 MAX_BODY_SIZE: Setting[int] = Setting(
     "MAX_BODY_SIZE",
@@ -278,6 +293,13 @@ ALLOWED_HOSTS: Setting[tuple[str, ...]] = Setting(
     parsers.hosts,
     default=(),
     help="Host names, without port, that anonymous requests may be addressed to besides loopback.",
+    blank=True,
+)
+ALLOWED_ORIGINS: Setting[tuple[str, ...]] = Setting(
+    "ALLOWED_ORIGINS",
+    parsers.origins,
+    default=(),
+    help="Web pages that may use the proxy from a browser (CORS), as https://app.example.com.",
     blank=True,
 )
 LOG_LEVEL: Setting[str] = Setting(
@@ -361,6 +383,8 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     HTTPS_PROXY,
     NO_PROXY,
     MAX_CONCURRENT_REQUESTS,
+    QUEUE_TIMEOUT,
+    MAX_QUEUED_REQUESTS,
     MAX_BODY_SIZE,
     CLIENT_IDLE_TIMEOUT,
     CLIENT_BODY_TIMEOUT,
@@ -371,6 +395,7 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     TLS_KEY,
     TRUSTED_PROXIES,
     ALLOWED_HOSTS,
+    ALLOWED_ORIGINS,
     LOG_LEVEL,
     DEFAULT_ANTHROPIC_VERSION,
     SSE_KEEPALIVE_INTERVAL,

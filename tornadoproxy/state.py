@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Protocol
 from tornado.httpclient import HTTPRequest
 from tornado.httputil import HTTPHeaders
 
+from tornadoproxy.admission import Admission
 from tornadoproxy.chat_completions import Options
 from tornadoproxy.headers import credential_header, via
 from tornadoproxy.model_list import ModelList
 from tornadoproxy.settings import (
     ALLOWED_HOSTS,
+    ALLOWED_ORIGINS,
     CHAT_DEFAULT_MAX_TOKENS,
     CHAT_DROP_SAMPLING,
     CHAT_MODELS,
     CHAT_STRICT,
     DEFAULT_ANTHROPIC_VERSION,
     HOST,
+    MAX_CONCURRENT_REQUESTS,
+    MAX_QUEUED_REQUESTS,
+    QUEUE_TIMEOUT,
     UPSTREAM_AUTH_SCHEME,
     UPSTREAM_BASE_URL,
     upstream_key,
@@ -43,7 +48,7 @@ class Gateway:
     """Settings, plugins and upstream of one proxy, and what is going on in it.
 
     :param instance: this process's name in ``Via``, by which it knows a request that comes back.
-    :param in_flight: the protected requests being served.
+    :param in_flight: the protected requests that are not over, those that wait included.
     :param held_bytes: request bodies held in memory, or promised the room, in bytes.
     :param draining: no longer ready: the process is about to stop.
     """
@@ -59,6 +64,8 @@ class Gateway:
     models: ModelList = field(init=False, repr=False)
     chat_options: Options = field(init=False)
     allowed_hosts: frozenset[str] = field(init=False)
+    allowed_origins: frozenset[str] = field(init=False)
+    admission: Admission = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._take_key()
@@ -72,6 +79,12 @@ class Gateway:
         # a wildcard address is no name of ours: browsers let any page reach http://0.0.0.0
         own = {self.settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(self.settings[ALLOWED_HOSTS]))
+        self.allowed_origins = frozenset(self.settings[ALLOWED_ORIGINS])
+        self.admission = Admission(
+            self.settings[MAX_CONCURRENT_REQUESTS],
+            max_waiting=self.settings[MAX_QUEUED_REQUESTS],
+            patience=self.settings[QUEUE_TIMEOUT],
+        )
 
     def reload(self, settings: Settings) -> None:
         """Go on with other tokens and keys; requests in flight keep theirs.

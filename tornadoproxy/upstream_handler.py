@@ -1,7 +1,8 @@
 """What every request that goes upstream has in common: its limits, its call, its answer's way out.
 
-Limits. A request that has been here before, one too many in flight, and a body over the limit are
-refused before anything goes upstream; so is, once it is under way, a body that stops coming.
+Limits. A request that has been here before, and a body over the limit are refused before anything
+goes upstream; so is, once it is under way, a body that stops coming. One too many in flight waits
+for its turn (`tornadoproxy.admission`); its body is not read meanwhile.
 
 The answer. Each piece is one write to the client, flushed at once. While the client has not taken
 it, nothing more is read from the upstream. An answer that breaks off is never ended cleanly: a
@@ -15,13 +16,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tornadoproxy.connector import Origin
-from tornadoproxy.errors import BodyTooLarge, ClientTimeout, LoopDetected, Overloaded
+from tornadoproxy.errors import BodyTooLarge, ClientTimeout, LoopDetected
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
 from tornadoproxy.settings import (
     CLIENT_BODY_TIMEOUT,
     DEFAULT_ANTHROPIC_VERSION,
-    MAX_CONCURRENT_REQUESTS,
     SSE_KEEPALIVE_INTERVAL,
     UPSTREAM_BASE_URL,
 )
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from tornado.httputil import HTTPHeaders
 
+    from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
@@ -49,6 +50,8 @@ class UpstreamHandler(ExchangeHandler):
         super().initialize(gateway)
         self._loop = asyncio.get_running_loop()
         self._call: Call | None = None
+        self._has_place = False
+        self._turn: Turn | None = None
         self._held: list[bytes] | None = None
         self._promised = 0
         self._body_timer: asyncio.TimerHandle | None = None
@@ -100,14 +103,25 @@ class UpstreamHandler(ExchangeHandler):
             )
         await super().prepare()
 
-    def admit(self) -> None:
-        headers = self.request.headers
-        if len(self.gateway.in_flight) > self.gateway.settings[MAX_CONCURRENT_REQUESTS]:
-            raise Overloaded("Too many requests are in flight. Try again shortly.", retry_after=1)
-        length = int(headers.get("Content-Length", "0"))
+    def admit(self) -> Awaitable[None] | None:
+        length = int(self.request.headers.get("Content-Length", "0"))
         if length > self.max_body():
             raise self._too_large()
-        chunked = "Transfer-Encoding" in headers
+        if not self.gateway.admission.enter():
+            return self._admit_in_turn(length)
+        self._has_place = True
+        self._admitted(length)
+        return None
+
+    async def _admit_in_turn(self, length: int) -> None:
+        assert self.exchange.identity is not None
+        self._turn = self.gateway.admission.queue(self.exchange.identity.principal)
+        await self._turn.wait()
+        if not self.ended:
+            self._admitted(length)
+
+    def _admitted(self, length: int) -> None:
+        chunked = "Transfer-Encoding" in self.request.headers
         self.begin(length, chunked=chunked)
         if length or chunked:
             self._await_body()
@@ -290,6 +304,10 @@ class UpstreamHandler(ExchangeHandler):
             flushed.add_done_callback(lambda _: super(UpstreamHandler, self).break_off(error))
 
     def release(self) -> None:
+        if self._turn is not None:
+            self.gateway.admission.withdraw(self._turn)
+        elif self._has_place:
+            self.gateway.admission.leave()
         self.stop_awaiting_body()
         self._stop_pings()
         if self._call is not None:
