@@ -1,302 +1,501 @@
-"""One HTTP/1.1 connection from a client: Tornado's, made strict and attentive.
+"""One HTTP/1.1 connection from a client: bytes in, requests to the handlers, answers out.
 
-What differs from Tornado's own, and why:
+The theory. A connection carries one request at a time::
 
-- A message that two servers could frame differently is refused before a handler sees it: bare
-  line feeds, ``Transfer-Encoding`` beside ``Content-Length`` or with HTTP/1.0, several or
-  malformed lengths. (RFC 9112 §6, §11.2.)
-- What is refused gets an error in the dialect's shape, not a bare status line.
-- An HTTP/1.0 connection ends with its answer, which may have no other end.
-- A client that hangs up is noticed at once, whatever of its bytes waits unread.
-- An answer that ends before its request does not reset the connection: what still comes of the
-  request is read and dropped for `LINGER` seconds, so that the client can read the answer.
+    idle ──bytes──▶ head ──▶ body ──▶ answered? ──yes──▶ idle, or closing
+                              └─answered early: the rest of the body is read and dropped
+
+Bytes are taken from what has come (`_pending`) as far as they can be used now. While they cannot
+(the handler is not ready, or waits for the upstream, or the answer to the request before is not
+out) they stay there, up to `MAX_PENDING`; beyond that nothing is read. A client that hangs up is
+noticed at once all the same: while reading, by the end of file, and otherwise by the listener's
+`HangupWatch`.
+
+What is refused before there is a handler gets an error in the dialect's shape. A connection that
+ends after an answer is closed only when the client has had its time to read it: to close with
+something unread would reset it (RFC 9112 §9.6).
+
+There is one timer for each connection. It is moved, not made anew, for each request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import socket
 import struct
 from http.client import responses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
-from tornado.httputil import (
-    HTTPHeaders,
-    HTTPInputError,
-    HTTPMessageDelegate,
-    RequestStartLine,
-    ResponseStartLine,
-)
-from tornado.iostream import StreamClosedError, UnsatisfiableReadError
+from tornado.httputil import HTTPConnection, RequestStartLine, ResponseStartLine
+from tornado.iostream import StreamClosedError
 
 from tornadoproxy.dialects import Dialect
-from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.errors import ClientError, ClientTimeout, InvalidRequest
 from tornadoproxy.handlers import new_request_id
+from tornadoproxy.request_framing import (
+    MAX_REQUEST_HEAD,
+    ChunkedBody,
+    MalformedChunk,
+    MalformedRequest,
+    blank_lines,
+    end_of_head,
+    head_too_large,
+    parse_head,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from tornado.concurrent import Future
-    from tornado.http1connection import HTTP1ConnectionParameters
-    from tornado.httputil import HTTPServerConnectionDelegate
-    from tornado.iostream import IOStream
+    from tornado.httputil import (
+        HTTPHeaders,
+        HTTPMessageDelegate,
+        HTTPServerConnectionDelegate,
+    )
+
+    from tornadoproxy.hangup import HangupWatch
+    from tornadoproxy.request_framing import RequestHead
 
 logger = logging.getLogger(__name__)
 
-MAX_REQUEST_HEAD = 64 * 1024
-"""The largest request line with headers, in bytes."""
+_CR = 13
 
 LINGER = 30.0
 """How long the rest of a request is read after its answer, in seconds."""
 
-MAX_QUERY_FIELDS = 1000
-"""Tornado parses the query string and refuses more fields than that."""
-
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-_DIGITS = re.compile(r"[0-9]{1,18}")
-# what Tornado takes; anything else it would answer with a bare status line
-_REQUEST_LINE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.[01]")
-_HOST = re.compile(r"([A-Za-z0-9\-._~!$&'()*+;=\[\]:]|%[0-9A-Fa-f]{2})*")
+MAX_PENDING = 64 * 1024
+"""With so many bytes waiting to be used, no more are read."""
 
 
-class MalformedRequest(Exception):
-    """A request that cannot be framed or read safely."""
+class Peer(NamedTuple):
+    """Who is at the other end, as `HTTPServerRequest` asks for it."""
 
-    def __init__(self, message: str, path: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.path = path
-        self.status = status
+    remote_ip: str
+    protocol: str
 
 
-class ClientConnection(HTTP1Connection):
-    """One request and its answer on a client's connection."""
+class Host(Protocol):
+    """Whom the connections belong to: the listener."""
 
-    def __init__(
-        self,
-        stream: IOStream,
-        params: HTTP1ConnectionParameters,
-        context: object,
-        is_draining: Callable[[], bool],
-    ) -> None:
-        super().__init__(stream, False, params, context)
-        self._is_draining = is_draining
-        self.on_malformed: Callable[[InvalidRequest], None] | None = None
-        # Tornado listens for it only once the whole request has been read
-        stream.set_close_callback(self._on_connection_close)
+    app: HTTPServerConnectionDelegate
+    idle_timeout: float
+    body_timeout: float
+    hangups: HangupWatch
 
     @property
-    def has_request(self) -> bool:
-        """Whether a request's head has been read."""
-        return self._request_start_line is not None
+    def is_draining(self) -> bool:
+        """No connection takes another request."""
 
-    @property
-    def must_close(self) -> bool:
-        """Whether the connection has to end once the answer is out."""
-        return self._disconnect_on_finish
+    def opened(self, connection: ClientConnection) -> None:
+        """It is there, and waits for a request."""
 
-    def peer_left(self) -> None:
-        """The client hung up: tell the handler, and close."""
-        self._on_connection_close()
-        self.close()
+    def became_busy(self, connection: ClientConnection) -> None:
+        """A request has come."""
 
-    def abort(self) -> None:
-        """Close so that the client cannot take what it has for the whole answer."""
-        line = self._request_start_line
-        if line is not None and line.version == "HTTP/1.0" and not self.stream.closed():
-            # its answer ends with the connection: a reset is the only end that is not clean
-            self.stream.socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
-        self.close()
+    def became_idle(self, connection: ClientConnection) -> None:
+        """The answer to its last request is out."""
+
+    def closed(self, connection: ClientConnection) -> None:
+        """It is no more."""
+
+
+class RequestConnection(HTTPConnection):
+    """One request on a connection, and how its answer gets out: what handlers write to."""
+
+    __slots__ = (
+        "_body",
+        "_body_left",
+        "_chunked",
+        "_client",
+        "_close_callback",
+        "_left",
+        "answered",
+        "context",
+        "delegate",
+        "head",
+        "is_ready",
+        "is_whole",
+        "must_close",
+        "on_fault",
+        "response_began",
+    )
+
+    delegate: HTTPMessageDelegate
+
+    def __init__(self, client: ClientConnection, head: RequestHead, peer: Peer) -> None:
+        self._client = client
+        self.head = head
+        self.context = peer
+        self._body = ChunkedBody() if head.chunked else None
+        self._body_left = head.length
+        self.is_ready = False
+        """The handler takes the body."""
+        self.is_whole = False
+        """The handler has the body."""
+        self.response_began = False
+        self.answered = False
+        self.must_close = not head.keeps_alive
+        self.on_fault: Callable[[ClientError], None] | None = None
+        """Told when the rest of the body is malformed, or does not come in time."""
+        self._close_callback: Callable[[], None] | None = None
+        self._chunked = False
+        self._left: int | None = None  # of the answer's body, where its length is told
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called when the client leaves before it has its answer."""
+        self._close_callback = callback
 
     def write_headers(
         self,
         start_line: RequestStartLine | ResponseStartLine,
         headers: HTTPHeaders,
         chunk: bytes | None = None,
-    ) -> Future[None]:
-        line = self._request_start_line
-        if line is not None and line.version == "HTTP/1.0":
-            self._request_headers = HTTPHeaders()  # so that no keep-alive is promised
-        if self._is_draining() or not (self._read_finished or self._may_read_on):
-            self._disconnect_on_finish = True
-        return super().write_headers(start_line, headers, chunk)
+    ) -> asyncio.Future[None]:
+        assert isinstance(start_line, ResponseStartLine)
+        head, client, status = self.head, self._client, start_line.code
+        self.response_began = True
+        if client.is_draining or not (self.is_whole or self._may_read_on):
+            self.must_close = True
+        bodyless = head.method == "HEAD" or status in (204, 304)
+        length = headers.get("Content-Length")
+        if bodyless:
+            self._left = 0
+        elif length is not None:
+            self._left = int(length)
+        else:
+            self._chunked = head.version == "HTTP/1.1"
+            self.must_close = self.must_close or not self._chunked
+        lines = [f"HTTP/1.1 {status} {start_line.reason}"]
+        lines += [f"{name}: {value}" for name, value in headers.get_all()]
+        if self._chunked:
+            lines.append("Transfer-Encoding: chunked")
+        if self.must_close and head.version == "HTTP/1.1":
+            lines.append("Connection: close")
+        lines.append("\r\n")
+        data = "\r\n".join(lines).encode("latin-1")
+        return client.send(data + self._framed(chunk) if chunk else data)
 
-    def _can_keep_alive(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> bool:
-        if start_line.version == "HTTP/1.0":
-            return False
-        options = {
-            option.strip().lower()
-            for line in headers.get_list("Connection")
-            for option in line.split(",")
-        }
-        return "close" not in options
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        return self._client.send(self._framed(chunk) if chunk else b"")
 
-    def _parse_headers(self, data: bytes) -> tuple[str, HTTPHeaders]:
-        if self.stream.closed():
-            raise StreamClosedError  # the client left while its head was on its way
-        if len(data) > MAX_REQUEST_HEAD:
-            raise MalformedRequest(
-                f"The request's head is larger than {MAX_REQUEST_HEAD} bytes.", _path(data), 431
-            )
-        if _BARE_LF.search(data):
-            raise MalformedRequest(
-                "A line of the request's head ends in a bare line feed.", _path(data)
-            )
-        try:
-            start_line, headers = super()._parse_headers(data)
-        except HTTPInputError:
-            # its text quotes the line, which may hold a credential
-            raise MalformedRequest(
-                "A header line of the request is malformed.", _path(data)
-            ) from None
-        fault = _fault_of_head(start_line, headers)
-        if fault is not None:
-            raise MalformedRequest(fault, _path(data))
-        if headers.get("Expect", "").lower() == "100-continue":
-            # RFC 9110 §10.1.1 minds the version and not the case; Tornado does the opposite
-            del headers["Expect"]
-            if start_line.endswith("HTTP/1.1"):
-                headers["Expect"] = "100-continue"
-        return start_line, headers
+    def finish(self) -> None:
+        if self._left:
+            self.abort()  # the length that was told cannot be kept
+            return
+        if self._chunked:
+            self._client.send(b"0\r\n\r\n")
+        self.answered = True
+        self._client.answer_ended(self)
 
-    async def _read_chunked_body(self, delegate: HTTPMessageDelegate) -> None:
-        try:
-            await super()._read_chunked_body(delegate)
-        except HTTPInputError:
-            assert self._request_start_line is not None
-            fault = "A chunk of the request's body is malformed."
-            self._disconnect_on_finish = True
-            if self.on_malformed is not None and not self._write_finished:
-                self.on_malformed(InvalidRequest(fault))
-            raise MalformedRequest(fault, self._request_start_line.path) from None
+    def abort(self) -> None:
+        """Close so that the client cannot take what it has for the whole answer."""
+        self._client.abort(reset=self.response_began and self.head.version == "HTTP/1.0")
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether another request may follow this one, now that it is answered."""
+        return not self.must_close and (self.is_whole or self._may_read_on)
+
+    # -- for the connection
+
+    @property
+    def has_come(self) -> bool:
+        """Whether nothing more of the body is to come."""
+        return self._body.complete if self._body is not None else not self._body_left
+
+    def take(self, data: bytes) -> tuple[bytes, bytes]:
+        """Split `data` into what is of the body, and what came behind it.
+
+        :raises MalformedChunk: it is not in the coding that the head named.
+        """
+        if self._body is not None:
+            piece = self._body.feed(data)
+            return piece, self._body.rest
+        piece = data[: self._body_left]
+        self._body_left -= len(piece)
+        return piece, data[len(piece) :]
+
+    def connection_lost(self) -> None:
+        """The client has left, or was cut off: tell the handler that waits for it, if one does."""
+        callback, self._close_callback = self._close_callback, None
+        if callback is not None:
+            callback()
+        elif not self.is_whole:
+            self.delegate.on_connection_close()
 
     @property
     def _may_read_on(self) -> bool:
         """Whether what still comes is certain to be the rest of the request's body."""
         # a client that expects a 100 may send its next request in place of the body
-        return self._request_headers is not None and "Expect" not in self._request_headers
+        return not self.head.expects_continue
 
-    def _finish_request(self, future: Future[None] | None) -> None:
-        line, headers = self._request_start_line, self._request_headers
-        if (
-            self._read_finished
-            or self.stream.closed()
-            or line is None
-            or headers is None
-            or not self._may_read_on
-        ):
-            super()._finish_request(future)
-            return
-        self._disconnect_on_finish = False
-        super()._finish_request(future)
-        self._disconnect_on_finish = not self._can_keep_alive(line, headers)
-        self.stream.io_loop.call_later(LINGER, self._stop_lingering)
-
-    def _stop_lingering(self) -> None:
-        if not self._read_finished:
-            self.close()
+    def _framed(self, chunk: bytes) -> bytes:
+        if self._left is not None:
+            self._left -= len(chunk)
+            if self._left < 0:
+                self.abort()
+                raise ValueError("more was written than Content-Length told")
+        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
 
 
-def _path(head: bytes) -> str:
-    """The path in a head's first line, as far as that can be told."""
-    target = head.lstrip(b"\r\n").partition(b"\n")[0].partition(b" ")[2].partition(b" ")[0]
-    return target.strip().partition(b"?")[0].decode("latin-1")
+class ClientConnection(asyncio.Protocol):
+    """A client's connection. See the module's docstring."""
 
+    __slots__ = (
+        "_deadline",
+        "_flushed",
+        "_host",
+        "_is_closing",
+        "_is_paused",
+        "_is_waiting",
+        "_loop",
+        "_peer",
+        "_pending",
+        "_request",
+        "_searched",
+        "_timer",
+        "_transport",
+    )
 
-def _fault_of_head(start_line: str, headers: HTTPHeaders) -> str | None:
-    if not _REQUEST_LINE.fullmatch(start_line):
-        return "The request line is not one of HTTP/1.1."
-    _, target, version = start_line.split(" ")
-    lengths = headers.get_list("Content-Length")
-    if len(lengths) > 1 or any(not _DIGITS.fullmatch(length) for length in lengths):
-        return "The request needs one Content-Length, a whole number."
-    if "Transfer-Encoding" in headers:
-        if lengths:
-            return "The request has both Transfer-Encoding and Content-Length."
-        if version == "HTTP/1.0":
-            return "Transfer-Encoding needs HTTP/1.1."
-        if [line.lower() for line in headers.get_list("Transfer-Encoding")] != ["chunked"]:
-            return "The only Transfer-Encoding supported is chunked."
-    hosts = headers.get_list("Host")
-    if len(hosts) > 1 or (not hosts and version == "HTTP/1.1"):
-        return "The request needs one Host header."
-    if hosts and not _HOST.fullmatch(hosts[0]):
-        return "The request's Host header is malformed."
-    if target.count("&") >= MAX_QUERY_FIELDS:
-        return f"The query string has more than {MAX_QUERY_FIELDS} fields."
-    return None
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast("asyncio.Transport", None)  # until made
+        self._peer = Peer("", "http")
+        self._pending = b""
+        self._searched = 0  # so much of it is known to hold no end of a head
+        self._request: RequestConnection | None = None
+        self._is_waiting = False  # for the handler, to be done with a part of the body
+        self._is_paused = False
+        self._is_closing = False  # nothing is sent any more, and what comes is dropped
+        self._flushed = self._loop.create_future()
+        self._flushed.set_result(None)
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-
-class ClientConnectionLoop(HTTP1ServerConnection):
-    """The requests of one client connection, one after the other."""
-
-    def __init__(
-        self,
-        stream: IOStream,
-        params: HTTP1ConnectionParameters,
-        context: object,
-        is_draining: Callable[[], bool],
-    ) -> None:
-        super().__init__(stream, params, context)
-        self.fd: int = stream.socket.fileno()
-        self._is_draining = is_draining
-        self._current: ClientConnection | None = None
+    # -- for the listener
 
     @property
     def is_busy(self) -> bool:
         """Whether a request is being served, or its answer is still on its way out."""
-        return self._current is not None and self._current.has_request
+        request = self._request
+        return (request is not None and not request.answered) or not self._flushed.done()
+
+    def close_if_unused(self) -> None:
+        """Close, unless something of a request has come."""
+        if not self.is_busy and not self._pending:
+            self.abort()
+
+    def abort(self, *, reset: bool = False) -> None:
+        """Close at once.
+
+        :param reset: so that the client cannot take it for the end of its answer.
+        """
+        if reset and not self._transport.is_closing():
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._is_closing = True
+        self._transport.abort()
+
+    # -- for the request that is being served
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nothing of a request has come yet."""
-        return not self.is_busy and self.stream._read_buffer_size == 0
+    def is_draining(self) -> bool:
+        """Whether it takes no other request."""
+        return self._host.is_draining
 
-    def peer_left(self) -> None:
-        """The client hung up."""
-        if self._current is not None:
-            self._current.peer_left()
+    def send(self, data: bytes) -> asyncio.Future[None]:
+        """Send; done when the system has taken everything."""
+        if data and not self._is_closing:
+            self._transport.write(data)
+        return self._flushed
+
+    def answer_ended(self, request: RequestConnection) -> None:
+        """The answer has been sent; what still comes of the request is dropped."""
+        if self._is_closing:
+            return
+        if not request.is_whole:
+            # the handler waits for it; not now, since it is in the middle of finishing
+            self._loop.call_soon(request.delegate.on_connection_close)
+        if not request.may_continue:
+            self._close_when_read()
+        elif request.is_whole:
+            self._await_request()
         else:
-            self.stream.close()
+            self._set_deadline(LINGER)
 
-    async def _server_request_loop(self, delegate: HTTPServerConnectionDelegate) -> None:
-        try:
-            while await self._serve_one(delegate):
-                # requests that wait in the buffer already must not starve other connections
-                await asyncio.sleep(0)
-                # asked here and not before: no turn of the loop lies between this and being idle
-                if self._is_draining():
+    # -- called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        address = transport.get_extra_info("peername")
+        secure = transport.get_extra_info("sslcontext") is not None
+        # `_flushed` is to mean all of it. At 0, asyncio's TLS pauses with nothing to write.
+        self._transport.set_write_buffer_limits(high=1 if secure else 0, low=0)
+        # no address: it has left already
+        self._peer = Peer(address[0] if address else "0.0.0.0", "https" if secure else "http")  # noqa: S104
+        self._host.opened(self)
+        self._set_deadline(self._host.idle_timeout)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_closing:
+            return
+        self._pending = self._pending + data if self._pending else data
+        self._use_pending()
+
+    def eof_received(self) -> None:
+        if self.is_busy:
+            self.abort()  # who hangs up does not wait for an answer
+
+    def pause_writing(self) -> None:
+        self._flushed = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        self._flushed.set_result(None)
+        if self._is_closing:
+            self._set_deadline(LINGER)
+        if not self.is_busy:
+            self._host.became_idle(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closing = True
+        self._pending = b""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._is_paused:
+            self._host.hangups.remove(self._fd(), self._hung_up)
+        if not self._flushed.done():
+            self._flushed.set_exception(StreamClosedError(exc))
+            self._flushed.exception()  # whoever awaits it is told; nobody has to
+        request, self._request = self._request, None
+        self._host.closed(self)
+        if request is not None:
+            request.connection_lost()
+
+    # -- within
+
+    def _use_pending(self) -> None:
+        """Take what has come as far as it can be used now."""
+        while self._pending and not self._is_closing:
+            request = self._request
+            if request is None:
+                if not self._take_head():
                     break
-        except (StreamClosedError, UnsatisfiableReadError, TimeoutError):
-            pass
-        except Exception:
-            logger.exception("a client connection failed")
-        finally:
-            self.stream.close()
-            delegate.on_close(self)
+            elif request.is_whole or not self._take_body(request):
+                break
+        self._set_reading(len(self._pending) < MAX_PENDING)
 
-    async def _serve_one(self, delegate: HTTPServerConnectionDelegate) -> bool:
-        """Read a request and see it answered; whether another may follow."""
-        connection = ClientConnection(self.stream, self.params, self.context, self._is_draining)
-        self._current = connection
-        try:
-            is_open = await connection.read_response(delegate.start_request(self, connection))
-        except MalformedRequest as error:
-            logger.info("refused a malformed request from %s: %s", self.context, error)
-            if not self.stream.closed():
-                if connection._response_start_line is None:
-                    await self._refuse(error)
-                await self._linger()
+    def _take_head(self) -> bool:
+        """Begin with the request whose head has come; whether there is one."""
+        data = self._pending
+        if data[0] == _CR:
+            data = self._pending = data[blank_lines(data) :]
+        end = end_of_head(data, self._searched)
+        if not end:
+            if len(data) > MAX_REQUEST_HEAD:
+                self._refuse(head_too_large(data))
+            elif data and not self._searched:
+                self._set_deadline(self._host.idle_timeout)
+            self._searched = len(data)
             return False
-        return is_open and not connection.must_close
+        self._searched = 0
+        self._pending = data[end:]
+        try:
+            head = parse_head(data[:end])
+        except MalformedRequest as error:
+            self._refuse(error)
+            return False
+        self._deadline = None
+        self._host.became_busy(self)
+        request = self._request = RequestConnection(self, head, self._peer)
+        request.delegate = self._host.app.start_request(self, request)
+        start_line = RequestStartLine(head.method, head.target, head.version)
+        prepared = request.delegate.headers_received(start_line, head.headers)
+        assert prepared is not None, "handlers take bodies as they come"
+        asyncio.ensure_future(prepared).add_done_callback(lambda _: self._begin_body(request))
+        return True
 
-    async def _refuse(self, malformed: MalformedRequest) -> None:
+    def _begin_body(self, request: RequestConnection) -> None:
+        """The handler takes the body now, or has answered without."""
+        request.is_ready = True
+        if self._is_closing:
+            return
+        if request.has_come:
+            self._end_body(request)
+            return
+        if not request.answered:
+            if request.head.expects_continue:
+                self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._set_deadline(self._host.body_timeout)
+        self._use_pending()
+
+    def _take_body(self, request: RequestConnection) -> bool:
+        """Give the handler what has come of the body; whether it takes more."""
+        if not request.is_ready or self._is_waiting:
+            return False
+        try:
+            piece, self._pending = request.take(self._pending)
+        except MalformedChunk:
+            self._give_up(request, InvalidRequest("A chunk of the request's body is malformed."))
+            return False
+        if not request.answered:
+            self._set_deadline(self._host.body_timeout)
+            if piece:
+                busy = request.delegate.data_received(piece)
+                if busy is not None:
+                    self._wait(request, busy)
+                    return False
+        if request.has_come:
+            self._end_body(request)
+        return True
+
+    def _wait(self, request: RequestConnection, busy: Awaitable[None]) -> None:
+        self._is_waiting = True
+        self._deadline = None  # it is not the client that is waited for
+        asyncio.ensure_future(busy).add_done_callback(lambda _: self._go_on(request))
+
+    def _go_on(self, request: RequestConnection) -> None:
+        self._is_waiting = False
+        if self._is_closing:
+            return
+        if request.has_come:
+            self._end_body(request)
+        elif not request.answered:
+            self._set_deadline(self._host.body_timeout)
+        self._use_pending()
+
+    def _end_body(self, request: RequestConnection) -> None:
+        request.is_whole = True
+        if request.answered:
+            self._await_request()
+        else:
+            self._deadline = None
+            request.delegate.finish()
+
+    def _give_up(self, request: RequestConnection, error: ClientError) -> None:
+        """The rest of a request cannot be read: it ends here, and so does the connection."""
+        request.must_close = True
+        if request.answered:
+            self._close_when_read()
+        elif request.on_fault is not None:
+            request.on_fault(error)
+        else:
+            self._refuse(MalformedRequest(error.message, request.head.target, error.status))
+
+    def _await_request(self) -> None:
+        if self._host.is_draining:
+            self._close_when_read()
+            return
+        self._request = None
+        self._set_deadline(self._host.idle_timeout)
+        if self._flushed.done():
+            self._host.became_idle(self)
+        if self._pending:
+            # requests that have come already must not starve other connections
+            self._loop.call_soon(self._use_pending)
+
+    def _refuse(self, malformed: MalformedRequest) -> None:
+        logger.info("refused a malformed request from %s: %s", self._peer.remote_ip, malformed)
         dialect = Dialect.of_path(malformed.path)
         error = InvalidRequest(str(malformed), status=malformed.status)
         request_id = new_request_id()
@@ -308,12 +507,58 @@ class ClientConnectionLoop(HTTP1ServerConnection):
         }
         status_line = f"HTTP/1.1 {error.status} {responses[error.status]}"
         lines = [status_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-        await self.stream.write("\r\n".join(lines).encode("latin-1") + body)
+        self.send("\r\n".join(lines).encode("latin-1") + body)
+        self._close_when_read()
 
-    async def _linger(self) -> None:
-        """Read on and drop it: to close with something unread would reset the connection."""
-        await self.stream.write(b"")  # until all before it has gone out
-        self.stream.socket.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(LINGER):
-            while True:
-                await self.stream.read_bytes(self.params.chunk_size, partial=True)
+    def _close_when_read(self) -> None:
+        """Send no more, and close when the client has done so, or after `LINGER` seconds."""
+        self._is_closing = True
+        self._pending = b""
+        self._set_reading(True)
+        self._set_deadline(LINGER)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # TLS has an end of its own, and is closed behind what waits to be sent
+            self._transport.close()
+        if not self.is_busy:
+            self._host.became_idle(self)
+
+    def _set_reading(self, on: bool) -> None:
+        if on is not self._is_paused or self._transport.is_closing():
+            return
+        self._is_paused = not on
+        if on:
+            self._host.hangups.remove(self._fd(), self._hung_up)
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+            self._host.hangups.add(self._fd(), self._hung_up)
+
+    def _hung_up(self) -> None:
+        self.abort()
+
+    def _fd(self) -> int:
+        return cast("int", self._transport.get_extra_info("socket").fileno())
+
+    def _set_deadline(self, seconds: float) -> None:
+        deadline = self._deadline = self._loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+            return
+        self._deadline = None
+        request = self._request
+        if self._is_closing or request is None or request.answered:
+            if self._flushed.done():
+                self.abort()
+        else:
+            self._give_up(request, ClientTimeout("The request body did not arrive in time."))

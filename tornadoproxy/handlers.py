@@ -204,7 +204,7 @@ class ExchangeHandler(BaseHandler):
         self.outcome = Outcome.COMPLETED
         self.ended = False
         gateway.in_flight.add(self)
-        self.request.connection.on_malformed = self.fail  # type: ignore[union-attr]  # ours
+        self.request.connection.on_fault = self.fail  # type: ignore[union-attr]  # ours
 
     async def prepare(self) -> None:
         answer = self.gateway.plugins.authenticate(self.exchange.request)

@@ -14,6 +14,7 @@ import asyncio
 import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class HangupWatch:
@@ -27,15 +28,17 @@ class HangupWatch:
             self._loop.add_reader(self._epoll.fileno(), self._on_events)
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Watch `fd`, which must be removed before it is closed, or by its `callback`'s effect."""
+        """Watch `fd`, which must be removed before it is closed."""
         if sys.platform == "linux":
             self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
             self._callbacks[fd] = callback
 
     def remove(self, fd: int, callback: Callable[[], None]) -> None:
-        """Stop watching; harmless if `fd` is closed, or is watched for somebody else by now."""
+        """Stop watching; harmless if `fd` is watched for somebody else by now."""
         if self._callbacks.get(fd) == callback:
             del self._callbacks[fd]
+            with suppress(OSError):  # it is closed already, so that nothing is watched
+                self._epoll.unregister(fd)
 
     def close(self) -> None:
         """Stop watching everything; harmless the second time."""
@@ -46,6 +49,4 @@ class HangupWatch:
 
     def _on_events(self) -> None:
         for fd, _ in self._epoll.poll(0):
-            callback = self._callbacks.pop(fd, None)
-            if callback is not None:
-                callback()
+            self._callbacks[fd]()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, _normalize_header
 
 if TYPE_CHECKING:
     from tornadoproxy.secret import Secret
@@ -59,6 +59,22 @@ def via(instance: str) -> str:
 def has_been_here(headers: HTTPHeaders, instance: str) -> bool:
     """Whether a request has been through this proxy before (RFC 9110 §7.6.3, ``Via``)."""
     return any(via(instance) in line for line in headers.get_list("Via"))
+
+
+def headers_of(fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
+    """Headers from fields whose syntax a strict parser has checked: it is not checked again.
+
+    What `HTTPHeaders.add` does besides takes a fifth of the time of a small request.
+    """
+    headers = HTTPHeaders()
+    lines = headers._as_list
+    for name, value in fields:
+        name = _normalize_header(name)
+        if name in lines:
+            lines[name].append(value)
+        else:
+            lines[name] = [value]
+    return headers
 
 
 def request_head(

@@ -208,6 +208,15 @@ NO_PROXY: Setting[tuple[str, ...]] = Setting(
     fallbacks=("no_proxy",),
     blank=True,
 )
+MAX_CONNECTIONS: Setting[int] = Setting(
+    "MAX_CONNECTIONS",
+    parsers.integer(0, 1_000_000),
+    default=0,
+    help=(
+        "Connections from clients at once; 0 is half of the limit of open files. At the limit, "
+        "the one that has been idle longest makes room."
+    ),
+)
 MAX_CONCURRENT_REQUESTS: Setting[int] = Setting(
     "MAX_CONCURRENT_REQUESTS",
     parsers.integer(1, 1_000_000),
@@ -382,6 +391,7 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     UPSTREAM_CA_FILE,
     HTTPS_PROXY,
     NO_PROXY,
+    MAX_CONNECTIONS,
     MAX_CONCURRENT_REQUESTS,
     QUEUE_TIMEOUT,
     MAX_QUEUED_REQUESTS,

@@ -1,0 +1,200 @@
+"""Accepts clients' connections as long as there is room for them, and knows those that are open.
+
+Each request takes two descriptors, the client's and the upstream's. So the connections are limited
+to what the process may open, and at the limit the one that has been idle longest makes room for
+the next. If descriptors are used up all the same, nothing is accepted for `BACK_OFF` seconds:
+the system's queue holds those who knock meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import ssl
+from typing import TYPE_CHECKING
+
+from tornadoproxy.client_connection import ClientConnection
+from tornadoproxy.hangup import HangupWatch
+from tornadoproxy.settings import CLIENT_BODY_TIMEOUT, CLIENT_IDLE_TIMEOUT
+
+if TYPE_CHECKING:
+    import socket
+
+    from tornado.httputil import HTTPServerConnectionDelegate
+
+    from tornadoproxy.state import Gateway
+
+logger = logging.getLogger(__name__)
+
+BACK_OFF = 1.0
+"""How long nothing is accepted when descriptors or memory for sockets are used up, in seconds."""
+
+_COMPLAINT_INTERVAL = 60.0  # seconds between two log lines about that
+_ACCEPTS_PER_TURN = 64  # of the event loop, which has others to serve
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Listener:
+    """The listening sockets of a proxy and the connections that came through them."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        app: HTTPServerConnectionDelegate,
+        sockets: list[socket.socket],
+        *,
+        tls: ssl.SSLContext | None,
+        max_connections: int,
+    ) -> None:
+        self.app = app
+        self.idle_timeout = gateway.settings[CLIENT_IDLE_TIMEOUT]
+        self.body_timeout = gateway.settings[CLIENT_BODY_TIMEOUT]
+        self.hangups = HangupWatch()
+        self._gateway = gateway
+        self._sockets = sockets
+        self._tls = tls
+        self._max_connections = max_connections
+        self._loop = asyncio.get_running_loop()
+        self._open: set[ClientConnection] = set()
+        self._idle: dict[ClientConnection, None] = {}  # longest idle first
+        self._opening: set[asyncio.Task[None]] = set()
+        self._is_accepting = False
+        self._resuming: asyncio.TimerHandle | None = None
+        self._complained_at = -_COMPLAINT_INTERVAL
+        self._answered = asyncio.Event()
+        self._accept_again()
+
+    # -- for the server
+
+    def stop(self) -> None:
+        """Take no more connections, and close those that wait for a request."""
+        self._stop_accepting()
+        if self._resuming is not None:
+            self._resuming.cancel()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+        for connection in list(self._idle):
+            connection.close_if_unused()
+
+    async def all_answered(self) -> None:
+        """Wait until no request is being served."""
+        while any(connection.is_busy for connection in self._open):
+            self._answered.clear()
+            await self._answered.wait()
+
+    async def close(self) -> None:
+        """Close all connections, and wait until they are."""
+        for task in list(self._opening):
+            task.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        while self._open:
+            self._answered.clear()
+            await self._answered.wait()
+        self.hangups.close()
+
+    # -- for the connections
+
+    @property
+    def is_draining(self) -> bool:
+        """See `Host`."""
+        return self._gateway.draining
+
+    def opened(self, connection: ClientConnection) -> None:
+        """See `Host`."""
+        self._open.add(connection)
+        self._idle[connection] = None
+
+    def became_busy(self, connection: ClientConnection) -> None:
+        """See `Host`."""
+        self._idle.pop(connection, None)
+
+    def became_idle(self, connection: ClientConnection) -> None:
+        """See `Host`."""
+        self._idle.pop(connection, None)
+        self._idle[connection] = None
+        self._answered.set()
+
+    def closed(self, connection: ClientConnection) -> None:
+        """See `Host`."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+        self._answered.set()
+        if self._resuming is None:
+            self._accept_again()
+
+    # -- within
+
+    def _accept_again(self) -> None:
+        self._resuming = None
+        if not self._is_accepting:
+            self._is_accepting = True
+            for sock in self._sockets:
+                self._loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def _stop_accepting(self) -> None:
+        if self._is_accepting:
+            self._is_accepting = False
+            for sock in self._sockets:
+                self._loop.remove_reader(sock.fileno())
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if len(self._open) + len(self._opening) >= self._max_connections:
+                if not self._make_room():
+                    self._stop_accepting()  # until one closes
+                return
+            try:
+                sock, _ = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._back_off(error)
+                return
+            sock.setblocking(False)
+            task = self._loop.create_task(self._open_connection(sock))
+            self._opening.add(task)
+            task.add_done_callback(self._was_opened)
+
+    async def _open_connection(self, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: ClientConnection(self),
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=self.idle_timeout if self._tls else None,
+            )
+        except OSError as error:  # TLS's errors are
+            logger.debug("a connection was lost while it was opened: %s", error)
+            sock.close()
+
+    def _was_opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if self._resuming is None:
+            self._accept_again()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest; whether there is one."""
+        for connection in self._idle:
+            del self._idle[connection]
+            connection.abort()
+            return True
+        return False
+
+    def _back_off(self, error: OSError) -> None:
+        self._stop_accepting()
+        self._make_room()
+        self._resuming = self._loop.call_later(BACK_OFF, self._accept_again)
+        now = self._loop.time()
+        if now - self._complained_at >= _COMPLAINT_INTERVAL:
+            self._complained_at = now
+            logger.warning(
+                "no more connections for now: %s, with %d open; raise the limit of open files "
+                "(ulimit -n), or lower MAX_CONNECTIONS",
+                error.strerror,
+                len(self._open),
+            )
