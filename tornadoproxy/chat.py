@@ -11,10 +11,9 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
-
-from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import chat_completions
 from tornadoproxy.chat_completions import Capabilities, StreamTranslator, Translation
@@ -28,13 +27,15 @@ from tornadoproxy.errors import (
     UpstreamProtocolError,
 )
 from tornadoproxy.handlers import ExchangeHandler
-from tornadoproxy.headers import is_event_stream
+from tornadoproxy.headers import add_fields, headers_of, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
 from tornadoproxy.upstream_handler import UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
+    from tornado.httputil import HTTPHeaders
+
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
 
@@ -54,22 +55,29 @@ SAMPLING_VERSION = "2023-06-01"
 _NEEDS_CAPABILITIES = ("reasoning_effort", "response_format", "tool_choice")
 
 # What describes the client's own message and not the one that is made of it.
-_CLIENTS_OWN = (
-    "Accept",
-    "Accept-Encoding",
-    "Content-Encoding",
-    "Content-Length",
-    "Content-Type",
-    "Openai-Beta",
-    "Openai-Organization",
-    "Openai-Project",
-    "Transfer-Encoding",
+_CLIENTS_OWN = frozenset(
+    {
+        "Accept",
+        "Accept-Encoding",
+        "Content-Encoding",
+        "Content-Length",
+        "Content-Type",
+        "Openai-Beta",
+        "Openai-Organization",
+        "Openai-Project",
+        "Transfer-Encoding",
+    }
 )
 
 _KEPT = re.compile(
     r"(anthropic-ratelimit-.*|anthropic-organization-id|retry-after|retry-after-ms|x-should-retry)",
     re.IGNORECASE,
 )
+
+
+@lru_cache(128)
+def _is_kept(name: str) -> bool:
+    return _KEPT.fullmatch(name) is not None
 
 
 class ChatHandler(UpstreamHandler):
@@ -120,11 +128,9 @@ class ChatHandler(UpstreamHandler):
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         assert self._translation is not None
         self.answer_began()
-        headers = HTTPHeaders()
-        for name, value in head.fields:
-            headers.add(name, value)
+        headers = headers_of(head.fields)
         self._answer_status = head.status
-        self._kept = [(name, value) for name, value in head.fields if _KEPT.fullmatch(name)]
+        self._kept = [(name, value) for name, value in head.fields if _is_kept(name)]
         self.request_id = headers.get("Request-Id", self.request_id)
         self.exchange.request_id = self.request_id
         if head.status == 200:
@@ -163,8 +169,7 @@ class ChatHandler(UpstreamHandler):
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        for name, value in self._kept:
-            self.add_header(name, value)
+        add_fields(self._headers, self._kept)
         if self._translation is not None and self._translation.ignored:
             self.set_header("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))
 
@@ -177,9 +182,9 @@ class ChatHandler(UpstreamHandler):
         return Capabilities.of_model(models[model]) if model in models else None
 
     def _headers_for(self, translation: Translation) -> HTTPHeaders:
-        headers = HTTPHeaders(self.request.headers)
-        for name in _CLIENTS_OWN:
-            headers.pop(name, None)
+        headers = headers_of(
+            field for field in self.request.headers.get_all() if field[0] not in _CLIENTS_OWN
+        )
         if translation.samples:
             headers["Anthropic-Version"] = SAMPLING_VERSION
         headers["Content-Type"] = "application/json"

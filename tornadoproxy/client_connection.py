@@ -411,8 +411,8 @@ class ClientConnection(asyncio.Protocol):
         request.delegate = self._host.app.start_request(self, request)
         start_line = RequestStartLine(head.method, head.target, head.version)
         prepared = request.delegate.headers_received(start_line, head.headers)
-        assert prepared is not None, "handlers take bodies as they come"
-        asyncio.ensure_future(prepared).add_done_callback(lambda _: self._begin_body(request))
+        assert isinstance(prepared, asyncio.Future), "handlers take bodies as they come"
+        prepared.add_done_callback(lambda _: self._begin_body(request))
         return True
 
     def _begin_body(self, request: RequestConnection) -> None:

@@ -224,10 +224,14 @@ class Exchange:
                 if self.upstream_started_at is None
                 else (self.upstream_ended_at or now) - self.upstream_started_at
             ),
-            session_id=headers.get("X-Claude-Code-Session-Id"),
-            agent_id=headers.get("X-Claude-Code-Agent-Id"),
-            parent_agent_id=headers.get("X-Claude-Code-Parent-Agent-Id"),
+            session_id=_value(headers, "X-Claude-Code-Session-Id"),
+            agent_id=_value(headers, "X-Claude-Code-Agent-Id"),
+            parent_agent_id=_value(headers, "X-Claude-Code-Parent-Agent-Id"),
         )
+
+
+def _value(headers: HTTPHeaders, name: str) -> str | None:
+    return headers[name] if name in headers else None  # noqa: SIM401  # get() raises, and catches
 
 
 def _since(start: float, end: float | None) -> float | None:

@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from tornado.httputil import HTTPHeaders, format_timestamp
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornadoproxy.dialects import Dialect
@@ -89,6 +92,12 @@ METHODS = [
 ]
 
 
+@lru_cache(1)
+def _http_date(seconds: int) -> str:
+    """The time in seconds since the epoch, as HTTP writes it (RFC 9110 §5.6.7)."""
+    return format_timestamp(seconds)
+
+
 def new_request_id() -> str:
     """An id of the proxy's own for a request."""
     return "req_" + secrets.token_hex(12)
@@ -107,9 +116,15 @@ class BaseHandler(RequestHandler):
         self.dialect = Dialect.of_path(self.request.path)
         self.request_id = new_request_id()
 
-    def set_default_headers(self) -> None:
-        self.clear_header("Server")
-        self.set_header("Content-Type", "application/json")
+    def clear(self) -> None:
+        """Begin the answer anew, as Tornado does, but with nothing that tells who serves."""
+        self._headers = HTTPHeaders()
+        self._headers["Content-Type"] = "application/json"
+        self._headers["Date"] = _http_date(int(time.time()))
+        self.set_default_headers()
+        self._write_buffer: list[bytes] = []
+        self._status_code = 200
+        self._reason = "OK"
 
     def compute_etag(self) -> None:
         """No tag: what is relayed has its own."""

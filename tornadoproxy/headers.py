@@ -14,6 +14,7 @@ Headers are open lists: all cross but those named here, repeated lines included.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPHeaders, _normalize_header
@@ -39,6 +40,8 @@ _HOP_BY_HOP = frozenset(
 _REQUEST_ENDS_HERE = _HOP_BY_HOP | {"Authorization", "Cookie", "Expect", "Host", "X-Api-Key"}
 _RESPONSE_ENDS_HERE = _HOP_BY_HOP | {"Set-Cookie"}
 
+_FOR_PAGES = "Access-Control-"
+
 # What Connection may not take away: the framing that the peer goes by.
 _FRAMING = frozenset({"Content-Length"})
 
@@ -62,19 +65,24 @@ def has_been_here(headers: HTTPHeaders, instance: str) -> bool:
 
 
 def headers_of(fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
-    """Headers from fields whose syntax a strict parser has checked: it is not checked again.
+    """Headers from fields whose syntax a strict parser has checked: they are not checked again.
 
-    What `HTTPHeaders.add` does besides takes a fifth of the time of a small request.
+    :param fields: blanks around a value are not part of it (RFC 9112 §5).
     """
     headers = HTTPHeaders()
+    add_fields(headers, fields)
+    return headers
+
+
+def add_fields(headers: HTTPHeaders, fields: Iterable[tuple[str, str]]) -> None:
+    """Add fields as `headers_of` does. Nothing of `headers` may have been read yet."""
     lines = headers._as_list
     for name, value in fields:
-        name = _normalize_header(name)
-        if name in lines:
-            lines[name].append(value)
+        key = _normalize_header(name)
+        if key in lines:
+            lines[key].append(value.strip(" \t"))
         else:
-            lines[name] = [value]
-    return headers
+            lines[key] = [value.strip(" \t")]
 
 
 def request_head(
@@ -98,7 +106,7 @@ def request_head(
     """
     ends_here = _REQUEST_ENDS_HERE
     if "Connection" in headers:
-        ends_here = ends_here | _named_by_connection(headers.get_list("Connection"))
+        ends_here = ends_here | _named_by_connection(headers["Connection"])
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
     lines += [f"{name}: {value}" for name, value in headers.get_all() if name not in ends_here]
     if "Transfer-Encoding" in headers:
@@ -117,21 +125,14 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
     An event stream gets ``cache-control: no-cache`` and ``x-accel-buffering: no`` where the
     upstream says nothing, so that no proxy in between holds it back.
 
-    :param fields: the upstream's. Blanks around a value are not part of it (RFC 9112 §5).
-    :raises tornado.httputil.HTTPInputError: a name or a value that HTTP does not allow.
+    :param fields: the upstream's, as its parser let them through.
     """
-    headers = HTTPHeaders()
-    for name, value in fields:
-        headers.add(name, value.strip(" \t"))
+    headers = headers_of(fields)
+    ends_here = _RESPONSE_ENDS_HERE
     if "Connection" in headers:
-        for name in _named_by_connection(headers.get_list("Connection")):
-            headers.pop(name, None)
-    ends_here = [
-        name
-        for name in headers
-        if name in _RESPONSE_ENDS_HERE or name.startswith("Access-Control-")
-    ]
-    for name in ends_here:
+        ends_here = ends_here | _named_by_connection(headers["Connection"])
+    for name in [each for each in headers if each in ends_here or each.startswith(_FOR_PAGES)]:
+        del headers[name]
         del headers[name]
     if status == 204 and "Content-Length" in headers:
         del headers["Content-Length"]  # RFC 9110 §8.6
@@ -156,8 +157,9 @@ def is_encoded(headers: HTTPHeaders) -> bool:
     return headers.get("Content-Encoding", "identity").lower() != "identity"
 
 
-def _named_by_connection(lines: list[str]) -> frozenset[str]:
-    names = (name.strip() for line in lines for name in line.split(","))
+@lru_cache(64)  # nearly all say keep-alive or close
+def _named_by_connection(value: str) -> frozenset[str]:
+    names = (name.strip() for name in value.split(","))
     return frozenset(_canonical(name) for name in names if name) - _FRAMING
 
 

@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-
 from tornadoproxy.headers import headers_of
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = rb"(%b) ([\x21-\x7e\x80-\xff]+) (HTTP/1\.[01])\r\n" % _TOKEN
 _FIELD_LINES = rb"((?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n" % _TOKEN
 _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
+_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # in lines that are known to be well-formed
 _FIRST_LINE = re.compile(_REQUEST_LINE)
 _BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -107,10 +107,7 @@ def parse_head(head: bytes) -> RequestHead:
     if match is None:
         raise MalformedRequest(_fault_of_syntax(head), _path(head))
     method, target, version = (match[at].decode("latin-1") for at in (1, 2, 3))
-    lines = match[4].decode("latin-1").split("\r\n")
-    lines.pop()
-    fields = [line.partition(":") for line in lines]
-    headers = headers_of((name, value.strip(" \t")) for name, _, value in fields)
+    headers = headers_of(_FIELD.findall(match[4].decode("latin-1")))
     fault = _fault_of_framing(target, version, headers)
     if fault is not None:
         raise MalformedRequest(fault, target.partition("?")[0])
