@@ -79,11 +79,12 @@ class _Answer:
         "_parser",
         "_reason",
         "complete",
+        "ends_with_connection",
+        "has_head",
         "head",
         "keep_alive",
         "pieces",
         "received",
-        "told",
     )
 
     def __init__(self, *, head_only: bool) -> None:
@@ -91,12 +92,13 @@ class _Answer:
         self._head_only = head_only
         self._reason = b""
         self._fields: list[tuple[str, str]] = []
-        self.head: ResponseHead | None = None
+        self.head: ResponseHead | None = None  # until it is told
+        self.has_head = False
+        self.ends_with_connection = False
         self.pieces: list[bytes] = []
         self.received = 0
         self.complete = False
         self.keep_alive = False
-        self.told = False
 
     def feed(self, data: bytes) -> UpstreamError | None:
         """Parse what has come; an error, if it is not HTTP."""
@@ -105,9 +107,14 @@ class _Answer:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return UpstreamProtocolError("The upstream's answer is not HTTP/1.1.")
-        if self.head is None and self.received > MAX_HEAD:
+        if not self.has_head and self.received > MAX_HEAD:
             return UpstreamProtocolError("The head of the upstream's answer has no end.")
         return None
+
+    def take_head(self) -> ResponseHead | None:
+        """The head, once it is there, and once only: a long answer need not keep it."""
+        head, self.head = self.head, None
+        return head
 
     def take_body(self) -> bytes:
         """What has come of the body since the last call."""
@@ -127,7 +134,7 @@ class _Answer:
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.head is None:  # what comes later is a trailer
+        if not self.has_head:  # what comes later is a trailer
             self._fields.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
@@ -142,6 +149,9 @@ class _Answer:
             if name.lower() == "transfer-encoding" and value.strip().lower() != "chunked":
                 raise ValueError("a transfer coding that nobody asked for")
         self.head = ResponseHead(status, self._reason.decode("latin-1"), self._fields)
+        self._fields = []
+        self.has_head = True
+        self.ends_with_connection = self.head.ends_with_connection
         self.keep_alive = self._parser.should_keep_alive()
         self.complete = self._head_only
 
@@ -152,7 +162,7 @@ class _Answer:
             self.pieces.append(body)
 
     def on_message_complete(self) -> None:
-        self.complete = self.head is not None
+        self.complete = self.has_head
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -238,10 +248,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()  # bytes that nobody asked for
             return
         error = answer.feed(data)
-        chunk = answer.take_body()
-        if answer.head is not None and not answer.told:
-            answer.told = True
-            user.answer_began(answer.head, chunk)
+        head, chunk = answer.take_head(), answer.take_body()
+        if head is not None:
+            user.answer_began(head, chunk)
         elif chunk:
             user.answer_continued(chunk)
         if self._user is None:
@@ -265,13 +274,12 @@ class UpstreamConnection(asyncio.Protocol):
                 self.on_idle_closed(self)
             return
         self._user = None
-        head = answer.head
-        if self._eof and exc is None and head is not None and head.ends_with_connection:
+        if self._eof and exc is None and answer.ends_with_connection:
             user.answer_ended(reusable=False)
             return
         message = (
             "The upstream closed the connection in the middle of its answer."
-            if answer.told
+            if answer.has_head
             else "The upstream closed the connection without an answer."
         )
         unheard = self._unheard and not answer.received
