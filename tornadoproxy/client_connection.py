@@ -121,6 +121,7 @@ class RequestConnection(HTTPConnection):
     )
 
     delegate: HTTPMessageDelegate
+    """What the request is told to, until it is over."""
 
     def __init__(self, client: ClientConnection, head: RequestHead, peer: Peer) -> None:
         self._client = client
@@ -222,6 +223,12 @@ class RequestConnection(HTTPConnection):
             callback()
         elif not self.is_whole:
             self.delegate.on_connection_close()
+        self.release()
+
+    def release(self) -> None:
+        """It is over: let go of the handler, which refers to this, so that nothing is left."""
+        del self.delegate
+        self.on_fault = None
 
     @property
     def _may_read_on(self) -> bool:
@@ -486,6 +493,8 @@ class ClientConnection(asyncio.Protocol):
         if self._host.is_draining:
             self._close_when_read()
             return
+        assert self._request is not None
+        self._request.release()
         self._request = None
         self._set_deadline(self._host.idle_timeout)
         if self._flushed.done():

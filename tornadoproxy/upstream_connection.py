@@ -111,6 +111,10 @@ class _Answer:
             return UpstreamProtocolError("The head of the upstream's answer has no end.")
         return None
 
+    def release(self) -> None:
+        """It is over: let go of the parser, which refers to this, so that nothing is left."""
+        self._parser = cast("httptools.HttpResponseParser", None)
+
     def take_head(self) -> ResponseHead | None:
         """The head, once it is there, and once only: a long answer need not keep it."""
         head, self.head = self.head, None
@@ -221,6 +225,8 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once. Nobody is told."""
         self._user = None
+        if self._answer is not None:
+            self._answer.release()
         self.closed = True
         self._transport.abort()
 
@@ -257,6 +263,7 @@ class UpstreamConnection(asyncio.Protocol):
             return  # what it was told made the user abort
         if answer.complete:
             self._user = None
+            answer.release()
             user.answer_ended(reusable=answer.keep_alive and error is None and not self.closed)
         elif error is not None:
             self.abort()
@@ -274,6 +281,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self.on_idle_closed(self)
             return
         self._user = None
+        answer.release()
         if self._eof and exc is None and answer.ends_with_connection:
             user.answer_ended(reusable=False)
             return
