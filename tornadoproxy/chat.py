@@ -109,7 +109,6 @@ class ChatHandler(UpstreamHandler):
             raise Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
 
     async def serve(self) -> None:
-        self.stop_awaiting_body()
         document = chat_completions.parse(self.take_held())
         options = self.gateway.chat_options
         model = options.model(chat_completions.requested_model(document))
@@ -138,6 +137,7 @@ class ChatHandler(UpstreamHandler):
             if self._translation.stream and is_event_stream(headers):
                 self._start_stream(self._translation)
         self.on_data(first)
+        self.forget_head()
 
     def on_data(self, chunk: bytes) -> None:
         if self._usage is not None:

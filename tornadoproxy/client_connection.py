@@ -34,7 +34,6 @@ from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import ClientError, ClientTimeout, InvalidRequest
 from tornadoproxy.handlers import new_request_id
 from tornadoproxy.request_framing import (
-    MAX_REQUEST_HEAD,
     ChunkedBody,
     MalformedChunk,
     MalformedRequest,
@@ -80,6 +79,7 @@ class Host(Protocol):
     app: HTTPServerConnectionDelegate
     idle_timeout: float
     body_timeout: float
+    max_head: int
     hangups: HangupWatch
 
     @property
@@ -398,10 +398,11 @@ class ClientConnection(asyncio.Protocol):
         if data[0] == _CR:
             data = self._pending = data[blank_lines(data) :]
         end = end_of_head(data, self._searched)
+        if (end or len(data)) > self._host.max_head:
+            self._refuse(head_too_large(data, self._host.max_head))
+            return False
         if not end:
-            if len(data) > MAX_REQUEST_HEAD:
-                self._refuse(head_too_large(data))
-            elif data and not self._searched:
+            if data and not self._searched:
                 self._set_deadline(self._host.idle_timeout)
             self._searched = len(data)
             return False

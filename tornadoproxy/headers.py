@@ -133,7 +133,6 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
         ends_here = ends_here | _named_by_connection(headers["Connection"])
     for name in [each for each in headers if each in ends_here or each.startswith(_FOR_PAGES)]:
         del headers[name]
-        del headers[name]
     if status == 204 and "Content-Length" in headers:
         del headers["Content-Length"]  # RFC 9110 §8.6
     if is_event_stream(headers):

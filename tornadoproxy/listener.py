@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.client_connection import ClientConnection
 from tornadoproxy.hangup import HangupWatch
-from tornadoproxy.settings import CLIENT_BODY_TIMEOUT, CLIENT_IDLE_TIMEOUT
+from tornadoproxy.settings import CLIENT_BODY_TIMEOUT, CLIENT_IDLE_TIMEOUT, MAX_HEADER_SIZE
 
 if TYPE_CHECKING:
     import socket
@@ -50,6 +50,7 @@ class Listener:
         self.app = app
         self.idle_timeout = gateway.settings[CLIENT_IDLE_TIMEOUT]
         self.body_timeout = gateway.settings[CLIENT_BODY_TIMEOUT]
+        self.max_head = gateway.settings[MAX_HEADER_SIZE]
         self.hangups = HangupWatch()
         self._gateway = gateway
         self._sockets = sockets

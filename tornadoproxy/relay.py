@@ -30,7 +30,6 @@ from tornadoproxy.upstream_handler import UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
-    from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
 
 HELD_BODY = 1024 * 1024
@@ -40,10 +39,8 @@ HELD_BODY = 1024 * 1024
 class RelayHandler(UpstreamHandler):
     """Relays one exchange."""
 
-    def initialize(self, gateway: Gateway) -> None:
-        super().initialize(gateway)
-        self._rewriting: list[bytes] | None = None
-        self._ends_with_connection = False
+    _rewriting: list[bytes] | None = None
+    _ends_with_connection = False
 
     def max_body(self) -> int:
         return self.gateway.settings[MAX_BODY_SIZE]
@@ -60,7 +57,6 @@ class RelayHandler(UpstreamHandler):
             self._send(None)
 
     async def serve(self) -> None:
-        self.stop_awaiting_body()
         if self._held is not None:
             self._send(self.take_held())
         elif self._call is not None:
@@ -79,10 +75,12 @@ class RelayHandler(UpstreamHandler):
             self._usage = UsageReader.for_answer(headers)
         if is_event_stream(headers) and not is_encoded(headers):
             self.follow_events()
-            self._ends_with_connection = head.ends_with_connection
+            if head.ends_with_connection:
+                self._ends_with_connection = True
         if self._rewriting is not None and not is_json(headers):
             self._rewriting = None
         self.on_data(first)
+        self.forget_head()
 
     def on_data(self, chunk: bytes) -> None:
         if self._rewriting is not None:

@@ -16,9 +16,6 @@ from tornadoproxy.headers import headers_of
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
-MAX_REQUEST_HEAD = 64 * 1024
-"""The largest request line with headers, in bytes."""
-
 MAX_QUERY_FIELDS = 1000
 """Tornado parses the query string and refuses more fields than that."""
 
@@ -101,8 +98,6 @@ def parse_head(head: bytes) -> RequestHead:
 
     :raises MalformedRequest: it is not one, or leaves doubts about its framing.
     """
-    if len(head) > MAX_REQUEST_HEAD:
-        raise head_too_large(head)
     match = _HEAD.fullmatch(head)
     if match is None:
         raise MalformedRequest(_fault_of_syntax(head), _path(head))
@@ -124,11 +119,9 @@ def parse_head(head: bytes) -> RequestHead:
     )
 
 
-def head_too_large(head: bytes) -> MalformedRequest:
-    """The refusal of a head over `MAX_REQUEST_HEAD`, of which `head` is the beginning."""
-    return MalformedRequest(
-        f"The request's head is larger than {MAX_REQUEST_HEAD} bytes.", _path(head), 431
-    )
+def head_too_large(head: bytes, limit: int) -> MalformedRequest:
+    """The refusal of a head over `limit` bytes; `head` is its beginning, or all of it."""
+    return MalformedRequest(f"The request's head is larger than {limit} bytes.", _path(head), 431)
 
 
 def _path(head: bytes) -> str:

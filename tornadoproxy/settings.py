@@ -238,6 +238,12 @@ MAX_QUEUED_REQUESTS: Setting[int] = Setting(
     default=1_000,
     help="Requests that wait for their turn at once, before any more are answered 529.",
 )
+MAX_HEADER_SIZE: Setting[int] = Setting(
+    "MAX_HEADER_SIZE",
+    parsers.size,
+    default=64 << 10,
+    help="The largest head of a request, its first line and headers; a larger one is answered 431.",
+)
 MAX_BODY_SIZE: Setting[int] = Setting(
     "MAX_BODY_SIZE",
     parsers.size,
@@ -395,6 +401,7 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     MAX_CONCURRENT_REQUESTS,
     QUEUE_TIMEOUT,
     MAX_QUEUED_REQUESTS,
+    MAX_HEADER_SIZE,
     MAX_BODY_SIZE,
     CLIENT_IDLE_TIMEOUT,
     CLIENT_BODY_TIMEOUT,

@@ -148,11 +148,6 @@ class Call:
         self._extend_deadline()
         return self._wait_until_writable() if self._connection.writing_paused else None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it is the upstream that a streamed body waits for."""
-        return self._connecting is not None or self._writable is not None
-
     async def end_body(self) -> None:
         """Say that a streamed body is whole."""
         if self._connecting is not None:

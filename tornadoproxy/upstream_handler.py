@@ -1,8 +1,8 @@
 """What every request that goes upstream has in common: its limits, its call, its answer's way out.
 
-Limits. A request that has been here before, and a body over the limit are refused before anything
-goes upstream; so is, once it is under way, a body that stops coming. One too many in flight waits
-for its turn (`tornadoproxy.admission`); its body is not read meanwhile.
+Limits. A request that has been here before, and a body over the limit, are refused before anything
+goes upstream. One too many in flight waits for its turn (`tornadoproxy.admission`); its body is
+not read meanwhile.
 
 The answer. Each piece is one write to the client, flushed at once. While the client has not taken
 it, nothing more is read from the upstream. An answer that breaks off is never ended cleanly: a
@@ -15,12 +15,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from tornado.httputil import HTTPHeaders
+
 from tornadoproxy.connector import Origin
-from tornadoproxy.errors import BodyTooLarge, ClientTimeout, LoopDetected
+from tornadoproxy.errors import BodyTooLarge, LoopDetected
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
 from tornadoproxy.settings import (
-    CLIENT_BODY_TIMEOUT,
     DEFAULT_ANTHROPIC_VERSION,
     SSE_KEEPALIVE_INTERVAL,
     UPSTREAM_BASE_URL,
@@ -30,8 +31,6 @@ from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-
-    from tornado.httputil import HTTPHeaders
 
     from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
@@ -46,20 +45,22 @@ HELD_BODIES = 256 * 1024 * 1024
 class UpstreamHandler(ExchangeHandler):
     """Serves a request by asking the upstream. It is the `Receiver` of its own call."""
 
+    # What few requests need stands here. An object with more than thirty attributes of its own
+    # takes a kilobyte more, and there may be thousands of streams.
+    _turn: Turn | None = None
+    _held: list[bytes] | None = None
+    _promised = 0
+    _told_length: int | None = None
+    _ping_timer: asyncio.TimerHandle | None = None
+    _last_write = 0.0
+
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
         self._loop = asyncio.get_running_loop()
         self._call: Call | None = None
         self._has_place = False
-        self._turn: Turn | None = None
-        self._held: list[bytes] | None = None
-        self._promised = 0
-        self._body_timer: asyncio.TimerHandle | None = None
-        self._body_deadline = 0.0
         self._usage: UsageReader | None = None
         self._boundary: EventBoundary | None = None
-        self._ping_timer: asyncio.TimerHandle | None = None
-        self._last_write = 0.0
         self._over: asyncio.Future[None] = self._loop.create_future()
 
     # -- for the routes
@@ -121,13 +122,9 @@ class UpstreamHandler(ExchangeHandler):
             self._admitted(length)
 
     def _admitted(self, length: int) -> None:
-        chunked = "Transfer-Encoding" in self.request.headers
-        self.begin(length, chunked=chunked)
-        if length or chunked:
-            self._await_body()
+        self.begin(length, chunked="Transfer-Encoding" in self.request.headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        self._body_deadline = self._loop.time() + self.gateway.settings[CLIENT_BODY_TIMEOUT]
         exchange = self.exchange
         exchange.bytes_in += len(chunk)
         if exchange.bytes_in > self.max_body():
@@ -195,25 +192,6 @@ class UpstreamHandler(ExchangeHandler):
             f"The request body is larger than {self.max_body()} bytes ({self.max_body_hint()})."
         )
 
-    def _await_body(self) -> None:
-        timeout = self.gateway.settings[CLIENT_BODY_TIMEOUT]
-        self._body_deadline = self._loop.time() + timeout
-        self._body_timer = self._loop.call_at(self._body_deadline, self._check_body_deadline)
-
-    def stop_awaiting_body(self) -> None:
-        if self._body_timer is not None:
-            self._body_timer.cancel()
-            self._body_timer = None
-
-    def _check_body_deadline(self) -> None:
-        now = self._loop.time()
-        if self._call is not None and self._call.is_full:  # it is the upstream that we wait for
-            self._body_deadline = now + self.gateway.settings[CLIENT_BODY_TIMEOUT]
-        if now >= self._body_deadline:
-            self.fail(ClientTimeout("The request body did not arrive in time."))
-            return
-        self._body_timer = self._loop.call_at(self._body_deadline, self._check_body_deadline)
-
     # -- the answer
 
     def answer_began(self) -> None:
@@ -236,7 +214,8 @@ class UpstreamHandler(ExchangeHandler):
         if chunk:
             if self._boundary is not None:
                 self._boundary.feed(chunk)
-                self._last_write = self._loop.time()
+                if self._ping_timer is not None:
+                    self._last_write = self._loop.time()
             self.write(chunk)
         flushed = self.flush()
         if not flushed.done() and self._call is not None:
@@ -252,10 +231,18 @@ class UpstreamHandler(ExchangeHandler):
     def follow_events(self) -> None:
         """The answer is a stream of events, to which more can be added between two of them."""
         self._boundary = EventBoundary()
+        if "Content-Length" in self._headers:
+            self._told_length = int(self._headers["Content-Length"])
+            return
         interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
-        if interval and "Content-Length" not in self._headers:
+        if interval:
             self._last_write = self._loop.time()
             self._ping_timer = self._loop.call_later(interval, self._ping)
+
+    def forget_head(self) -> None:
+        """A stream may be long, and what its head said has gone out."""
+        if self._boundary is not None and self._headers_written:
+            self._headers = HTTPHeaders()
 
     def _ping(self) -> None:
         """Keep a quiet stream alive. A dead upstream still runs into its idle deadline."""
@@ -284,8 +271,8 @@ class UpstreamHandler(ExchangeHandler):
             super().break_off(error)
             return
         last_words = self._boundary.discard() + self.dialect.stream_error(error, self.request_id)
-        length = self._headers.get("Content-Length")
-        if length is not None and self.exchange.bytes_out + len(last_words) > int(length):
+        length = self._told_length
+        if length is not None and self.exchange.bytes_out + len(last_words) > length:
             super().break_off(error)
             return
         self.write(last_words)
@@ -308,7 +295,6 @@ class UpstreamHandler(ExchangeHandler):
             self.gateway.admission.withdraw(self._turn)
         elif self._has_place:
             self.gateway.admission.leave()
-        self.stop_awaiting_body()
         self._stop_pings()
         if self._call is not None:
             self._call.cancel()
