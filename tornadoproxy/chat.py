@@ -161,6 +161,15 @@ class ChatHandler(UpstreamHandler):
         elif self._answer_status == 200:
             if not self._write_answer(b"".join(self._answer)):
                 return
+        elif self._answer_status < 400:
+            # neither a message nor an error: to keep such a status would be to call it a success
+            self.on_failure(
+                UpstreamProtocolError(
+                    f"The upstream answered with status {self._answer_status}, which is no answer"
+                    " to a message. Does UPSTREAM_BASE_URL lead to the API?"
+                )
+            )
+            return
         else:
             body = b"".join(self._answer)
             self.clear()

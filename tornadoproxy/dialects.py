@@ -14,7 +14,7 @@ import math
 from enum import Enum
 from typing import Any
 
-from tornadoproxy.errors import Overloaded, ProxyError
+from tornadoproxy.errors import Overloaded, ProxyError, UpstreamError
 from tornadoproxy.sse import PING
 
 _ANTHROPIC_TYPES = {
@@ -89,10 +89,12 @@ class Dialect(Enum):
 
     def stream_error(self, error: ProxyError, request_id: str) -> bytes:
         """The server-sent event that tells of `error` in a stream whose head has gone out."""
-        body = self.error_body(error, request_id)
+        document = self._error_document(error, request_id)
         if self is Dialect.OPENAI:
-            return b"data: " + body + b"\n\n"
-        return b"event: error\ndata: " + body + b"\n\n"
+            return b"data: " + _dump(document) + b"\n\n"
+        if isinstance(error, UpstreamError):
+            document["error"]["type"] = "api_error"  # whatever the status would have been
+        return b"event: error\ndata: " + _dump(document) + b"\n\n"
 
     def _error_document(self, error: ProxyError, request_id: str) -> dict[str, Any]:
         status = self.error_status(error)

@@ -76,14 +76,20 @@ class ModelList:
         path = "/v1/models?limit=1000"
         for _ in range(MAX_PAGES):
             status, body = await self._get(path)
-            if status != 200:
+            if status >= 400:
                 raise UpstreamRefused(status, body)
+            if status != 200:
+                raise UpstreamProtocolError(
+                    f"The upstream answered with status {status}, which is no list of models. Does "
+                    "UPSTREAM_BASE_URL lead to the API?"
+                )
             page = _page(body)
             found |= {model["id"]: model for model in page["data"] if _is_model(model)}
             last = page.get("last_id")
             if page.get("has_more") is not True or not isinstance(last, str):
                 break
-            path = f"/v1/models?limit=1000&after_id={quote(last, safe='')}"
+            # half of a surrogate pair, which JSON can express, has no place in UTF-8
+            path = f"/v1/models?limit=1000&after_id={quote(last, safe='', errors='replace')}"
         return found
 
 

@@ -276,9 +276,7 @@ class Call:
 
     def _too_slow(self) -> UpstreamTimeout:
         if self._began:
-            return UpstreamTimeout(
-                "The upstream fell silent in the middle of its answer.", error_type="api_error"
-            )
+            return UpstreamTimeout("The upstream fell silent in the middle of its answer.")
         return UpstreamTimeout("The upstream did not begin to answer in time.")
 
     def _fail(self, error: UpstreamError) -> None:
