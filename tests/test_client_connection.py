@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import TYPE_CHECKING
 
@@ -257,6 +258,15 @@ async def test_head_over_the_limit(raw: OpenRaw, proxy: Proxy, upstream: Scripte
     assert not upstream.requests
 
 
+async def test_the_limit_of_heads_is_a_setting(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    await start_proxy(MAX_HEADER_SIZE="1kB")
+    small = request_bytes("GET", "/health", {"X-Large": "x" * 900})
+    for size, status in ((1024, 200), (1025, 431)):
+        client = await raw()
+        await client.send(small.replace(b"xx", b"x" * (2 + size - len(small)), 1))
+        assert (await client.response()).status == status
+
+
 async def test_head_under_the_limit(raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream) -> None:
     client = await raw()
     headers = {"X-Large": "x" * 60_000}
@@ -387,6 +397,33 @@ async def test_idle_connection_is_closed(start_proxy: StartProxy, raw: OpenRaw) 
     for _ in range(3):
         await client.send(HEALTH)
         assert (await client.response()).status == 200
+    await ended(client)
+
+
+async def test_blank_lines_are_no_progress(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    await start_proxy(CLIENT_IDLE_TIMEOUT=0.3)
+    client = await raw()
+
+    async def drip() -> None:
+        while True:
+            await client.send(b"\r\n")
+            await asyncio.sleep(0.05)
+
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(3):
+            await drip()
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/messages"])
+@pytest.mark.parametrize("framing", ["Content-Length: 9", "Transfer-Encoding: chunked"])
+async def test_body_that_does_not_come_is_408(
+    path: str, framing: str, start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    await start_proxy(CLIENT_BODY_TIMEOUT=0.2, CLIENT_IDLE_TIMEOUT=0.4)
+    name, value = framing.split(": ")
+    client = await raw()
+    await client.send(request_bytes("GET", path, {name: value}, token=TEST_TOKEN))
+    assert (await client.response()).status == 408
     await ended(client)
 
 
@@ -536,3 +573,37 @@ async def test_truncated_body_is_no_request(
             await client.response()
     assert (await records.finished()).outcome == "abandoned"
     assert not upstream.requests
+
+
+async def test_who_sends_and_leaves_at_once_is_recorded(
+    raw: OpenRaw, proxy: Proxy, records: Records
+) -> None:
+    for count in range(1, 21):
+        client = await raw()
+        await client.send(request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN))
+        await client.close()
+        assert (await records.finished(count)).route == "/v1/messages"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/openai/v1/chat/completions"])
+async def test_request_that_is_over_leaves_nothing_behind(
+    path: str, raw: OpenRaw, proxy: Proxy, records: Records
+) -> None:
+    """Nothing that only the garbage collector would find: that is a tenth of a request's time."""
+    document = {"model": "claude-sonnet-5-5", "max_tokens": 9, "stream": False}
+    document["messages"] = [{"role": "user", "content": "hello"}]
+    body = json.dumps(document).encode()
+    client = await raw()
+    gc.collect()
+    gc.disable()
+    try:
+        for count in range(1, 4):
+            await client.send(request_bytes("POST", path, body=body, token=TEST_TOKEN))
+            assert (await client.response()).status == 200
+            await records.finished(count)
+        await check_serving(raw)
+        left = {type(each).__name__ for each in gc.get_objects()}
+    finally:
+        gc.enable()
+    assert "ClientConnection" in left
+    assert not left & {"RelayHandler", "ChatHandler", "RequestConnection", "HTTPServerRequest"}

@@ -57,6 +57,7 @@ class Listener:
         self._tls = tls
         self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
+        self._count = 0  # of the connections that have been accepted and are not closed
         self._open: set[ClientConnection] = set()
         self._idle: dict[ClientConnection, None] = {}  # longest idle first
         self._opening: set[asyncio.Task[None]] = set()
@@ -123,10 +124,14 @@ class Listener:
         self._open.discard(connection)
         self._idle.pop(connection, None)
         self._answered.set()
-        if self._resuming is None:
-            self._accept_again()
+        self._is_closed()
 
     # -- within
+
+    def _is_closed(self) -> None:
+        self._count -= 1
+        if self._resuming is None:
+            self._accept_again()
 
     def _accept_again(self) -> None:
         self._resuming = None
@@ -142,11 +147,12 @@ class Listener:
                 self._loop.remove_reader(sock.fileno())
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            if len(self._open) + len(self._opening) >= self._max_connections:
-                if not self._make_room():
-                    self._stop_accepting()  # until one closes
-                return
+        """Somebody knocks, perhaps several."""
+        if self._count >= self._max_connections:
+            if not self._make_room():
+                self._stop_accepting()  # until one closes
+            return
+        for _ in range(min(_ACCEPTS_PER_TURN, self._max_connections - self._count)):
             try:
                 sock, _ = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -157,9 +163,10 @@ class Listener:
                 self._back_off(error)
                 return
             sock.setblocking(False)
+            self._count += 1
             task = self._loop.create_task(self._open_connection(sock))
             self._opening.add(task)
-            task.add_done_callback(self._was_opened)
+            task.add_done_callback(self._opening.discard)
 
     async def _open_connection(self, sock: socket.socket) -> None:
         try:
@@ -172,11 +179,7 @@ class Listener:
         except OSError as error:  # TLS's errors are
             logger.debug("a connection was lost while it was opened: %s", error)
             sock.close()
-
-    def _was_opened(self, task: asyncio.Task[None]) -> None:
-        self._opening.discard(task)
-        if self._resuming is None:
-            self._accept_again()
+            self._is_closed()
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest; whether there is one."""

@@ -1,0 +1,110 @@
+"""How many connections there may be, and who makes room for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    json_answer,
+    request_bytes,
+    silent_answer,
+)
+
+if TYPE_CHECKING:
+    from tornadoproxy.testing import (
+        OpenRaw,
+        RawConnection,
+        ScriptedUpstream,
+        StartProxy,
+        UpstreamExchange,
+    )
+
+HEALTH = request_bytes("GET", "/health")
+REQUEST = request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN)
+
+
+async def served(connection: RawConnection) -> None:
+    """`connection` is open, and has been used."""
+    await connection.send(HEALTH)
+    async with asyncio.timeout(2):
+        assert (await connection.response()).status == 200
+
+
+async def ended(connection: RawConnection) -> None:
+    async with asyncio.timeout(2):
+        await connection.gone()
+
+
+async def test_the_longest_idle_makes_room(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    await start_proxy(MAX_CONNECTIONS=3)
+    first, second, third = [await raw() for _ in range(3)]
+    for connection in (second, first, third, second):  # first and not second is idle longest
+        await served(connection)
+    fourth = await raw()
+    await served(fourth)
+    await ended(first)
+    for connection in (second, third, fourth):
+        await served(connection)
+
+
+async def test_half_a_head_is_as_good_as_nothing(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    """Who drips headers does not keep others out."""
+    await start_proxy(MAX_CONNECTIONS=3)
+    slow = [await raw() for _ in range(3)]
+    for connection in slow:
+        await served(connection)
+        await connection.send(b"GET /v1/models HTTP/1.1\r\nX: ")
+    for _ in range(3):
+        await served(await raw())
+    for connection in slow:
+        await ended(connection)
+
+
+async def test_a_request_that_is_served_is_not_cut_off_for_another(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    """The one too many waits to be accepted, until there is room."""
+    await start_proxy(MAX_CONNECTIONS=2)
+    go_on = asyncio.Event()
+
+    async def stream_answer(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, {"Content-Type": "text/event-stream", "Content-Length": "2"})
+        await exchange.send(b"a")
+        await go_on.wait()
+        await exchange.send(b"b")
+
+    upstream.script(stream_answer, silent_answer(), json_answer({"a": 1}))
+    stream, silent = await raw(), await raw()
+    await stream.send(REQUEST)
+    await stream.head()
+    await silent.send(REQUEST)
+    await upstream.received(2)
+    third = await raw()  # the system accepts it; the proxy does not yet
+    await third.send(REQUEST)
+    go_on.set()
+    assert await stream.read_until(b"b") == b"ab"
+    assert len(upstream.requests) == 2
+    await silent.close()
+    async with asyncio.timeout(2):
+        assert json.loads((await third.response()).body) == {"a": 1}
+
+
+async def test_room_is_for_as_many_as_there_were(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    """Connections that come and go in every way leave no place taken."""
+    await start_proxy(MAX_CONNECTIONS=2)
+    for _ in range(10):
+        left, reset, refused = await raw(), await raw(), await raw()
+        await left.close()
+        await reset.reset()
+        await refused.send(b"no\r\n\r\n")
+        assert (await refused.response()).status == 400
+        await refused.close()
+    both = [await raw(), await raw()]
+    for connection in (*both, *both):
+        await served(connection)
