@@ -41,10 +41,16 @@ def test_it_measures_the_proxy_beside_a_bare_handler(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     measured = {key: set(rows) for key, rows in results.items()}
     proxy, both = {"tornadoproxy"}, {"tornadoproxy", "hello"}
-    latency = {"tornadoproxy", "direct"}
+    latency = {"tornadoproxy", "hello", "direct"}
     assert measured == {
-        **{"json": both, "chat": proxy, "sse": proxy, "chat-sse": proxy},
-        **{"p50": latency, "p99": latency, "cold": both, "idle": both},
+        "json": both,
+        "chat": proxy,
+        "sse": proxy,
+        "chat-sse": proxy,
+        "p50": latency,
+        "p99": latency,
+        "cold": both,
+        "idle": both,
     }
     numbers = [number for rows in results.values() for row in rows.values() for number in row]
     assert all(number > 0 for number in numbers)
@@ -85,10 +91,10 @@ async def test_only_a_whole_200_counts(
     request = tmp_path / "request"
     request.write_bytes(b"GET /v1/models HTTP/1.1\r\nhost: upstream\r\n\r\n")
     upstream.script(answer)
-    command = [load, "-p", str(upstream.port), "-f", request, "-c", "1", "-n", "1", "-b", "10"]
+    options = ["-p", str(upstream.port), "-f", str(request), "-c", "1", "-n", "1", "-b", "10"]
 
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        load, *options, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     output, errors = await process.communicate()
 

@@ -1,0 +1,1 @@
+"""Measures the proxy beside its peers: ``python -m bench``. See README.md in this folder."""
