@@ -137,7 +137,7 @@ class ChatHandler(UpstreamHandler):
             if self._translation.stream and is_event_stream(headers):
                 self._start_stream(self._translation)
         self.on_data(first)
-        self.forget_head()
+        self.forget_heads()
 
     def on_data(self, chunk: bytes) -> None:
         if self._usage is not None:

@@ -112,12 +112,15 @@ class RequestConnection(HTTPConnection):
         "answered",
         "context",
         "delegate",
-        "head",
+        "expects_continue",
         "is_ready",
         "is_whole",
+        "method",
         "must_close",
         "on_fault",
         "response_began",
+        "target",
+        "version",
     )
 
     delegate: HTTPMessageDelegate
@@ -125,7 +128,11 @@ class RequestConnection(HTTPConnection):
 
     def __init__(self, client: ClientConnection, head: RequestHead, peer: Peer) -> None:
         self._client = client
-        self.head = head
+        # not the head itself: its headers need not live as long as a stream
+        self.method = head.method
+        self.target = head.target
+        self.version = head.version
+        self.expects_continue = head.expects_continue
         self.context = peer
         self._body = ChunkedBody() if head.chunked else None
         self._body_left = head.length
@@ -153,24 +160,24 @@ class RequestConnection(HTTPConnection):
         chunk: bytes | None = None,
     ) -> asyncio.Future[None]:
         assert isinstance(start_line, ResponseStartLine)
-        head, client, status = self.head, self._client, start_line.code
+        client, status = self._client, start_line.code
         self.response_began = True
         if client.is_draining or not (self.is_whole or self._may_read_on):
             self.must_close = True
-        bodyless = head.method == "HEAD" or status in (204, 304)
+        bodyless = self.method == "HEAD" or status in (204, 304)
         length = headers.get("Content-Length")
         if bodyless:
             self._left = 0
         elif length is not None:
             self._left = int(length)
         else:
-            self._chunked = head.version == "HTTP/1.1"
+            self._chunked = self.version == "HTTP/1.1"
             self.must_close = self.must_close or not self._chunked
         lines = [f"HTTP/1.1 {status} {start_line.reason}"]
         lines += [f"{name}: {value}" for name, value in headers.get_all()]
         if self._chunked:
             lines.append("Transfer-Encoding: chunked")
-        if self.must_close and head.version == "HTTP/1.1":
+        if self.must_close and self.version == "HTTP/1.1":
             lines.append("Connection: close")
         lines.append("\r\n")
         data = "\r\n".join(lines).encode("latin-1")
@@ -190,7 +197,7 @@ class RequestConnection(HTTPConnection):
 
     def abort(self) -> None:
         """Close so that the client cannot take what it has for the whole answer."""
-        self._client.abort(reset=self.response_began and self.head.version == "HTTP/1.0")
+        self._client.abort(reset=self.response_began and self.version == "HTTP/1.0")
 
     @property
     def may_continue(self) -> bool:
@@ -234,7 +241,7 @@ class RequestConnection(HTTPConnection):
     def _may_read_on(self) -> bool:
         """Whether what still comes is certain to be the rest of the request's body."""
         # a client that expects a 100 may send its next request in place of the body
-        return not self.head.expects_continue
+        return not self.expects_continue
 
     def _framed(self, chunk: bytes) -> bytes:
         if self._left is not None:
@@ -432,7 +439,7 @@ class ClientConnection(asyncio.Protocol):
             self._end_body(request)
             return
         if not request.answered:
-            if request.head.expects_continue:
+            if request.expects_continue:
                 self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._set_deadline(self._host.body_timeout)
         self._use_pending()
@@ -488,7 +495,7 @@ class ClientConnection(asyncio.Protocol):
         elif request.on_fault is not None:
             request.on_fault(error)
         else:
-            self._refuse(MalformedRequest(error.message, request.head.target, error.status))
+            self._refuse(MalformedRequest(error.message, request.target, error.status))
 
     def _await_request(self) -> None:
         if self._host.is_draining:

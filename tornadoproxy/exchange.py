@@ -165,14 +165,17 @@ class Exchange:
     """The state of one request while it is on its way. Times are monotonic, in seconds."""
 
     __slots__ = (
+        "agent_id",
         "bytes_in",
         "bytes_out",
         "error",
         "first_byte_at",
         "identity",
         "model",
+        "parent_agent_id",
         "request",
         "request_id",
+        "session_id",
         "started",
         "started_at",
         "status",
@@ -194,6 +197,9 @@ class Exchange:
         self.error: str | None = None
         self.model: str | None = None
         self.usage = Usage()
+        self.session_id = _value(request.headers, "X-Claude-Code-Session-Id")
+        self.agent_id = _value(request.headers, "X-Claude-Code-Agent-Id")
+        self.parent_agent_id = _value(request.headers, "X-Claude-Code-Parent-Agent-Id")
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -201,7 +207,6 @@ class Exchange:
         """The record of this exchange, which ends now."""
         now = time.monotonic()
         request = self.request
-        headers = request.headers
         return RequestRecord(
             time=self.started,
             request_id=self.request_id,
@@ -224,9 +229,9 @@ class Exchange:
                 if self.upstream_started_at is None
                 else (self.upstream_ended_at or now) - self.upstream_started_at
             ),
-            session_id=_value(headers, "X-Claude-Code-Session-Id"),
-            agent_id=_value(headers, "X-Claude-Code-Agent-Id"),
-            parent_agent_id=_value(headers, "X-Claude-Code-Parent-Agent-Id"),
+            session_id=self.session_id,
+            agent_id=self.agent_id,
+            parent_agent_id=self.parent_agent_id,
         )
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 BACK_OFF = 1.0
 """How long nothing is accepted when descriptors or memory for sockets are used up, in seconds."""
 
+_GRACE = 0.1  # seconds that a connection is idle before it makes room: a request may be under way
 _COMPLAINT_INTERVAL = 60.0  # seconds between two log lines about that
 _ACCEPTS_PER_TURN = 64  # of the event loop, which has others to serve
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -59,7 +60,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._count = 0  # of the connections that have been accepted and are not closed
         self._open: set[ClientConnection] = set()
-        self._idle: dict[ClientConnection, None] = {}  # longest idle first
+        self._idle: dict[ClientConnection, float] = {}  # since when; longest first
         self._opening: set[asyncio.Task[None]] = set()
         self._is_accepting = False
         self._resuming: asyncio.TimerHandle | None = None
@@ -107,7 +108,7 @@ class Listener:
     def opened(self, connection: ClientConnection) -> None:
         """See `Host`."""
         self._open.add(connection)
-        self._idle[connection] = None
+        self._is_idle(connection)
 
     def became_busy(self, connection: ClientConnection) -> None:
         """See `Host`."""
@@ -116,7 +117,7 @@ class Listener:
     def became_idle(self, connection: ClientConnection) -> None:
         """See `Host`."""
         self._idle.pop(connection, None)
-        self._idle[connection] = None
+        self._is_idle(connection)
         self._answered.set()
 
     def closed(self, connection: ClientConnection) -> None:
@@ -128,13 +129,23 @@ class Listener:
 
     # -- within
 
+    def _is_idle(self, connection: ClientConnection) -> None:
+        self._idle[connection] = self._loop.time()
+        self._accept_in(_GRACE)
+
     def _is_closed(self) -> None:
         self._count -= 1
-        if self._resuming is None:
-            self._accept_again()
+        self._accept_again()
+
+    def _accept_in(self, seconds: float) -> None:
+        """Accept again then, if that is not done now and has no earlier time."""
+        if not self._is_accepting and self._resuming is None:
+            self._resuming = self._loop.call_later(seconds, self._accept_again)
 
     def _accept_again(self) -> None:
-        self._resuming = None
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
         if not self._is_accepting:
             self._is_accepting = True
             for sock in self._sockets:
@@ -150,7 +161,9 @@ class Listener:
         """Somebody knocks, perhaps several."""
         if self._count >= self._max_connections:
             if not self._make_room():
-                self._stop_accepting()  # until one closes
+                self._stop_accepting()  # until one closes, or has been idle for long enough
+                if self._idle:
+                    self._accept_in(_GRACE)
             return
         for _ in range(min(_ACCEPTS_PER_TURN, self._max_connections - self._count)):
             try:
@@ -183,7 +196,9 @@ class Listener:
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest; whether there is one."""
-        for connection in self._idle:
+        for connection, since in self._idle.items():
+            if self._loop.time() - since < _GRACE:
+                return False
             del self._idle[connection]
             connection.abort()
             return True
@@ -192,7 +207,7 @@ class Listener:
     def _back_off(self, error: OSError) -> None:
         self._stop_accepting()
         self._make_room()
-        self._resuming = self._loop.call_later(BACK_OFF, self._accept_again)
+        self._accept_in(BACK_OFF)
         now = self._loop.time()
         if now - self._complained_at >= _COMPLAINT_INTERVAL:
             self._complained_at = now

@@ -80,7 +80,7 @@ class RelayHandler(UpstreamHandler):
         if self._rewriting is not None and not is_json(headers):
             self._rewriting = None
         self.on_data(first)
-        self.forget_head()
+        self.forget_heads()
 
     def on_data(self, chunk: bytes) -> None:
         if self._rewriting is not None:

@@ -29,8 +29,10 @@ _BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,18}")
-# what Tornado takes; anything else it would answer with a bare status line
-_HOST = re.compile(r"([A-Za-z0-9\-._~!$&'()*+;=\[\]:]|%[0-9A-Fa-f]{2})*")
+# RFC 9110 §7.2, but for a comma; Tornado makes a number of the port, and cannot of any length
+_HOST = re.compile(
+    r"(\[[A-Za-z0-9\-._~%:]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
+)
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _START_OF_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{0,16}|[0-9A-Fa-f]{1,16}\r")

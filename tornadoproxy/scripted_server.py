@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 KEEP_BODY = 1024 * 1024
 
+# connections that may arrive at once: one more than fit would knock again after a second
+_BACKLOG = 4096
+
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/(1\.[01])" % _TOKEN)
 _HEADER_LINE = re.compile(rb"(%b):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*" % _TOKEN)
@@ -327,7 +330,7 @@ class ScriptedServer:
         """
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: _Connection(self), host, port, ssl=self._ssl
+            lambda: _Connection(self), host, port, ssl=self._ssl, backlog=_BACKLOG
         )
         self.host = host
         self.port = self._listener.sockets[0].getsockname()[1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPHeaders
@@ -56,12 +57,11 @@ class UpstreamHandler(ExchangeHandler):
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
-        self._loop = asyncio.get_running_loop()
         self._call: Call | None = None
         self._has_place = False
         self._usage: UsageReader | None = None
         self._boundary: EventBoundary | None = None
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- for the routes
 
@@ -215,7 +215,7 @@ class UpstreamHandler(ExchangeHandler):
             if self._boundary is not None:
                 self._boundary.feed(chunk)
                 if self._ping_timer is not None:
-                    self._last_write = self._loop.time()
+                    self._last_write = time.monotonic()
             self.write(chunk)
         flushed = self.flush()
         if not flushed.done() and self._call is not None:
@@ -236,26 +236,28 @@ class UpstreamHandler(ExchangeHandler):
             return
         interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
         if interval:
-            self._last_write = self._loop.time()
-            self._ping_timer = self._loop.call_later(interval, self._ping)
+            self._last_write = time.monotonic()
+            self._ping_timer = asyncio.get_running_loop().call_later(interval, self._ping)
 
-    def forget_head(self) -> None:
-        """A stream may be long, and what its head said has gone out."""
+    def forget_heads(self) -> None:
+        """A stream may be long, and what its two heads said has been passed on: a fifth of it."""
         if self._boundary is not None and self._headers_written:
-            self._headers = HTTPHeaders()
+            nothing = HTTPHeaders()
+            self._headers = self.request.headers = nothing
+            self.exchange.request = replace(self.exchange.request, headers=nothing)
 
     def _ping(self) -> None:
         """Keep a quiet stream alive. A dead upstream still runs into its idle deadline."""
         assert self._boundary is not None
         interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
-        quiet_since = self._loop.time() - self._last_write
+        quiet_since = time.monotonic() - self._last_write
         if quiet_since >= interval and self._boundary.between_events:
-            self._last_write = self._loop.time()
+            self._last_write = time.monotonic()
             self.write(self.dialect.ping)
             self.flush()
             quiet_since = 0.0
         delay = interval - quiet_since if quiet_since < interval else interval
-        self._ping_timer = self._loop.call_later(delay, self._ping)
+        self._ping_timer = asyncio.get_running_loop().call_later(delay, self._ping)
 
     def _stop_pings(self) -> None:
         if self._ping_timer is not None:

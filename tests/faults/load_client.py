@@ -1,0 +1,231 @@
+"""Clients in numbers: a script, called with the name of a scenario and its arguments in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+
+from load_content import ORDINARY, TOKEN, Dialect, How, fault_of, request
+from peer_script import commands, say, start
+
+from tornadoproxy.raw_connection import RawConnection, request_bytes
+
+_AT_ONCE = 100  # connections being opened
+_PATIENCE = 20.0  # seconds for one request
+_FAULTS = 10  # that are told of, of however many there are
+
+_SLOW_HEAD = b"GET /v1/models HTTP/1.1\r\nHost: slow\r\nX-Slow: "
+_SLOW_BODY = request_bytes("POST", "/v1/messages", {"Content-Length": "9999"}, token=TOKEN)
+_SLOW_UPLOAD = request_bytes("POST", "/v1/messages", {"Transfer-Encoding": "chunked"}, token=TOKEN)
+
+
+async def hold(port: int, count: int, leaving: int) -> None:
+    """Open `count` streams, half in each dialect, that stay open after their first event.
+
+    Says so when all are. At a command, the first `leaving` of them leave, and it says that. The
+    others are to end when the upstream goes on; it says how many were whole, and what was not.
+    """
+    room = asyncio.Semaphore(_AT_ONCE)
+    is_open = asyncio.Semaphore(0)
+    leave = asyncio.Event()
+    left = asyncio.Semaphore(0)
+    faults: list[str] = []
+
+    async def stream(number: int) -> None:
+        dialect: Dialect = "openai" if number % 2 else "anthropic"
+        async with room:
+            connection = await RawConnection.open(port)
+            await connection.send(request(dialect, "hold", number))
+            response = await connection.head()
+            response.body = await connection.chunk()
+        is_open.release()
+        if number <= leaving:
+            await leave.wait()
+            await (connection.reset() if number % 3 else connection.close())
+            left.release()
+            return
+        while chunk := await connection.chunk():
+            response.body += chunk
+        if fault := fault_of(dialect, "hold", number, response):
+            faults.append(fault)
+        await connection.close()
+
+    streams = [asyncio.create_task(stream(number)) for number in range(1, count + 1)]
+    for _ in range(count):
+        await is_open.acquire()
+    say({"open": count})
+    if leaving:
+        await anext(commands())
+        leave.set()
+        for _ in range(leaving):
+            await left.acquire()
+        say({"left": leaving})
+    ends = await asyncio.gather(*streams, return_exceptions=True)
+    faults += [repr(end) for end in ends if end is not None]
+    say({"whole": count - leaving - len(faults), "faults": faults[:_FAULTS]})
+
+
+async def ask(port: int, upstream_port: int, first: int, count: int, at_once: int) -> None:
+    """Make `count` requests, numbered from `first`, of which every tenth leaves early.
+
+    It says how many answers were right, how many left, and what was wrong.
+    """
+    numbers = iter(range(first, first + count))
+    arrivals = await Arrivals.watched(upstream_port)
+    done: Counter[str] = Counter()
+    faults: list[str] = []
+
+    async def client() -> None:
+        connection = await RawConnection.open(port)
+        for number in numbers:
+            async with asyncio.timeout(_PATIENCE):
+                if number % 10:
+                    fault = await _answered(connection, number)
+                    done["answered"] += 1
+                    faults.extend([fault] if fault else [])
+                else:
+                    await _left(connection, number, arrivals)
+                    done["left"] += 1
+                    connection = await RawConnection.open(port)
+        await connection.close()
+
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(at_once):
+            clients.create_task(client())
+    await arrivals.close()
+    say({**done, "faults": faults[:_FAULTS]})
+
+
+async def _answered(connection: RawConnection, number: int) -> str | None:
+    dialect: Dialect = "openai" if number % 10 in {1, 2, 3} else "anthropic"
+    how: How = "stream" if number % 10 in {3, 4, 5} else "json"
+    await connection.send(request(dialect, how, number))
+    return fault_of(dialect, how, number, await connection.response())
+
+
+async def _left(connection: RawConnection, number: int, arrivals: Arrivals) -> None:
+    """Leave before the answer or within it, by FIN or by RST, in either dialect."""
+    variant = number // 10
+    dialect: Dialect = "openai" if variant & 1 else "anthropic"
+    if variant & 2:
+        await connection.send(request(dialect, "hold", number))
+        await connection.head()
+        await connection.chunk()
+    else:
+        arrived = arrivals.of(number)
+        await connection.send(request(dialect, "silent", number))
+        await arrived
+    await (connection.reset() if variant & 4 else connection.close())
+
+
+class Arrivals:
+    """Tells which requests, of those that are never answered, have arrived at the upstream.
+
+    A client that leaves any earlier may do so before anybody knows of its request.
+    """
+
+    def __init__(self, connection: RawConnection) -> None:
+        self._connection = connection
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def watched(cls, upstream_port: int) -> Arrivals:
+        """Begin to watch."""
+        connection = await RawConnection.open(upstream_port)
+        await connection.send(b"GET / HTTP/1.1\r\n\r\n")
+        return cls(connection)
+
+    def of(self, number: int) -> asyncio.Future[None]:
+        """Is done when that request has arrived."""
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        return self._waiting[number]
+
+    async def close(self) -> None:
+        """Watch no more."""
+        self._reading.cancel()
+        await self._connection.close()
+
+    async def _read(self) -> None:
+        while True:
+            number = int(await self._connection.read_until(b"\n"))
+            self._waiting.pop(number).set_result(None)
+
+
+async def time_requests(port: int, count: int) -> None:
+    """Say how many seconds each of `count` requests took, one after the other.
+
+    Every second one has a connection of its own, and what it takes to open it is counted in.
+    """
+    kept = await RawConnection.open(port)
+    took = []
+    for number in range(count):
+        began = time.perf_counter()
+        connection = kept if number % 2 else await RawConnection.open(port)
+        await connection.send(request("anthropic", "json", ORDINARY))
+        response = await connection.response()
+        took.append(time.perf_counter() - began)
+        fault = fault_of("anthropic", "json", ORDINARY, response)
+        assert fault is None, fault
+        if connection is not kept:
+            await connection.close()
+    await kept.close()
+    say(took)
+
+
+async def crowd(port: int, heads: int, bodies: int, idle: int, pause: float) -> None:
+    """Connect in numbers and be slow: with heads, with bodies, a byte each `pause` seconds; idle.
+
+    Says when all are there. To each command it says how many of each kind are still connected.
+    """
+    room = asyncio.Semaphore(_AT_ONCE)
+    there: Counter[str] = Counter()
+    ready = asyncio.Semaphore(0)
+
+    async def one(kind: str, begin: bytes, more: bytes) -> None:
+        async with room:
+            connection = await RawConnection.open(port)
+            await connection.send(begin)
+        there[kind] += 1
+        ready.release()
+        gone = asyncio.create_task(connection.gone())
+        with contextlib.suppress(ConnectionError):
+            while not gone.done():
+                await asyncio.wait({gone}, timeout=pause if more else None)
+                if not gone.done():
+                    await connection.send(more)
+        there[kind] -= 1
+        await connection.close()
+
+    members = [one("heads", _SLOW_HEAD, b"x") for _ in range(heads)]
+    members += [one("bodies", _SLOW_BODY, b"x") for _ in range(bodies // 2)]
+    members += [one("bodies", _SLOW_UPLOAD, b"1\r\nx\r\n") for _ in range(bodies - bodies // 2)]
+    members += [one("idle", b"", b"") for _ in range(idle)]
+    tasks = [asyncio.create_task(member) for member in members]
+    for _ in tasks:
+        await ready.acquire()
+    say(there)
+    async for _ in commands():
+        say(there)
+    for task in tasks:
+        task.cancel()
+
+
+_SCENARIOS: dict[str, Callable[..., Coroutine[object, object, None]]] = {
+    scenario.__name__: scenario for scenario in (hold, ask, time_requests, crowd)
+}
+
+
+async def main(scenario: str, arguments: str) -> int:
+    """Run a scenario."""
+    await _SCENARIOS[scenario](**json.loads(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    start(main(*sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""What load is made of: each request asks for an answer of its own, which both ends know.
+
+A request says in its only message how it is to be answered, and its number. From the number
+follows the answer, whole or as a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Literal
+
+from tornadoproxy.raw_connection import RawResponse, request_bytes
+from tornadoproxy.scripted_upstream import Document, message_document, message_events
+
+TOKEN = "token-of-clients-in-numbers"
+
+ORDINARY = 0
+"""The number of a request that is no part of the load."""
+
+Dialect = Literal["anthropic", "openai"]
+
+How = Literal["json", "stream", "hold", "silent"]
+"""Whole; streamed; streamed, but for all after the first event only at a word; never."""
+
+ASKED = re.compile(rb"load:([a-z]+):([0-9]+)")
+"""What says so in a request's body."""
+
+_PATHS = {"anthropic": "/v1/messages", "openai": "/openai/v1/chat/completions"}
+_WORDS = ["plain", "Grüße", "世界", "😀", '"quoted"', "back\\slash", "two\nlines", "data: x\n\n"]
+
+
+def request(dialect: Dialect, how: How, number: int) -> bytes:
+    """The request. Its record has its number for a session id."""
+    document = {
+        "model": "claude-sonnet-5-5",
+        "max_tokens": 100,
+        "stream": how != "json",
+        "messages": [{"role": "user", "content": f"load:{how}:{number}"}],
+    }
+    headers = {"Content-Type": "application/json", "X-Claude-Code-Session-Id": str(number)}
+    body = json.dumps(document).encode()
+    return request_bytes("POST", _PATHS[dialect], headers, body, token=TOKEN)
+
+
+def text_of(number: int) -> str:
+    """What the answer says."""
+    chosen = random.Random(number)
+    return " ".join(
+        f"{chosen.choice(_WORDS)}-{number}-{position}" for position in range(chosen.randint(5, 30))
+    )
+
+
+def message_of(number: int) -> Document:
+    """The answer as a whole."""
+    return message_document(text_of(number), id=f"msg_{number}")
+
+
+def events_of(number: int) -> list[bytes]:
+    """The answer as a stream."""
+    return message_events(message_of(number))
+
+
+def fault_of(dialect: Dialect, how: How, number: int, response: RawResponse) -> str | None:
+    """What is wrong with the response to a request, if anything is."""
+    if response.status != 200:
+        return f"{number}: status {response.status}: {response.body[:200]!r}"
+    given: object
+    expected: object
+    if dialect == "openai":
+        chat = _streamed_chat if how != "json" else _whole_chat
+        given, expected = chat(response.body), (text_of(number), "stop")
+    elif how == "json":
+        given, expected = json.loads(response.body), message_of(number)
+    else:
+        given, expected = response.body, b"".join(events_of(number))
+    return None if given == expected else f"{number} in {dialect}: {given!r} is not {expected!r}"
+
+
+def _whole_chat(body: bytes) -> object:
+    (choice,) = json.loads(body)["choices"]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+def _streamed_chat(body: bytes) -> object:
+    *chunks, done, rest = body.split(b"\n\n")
+    if (done, rest) != (b"data: [DONE]", b""):
+        return body
+    documents = [json.loads(chunk.removeprefix(b"data: ")) for chunk in chunks]
+    choices = [choice for document in documents for choice in document["choices"]]
+    if len({document["id"] for document in documents}) != 1 or choices[-1]["delta"]:
+        return documents
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    return text, "".join(choice["finish_reason"] or "" for choice in choices)

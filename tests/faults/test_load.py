@@ -1,0 +1,131 @@
+"""Load: many streams at once, many that stay open, many requests; nothing mixed, lost or left."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from peer_process import Peer, peer_process
+from proxy_process import ProxyProcess, proxy_process, until
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc"),
+]
+
+MEGABYTE = 1 << 20
+
+
+def load(scenario: str, **arguments: int) -> AbstractAsyncContextManager[Peer]:
+    """Clients that do as `scenario` of ``load_client.py`` has it."""
+    return peer_process("load_client.py", scenario, json.dumps(arguments))
+
+
+@pytest.mark.gen_test(timeout=120)
+@pytest.mark.timeout(150)
+async def test_streams_at_once_are_byte_exact(tmp_path: Path) -> None:
+    """2,000, each with content of its own, and each open before the first one goes on."""
+    count = 2000
+    async with (
+        peer_process("fast_upstream.py") as upstream,
+        proxy_process(tmp_path, f"http://127.0.0.1:{await upstream.says()}") as proxy,
+    ):
+        before = await proxy.baseline()
+        async with load("hold", port=proxy.port, count=count, leaving=0) as clients:
+            assert await clients.says() == {"open": count}
+            assert await upstream.ask("count") == {"open": count, "held": count}
+            await upstream.tell("release")
+            assert await clients.says() == {"whole": count, "faults": []}
+        await until(lambda: proxy.descriptors() <= before, 5)
+    assert recorded(proxy) == {("anthropic", "completed"): 1000, ("openai", "completed"): 1000}
+
+
+@pytest.mark.gen_test(timeout=240)
+@pytest.mark.timeout(270)
+async def test_idle_streams_stay_open(tmp_path: Path) -> None:
+    """10,000 in one process: all stay, others are served, a part leaves, the rest ends whole."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 5000:
+        pytest.skip(f"needs more than the {hard} descriptors that a process may have: ulimit -Hn")
+    # two descriptors each: where less than 20,400 are allowed, as many as there is room for
+    count = min(10_000, (hard - 400) // 4 * 2)
+    leaving = count // 4 * 2
+    async with (
+        peer_process("fast_upstream.py") as upstream,
+        proxy_process(
+            tmp_path,
+            f"http://127.0.0.1:{await upstream.says()}",
+            MAX_CONCURRENT_REQUESTS="20000",
+        ) as proxy,
+    ):
+        before = await proxy.baseline()
+        async with load("hold", port=proxy.port, count=count, leaving=leaving) as clients:
+            assert await clients.says() == {"open": count}
+            assert await upstream.ask("count") == {"open": count, "held": count}
+            assert proxy.descriptors() >= before + 2 * count
+            async with load("time_requests", port=proxy.port, count=10) as others:
+                assert len(await others.says()) == 10
+            assert await clients.ask("leave") == {"left": leaving}
+            await until(lambda: proxy.descriptors() <= before + 2 * (count - leaving), 10)
+            await upstream.tell("release")
+            assert await clients.says() == {"whole": count - leaving, "faults": []}
+        await until(lambda: proxy.descriptors() <= before, 5)
+    assert recorded(proxy) == {
+        ("anthropic", "abandoned"): leaving / 2,
+        ("openai", "abandoned"): leaving / 2,
+        ("anthropic", "completed"): (count - leaving) / 2,
+        ("openai", "completed"): (count - leaving) / 2,
+    }
+
+
+@pytest.mark.gen_test(timeout=400)
+@pytest.mark.timeout(430)
+async def test_requests_in_numbers_leave_nothing_behind(tmp_path: Path) -> None:
+    """100,000, of every kind, of which a tenth leaves early: before the answer, or within it."""
+    warming, count = 10_000, 100_000
+    async with peer_process("fast_upstream.py") as upstream:
+        upstream_port = await upstream.says()
+        async with proxy_process(
+            tmp_path, f"http://127.0.0.1:{upstream_port}", UPSTREAM_KEEPALIVE_TIMEOUT="1"
+        ) as proxy:
+
+            async def ask(first: int, count: int) -> None:
+                ports = {"port": proxy.port, "upstream_port": upstream_port}
+                async with load("ask", **ports, first=first, count=count, at_once=64) as clients:
+                    said = await clients.says()
+                assert said == {"answered": count * 9 / 10, "left": count / 10, "faults": []}
+                await until(lambda: proxy.descriptors() <= before, 10)
+
+            before = await proxy.baseline()
+            await ask(1, warming)
+            warm = proxy.memory()
+            await ask(warming + 1, count)
+            grown = proxy.memory() - warm
+            assert grown < 16 * MEGABYTE
+            assert (await upstream.ask("count"))["open"] == 0
+    total = warming + count
+    # of ten, three are answered in the OpenAI dialect, and who leaves is of either
+    assert recorded(proxy) == {
+        ("anthropic", "abandoned"): total / 20,
+        ("openai", "abandoned"): total / 20,
+        ("anthropic", "completed"): total * 6 / 10,
+        ("openai", "completed"): total * 3 / 10,
+    }
+    assert "WARNING" not in proxy.log()
+    assert "ERROR" not in proxy.log()
+
+
+def recorded(proxy: ProxyProcess) -> Counter[tuple[str, str]]:
+    """How many requests were recorded of each dialect and outcome, each of them once."""
+    records = proxy.records()
+    numbers = sorted(int(record["session_id"]) for record in records)
+    assert numbers == list(range(1, len(records) + 1))
+    return Counter((record["dialect"], record["outcome"]) for record in records)
