@@ -946,6 +946,21 @@ def test_a_failing_startup_is_named_and_undoes_those_before(failing: Callable[[]
     assert events == ["start a", "start b", "stop a"]
 
 
+def test_a_startup_that_hangs_is_named_and_undoes_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hang() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr("tornadoproxy.pluginmanager.STARTUP_TIMEOUT", 0.01)
+    events: list[str] = []
+    plugins = plugins_of(a=Lives("a", events), slow=Lives("b", events, hang))
+    with pytest.raises(ConfigurationError) as caught:
+        run(plugins.startup)
+    assert caught.value.faults == ("plugin 'slow' failed in startup: no answer in 0.01 s",)
+    assert events == ["start a", "start b", "stop a"]
+
+
 def test_a_startup_may_complain_in_its_own_words() -> None:
     def complain() -> None:
         raise ConfigurationError("LOG cannot be opened")

@@ -10,7 +10,19 @@ from tornadoproxy import cli
 
 def main() -> int:
     """Run the command line, and return the exit status."""
+    _open_standard_streams()
     return cli.main(sys.argv[1:], os.environ)
+
+
+def _open_standard_streams() -> None:
+    """Open those that the process was started without.
+
+    Otherwise the next socket would get the number of one of them, and what belongs to a log would
+    be written to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
 
 
 if __name__ == "__main__":

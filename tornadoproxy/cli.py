@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tornadoproxy import banner
 from tornadoproxy.configuration import Configuration, configure
@@ -16,7 +18,7 @@ from tornadoproxy.settings import LOG_LEVEL, PORT
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from tornadoproxy.plugin_finder import PluginInfo
 
@@ -30,11 +32,18 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         return _run(Configuration(arguments, environment))
     except ConfigurationError as error:
-        for fault in error.faults:
-            _print(f"tornadoproxy: {' '.join(fault.splitlines())}", sys.stderr)
-        return 2
+        return _refuse(error)
     except KeyboardInterrupt:
         return 130
+
+
+def _refuse(error: ConfigurationError) -> int:
+    """Tell of the faults, a line each, and return the exit status."""
+    # the status says the same to those who cannot be told
+    with contextlib.suppress(OSError):
+        for fault in error.faults:
+            _write(f"tornadoproxy: {' '.join(fault.splitlines())}", sys.stderr)
+    return 2
 
 
 def _run(configuration: Configuration) -> int:
@@ -80,14 +89,21 @@ def _serve(configuration: Configuration) -> int:
             for line in banner.banner(settings, port, (*facts, loop), credential):
                 writer.write(line.encode())
 
-        return runner.run(
-            runner.serve(
-                settings,
-                plugins,
-                read_again=lambda: configuration.settings(plugins),
-                announce=announce,
-            )
+        serving = runner.serve(
+            settings,
+            plugins,
+            read_again=lambda: configuration.settings(plugins),
+            announce=announce,
         )
+        return runner.run(_ended(serving))
+
+
+async def _ended(serving: Coroutine[Any, Any, int]) -> int:  # Any: what it yields is the loop's
+    """What `serving` returns. Faults are told at once: a plugin may hold up the loop's end."""
+    try:
+        return await serving
+    except ConfigurationError as error:
+        return _refuse(error)
 
 
 def _demo(configuration: Configuration) -> int:
@@ -97,7 +113,7 @@ def _demo(configuration: Configuration) -> int:
 
     plugins, settings = configuration.load()
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
-        return runner.run(serve_demo(configuration, plugins, settings, writer))
+        return runner.run(_ended(serve_demo(configuration, plugins, settings, writer)))
 
 
 def _check(configuration: Configuration) -> int:
@@ -147,5 +163,15 @@ def _table(infos: Sequence[PluginInfo]) -> list[str]:
     ]
 
 
-def _print(line: str, stream: TextIO | None = None) -> None:
-    (stream or sys.stdout).write(line + "\n")
+def _print(line: str) -> None:
+    try:
+        _write(line, sys.stdout)
+    except OSError as error:
+        raise ConfigurationError(f"standard output takes nothing: {error.strerror}") from None
+
+
+def _write(line: str, stream: TextIO) -> None:
+    # not through its buffer: Python would try again at the end, with a traceback
+    data = f"{line}\n".encode(stream.encoding, "backslashreplace")
+    while data:
+        data = data[os.write(stream.fileno(), data) :]

@@ -22,6 +22,7 @@ from dotenv.parser import Binding, parse_stream
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_LARGEST = 64 * 1024  # bytes
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -56,7 +57,12 @@ def read(path: Path, *, required: bool) -> EnvFile:
         # a pipe cannot be read again on SIGHUP, and would be waited for
         if not (path.is_file() or path == Path(os.devnull)) and path.exists():
             return EnvFile(path, {}, (f"{path} is not a regular file: mend or remove it",))
-        content = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            # some log or archive: it would be told of line by line
+            return EnvFile(path, {}, (f"{path} is larger than 64 kB: mend or remove it",))
+        content = data.decode("utf-8-sig")
     except FileNotFoundError:
         # a link to nowhere was meant to lead to settings
         if required or path.is_symlink():

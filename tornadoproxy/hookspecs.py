@@ -61,7 +61,7 @@ def startup() -> Awaitable[None] | None:
     """Open resources and start background tasks.
 
     Runs once, in the event loop, after every `configure` and before the socket opens. Sync or
-    async. An exception ends the start.
+    async, at most thirty seconds. An exception ends the start, and so does a deadline missed.
     """
 
 

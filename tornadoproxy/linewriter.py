@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import stat
 import threading
 from queue import SimpleQueue
@@ -111,6 +112,8 @@ class LineWriter:
             self._thread = thread
 
     def _run(self) -> None:
+        # signals are the main thread's, which may have blocked them
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not (self._closing.is_set() and self._waiting.empty()):
             self._write_out(self._take())
         os.close(self._fd)

@@ -68,7 +68,7 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-        except (TypeError, ValueError, KeyError) as error:
+        except Exception as error:
             # logging would print the record's arguments, and wait for standard error
             text = f"a record of {record.name} does not fit its format: {type(error).__name__}"
         for line in text.splitlines():

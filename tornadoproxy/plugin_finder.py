@@ -115,8 +115,10 @@ class FoundPlugins:
             self.settings += self._declared_by(point.name)
         except _RefusedError as refused:
             reason = str(refused)
+        except KeyboardInterrupt:
+            raise
         # SystemExit: somebody named a script
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             reason = f"loading it failed: {type(error).__name__}: {_one_line(error)}"
         else:
             self._active.append(_info(point, "active", hooks=hooks))
@@ -185,7 +187,10 @@ class FoundPlugins:
         declared: list[Setting[Any]] = []
         for name, declare in self.calls("declare_settings"):
             if name == plugin:
-                declared += declare()
+                answer = declare()
+                if inspect.iscoroutine(answer):
+                    answer.close()  # lest Python warn of it
+                declared += answer
         taken = {setting.name for setting in (*CORE_SETTINGS, *self.settings)}
         for setting in declared:
             if not isinstance(setting, Setting):

@@ -10,6 +10,10 @@ While all answer synchronously there is neither a coroutine nor a clock.
 
 *Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
 
+A plugin fails by whatever it raises. `SystemExit` is meant for a program of its own and must not
+end this one, nor may a `KeyboardInterrupt`: while the loop runs, the real one is a signal that it
+takes.
+
 What a plugin raises may hold a credential in its text (``KeyError: 'sk-…'``). So what is told of
 an exception is its type and where it was raised, never its text. Only a plugin that cannot be
 loaded is quoted: it has not been shown anything yet.
@@ -36,13 +40,14 @@ from tornadoproxy.plugin_finder import FoundPlugins, PluginCall, PluginInfo, fin
 from tornadoproxy.settings import PLUGIN_TIMEOUT, Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Collection, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
     from importlib.metadata import EntryPoint
     from typing import TypeGuard
 
     from tornadoproxy.exchange import IncomingRequest, RequestRecord
     from tornadoproxy.settings import Settings
 
+STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
 
 _logger = logging.getLogger(__name__)
@@ -123,11 +128,8 @@ class Plugins:
         :raises ConfigurationError: one failed; those that were started have been shut down.
         """
         for plugin, start in self._starters:
-            try:
-                answer = start()
-                if inspect.isawaitable(answer):
-                    await answer
-            except Exception as error:
+            error = await _failure(start, STARTUP_TIMEOUT)
+            if error is not None:
                 await self.shutdown()
                 raise ConfigurationError(*_faults(plugin, "startup", error)) from None
             self._unstarted.discard(plugin)
@@ -138,13 +140,7 @@ class Plugins:
             plugin, stop = self._stoppers.pop()
             if plugin in self._unstarted:
                 continue
-            error: BaseException | None = None
-            try:
-                answer = stop()
-                if inspect.isawaitable(answer):
-                    _, error = await _outcome(answer, SHUTDOWN_TIMEOUT)
-            except Exception as raised:
-                error = raised
+            error = await _failure(stop, SHUTDOWN_TIMEOUT)
             if error is not None:
                 _log_failure("plugin %r failed in shutdown: %s", plugin, error)
 
@@ -162,8 +158,7 @@ class Plugins:
         for plugin, tell in self._observers:
             try:
                 answer = tell(record)
-            # nobody cancels a sync call: that error is the plugin's own
-            except (Exception, asyncio.CancelledError) as error:
+            except BaseException as error:
                 self._count_failure(plugin, error)
             else:
                 if answer is not None and inspect.isawaitable(answer):
@@ -176,8 +171,7 @@ class Plugins:
         for plugin, ask in remaining:
             try:
                 answer = ask(request)
-            # nobody cancels a sync call: that error is the plugin's own
-            except (Exception, asyncio.CancelledError) as error:
+            except BaseException as error:
                 refusal = self._refusal(plugin, error)
             else:
                 if answer is None:
@@ -230,7 +224,7 @@ class Plugins:
         for plugin, configure in self._configurers:
             try:
                 line = configure(settings)
-            except Exception as error:
+            except BaseException as error:
                 faults += _faults(plugin, "configure", error)
                 continue
             if isinstance(line, str) and len(line.splitlines()) == 1:
@@ -276,32 +270,39 @@ def _nonsense(answer: object) -> _OurOwnError:
     return _OurOwnError(f"its {kind} is neither None nor an Identity with a principal")
 
 
+async def _failure(function: Callable[[], object], seconds: float) -> BaseException | None:
+    """What calling `function` ended with, and waiting for what it answers; ``None`` is well."""
+    try:
+        answer = function()
+    except BaseException as error:
+        return error
+    if not inspect.isawaitable(answer):
+        return None
+    _, failure = await _outcome(answer, seconds)
+    return failure
+
+
 async def _outcome(
     waiting: Awaitable[object], seconds: float
 ) -> tuple[object, BaseException | None]:
     """The result of `waiting`, or the exception that it ended with.
 
-    It is a task of its own, so that one that swallows its cancellation is left behind, and one
-    that is cancelled by itself is told from a caller that is.
+    It is a task of its own, so that one that swallows its cancellation is left behind.
     """
-    task = asyncio.ensure_future(waiting)
-    task.add_done_callback(_retrieve)
+    task = asyncio.ensure_future(_ended(waiting))
     try:
         done, _ = await asyncio.wait((task,), timeout=seconds)
     finally:
         task.cancel()  # which does nothing to one that is done
-    if not done:
-        return None, _OurOwnError(f"no answer in {seconds:.3g} s")
-    if task.cancelled():
-        return None, asyncio.CancelledError()
-    error = task.exception()
-    return (None, error) if error is not None else (task.result(), None)
+    return task.result() if done else (None, _OurOwnError(f"no answer in {seconds:.3g} s"))
 
 
-def _retrieve(task: asyncio.Future[object]) -> None:
-    """Look at the exception of a task that may have been left behind, lest asyncio log its text."""
-    if not task.cancelled():
-        task.exception()
+async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | None]:
+    """`_outcome` in its task, which never raises: asyncio would log the text of what it raised."""
+    try:
+        return await waiting, None
+    except BaseException as error:
+        return None, error
 
 
 def _discard(answer: object) -> None:
@@ -310,10 +311,12 @@ def _discard(answer: object) -> None:
         answer.close()
 
 
-def _faults(plugin: str, hook: str, error: Exception) -> tuple[str, ...]:
+def _faults(plugin: str, hook: str, error: BaseException) -> tuple[str, ...]:
     """What a plugin that raised `error` while the proxy starts is reported with."""
     if isinstance(error, ConfigurationError) and error.faults:
         return error.faults
+    if isinstance(error, _OurOwnError):
+        return (f"plugin {plugin!r} failed in {hook}: {error}",)
     *_, last = traceback.extract_tb(error.__traceback__)
     return (
         f"plugin {plugin!r} failed in {hook}: {type(error).__name__} "

@@ -29,22 +29,30 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_STOP = (signal.SIGTERM, signal.SIGINT)
 _LAST_RECORDS = 1.0  # seconds after the second signal, for what was cut to be recorded
-_LAST_MOMENT = 3.0  # seconds for the event loop to close
+_LAST_MOMENT = 3.0  # seconds for the event loop and the process to end
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields is the loop's
     """Run `main` in uvloop, if that is installed, else in asyncio's own loop.
 
+    It is the last that a process does: that ends soon after `main` has, by itself or not.
+
     :return: what it returns: the exit status.
     """
+    status = 1
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        status = runner.run(main)
-        # whatever does not let itself be cancelled, or blocks a thread, must not hold up the end
-        watchdog = threading.Timer(_LAST_MOMENT, os._exit, (status,))
-        watchdog.daemon = True
-        watchdog.start()
-    watchdog.cancel()
+        try:
+            status = runner.run(main)
+        finally:
+            # one more would end the process by itself, once the loop does not take it any more
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP, signal.SIGHUP))
+            # whatever does not let itself be cancelled, or blocks a thread, must not hold up the
+            # end, nor may a thread that the interpreter waits for
+            watchdog = threading.Timer(_LAST_MOMENT, lambda: os._exit(status))
+            watchdog.daemon = True
+            watchdog.start()
     return status
 
 
@@ -75,14 +83,19 @@ async def serve(
     def stop() -> None:
         (second if first.is_set() else first).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP:
         loop.add_signal_handler(number, stop)
     server = Server(settings, plugins)
+    # a reload that comes too early waits for the start; by default it would end the process
+    early_reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, early_reload.set)
 
     async def live() -> None:
         await server.start()
         loop.add_signal_handler(signal.SIGHUP, _reload, server, settings, read_again)
         announce(server.port)
+        if early_reload.is_set():
+            _reload(server, settings, read_again)
         # what is there now stays: the collector need not look at it again
         gc.collect()
         gc.freeze()

@@ -60,7 +60,8 @@ class Sources:
                 continue
             try:
                 values[setting] = _parsed(setting, given)
-            except ValueError as error:
+            # a plugin's parser may fail in any way
+            except Exception as error:
                 faults.append(f"{given.variable} {_complaint(setting, given, error)}{given.place}")
             variables[setting] = given.variable
         if faults:
@@ -111,7 +112,9 @@ def _parsed(setting: Setting[Any], given: _Given) -> object:
     return setting.parse(given.text)
 
 
-def _complaint(setting: Setting[Any], given: _Given, error: ValueError) -> str:
+def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
+    if not isinstance(error, ValueError):
+        return f"has a value that its parser fails at ({type(error).__name__}): see --help"
     complaint = str(error)
     # a plugin's parser may be a bare int, whose errors repeat the text
     if setting.secret and given.text and given.text in complaint:

@@ -1,0 +1,193 @@
+"""The real program in a process of its own, and plugins installed for it.
+
+::
+
+    async with running(tmp_path, upstream, DRAIN_TIMEOUT="60") as program:
+        client = await program.connect()
+        ...
+        program.send_signal(signal.SIGTERM)
+        assert await program.ended() == 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from typing import IO, TYPE_CHECKING
+
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, RawConnection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from tornadoproxy.testing import RawResponse, ScriptedServer
+
+PATIENCE = 15.0  # seconds; a limit for what would otherwise hang, never an expectation
+
+Stream = int | IO[bytes]
+
+
+class Lines:
+    """The lines that come out of a pipe, read as they come."""
+
+    def __init__(self, pipe: asyncio.StreamReader | None) -> None:
+        self.all: list[str] = []
+        self._pipe = pipe
+        self._more = asyncio.Condition()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        if self._pipe is None:
+            return
+        async for line in self._pipe:
+            async with self._more:
+                self.all.append(line.decode().rstrip("\n"))
+                self._more.notify_all()
+
+    async def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """The `count`-th line that `pattern` is found in, waited for."""
+
+        def found() -> list[re.Match[str]]:
+            return [match for line in self.all if (match := re.search(pattern, line))]
+
+        async with self._more:
+            await self._more.wait_for(lambda: len(found()) >= count)
+        return found()[count - 1]
+
+    async def end(self) -> None:
+        """Wait until the pipe has been read to its end."""
+        await self._reading
+
+
+class Program:
+    """A running ``python -m tornadoproxy``.
+
+    :ivar errors: what it has written to standard error, if that is a pipe.
+    :ivar output: what it has written to standard output, if that is a pipe: the access log.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.errors = Lines(process.stderr)
+        self.output = Lines(process.stdout)
+
+    async def port(self) -> int:
+        """The port, once it serves."""
+        port = int((await self.errors.wait_for(r"^  address +https?://\S+:(\d+)$"))[1])
+        await self.errors.wait_for(r"^  curl ")
+        return port
+
+    async def connect(self) -> RawConnection:
+        return await RawConnection.open(await self.port())
+
+    async def ask(self, request: bytes) -> RawResponse:
+        """Its answer to one request on a connection of its own."""
+        connection = await self.connect()
+        try:
+            await connection.send(request)
+            return await connection.response()
+        finally:
+            await connection.close()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self, patience: float = PATIENCE) -> int:
+        """The exit status, waited for; all that it wrote has been read."""
+        async with asyncio.timeout(patience):
+            status = await self.process.wait()
+            await self.errors.end()
+            await self.output.end()
+        return status
+
+
+async def start(
+    directory: Path,
+    upstream: ScriptedServer,
+    *arguments: str,
+    stdout: Stream = asyncio.subprocess.PIPE,
+    stderr: Stream = asyncio.subprocess.PIPE,
+    wrapper: Sequence[str] = (),
+    **variables: str | None,
+) -> Program:
+    """Start the program in `directory`; see `running`."""
+    coverage = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE")}
+    environment = {
+        "PATH": os.defpath,
+        "PYTHONPATH": os.pathsep.join([str(directory / "site"), *filter(None, sys.path)]),
+        "PORT": "0",
+        "AUTH_TOKEN": TEST_TOKEN,
+        "UPSTREAM_BASE_URL": upstream.url,
+        "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
+        "ACCESS_LOG_FORMAT": "json",
+        **coverage,
+        **variables,
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(*wrapper, sys.executable, "-m", "tornadoproxy", *arguments),
+        cwd=directory,
+        env={name: text for name, text in environment.items() if text is not None},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        limit=1 << 20,  # of a line
+    )
+    return Program(process)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    directory: Path,
+    upstream: ScriptedServer,
+    *arguments: str,
+    stdout: Stream = asyncio.subprocess.PIPE,
+    stderr: Stream = asyncio.subprocess.PIPE,
+    wrapper: Sequence[str] = (),
+    **variables: str | None,
+) -> AsyncIterator[Program]:
+    """Run the program in front of `upstream`, with the tests' token and key; end it afterwards.
+
+    :param directory: where it runs. Modules and packages in its ``site`` can be imported.
+    :param wrapper: the command that starts the program, in place of the system.
+    :param variables: its environment; ``None`` takes a variable away.
+    """
+    program = await start(
+        directory,
+        upstream,
+        *arguments,
+        stdout=stdout,
+        stderr=stderr,
+        wrapper=wrapper,
+        **variables,
+    )
+    try:
+        yield program
+    finally:
+        await _end(program)
+
+
+async def _end(program: Program) -> None:
+    # twice, so that it does not wait for what the test has left open
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ProcessLookupError):
+            program.send_signal(number)
+    try:
+        await program.ended()
+    except TimeoutError:
+        program.process.kill()
+        await program.ended()
+        raise
+
+
+def install(directory: Path, name: str, source: str) -> None:
+    """Install a package with one plugin for a program that runs in `directory`."""
+    info = directory / "site" / f"{name}-1.5.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+    (info / "entry_points.txt").write_text(f"[tornadoproxy]\n{name} = {name}\n")
+    (directory / "site" / f"{name}.py").write_text(source)
