@@ -127,7 +127,7 @@ def dependencies(tmp_path: Path) -> Path:
     """A directory with what tornadoproxy needs, and without tornadoproxy."""
     directory = tmp_path / "dependencies"
     directory.mkdir()
-    for module in ("aiohappyeyeballs", "dotenv", "httptools", "pluggy", "tornado"):
+    for module in ("aiohappyeyeballs", "dotenv", "httptools", "msgspec", "pluggy", "tornado"):
         found = importlib.util.find_spec(module)
         assert found is not None
         assert found.origin is not None

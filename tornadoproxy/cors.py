@@ -17,9 +17,8 @@ sent. With it:
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tornado.routing import Matcher
 from tornado.web import OutputTransform
 
 from tornadoproxy.handlers import METHODS, BaseHandler
@@ -35,16 +34,13 @@ MAX_AGE = 7200
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
-class PreflightOf(Matcher):
-    """Matches the preflights of pages that may use the proxy."""
-
-    def __init__(self, origins: Collection[str]) -> None:
-        self._origins = origins
-
-    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:  # Any: Tornado's
-        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
-            return None
-        return {} if request.headers.get("Origin") in self._origins else None
+def is_preflight(request: HTTPServerRequest, origins: Collection[str]) -> bool:
+    """Whether a page of one of `origins` asks, through its browser, whether it may ask."""
+    return (
+        request.method == "OPTIONS"
+        and "Access-Control-Request-Method" in request.headers
+        and request.headers.get("Origin") in origins
+    )
 
 
 class PreflightHandler(BaseHandler):

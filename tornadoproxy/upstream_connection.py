@@ -20,7 +20,7 @@ import asyncio
 import select
 import socket
 import ssl
-import struct
+import sys
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import httptools
@@ -178,6 +178,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = False
         self.on_idle_closed: Callable[[UpstreamConnection], None] | None = None
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until made
+        self._socket: socket.socket | None = None
+        self._arrival = select.poll()
         self._user: ConnectionUser | None = None
         self._answer: _Answer | None = None
         self._eof = False
@@ -202,11 +204,7 @@ class UpstreamConnection(asyncio.Protocol):
         The kernel knows what the event loop tells only with its next turn. Bytes that wait now
         would be taken for the beginning of the next answer.
         """
-        if self._transport.is_closing():
-            return False
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        return not poll.poll(0)
+        return not (self._transport.is_closing() or self._arrival.poll(0))
 
     def send(self, data: bytes) -> None:
         """Send, or queue to be sent. See `writing_paused`."""
@@ -239,6 +237,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._socket = transport.get_extra_info("socket")
+        self._arrival.register(self._socket, select.POLLIN)
 
     def pause_writing(self) -> None:
         self.writing_paused = True
@@ -323,12 +323,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _bytes_acknowledged(self) -> int:
         """The bytes that the peer's kernel has acknowledged so far; 0 where it is not known."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or not hasattr(socket, "TCP_INFO"):
+        if self._socket is None or not hasattr(socket, "TCP_INFO"):
             return 0
         try:
             # struct tcp_info of linux/tcp.h: tcpi_bytes_acked is the u64 at offset 120
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
         except OSError:
             return 0
-        return cast("int", struct.unpack_from("Q", info, 120)[0]) if len(info) >= 128 else 0
+        return int.from_bytes(info[120:128], sys.byteorder)

@@ -11,7 +11,6 @@ cumulative: the last figure counts, and nothing is summed).
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dataclasses import fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tornadoproxy import fast_json
 from tornadoproxy.exchange import Usage
 from tornadoproxy.headers import is_event_stream, is_json
 
@@ -133,7 +133,7 @@ class UsageReader:
 
     def _learn(self, document: bytes | bytearray) -> None:
         try:
-            data = json.loads(document)
+            data = fast_json.loads(document)
         except (ValueError, RecursionError):
             return
         if not isinstance(data, dict):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn, TypeAlias
 
+from tornadoproxy import fast_json
 from tornadoproxy.errors import InvalidRequest
 
 Json: TypeAlias = dict[str, Any]
@@ -52,13 +54,13 @@ def loads(document: str) -> object:
     if _is_over(document, MAX_VALUES):
         raise ValueError(f"it holds more than {MAX_VALUES} values")
     try:
-        value: object = _DECODER.decode(document)
+        value: object = fast_json.loads_text(document, _DECODER)
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise ValueError(reason) from None
-    except ValueError as error:  # a constant, or a number of too many digits
+    except ValueError as error:  # a constant, or a number that is too large
         raise ValueError(str(error).partition(";")[0]) from None
     _check_depth(value)
     return value
@@ -67,14 +69,12 @@ def loads(document: str) -> object:
 def dump(document: Mapping[str, Any]) -> bytes:
     """`document` as JSON in UTF-8.
 
-    :raises InvalidRequest: it holds a number that JSON cannot express, or half of a character.
+    :raises InvalidRequest: it holds half of a character.
     """
     try:
-        return _ENCODER.encode(document).encode()
+        return fast_json.dump(document)
     except UnicodeEncodeError:
         raise InvalidRequest("The request holds half of a surrogate pair.") from None
-    except ValueError:
-        raise InvalidRequest("The request holds a number that is too large for JSON.") from None
 
 
 def text(value: object, param: str) -> str:
@@ -177,5 +177,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

@@ -12,6 +12,7 @@ import time
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
+from tornadoproxy import fast_json
 from tornadoproxy.chat_completions import thinking
 from tornadoproxy.errors import UpstreamProtocolError
 
@@ -116,7 +117,7 @@ def string(value: object) -> str:
 def encode(document: Json) -> bytes:
     """JSON in UTF-8; half a character, which JSON can express and UTF-8 cannot, stays escaped."""
     try:
-        return _ENCODER.encode(document).encode()
+        return fast_json.dump(document)
     except UnicodeEncodeError:
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -135,7 +136,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 def _message(body: bytes) -> Json:
     try:
-        message = json.loads(body)
+        message = fast_json.loads(body)
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):

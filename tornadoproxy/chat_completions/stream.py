@@ -21,10 +21,10 @@ https://platform.openai.com/docs/api-reference/chat-streaming
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING
 
+from tornadoproxy import fast_json
 from tornadoproxy.chat_completions import errors, response, thinking
 from tornadoproxy.chat_completions.response import encode, encode_string, string
 from tornadoproxy.errors import UpstreamProtocolError
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from tornadoproxy.chat_completions.reading import Json
 
 DONE = b"data: [DONE]\n\n"
-
-_DECODER = json.JSONDecoder()
 
 
 class StreamTranslator:
@@ -86,7 +84,7 @@ class StreamTranslator:
 
     def _event(self, data: bytes) -> bytes:
         try:
-            event = _DECODER.decode(data.decode())
+            event = fast_json.loads(data)
         except (ValueError, RecursionError):
             raise UpstreamProtocolError("The upstream sent an event that is not JSON.") from None
         kind = event.get("type") if isinstance(event, dict) else None
