@@ -34,8 +34,6 @@ from tornadoproxy.upstream_handler import UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
-    from tornado.httputil import HTTPHeaders
-
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
 
@@ -68,6 +66,10 @@ _CLIENTS_OWN = frozenset(
         "Transfer-Encoding",
     }
 )
+
+_NOT_FOR_SAMPLES = _CLIENTS_OWN | {"Anthropic-Version"}
+
+_READ = frozenset({"content-encoding", "content-type", "request-id"})
 
 _KEPT = re.compile(
     r"(anthropic-ratelimit-.*|anthropic-organization-id|retry-after|retry-after-ms|x-should-retry)",
@@ -121,13 +123,22 @@ class ChatHandler(UpstreamHandler):
             document, options=options, capabilities=able
         )
         self._translation = translation
-        self.send("/v1/messages", self._headers_for(translation), translation.body)
+        self.send(
+            "/v1/messages",
+            translation.body,
+            version=SAMPLING_VERSION if translation.samples else None,
+            drop=_NOT_FOR_SAMPLES if translation.samples else _CLIENTS_OWN,
+            add=[
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(translation.body))),
+            ],
+        )
         await self._over
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         assert self._translation is not None
         self.answer_began()
-        headers = headers_of(head.fields)
+        headers = headers_of(field for field in head.fields if field[0].lower() in _READ)
         self._answer_status = head.status
         self._kept = [(name, value) for name, value in head.fields if _is_kept(name)]
         self.request_id = headers.get("Request-Id", self.request_id)
@@ -189,16 +200,6 @@ class ChatHandler(UpstreamHandler):
         except (TimeoutError, UpstreamError):
             return None
         return Capabilities.of_model(models[model]) if model in models else None
-
-    def _headers_for(self, translation: Translation) -> HTTPHeaders:
-        headers = headers_of(
-            field for field in self.request.headers.get_all() if field[0] not in _CLIENTS_OWN
-        )
-        if translation.samples:
-            headers["Anthropic-Version"] = SAMPLING_VERSION
-        headers["Content-Type"] = "application/json"
-        headers["Content-Length"] = str(len(translation.body))
-        return headers
 
     def _start_stream(self, translation: Translation) -> None:
         self._stream = StreamTranslator(
@@ -268,7 +269,7 @@ class ModelsHandler(ExchangeHandler):
         self.set_header(self.dialect.request_id_header, self.request_id)
         wanted = unquote(self.request.path.partition("/models")[2][1:])
         shown = _one(listed["data"], wanted) if wanted else listed
-        await self.finish(json.dumps(shown, ensure_ascii=False).encode())
+        await self.finish(json.dumps(shown).encode())
 
 
 def _one(models: list[dict[str, object]], wanted: str) -> dict[str, object]:

@@ -94,6 +94,8 @@ def request_head(
     instance: str,
     credential: tuple[str, str] | None,
     default_version: str,
+    drop: frozenset[str] = frozenset(),
+    add: Iterable[tuple[str, str]] = (),
 ) -> bytes:
     """The head of the request that goes upstream, as bytes, its final blank line included.
 
@@ -103,13 +105,16 @@ def request_head(
     :param instance: this proxy's name in ``Via``.
     :param credential: the header that carries the upstream's key.
     :param default_version: the ``anthropic-version`` where the client names none.
+    :param drop: the names of what does not cross this time, in ``Http-Header-Case``.
+    :param add: what the request gets besides.
     """
-    ends_here = _REQUEST_ENDS_HERE
+    ends_here = _REQUEST_ENDS_HERE | drop if drop else _REQUEST_ENDS_HERE
     if "Connection" in headers:
         ends_here = ends_here | _named_by_connection(headers["Connection"])
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
     lines += [f"{name}: {value}" for name, value in headers.get_all() if name not in ends_here]
-    if "Transfer-Encoding" in headers:
+    lines += [f"{name}: {value}" for name, value in add]
+    if "Transfer-Encoding" in headers and "Transfer-Encoding" not in drop:
         lines.append("Transfer-Encoding: chunked")
     if "Anthropic-Version" not in headers or "Anthropic-Version" in ends_here:
         lines.append(f"Anthropic-Version: {default_version}")

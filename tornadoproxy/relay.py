@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornado.httputil import HTTPHeaders
-
 from tornadoproxy import results_url
 from tornadoproxy.errors import UpstreamClosed
 from tornadoproxy.forwarded import client_scheme
@@ -34,6 +32,9 @@ if TYPE_CHECKING:
 
 HELD_BODY = 1024 * 1024
 """The largest request body that is held until it is whole, in bytes."""
+
+
+_CODING = frozenset({"Accept-Encoding"})
 
 
 class RelayHandler(UpstreamHandler):
@@ -100,13 +101,14 @@ class RelayHandler(UpstreamHandler):
         self.answer_ended()
 
     def _send(self, body: bytes | None, *, chunked: bool = False) -> None:
-        headers = self.request.headers
+        target = self.request.uri or ""
         rewrites = self.gateway.settings[REWRITE_RESULTS_URL]
         if rewrites and self.request.path.startswith(results_url.PATH_PREFIX):
             self._rewriting = []
-            headers = HTTPHeaders(headers)
-            headers["Accept-Encoding"] = "identity"
-        self.send(self.request.uri or "", headers, body, chunked=chunked)
+            identity = [("Accept-Encoding", "identity")]
+            self.send(target, body, chunked=chunked, drop=_CODING, add=identity)
+        else:
+            self.send(target, body, chunked=chunked)
 
     def _pass_on_rewritten(self, body: bytes) -> None:
         scheme = client_scheme(

@@ -101,6 +101,8 @@ class EventReader:
         return [data for data in map(_data, events) if data]
 
     def _with_plain_newlines(self, piece: bytes) -> bytes:
+        if not piece:
+            return piece  # the line feed that belongs to a carriage return may come next
         if self._after_cr and piece.startswith(b"\n"):
             piece = piece[1:]
         self._after_cr = piece.endswith(b"\r")

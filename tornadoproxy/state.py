@@ -10,6 +10,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.admission import Admission
 from tornadoproxy.chat_completions import Options
+from tornadoproxy.connector import Origin
 from tornadoproxy.headers import credential_header, via
 from tornadoproxy.model_list import ModelList
 from tornadoproxy.settings import (
@@ -63,12 +64,15 @@ class Gateway:
     credential: tuple[str, str] | None = field(init=False, repr=False)
     models: ModelList = field(init=False, repr=False)
     chat_options: Options = field(init=False)
+    origin: Origin = field(init=False)
     allowed_hosts: frozenset[str] = field(init=False)
     allowed_origins: frozenset[str] = field(init=False)
     admission: Admission = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._take_key()
+        base = self.settings[UPSTREAM_BASE_URL]
+        self.origin = Origin(base.scheme, base.host, base.port)
         self.models = ModelList(self._get)
         self.chat_options = Options(
             default_max_tokens=self.settings[CHAT_DEFAULT_MAX_TOKENS],

@@ -30,7 +30,7 @@ def check_target(target: str) -> None:
 
 
 def _check_segments(path: str) -> None:
-    plain = path.lower().replace("%2e", ".")
+    plain = path.lower().replace("%2e", ".").replace("%3b", ";")
     if "%2f" in plain or "%5c" in plain:
         raise InvalidRequest("The request path has an encoded slash or backslash.")
     # some servers cut a segment's parameters off before they resolve it: "..;x" is ".." to them

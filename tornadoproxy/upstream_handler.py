@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy.connector import Origin
 from tornadoproxy.errors import BodyTooLarge, LoopDetected
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
@@ -31,7 +30,7 @@ from tornadoproxy.sse import EventBoundary
 from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
 
     from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
@@ -142,13 +141,22 @@ class UpstreamHandler(ExchangeHandler):
         return body
 
     def send(
-        self, target: str, headers: HTTPHeaders, body: bytes | None, *, chunked: bool = False
+        self,
+        target: str,
+        body: bytes | None,
+        *,
+        chunked: bool = False,
+        version: str | None = None,
+        drop: frozenset[str] = frozenset(),
+        add: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Start the call.
 
         :param target: the request target, below the upstream's path prefix.
-        :param headers: those to pass on, as far as they cross.
         :param body: all of it; ``None`` if it is to be streamed.
+        :param version: the ``anthropic-version`` where the client names none.
+        :param drop: the names of the client's headers that do not cross this time.
+        :param add: headers besides the client's.
         """
         gateway = self.gateway
         base = gateway.settings[UPSTREAM_BASE_URL]
@@ -156,19 +164,17 @@ class UpstreamHandler(ExchangeHandler):
         head = request_head(
             method,
             base.prefix + target,
-            headers,
+            self.request.headers,
             authority=base.authority,
             instance=gateway.instance,
             credential=gateway.credential,
-            default_version=gateway.settings[DEFAULT_ANTHROPIC_VERSION],
+            default_version=version or gateway.settings[DEFAULT_ANTHROPIC_VERSION],
+            drop=drop,
+            add=add,
         )
         self.exchange.upstream_started_at = time.monotonic()
         request = UpstreamRequest(
-            origin=Origin(base.scheme, base.host, base.port),
-            method=method,
-            head=head,
-            body=body,
-            chunked=chunked,
+            origin=gateway.origin, method=method, head=head, body=body, chunked=chunked
         )
         self._call = gateway.upstream.send(request, self)
 
