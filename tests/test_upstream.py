@@ -718,6 +718,7 @@ async def test_fetch_raises_an_upstream_error_if_there_is_no_answer(
 async def test_no_more_than_a_few_hundred_connections_are_kept(
     client: UpstreamClient, upstream: ScriptedUpstream
 ) -> None:
+    client.first_byte_timeout = 10  # the first has to wait until the last is there
     count = MAX_IDLE_CONNECTIONS + 3
     gate = asyncio.Event()
 

@@ -133,7 +133,6 @@ class ChatHandler(UpstreamHandler):
                 ("Content-Length", str(len(translation.body))),
             ],
         )
-        await self._over
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         assert self._translation is not None

@@ -427,7 +427,10 @@ class ClientConnection(asyncio.Protocol):
         start_line = RequestStartLine(head.method, head.target, head.version)
         prepared = request.delegate.headers_received(start_line, head.headers)
         assert isinstance(prepared, asyncio.Future), "handlers take bodies as they come"
-        prepared.add_done_callback(lambda _: self._begin_body(request))
+        if prepared.done():
+            self._begin_body(request)
+        else:
+            prepared.add_done_callback(lambda _: self._begin_body(request))
         return True
 
     def _begin_body(self, request: RequestConnection) -> None:

@@ -244,7 +244,7 @@ class ExchangeHandler(BaseHandler):
         raise NotImplementedError
 
     async def serve(self) -> None:
-        """The request's body is whole; return when the answer is."""
+        """The request's body is whole; see to the answer."""
 
     def write(self, chunk: str | bytes | dict[str, object]) -> None:
         if self.request.method != "HEAD":

@@ -62,7 +62,6 @@ class RelayHandler(UpstreamHandler):
             self._send(self.take_held())
         elif self._call is not None:
             await self._call.end_body()
-        await self._over
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         self.answer_began()

@@ -26,7 +26,7 @@ _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
 _FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # in lines that are known to be well-formed
 _FIRST_LINE = re.compile(_REQUEST_LINE)
 _BLANK_LINES = re.compile(rb"(?:\r\n)*")
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_BARE_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 # RFC 9110 §7.2, but for a comma; Tornado makes a number of the port, and cannot of any length
@@ -84,7 +84,11 @@ def end_of_head(data: bytes | bytearray, searched: int) -> int:
 
     :param searched: how much of `data` is known to have no end.
     """
-    found = _END_OF_HEAD.search(data, max(0, searched - 3))
+    start = max(0, searched - 3)
+    end = data.find(b"\r\n\r\n", start)
+    if end >= 0:
+        return end + 4  # if a bare line feed stands before it, that is refused all the same
+    found = _BARE_END_OF_HEAD.search(data, start)
     return 0 if found is None else found.end()
 
 

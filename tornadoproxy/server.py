@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tornado.netutil import bind_sockets
 
-from tornadoproxy.app import make_app
+from tornadoproxy.app import GatewayApplication
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.exchange import Outcome
 from tornadoproxy.listener import Listener
@@ -91,7 +91,7 @@ class Server:
         self.port = sockets[0].getsockname()[1]
         self._listener = Listener(
             self._gateway,
-            make_app(self._gateway),
+            GatewayApplication(self._gateway),
             sockets,
             tls=tls,
             max_connections=self._settings[MAX_CONNECTIONS] or max_connections,

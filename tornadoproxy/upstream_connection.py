@@ -35,17 +35,15 @@ MAX_HEAD = 128 * 1024
 
 
 class ResponseHead(NamedTuple):
-    """An answer's status and header fields, in the order and the case of the wire."""
+    """An answer's status and header fields, in the order and the case of the wire.
+
+    :param ends_with_connection: the end of file ends the body (RFC 9112 §6.3, the last rule).
+    """
 
     status: int
     reason: str
     fields: list[tuple[str, str]]
-
-    @property
-    def ends_with_connection(self) -> bool:
-        """Whether the end of file ends the body (RFC 9112 §6.3, the last rule)."""
-        names = {name.lower() for name, _ in self.fields}
-        return not names & {"content-length", "transfer-encoding"}
+    ends_with_connection: bool
 
 
 class ConnectionUser(Protocol):
@@ -149,13 +147,12 @@ class _Answer:
             self._reason = b""
             self._fields = []
             return
-        for name, value in self._fields:
-            if name.lower() == "transfer-encoding" and value.strip().lower() != "chunked":
-                raise ValueError("a transfer coding that nobody asked for")
-        self.head = ResponseHead(status, self._reason.decode("latin-1"), self._fields)
+        self.ends_with_connection = _ends_with_connection(self._fields)
+        self.head = ResponseHead(
+            status, self._reason.decode("latin-1"), self._fields, self.ends_with_connection
+        )
         self._fields = []
         self.has_head = True
-        self.ends_with_connection = self.head.ends_with_connection
         self.keep_alive = self._parser.should_keep_alive()
         self.complete = self._head_only
 
@@ -167,6 +164,21 @@ class _Answer:
 
     def on_message_complete(self) -> None:
         self.complete = self.has_head
+
+
+def _ends_with_connection(fields: list[tuple[str, str]]) -> bool:
+    """Whether nothing in a head tells where the body ends.
+
+    :raises ValueError: it has a transfer coding that nobody asked for.
+    """
+    told = False
+    for name, value in fields:
+        if len(name) in (14, 17):  # the two names' lengths: to look at all takes longer
+            name = name.lower()
+            if name == "transfer-encoding" and value.strip().lower() != "chunked":
+                raise ValueError("a transfer coding that nobody asked for")
+            told = told or name in ("content-length", "transfer-encoding")
+    return not told
 
 
 class UpstreamConnection(asyncio.Protocol):

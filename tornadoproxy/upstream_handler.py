@@ -60,7 +60,7 @@ class UpstreamHandler(ExchangeHandler):
         self._has_place = False
         self._usage: UsageReader | None = None
         self._boundary: EventBoundary | None = None
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._auto_finish = False  # the answer's end is its own, and not the end of `serve`
 
     # -- for the routes
 
@@ -312,5 +312,3 @@ class UpstreamHandler(ExchangeHandler):
             self._usage.finish()
             self.exchange.model = self._usage.model
             self.exchange.usage = self._usage.usage
-        if not self._over.done():
-            self._over.set_result(None)
