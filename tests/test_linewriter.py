@@ -99,6 +99,29 @@ def test_lines_arrive_in_order(pipe: Pipe) -> None:
     assert writer.dropped == 0
 
 
+def test_lines_can_be_made_by_the_writer(pipe: Pipe) -> None:
+    """One that cannot be made is dropped, and told of; the others arrive."""
+    made_in = []
+
+    def make() -> bytes:
+        made_in.append(threading.current_thread().name)
+        return b"made"
+
+    def fail() -> bytes:
+        raise RuntimeError("no line")
+
+    writer = LineWriter(pipe.write_end)
+    pipe.read_in_background()
+    for line in (b"first", make, fail, b"last"):
+        writer.write(line)
+    writer.close(timeout=30)
+    notice, *lines = pipe.lines()
+    assert told([notice]) == 1
+    assert lines == [b"first", b"made", b"last"]
+    assert made_in == ["linewriter"]
+    assert writer.dropped == 1
+
+
 def test_lines_of_several_threads_arrive_whole(pipe: Pipe) -> None:
     writer = LineWriter(pipe.write_end)
     pipe.read_in_background()

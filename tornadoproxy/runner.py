@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
+_SETTLED = 1.0  # seconds after the start, so as not to hold up the first answers
 _LAST_RECORDS = 1.0  # seconds after the second signal, for what was cut to be recorded
 _LAST_MOMENT = 3.0  # seconds for the event loop and the process to end
 
@@ -96,9 +97,7 @@ async def serve(
         announce(server.port)
         if early_reload.is_set():
             _reload(server, settings, read_again)
-        # what is there now stays: the collector need not look at it again
-        gc.collect()
-        gc.freeze()
+        loop.call_later(_SETTLED, _settle)
         await first.wait()
         _logger.info("stopping: no new connections, requests in flight may finish")
         await server.drain()
@@ -114,6 +113,13 @@ async def serve(
     server.abort()
     await asyncio.wait((life,), timeout=_LAST_RECORDS)
     return 1
+
+
+def _settle() -> None:
+    """What is there now stays: the garbage collector, off until now, need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _reload(server: Server, started: Settings, read_again: Callable[[], Settings]) -> None:

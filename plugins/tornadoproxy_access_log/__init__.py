@@ -20,6 +20,7 @@ import os
 import re
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,7 +109,7 @@ class AccessLog:
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
         if self._writer is not None:
-            self._writer.write(self._form.line(record))
+            self._writer.write(partial(self._form.line, record))
 
     @hookimpl
     def shutdown(self) -> None:
