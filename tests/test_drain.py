@@ -560,3 +560,19 @@ async def test_sighup_reads_tokens_anew_and_drops_no_stream(
     ]
     for connection in (streaming, client):
         await connection.close()
+
+
+async def test_what_has_come_is_served_on_connections_not_yet_accepted(
+    proxy: Proxy, upstream: ScriptedUpstream, records: Records
+) -> None:
+    """To close a socket resets those who wait in its queue."""
+    request = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
+    clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(20)]
+    for client in clients:
+        client.sendall(request)
+    # nobody else has run since
+    await proxy.server.drain()
+    for client in clients:
+        with client, client.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 200 ")
+    assert len(records.all) == len(clients)

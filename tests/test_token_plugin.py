@@ -255,11 +255,20 @@ def test_new_settings_take_effect_for_the_next_request() -> None:
         plugin.authenticate(request(key(TOKEN)))
 
 
-def test_open_mode_ends_when_a_token_is_set_and_begins_when_it_is_taken_away() -> None:
+def test_open_mode_ends_when_a_token_is_set() -> None:
     plugin = configured(settings())
     plugin.configure(settings(secrets(TOKEN)))
     assert plugin.authenticate(request()) is None
-    plugin.configure(settings())
+
+
+def test_a_token_that_is_gone_opens_nothing_unless_that_is_said() -> None:
+    """A file that is being written may lack it when it is read again."""
+    plugin = configured(settings(secrets(TOKEN)))
+    with pytest.raises(ConfigurationError, match="AUTH_TOKEN is gone"):
+        plugin.configure(settings())
+    assert plugin.authenticate(request()) is None
+    assert plugin.authenticate(request(key(TOKEN))) == Identity("token")
+    plugin.configure(settings(allow_anonymous=True))
     assert plugin.authenticate(request()) == Identity("anonymous", anonymous=True)
 
 

@@ -32,6 +32,7 @@ BACK_OFF = 1.0
 
 _GRACE = 0.1  # seconds that a connection is idle before it makes room: a request may be under way
 _COMPLAINT_INTERVAL = 60.0  # seconds between two log lines about that
+_TURNS_TO_BE_READ = 5  # of the event loop: to be accepted, made, watched, found readable, and read
 _ACCEPTS_PER_TURN = 64  # of the event loop, which has others to serve
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -70,14 +71,21 @@ class Listener:
 
     # -- for the server
 
-    def stop(self) -> None:
-        """Take no more connections, and close those that wait for a request."""
+    async def stop(self) -> None:
+        """Take no more connections, and close those that wait for a request.
+
+        Requests that have come already are served, also on connections that still wait to be
+        accepted: to close the socket would reset those.
+        """
         self._stop_accepting()
         if self._resuming is not None:
             self._resuming.cancel()
         for sock in self._sockets:
+            self._accept(sock)
             sock.close()
         self._sockets.clear()
+        for _ in range(_TURNS_TO_BE_READ):
+            await asyncio.sleep(0)
         for connection in list(self._idle):
             connection.close_if_unused()
 

@@ -57,10 +57,12 @@ class Plugins:
     """The plugins of one proxy, in order. Made by `load`.
 
     :ivar failures: how often each plugin failed in `request_finished`, by its name.
+    :ivar refusals: how often each failed in `authenticate`, so that a request was refused.
     """
 
     def __init__(self, found: FoundPlugins) -> None:
         self.failures: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self._infos = found.described()
         self._declared = tuple(found.settings)
         self._settings: Settings | None = None
@@ -213,7 +215,13 @@ class Plugins:
         """What ends a request when `plugin` raised `error`: that, if it was meant to."""
         if isinstance(error, ClientError) and 400 <= error.status <= 599:
             return error
-        _log_failure("plugin %r failed in authenticate, request refused: %s", plugin, error)
+        self.refusals[plugin] += 1
+        _log_now_and_then(
+            "plugin %r failed in authenticate, request refused",
+            self.refusals[plugin],
+            plugin,
+            error,
+        )
         return PluginFailed(
             "Authentication is unavailable at the moment: try again.", retry_after=1
         )
@@ -246,11 +254,9 @@ class Plugins:
 
     def _count_failure(self, plugin: str, error: BaseException) -> None:
         self.failures[plugin] += 1
-        count = self.failures[plugin]
-        # at 1, 2, 4, 8 …: one that fails for every request must not fill the disk
-        if count & (count - 1) == 0:
-            so_far = f"plugin %r failed in request_finished ({count} so far): %s"
-            _log_failure(so_far, plugin, error)
+        _log_now_and_then(
+            "plugin %r failed in request_finished", self.failures[plugin], plugin, error
+        )
 
 
 class _OurOwnError(Exception):
@@ -322,6 +328,12 @@ def _faults(plugin: str, hook: str, error: BaseException) -> tuple[str, ...]:
         f"plugin {plugin!r} failed in {hook}: {type(error).__name__} "
         f"in {last.filename}, line {last.lineno}",
     )
+
+
+def _log_now_and_then(message: str, count: int, plugin: str, error: BaseException) -> None:
+    """Log at 1, 2, 4, 8 …: what fails for every request must not fill the disk."""
+    if count & (count - 1) == 0:
+        _log_failure(f"{message} ({count} so far): %s", plugin, error)
 
 
 def _log_failure(message: str, plugin: str, error: BaseException) -> None:

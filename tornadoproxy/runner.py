@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from tornadoproxy import logs
 from tornadoproxy.consistency import contradictions
 from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.pluginmanager import SHUTDOWN_TIMEOUT
 from tornadoproxy.server import Server
-from tornadoproxy.settings import CORE_SETTINGS, LOG_LEVEL, RELOADABLE
+from tornadoproxy.settings import CORE_SETTINGS, DRAIN_TIMEOUT, LOG_LEVEL, RELOADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -81,8 +82,17 @@ async def serve(
     loop = asyncio.get_running_loop()
     first, second = asyncio.Event(), asyncio.Event()
 
+    # a plugin may block the event loop for ever in its shutdown
+    patience = settings[DRAIN_TIMEOUT] + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _LAST_MOMENT
+    last_resort = threading.Timer(patience, os._exit, (1,))
+    last_resort.daemon = True
+
     def stop() -> None:
-        (second if first.is_set() else first).set()
+        if first.is_set():
+            second.set()
+        else:
+            first.set()
+            last_resort.start()
 
     for number in _STOP:
         loop.add_signal_handler(number, stop)
@@ -104,15 +114,18 @@ async def serve(
 
     life = asyncio.create_task(live())
     hurry = asyncio.create_task(second.wait())
-    await asyncio.wait((life, hurry), return_when=asyncio.FIRST_COMPLETED)
-    if life.done():
-        hurry.cancel()
-        await life
-        return 0
-    _logger.warning("stopping now: requests in flight are cut")
-    server.abort()
-    await asyncio.wait((life,), timeout=_LAST_RECORDS)
-    return 1
+    try:
+        await asyncio.wait((life, hurry), return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            hurry.cancel()
+            await life
+            return 0
+        _logger.warning("stopping now: requests in flight are cut")
+        server.abort()
+        await asyncio.wait((life,), timeout=_LAST_RECORDS)
+        return 1
+    finally:
+        last_resort.cancel()
 
 
 def _settle() -> None:

@@ -113,7 +113,7 @@ class Server:
         assert self._gateway is not None
         assert self._listener is not None
         self._gateway.draining = True
-        self._listener.stop()
+        await self._listener.stop()
         try:
             async with asyncio.timeout(self._settings[DRAIN_TIMEOUT]):
                 await self._listener.all_answered()

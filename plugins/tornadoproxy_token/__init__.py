@@ -58,13 +58,21 @@ class TokenAuthenticator:
 
     @hookimpl
     def configure(self, settings: Settings) -> str:
-        """Take the tokens; the line says who may enter."""
+        """Take the tokens; the line says who may enter.
+
+        :raises ConfigurationError: they contradict each other; nobody would be let in but by
+            saying so; or they are gone, which may be a file that is being written.
+        """
         tokens = _tokens(settings)
         if tokens:
             self._anonymous = None
             self._tokens = tuple(zip(tokens, _identities(len(tokens)), strict=True))
             return _who_has(settings) + _remark(tokens)
         who = _anybody(settings)
+        if self._tokens and not settings[ALLOW_ANONYMOUS]:
+            raise ConfigurationError(
+                "AUTH_TOKEN is gone: set it, or start again to let in everybody on this machine."
+            )
         self._anonymous = Identity("anonymous", anonymous=True)
         self._tokens = ()
         return who
