@@ -477,6 +477,17 @@ async def test_keep_alive(
                 await ended(client)
 
 
+@pytest.mark.parametrize("token", [TEST_TOKEN, "wrong"])
+async def test_a_flood_of_requests_in_one_go(token: str, raw: OpenRaw, proxy: Proxy) -> None:
+    """Each is answered in its turn, whether or not its body was waited for."""
+    request = request_bytes("POST", "/nowhere", body=b"{}", token=token)
+    client = await raw()
+    sending = asyncio.create_task(client.send(request * 2_000))
+    statuses = {(await client.response()).status for _ in range(2_000)}
+    await sending
+    assert statuses == {404 if token == TEST_TOKEN else 401}
+
+
 async def test_line_ends_between_requests_are_passed_over(raw: OpenRaw, proxy: Proxy) -> None:
     client = await raw()
     await client.send(b"\r\n" * 3 + HEALTH + b"\r\n" + HEALTH)

@@ -262,6 +262,7 @@ class ClientConnection(asyncio.Protocol):
         "_is_closing",
         "_is_paused",
         "_is_waiting",
+        "_is_yielding",
         "_loop",
         "_peer",
         "_pending",
@@ -280,6 +281,7 @@ class ClientConnection(asyncio.Protocol):
         self._searched = 0  # so much of it is known to hold no end of a head
         self._request: RequestConnection | None = None
         self._is_waiting = False  # for the handler, to be done with a part of the body
+        self._is_yielding = False  # to other connections, before the next request
         self._is_paused = False
         self._is_closing = False  # nothing is sent any more, and what comes is dropped
         self._flushed = self._loop.create_future()
@@ -390,7 +392,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _use_pending(self) -> None:
         """Take what has come as far as it can be used now."""
-        while self._pending and not self._is_closing:
+        while self._pending and not (self._is_closing or self._is_yielding):
             request = self._request
             if request is None:
                 if not self._take_head():
@@ -430,22 +432,23 @@ class ClientConnection(asyncio.Protocol):
         if prepared.done():
             self._begin_body(request)
         else:
-            prepared.add_done_callback(lambda _: self._begin_body(request))
+            prepared.add_done_callback(lambda _: self._begin_body_later(request))
         return True
+
+    def _begin_body_later(self, request: RequestConnection) -> None:
+        if not self._is_closing:
+            self._begin_body(request)
+            self._use_pending()
 
     def _begin_body(self, request: RequestConnection) -> None:
         """The handler takes the body now, or has answered without."""
         request.is_ready = True
-        if self._is_closing:
-            return
         if request.has_come:
             self._end_body(request)
-            return
-        if not request.answered:
-            if request.expects_continue:
+        elif not request.answered:
+            if request.expects_continue and not request.response_began:
                 self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._set_deadline(self._host.body_timeout)
-        self._use_pending()
 
     def _take_body(self, request: RequestConnection) -> bool:
         """Give the handler what has come of the body; whether it takes more."""
@@ -512,7 +515,12 @@ class ClientConnection(asyncio.Protocol):
             self._host.became_idle(self)
         if self._pending:
             # requests that have come already must not starve other connections
-            self._loop.call_soon(self._use_pending)
+            self._is_yielding = True
+            self._loop.call_soon(self._take_next)
+
+    def _take_next(self) -> None:
+        self._is_yielding = False
+        self._use_pending()
 
     def _refuse(self, malformed: MalformedRequest) -> None:
         logger.info("refused a malformed request from %s: %s", self._peer.remote_ip, malformed)
