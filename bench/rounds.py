@@ -6,7 +6,7 @@ import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bench import prompts
 from bench.figures import Bench, warm_up
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from bench.figures import Figure, Sizes
     from bench.peers import Peer
+
+T = TypeVar("T")
 
 # by the key of a column and the name of a peer: a number for each round
 Results = dict[str, dict[str, list[float]]]
@@ -61,8 +63,21 @@ def measure(
             for figure in figures:
                 if figure.steady or number < sizes.fresh_rounds:
                     tell(f"round {number + 1} of {sizes.rounds}: {figure.name}")
-                    _round(bench, figure, peers, processes, results)
+                    # another one is the first in each round: it comes after a pause, or after
+                    # the slowest, with nothing of its own in the processor's caches
+                    _round(
+                        bench,
+                        figure,
+                        _turned(peers, number),
+                        _turned(processes, number),
+                        results,
+                    )
         return results
+
+
+def _turned(sequence: Sequence[T], by: int) -> list[T]:
+    by %= max(len(sequence), 1)
+    return [*sequence[by:], *sequence[:by]]
 
 
 def _round(

@@ -31,7 +31,7 @@ from tornadoproxy.headers import add_fields, headers_of, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
 from tornadoproxy.upstream_handler import UpstreamHandler
-from tornadoproxy.usage import UsageReader
+from tornadoproxy.usage import UsageReader, model_of, usage_of
 
 if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
@@ -50,7 +50,7 @@ CAPABILITIES_TIMEOUT = 5.0
 SAMPLING_VERSION = "2023-06-01"
 
 # What is translated in one way or another, after what the model can do.
-_NEEDS_CAPABILITIES = ("reasoning_effort", "response_format", "tool_choice")
+_NEEDS_CAPABILITIES = frozenset({"reasoning_effort", "response_format", "tool_choice"})
 
 # What describes the client's own message and not the one that is made of it.
 _CLIENTS_OWN = frozenset(
@@ -115,7 +115,9 @@ class ChatHandler(UpstreamHandler):
         options = self.gateway.chat_options
         model = options.model(chat_completions.requested_model(document))
         able = None
-        if any(document.get(name) is not None for name in _NEEDS_CAPABILITIES):
+        if not _NEEDS_CAPABILITIES.isdisjoint(document) and any(
+            document.get(name) is not None for name in _NEEDS_CAPABILITIES
+        ):
             able = await self._capabilities(model)
         if self.ended:
             return
@@ -142,10 +144,9 @@ class ChatHandler(UpstreamHandler):
         self._kept = [(name, value) for name, value in head.fields if _is_kept(name)]
         self.request_id = headers.get("Request-Id", self.request_id)
         self.exchange.request_id = self.request_id
-        if head.status == 200:
+        if head.status == 200 and self._translation.stream and is_event_stream(headers):
             self._usage = UsageReader.for_answer(headers)
-            if self._translation.stream and is_event_stream(headers):
-                self._start_stream(self._translation)
+            self._start_stream(self._translation)
         self.on_data(first)
         self.forget_heads()
 
@@ -228,15 +229,19 @@ class ChatHandler(UpstreamHandler):
     def _write_answer(self, body: bytes) -> bool:
         assert self._translation is not None
         try:
-            answer = chat_completions.translate_response(
-                body, legacy_functions=self._translation.legacy_functions
-            )
+            message = chat_completions.read_message(body)
         except UpstreamProtocolError as error:
             self.on_failure(error)
             return False
-        self.clear()
+        self.exchange.model = model_of(message)
+        self.exchange.usage = usage_of(message)
+        self.set_default_headers()  # there is more to them now
         self.set_header(self.dialect.request_id_header, self.request_id)
-        self.write(answer)
+        self.write(
+            chat_completions.translate_message(
+                message, legacy_functions=self._translation.legacy_functions
+            )
+        )
         return True
 
     def _give_up(self, error: UpstreamError) -> None:

@@ -50,7 +50,7 @@ class MalformedRequest(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestHead:
     """A request's head.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UpstreamRequest:
     """A request as it goes onto the wire.
 
@@ -88,7 +88,6 @@ class Call:
         "_client",
         "_connecting",
         "_connection",
-        "_deadline",
         "_loop",
         "_method",
         "_origin",
@@ -97,7 +96,6 @@ class Call:
         "_payload",
         "_receiver",
         "_sent",
-        "_timer",
         "_writable",
         "_written",
     )
@@ -119,8 +117,6 @@ class Call:
         self._paused = False
         self._began = False
         self._patience = client.first_byte_timeout
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     # -- for the one who waits
 
@@ -188,9 +184,6 @@ class Call:
         self._payload = b""
         self._patience = self._client.idle_timeout
         self._extend_deadline()
-        if self._timer is not None and self._timer.when() > self._deadline:
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
         if self._receiver is not None:
             self._receiver.on_head(head, first)
 
@@ -246,8 +239,6 @@ class Call:
         if self._paused:
             connection.pause()
         self._extend_deadline()
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
 
     async def _write_when_connected(self, chunk: bytes) -> None:
         if self._connecting is not None:
@@ -262,17 +253,15 @@ class Call:
         return self._writable
 
     def _extend_deadline(self) -> None:
-        self._deadline = self._loop.time() + self._patience
+        if self._connection is not None:
+            self._connection.set_deadline(self._patience)
 
-    def _check_deadline(self) -> None:
-        self._timer = None
+    def deadline_passed(self) -> None:
         # while we are paused, or wait for the client's body, the silence is not the upstream's
         if self._paused or not (self._sent or self._writable is not None):
             self._extend_deadline()
-        elif self._loop.time() >= self._deadline:
+        else:
             self._fail(self._too_slow())
-            return
-        self._timer = self._loop.call_at(self._deadline, self._check_deadline)
 
     def _too_slow(self) -> UpstreamTimeout:
         if self._began:
@@ -291,9 +280,6 @@ class Call:
     def _finish(self) -> None:
         self._receiver = None
         self._connection = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._connecting is not None and self._connecting is not asyncio.current_task():
             self._connecting.cancel()
         self._connecting = None

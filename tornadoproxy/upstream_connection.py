@@ -67,6 +67,9 @@ class ConnectionUser(Protocol):
     def writing_resumed(self) -> None:
         """The peer takes data again."""
 
+    def deadline_passed(self) -> None:
+        """It was set by `UpstreamConnection.set_deadline`, and not again since."""
+
 
 class _Answer:
     """One answer, as llhttp parses it: what has come of it, and what has yet to be told."""
@@ -197,7 +200,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._eof = False
         self._reused = False
         self._acknowledged = 0
+        self._loop = asyncio.get_running_loop()
         self._unheard = False
+        # the timer outlives an exchange: to make and cancel one for each takes longer
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     # -- for the user
 
@@ -231,6 +238,15 @@ class UpstreamConnection(asyncio.Protocol):
         """Read on."""
         if not self.closed:
             self._transport.resume_reading()
+
+    def set_deadline(self, seconds: float) -> None:
+        """Have the user told in so many seconds, in place of what was set before."""
+        self._deadline = self._loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= self._deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._check_deadline)
 
     def abort(self) -> None:
         """Close at once. Nobody is told."""
@@ -287,6 +303,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         answer, user = self._answer, self._user
         if answer is None or user is None:
             if self.on_idle_closed is not None:
@@ -306,6 +324,15 @@ class UpstreamConnection(asyncio.Protocol):
         user.answer_failed(UpstreamClosed(message), unheard=unheard)
 
     # -- within
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if self._user is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+        else:
+            self._user.deadline_passed()
 
     def _ssl_object(self) -> ssl.SSLObject | None:
         return cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -50,7 +50,16 @@ _ZSTD_WINDOW = 8 * 1024 * 1024  # what an HTTP body may ask for (RFC 9659 §3)
 class UsageReader:
     """Reads one answer. Feed it each piece of the body; `model` and `usage` are what it found."""
 
-    __slots__ = ("_given_up", "_is_stream", "_kept", "_skipping", "_unpack", "model", "usage")
+    __slots__ = (
+        "_given_up",
+        "_is_stream",
+        "_kept",
+        "_skipping",
+        "_told",
+        "_unpack",
+        "model",
+        "usage",
+    )
 
     def __init__(self, *, is_stream: bool, content_encoding: str = "identity") -> None:
         """
@@ -59,6 +68,7 @@ class UsageReader:
         """
         self.model: str | None = None
         self.usage = Usage()
+        self._told: dict[str, int] = {}
         self._is_stream = is_stream
         self._unpack = _unpacker(content_encoding)
         self._kept = bytearray()
@@ -141,15 +151,26 @@ class UsageReader:
         message = data.get("message", data)  # message_start wraps what a JSON answer is
         if not isinstance(message, dict):
             return
-        model = message.get("model")
-        if isinstance(model, str):
-            self.model = model
-        usage = message.get("usage")
-        if isinstance(usage, dict):
-            self.usage = replace(self.usage, **_counts(usage))
+        self.model = model_of(message) or self.model
+        self._told |= _counts(message)
+        self.usage = Usage(**self._told)
 
 
-def _counts(usage: dict[str, Any]) -> dict[str, int]:  # Any: JSON
+def model_of(message: dict[str, Any]) -> str | None:  # Any: JSON
+    """The model that a message names."""
+    model = message.get("model")
+    return model if isinstance(model, str) else None
+
+
+def usage_of(message: dict[str, Any]) -> Usage:  # Any: JSON
+    """The tokens that a message tells of."""
+    return Usage(**_counts(message))
+
+
+def _counts(message: dict[str, Any]) -> dict[str, int]:  # Any: JSON
+    usage = message.get("usage")
+    if not isinstance(usage, dict):
+        return {}
     counts = {name: usage[name] for name in _USAGE_FIELDS if type(usage.get(name)) is int}
     return {name: count for name, count in counts.items() if 0 <= count <= _MAX_COUNT}
 

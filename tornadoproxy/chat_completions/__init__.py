@@ -25,7 +25,11 @@ from tornadoproxy.chat_completions.request import (
     requested_model,
     translate_request,
 )
-from tornadoproxy.chat_completions.response import translate_response
+from tornadoproxy.chat_completions.response import (
+    read_message,
+    translate_message,
+    translate_response,
+)
 from tornadoproxy.chat_completions.stream import StreamTranslator
 
 __all__ = [
@@ -36,8 +40,10 @@ __all__ = [
     "Translation",
     "Treatment",
     "parse",
+    "read_message",
     "requested_model",
     "translate_error",
+    "translate_message",
     "translate_model",
     "translate_models",
     "translate_request",

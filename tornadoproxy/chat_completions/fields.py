@@ -107,7 +107,7 @@ FIELDS: dict[str, tuple[Treatment, str]] = {
 }
 """Each field's treatment, and a note for the documentation."""
 
-PASSED = tuple(_PASSED)
+PASSED = frozenset(_PASSED)
 
 # An ignored field that says what holds anyway is not worth a word.
 _DEFAULTS: dict[str, object] = {

@@ -226,7 +226,13 @@ def _user(document: Json, ignored: list[str]) -> str | None:
 
 
 def _passed(document: Json) -> Json:
-    passed = {name: document[name] for name in fields.PASSED if document.get(name) is not None}
+    if fields.PASSED.isdisjoint(document):
+        return {}
+    passed = {
+        name: value
+        for name, value in document.items()
+        if name in fields.PASSED and value is not None
+    }
     for name in ("thinking", "output_config"):
         if name in passed:
             obj(passed[name], name)

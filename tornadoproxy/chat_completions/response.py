@@ -33,13 +33,33 @@ _FINISH_REASONS = {
 def translate_response(
     body: bytes, *, legacy_functions: bool = False, created: int | None = None
 ) -> bytes:
-    """Translate the body of a successful messages answer.
+    """Translate the body of a successful messages answer: `read_message`, `translate_message`."""
+    message = read_message(body)
+    return translate_message(message, legacy_functions=legacy_functions, created=created)
+
+
+def read_message(body: bytes) -> Json:
+    """The message in the body of a successful messages answer.
+
+    :raises UpstreamProtocolError: it is none.
+    """
+    try:
+        message = fast_json.loads(body)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        raise UpstreamProtocolError("The upstream's answer is not a message.")
+    return message
+
+
+def translate_message(
+    message: Json, *, legacy_functions: bool = False, created: int | None = None
+) -> bytes:
+    """Translate a message into the body of a chat completion.
 
     :param legacy_functions: tell a call as ``function_call``: the request named ``functions``.
     :param created: when, in seconds since the epoch; now if not given.
-    :raises UpstreamProtocolError: it is not a message.
     """
-    message = _message(body)
     answer = _assistant(message, legacy_functions=legacy_functions)
     document = {
         "id": completion_id(message.get("id")),
@@ -132,16 +152,6 @@ def encode_string(value: str) -> bytes:
 
 # made once: json.dumps makes one for each call that asks for more than its defaults
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-def _message(body: bytes) -> Json:
-    try:
-        message = fast_json.loads(body)
-    except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        raise UpstreamProtocolError("The upstream's answer is not a message.")
-    return message
 
 
 def _assistant(message: Json, *, legacy_functions: bool) -> Json:
