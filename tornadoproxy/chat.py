@@ -141,7 +141,7 @@ class ChatHandler(UpstreamHandler):
         self.answer_began()
         headers = headers_of(field for field in head.fields if field[0].lower() in _READ)
         self._answer_status = head.status
-        self._kept = [(name, value) for name, value in head.fields if _is_kept(name)]
+        self._kept = [field for field in head.fields if _is_kept(field[0])]
         self.request_id = headers.get("Request-Id", self.request_id)
         self.exchange.request_id = self.request_id
         if head.status == 200 and self._translation.stream and is_event_stream(headers):
@@ -236,7 +236,7 @@ class ChatHandler(UpstreamHandler):
         self.exchange.model = model_of(message)
         self.exchange.usage = usage_of(message)
         self.set_default_headers()  # there is more to them now
-        self.set_header(self.dialect.request_id_header, self.request_id)
+        add_fields(self._headers, [(self.dialect.request_id_header, self.request_id)])
         self.write(
             chat_completions.translate_message(
                 message, legacy_functions=self._translation.legacy_functions

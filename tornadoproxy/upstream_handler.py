@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPHeaders
 
@@ -30,7 +30,7 @@ from tornadoproxy.sse import EventBoundary
 from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Coroutine, Iterable
 
     from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
@@ -94,14 +94,14 @@ class UpstreamHandler(ExchangeHandler):
 
     # -- the request
 
-    async def prepare(self) -> None:
+    def prepare(self) -> Coroutine[Any, Any, None]:  # Any: what it yields is the loop's
         # before it is asked who that is: a loop comes with the upstream's key, which need not be
         # a credential here, and nobody else knows this proxy's name in Via
         if has_been_here(self.request.headers, self.gateway.instance):
             raise LoopDetected(
                 "This request has been here before: UPSTREAM_BASE_URL leads back to this proxy."
             )
-        await super().prepare()
+        return super().prepare()
 
     def admit(self) -> Awaitable[None] | None:
         length = int(self.request.headers.get("Content-Length", "0"))

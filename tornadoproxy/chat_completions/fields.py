@@ -108,6 +108,7 @@ FIELDS: dict[str, tuple[Treatment, str]] = {
 """Each field's treatment, and a note for the documentation."""
 
 PASSED = frozenset(_PASSED)
+REFUSED = frozenset(_REFUSED)
 
 # An ignored field that says what holds anyway is not worth a word.
 _DEFAULTS: dict[str, object] = {

@@ -62,7 +62,8 @@ def loads(document: str) -> object:
         raise ValueError(reason) from None
     except ValueError as error:  # a constant, or a number that is too large
         raise ValueError(str(error).partition(";")[0]) from None
-    _check_depth(value)
+    if _count_values(document) > MAX_DEPTH:
+        _check_depth(value)
     return value
 
 

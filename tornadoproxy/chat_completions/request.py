@@ -38,7 +38,10 @@ _BUDGETS = {
     "xhigh": 24576,
     "max": 32000,
 }
-_SAMPLING = ("temperature", "top_p", "top_k")
+_SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+
+# `_plain_fields` reads these
+_PLAIN = frozenset({"metadata", "safety_identifier", "service_tier", "stop", "user"})
 _JSON_ONLY = "Answer with a single JSON object and nothing else: no words around it, no code fence."
 
 
@@ -117,7 +120,8 @@ def translate_request(
     able = capabilities or Capabilities()
     model = options.model(requested_model(document))
     ignored = fields.ignored(document)
-    _refuse_impossible(document)
+    if not fields.REFUSED.isdisjoint(document):
+        _refuse_impossible(document)
     if "messages" not in document:
         raise InvalidRequest("'messages' is required.", param="messages")
     talk = conversation.translate(document["messages"], ignored)
@@ -148,7 +152,7 @@ def translate_request(
         stream=stream,
         include_usage=include_usage,
         legacy_functions=tools.uses_legacy_functions(document),
-        samples=any(name in body for name in _SAMPLING),
+        samples=not _SAMPLING.isdisjoint(body),
         ignored=_told(ignored, options),
     )
 
@@ -185,6 +189,8 @@ def _max_tokens(document: Json, options: Options, able: Capabilities) -> int:
 
 def _plain_fields(document: Json, ignored: list[str]) -> Json:
     body: Json = {}
+    if _PLAIN.isdisjoint(document):
+        return body
     stop = _stop(document, ignored)
     if stop:
         body["stop_sequences"] = stop
@@ -320,6 +326,8 @@ def _system(blocks: list[Json]) -> str | list[Json]:
 def _sampling(document: Json, body: Json, options: Options, ignored: list[str]) -> Json:
     """The sampling parameters, which go only to a model that does not think."""
     given: Json = {}
+    if _SAMPLING.isdisjoint(document):
+        return given
     if document.get("temperature") is not None:
         given["temperature"] = min(number(document["temperature"], "temperature", 0, 2), 1)
     if document.get("top_p") is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,8 +44,11 @@ class Offer:
         return self.choice is not None and self.choice["type"] in {"any", "tool"}
 
 
+_FIELDS = frozenset({"function_call", "functions", "parallel_tool_calls", "tool_choice", "tools"})
+
+
 def translate(
-    document: Json, called: Iterable[str], able: Capabilities, ignored: list[str]
+    document: Json, called: Collection[str], able: Capabilities, ignored: list[str]
 ) -> Offer:
     """Translate a request's tools and its choice among them.
 
@@ -54,6 +57,8 @@ def translate(
     :param ignored: takes the names of what is dropped.
     :raises InvalidRequest: a tool is wrong, or is not a function; the choice is none of them.
     """
+    if not called and _FIELDS.isdisjoint(document):
+        return Offer([], None)
     tools = _tools(document, able, ignored)
     param = "tool_choice" if document.get("tool_choice") is not None else "function_call"
     wanted = document.get(param)
