@@ -22,6 +22,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _FIRST_MOMENT = 20.0  # seconds to listen in
 _LAST_MOMENT = 10.0  # seconds to end in
+_TO_DRAIN = 2.0  # seconds that a proxy gets to stop by itself
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
@@ -147,14 +148,14 @@ async def proxy_process(
         assert proxy.port, proxy.log()
         yield proxy
     finally:
-        # twice, so that it does not wait for what the test has left open
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # the second one, so that it does not wait for what the test has left open
+        for number, patience in ((signal.SIGTERM, _TO_DRAIN), (signal.SIGINT, _LAST_MOMENT)):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
-        try:
-            async with asyncio.timeout(_LAST_MOMENT):
-                await process.wait()
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await process.wait()
+        if process.returncode is None:
             process.kill()
             await process.wait()
-            raise
+            raise TimeoutError("the proxy did not end")
