@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -246,8 +247,8 @@ def running(peer: Peer, upstream: int, folder: Path, cpus: set[int]) -> Iterator
     :raises BenchError: it ends by itself, or does not serve within two minutes.
     """
     port = _free_port()
-    folder = folder / f"{peer.name.replace(' ', '-')}-{port}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix=f"{peer.name.replace(' ', '-')}-", dir=folder))
+    folder.chmod(0o755)  # nginx gives up its rights
     command = peer.command(port, upstream, folder)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **peer.environment}
     with (folder / "output.log").open("wb") as output, pinned(cpus):

@@ -116,7 +116,7 @@ class Listener:
     def opened(self, connection: ClientConnection) -> None:
         """See `Host`."""
         self._open.add(connection)
-        self._is_idle(connection)
+        self._put_at_rest(connection)
 
     def became_busy(self, connection: ClientConnection) -> None:
         """See `Host`."""
@@ -125,7 +125,7 @@ class Listener:
     def became_idle(self, connection: ClientConnection) -> None:
         """See `Host`."""
         self._idle.pop(connection, None)
-        self._is_idle(connection)
+        self._put_at_rest(connection)
         self._answered.set()
 
     def closed(self, connection: ClientConnection) -> None:
@@ -133,15 +133,15 @@ class Listener:
         self._open.discard(connection)
         self._idle.pop(connection, None)
         self._answered.set()
-        self._is_closed()
+        self._free_a_place()
 
     # -- within
 
-    def _is_idle(self, connection: ClientConnection) -> None:
+    def _put_at_rest(self, connection: ClientConnection) -> None:
         self._idle[connection] = self._loop.time()
         self._accept_in(_GRACE)
 
-    def _is_closed(self) -> None:
+    def _free_a_place(self) -> None:
         self._count -= 1
         self._accept_again()
 
@@ -200,7 +200,7 @@ class Listener:
         except OSError as error:  # TLS's errors are
             logger.debug("a connection was lost while it was opened: %s", error)
             sock.close()
-            self._is_closed()
+            self._free_a_place()
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest; whether there is one."""
