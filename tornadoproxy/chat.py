@@ -50,7 +50,7 @@ CAPABILITIES_TIMEOUT = 5.0
 SAMPLING_VERSION = "2023-06-01"
 
 # What is translated in one way or another, after what the model can do.
-_NEEDS_CAPABILITIES = frozenset({"reasoning_effort", "response_format", "tool_choice"})
+_NEEDS_CAPABILITIES = ("reasoning_effort", "response_format", "tool_choice")
 
 # What describes the client's own message and not the one that is made of it.
 _CLIENTS_OWN = frozenset(
@@ -115,9 +115,7 @@ class ChatHandler(UpstreamHandler):
         options = self.gateway.chat_options
         model = options.model(chat_completions.requested_model(document))
         able = None
-        if not _NEEDS_CAPABILITIES.isdisjoint(document) and any(
-            document.get(name) is not None for name in _NEEDS_CAPABILITIES
-        ):
+        if any(document.get(name) is not None for name in _NEEDS_CAPABILITIES):
             able = await self._capabilities(model)
         if self.ended:
             return

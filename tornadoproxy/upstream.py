@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
-from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.connector import Connector, Origin
+from tornadoproxy.headers import headers_of
 from tornadoproxy.settings import (
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_IDLE_TIMEOUT,
@@ -168,14 +168,11 @@ class _Fetch:
 
     def on_end(self) -> None:
         assert self._head is not None
-        headers = HTTPHeaders()
-        for name, value in self._head.fields:
-            headers.add(name, value)
         self._callback(
             HTTPResponse(
                 self._request,
                 self._head.status,
-                headers=headers,
+                headers=headers_of(self._head.fields),
                 buffer=io.BytesIO(b"".join(self._pieces)),
                 reason=self._head.reason or None,
             )

@@ -51,7 +51,8 @@ def loads(document: str) -> object:
 
     :raises ValueError: it is not JSON, or over a bound; the message says which.
     """
-    if _is_over(document, MAX_VALUES):
+    at_most = _count_values(document)  # most texts have few of these signs
+    if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
         raise ValueError(f"it holds more than {MAX_VALUES} values")
     try:
         value: object = fast_json.loads_text(document, _DECODER)
@@ -62,7 +63,7 @@ def loads(document: str) -> object:
         raise ValueError(reason) from None
     except ValueError as error:  # a constant, or a number that is too large
         raise ValueError(str(error).partition(";")[0]) from None
-    if _count_values(document) > MAX_DEPTH:
+    if at_most > MAX_DEPTH:
         _check_depth(value)
     return value
 
@@ -144,8 +145,6 @@ def refuse(param: str, must: str) -> NoReturn:
 
 def _is_over(document: str, limit: int) -> bool:
     """Whether JSON has more values than `limit`, without the memory that it takes to read it."""
-    if _count_values(document) <= limit:  # most often: texts have few of these signs
-        return False
     bare = document.replace("\\\\", "").replace('\\"', "")
     strings = bare.count('"') // 2
     return strings > 2 * limit or _count_values("".join(bare.split('"')[::2])) > limit

@@ -232,8 +232,6 @@ def _user(document: Json, ignored: list[str]) -> str | None:
 
 
 def _passed(document: Json) -> Json:
-    if fields.PASSED.isdisjoint(document):
-        return {}
     passed = {
         name: value
         for name, value in document.items()
