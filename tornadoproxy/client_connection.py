@@ -44,7 +44,7 @@ from tornadoproxy.request_framing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from tornado.httputil import (
         HTTPHeaders,
@@ -97,6 +97,11 @@ class Host(Protocol):
 
     def closed(self, connection: ClientConnection) -> None:
         """It is no more."""
+
+
+def _response_head(status: int, reason: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {reason}", *[f"{name}: {value}" for name, value in fields], "\r\n"]
+    return "\r\n".join(lines).encode("latin-1")
 
 
 class RequestConnection(HTTPConnection):
@@ -173,14 +178,12 @@ class RequestConnection(HTTPConnection):
         else:
             self._chunked = self.version == "HTTP/1.1"
             self.must_close = self.must_close or not self._chunked
-        lines = [f"HTTP/1.1 {status} {start_line.reason}"]
-        lines += [f"{name}: {value}" for name, value in headers.get_all()]
+        fields = [*headers.get_all()]
         if self._chunked:
-            lines.append("Transfer-Encoding: chunked")
+            fields.append(("Transfer-Encoding", "chunked"))
         if self.must_close and self.version == "HTTP/1.1":
-            lines.append("Connection: close")
-        lines.append("\r\n")
-        data = "\r\n".join(lines).encode("latin-1")
+            fields.append(("Connection", "close"))
+        data = _response_head(status, start_line.reason, fields)
         return client.send(data + self._framed(chunk) if chunk else data)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
@@ -528,14 +531,12 @@ class ClientConnection(asyncio.Protocol):
         error = InvalidRequest(str(malformed), status=malformed.status)
         request_id = new_request_id()
         body = dialect.error_body(error, request_id)
-        headers = {
-            **dialect.error_headers(error, request_id),
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-        }
-        status_line = f"HTTP/1.1 {error.status} {responses[error.status]}"
-        lines = [status_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-        self.send("\r\n".join(lines).encode("latin-1") + body)
+        fields = [
+            *dialect.error_headers(error, request_id).items(),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+        ]
+        self.send(_response_head(error.status, responses[error.status], fields) + body)
         self._close_when_read()
 
     def _close_when_read(self) -> None:
