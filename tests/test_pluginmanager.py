@@ -16,6 +16,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import (
+    INACTIVE,
     AuthenticationFailed,
     ConfigurationError,
     Denied,
@@ -23,9 +24,12 @@ from tornadoproxy import (
     Identity,
     IncomingRequest,
     Outcome,
+    Page,
+    PageAnswer,
     RequestRecord,
     Setting,
     Settings,
+    Status,
     Usage,
     hookimpl,
     parsers,
@@ -47,6 +51,7 @@ RECORD = RequestRecord(
     time=1_796_000_000.0,
     request_id="req_1",
     principal="token",
+    groups=(),
     method="POST",
     route="/v1/messages",
     dialect="anthropic",
@@ -56,15 +61,22 @@ RECORD = RequestRecord(
     error=None,
     model=None,
     usage=Usage(),
+    cost=None,
+    stop_reason=None,
     bytes_in=0,
     bytes_out=0,
     duration=0.1,
     time_to_first_byte=None,
+    time_to_first_token=None,
     upstream_time=None,
     session_id=None,
     agent_id=None,
     parent_agent_id=None,
+    traceparent=None,
+    tracestate=None,
 )
+
+NOTHING_GOES_ON = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
 
 AUTHENTICATOR = """
     from tornadoproxy import Identity, hookimpl
@@ -210,13 +222,15 @@ def with_timeout(plugins: Plugins, seconds: float) -> Plugins:
 
 def test_installed_plugins_are_found_through_their_entry_points(site: Site) -> None:
     site.install("acme", AUTHENTICATOR)
-    plugins = Plugins.load(disabled=("token", "access_log"))
+    ours = {info.name: "disabled" for info in Plugins.load().describe() if info.name != "acme"}
+    assert {"token", "access_log"} <= ours.keys()
+    plugins = Plugins.load(disabled=tuple(ours))
     active, *others = plugins.describe()
-    assert active == PluginInfo("acme", "acme-auth", "1.2", "active", ("authenticate",), 1)
-    assert {info.name: info.state for info in others} == {
-        "token": "disabled",
-        "access_log": "disabled",
-    }
+    module = "installed_acme_auth_acme"
+    assert active == PluginInfo(
+        "acme", "acme-auth", "1.2", "active", ("authenticate",), 1, module=module
+    )
+    assert {info.name: info.state for info in others} == ours
     assert plugins.authenticate(REQUEST) == Identity("somebody")
 
 
@@ -228,7 +242,8 @@ def test_this_package_brings_its_own_plugins_in_the_same_way() -> None:
 
 
 def test_each_load_has_plugins_of_its_own() -> None:
-    first, second = Plugins.load(), Plugins.load()
+    ours = [info.name for info in Plugins.load().describe() if info.name != "token"]
+    first, second = Plugins.load(ours), Plugins.load(ours)
     settings = Settings.defaults(*first.declared_settings())
     first.configure(settings)
     # the second one was given no settings, so it knows no token and is not open either
@@ -242,7 +257,9 @@ def test_a_disabled_plugin_is_not_imported(site: Site) -> None:
     site.install("bad", "raise SystemExit('imported')", "bad")
     plugins = Plugins.load(["bad"], site.points())
     assert [info.name for info in plugins.describe()] == ["good", "bad"]
-    assert plugins.describe()[1] == PluginInfo("bad", "bad", "1.2", "disabled")
+    assert plugins.describe()[1] == PluginInfo(
+        "bad", "bad", "1.2", "disabled", module="installed_bad_bad"
+    )
     assert not [name for name in sys.modules if name.startswith("installed_bad")]
 
 
@@ -586,6 +603,182 @@ def test_a_plugin_that_does_not_take_the_settings_before_is_named(
 # Asking
 
 
+class Sleeper:
+    """Has every hook, and is inactive as long as the settings say so."""
+
+    def __init__(self, *, inactive: bool = True) -> None:
+        self.inactive = inactive
+        self.called: list[str] = []
+
+    @hookimpl
+    def configure(self) -> object:
+        return INACTIVE if self.inactive else "awake"
+
+    @hookimpl
+    def pages(self) -> list[Page]:
+        self.called.append("pages")
+        return [Page("/sleeper", lambda request: PageAnswer(b"{}"))]
+
+    @hookimpl
+    def startup(self) -> None:
+        self.called.append("startup")
+
+    @hookimpl
+    def shutdown(self) -> None:
+        self.called.append("shutdown")
+
+    @hookimpl
+    def authenticate(self) -> Identity:
+        self.called.append("authenticate")
+        return Identity("sleeper")
+
+    @hookimpl
+    def authorize(self) -> None:
+        self.called.append("authorize")
+
+    @hookimpl
+    def price(self) -> int:
+        self.called.append("price")
+        return 1
+
+    @hookimpl
+    def request_finished(self) -> None:
+        self.called.append("request_finished")
+
+
+def go_through(plugins: Plugins) -> None:
+    """Everything that happens to plugins once they are configured."""
+    run(started(plugins))
+    ask(plugins)
+    plugins.price("claude", Usage(input_tokens=1))
+    plugins.request_finished(RECORD)
+    run(plugins.shutdown)
+
+
+def test_a_plugin_that_is_inactive_is_left_alone() -> None:
+    sleeper = Sleeper()
+    plugins = plugins_of(sleeper=sleeper, zed=Answers(Identity("zed")))
+    plugins.configure(Settings.defaults())
+
+    go_through(plugins)
+
+    assert sleeper.called == []
+    assert ask(plugins) == Identity("zed")
+    assert not plugins.authorizes
+    assert plugins.pages() == ()
+    assert [(info.name, info.state, info.order) for info in plugins.describe()] == [
+        ("zed", "active", 1),
+        ("sleeper", "inactive", None),
+    ]
+
+
+def test_a_plugin_that_is_active_is_called() -> None:
+    sleeper = Sleeper(inactive=False)
+    plugins = plugins_of(sleeper=sleeper)
+    plugins.configure(Settings.defaults())
+
+    go_through(plugins)
+
+    assert sleeper.called == [
+        "pages",
+        "startup",
+        "authenticate",
+        "price",
+        "request_finished",
+        "shutdown",
+    ]
+    assert plugins.authorizes
+    assert [(name, page.path) for name, page in plugins.pages()] == [("sleeper", "/sleeper")]
+
+
+def test_nobody_is_let_in_if_all_who_authenticate_are_inactive() -> None:
+    plugins = plugins_of(sleeper=Sleeper())
+    with pytest.raises(ConfigurationError) as caught:
+        plugins.configure(Settings.defaults())
+    (fault,) = caught.value.faults
+    assert "nobody may be let in" in fault
+    assert "sleeper" in fault
+
+
+@pytest.mark.parametrize("inactive", [True, False])
+def test_only_a_start_turns_a_plugin_on_or_off(*, inactive: bool) -> None:
+    sleeper = Sleeper(inactive=inactive)
+    plugins = plugins_of(sleeper=sleeper, zed=Answers(Identity("zed")))
+    plugins.configure(Settings.defaults())
+    sleeper.inactive = not inactive
+
+    with pytest.raises(ConfigurationError) as caught:
+        plugins.configure(Settings.defaults())
+
+    (fault,) = caught.value.faults
+    assert "'sleeper' is turned on or off only by a start" in fault
+    assert plugins.authorizes is not inactive
+
+
+class Prices(Answers):
+    def __init__(self, answer: object) -> None:
+        super().__init__(None)
+        self.cost = answer
+
+    @hookimpl
+    def price(self, model: str, usage: Usage) -> Any:
+        if isinstance(self.cost, Exception):
+            raise self.cost
+        return self.cost
+
+
+TOLD = Usage(input_tokens=3, output_tokens=0)
+
+
+def test_the_first_price_counts() -> None:
+    plugins = plugins_of(a=Prices(None), b=Prices(7), c=Prices(8))
+    assert plugins.price("claude", TOLD) == 7
+
+
+def test_what_nobody_prices_has_no_price() -> None:
+    assert plugins_of(a=Answers(None)).price("claude", TOLD) is None
+    assert plugins_of(a=Prices(None)).price("claude", TOLD) is None
+
+
+def test_nothing_told_has_no_price() -> None:
+    plugins = plugins_of(a=Prices(7))
+    assert plugins.price("claude", Usage()) is None
+    assert plugins.price(None, TOLD) is None
+
+
+@pytest.mark.parametrize("rubbish", [KeyError(CANARY), -1, 1.5, True, "7"])
+def test_a_price_that_is_none_is_logged_and_the_next_is_asked(
+    rubbish: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins = plugins_of(a=Prices(rubbish), b=Prices(7))
+    assert plugins.price("claude", TOLD) == 7
+    assert plugins.failures == {"a": 1}
+    assert "'a' failed in price" in caplog.text
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ([Page("metrics", lambda request: PageAnswer(b""))], "begins with a slash"),
+        ([Page("/(", lambda request: PageAnswer(b""))], "no regular expression"),
+        (["/metrics"], "its str is not a Page"),
+        (None, "TypeError"),
+    ],
+)
+def test_pages_that_cannot_be_served_end_the_start(made: Any, said: str) -> None:
+    class Offers(Answers):
+        @hookimpl
+        def pages(self) -> Any:
+            return made
+
+    with pytest.raises(ConfigurationError) as caught:
+        plugins_of(a=Offers(None)).configure(Settings.defaults())
+    (fault,) = caught.value.faults
+    assert "'a' failed in pages" in fault
+    assert said in fault
+
+
 def test_the_first_answer_counts_and_nobody_else_is_asked() -> None:
     decliner, answerer, other = (
         Answers(None),
@@ -912,6 +1105,10 @@ async def fail_later() -> None:
     raise KeyError(CANARY)
 
 
+def started(plugins: Plugins) -> Callable[[], Coroutine[Any, Any, None]]:
+    return lambda: plugins.startup(lambda: NOTHING_GOES_ON)
+
+
 def run(*steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         for step in steps:
@@ -928,7 +1125,7 @@ def test_plugins_start_in_order_and_stop_in_reverse_once() -> None:
         events.append("later")
 
     plugins = plugins_of(a=Lives("a", events, later, later), b=Lives("b", events))
-    run(plugins.startup, plugins.shutdown, plugins.shutdown)
+    run(started(plugins), plugins.shutdown, plugins.shutdown)
     assert events == ["start a", "later", "start b", "stop b", "stop a", "later"]
 
 
@@ -939,7 +1136,7 @@ def test_a_failing_startup_is_named_and_undoes_those_before(failing: Callable[[]
         a=Lives("a", events), bad=Lives("b", events, failing), c=Lives("c", events)
     )
     with pytest.raises(ConfigurationError) as caught:
-        run(plugins.startup)
+        run(started(plugins))
     (fault,) = caught.value.faults
     assert "'bad' failed in startup: KeyError" in fault
     assert CANARY not in fault
@@ -956,7 +1153,7 @@ def test_a_startup_that_hangs_is_named_and_undoes_those_before(
     events: list[str] = []
     plugins = plugins_of(a=Lives("a", events), slow=Lives("b", events, hang))
     with pytest.raises(ConfigurationError) as caught:
-        run(plugins.startup)
+        run(started(plugins))
     assert caught.value.faults == ("plugin 'slow' failed in startup: no answer in 0.01 s",)
     assert events == ["start a", "start b", "stop a"]
 
@@ -966,7 +1163,7 @@ def test_a_startup_may_complain_in_its_own_words() -> None:
         raise ConfigurationError("LOG cannot be opened")
 
     with pytest.raises(ConfigurationError) as caught:
-        run(plugins_of(a=Lives("a", [], complain)).startup)
+        run(started(plugins_of(a=Lives("a", [], complain))))
     assert caught.value.faults == ("LOG cannot be opened",)
 
 
@@ -976,7 +1173,7 @@ def test_a_failing_shutdown_is_named_and_keeps_nobody_from_stopping(
 ) -> None:
     events: list[str] = []
     plugins = plugins_of(a=Lives("a", events), bad=Lives("b", events, stop=failing))
-    run(plugins.startup, plugins.shutdown)
+    run(started(plugins), plugins.shutdown)
     assert events[-2:] == ["stop b", "stop a"]
     assert "'bad' failed in shutdown: KeyError" in caplog.text
     assert CANARY not in caplog.text
@@ -991,9 +1188,21 @@ def test_a_shutdown_that_hangs_is_left_behind(
     monkeypatch.setattr("tornadoproxy.pluginmanager.SHUTDOWN_TIMEOUT", 0.01)
     events: list[str] = []
     plugins = plugins_of(a=Lives("a", events), slow=Lives("b", events, stop=hang))
-    run(plugins.startup, plugins.shutdown)
+    run(started(plugins), plugins.shutdown)
     assert events[-1] == "stop a"
     assert "'slow' failed in shutdown: no answer in" in caplog.text
+
+
+def test_startup_is_given_the_figures_of_the_moment() -> None:
+    given: list[object] = []
+
+    class Looks(Answers):
+        @hookimpl
+        def startup(self, status: Callable[[], Status]) -> None:
+            given.append(status())
+
+    run(started(plugins_of(a=Looks(None))))
+    assert given == [NOTHING_GOES_ON]
 
 
 def test_a_plugin_with_nothing_to_start_is_shut_down_all_the_same() -> None:

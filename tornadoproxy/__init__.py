@@ -11,6 +11,9 @@ The hooks are described in `tornadoproxy.hookspecs`.
 """
 
 from tornadoproxy import parsers
+from tornadoproxy.authorization import ModelRequest, Permit
+from tornadoproxy.commands import Command
+from tornadoproxy.database import Database, DatabaseUnavailable
 from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import (
     AuthenticationFailed,
@@ -20,28 +23,41 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.exchange import Identity, IncomingRequest, Outcome, RequestRecord, Usage
-from tornadoproxy.hookspecs import hookimpl
+from tornadoproxy.hookspecs import INACTIVE, Inactive, hookimpl
 from tornadoproxy.linewriter import LineWriter
+from tornadoproxy.pages import Page, PageAnswer, PageRequest
 from tornadoproxy.secret import Secret
 from tornadoproxy.settings import HOST, Setting, Settings
+from tornadoproxy.status import Status
 from tornadoproxy.version import __version__
 
 __all__ = [
     "HOST",
+    "INACTIVE",
     "AuthenticationFailed",
+    "Command",
     "ConfigurationError",
+    "Database",
+    "DatabaseUnavailable",
     "Denied",
     "Dialect",
     "Identity",
+    "Inactive",
     "IncomingRequest",
     "InvalidRequest",
     "LineWriter",
+    "ModelRequest",
     "Outcome",
+    "Page",
+    "PageAnswer",
+    "PageRequest",
+    "Permit",
     "ProxyError",
     "RequestRecord",
     "Secret",
     "Setting",
     "Settings",
+    "Status",
     "Usage",
     "__version__",
     "hookimpl",

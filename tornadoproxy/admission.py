@@ -61,6 +61,11 @@ class Admission:
         # by principal, in the order of their turns
         self._queues: OrderedDict[str, OrderedDict[Turn, None]] = OrderedDict()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return self._waiting
+
     def enter(self) -> bool:
         """Take a place, if one is free; `leave` gives it back."""
         if self._in_flight >= self._limit:

@@ -19,6 +19,7 @@ from tornado.web import Application
 from tornadoproxy.chat import ChatHandler, ModelsHandler
 from tornadoproxy.cors import AnswerToPages, PreflightHandler, is_preflight
 from tornadoproxy.handlers import NotFoundHandler, ProbeHandler, ReadyHandler
+from tornadoproxy.page_handler import PageFinder, PageHandler
 from tornadoproxy.relay import RelayHandler
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers import BaseHandler
     from tornadoproxy.state import Gateway
 
-_PAGES: dict[str, type[BaseHandler]] = {
+_PROBES: dict[str, type[BaseHandler]] = {
     "/": ProbeHandler,
     "/api/hello": ProbeHandler,
     "/health": ProbeHandler,
@@ -52,6 +53,8 @@ class GatewayApplication(Application):
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._origins = gateway.allowed_origins
+        pages = gateway.plugins.pages()
+        self._pages = PageFinder(pages) if pages else None
         super().__init__(
             # it is called, and that is all
             transforms=[partial(AnswerToPages, self._origins)] if self._origins else [],  # type: ignore[list-item]
@@ -65,16 +68,17 @@ class GatewayApplication(Application):
 
     def make_handler(self, request: HTTPServerRequest) -> BaseHandler:
         """The handler of `request`, which streams its body."""
-        return self._handler_class(request)(self, request, gateway=self._gateway)
-
-    def _handler_class(self, request: HTTPServerRequest) -> type[BaseHandler]:
-        path = request.path
         if self._origins and is_preflight(request, self._origins):
-            return PreflightHandler
+            return PreflightHandler(self, request, gateway=self._gateway)
+        if self._pages and (found := self._pages.find(request.path)) is not None:
+            return PageHandler(self, request, gateway=self._gateway, found=found)
+        return self._handler_class(request.path)(self, request, gateway=self._gateway)
+
+    def _handler_class(self, path: str) -> type[BaseHandler]:
         if path.startswith("/v1/"):
             return RelayHandler
-        if path in _PAGES:
-            return _PAGES[path]
+        if path in _PROBES:
+            return _PROBES[path]
         if _CHAT.fullmatch(path):
             return ChatHandler
         if _MODELS.fullmatch(path):

@@ -1,14 +1,16 @@
-"""Reads the command line: which command, and which flags.
+"""Reads the command line: which command, which flags, and a command's own arguments.
 
-Every setting that is not secret has a flag. Reading never fails: what is wrong becomes a fault, so
-that it is told together with the faults of other places. A fault does not repeat an argument
-unless it looks like a flag: it may be a credential.
+Every setting that is not secret has a flag, which every command knows. What is left goes to the
+parser of the command, if it has one. What is wrong becomes a fault, so that it is told together
+with the faults of other places. A fault does not repeat an argument unless it looks like a flag:
+it may be a credential.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,90 +20,164 @@ from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.sources import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tornadoproxy.settings import Setting
 
 COMMANDS = {
     "serve": "listen and relay; this is the default",
     "check": "judge settings and plugins without listening; exits with 2 if there is a fault",
-    "plugins": "list the plugins in the order asked, with their hooks",
+    "plugins": "list the plugins in the order asked, with their hooks and settings",
     "token": "print a new strong token",
     "demo": "serve in front of a scripted upstream: needs no key and no network",
 }
 DEFAULT_ENV_FILE = Path(".env")
+PROGRAM = "python -m tornadoproxy"
+
+_ENV_FILE = "--env-file"
+_OF_THE_PROGRAM = (_ENV_FILE, "--help", "--version")
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a command line says.
 
-    :param command: one of `COMMANDS`.
     :param flags: the text of each flag given, by its setting's variable.
     :param env_file: the ``.env`` file to read.
     :param env_file_named: whether the command line named it, so that it must exist.
     :param help: whether help is asked for, instead of the command.
     :param version: whether the version is asked for, instead of the command.
+    :param own: what the command's own parser made of the rest; empty without one.
     :param faults: what is wrong, a line each.
     """
 
-    command: str
     flags: Mapping[str, str] = field(repr=False)
     env_file: Path
     env_file_named: bool
     help: bool
     version: bool
+    own: argparse.Namespace = field(repr=False)
     faults: tuple[str, ...]
 
 
-def read(arguments: Sequence[str], declared: Iterable[Setting[Any]]) -> Arguments:
+def command(arguments: Sequence[str]) -> str:
+    """The word that names the command; it need not be one of `COMMANDS`, and is not to be shown."""
+    return arguments[0] if arguments and not arguments[0].startswith("-") else "serve"
+
+
+def unknown_command(word: str, known: Iterable[str]) -> str:
+    """The fault of a `word` that is none of the `known` commands."""
+    known = tuple(known)
+    return f"the command must be one of {', '.join(known)}{nearest(word, known)}"
+
+
+def read(
+    arguments: Sequence[str],
+    declared: Iterable[Setting[Any]],
+    own: argparse.ArgumentParser | None = None,
+) -> Arguments:
     """Read `arguments`, those after the program's name.
 
     :param declared: the settings whose flags are known.
+    :param own: the command's own parser, by `own_parser`. Help is its business then: it prints
+        it, and raises `SystemExit`.
     :raises ConfigurationError: argparse itself can make nothing of them.
     """
     settings = {setting.name: setting for setting in declared}
-    command, rest, faults = _command(arguments)
-    parser = _parser(settings.values())
-    given, unknown = parser.parse_known_args(rest)
+    rest = arguments[1:] if arguments and not arguments[0].startswith("-") else arguments
+    given, unknown = _parser(settings.values(), with_help=own is None).parse_known_args(rest)
+    known = [*map(_flag, settings.values()), *_OF_THE_PROGRAM]
+    if own is None:
+        namespace = argparse.Namespace()
+        mend = "the command comes first, then flags"
+    else:
+        namespace, unknown = own.parse_known_args(unknown)
+        known += _flags(own)
+        mend = f"see `{own.prog} --help`"
     texts: dict[str, str] = {
         name: text for name in settings if (text := getattr(given, name)) is not None
     }
-    faults += [_secret_fault(settings[name]) for name in texts if settings[name].secret]
-    faults += _unknown(unknown, [_flag(setting) for setting in settings.values()])
+    faults = [_secret_fault(settings[name]) for name in texts if settings[name].secret]
+    faults += _unknown(unknown, known, mend)
     return Arguments(
-        command,
         {name: text for name, text in texts.items() if not settings[name].secret},
         env_file=DEFAULT_ENV_FILE if given.env_file is None else Path(given.env_file),
         env_file_named=given.env_file is not None,
-        help=given.help,
-        version=given.version,
+        help=own is None and given.help,
+        version=own is None and given.version,
+        own=namespace,
         faults=tuple(faults),
     )
 
 
+def own_parser(
+    name: str, what: str, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
+    """A parser for the own arguments of the command `name`.
+
+    :param what: what the command does.
+    :param add_arguments: adds them.
+    """
+    parser = _Parser(
+        prog=f"{PROGRAM} {name}",
+        description=what[:1].upper() + what[1:] + ".",
+        epilog=f"The flags of all settings are known here, too: see `{PROGRAM} --help`.",
+    )
+    add_arguments(parser)
+    return parser
+
+
+def taken_flags(
+    parser: argparse.ArgumentParser, declared: Iterable[Setting[Any]]
+) -> tuple[str, ...]:
+    """Those flags of a command's own that are the program's, or a setting's, already."""
+    taken = {_ENV_FILE, *map(_flag, declared)}
+    return tuple(dict.fromkeys(flag for flag in _flags(parser) if flag in taken))
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose errors are faults."""
+    """argparse, whose errors are faults, and repeat no value."""
+
+    def __init__(self, **options: Any) -> None:  # Any: as argparse has them
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(message)
+        message = re.sub("ignored explicit argument .*", "takes no value", message, flags=re.DOTALL)
+        message = re.sub("ambiguous option: .*", "a flag is ambiguous", message, flags=re.DOTALL)
+        raise ConfigurationError(f"{message} (see `{self.prog} --help`)")
+
+    # The next two are not in argparse's documentation. Its own messages repeat the value, and
+    # nothing that is documented sees the value apart from them.
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:  # Any: as argparse
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            # argparse's own text is about the type's name, while the type said what is wrong
+            complaint = _without(arg_string, str(error.__context__))
+            raise argparse.ArgumentError(action, complaint) from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # Any: as argparse
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                action, f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
+            )
 
 
-def _command(arguments: Sequence[str]) -> tuple[str, Sequence[str], list[str]]:
-    if not arguments or arguments[0].startswith("-"):
-        return "serve", arguments, []
-    command, *rest = arguments
-    if command in COMMANDS:
-        return command, rest, []
-    known = ", ".join(COMMANDS)
-    return "serve", rest, [f"the command must be one of {known}{nearest(command, COMMANDS)}"]
+def _without(argument: str, complaint: str) -> str:
+    """The `complaint`, if it does not repeat the `argument`."""
+    told = " ".join(complaint.split()).replace(f", not {argument!r}", "")
+    repeated = repr(argument) in told or (len(argument) > 3 and argument in told)
+    return told if told and not repeated else "has a wrong value"
 
 
-def _parser(declared: Iterable[Setting[Any]]) -> _Parser:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("--env-file")
+def _parser(declared: Iterable[Setting[Any]], *, with_help: bool) -> _Parser:
+    parser = _Parser(prog=PROGRAM, add_help=False)
+    if with_help:
+        parser.add_argument("-h", "--help", action="store_true")
+        parser.add_argument("--version", action="store_true")
+    parser.add_argument(_ENV_FILE)
     for setting in declared:
         # a flag without its value is set but empty, which is told when the setting is read
         alone = "true" if setting.parse is parsers.boolean else ""
@@ -114,6 +190,16 @@ def _flag(setting: Setting[Any]) -> str:
     return setting.flag or "--" + setting.name.lower().replace("_", "-")
 
 
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The flags of a command's parser, and of those of its sub-commands."""
+    for action in parser._actions:  # nothing public names them
+        yield from action.option_strings
+        if isinstance(action.choices, Mapping):
+            for sub in action.choices.values():
+                if isinstance(sub, argparse.ArgumentParser):
+                    yield from _flags(sub)
+
+
 def _secret_fault(setting: Setting[Any]) -> str:
     return (
         f"{setting.name} is secret, and everybody can read a process's arguments: set it in the "
@@ -121,13 +207,13 @@ def _secret_fault(setting: Setting[Any]) -> str:
     )
 
 
-def _unknown(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
-    """A fault for each flag that is unknown, or else for each argument that belongs to none."""
+def _unknown(arguments: Sequence[str], known: Iterable[str], mend: str) -> list[str]:
+    """A fault for each flag that is unknown, or else one for the arguments that belong to none."""
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     if not flags and arguments:
-        return ["there is an argument that belongs to no flag: the command comes first, then flags"]
+        return [f"there is an argument that belongs to no flag: {mend}"]
     return [
-        f"unknown flag {flag}{nearest(flag, (*known, '--env-file', '--help', '--version'))}"
+        f"unknown flag {flag}{nearest(flag, known)}"
         if re.fullmatch(r"--[a-z][a-z0-9-]{1,60}", flag)
         else "there is an unknown flag, which is not repeated here: see --help"
         for flag in flags

@@ -26,12 +26,13 @@ from tornadoproxy.errors import (
     UpstreamError,
     UpstreamProtocolError,
 )
+from tornadoproxy.exchange import Usage
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import add_fields, headers_of, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
 from tornadoproxy.upstream_handler import UpstreamHandler
-from tornadoproxy.usage import UsageReader, model_of, usage_of
+from tornadoproxy.usage import UsageReader, model_of, stop_reason_of, usage_of
 
 if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
@@ -96,6 +97,9 @@ class ChatHandler(UpstreamHandler):
         self._answer_size = 0
         self._answer_status = 0
 
+    def asks_a_model(self) -> bool:
+        return True
+
     def max_body(self) -> int:
         return min(MAX_CHAT_BODY, self.gateway.settings[MAX_BODY_SIZE])
 
@@ -122,6 +126,10 @@ class ChatHandler(UpstreamHandler):
         translation = chat_completions.translate_request(
             document, options=options, capabilities=able
         )
+        if self.gateway.plugins.authorizes and not await self.is_permitted_to_send(
+            translation.body
+        ):
+            return
         self._translation = translation
         self.send(
             "/v1/messages",
@@ -139,12 +147,14 @@ class ChatHandler(UpstreamHandler):
         self.answer_began()
         headers = headers_of(field for field in head.fields if field[0].lower() in _READ)
         self._answer_status = head.status
-        self._kept = [field for field in head.fields if _is_kept(field[0])]
+        self._kept = [field for field in self.fields_for_client(head) if _is_kept(field[0])]
         self.request_id = headers.get("Request-Id", self.request_id)
         self.exchange.request_id = self.request_id
         if head.status == 200 and self._translation.stream and is_event_stream(headers):
             self._usage = UsageReader.for_answer(headers)
             self._start_stream(self._translation)
+        elif head.status == 200:
+            self.exchange.usage = Usage(partial=True)  # until the message has been read
         self.on_data(first)
         self.forget_heads()
 
@@ -233,6 +243,7 @@ class ChatHandler(UpstreamHandler):
             return False
         self.exchange.model = model_of(message)
         self.exchange.usage = usage_of(message)
+        self.exchange.stop_reason = stop_reason_of(message)
         self.set_default_headers()  # there is more to them now
         add_fields(self._headers, [(self.dialect.request_id_header, self.request_id)])
         self.write(

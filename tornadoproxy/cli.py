@@ -1,4 +1,4 @@
-"""The commands: serve, check, plugins, token, demo."""
+"""The commands: serve, check, plugins, token, demo, and those of the plugins."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tornadoproxy import banner
+from tornadoproxy.arguments import COMMANDS, unknown_command
 from tornadoproxy.configuration import Configuration, configure
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.helptext import help_text
 from tornadoproxy.logs import logging_to
 from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.settings import LOG_LEVEL, PORT
+from tornadoproxy.settings import CORE_SETTINGS, LOG_LEVEL, PORT
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command that `arguments`, those after the program's name, ask for.
 
     :return: the exit status: 0; 1 if it was ended in a hurry; 2 for mistakes in the settings,
-        which have been told on standard error, a line each.
+        which have been told on standard error, a line each; or what a plugin's command returns.
     """
     try:
         return _run(Configuration(arguments, environment))
@@ -47,6 +48,9 @@ def _refuse(error: ConfigurationError) -> int:
 
 
 def _run(configuration: Configuration) -> int:
+    command = configuration.command()
+    if command not in COMMANDS:
+        return _plugin_command(configuration, command)
     arguments = configuration.command_line()
     if arguments.help:
         return _help(configuration)
@@ -60,7 +64,7 @@ def _run(configuration: Configuration) -> int:
         "token": _token,
         "demo": _demo,
     }
-    return commands[arguments.command](configuration)
+    return commands[command](configuration)
 
 
 def _help(configuration: Configuration) -> int:
@@ -70,8 +74,32 @@ def _help(configuration: Configuration) -> int:
         _print(help_text(()))
         _print("  unknown, since they cannot be loaded: `python -m tornadoproxy check` says why")
         return 0
-    _print(help_text(plugins.declared_settings()))
+    _print(help_text(plugins.describe()))
     return 0
+
+
+def _plugin_command(configuration: Configuration, word: str) -> int:
+    # most starts are for one of the core's commands
+    from tornadoproxy import plugin_command
+
+    plugins = Plugins.load(configuration.disabled())
+    offered = {
+        command.name: (info.name, command)
+        for info in plugins.describe()
+        for command in info.commands
+    }
+    if word not in offered:
+        raise ConfigurationError(unknown_command(word, (*COMMANDS, *offered)))
+    plugin, command = offered[word]
+    declared = plugins.declared_settings()
+
+    def work() -> int:
+        own = plugin_command.parser_of(plugin, command, (*CORE_SETTINGS, *declared))
+        arguments = configuration.command_line(*declared, own=own)
+        settings = configuration.settings(plugins, arguments)
+        return plugin_command.run(plugin, command, arguments.own, settings)
+
+    return plugin_command.with_standard_output(work)
 
 
 def _serve(configuration: Configuration) -> int:
@@ -117,8 +145,11 @@ def _demo(configuration: Configuration) -> int:
 
 
 def _check(configuration: Configuration) -> int:
+    from tornadoproxy.plugin_command import judge
+
     plugins, settings = configuration.load()
     plugin_lines = configure(plugins, settings)
+    judge(plugins.describe())
     facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
     _print("\n".join(banner.aligned(facts)))
     return 0

@@ -19,6 +19,7 @@ from tornadoproxy.settings import CORE_SETTINGS, DISABLED_PLUGINS
 from tornadoproxy.sources import Sources
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Mapping, Sequence
 
     from tornadoproxy.arguments import Arguments
@@ -36,9 +37,18 @@ class Configuration:
     arguments: Sequence[str] = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
 
-    def command_line(self, *plugin_settings: Setting[Any]) -> Arguments:
-        """The command line, with the flags of the core and of `plugin_settings`."""
-        return command_line.read(self.arguments, (*CORE_SETTINGS, *plugin_settings))
+    def command(self) -> str:
+        """The word that names the command; it need not be one that there is."""
+        return command_line.command(self.arguments)
+
+    def command_line(
+        self, *plugin_settings: Setting[Any], own: ArgumentParser | None = None
+    ) -> Arguments:
+        """The command line, with the flags of the core and of `plugin_settings`.
+
+        :param own: the parser of the command's own arguments, if it has one.
+        """
+        return command_line.read(self.arguments, (*CORE_SETTINGS, *plugin_settings), own)
 
     def disabled(self) -> tuple[str, ...]:
         """The names of the plugins that are not to be imported.
@@ -63,13 +73,15 @@ class Configuration:
             raise ConfigurationError(*dict.fromkeys((*error.faults, *more))) from None
         return plugins, self.settings(plugins)
 
-    def settings(self, plugins: Plugins) -> Settings:
+    def settings(self, plugins: Plugins, arguments: Arguments | None = None) -> Settings:
         """Read all settings, those of `plugins` included, from what is there now.
 
+        :param arguments: the command line, if it has been read with a command's own parser.
         :raises ConfigurationError: with every fault.
         """
         declared = (*CORE_SETTINGS, *plugins.declared_settings())
-        arguments = self.command_line(*plugins.declared_settings())
+        if arguments is None:
+            arguments = self.command_line(*plugins.declared_settings())
         sources = self._sources(arguments)
         disabled = [info.name for info in plugins.describe() if info.state == "disabled"]
         faults = (

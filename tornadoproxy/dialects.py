@@ -36,6 +36,9 @@ _OPENAI_TYPES = {
     429: "rate_limit_error",
 }
 
+# what OpenAI calls, as type and as code, what a plugin names in Anthropic's words
+_OPENAI_NAMES = {"billing_error": "insufficient_quota"}
+
 
 class Dialect(Enum):
     """Which API a client speaks."""
@@ -99,12 +102,13 @@ class Dialect(Enum):
     def _error_document(self, error: ProxyError, request_id: str) -> dict[str, Any]:
         status = self.error_status(error)
         if self is Dialect.OPENAI:
+            named = error.error_type or _openai_type(status)
             return {
                 "error": {
                     "message": error.message,
-                    "type": error.error_type or _openai_type(status),
+                    "type": _OPENAI_NAMES.get(named, named),
                     "param": error.param,
-                    "code": error.code,
+                    "code": error.code or _OPENAI_NAMES.get(named),
                 }
             }
         return {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
     from tornadoproxy.dialects import Dialect
+    from tornadoproxy.permits import Permits
 
 MAX_API_KEY_LINES = 8
 
@@ -104,21 +105,37 @@ class IncomingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens that an answer told of, as far as it was seen. ``None`` means not told."""
+    """What an answer told that it consumed, as far as it was seen. ``None`` means not told.
+
+    :param input_tokens: those neither read from the cache nor written to it.
+    :param output_tokens: of the answer; if `partial`, those that were told of or, if that is
+        more, an estimate from what was seen of the answer.
+    :param cache_read_input_tokens: read from the prompt cache.
+    :param cache_creation_input_tokens: written to the prompt cache, for whatever time.
+    :param cache_creation_1h_input_tokens: those of them that are kept for an hour.
+    :param web_search_requests: searches that the API's own tool did.
+    :param web_fetch_requests: pages that the API's own tool fetched.
+    :param partial: the answer was cut, or could not be read, so that there may have been more.
+    """
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    cache_creation_1h_input_tokens: int | None = None
+    web_search_requests: int | None = None
+    web_fetch_requests: int | None = None
+    partial: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """What became of one request. Holds no credential, no query string and no body.
 
     :param time: when its head was read, in seconds since the epoch.
     :param request_id: the id that the client saw: the upstream's, else the proxy's.
     :param principal: who asked; ``None`` if nobody was let in.
+    :param groups: the groups that the principal belongs to.
     :param method: ``POST``.
     :param route: the path without its query.
     :param dialect: ``anthropic`` or ``openai``.
@@ -127,21 +144,28 @@ class RequestRecord:
     :param outcome: how it ended.
     :param error: what went wrong, in a few words; ``None`` if nothing did.
     :param model: the model that the answer named.
-    :param usage: the tokens that the answer told of.
+    :param usage: what the answer told that it consumed.
+    :param cost: what that costs, in billionths of a US dollar; ``None`` if it is not known.
+    :param stop_reason: why the model stopped, in Anthropic's words, whatever the dialect.
     :param bytes_in: request body bytes read from the client.
     :param bytes_out: response body bytes handed to the client's connection.
     :param duration: from the head's reading to the end, in seconds.
     :param time_to_first_byte: until the upstream's first body byte, or its head if it has no
         body, in seconds; ``None`` if there was none.
+    :param time_to_first_token: until the first piece of a streamed answer's content, in seconds;
+        ``None`` if there was none, or no stream.
     :param upstream_time: from the request's start upstream to the answer's end, in seconds.
     :param session_id: Claude Code's session.
     :param agent_id: Claude Code's agent within the session.
     :param parent_agent_id: the agent that started this one.
+    :param traceparent: the client's trace context (https://www.w3.org/TR/trace-context/).
+    :param tracestate: what goes with it.
     """
 
     time: float
     request_id: str
     principal: str | None
+    groups: tuple[str, ...] = ()
     method: str
     route: str
     dialect: str
@@ -151,14 +175,19 @@ class RequestRecord:
     error: str | None
     model: str | None
     usage: Usage
+    cost: int | None = None
+    stop_reason: str | None = None
     bytes_in: int
     bytes_out: int
     duration: float
     time_to_first_byte: float | None
+    time_to_first_token: float | None = None
     upstream_time: float | None
     session_id: str | None
     agent_id: str | None
     parent_agent_id: str | None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 class Exchange:
@@ -170,15 +199,20 @@ class Exchange:
         "bytes_out",
         "error",
         "first_byte_at",
+        "first_token_at",
         "identity",
         "model",
         "parent_agent_id",
+        "permits",
         "request",
         "request_id",
         "session_id",
         "started",
         "started_at",
         "status",
+        "stop_reason",
+        "traceparent",
+        "tracestate",
         "upstream_ended_at",
         "upstream_started_at",
         "usage",
@@ -191,26 +225,37 @@ class Exchange:
         self.started_at = time.monotonic()
         self.upstream_started_at: float | None = None
         self.first_byte_at: float | None = None
+        self.first_token_at: float | None = None
         self.upstream_ended_at: float | None = None
         self.identity: Identity | None = None
+        self.permits: Permits | None = None
         self.status: int | None = None
         self.error: str | None = None
         self.model: str | None = None
         self.usage = Usage()
+        self.stop_reason: str | None = None
         self.session_id = _value(request.headers, "X-Claude-Code-Session-Id")
         self.agent_id = _value(request.headers, "X-Claude-Code-Agent-Id")
         self.parent_agent_id = _value(request.headers, "X-Claude-Code-Parent-Agent-Id")
+        self.traceparent = _value(request.headers, "Traceparent")
+        self.tracestate = (
+            None if self.traceparent is None else _value(request.headers, "Tracestate")
+        )
         self.bytes_in = 0
         self.bytes_out = 0
 
-    def record(self, outcome: Outcome) -> RequestRecord:
-        """The record of this exchange, which ends now."""
+    def record(self, outcome: Outcome, cost: int | None) -> RequestRecord:
+        """The record of this exchange, which ends now.
+
+        :param cost: what its `usage` costs, if that is known.
+        """
         now = time.monotonic()
         request = self.request
         return RequestRecord(
             time=self.started,
             request_id=self.request_id,
             principal=self.identity.principal if self.identity else None,
+            groups=self.identity.groups if self.identity else (),
             method=request.method,
             route=request.path,
             dialect=request.dialect.value,
@@ -220,10 +265,13 @@ class Exchange:
             error=self.error,
             model=self.model,
             usage=self.usage,
+            cost=cost,
+            stop_reason=self.stop_reason,
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
             duration=now - self.started_at,
             time_to_first_byte=_since(self.started_at, self.first_byte_at),
+            time_to_first_token=_since(self.started_at, self.first_token_at),
             upstream_time=(
                 None
                 if self.upstream_started_at is None
@@ -232,6 +280,8 @@ class Exchange:
             session_id=self.session_id,
             agent_id=self.agent_id,
             parent_agent_id=self.parent_agent_id,
+            traceparent=self.traceparent,
+            tracestate=self.tracestate,
         )
 
 

@@ -4,6 +4,7 @@
 
     initialize    the exchange begins
     prepare       plugins.authenticate → an identity, or the dialect's 401; the target is checked;
+                  plugins.authorize, unless that takes the body;
                   `ExchangeHandler.admit` does the route's own work, and may have to wait
     data_received the request's body, piece by piece
     serve         its body is whole
@@ -36,6 +37,7 @@ from tornadoproxy.errors import (
 from tornadoproxy.exchange import Exchange, Identity, IncomingRequest, Outcome
 from tornadoproxy.forwarded import client_address
 from tornadoproxy.open_mode import check_not_from_web_page
+from tornadoproxy.permits import Permits
 from tornadoproxy.settings import TRUSTED_PROXIES
 from tornadoproxy.target import check_target
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from types import TracebackType
 
+    from tornadoproxy.authorization import ModelRequest
     from tornadoproxy.state import Gateway
 
 logger = logging.getLogger(__name__)
@@ -232,9 +235,31 @@ class ExchangeHandler(BaseHandler):
                 self.request.headers, self.gateway.allowed_hosts, self.gateway.allowed_origins
             )
         check_target(self.request.uri or "")
+        head_decides = self.gateway.plugins.authorizes and not self.asks_a_model()
+        if head_decides and not await self.is_permitted(None):
+            return
         waiting = self.admit()
         if waiting is not None:
             await waiting
+
+    def asks_a_model(self) -> bool:
+        """Whether it takes the body to say whether the request is permitted."""
+        return False
+
+    async def is_permitted(self, model_request: ModelRequest | None) -> bool:
+        """Ask the plugins whether the request may go on; what they refuse with is raised.
+
+        :returns: whether it does: the client may have left meanwhile.
+        """
+        exchange, plugins = self.exchange, self.gateway.plugins
+        assert exchange.identity is not None
+        exchange.permits = Permits(plugins.count_failure)
+        permitted = plugins.authorize(
+            exchange.request, exchange.identity, model_request, exchange.permits
+        )
+        if permitted is not None:
+            await permitted
+        return not self.ended
 
     def admit(self) -> Awaitable[None] | None:
         """The route's own work, once it is known who asks.
@@ -304,7 +329,11 @@ class ExchangeHandler(BaseHandler):
         if self._headers_written:
             self.exchange.status = self.get_status()
         self.release()
-        self.gateway.plugins.request_finished(self.exchange.record(outcome))
+        exchange, plugins = self.exchange, self.gateway.plugins
+        record = exchange.record(outcome, plugins.price(exchange.model, exchange.usage))
+        if exchange.permits is not None:
+            exchange.permits.settle(record)
+        plugins.request_finished(record)
 
     def release(self) -> None:
         """Let go of what the route held for this request."""

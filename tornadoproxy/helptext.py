@@ -12,11 +12,12 @@ from tornadoproxy.settings import CORE_SETTINGS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from tornadoproxy.plugin_finder import PluginInfo
     from tornadoproxy.settings import Setting
 
 _WIDTH = 88
 _HEAD = """\
-usage: python -m tornadoproxy [{commands}] [flags]
+usage: python -m tornadoproxy [command] [flags]
 
 A proxy between Claude and everyone who uses it.
 
@@ -26,22 +27,28 @@ Commands:
 Flags:
   --env-file PATH  read this file instead of .env in the current directory
   --version        print the version
-  -h, --help       print this
+  -h, --help       print this; after a plugin's command, print that command's own arguments
 
 Each setting below is taken from its flag, else from the environment, else from .env, else it has
 its default. In .env, ${{NAME}} is not replaced, and a value stands on one line. On SIGHUP, secrets
 and the settings of plugins are read again."""
 
 
-def help_text(plugin_settings: Iterable[Setting[Any]]) -> str:
-    """The whole text; `plugin_settings` are those that the plugins declare."""
-    head = _HEAD.format(
-        commands="|".join(COMMANDS),
-        described="\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items()),
-    )
-    return "\n".join(
-        (head, *_group("Settings:", CORE_SETTINGS), *_group("Of the plugins:", plugin_settings))
-    )
+def help_text(plugins: Iterable[PluginInfo]) -> str:
+    """The whole text, with the commands and settings of `plugins`."""
+    plugins = tuple(plugins)
+    commands = COMMANDS | {each.name: each.help for info in plugins for each in info.commands}
+    width = max(map(len, commands))
+    lines = [
+        _HEAD.format(
+            described="\n".join(f"  {name:<{width}}  {what}" for name, what in commands.items())
+        ),
+        *_group("Settings:", CORE_SETTINGS),
+    ]
+    for info in plugins:
+        if info.settings:
+            lines += _group(f"Of the plugin {info.name}:", info.settings)
+    return "\n".join(lines)
 
 
 def default_text(setting: Setting[Any]) -> str:

@@ -4,10 +4,10 @@ A plugin is a module or an instance with one or more functions marked `tornadopr
 named by an entry point in the group ``tornadoproxy``. The plugins of this project have no
 privilege over anyone else's. A function may take fewer arguments than its hook offers.
 
-There are two kinds of hook. *Deciding* hooks are asked one after the other until one answers, and
-fail closed: an exception, an answer of the wrong type or a deadline missed refuses the request.
-*Observing* hooks are told one after the other, each isolated: an exception is logged with the
-plugin's name, and changes nothing.
+There are three kinds of hook. *Deciding* hooks are asked one after the other, and fail closed: an
+exception, an answer of the wrong type or a deadline missed refuses the request. *Observing* hooks
+are told one after the other, each isolated: an exception is logged with the plugin's name, and
+changes nothing. *Declaring* hooks run once, and a failure ends the start.
 
 Plugins are asked in the order that ``python -m tornadoproxy plugins`` shows. ``tryfirst`` and
 ``trylast`` move one to the front or the back: ``@hookimpl(trylast=True)``.
@@ -15,16 +15,31 @@ Plugins are asked in the order that ``python -m tornadoproxy plugins`` shows. ``
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
 if TYPE_CHECKING:
-    from tornadoproxy.exchange import Identity, IncomingRequest, RequestRecord
+    from tornadoproxy.authorization import ModelRequest, Permit
+    from tornadoproxy.commands import Command
+    from tornadoproxy.exchange import Identity, IncomingRequest, RequestRecord, Usage
+    from tornadoproxy.pages import Page
     from tornadoproxy.settings import Setting, Settings
+    from tornadoproxy.status import Status
 
 PROJECT = "tornadoproxy"
+
+
+class Inactive(Enum):
+    """The type of `INACTIVE`."""
+
+    INACTIVE = "inactive"
+
+
+INACTIVE: Final = Inactive.INACTIVE
+"""What `configure` answers for a plugin that the settings ask nothing of."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -43,25 +58,48 @@ def declare_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]  #
 
 
 @hookspec
-def configure(settings: Settings) -> str | None:
+def commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specification
+    """Offer commands of the plugin's own: ``python -m tornadoproxy NAME``. Declaring.
+
+    Runs once, after the plugins are loaded; also for ``--help``. See `Command`. A name that is
+    taken ends the start. A command works whether or not its plugin is active.
+    """
+
+
+@hookspec
+def configure(settings: Settings) -> str | Inactive | None:
     """Take the settings in, and refuse those that make no sense.
 
     Runs before the socket opens; again on SIGHUP, with settings read anew, while requests are
     in flight. Runs for ``check`` as well: it must not open a port, or write anything.
 
     Return one line that says who may enter, or what this plugin does; it is shown at start. It
-    must not hold a credential. Raise `ConfigurationError` with one line that names the variable
+    must not hold a credential. Return `INACTIVE` if the settings ask nothing of this plugin: then
+    none of its other hooks is called, and it costs nothing. Only a start turns a plugin on or off.
+
+    Raise `ConfigurationError` with one line that names the variable
     and the mend: at start the process ends with it; on SIGHUP it is logged, and every plugin is
     configured with the old settings again. Any other exception does the same, less readably.
     """
 
 
 @hookspec
-def startup() -> Awaitable[None] | None:
+def pages() -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
+    """Offer pages of the plugin's own, such as ``/metrics``. Declaring.
+
+    Runs once, after every `configure` and before `startup`. See `Page`. Unless it is public, a
+    page is behind `authenticate` and `authorize` like everything else. It takes precedence over
+    what would be relayed.
+    """
+
+
+@hookspec
+def startup(status: Callable[[], Status]) -> Awaitable[None] | None:
     """Open resources and start background tasks.
 
     Runs once, in the event loop, after every `configure` and before the socket opens. Sync or
     async, at most thirty seconds. An exception ends the start, and so does a deadline missed.
+    ``status()`` gives the figures of the moment that it is called, from then on; see `Status`.
     """
 
 
@@ -88,6 +126,41 @@ def authenticate(request: IncomingRequest) -> Awaitable[Identity | None] | Ident
     - raise `AuthenticationFailed`: mine, and bad: 401, and no other plugin is asked.
     - raise `Denied`: known, and not allowed: its status, 403 by default.
     - any other exception or answer, or too late: 503, and nothing goes upstream.
+    """
+
+
+@hookspec
+def authorize(
+    request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+) -> Awaitable[Permit | None] | Permit | None:
+    """Decide whether a request may go on, now that it is known who asks. Deciding; all must agree.
+
+    Runs for every request that `authenticate` let in. ``model_request`` says what a request for a
+    message or a chat completion asks for: those are decided when their body is there, up to
+    32 MB of which is held in memory for it. For every other request it is ``None``, and the body
+    has not been read. Nothing has gone upstream. Sync or async, within ``PLUGIN_TIMEOUT`` seconds
+    together with `authenticate`'s own.
+
+    - ``None``: no objection; the next plugin is asked.
+    - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,
+      also when another plugin refuses, or the client has left meanwhile.
+    - raise `Denied`: refused, with its status, type and ``retry_after``; nobody else is asked.
+    - any other exception or answer, or too late: 503, and nothing goes upstream. An async one
+      that is too late is cancelled, and must give back itself what it had reserved.
+
+    Without a plugin that implements it, bodies are not looked into.
+    """
+
+
+@hookspec
+def price(model: str, usage: Usage) -> int | None:
+    """Say what tokens cost, in billionths of a US dollar. Deciding; the first answer counts.
+
+    Runs when an answer is over that told of its tokens, for ``RequestRecord.cost``; and with
+    estimates, before `authorize` is asked about a model. Must be sync, and must not block.
+
+    ``None``: not known; the next plugin is asked. An exception or anything but a whole number
+    from 0 on is logged, and taken for ``None``: then the cost is ``None``, which is not free.
     """
 
 

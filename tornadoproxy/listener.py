@@ -71,6 +71,11 @@ class Listener:
 
     # -- for the server
 
+    @property
+    def connections(self) -> int:
+        """How many are open, those that are being opened included."""
+        return self._count
+
     async def stop(self) -> None:
         """Take no more connections, and close those that wait for a request.
 

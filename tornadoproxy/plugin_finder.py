@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pluggy
 
 from tornadoproxy import hookspecs
+from tornadoproxy.arguments import COMMANDS
+from tornadoproxy.commands import Command
 from tornadoproxy.settings import CORE_SETTINGS, Setting
 from tornadoproxy.sources import nearest
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from importlib.metadata import EntryPoint
 
-_SYNC_HOOKS = ("declare_settings", "configure", "request_finished")
+_DECLARING = ("declare_settings", "commands", "pages")
+_SYNC_HOOKS = (*_DECLARING, "configure", "price", "request_finished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +36,27 @@ class PluginInfo:
     :param name: the entry point's name, which ``DISABLED_PLUGINS`` takes.
     :param distribution: the installed package that it comes from, if known.
     :param version: that package's version.
-    :param state: ``broken`` is refused: with one of those the proxy does not start.
-    :param hooks: the hooks that it implements; none unless it is active.
+    :param state: ``inactive``: the settings ask nothing of it, known once it has been configured.
+        ``broken`` is refused: with one of those the proxy does not start.
+    :param hooks: the hooks that it implements; none if it is disabled or broken.
     :param order: its place, from one: those that authenticate as they are asked, then the rest by
         name; ``None`` unless it is active.
     :param reason: what is wrong with a broken one.
+    :param module: what the entry point names, as in ``package.module:object``.
+    :param settings: those that it declares.
+    :param commands: those that it offers.
     """
 
     name: str
     distribution: str | None
     version: str | None
-    state: Literal["active", "disabled", "broken"]
+    state: Literal["active", "inactive", "disabled", "broken"]
     hooks: tuple[str, ...] = ()
     order: int | None = None
     reason: str | None = None
+    module: str = ""
+    settings: tuple[Setting[Any], ...] = ()  # Any: each has a type of its own
+    commands: tuple[Command, ...] = ()
 
 
 class PluginCall(NamedTuple):
@@ -77,25 +87,22 @@ class FoundPlugins:
             if self._manager.parse_hookspec_opts(hookspecs, name) is not None
         )
 
-    def calls(self, hook: str, argument: str | None = None) -> list[PluginCall]:
-        """The implementations of `hook` in the order asked; `argument` is what it offers."""
+    def calls(self, hook: str, *arguments: str) -> list[PluginCall]:
+        """The implementations of `hook` in the order asked; `arguments` are what it offers."""
         implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
-        return [PluginCall(each.plugin_name, _callable(each, argument)) for each in implementations]
+        return [
+            PluginCall(each.plugin_name, _callable(each, arguments)) for each in implementations
+        ]
 
     def described(self) -> tuple[PluginInfo, ...]:
         """The active plugins in the order asked, then the disabled, then the broken ones."""
-        asked = [plugin for plugin, _ in self.calls("authenticate")]
+        asked = [plugin for plugin, _ in self.calls("authenticate", "request")]
 
         def place(info: PluginInfo) -> tuple[int, str]:
             return asked.index(info.name) if info.name in asked else len(asked), info.name
 
-        active = sorted(self._active, key=place)
-        return (
-            *(replace(info, order=order) for order, info in enumerate(active, start=1)),
-            *self._disabled,
-            *self._broken,
-        )
+        return in_order([*sorted(self._active, key=place), *self._disabled, *self._broken])
 
     def leave_out(self, point: EntryPoint) -> None:
         """Note a disabled plugin, without importing it."""
@@ -112,7 +119,8 @@ class FoundPlugins:
         """Load and register one plugin; whatever is wrong with it becomes a fault."""
         try:
             hooks = self._register(point.load(), point.name)
-            self.settings += self._declared_by(point.name)
+            settings = self._declared_by(point.name)
+            commands = self._offered_by(point.name)
         except _RefusedError as refused:
             reason = str(refused)
         except KeyboardInterrupt:
@@ -121,7 +129,9 @@ class FoundPlugins:
         except BaseException as error:
             reason = f"loading it failed: {type(error).__name__}: {_one_line(error)}"
         else:
-            self._active.append(_info(point, "active", hooks=hooks))
+            self.settings += settings
+            info = _info(point, "active", hooks=hooks)
+            self._active.append(replace(info, settings=tuple(settings), commands=tuple(commands)))
             return
         self._broken.append(_info(point, "broken", reason=reason))
         self.faults.append(
@@ -131,7 +141,7 @@ class FoundPlugins:
 
     def require_authenticator(self) -> None:
         """See that somebody authenticates; a fault before may be all that is in the way."""
-        if self.faults or self.calls("authenticate"):
+        if self.faults or self.calls("authenticate", "request"):
             return
         names = " ".join(info.name for info in self._disabled)
         self.faults.append(
@@ -177,20 +187,14 @@ class FoundPlugins:
         elif implementation.wrapper or implementation.hookwrapper:
             raise _RefusedError(f"its {hook} is a wrapper: hooks are not wrapped here")
         elif inspect.isasyncgenfunction(function) or (
-            inspect.isgeneratorfunction(function) and hook != "declare_settings"
+            inspect.isgeneratorfunction(function) and hook not in _DECLARING
         ):
             raise _RefusedError(f"its {hook} is a generator: let it return, not yield")
         elif hook in _SYNC_HOOKS and inspect.iscoroutinefunction(function):
             raise _RefusedError(f"its {hook} is async: nothing awaits it, define it without async")
 
     def _declared_by(self, plugin: str) -> list[Setting[Any]]:
-        declared: list[Setting[Any]] = []
-        for name, declare in self.calls("declare_settings"):
-            if name == plugin:
-                answer = declare()
-                if inspect.iscoroutine(answer):
-                    answer.close()  # lest Python warn of it
-                declared += answer
+        declared: list[Setting[Any]] = self._answered("declare_settings", plugin)
         taken = {setting.name for setting in (*CORE_SETTINGS, *self.settings)}
         for setting in declared:
             if not isinstance(setting, Setting):
@@ -201,6 +205,32 @@ class FoundPlugins:
                 raise _RefusedError(f"the name of its setting {setting.name} is taken: rename it")
             taken.add(setting.name)
         return declared
+
+    def _offered_by(self, plugin: str) -> list[Command]:
+        offered: list[Command] = self._answered("commands", plugin)
+        taken = {command.name: info.name for info in self._active for command in info.commands}
+        taken |= dict.fromkeys(COMMANDS, "the proxy itself")
+        for command in offered:
+            if not isinstance(command, Command):
+                raise _RefusedError(f"it offers a {type(command).__name__}, which is not a Command")
+            if command.name in taken:
+                raise _RefusedError(
+                    f"the name of its command {command.name} is taken by {taken[command.name]}: "
+                    "rename it"
+                )
+            taken[command.name] = "itself"
+        return offered
+
+    def _answered(self, hook: str, plugin: str) -> list[Any]:  # Any: it is not looked at here
+        """All that `plugin` answers to a declaring `hook`."""
+        answered: list[Any] = []
+        for name, ask in self.calls(hook):
+            if name == plugin:
+                answer = ask()
+                if inspect.iscoroutine(answer):
+                    answer.close()  # lest Python warn of it
+                answered += answer
+        return answered
 
 
 def find(disabled: Collection[str], entry_points: Iterable[EntryPoint] | None) -> FoundPlugins:
@@ -233,6 +263,14 @@ def find(disabled: Collection[str], entry_points: Iterable[EntryPoint] | None) -
     return found
 
 
+def in_order(infos: Iterable[PluginInfo]) -> tuple[PluginInfo, ...]:
+    """`infos`, the active ones first and numbered, then the others as they come."""
+    infos = list(infos)
+    active = [info for info in infos if info.state == "active"]
+    others = [replace(info, order=None) for info in infos if info.state != "active"]
+    return (*(replace(info, order=order) for order, info in enumerate(active, start=1)), *others)
+
+
 def _info(
     point: EntryPoint,
     state: Literal["active", "disabled", "broken"],
@@ -247,6 +285,7 @@ def _info(
         state=state,
         hooks=hooks,
         reason=reason,
+        module=point.value,
     )
 
 
@@ -254,12 +293,13 @@ def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else f"({point.value})"
 
 
-def _callable(implementation: pluggy.HookImpl, argument: str | None) -> Callable[..., Any]:
-    """A function that takes the hook's argument, also if the implementation does not."""
+def _callable(implementation: pluggy.HookImpl, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    """A function that takes all that the hook offers, also if the implementation does not."""
     function = implementation.function
-    if argument is None or argument in implementation.argnames:
+    if tuple(implementation.argnames) == arguments:
         return function
-    return lambda _: function()
+    taken = [arguments.index(name) for name in implementation.argnames]
+    return lambda *given: function(*(given[at] for at in taken))
 
 
 def _one_line(error: BaseException) -> str:

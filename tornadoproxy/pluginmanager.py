@@ -4,19 +4,17 @@ The calls are ours, and not pluggy's, since its own takes a coroutine for an ans
 failing plugin keep the rest from running. Which plugins there are, and in which order, is found in
 `tornadoproxy.plugin_finder`.
 
-*Asking* (`Plugins.authenticate`): one plugin after the other, until one answers. It fails closed:
+*Asking* (`Plugins.authenticate`, `Plugins.authorize`): one plugin after the other. It fails closed:
 a plugin that raises, answers nonsense or is late refuses the request, and the next is not asked.
 While all answer synchronously there is neither a coroutine nor a clock.
 
 *Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
 
+A plugin that `configure` says is inactive is neither asked nor told.
+
 A plugin fails by whatever it raises. `SystemExit` is meant for a program of its own and must not
 end this one, nor may a `KeyboardInterrupt`: while the loop runs, the real one is a signal that it
 takes.
-
-What a plugin raises may hold a credential in its text (``KeyError: 'sk-…'``). So what is told of
-an exception is its type and where it was raised, never its text. Only a plugin that cannot be
-loaded is quoted: it has not been shown anything yet.
 """
 
 from __future__ import annotations
@@ -24,8 +22,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import traceback
+import re
 from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import (
@@ -36,16 +36,22 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.exchange import Identity
-from tornadoproxy.plugin_finder import FoundPlugins, PluginCall, PluginInfo, find
+from tornadoproxy.hookspecs import INACTIVE
+from tornadoproxy.pages import Page
+from tornadoproxy.plugin_answers import discard, failure, outcome
+from tornadoproxy.plugin_failures import OurOwnError, faults_of, log_failure, log_now_and_then
+from tornadoproxy.plugin_finder import FoundPlugins, PluginCall, PluginInfo, find, in_order
 from tornadoproxy.settings import PLUGIN_TIMEOUT, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
     from importlib.metadata import EntryPoint
-    from typing import TypeGuard
 
-    from tornadoproxy.exchange import IncomingRequest, RequestRecord
+    from tornadoproxy.authorization import ModelRequest
+    from tornadoproxy.exchange import IncomingRequest, RequestRecord, Usage
+    from tornadoproxy.permits import Permits
     from tornadoproxy.settings import Settings
+    from tornadoproxy.status import Status
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
@@ -53,11 +59,43 @@ SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A deciding hook that the plugins are asked.
+
+    :param hook: its name.
+    :param first_counts: the first answer settles it; otherwise all are asked.
+    :param answer: what an answer that is not ``None`` must be, in words.
+    :param unavailable: what the client is told of a plugin that failed.
+    """
+
+    hook: str
+    first_counts: bool
+    answer: str
+    unavailable: str
+
+
+_WHO = _Question(
+    "authenticate",
+    first_counts=True,
+    answer="an Identity with a principal",
+    unavailable="Authentication is unavailable at the moment: try again.",
+)
+_MAY = _Question(
+    "authorize",
+    first_counts=False,
+    answer="a Permit",
+    unavailable="Whether this is permitted cannot be known at the moment: try again.",
+)
+
+
 class Plugins:
     """The plugins of one proxy, in order. Made by `load`.
 
-    :ivar failures: how often each plugin failed in `request_finished`, by its name.
-    :ivar refusals: how often each failed in `authenticate`, so that a request was refused.
+    :ivar failures: how often each plugin failed so that nothing came of it but a log line, by its
+        name.
+    :ivar refusals: how often each failed so that a request was refused.
+    :ivar authorizes: whether `authorize` has anybody to ask.
     """
 
     def __init__(self, found: FoundPlugins) -> None:
@@ -68,11 +106,17 @@ class Plugins:
         self._settings: Settings | None = None
         self._timeout = PLUGIN_TIMEOUT.default
         self._configurers = found.calls("configure", "settings")
+        self._page_makers = found.calls("pages")
+        self._starters = found.calls("startup", "status")
         self._authenticators = found.calls("authenticate", "request")
+        self._authorizers = found.calls("authorize", "request", "identity", "model_request")
+        self._pricers = found.calls("price", "model", "usage")
         self._observers = found.calls("request_finished", "record")
-        self._starters = found.calls("startup")
         self._stoppers = found.calls("shutdown")
         self._unstarted = {starter.plugin for starter in self._starters}
+        self._inactive: frozenset[str] = frozenset()
+        self._pages: tuple[tuple[str, Page], ...] = ()
+        self.authorizes = bool(self._authorizers)
 
     @classmethod
     def load(
@@ -100,8 +144,12 @@ class Plugins:
         return find(disabled, entry_points).described()
 
     def describe(self) -> tuple[PluginInfo, ...]:
-        """The active plugins in the order asked, then the disabled ones."""
+        """The active plugins in the order asked, then the inactive, then the disabled ones."""
         return self._infos
+
+    def pages(self) -> tuple[tuple[str, Page], ...]:
+        """The plugins' own pages, each after its plugin's name; known once `configure` has run."""
+        return self._pages
 
     def declared_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
         """The settings that the plugins declare."""
@@ -114,8 +162,14 @@ class Plugins:
         :raises ConfigurationError: with the faults of all plugins. If there were settings before,
             all plugins have been given those again.
         """
+        first = self._settings is None
         try:
-            lines = self._configure_all(settings)
+            lines, inactive = self._configure_all(settings)
+            if first:
+                self._leave_out(inactive)
+                self._pages = self._all_pages()
+            else:
+                self._check_still_inactive(inactive)
         except ConfigurationError:
             if self._settings is not None:
                 self._go_back_to(self._settings)
@@ -124,16 +178,17 @@ class Plugins:
         self._timeout = settings[PLUGIN_TIMEOUT]
         return lines
 
-    async def startup(self) -> None:
+    async def startup(self, status: Callable[[], Status]) -> None:
         """Start the plugins in order.
 
+        :param status: gives them the figures of the moment.
         :raises ConfigurationError: one failed; those that were started have been shut down.
         """
         for plugin, start in self._starters:
-            error = await _failure(start, STARTUP_TIMEOUT)
+            error = await failure(partial(start, status), STARTUP_TIMEOUT)
             if error is not None:
                 await self.shutdown()
-                raise ConfigurationError(*_faults(plugin, "startup", error)) from None
+                raise ConfigurationError(*faults_of(plugin, "startup", error)) from None
             self._unstarted.discard(plugin)
 
     async def shutdown(self) -> None:
@@ -142,9 +197,9 @@ class Plugins:
             plugin, stop = self._stoppers.pop()
             if plugin in self._unstarted:
                 continue
-            error = await _failure(stop, SHUTDOWN_TIMEOUT)
+            error = await failure(stop, SHUTDOWN_TIMEOUT)
             if error is not None:
-                _log_failure("plugin %r failed in shutdown: %s", plugin, error)
+                log_failure("plugin %r failed in shutdown: %s", plugin, error)
 
     def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
         """Ask who a request comes from, until one plugin answers.
@@ -153,7 +208,45 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
-        return self._ask(request, iter(self._authenticators), None)
+        identity = self._ask(_WHO, iter(self._authenticators), (request,), _vouches, None)
+        if type(identity) is Identity:
+            return identity
+        return _somebody() if identity is None else self._awaited(identity)
+
+    def authorize(
+        self,
+        request: IncomingRequest,
+        identity: Identity,
+        model_request: ModelRequest | None,
+        permits: Permits,
+    ) -> Awaitable[object] | None:
+        """Ask whether a request may go on; what the plugins grant is added to `permits`.
+
+        :return: an awaitable of that as soon as one plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal.
+        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        """
+        asked = (request, identity, model_request)
+        return self._ask(_MAY, iter(self._authorizers), asked, permits.add, None)  # type: ignore[return-value]  # no answer counts
+
+    def price(self, model: str | None, usage: Usage) -> int | None:
+        """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known."""
+        if model is None or (usage.input_tokens is None and usage.output_tokens is None):
+            return None
+        for plugin, ask in self._pricers:
+            try:
+                cost = ask(model, usage)
+            except BaseException as error:
+                self.count_failure(plugin, "price", error)
+                continue
+            if type(cost) is int and cost >= 0:
+                return cost
+            if cost is not None:
+                discard(cost)
+                kind = type(cost).__name__
+                nonsense = OurOwnError(f"its {kind} is neither None nor a whole number from 0 on")
+                self.count_failure(plugin, "price", nonsense)
+        return None
 
     def request_finished(self, record: RequestRecord) -> None:
         """Tell what became of a request. Never raises."""
@@ -161,88 +254,163 @@ class Plugins:
             try:
                 answer = tell(record)
             except BaseException as error:
-                self._count_failure(plugin, error)
+                self.count_failure(plugin, "request_finished", error)
             else:
                 if answer is not None and inspect.isawaitable(answer):
-                    _discard(answer)
-                    self._count_failure(plugin, _OurOwnError("an awaitable, which nobody awaits"))
+                    discard(answer)
+                    awaited = OurOwnError("an awaitable, which nobody awaits")
+                    self.count_failure(plugin, "request_finished", awaited)
+
+    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
+        """Count that `plugin` failed in `hook` so that nothing came of it, and log it."""
+        self.failures[plugin] += 1
+        log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
 
     def _ask(
-        self, request: IncomingRequest, remaining: Iterator[PluginCall], deadline: float | None
-    ) -> Identity | Awaitable[Identity]:
+        self,
+        question: _Question,
+        remaining: Iterator[PluginCall],
+        asked: tuple[object, ...],
+        take: Callable[[str, object], bool],
+        deadline: float | None,
+    ) -> object:
+        """Ask those that remain.
+
+        :param take: whether a plugin's answer is one; keeps it, if need be.
+        :return: the first answer, if that counts; or an awaitable of what this would return.
+        """
         for plugin, ask in remaining:
             try:
-                answer = ask(request)
+                answer = ask(*asked)
             except BaseException as error:
-                refusal = self._refusal(plugin, error)
+                refusal = self._refusal(question, plugin, error)
             else:
                 if answer is None:
                     continue
-                if _vouches(answer):
-                    return answer
+                if take(plugin, answer):
+                    if question.first_counts:
+                        return answer
+                    continue
                 if inspect.isawaitable(answer):
                     deadline = deadline or asyncio.get_running_loop().time() + self._timeout
-                    return self._ask_on(request, plugin, answer, remaining, deadline)
-                refusal = self._refusal(plugin, _nonsense(answer))
+                    return self._ask_on(question, plugin, answer, remaining, asked, take, deadline)
+                refusal = self._refusal(question, plugin, _nonsense(question, answer))
             # out here, so that the plugin's own exception does not come along as the context
             raise refusal
-        raise AuthenticationFailed(
-            "A credential is needed: send it as x-api-key, or as Authorization: Bearer."
-        )
+        return None
 
     async def _ask_on(
         self,
-        request: IncomingRequest,
+        question: _Question,
         plugin: str,
         waiting: Awaitable[object],
         remaining: Iterator[PluginCall],
+        asked: tuple[object, ...],
+        take: Callable[[str, object], bool],
         deadline: float,
-    ) -> Identity:
+    ) -> object:
         """Wait for `plugin`'s answer, then ask those that remain."""
         left = deadline - asyncio.get_running_loop().time()
-        answer, error = await _outcome(waiting, left)
+        # what comes too late to count may still be a permit, whose end must be told
+        answer, error = await outcome(waiting, left, late=lambda answer: take(plugin, answer))
         if error is not None:
-            raise self._refusal(plugin, error)
-        if answer is None:
-            identity = self._ask(request, remaining, deadline)
-            return identity if isinstance(identity, Identity) else await identity
-        if _vouches(answer):
-            return answer
-        _discard(answer)
-        raise self._refusal(plugin, _nonsense(answer))
+            raise self._refusal(question, plugin, error)
+        if answer is not None:
+            if not take(plugin, answer):
+                discard(answer)
+                raise self._refusal(question, plugin, _nonsense(question, answer))
+            if question.first_counts:
+                return answer
+        more = self._ask(question, remaining, asked, take, deadline)
+        return await more if inspect.isawaitable(more) else more
 
-    def _refusal(self, plugin: str, error: BaseException) -> ProxyError:
+    async def _awaited(self, waiting: object) -> Identity:
+        identity = await waiting  # type: ignore[misc]  # `_ask` says that it is one
+        return identity if type(identity) is Identity else _somebody()
+
+    def _refusal(self, question: _Question, plugin: str, error: BaseException) -> ProxyError:
         """What ends a request when `plugin` raised `error`: that, if it was meant to."""
         if isinstance(error, ClientError) and 400 <= error.status <= 599:
             return error
         self.refusals[plugin] += 1
-        _log_now_and_then(
-            "plugin %r failed in authenticate, request refused",
+        log_now_and_then(
+            f"plugin %r failed in {question.hook}, request refused",
             self.refusals[plugin],
             plugin,
             error,
         )
-        return PluginFailed(
-            "Authentication is unavailable at the moment: try again.", retry_after=1
-        )
+        return PluginFailed(question.unavailable, retry_after=1)
 
-    def _configure_all(self, settings: Settings) -> tuple[tuple[str, str], ...]:
+    def _configure_all(
+        self, settings: Settings
+    ) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
+        """Configure every plugin; return their lines, and the names of those that are inactive."""
         lines: list[tuple[str, str]] = []
+        inactive: set[str] = set()
         faults: list[str] = []
         for plugin, configure in self._configurers:
             try:
                 line = configure(settings)
             except BaseException as error:
-                faults += _faults(plugin, "configure", error)
+                faults += faults_of(plugin, "configure", error)
                 continue
-            if isinstance(line, str) and len(line.splitlines()) == 1:
+            if line is INACTIVE:
+                inactive.add(plugin)
+            elif isinstance(line, str) and len(line.splitlines()) == 1:
                 lines.append((plugin, line))
             elif line is not None:
-                _discard(line)
+                discard(line)
                 faults.append(f"plugin {plugin!r}: configure must answer one line of text, or None")
         if faults:
             raise ConfigurationError(*faults)
-        return tuple(lines)
+        return tuple(lines), frozenset(inactive)
+
+    def _leave_out(self, inactive: frozenset[str]) -> None:
+        """Neither ask nor tell those plugins from now on."""
+
+        def active(calls: list[PluginCall]) -> list[PluginCall]:
+            return [call for call in calls if call.plugin not in inactive]
+
+        if not active(self._authenticators):
+            raise ConfigurationError(
+                "No plugin authenticates requests, so nobody may be let in: these could, but their "
+                f"settings are not set: {' '.join(call.plugin for call in self._authenticators)}"
+            )
+        self._page_makers = active(self._page_makers)
+        self._starters = active(self._starters)
+        self._authenticators = active(self._authenticators)
+        self._authorizers = active(self._authorizers)
+        self._pricers = active(self._pricers)
+        self._observers = active(self._observers)
+        self._stoppers = active(self._stoppers)
+        self.authorizes = bool(self._authorizers)
+        self._inactive = inactive
+        at_rest = [replace(each, state="inactive") for each in self._infos if each.name in inactive]
+        others = [each for each in self._infos if each.name not in inactive]
+        self._infos = in_order([*others, *at_rest])
+
+    def _check_still_inactive(self, inactive: frozenset[str]) -> None:
+        if inactive != self._inactive:
+            raise ConfigurationError(
+                *(
+                    f"plugin {plugin!r} is turned on or off only by a start: start again"
+                    for plugin in sorted(inactive ^ self._inactive)
+                )
+            )
+
+    def _all_pages(self) -> tuple[tuple[str, Page], ...]:
+        pages: list[tuple[str, Page]] = []
+        faults: list[str] = []
+        for plugin, make in self._page_makers:
+            try:
+                made = [(plugin, _checked(page)) for page in make()]
+            except BaseException as error:
+                faults += faults_of(plugin, "pages", error)
+            else:
+                pages += made
+        if faults:
+            raise ConfigurationError(*faults)
+        return tuple(pages)
 
     def _go_back_to(self, settings: Settings) -> None:
         try:
@@ -252,102 +420,29 @@ class Plugins:
             # TRY400 wants a traceback, which would say nothing more here
             _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
 
-    def _count_failure(self, plugin: str, error: BaseException) -> None:
-        self.failures[plugin] += 1
-        _log_now_and_then(
-            "plugin %r failed in request_finished", self.failures[plugin], plugin, error
-        )
 
-
-class _OurOwnError(Exception):
-    """A plugin's failure that we found out, and whose text is ours."""
-
-
-class _WithheldError(Exception):
-    """Stands in a log for an exception whose text is withheld; its own is the type's name."""
-
-
-def _vouches(answer: object) -> TypeGuard[Identity]:
+def _vouches(_plugin: str, answer: object) -> bool:
     return type(answer) is Identity and isinstance(answer.principal, str) and bool(answer.principal)
 
 
-def _nonsense(answer: object) -> _OurOwnError:
-    kind = type(answer).__name__
-    return _OurOwnError(f"its {kind} is neither None nor an Identity with a principal")
-
-
-async def _failure(function: Callable[[], object], seconds: float) -> BaseException | None:
-    """What calling `function` ended with, and waiting for what it answers; ``None`` is well."""
-    try:
-        answer = function()
-    except BaseException as error:
-        return error
-    if not inspect.isawaitable(answer):
-        return None
-    _, failure = await _outcome(answer, seconds)
-    return failure
-
-
-async def _outcome(
-    waiting: Awaitable[object], seconds: float
-) -> tuple[object, BaseException | None]:
-    """The result of `waiting`, or the exception that it ended with.
-
-    It is a task of its own, so that one that swallows its cancellation is left behind.
-    """
-    task = asyncio.ensure_future(_ended(waiting))
-    try:
-        done, _ = await asyncio.wait((task,), timeout=seconds)
-    finally:
-        task.cancel()  # which does nothing to one that is done
-    return task.result() if done else (None, _OurOwnError(f"no answer in {seconds:.3g} s"))
-
-
-async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | None]:
-    """`_outcome` in its task, which never raises: asyncio would log the text of what it raised."""
-    try:
-        return await waiting, None
-    except BaseException as error:
-        return None, error
-
-
-def _discard(answer: object) -> None:
-    """End a coroutine that nobody will await, lest Python warn of it."""
-    if inspect.iscoroutine(answer):
-        answer.close()
-
-
-def _faults(plugin: str, hook: str, error: BaseException) -> tuple[str, ...]:
-    """What a plugin that raised `error` while the proxy starts is reported with."""
-    if isinstance(error, ConfigurationError) and error.faults:
-        return error.faults
-    if isinstance(error, _OurOwnError):
-        return (f"plugin {plugin!r} failed in {hook}: {error}",)
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return (
-        f"plugin {plugin!r} failed in {hook}: {type(error).__name__} "
-        f"in {last.filename}, line {last.lineno}",
+def _somebody() -> Identity:
+    """The answer where no plugin had one."""
+    raise AuthenticationFailed(
+        "A credential is needed: send it as x-api-key, or as Authorization: Bearer."
     )
 
 
-def _log_now_and_then(message: str, count: int, plugin: str, error: BaseException) -> None:
-    """Log at 1, 2, 4, 8 …: what fails for every request must not fill the disk."""
-    if count & (count - 1) == 0:
-        _log_failure(f"{message} ({count} so far): %s", plugin, error)
+def _nonsense(question: _Question, answer: object) -> OurOwnError:
+    return OurOwnError(f"its {type(answer).__name__} is neither None nor {question.answer}")
 
 
-def _log_failure(message: str, plugin: str, error: BaseException) -> None:
-    """Log `message`, made of the plugin's name and the type of `error`, and its traceback."""
-    if isinstance(error, _OurOwnError):
-        _logger.error(message, plugin, error)
-    else:
-        _logger.error(message, plugin, type(error).__name__, exc_info=_withheld(error))
-
-
-def _withheld(error: BaseException) -> _WithheldError:
-    """`error` and what it came from, with their tracebacks and without their texts."""
-    shown = _WithheldError(type(error).__name__).with_traceback(error.__traceback__)
-    cause = error.__cause__ or error.__context__
-    if cause is not None:
-        shown.__cause__ = _WithheldError(type(cause).__name__).with_traceback(cause.__traceback__)
-    return shown
+def _checked(page: object) -> Page:
+    if not isinstance(page, Page):
+        raise OurOwnError(f"its {type(page).__name__} is not a Page")
+    if not page.path.startswith("/"):
+        raise OurOwnError(f"the path of a page begins with a slash, not like {page.path!r}")
+    try:
+        re.compile(page.path)
+    except re.error as error:
+        raise OurOwnError(f"{page.path!r} is no regular expression: {error}") from None
+    return page

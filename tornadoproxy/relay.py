@@ -3,7 +3,8 @@
 The request's body. Without one, the request goes upstream as soon as it is admitted. A body up to
 `HELD_BODY` bytes is held until it is whole, so that the request goes out in one write and can be
 sent again if a kept connection turns out to be dead. Everything else streams: a part is read from
-the client only when the upstream has room for it.
+the client only when the upstream has room for it. A messages request that plugins have to permit is
+held whatever its size.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tornadoproxy import results_url
-from tornadoproxy.errors import UpstreamClosed
+from tornadoproxy.errors import InvalidRequest, Overloaded, UpstreamClosed
+from tornadoproxy.exchange import Usage
 from tornadoproxy.forwarded import client_scheme
 from tornadoproxy.headers import (
     is_encoded,
@@ -24,7 +26,8 @@ from tornadoproxy.settings import (
     REWRITE_RESULTS_URL,
     TRUSTED_PROXIES,
 )
-from tornadoproxy.upstream_handler import UpstreamHandler
+from tornadoproxy.target import asks_a_model
+from tornadoproxy.upstream_handler import MAX_JUDGED_BODY, UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ HELD_BODY = 1024 * 1024
 
 
 _CODING = frozenset({"Accept-Encoding"})
+_FRAMING = frozenset({"Transfer-Encoding"})
 
 
 class RelayHandler(UpstreamHandler):
@@ -43,14 +47,26 @@ class RelayHandler(UpstreamHandler):
     _rewriting: list[bytes] | None = None
     _ends_with_connection = False
 
+    def asks_a_model(self) -> bool:
+        return asks_a_model(self.request.method or "", self.request.path)
+
     def max_body(self) -> int:
-        return self.gateway.settings[MAX_BODY_SIZE]
+        largest = self.gateway.settings[MAX_BODY_SIZE]
+        return min(largest, MAX_JUDGED_BODY) if self._is_judged() else largest
 
     def max_body_hint(self) -> str:
         return MAX_BODY_SIZE.name
 
+    def _is_judged(self) -> bool:
+        return self.gateway.plugins.authorizes and self.asks_a_model()
+
     def begin(self, length: int, *, chunked: bool) -> None:
-        if chunked or length > HELD_BODY:
+        if self._is_judged():
+            if "Content-Encoding" in self.request.headers:
+                raise InvalidRequest("Send the request body without a Content-Encoding.")
+            if not self.hold(self.max_body() if chunked else length):
+                raise Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
+        elif chunked or length > HELD_BODY:
             self._send(None, chunked=chunked)
         elif length == 0:
             self._send(b"")
@@ -59,20 +75,24 @@ class RelayHandler(UpstreamHandler):
 
     async def serve(self) -> None:
         if self._held is not None:
-            self._send(self.take_held())
+            body = self.take_held()
+            if not self._is_judged() or await self.is_permitted_to_send(body):
+                self._send(body)
         elif self._call is not None:
             await self._call.end_body()
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         self.answer_began()
-        headers = response_headers(head.status, head.fields)
+        headers = response_headers(head.status, self.fields_for_client(head))
         self._headers = headers
         self.set_status(head.status, head.reason)
         if not head.reason:
             self._reason = ""
         self.exchange.request_id = headers.get("Request-Id", self.request_id)
-        if self.request.method == "POST" and self.request.path == "/v1/messages":
+        if head.status < 300 and self.asks_a_model():
             self._usage = UsageReader.for_answer(headers)
+            if self._usage is None:
+                self.exchange.usage = Usage(partial=True)
         if is_event_stream(headers) and not is_encoded(headers):
             self.follow_events()
             if head.ends_with_connection:
@@ -106,6 +126,9 @@ class RelayHandler(UpstreamHandler):
             self._rewriting = []
             identity = [("Accept-Encoding", "identity")]
             self.send(target, body, chunked=chunked, drop=_CODING, add=identity)
+        elif body and "Transfer-Encoding" in self.request.headers:
+            length = [("Content-Length", str(len(body)))]
+            self.send(target, body, drop=_FRAMING, add=length)
         else:
             self.send(target, body, chunked=chunked)
 

@@ -33,6 +33,7 @@ from tornadoproxy.settings import (
     TLS_KEY,
 )
 from tornadoproxy.state import Gateway
+from tornadoproxy.status import Status
 from tornadoproxy.upstream import UpstreamClient
 
 if TYPE_CHECKING:
@@ -71,7 +72,14 @@ class Server:
         """
         max_connections = _raise_descriptor_limit()
         tls = _tls_context(self._settings)
-        await self._plugins.startup()
+        # before the plugins start, which may ask for its status
+        self._gateway = Gateway(
+            settings=self._settings,
+            plugins=self._plugins,
+            upstream=UpstreamClient(force_instance=True, settings=self._settings),
+            instance=secrets.token_hex(8),
+        )
+        await self._plugins.startup(self.status)
         try:
             sockets = bind_sockets(
                 self._settings[PORT],
@@ -82,12 +90,6 @@ class Server:
         except OSError as error:
             await self._plugins.shutdown()
             raise ConfigurationError(_bind_fault(self._settings, error)) from None
-        self._gateway = Gateway(
-            settings=self._settings,
-            plugins=self._plugins,
-            upstream=UpstreamClient(force_instance=True, settings=self._settings),
-            instance=secrets.token_hex(8),
-        )
         self.port = sockets[0].getsockname()[1]
         self._listener = Listener(
             self._gateway,
@@ -104,6 +106,22 @@ class Server:
         """
         assert self._gateway is not None
         self._gateway.reload(settings)
+
+    def status(self) -> Status:
+        """The figures of this moment, from the start of the plugins on."""
+        gateway = self._gateway
+        assert gateway is not None
+        return Status(
+            in_flight=len(gateway.in_flight),
+            waiting=gateway.admission.waiting,
+            held_bytes=gateway.held_bytes,
+            client_connections=0 if self._listener is None else self._listener.connections,
+            upstream_connections=gateway.upstream.busy_connections,
+            idle_upstream_connections=gateway.upstream.idle_connections,
+            plugin_failures=dict(self._plugins.failures),
+            plugin_refusals=dict(self._plugins.refusals),
+            draining=gateway.draining,
+        )
 
     async def drain(self) -> None:
         """Stop in good order: take no new connections, close idle ones, let the rest finish.

@@ -6,6 +6,8 @@ server could take for a way out of ``/v1/`` is refused here, before anything is 
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from tornadoproxy.errors import InvalidRequest
 
 
@@ -27,6 +29,16 @@ def check_target(target: str) -> None:
         )
     if "%" in path or "/." in path:
         _check_segments(path)
+
+
+def asks_a_model(method: str, path: str) -> bool:
+    """Whether a request below ``/v1/`` is one for a message, to any server that may judge it.
+
+    :param path: without its query, not decoded.
+    """
+    if method != "POST":
+        return False
+    return path == "/v1/messages" or unquote(path).rstrip("/").lower() == "/v1/messages"
 
 
 def _check_segments(path: str) -> None:

@@ -23,6 +23,7 @@ import asyncio
 import io
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 
@@ -60,6 +61,7 @@ class UpstreamClient(AsyncHTTPClient):
         self._connector = Connector(settings)
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
+        self._made: WeakSet[UpstreamConnection] = WeakSet()
         self._sweep: asyncio.TimerHandle | None = None
 
     def send(self, request: UpstreamRequest, receiver: Receiver) -> Call:
@@ -88,6 +90,16 @@ class UpstreamClient(AsyncHTTPClient):
         """
         _Fetch(self, request, callback)
 
+    @property
+    def idle_connections(self) -> int:
+        """How many connections are kept for the next request."""
+        return sum(map(len, self._idle.values()))
+
+    @property
+    def busy_connections(self) -> int:
+        """How many connections serve a request."""
+        return sum(not each.closed for each in self._made) - self.idle_connections
+
     # -- the pool, for `Call`
 
     def take(self, origin: Origin) -> UpstreamConnection | None:
@@ -104,7 +116,9 @@ class UpstreamClient(AsyncHTTPClient):
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """A new connection to `origin`."""
-        return await self._connector.connect(origin)
+        connection = await self._connector.connect(origin)
+        self._made.add(connection)
+        return connection
 
     def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
         """Keep a connection whose exchange is over."""

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPHeaders
 
+from tornadoproxy.authorization import ModelRequest
 from tornadoproxy.errors import BodyTooLarge, LoopDetected
+from tornadoproxy.exchange import Usage
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
+from tornadoproxy.model_request import read_fields
 from tornadoproxy.settings import (
     DEFAULT_ANTHROPIC_VERSION,
     SSE_KEEPALIVE_INTERVAL,
@@ -30,13 +33,22 @@ from tornadoproxy.sse import EventBoundary
 from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterable
+    from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 
     from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
     from tornadoproxy.usage import UsageReader
+
+BYTES_PER_TOKEN = 4
+"""How many bytes of a request's body a token has, for an estimate."""
+
+UNTOLD_OUTPUT = 32_000
+"""How many tokens an answer may have, for an estimate, if the request does not say."""
+
+MAX_JUDGED_BODY = 32 * 1024 * 1024
+"""The largest body that plugins are asked about, in bytes: no message may be larger upstream."""
 
 HELD_BODIES = 256 * 1024 * 1024
 """The most that all held request bodies take together, in bytes."""
@@ -134,6 +146,28 @@ class UpstreamHandler(ExchangeHandler):
             return None
         return None if self._call is None else self._call.write(chunk)
 
+    async def is_permitted_to_send(self, body: bytes) -> bool:
+        """Ask the plugins, as `is_permitted` does, now that it is known what goes upstream.
+
+        :param body: a messages request's.
+        :raises InvalidRequest: nobody could judge it.
+        """
+        fields = read_fields(body)
+        input_tokens = len(body) // BYTES_PER_TOKEN
+        output_tokens = UNTOLD_OUTPUT if fields.max_tokens is None else max(fields.max_tokens, 0)
+        price = self.gateway.plugins.price
+        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        return await self.is_permitted(
+            ModelRequest(
+                model=fields.model,
+                max_tokens=fields.max_tokens,
+                stream=bool(fields.stream),
+                size=self.exchange.bytes_in,
+                input_cost=price(fields.model, Usage(input_tokens=input_tokens)),
+                max_cost=price(fields.model, usage),
+            )
+        )
+
     def take_held(self) -> bytes:
         """The body that was held."""
         body = b"".join(self._held or ())
@@ -199,6 +233,14 @@ class UpstreamHandler(ExchangeHandler):
         )
 
     # -- the answer
+
+    def fields_for_client(self, head: ResponseHead) -> Sequence[tuple[str, str]]:
+        """The answer's header fields but for those that a plugin withholds from this client."""
+        permits = self.exchange.permits
+        if permits is None or not permits.withheld_headers:
+            return head.fields
+        withheld = permits.withheld_headers
+        return [field for field in head.fields if not field[0].lower().startswith(withheld)]
 
     def answer_began(self) -> None:
         """Take note of it: the request's body will not be needed again."""
@@ -312,3 +354,5 @@ class UpstreamHandler(ExchangeHandler):
             self._usage.finish()
             self.exchange.model = self._usage.model
             self.exchange.usage = self._usage.usage
+            self.exchange.stop_reason = self._usage.stop_reason
+            self.exchange.first_token_at = self._usage.first_token_at

@@ -1,9 +1,12 @@
-"""Reads an answer's model and tokens from its bytes as they pass by. Sans-io.
+"""Reads what an answer consumed from its bytes as they pass by. Sans-io.
 
 It looks, and never changes or delays: a stream is read event by event, and only those that hold
 a ``usage`` are parsed; a JSON answer is parsed when it is over. What is compressed is unpacked on
 the side, a little at a time; brotli (1.2 or later) and zstandard only where a package that
 unpacks them is installed.
+
+A stream tells its output tokens at its end. One that is cut before has told of one or a few, so
+that its content is counted as well, in bytes: a token is about four of them.
 
 Source: https://docs.anthropic.com/en/api/messages-streaming (``usage`` in ``message_delta`` is
 cumulative: the last figure counts, and nothing is summed).
@@ -12,9 +15,9 @@ cumulative: the last figure counts, and nothing is summed).
 from __future__ import annotations
 
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,9 +37,27 @@ MAX_EVENT = 64 * 1024
 MAX_UNPACKED = 8 * 1024 * 1024
 """The most that one piece of a compressed answer may unpack to, in bytes. More is no answer."""
 
+BYTES_PER_TOKEN = 4
+"""How many bytes of content are taken for a token where an answer is cut before it has told."""
+
 _MAX_COUNT = 2**63 - 1
-_USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+_TOKENS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+)
+_SERVER_TOOLS = ("web_search_requests", "web_fetch_requests")
+
 _EVENT_END = re.compile(rb"\n\r?\n")
+
+# Content is by far the most of a stream, and comes in this form. What stands around the text is
+# not counted.
+_CONTENT = b"event: content_block_delta"
+_AROUND_CONTENT = len(
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":""}}'
+)
 
 _Unpack: TypeAlias = Callable[[bytes], Iterator[bytes]]
 
@@ -48,17 +69,26 @@ _ZSTD_WINDOW = 8 * 1024 * 1024  # what an HTTP body may ask for (RFC 9659 §3)
 
 
 class UsageReader:
-    """Reads one answer. Feed it each piece of the body; `model` and `usage` are what it found."""
+    """Reads one answer. Feed it each piece of the body; its attributes are what it found.
+
+    :ivar model: the model that the answer names.
+    :ivar stop_reason: why the model stopped.
+    :ivar first_token_at: when the first piece of a stream's content came, in monotonic seconds.
+    """
 
     __slots__ = (
+        "_content",
         "_given_up",
         "_is_stream",
+        "_is_whole",
         "_kept",
         "_skipping",
+        "_skipping_content",
         "_told",
         "_unpack",
+        "first_token_at",
         "model",
-        "usage",
+        "stop_reason",
     )
 
     def __init__(self, *, is_stream: bool, content_encoding: str = "identity") -> None:
@@ -67,13 +97,27 @@ class UsageReader:
         :raises LookupError: nothing here unpacks `content_encoding`.
         """
         self.model: str | None = None
-        self.usage = Usage()
+        self.stop_reason: str | None = None
+        self.first_token_at: float | None = None
         self._told: dict[str, int] = {}
+        self._content = 0  # bytes
+        self._is_whole = False
         self._is_stream = is_stream
         self._unpack = _unpacker(content_encoding)
         self._kept = bytearray()
         self._skipping = False  # until the end of an event that is too long
+        self._skipping_content = False
         self._given_up = False
+
+    @property
+    def usage(self) -> Usage:
+        """What the answer told until now; partial until it has told that it is over."""
+        if self._is_whole:
+            return Usage(**self._told, partial=False)
+        seen = -(-self._content // BYTES_PER_TOKEN)
+        if seen > self._told.get("output_tokens", 0):
+            return Usage(**self._told | {"output_tokens": seen}, partial=True)
+        return Usage(**self._told, partial=True)
 
     @classmethod
     def for_answer(cls, headers: HTTPHeaders) -> UsageReader | None:
@@ -106,7 +150,9 @@ class UsageReader:
     def finish(self) -> None:
         """Say that the body is over."""
         if not self._is_stream:
-            self._learn(self._kept)
+            self._is_whole = self._learn(self._kept) or self._is_whole
+        else:
+            self._look_at_rest(len(self._kept.rstrip(b"\r\n")))
         self._give_up()
 
     def _look(self, chunk: bytes) -> None:
@@ -125,35 +171,70 @@ class UsageReader:
         kept += chunk
         start = 0
         while end := _EVENT_END.search(kept, searched):
+            stop, searched = end.span()
             if self._skipping:
-                self._skipping = False
-            elif kept.find(b'"usage"', start, end.start()) >= 0:
-                self._learn(_data(kept[start : end.start()]))
-            start = searched = end.end()
+                if self._skipping_content:
+                    self._content += stop - start
+                self._skipping = self._skipping_content = False
+            elif kept.startswith(_CONTENT, start):
+                self._count_content(stop - start)
+            else:
+                self._look_at(kept[start:stop])
+            start = searched
         del kept[:start]
-        if len(kept) > MAX_EVENT:
+        if len(kept) > MAX_EVENT and not self._skipping:
             self._skipping = True
+            self._skipping_content = kept.startswith(_CONTENT)
+            if self._skipping_content:
+                self._content -= _AROUND_CONTENT
         if self._skipping:
+            if self._skipping_content:
+                self._content += max(len(kept) - 2, 0)
             del kept[:-2]
+
+    def _count_content(self, length: int) -> None:
+        if length > _AROUND_CONTENT:
+            self._content += length - _AROUND_CONTENT
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+
+    def _look_at(self, event: bytearray) -> None:
+        # find(): on bytes, ``in`` takes three times as long
+        if event.find(b'"usage"') >= 0:
+            self._learn(_data(event))
+        elif event.find(b"message_stop") >= 0:
+            self._is_whole = _type(event) == "message_stop" or self._is_whole
+        elif event.find(b"content_block_delta") >= 0 and _type(event) == "content_block_delta":
+            self._count_content(len(event))
+
+    def _look_at_rest(self, length: int) -> None:
+        """Count what there is of an event that has no end."""
+        if self._skipping_content:
+            self._content += length
+        elif self._kept.startswith(_CONTENT):
+            self._content += max(length - _AROUND_CONTENT, 0)
 
     def _give_up(self) -> None:
         self._given_up = True
         self._unpack = None
         self._kept = bytearray()
 
-    def _learn(self, document: bytes | bytearray) -> None:
+    def _learn(self, document: bytes | bytearray) -> bool:
+        """Whether it is a document at all."""
         try:
             data = fast_json.loads(document)
         except (ValueError, RecursionError):
-            return
+            return False
         if not isinstance(data, dict):
-            return
+            return True
         message = data.get("message", data)  # message_start wraps what a JSON answer is
-        if not isinstance(message, dict):
-            return
-        self.model = model_of(message) or self.model
-        self._told |= _counts(message)
-        self.usage = Usage(**self._told)
+        if isinstance(message, dict):
+            delta = data.get("delta", message)  # message_delta, where the rest is at its top
+            self.model = model_of(message) or self.model
+            if isinstance(delta, dict):
+                self.stop_reason = stop_reason_of(delta) or self.stop_reason
+            self._told |= _counts(message)
+        return True
 
 
 def model_of(message: dict[str, Any]) -> str | None:  # Any: JSON
@@ -162,20 +243,49 @@ def model_of(message: dict[str, Any]) -> str | None:  # Any: JSON
     return model if isinstance(model, str) else None
 
 
+def stop_reason_of(message: dict[str, Any]) -> str | None:  # Any: JSON
+    """Why the model stopped, as a message says."""
+    reason = message.get("stop_reason")
+    return reason if isinstance(reason, str) else None
+
+
 def usage_of(message: dict[str, Any]) -> Usage:  # Any: JSON
-    """The tokens that a message tells of."""
-    return Usage(**_counts(message))
+    """What a whole message tells that it consumed."""
+    return Usage(**_counts(message), partial=False)
 
 
 def _counts(message: dict[str, Any]) -> dict[str, int]:  # Any: JSON
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return {}
-    counts = {name: usage[name] for name in _USAGE_FIELDS if type(usage.get(name)) is int}
-    return {name: count for name, count in counts.items() if 0 <= count <= _MAX_COUNT}
+    counts = {name: usage[name] for name in _TOKENS if _is_count(usage.get(name))}
+    by_lifetime = usage.get("cache_creation")
+    if isinstance(by_lifetime, dict):
+        tokens = by_lifetime.get("ephemeral_1h_input_tokens")
+        if _is_count(tokens):
+            counts["cache_creation_1h_input_tokens"] = tokens
+    tools = usage.get("server_tool_use")
+    if isinstance(tools, dict):
+        counts |= {name: tools[name] for name in _SERVER_TOOLS if _is_count(tools.get(name))}
+    return counts
 
 
-def _data(event: bytearray) -> bytes:
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_COUNT
+
+
+def _type(event: bytearray) -> object:
+    try:
+        data = fast_json.loads(_data(event))
+    except (ValueError, RecursionError):
+        return None
+    return data.get("type") if isinstance(data, dict) else None
+
+
+def _data(event: bytearray) -> bytes | bytearray:
+    _, found, data = event.partition(b"\ndata:")
+    if found and data.find(b"\n") < 0:
+        return data
     lines = (line for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(line[5:] for line in lines)
 

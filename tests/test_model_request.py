@@ -1,0 +1,77 @@
+"""What is read from a body to judge it is what the upstream will read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.model_request import Fields, read_fields
+
+ASKED = {"model": "claude-opus-4-5", "max_tokens": 100, "stream": True, "messages": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (json.dumps(ASKED), Fields("claude-opus-4-5", 100, True)),
+        ("{}", Fields()),
+        ('{"model": null, "max_tokens": null, "stream": null}', Fields()),
+        ('{"model": "a", "tools": [{"model": 1, "model": 2}]}', Fields(model="a")),
+        ('{"model": "a", "content": "\\"model\\": \\"b\\""}', Fields(model="a")),
+        ('{"content": "model", "x": "model", "model": "a"}', Fields(model="a")),
+        ('{"model": "a", "content": "\\ud800 half of a pair"}', Fields(model="a")),
+        ('{"m\\u006fdel": "a"}', Fields(model="a")),
+        ('{"max_tokens": 5, "max_tokens_to_sample": 6}', Fields(max_tokens=5)),
+    ],
+)
+def test_what_it_asks_for_is_read(body: str, fields: Fields) -> None:
+    assert read_fields(body.encode()) == fields
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_it_is_read_in_every_encoding_that_json_has_had(encoding: str) -> None:
+    body = json.dumps(ASKED).encode(encoding)
+    assert read_fields(body) == Fields("claude-opus-4-5", 100, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "cheap", "model": "dear"}',
+        '{"model": "cheap", "m\\u006fdel": "dear"}',
+        '{"m\\u006Fdel": "cheap", "mode\\u006c": "dear"}',
+        '{"max_tokens": 1, "messages": [], "max_tokens": 100000}',
+        '{"stream": false, "stream": true}',
+    ],
+)
+def test_a_name_that_stands_there_twice_is_refused(body: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_fields(body.encode())
+    assert "twice" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"model=claude",
+        b'{"model": "a"',
+        b'{"model": "a"} {"model": "b"}',
+        b'["model"]',
+        b'"model"',
+        b'{"model": 5}',
+        b'{"model": ["a"]}',
+        b'{"max_tokens": "100"}',
+        b'{"max_tokens": 1e400}',
+        b'{"stream": "true"}',
+        b'{"model": "\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_cannot_be_judged_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_fields(body)
+    assert caught.value.status == 400
+    assert "request body" in caught.value.message

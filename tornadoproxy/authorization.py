@@ -1,0 +1,50 @@
+"""What a request asks of a model, as authorizers see it, and what they answer.
+
+Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, ``stream``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tornadoproxy.exchange import RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What a request for a message asks for: ``POST /v1/messages``, or a chat completion.
+
+    :param model: the model, as it goes upstream; ``None`` if the request names none.
+    :param max_tokens: the most tokens that it may be answered with; ``None`` if it does not say.
+    :param stream: whether the answer is to be a stream.
+    :param size: of the body, as it came, in bytes.
+    :param input_cost: an estimate of what its input costs, in billionths of a US dollar; ``None``
+        if no plugin knows the price.
+    :param max_cost: an estimate of the most that it costs, in the same unit: its input, and
+        `max_tokens` of output.
+    """
+
+    model: str | None
+    max_tokens: int | None
+    stream: bool
+    size: int
+    input_cost: int | None
+    max_cost: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """An authorizer's consent that has consequences.
+
+    :param settle: called exactly once with the request's record, when the request is over,
+        whichever way; also if another authorizer refuses it. Must be sync and not block; what it
+        raises is logged. What was reserved is given back here.
+    :param withheld_headers: prefixes, in lower case, of the names of the upstream's headers that
+        this client does not get.
+    """
+
+    settle: Callable[[RequestRecord], None] | None = None
+    withheld_headers: tuple[str, ...] = ()

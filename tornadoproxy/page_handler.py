@@ -1,0 +1,183 @@
+"""Serves the pages of plugins, which take precedence over what would be relayed.
+
+A page has the whole path to itself: with a slash at its end, or written with other escapes, it is
+another path, and not the page's.
+
+A page fails by whatever it raises but a `ProxyError`, by an answer that cannot be sent, and by
+taking longer than ``PLUGIN_TIMEOUT``. Its client gets an error in the path's dialect then, and the
+log the type of what it raised.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qs, unquote
+
+from tornadoproxy.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    MethodNotAllowed,
+    Overloaded,
+    PluginFailed,
+    ProxyError,
+)
+from tornadoproxy.handlers import ExchangeHandler
+from tornadoproxy.pages import MAX_PAGE_BODY, PageAnswer, PageRequest
+from tornadoproxy.plugin_answers import discard, outcome
+from tornadoproxy.plugin_failures import OurOwnError
+from tornadoproxy.settings import PLUGIN_TIMEOUT
+from tornadoproxy.target import check_target
+from tornadoproxy.upstream_handler import HELD_BODIES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
+    from tornadoproxy.pages import Page
+    from tornadoproxy.state import Gateway
+
+_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # what a literal path has none of
+
+
+class FoundPage(NamedTuple):
+    """A page, and what the groups of its path matched.
+
+    :param plugin: whose it is.
+    """
+
+    plugin: str
+    page: Page
+    arguments: tuple[str, ...]
+
+
+class PageFinder:
+    """Finds the page of a path: the first of those that match.
+
+    :param pages: each after its plugin's name.
+    """
+
+    def __init__(self, pages: Iterable[tuple[str, Page]]) -> None:
+        self._literal: dict[str, FoundPage] = {}
+        self._patterns: list[tuple[re.Pattern[str], str, Page]] = []
+        for plugin, page in pages:
+            if _SPECIAL.search(page.path):
+                self._patterns.append((re.compile(page.path), plugin, page))
+            else:
+                self._literal.setdefault(page.path, FoundPage(plugin, page, ()))
+
+    def find(self, path: str) -> FoundPage | None:
+        """The page of `path`, which is as it came."""
+        found = self._literal.get(path)
+        if found is not None:
+            return found
+        for pattern, plugin, page in self._patterns:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return FoundPage(plugin, page, tuple(map(unquote, match.groups(""))))
+        return None
+
+
+class PageHandler(ExchangeHandler):
+    """Serves one request for a page. Its body is held until it is whole."""
+
+    def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # made by the application, which knows
+        super().initialize(gateway)
+        self._plugin, self._page, self._arguments = found
+        self._held: list[bytes] = []
+        self._held_size = 0
+
+    async def prepare(self) -> None:
+        if not self._page.public:
+            await super().prepare()
+            return
+        check_target(self.request.uri or "")
+        self.admit()
+
+    def admit(self) -> None:
+        methods = self._page.methods
+        allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
+        if self.request.method not in allowed:
+            raise MethodNotAllowed("This page is not asked for with this method.", allowed)
+        headers = self.request.headers
+        if "Content-Encoding" in headers:
+            raise InvalidRequest("Send the request body without a Content-Encoding.")
+        if int(headers.get("Content-Length", "0")) > MAX_PAGE_BODY:
+            raise _too_large()
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        size = len(chunk)
+        self.exchange.bytes_in += size
+        if self.exchange.bytes_in > MAX_PAGE_BODY:
+            self.fail(_too_large())
+        elif self.gateway.held_bytes + size > HELD_BODIES:
+            self.fail(
+                Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
+            )
+        else:
+            self.gateway.held_bytes += size
+            self._held_size += size
+            self._held.append(chunk)
+        return None
+
+    async def serve(self) -> None:
+        answer, refusal = await self._answer(
+            PageRequest(
+                incoming=self.exchange.request,
+                identity=self.exchange.identity,
+                query=_fields(self.request.query),
+                arguments=self._arguments,
+                body=b"".join(self._held),
+            )
+        )
+        if self.ended:
+            return
+        if answer is None:
+            # out here, so that the plugin's own exception does not come along as the context
+            assert refusal is not None
+            raise refusal
+        self.set_status(answer.status)
+        for name, value in answer.headers.items():
+            self.set_header(name, value)
+        self.set_header("Content-Type", answer.content_type)
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        if answer.body:
+            self.write(answer.body)
+        self.finish()
+
+    def release(self) -> None:
+        self._held.clear()
+        self.gateway.held_bytes -= self._held_size
+        self._held_size = 0
+
+    async def _answer(self, request: PageRequest) -> tuple[PageAnswer | None, ProxyError | None]:
+        """What the page answers, or what its client is told instead."""
+        answer: object = None
+        error: BaseException | None = None
+        try:
+            answer = self._page.serve(request)
+        except BaseException as raised:
+            error = raised
+        if inspect.isawaitable(answer):
+            answer, error = await outcome(answer, self.gateway.settings[PLUGIN_TIMEOUT])
+        if isinstance(error, ProxyError) and 400 <= error.status <= 599:
+            return None, error
+        if type(answer) is PageAnswer:
+            return answer, None
+        late = isinstance(error, OurOwnError)
+        if error is None:
+            discard(answer)
+            error = OurOwnError(f"its {type(answer).__name__} is not a PageAnswer")
+        self.gateway.plugins.count_failure(self._plugin, "pages", error)
+        if late:
+            return None, PluginFailed("This page took too long. Try again.", retry_after=1)
+        return None, PluginFailed("This page failed. The proxy's log says more.", status=500)
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than {MAX_PAGE_BODY} bytes.")
+
+
+def _fields(query: str) -> dict[str, tuple[str, ...]]:
+    fields = parse_qs(query, keep_blank_values=True)
+    return {name: tuple(values) for name, values in fields.items()}
