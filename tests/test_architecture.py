@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tornadoproxy
-from tornadoproxy import hookspecs
+from tornadoproxy import hookspecs, testing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,9 @@ LAYERS = (
     ("server",),
     ("__main__", "testing"),
 )
+
+# The library that an extra of the wheel installs for one plugin.
+EXTRAS = {"tornadoproxy_metrics": "prometheus_client", "tornadoproxy_otel": "opentelemetry"}
 
 
 @cache
@@ -96,6 +100,10 @@ def plugin_files() -> list[Path]:
     return sorted(PLUGINS.rglob("*.py"))
 
 
+def plugin_tests() -> list[Path]:
+    return sorted((ROOT / "tests" / "plugins").rglob("test_*.py"))
+
+
 def hooks() -> list[str]:
     return [name for name, each in vars(hookspecs).items() if hasattr(each, "tornadoproxy_spec")]
 
@@ -137,7 +145,7 @@ def test_the_core_imports_no_plugin(name: str) -> None:
     assert not found & plugins
 
 
-@pytest.mark.parametrize("path", plugin_files(), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", plugin_files(), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_plugins_import_what_anybody_may(path: Path) -> None:
     package = path.relative_to(PLUGINS).parts[0]
     for module, taken in imports(ast.parse(path.read_text()), for_types=True):
@@ -146,7 +154,31 @@ def test_plugins_import_what_anybody_may(path: Path) -> None:
             assert module == "tornadoproxy"
             assert taken in tornadoproxy.__all__
         else:
-            assert top == package or top in sys.stdlib_module_names
+            assert top in {package, EXTRAS.get(package)} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("package", sorted(path.name for path in PLUGINS.iterdir()))
+def test_a_plugin_that_sleeps_costs_the_start_nothing(package: str) -> None:
+    """What is slow to import is imported by what needs it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import sys, {package}; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    slow = {"sqlite3", EXTRAS.get(package)}
+    assert not slow & set(ran.stdout.split())
+
+
+@pytest.mark.parametrize("path", plugin_tests(), ids=lambda path: path.stem)
+def test_the_tests_of_plugins_reach_no_further_than_anybodys(path: Path) -> None:
+    for module, taken in imports(ast.parse(path.read_text()), for_types=True):
+        if module == "tornadoproxy":
+            assert taken in {*tornadoproxy.__all__, "testing"}
+        elif module == "tornadoproxy.testing":
+            assert taken in testing.__all__
+        else:
+            assert not module.startswith("tornadoproxy.")
 
 
 def test_all_that_is_offered_to_plugins_is_there() -> None:
