@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from bench.figures import FIGURES, Sizes
 from bench.peers import ROOT, found, proxy
 from bench.plot import plot
+from bench.plugins import JUDGED, with_plugins
 from bench.programs import BenchError
 from bench.report import tables, verdicts
 from bench.rounds import measure
@@ -36,6 +37,8 @@ def main() -> int:
     if options.against:
         against = options.against.resolve()
         peers.insert(0, proxy(f"{OURS} against", options.python, against, uvloop=False))
+    if options.plugins:
+        peers = with_plugins(options.python, options.checkout.resolve())
     if options.quick:
         peers = [peer for peer in peers if peer.share == 1]
     if options.peers:
@@ -56,7 +59,8 @@ def main() -> int:
         results = measure(peers, figures, _sizes(options), _tell)
     except BenchError as error:
         return _stop(str(error), [])
-    ours = [peer.name for peer in peers if peer.name.startswith(OURS)]
+    judged = JUDGED if options.plugins else (OURS,)
+    ours = [peer.name for peer in peers if peer.name.startswith(judged)]
     text = tables(results, ours)
     sys.stdout.write(text + "\n")
     if options.output:
@@ -71,6 +75,9 @@ def _arguments() -> argparse.Namespace:
     figures = [figure.name for figure in FIGURES]
     parser.add_argument(
         "--quick", action="store_true", help="two short rounds, without the slow peers"
+    )
+    parser.add_argument(
+        "--plugins", action="store_true", help="the proxy with one plugin more at a time, no peers"
     )
     parser.add_argument("--rounds", type=int, help=f"{FULL.rounds}, or {QUICK.rounds}, unless told")
     parser.add_argument("--requests", type=int, help="for the processor time of one")

@@ -71,7 +71,7 @@ def warm_up(bench: Bench, peer: Running) -> None:
 
 
 def _hello(peer: Running) -> bytes:
-    return prompts.message(peer.peer.messages, "hello")
+    return prompts.message(peer.peer.messages, "hello", token=peer.token)
 
 
 def json_cpu(bench: Bench, peer: Running) -> list[float]:
@@ -82,7 +82,8 @@ def json_cpu(bench: Bench, peer: Running) -> list[float]:
 
 def chat_cpu(bench: Bench, peer: Running) -> list[float]:
     """Microseconds of processor time for an OpenAI chat completion, translated."""
-    return [_request_cpu(bench, peer, prompts.chat(str(peer.peer.chat), "hello"), None)]
+    request = prompts.chat(str(peer.peer.chat), "hello", token=peer.token)
+    return [_request_cpu(bench, peer, request, None)]
 
 
 def _request_cpu(bench: Bench, peer: Running, request: bytes, answer: int | None) -> float:
@@ -99,14 +100,14 @@ def _request_cpu(bench: Bench, peer: Running, request: bytes, answer: int | None
 def event_cpu(bench: Bench, peer: Running) -> list[float]:
     """Microseconds of processor time for an event that is relayed, beginning and end included."""
     deltas, prompt = _stream(bench)
-    request = prompts.message(peer.peer.messages, prompt, stream=True)
+    request = prompts.message(peer.peer.messages, prompt, stream=True, token=peer.token)
     return [_event_cpu(bench, peer, request, deltas + OTHER_EVENTS)]
 
 
 def chat_event_cpu(bench: Bench, peer: Running) -> list[float]:
     """Microseconds of processor time for an event of the upstream's that is translated."""
     deltas, prompt = _stream(bench)
-    request = prompts.chat(str(peer.peer.chat), prompt, stream=True)
+    request = prompts.chat(str(peer.peer.chat), prompt, stream=True, token=peer.token)
     return [_event_cpu(bench, peer, request, deltas)]
 
 
@@ -156,8 +157,8 @@ def start(bench: Bench, peer: Peer) -> list[float]:
 
 def stream_memory(bench: Bench, peer: Peer, streams: int) -> list[float]:
     """KB of memory for each of so many streams that are open, and silent."""
-    request = prompts.message(peer.messages, "events=1 idle", stream=True)
     with bench.start(peer) as process:
+        request = prompts.message(peer.messages, "events=1 idle", stream=True, token=process.token)
         warm_up(bench, process)
         before = processes.own(process.pid)
         with bench.programs.held(process.port, request, streams=streams):
@@ -172,7 +173,7 @@ def body_memory(bench: Bench, peer: Peer) -> list[float]:
         warm_up(bench, process)
         processes.reset_peak(process.pid)
         before = processes.peak(process.pid)
-        request = prompts.message(peer.messages, "x" * BODY)
+        request = prompts.message(peer.messages, "x" * BODY, token=process.token)
         bench.programs.load(process.port, request, connections=1, count=1)
         return [(processes.peak(process.pid) - before) / (1 << 20)]
 

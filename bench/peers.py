@@ -29,7 +29,8 @@ class Peer:
 
     :param name: in the table.
     :param command: writes what it needs into the folder that it gets, for a port to listen on and
-        the upstream's port, and returns the command that starts it.
+        the upstream's port, and returns the command that starts it. A file ``token`` there holds
+        what clients present to it, if that is a token of its own.
     :param environment: for that command, and nothing else but PATH.
     :param health: the path that it answers with 200 as soon as it serves.
     :param messages: its path of Anthropic's messages.
@@ -62,27 +63,45 @@ class Running:
     """A peer that serves.
 
     :param started: the seconds from its start to its first answer.
+    :param token: what it wants clients to present.
     """
 
     peer: Peer
     pid: int
     port: int
     started: float
+    token: str = TOKEN
 
 
-def proxy(name: str, python: str, checkout: Path, *, uvloop: bool) -> Peer:
-    """The proxy in `checkout`, run by `python`, with the plugins that come with it."""
+def proxy(
+    name: str,
+    python: str,
+    checkout: Path,
+    *,
+    uvloop: bool,
+    first: str = "",
+    flags: Callable[[list[str], int, Path], list[str]] = lambda start, upstream, folder: [],
+) -> Peer:
+    """The proxy in `checkout`, run by `python`, with the plugins that come with it.
+
+    :param first: Python statements that are run before it.
+    :param flags: more of them, given what starts it, the upstream's port and a folder; may run
+        commands before.
+    """
     # where uvloop is installed it is used, unless it is hidden
     hide = "" if uvloop else "sys.modules['uvloop'] = None; "
-    start = f"import sys; {hide}from tornadoproxy.__main__ import main; main()"
+    start = [
+        python,
+        "-c",
+        f"import sys; {hide}{first}from tornadoproxy.__main__ import main; main()",
+    ]
 
     def command(port: int, upstream: int, folder: Path) -> list[str]:
         return [
-            python,
-            "-c",
-            start,
+            *start,
             *("--port", str(port)),
             *("--upstream-base-url", f"http://127.0.0.1:{upstream}"),
+            *flags(start, upstream, folder),
         ]
 
     environment = {
@@ -258,7 +277,10 @@ def running(peer: Peer, upstream: int, folder: Path, cpus: set[int]) -> Iterator
         )
     try:
         _first_answer(peer, process, port, began + 120, folder)
-        yield Running(peer, process.pid, port, time.perf_counter() - began)
+        started = time.perf_counter() - began
+        own = folder / "token"
+        token = own.read_text() if own.exists() else TOKEN
+        yield Running(peer, process.pid, port, started, token)
     finally:
         process.terminate()
         try:

@@ -25,7 +25,7 @@ _STAINLESS = (
 )
 
 
-def message(path: str, prompt: str, *, stream: bool = False) -> bytes:
+def message(path: str, prompt: str, *, stream: bool = False, token: str = TOKEN) -> bytes:
     """A request to Anthropic's messages at `path`."""
     document = {
         "max_tokens": 1024,
@@ -38,10 +38,10 @@ def message(path: str, prompt: str, *, stream: bool = False) -> bytes:
         + _STAINLESS.format(version="2.12.0")
         + "anthropic-version: 2023-06-01\r\n"
     )
-    return _request(path, headers, document, stream=stream)
+    return _request(path, headers, document, token, stream=stream)
 
 
-def chat(path: str, prompt: str, *, stream: bool = False) -> bytes:
+def chat(path: str, prompt: str, *, stream: bool = False, token: str = TOKEN) -> bytes:
     """A request to OpenAI's chat completions at `path`."""
     document = {
         "messages": [
@@ -52,10 +52,12 @@ def chat(path: str, prompt: str, *, stream: bool = False) -> bytes:
         "max_completion_tokens": 1024,
     }
     headers = "User-Agent: OpenAI/Python 3.54.0\r\n" + _STAINLESS.format(version="3.54.0")
-    return _request(path, headers, document, stream=stream)
+    return _request(path, headers, document, token, stream=stream)
 
 
-def _request(path: str, headers: str, document: dict[str, object], *, stream: bool) -> bytes:
+def _request(
+    path: str, headers: str, document: dict[str, object], token: str, *, stream: bool
+) -> bytes:
     if stream:
         document["stream"] = True
     body = json.dumps(document, separators=(",", ":")).encode()
@@ -66,7 +68,7 @@ def _request(path: str, headers: str, document: dict[str, object], *, stream: bo
         "Connection: keep-alive\r\n"
         "Accept: application/json\r\n"
         "Content-Type: application/json\r\n"
-        f"Authorization: Bearer {TOKEN}\r\n"
+        f"Authorization: Bearer {token}\r\n"
         f"{headers}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.figures import FIGURES
 from bench.peers import DIRECT
+from bench.plugins import BARE, USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,22 @@ def _added(key: str) -> Callable[[Results, str], list[float]]:
     ]
 
 
+def _added_by(row: str, key: str, other: str) -> Callable[[Results, str], list[float]]:
+    """What the plugins of the row `row`, and of no other, take more than those of `other`."""
+
+    def numbers(results: Results, name: str) -> list[float]:
+        if name != row:
+            raise KeyError(name)
+        return [one - two for one, two in zip(results[key][name], results[key][other], strict=True)]
+
+    return numbers
+
+
 TARGETS = (
+    Target("JSON relayed, CPU added", "µs", 15, _added_by(USAGE, "json", BARE)),
+    Target("SSE relayed, CPU added", "µs/event", 3, _added_by(USAGE, "sse", BARE)),
+    Target("SSE translated, CPU added", "µs/event", 3, _added_by(USAGE, "chat-sse", BARE)),
+    Target("JSON relayed, CPU added", "µs", 40, _added_by("keys, ledger", "json", USAGE)),
     Target("JSON relayed, CPU", "of hello's", 1.6, _ratio("json", "hello", "json")),
     Target("OpenAI chat JSON, CPU", "of hello's JSON", 2.1, _ratio("chat", "hello", "json")),
     Target("JSON relayed, CPU", "of LiteLLM's", 1 / 40, _ratio("json", "litellm", "json")),

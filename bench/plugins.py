@@ -1,0 +1,83 @@
+"""The proxy with one more of its own plugins at a time, to see what each adds."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+from bench.peers import Peer, proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIONAL = ("usage", "keys", "ledger", "budgets", "metrics", "otel")
+
+BARE = "bare"
+"""The name of the row with none of them, where answers are not looked into either."""
+
+USAGE = "usage"
+"""The name of the row that one has without doing anything: tokens are read, and priced."""
+
+ROWS = {
+    BARE: (),
+    USAGE: ("usage",),
+    "keys": ("usage", "keys"),
+    "ledger": ("usage", "ledger"),
+    "keys, ledger": ("usage", "keys", "ledger"),
+    "budgets": ("usage", "budgets"),
+    "metrics": ("usage", "metrics"),
+    "otel": ("usage", "otel"),
+    "all": OPTIONAL,
+}
+
+JUDGED = (USAGE, "keys, ledger")
+"""The names of the rows that have a target."""
+
+_NOT_LOOKED_INTO = (
+    "from tornadoproxy.usage import UsageReader; "
+    "UsageReader.for_answer = classmethod(lambda *_: None); "
+)
+
+
+def with_plugins(python: str, checkout: Path) -> list[Peer]:
+    """A peer for each of `ROWS`: the proxy with these plugins, the others disabled."""
+    return [_peer(name, python, checkout, plugins) for name, plugins in ROWS.items()]
+
+
+def _peer(name: str, python: str, checkout: Path, plugins: tuple[str, ...]) -> Peer:
+    def flags(start: list[str], upstream: int, folder: Path) -> list[str]:
+        databases = {
+            plugin: [f"--{plugin}-db", str(folder / f"{plugin}.sqlite3")] for plugin in OPTIONAL
+        }
+        environment = {"PYTHONPATH": f"{checkout}:{checkout / 'plugins'}"}
+
+        def run(*arguments: str) -> str:
+            command = [*start, *arguments]
+            return subprocess.run(
+                command, env=environment, cwd=folder, check=True, capture_output=True, text=True
+            ).stdout
+
+        given: list[str] = []
+        disabled = [plugin for plugin in OPTIONAL if plugin not in plugins]
+        if disabled:
+            given += ["--disabled-plugins", " ".join(disabled)]
+        if "keys" in plugins:
+            created = run("keys", "create", "--name", "bench", *databases["keys"])
+            (token,) = (word for word in created.split() if word.startswith("tp-"))
+            (folder / "token").write_text(token)
+            given += databases["keys"]
+        if "ledger" in plugins:
+            given += databases["ledger"]
+        if "budgets" in plugins:
+            cap = ("--everyone", "--period", "monthly", "--amount", "1000000")
+            run("budgets", "set", *cap, *databases["budgets"])
+            given += databases["budgets"]
+        if "metrics" in plugins:
+            given += ["--metrics", "yes"]
+        if "otel" in plugins:
+            endpoint = f"http://127.0.0.1:{upstream}"
+            given += ["--otel-traces", "yes", "--otel-exporter-otlp-endpoint", endpoint]
+        return given
+
+    first = "" if plugins else _NOT_LOOKED_INTO
+    return proxy(name, python, checkout, uvloop=False, first=first, flags=flags)
