@@ -256,18 +256,27 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that only reads, for commands: of one moment, also while the proxy writes.
 
-        It takes no `open`, and neither makes nor changes a file.
+        It takes no `open`, makes no database, and changes none.
 
         :raises ConfigurationError: there is none, or it cannot be read.
         """
         import sqlite3
 
-        if not self._path.exists():
-            raise self._refusal("there is no such file: the proxy makes it when it starts")
+        try:
+            self._path.stat()
+        except FileNotFoundError:
+            raise self._refusal(
+                "there is no such file: the proxy makes it when it starts"
+            ) from None
+        except OSError as error:
+            raise self._refusal(f"it cannot be reached: {error.strerror}") from None
         try:
             with contextlib.closing(self._connect("ro")) as connection:
                 connection.execute("BEGIN")
-                if self._version(connection) != len(self._schema):
+                version = self._version(connection)
+                if version == 0:
+                    raise self._refusal(f"{self._name} has never written to it: name its own file")
+                if version != len(self._schema):
                     raise self._refusal(
                         "it was written by another version of the plugin: start the proxy of this "
                         "one, which brings it up to date"
@@ -346,7 +355,7 @@ class Database:
 
     def _version(self, connection: sqlite3.Connection) -> int:
         if not connection.execute(
-            "SELECT 1 FROM sqlite_schema WHERE name = 'tornadoproxy_schema'"
+            "SELECT 1 FROM sqlite_master WHERE name = 'tornadoproxy_schema'"
         ).fetchone():
             return 0
         row = connection.execute(

@@ -1,0 +1,128 @@
+"""The ledger's table, and the row that a request's record becomes.
+
+What a client may choose is cut at 256 characters. ``groups`` is a JSON array, ``NULL`` if there
+are none; ``time`` is in seconds since the epoch, durations are in seconds, ``cost_nanos`` is in
+billionths of a US dollar. ``NULL`` is what is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from tornadoproxy import RequestRecord
+
+MAX_TEXT = 256  # characters
+STEP = 1_000  # rows that are deleted at once
+
+SCHEMA = (
+    """
+    CREATE TABLE requests (
+        id INTEGER PRIMARY KEY,
+        time REAL NOT NULL,
+        request_id TEXT NOT NULL,
+        principal TEXT,
+        "groups" TEXT,
+        method TEXT NOT NULL,
+        route TEXT NOT NULL,
+        dialect TEXT NOT NULL,
+        remote_ip TEXT NOT NULL,
+        status INTEGER,
+        outcome TEXT NOT NULL,
+        error TEXT,
+        model TEXT,
+        stop_reason TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cache_read_input_tokens INTEGER,
+        cache_creation_input_tokens INTEGER,
+        cache_creation_1h_input_tokens INTEGER,
+        web_search_requests INTEGER,
+        web_fetch_requests INTEGER,
+        partial INTEGER NOT NULL,
+        cost_nanos INTEGER,
+        bytes_in INTEGER NOT NULL,
+        bytes_out INTEGER NOT NULL,
+        duration REAL NOT NULL,
+        time_to_first_byte REAL,
+        time_to_first_token REAL,
+        upstream_time REAL,
+        session_id TEXT,
+        agent_id TEXT,
+        parent_agent_id TEXT
+    );
+    CREATE INDEX requests_by_time ON requests (time);
+    """,
+)
+
+_COLUMNS = (
+    'time, request_id, principal, "groups", method, route, dialect, remote_ip, status, outcome, '
+    "error, model, stop_reason, input_tokens, output_tokens, cache_read_input_tokens, "
+    "cache_creation_input_tokens, cache_creation_1h_input_tokens, web_search_requests, "
+    "web_fetch_requests, partial, cost_nanos, bytes_in, bytes_out, duration, time_to_first_byte, "
+    "time_to_first_token, upstream_time, session_id, agent_id, parent_agent_id"
+)
+_PLACES = ", ".join("?" for _ in _COLUMNS.split(","))
+_INSERT = f"INSERT INTO requests ({_COLUMNS}) VALUES ({_PLACES})"  # noqa: S608 - both are above
+
+
+def insert(record: RequestRecord, connection: sqlite3.Connection) -> None:
+    """Write the row of `record`."""
+    usage = record.usage
+    row = (
+        record.time,
+        _text(record.request_id),
+        _text(record.principal),
+        json.dumps(record.groups) if record.groups else None,
+        _text(record.method),
+        _text(record.route),
+        record.dialect,
+        _text(record.remote_ip),
+        record.status,
+        record.outcome.value,
+        _text(record.error),
+        _text(record.model),
+        _text(record.stop_reason),
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cache_read_input_tokens,
+        usage.cache_creation_input_tokens,
+        usage.cache_creation_1h_input_tokens,
+        usage.web_search_requests,
+        usage.web_fetch_requests,
+        usage.partial,
+        record.cost,
+        record.bytes_in,
+        record.bytes_out,
+        record.duration,
+        record.time_to_first_byte,
+        record.time_to_first_token,
+        record.upstream_time,
+        _text(record.session_id),
+        _text(record.agent_id),
+        _text(record.parent_agent_id),
+    )
+    connection.execute(_INSERT, row)
+
+
+def delete_some(before: float, connection: sqlite3.Connection) -> bool:
+    """Delete some of the rows from `before` that time, the oldest first.
+
+    :return: whether there may be more of them.
+    """
+    deleted = connection.execute(
+        "DELETE FROM requests WHERE id IN "
+        "(SELECT id FROM requests WHERE time < ? ORDER BY time LIMIT ?)",
+        (before, STEP),
+    )
+    return deleted.rowcount == STEP
+
+
+def _text(value: str | None) -> str | None:
+    """`value`, short, and in characters that can be stored."""
+    if value is None or (value.isascii() and len(value) <= MAX_TEXT):
+        return value
+    return value[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,136 @@
+"""Sums of the ledger's rows: by whom, by what, by when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlite3
+
+GROUPINGS = ("key", "group", "model", "day", "month")
+
+_ERROR = "outcome IN ('denied', 'failed', 'drained') OR status >= 400"
+# Whatever told of something that it consumed, and what was given up before it could tell. That
+# listing models costs nothing is known.
+_UNKNOWN_COST = """cost_nanos IS NULL AND (
+    partial OR model IS NOT NULL OR input_tokens IS NOT NULL OR output_tokens IS NOT NULL
+    OR outcome IN ('abandoned', 'drained') AND upstream_time IS NOT NULL
+    AND route IN ('/v1/messages', '/openai/v1/chat/completions')
+)"""
+_SUMS = f"""
+    count(*),
+    total({_ERROR}),
+    coalesce(sum(input_tokens), 0),
+    coalesce(sum(output_tokens), 0),
+    coalesce(sum(cache_read_input_tokens), 0),
+    coalesce(sum(cache_creation_input_tokens), 0),
+    sum(cost_nanos),
+    total({_UNKNOWN_COST}),
+    total(partial)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be summed, and by what.
+
+    :param by: names of `GROUPINGS`; a key is a principal.
+    :param since: the first moment, in seconds since the epoch.
+    :param until: the moment after the last one.
+    :param utc: whether days and months are those of UTC; else this machine's.
+    """
+
+    by: tuple[str, ...]
+    since: float | None
+    until: float | None
+    principal: str | None
+    group: str | None
+    model: str | None
+    utc: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The figures of the rows that have `keys` in common.
+
+    :param keys: a value for each of ``Question.by``; `None` is what has none, or is not known.
+    :param errors: requests that were refused or broke, or were answered with a status from 400
+        on. Those whose client left are not among them.
+    :param cost: the sum of the costs that are known, in billionths of a US dollar; `None` if
+        none is known, although something was consumed.
+    :param unknown_costs: requests whose cost is not known, and is not in `cost`.
+    :param partial: answers that were cut, so that there may have been more.
+    """
+
+    keys: tuple[str | None, ...]
+    requests: int
+    errors: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_creation_tokens: int
+    cost: int | None
+    unknown_costs: int
+    partial: int
+
+
+def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
+    """A sum for each combination of what `question` sums by, in the order of its keys."""
+    keys = ", ".join(_expression(name, utc=question.utc) for name in question.by)
+    where, values = _condition(question)
+    table = "requests"
+    if "group" in question.by:
+        table += ' LEFT JOIN json_each("groups") AS member'
+        if question.group is not None:
+            where += " AND member.value = :group"
+    # all parts of it are this module's own; values are bound
+    found = connection.execute(
+        f"SELECT {keys}, {_SUMS} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608
+        values,
+    )
+    return [_sum(row, len(question.by)) for row in found]
+
+
+def total(question: Question, connection: sqlite3.Connection) -> Sum:
+    """The sum of all that `question` asks for, each request counted once."""
+    where, values = _condition(question)
+    row = connection.execute(f"SELECT {_SUMS} FROM requests WHERE {where}", values).fetchone()  # noqa: S608
+    return _sum(row, 0)
+
+
+def _expression(name: str, *, utc: bool) -> str:
+    if name in ("day", "month"):
+        pattern = "%Y-%m-%d" if name == "day" else "%Y-%m"
+        zone = "" if utc else ", 'localtime'"
+        return f"strftime('{pattern}', time, 'unixepoch'{zone})"
+    return {"key": "principal", "group": "member.value", "model": "model"}[name]
+
+
+def _condition(question: Question) -> tuple[str, dict[str, object]]:
+    conditions = {
+        "since": "time >= :since",
+        "until": "time < :until",
+        "principal": "principal = :principal",
+        "group": 'EXISTS (SELECT 1 FROM json_each("groups") WHERE value = :group)',
+        "model": "model = :model",
+    }
+    values = {name: getattr(question, name) for name in conditions}
+    given = {name: value for name, value in values.items() if value is not None}
+    return " AND ".join(["TRUE", *(conditions[name] for name in given)]), given
+
+
+def _sum(row: tuple[Any, ...], keys: int) -> Sum:  # Any: what SQLite has
+    requests, errors, read, written, cached, created, cost, unknown, partial = row[keys:]
+    return Sum(
+        keys=row[:keys],
+        requests=requests,
+        errors=int(errors),
+        input_tokens=read,
+        output_tokens=written,
+        cache_read_tokens=cached,
+        cache_creation_tokens=created,
+        cost=0 if cost is None and not unknown else cost,
+        unknown_costs=int(unknown),
+        partial=int(partial),
+    )

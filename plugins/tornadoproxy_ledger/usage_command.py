@@ -1,0 +1,200 @@
+"""The command ``usage``: its arguments, and the sums as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
+from typing import TYPE_CHECKING
+
+from tornadoproxy import ConfigurationError
+from tornadoproxy_ledger.sums import GROUPINGS, Question, Sum, sums, total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tornadoproxy import Database
+
+NANOS = 1_000_000_000  # of a US dollar
+
+# each figure: its name in CSV and JSON, its title in the table
+_FIGURES = {
+    "requests": "requests",
+    "errors": "errors",
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_tokens": "cache read",
+    "cache_creation_tokens": "cache written",
+    "cost_usd": "cost USD",
+    "unknown_costs": "cost unknown",
+    "partial": "partial",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``usage`` takes."""
+    parser.add_argument(
+        "--by",
+        action="extend",
+        type=_groupings,
+        metavar="|".join(GROUPINGS),
+        help="what to sum by, several separated by commas (default: key)",
+    )
+    parser.add_argument("--since", type=_date, metavar="DATE", help="the first day: 2026-11-30")
+    parser.add_argument("--until", type=_date, metavar="DATE", help="the last day, included")
+    parser.add_argument("--principal", help="only this key's requests")
+    parser.add_argument("--group", help="only those of this group's members")
+    parser.add_argument("--model", help="only those answered by this model")
+    parser.add_argument("--format", choices=tuple(_FORMATS), default="table")
+    parser.add_argument(
+        "--tz", choices=("local", "utc"), default="local", help="whose days and months"
+    )
+
+
+def run(arguments: argparse.Namespace, database: Database) -> int:
+    """Print the sums that `arguments` ask for.
+
+    :raises ConfigurationError: the arguments contradict each other, or the file cannot be read.
+    """
+    question = _question(arguments)
+    with database.reading() as connection:
+        found, all_of_it = sums(question, connection), total(question, connection)
+    sys.stdout.write(_FORMATS[arguments.format](question, found, all_of_it))
+    return 0
+
+
+def usd(nanos: int, decimals: int = 2) -> str:
+    """An amount in US dollars, exactly, with at least so many decimals."""
+    whole, rest = divmod(nanos, NANOS)
+    fraction = f"{rest:09}".rstrip("0").ljust(decimals, "0")
+    return f"{whole}.{fraction}"
+
+
+def _question(arguments: argparse.Namespace) -> Question:
+    zone = UTC if arguments.tz == "utc" else None
+
+    def beginning(day: date) -> float:
+        return datetime.combine(day, time_of_day.min, zone).timestamp()
+
+    since, until = arguments.since, arguments.until
+    if since is not None and until is not None and until < since:
+        raise ConfigurationError(f"--until {until} is before --since {since}: exchange them.")
+    return Question(
+        by=tuple(dict.fromkeys(arguments.by or ("key",))),
+        since=None if since is None else beginning(since),
+        until=None if until is None else beginning(until + timedelta(days=1)),
+        principal=arguments.principal,
+        group=arguments.group,
+        model=arguments.model,
+        utc=arguments.tz == "utc",
+    )
+
+
+def _groupings(value: str) -> list[str]:
+    names = value.split(",")
+    for name in names:
+        if name not in GROUPINGS:
+            raise argparse.ArgumentTypeError(
+                f"must be {', '.join(GROUPINGS)}, or several of them, not {name!r}"
+            )
+    return names
+
+
+def _date(value: str) -> date:
+    wanted = f"must be a date such as 2026-11-30, not {value!r}"
+    if not re.fullmatch(r"(19[7-9]|2[0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}", value, re.ASCII):
+        raise argparse.ArgumentTypeError(wanted)
+    try:
+        return date.fromisoformat(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(wanted) from None
+
+
+def _figures(each: Sum) -> dict[str, int | str | None]:
+    return {
+        "requests": each.requests,
+        "errors": each.errors,
+        "input_tokens": each.input_tokens,
+        "output_tokens": each.output_tokens,
+        "cache_read_tokens": each.cache_read_tokens,
+        "cache_creation_tokens": each.cache_creation_tokens,
+        "cost_usd": None if each.cost is None else usd(each.cost),
+        "unknown_costs": each.unknown_costs,
+        "partial": each.partial,
+    }
+
+
+def _table(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
+    labels = len(question.by)
+    costs = [usd(each.cost or 0) for each in (*found, all_of_it)]
+    decimals = max(len(cost.partition(".")[2]) for cost in costs)
+    rows = [
+        (*question.by, *_FIGURES.values()),
+        *((*map(_word, each.keys), *_cells(each, decimals)) for each in found),
+        ("total", *[""] * (labels - 1), *_cells(all_of_it, decimals)),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if at < labels else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, *_notes(question, all_of_it)]) + "\n"
+
+
+def _cells(each: Sum, decimals: int) -> list[str]:
+    figures = _figures(each) | {
+        "cost_usd": "unknown" if each.cost is None else usd(each.cost, decimals)
+    }
+    return [str(figures[name]) for name in _FIGURES]
+
+
+def _notes(question: Question, all_of_it: Sum) -> list[str]:
+    notes = []
+    if "group" in question.by:
+        notes.append(
+            "A request of somebody in several groups counts for each of them, and once in the "
+            "total."
+        )
+    if all_of_it.unknown_costs:
+        notes.append("The requests whose cost is unknown are not in the cost.")
+    if all_of_it.partial:
+        notes.append("Partial answers were cut: their tokens are those that had been seen.")
+    return ["", *notes] if notes else []
+
+
+def _csv(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
+    del all_of_it  # a line of sums among the lines would be summed up again
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*question.by, *_FIGURES))
+    for each in found:
+        writer.writerow((*each.keys, *_figures(each).values()))
+    return text.getvalue()
+
+
+def _json(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
+    lines = [{**dict(zip(question.by, each.keys, strict=True)), **_figures(each)} for each in found]
+    document = {"by": question.by, "lines": lines, "total": _figures(all_of_it)}
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _word(value: str | None) -> str:
+    """`value` for a terminal, to which nothing that a client chose may give orders."""
+    if value is None:
+        return "-"
+    return value if value.isprintable() else value.encode("unicode_escape").decode("ascii")
+
+
+_FORMATS: dict[str, Callable[[Question, Sequence[Sum], Sum], str]] = {
+    "table": _table,
+    "csv": _csv,
+    "json": _json,
+}
