@@ -25,6 +25,7 @@ RECORD = RequestRecord(
     time=1_796_000_000.1239,
     request_id="req_011",
     principal="token",
+    groups=("staff",),
     method="POST",
     route="/v1/messages",
     dialect="anthropic",
@@ -33,24 +34,33 @@ RECORD = RequestRecord(
     outcome=Outcome.COMPLETED,
     error=None,
     model="claude-opus-4-5",
-    usage=Usage(1024, 512, 2000, 0),
+    usage=Usage(1024, 512, 2000, 0, 0, 1, 2),
+    cost=18_420_001,
+    stop_reason="end_turn",
     bytes_in=812,
     bytes_out=20_431,
     duration=8.12345,
     time_to_first_byte=0.41234,
+    time_to_first_token=0.51234,
     upstream_time=8.12,
     session_id="5e55",
     agent_id="a1",
     parent_agent_id="a0",
+    traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    tracestate="vendor=1",
 )
 NOTHING_KNOWN = dataclasses.replace(
     RECORD,
     principal=None,
+    groups=(),
     status=None,
     outcome=Outcome.ABANDONED,
     model=None,
     usage=Usage(),
+    cost=None,
+    stop_reason=None,
     time_to_first_byte=None,
+    time_to_first_token=None,
     upstream_time=None,
     session_id=None,
     agent_id=None,
@@ -124,7 +134,7 @@ def test_a_text_line() -> None:
     assert text_line(RECORD).decode() == (
         "2026-11-30T00:53:20.123Z 200 completed POST /v1/messages token claude-opus-4-5 "
         "in=812 out=20431 ttfb=412ms total=8123ms upstream=8120ms tokens=1024+512 cache=2000+0 "
-        "from=127.0.0.1 id=req_011 session=5e55 agent=a1 parent=a0"
+        "cost=$0.0185 from=127.0.0.1 id=req_011 session=5e55 agent=a1 parent=a0"
     )
 
 
@@ -143,6 +153,33 @@ def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
     assert "   - failed    POST " in line
     assert " tokens=7+? " in line
     assert line.endswith(" error=it_broke")
+    assert " cost=" not in line
+    assert " partial" not in line
+
+
+@pytest.mark.parametrize(
+    ("cost", "told"),
+    [
+        (0, "$0.0000"),
+        (1, "$0.0001"),
+        (100_000, "$0.0001"),
+        (100_001, "$0.0002"),
+        (12_300_000, "$0.0123"),
+        (999_900_001, "$1.0000"),
+        (1_234_567_800_000, "$1234.5678"),
+    ],
+)
+def test_a_cost_in_a_text_line_is_rounded_up(cost: int, told: str) -> None:
+    line = text_line(dataclasses.replace(RECORD, cost=cost)).decode()
+    assert f" cost={told} from=" in line
+
+
+def test_a_text_line_of_an_answer_that_was_cut() -> None:
+    cut = dataclasses.replace(RECORD, cost=None, usage=Usage(7, 3, partial=True))
+    assert " tokens=7+3 partial from=" in text_line(cut).decode()
+    priced = dataclasses.replace(cut, cost=5_000_000)
+    assert " tokens=7+3 cost=$0.0050 partial from=" in text_line(priced).decode()
+    assert json.loads(json_line(cut))["partial"] is True
 
 
 def test_a_json_line() -> None:
@@ -150,6 +187,7 @@ def test_a_json_line() -> None:
         "time": "2026-11-30T00:53:20.123Z",
         "request_id": "req_011",
         "principal": "token",
+        "groups": ["staff"],
         "method": "POST",
         "route": "/v1/messages",
         "dialect": "anthropic",
@@ -162,10 +200,17 @@ def test_a_json_line() -> None:
         "output_tokens": 512,
         "cache_read_input_tokens": 2000,
         "cache_creation_input_tokens": 0,
+        "cache_creation_1h_input_tokens": 0,
+        "web_search_requests": 1,
+        "web_fetch_requests": 2,
+        "partial": False,
+        "cost_usd": 0.018420001,
+        "stop_reason": "end_turn",
         "bytes_in": 812,
         "bytes_out": 20431,
         "duration_ms": 8123.4,
         "time_to_first_byte_ms": 412.3,
+        "time_to_first_token_ms": 512.3,
         "upstream_time_ms": 8120.0,
         "session_id": "5e55",
         "agent_id": "a1",
@@ -174,10 +219,11 @@ def test_a_json_line() -> None:
 
 
 def test_a_json_line_has_every_field_of_a_record_known_or_not() -> None:
-    fields = [field.name for field in dataclasses.fields(RequestRecord) if field.name != "usage"]
-    fields += [field.name for field in dataclasses.fields(Usage)]
+    fields = {field.name for field in dataclasses.fields(RequestRecord)}
+    fields |= {field.name for field in dataclasses.fields(Usage)}
+    fields -= {"usage", "traceparent", "tracestate"}
     for each in (RECORD, NOTHING_KNOWN):
-        keys = [key.removesuffix("_ms") for key in json.loads(json_line(each))]
+        keys = [key.removesuffix("_ms").removesuffix("_usd") for key in json.loads(json_line(each))]
         assert sorted(keys) == sorted(fields)
 
 
@@ -200,7 +246,7 @@ def test_no_value_forges_a_field_or_a_line_of_text(field: str, value: str) -> No
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-@pytest.mark.parametrize("field", TEXT_FIELDS)
+@pytest.mark.parametrize("field", [*TEXT_FIELDS, "stop_reason"])
 def test_no_value_forges_a_field_or_a_line_of_json(field: str, value: str) -> None:
     hostile: dict[str, Any] = {field: value}
     line = json_line(dataclasses.replace(RECORD, **hostile)).decode("ascii")

@@ -182,7 +182,7 @@ class TestRecord:
     def test_of_a_request_that_nothing_came_of(self) -> None:
         before = time.time()
         exchange = Exchange(incoming(path="/openai/v1/models"), "req_1")
-        record = exchange.record(Outcome.DENIED)
+        record = exchange.record(Outcome.DENIED, None)
         after = time.time()
         assert before <= record.time <= after
         assert 0 <= record.duration <= after - before + 1
@@ -190,6 +190,7 @@ class TestRecord:
             time=record.time,
             request_id="req_1",
             principal=None,
+            groups=(),
             method="POST",
             route="/openai/v1/models",
             dialect="openai",
@@ -198,15 +199,20 @@ class TestRecord:
             outcome=Outcome.DENIED,
             error=None,
             model=None,
-            usage=Usage(None, None, None, None),
+            usage=Usage(None, None, None, None, None, None, None, partial=False),
+            cost=None,
+            stop_reason=None,
             bytes_in=0,
             bytes_out=0,
             duration=record.duration,
             time_to_first_byte=None,
+            time_to_first_token=None,
             upstream_time=None,
             session_id=None,
             agent_id=None,
             parent_agent_id=None,
+            traceparent=None,
+            tracestate=None,
         )
 
     def test_of_a_request_that_was_answered(self) -> None:
@@ -214,6 +220,8 @@ class TestRecord:
             ("x-claude-code-session-id", "session"),
             ("x-claude-code-agent-id", "agent"),
             ("x-claude-code-parent-agent-id", "parent"),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ("tracestate", "vendor=1"),
             ("x-api-key", "sk-canary"),
         )
         exchange = Exchange(request, "req_ours")
@@ -221,14 +229,16 @@ class TestRecord:
         exchange.identity = Identity("alice", groups=("staff",))
         exchange.status = 200
         exchange.model = "claude-sonnet-5-5"
-        exchange.usage = Usage(1, 2, 3, 4)
+        exchange.usage = Usage(1, 2, 3, 4, 5, 6, 7, partial=True)
+        exchange.stop_reason = "refusal"
         exchange.bytes_in = 10
         exchange.bytes_out = 20
-        record = exchange.record(Outcome.COMPLETED)
+        record = exchange.record(Outcome.COMPLETED, 12_345)
         assert record == RequestRecord(
             time=record.time,
             request_id="req_upstream",
             principal="alice",
+            groups=("staff",),
             method="POST",
             route="/v1/messages",
             dialect="anthropic",
@@ -237,15 +247,20 @@ class TestRecord:
             outcome=Outcome.COMPLETED,
             error=None,
             model="claude-sonnet-5-5",
-            usage=Usage(1, 2, 3, 4),
+            usage=Usage(1, 2, 3, 4, 5, 6, 7, partial=True),
+            cost=12_345,
+            stop_reason="refusal",
             bytes_in=10,
             bytes_out=20,
             duration=record.duration,
             time_to_first_byte=None,
+            time_to_first_token=None,
             upstream_time=None,
             session_id="session",
             agent_id="agent",
             parent_agent_id="parent",
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            tracestate="vendor=1",
         )
         assert "sk-canary" not in repr(record)
 
@@ -254,10 +269,12 @@ class TestRecord:
         exchange.started_at = 100.0
         exchange.upstream_started_at = 101.0
         exchange.first_byte_at = 104.0
+        exchange.first_token_at = 105.0
         exchange.upstream_ended_at = 109.0
         before = time.monotonic()
-        record = exchange.record(Outcome.COMPLETED)
+        record = exchange.record(Outcome.COMPLETED, None)
         assert record.time_to_first_byte == 4.0
+        assert record.time_to_first_token == 5.0
         assert record.upstream_time == 8.0
         assert before - 100.0 <= record.duration <= time.monotonic() - 100.0
 
@@ -265,7 +282,7 @@ class TestRecord:
         exchange = Exchange(incoming(), "req_1")
         exchange.upstream_started_at = 100.0
         before = time.monotonic()
-        record = exchange.record(Outcome.ABANDONED)
+        record = exchange.record(Outcome.ABANDONED, None)
         assert record.upstream_time is not None
         assert before - 100.0 <= record.upstream_time <= time.monotonic() - 100.0
         assert record.time_to_first_byte is None
@@ -273,12 +290,12 @@ class TestRecord:
     def test_keeps_the_error(self) -> None:
         exchange = Exchange(incoming(), "req_1")
         exchange.error = "UpstreamClosed: it left"
-        record = exchange.record(Outcome.FAILED)
+        record = exchange.record(Outcome.FAILED, None)
         assert record.error == "UpstreamClosed: it left"
         assert record.outcome == "failed"
 
     def test_is_frozen(self) -> None:
-        record = Exchange(incoming(), "req_1").record(Outcome.COMPLETED)
+        record = Exchange(incoming(), "req_1").record(Outcome.COMPLETED, None)
         with pytest.raises(dataclasses.FrozenInstanceError):
             record.status = 500  # type: ignore[misc]  # refused on purpose
 

@@ -88,6 +88,7 @@ def test_the_line_of_the_access_log_is_one() -> None:
         time=datetime(2026, 11, 24, 10, 35, 57, 817_000, UTC).timestamp(),
         request_id="req_01af9a8cf1136d6e737a445c",
         principal="token",
+        groups=(),
         method="POST",
         route="/v1/messages",
         dialect="anthropic",
@@ -97,14 +98,19 @@ def test_the_line_of_the_access_log_is_one() -> None:
         error=None,
         model="claude-sonnet-5-5",
         usage=Usage(input_tokens=5, output_tokens=11),
+        cost=120_000,
+        stop_reason="end_turn",
         bytes_in=102,
         bytes_out=2122,
         duration=4.811,
         time_to_first_byte=0.312,
+        time_to_first_token=0.401,
         upstream_time=4.809,
         session_id=None,
         agent_id=None,
         parent_agent_id=None,
+        traceparent=None,
+        tracestate=None,
     )
     assert block_with("text", "POST /v1/messages") == text_line(record).decode() + "\n"
     assert all(f"`{outcome}`" in README for outcome in Outcome)
@@ -120,6 +126,9 @@ def test_what_is_quoted_stands_in_the_file(path: str, block: str) -> None:
 
 
 def test_every_file_that_is_for_deployment_or_the_ten_lines_is_quoted() -> None:
+    # nobody types a dashboard in: it is imported as a file
+    linked = "deploy/grafana-dashboard.json"
+    assert f"]({linked})" in README
     directories = ("deploy", "examples/tornadoproxy-office")
     files = {
         path.relative_to(ROOT).as_posix()
@@ -128,7 +137,7 @@ def test_every_file_that_is_for_deployment_or_the_ten_lines_is_quoted() -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert files
-    assert files == {path for path, _ in QUOTED}
+    assert files == {path for path, _ in QUOTED} | {linked}
 
 
 def test_the_plugin_in_ten_lines_has_no_more() -> None:

@@ -457,7 +457,9 @@ async def test_tokens_of_a_broken_stream_are_counted(
     await truncated(await raw())
     record = await records.finished()
     assert record.model == "claude-sonnet-5-5"
-    assert (record.usage.input_tokens, record.usage.output_tokens) == (10, 1)
+    assert record.usage.input_tokens == 10
+    assert record.usage.output_tokens in {1, 2}  # what was told, or what the one word may be
+    assert record.usage.partial
 
 
 JSON = json.dumps(message_document()).encode()

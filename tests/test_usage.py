@@ -6,9 +6,10 @@ import gzip
 import json
 import random
 import sys
+import time
 import tracemalloc
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import brotli  # type: ignore[import-untyped]  # it has no types
 import pytest
@@ -16,6 +17,7 @@ import zstandard
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.exchange import Usage
+from tornadoproxy.testing import message_document, message_events
 from tornadoproxy.usage import MAX_EVENT, MAX_JSON, MAX_UNPACKED, UsageReader
 
 if TYPE_CHECKING:
@@ -45,10 +47,20 @@ def text_delta(text: str) -> bytes:
     return event("content_block_delta", {"index": 0, "delta": delta})
 
 
+def content_event(text: str) -> bytes:
+    """In the API's own form, without a blank too many."""
+    data = (
+        '{"type":"content_block_delta","index":0,'
+        f'"delta":{{"type":"text_delta","text":{json.dumps(text)}}}}}'
+    )
+    return f"event: content_block_delta\ndata: {data}\n\n".encode()
+
+
 def message_delta(usage: Document) -> bytes:
     return event("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": usage})
 
 
+MESSAGE_STOP = event("message_stop", {})
 MESSAGE = dump(
     {
         "id": "msg_1",
@@ -81,7 +93,7 @@ STREAM = b"".join(
         event("content_block_stop", {"index": 0}),
         message_delta({"output_tokens": 7}),
         message_delta({"output_tokens": 15}),
-        event("message_stop", {}),
+        MESSAGE_STOP,
     ]
 )
 TOLD = Usage(
@@ -100,7 +112,8 @@ def read(
 
 
 def read_stream(*pieces: bytes) -> tuple[str | None, Usage]:
-    return read(pieces, is_stream=True)
+    """What is told by a stream of these pieces and its end."""
+    return read([*pieces, MESSAGE_STOP], is_stream=True)
 
 
 def in_pieces_of(size: int, body: bytes) -> list[bytes]:
@@ -213,7 +226,7 @@ class TestReads:
         self, content_encoding: str, pack: Callable[[bytes], bytes]
     ) -> None:
         body = message_start({"input_tokens": 25}) + text_delta("x" * 1000) * 200
-        packed = pack(body + message_delta({"output_tokens": 15}))
+        packed = pack(body + message_delta({"output_tokens": 15}) + MESSAGE_STOP)
         for pieces in ([packed], in_pieces_of(1000, packed)):
             _, usage = read(pieces, is_stream=True, content_encoding=content_encoding)
             assert usage == Usage(input_tokens=25, output_tokens=15)
@@ -221,16 +234,18 @@ class TestReads:
     def test_what_it_knows_so_far(self) -> None:
         reader = UsageReader(is_stream=True)
         reader.feed(message_start({"input_tokens": 25, "output_tokens": 1}))
-        assert (reader.model, reader.usage) == (MODEL, Usage(25, 1))
+        assert (reader.model, reader.usage) == (MODEL, Usage(25, 1, partial=True))
         reader.feed(message_delta({"output_tokens": 8})[:-1])
-        assert reader.usage == Usage(25, 1)
+        assert reader.usage == Usage(25, 1, partial=True)
         reader.feed(b"\n")
+        assert reader.usage == Usage(25, 8, partial=True)
+        reader.feed(MESSAGE_STOP)
         assert reader.usage == Usage(25, 8)
 
     def test_nothing_is_told_until_a_document_is_whole(self) -> None:
         reader = UsageReader(is_stream=False)
         reader.feed(MESSAGE)
-        assert (reader.model, reader.usage) == (None, Usage())
+        assert (reader.model, reader.usage) == (None, Usage(partial=True))
         reader.finish()
         assert (reader.model, reader.usage) == (MODEL, TOLD)
 
@@ -354,7 +369,8 @@ GARBAGE = [
 class TestGarbage:
     @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
     def test_tells_nothing_and_does_no_harm(self, garbage: bytes) -> None:
-        assert read([garbage]) == (None, Usage())
+        model, usage = read([garbage])
+        assert (model, usage) == (None, Usage(partial=usage.partial))
         start, end = message_start({"input_tokens": 1}), message_delta({"output_tokens": 2})
         for pieces in (
             [start, b"data: " + garbage + b"\n\n", end],
@@ -369,7 +385,7 @@ class TestGarbage:
     ) -> None:
         for is_stream, body in ((False, MESSAGE), (True, STREAM)):
             told = read([body, body], is_stream=is_stream, content_encoding=content_encoding)
-            assert told == (None, Usage())
+            assert told == (None, Usage(partial=True))
 
     @pytest.mark.parametrize("content_encoding", ["gzip", "br", "zstd"])
     @pytest.mark.parametrize("garbage", [b"<html>busy</html>", b"\xff" * 10_000])
@@ -377,7 +393,7 @@ class TestGarbage:
         """What follows it is not taken for text."""
         pieces = [garbage, b"\n\n", STREAM, garbage]
         told = read(pieces, is_stream=True, content_encoding=content_encoding)
-        assert told == (None, Usage())
+        assert told == (None, Usage(partial=True))
 
     @pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
     def test_in_the_middle_leaves_what_was_told_before(self, name: str) -> None:
@@ -395,36 +411,267 @@ class TestGarbage:
             assert usage.input_tokens == 25
 
 
-class TestTruncated:
-    def test_stream_tells_what_was_seen_till_then(self) -> None:
-        start = message_start({"input_tokens": 25, "output_tokens": 1})
-        first, last = message_delta({"output_tokens": 7}), message_delta({"output_tokens": 15})
-        body = start + text_delta("x") + first + text_delta("y") + last
-        after_first = len(body) - len(text_delta("y")) - len(last)
-        for cut in range(len(body) + 1):
-            expected: tuple[str | None, Usage] = (MODEL, Usage(25, 15))
-            if cut < len(start):
-                expected = (None, Usage())
-            elif cut < after_first:
-                expected = (MODEL, Usage(25, 1))
-            elif cut < len(body):
-                expected = (MODEL, Usage(25, 7))
-            assert read_stream(body[:cut]) == expected, cut
-            assert read(in_pieces_of(1, body[:cut]), is_stream=True) == expected, cut
+class Shape(NamedTuple):
+    """A message, and what it tells that it consumed."""
 
-    def test_document_tells_nothing(self) -> None:
+    document: Document
+    told: Usage
+
+
+def shape(told: Usage, usage: Document, *content: Document, stop_reason: str = "end_turn") -> Shape:
+    document = message_document(
+        model=MODEL, content=content or [TEXT], stop_reason=stop_reason, usage=usage
+    )
+    return Shape(document, told)
+
+
+TEXT = {"type": "text", "text": "Grüße, 世界 😀"}
+SHAPES = {
+    "plain": shape(Usage(25, 15), {"input_tokens": 25, "output_tokens": 15}),
+    "zeros": shape(Usage(0, 0), {"input_tokens": 0, "output_tokens": 0}),
+    "cache": shape(
+        Usage(3, 15, 20_000, 5000, 2000),
+        {
+            "input_tokens": 3,
+            "cache_creation_input_tokens": 5000,
+            "cache_read_input_tokens": 20_000,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": 3000,
+                "ephemeral_1h_input_tokens": 2000,
+            },
+            "output_tokens": 15,
+            "service_tier": "standard",
+        },
+    ),
+    "no cache": shape(
+        Usage(25, 15, 0, 0),
+        {
+            "input_tokens": 25,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "cache_creation": None,
+            "server_tool_use": None,
+            "output_tokens": 15,
+        },
+    ),
+    "server tools": shape(
+        Usage(700, 80, web_search_requests=3, web_fetch_requests=2),
+        {
+            "input_tokens": 700,
+            "output_tokens": 80,
+            "server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 2},
+        },
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"q": "x"}},
+        {
+            "type": "web_search_tool_result",
+            "tool_use_id": "srvtoolu_1",
+            "content": [
+                {"type": "web_search_result", "title": '"usage": message_stop', "url": "x"}
+            ],
+        },
+        TEXT,
+        stop_reason="pause_turn",
+    ),
+    "tool use": shape(
+        Usage(30, 60),
+        {"input_tokens": 30, "output_tokens": 60},
+        TEXT,
+        {
+            "type": "tool_use",
+            "id": "toolu_1",
+            "name": "f",
+            "input": {"usage": {"output_tokens": 9}, "type": "message_stop"},
+        },
+        stop_reason="tool_use",
+    ),
+    "thinking": shape(
+        Usage(30, 400),
+        {
+            "input_tokens": 30,
+            "output_tokens": 400,
+            "output_tokens_details": {"thinking_tokens": 300},
+        },
+        {"type": "thinking", "thinking": "Hm. So it is.", "signature": "EqoBCkgIARABGAIiQA=="},
+        TEXT,
+    ),
+    "refusal": shape(Usage(30, 2), {"input_tokens": 30, "output_tokens": 2}, stop_reason="refusal"),
+}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip_streamed,
+    "br": brotli_streamed,
+    "zstd": zstd_streamed,
+}
+
+
+@pytest.mark.parametrize("content_encoding", PACKERS)
+@pytest.mark.parametrize("is_stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_split_at_every_byte(name: str, is_stream: bool, content_encoding: str) -> None:
+    document, told = SHAPES[name]
+    body = b"".join(message_events(document)) if is_stream else dump(document)
+    packed = PACKERS[content_encoding](body)
+    for cut in range(len(packed) + 1):
+        reader = UsageReader(is_stream=is_stream, content_encoding=content_encoding)
+        reader.feed(packed[:cut])
+        reader.feed(packed[cut:])
+        reader.finish()
+        assert reader.usage == told
+        assert reader.model == MODEL
+        assert reader.stop_reason == document["stop_reason"]
+        assert (reader.first_token_at is not None) == is_stream
+
+
+def test_figures_of_server_tools_and_of_the_cache_are_cumulative_too() -> None:
+    _, usage = read_stream(
+        message_start(
+            {
+                "input_tokens": 10,
+                "cache_creation_input_tokens": 9,
+                "cache_creation": {"ephemeral_1h_input_tokens": 9},
+                "output_tokens": 1,
+            }
+        ),
+        message_delta({"server_tool_use": {"web_search_requests": 1}, "output_tokens": 20}),
+        message_delta(
+            {
+                "input_tokens": 900,
+                "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1},
+                "output_tokens": 50,
+            }
+        ),
+    )
+    assert usage == Usage(900, 50, None, 9, 9, 2, 1)
+
+
+def test_the_first_token_is_the_first_piece_of_content() -> None:
+    reader = UsageReader(is_stream=True)
+    told = []
+    start = message_start({"input_tokens": 1}) + event("ping", {})
+    for piece in (start, content_event("x")[:-1], b"\n", content_event("y") + MESSAGE_STOP):
+        before = time.monotonic()
+        reader.feed(piece)
+        at = reader.first_token_at
+        told.append(None if at is None else before <= at <= time.monotonic())
+    assert told == [None, None, True, False]
+
+
+class TestTruncated:
+    """What had been seen, marked as partial: never less than was told, and never nothing of it."""
+
+    def test_stream_tells_what_was_seen_till_then(self) -> None:
+        """By hand: the last figure told, or a token for four bytes of content if that is more."""
+        start = message_start({"input_tokens": 25, "output_tokens": 1})
+        hundred = content_event("x" * 400)
+        cases = [
+            (b"", Usage(partial=True)),
+            (start[:-1], Usage(partial=True)),
+            (start, Usage(25, 1, partial=True)),
+            (start + content_event(""), Usage(25, 1, partial=True)),
+            (start + content_event("x"), Usage(25, 1, partial=True)),
+            (start + content_event("x" * 4), Usage(25, 1, partial=True)),
+            (start + content_event("x" * 5), Usage(25, 2, partial=True)),
+            (start + hundred, Usage(25, 100, partial=True)),
+            (start + hundred + event("ping", {}), Usage(25, 100, partial=True)),
+            (start + hundred * 3, Usage(25, 300, partial=True)),
+            (start + hundred * 3 + MESSAGE_STOP, Usage(25, 1)),
+            (start + hundred + message_delta({"output_tokens": 90}), Usage(25, 100, partial=True)),
+            (start + hundred + message_delta({"output_tokens": 110}), Usage(25, 110, partial=True)),
+            (
+                start + hundred + message_delta({"output_tokens": 90}) + MESSAGE_STOP,
+                Usage(25, 90),
+            ),
+            (start + event("error", {"error": {"type": "api_error"}}), Usage(25, 1, partial=True)),
+            (hundred, Usage(None, 100, partial=True)),
+        ]
+        for body, expected in cases:
+            assert read([body], is_stream=True)[1] == expected, body
+            assert read(in_pieces_of(1, body), is_stream=True)[1] == expected, body
+
+    def test_stream_cut_at_every_byte(self) -> None:
+        start = message_start({"input_tokens": 25, "output_tokens": 1})
+        first = b"".join(text_delta("some text that is told piece by piece ") for _ in range(4))
+        last = message_delta({"output_tokens": 90})
+        body = start + first + event("ping", {}) + last + MESSAGE_STOP
+        before: list[int] = [0]
+        for cut in range(len(body) + 1):
+            model, usage = read([body[:cut]], is_stream=True)
+            assert (model, usage) == read(in_pieces_of(1, body[:cut]), is_stream=True), cut
+            assert model == (MODEL if cut >= len(start) else None)
+            assert usage.input_tokens == (25 if cut >= len(start) else None)
+            assert usage.partial == (cut < len(body))
+            told = 1 if cut >= len(start) else 0
+            told = 90 if cut >= len(body) - len(MESSAGE_STOP) else told
+            before.append(usage.output_tokens or 0)
+            assert before[-1] >= max(before[-2], told)
+        assert usage == Usage(25, 90)
+        # the 152 bytes of text, a quarter of them, and a little for the form of their events
+        seen = before[len(start + first) + 1]
+        assert 38 <= seen <= 38 + 4 * 10
+
+    @pytest.mark.parametrize("size", [1, 1000, 10 * MEGABYTE])
+    def test_stream_cut_after_an_event_that_is_too_long(self, size: int) -> None:
+        start = message_start({"input_tokens": 25, "output_tokens": 1})
+        long = content_event("x" * (2 * MAX_EVENT))
+        expected = Usage(25, MAX_EVENT // 2, partial=True)
+        assert read(in_pieces_of(size, start + long), is_stream=True)[1] == expected
+        assert read(in_pieces_of(size, start + long[:-2]), is_stream=True)[1] == expected
+        _, usage = read(in_pieces_of(size, start + long[:-1000]), is_stream=True)
+        assert MAX_EVENT // 2 - 300 < (usage.output_tokens or 0) < MAX_EVENT // 2
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            b"data: {DATA}\n\n",
+            b"event:content_block_delta\ndata:{DATA}\n\n",
+            b"data: {DATA}\nevent: content_block_delta\n\n",
+            b"id: 7\nevent: content_block_delta\r\ndata: {DATA}\r\n\r\n",
+        ],
+    )
+    def test_content_in_an_unusual_form_is_seen(self, form: bytes) -> None:
+        delta = {"type": "text_delta", "text": "x" * 4000}
+        data = dump({"type": "content_block_delta", "index": 0, "delta": delta})
+        _, usage = read([form.replace(b"{DATA}", data)], is_stream=True)
+        assert 990 < (usage.output_tokens or 0) < 1010
+
+    @pytest.mark.parametrize("form", [b"data: {DATA}\n\n", b"event:message_stop\ndata:{DATA}\n\n"])
+    def test_an_end_in_an_unusual_form_is_seen(self, form: bytes) -> None:
+        stop = form.replace(b"{DATA}", b'{"type": "message_stop"}')
+        assert read([message_start({"input_tokens": 25}), stop], is_stream=True)[1] == Usage(25)
+
+    def test_words_of_an_answer_are_not_its_end(self) -> None:
+        start = message_start({"input_tokens": 25})
+        words = 'event: message_stop\ndata: {"type": "message_stop"}'
+        found = {"type": "web_search_tool_result", "content": [{"title": words}]}
+        for part in (
+            content_event(words),
+            event("content_block_start", {"index": 0, "content_block": found}),
+            event("x", {"message_stop": "message_stop"}),
+            b": message_stop\n\n",
+        ):
+            assert read([start, part], is_stream=True)[1].partial
+
+    def test_document_tells_that_there_was_more(self) -> None:
         for cut in range(len(MESSAGE)):
-            assert read([MESSAGE[:cut]]) == (None, Usage())
+            assert read([MESSAGE[:cut]]) == (None, Usage(partial=True))
 
     @pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
     def test_compressed_stream_tells_what_was_seen_till_then(self, name: str) -> None:
         content_encoding, pack = ENCODINGS[name]
         packed = pack(STREAM)
         told = [
-            read([packed[:cut]], is_stream=True, content_encoding=content_encoding)[1].output_tokens
+            read([packed[:cut]], is_stream=True, content_encoding=content_encoding)[1]
             for cut in range(len(packed) + 1)
         ]
-        assert sorted(set(told), key=told.index) == [None, 1, 7, 15]
+        counts = [usage.output_tokens for usage in told]
+        assert counts[0] is None
+        assert {1, 7, 15} <= set(counts)
+        assert [count or 0 for count in counts] == sorted(count or 0 for count in counts)
+        assert told[0] == Usage(partial=True)
+        assert told[-1] == TOLD
+        assert [usage.partial for usage in told] == sorted(
+            (usage.partial for usage in told), reverse=True
+        )
 
 
 class TestOversized:
@@ -438,7 +685,7 @@ class TestOversized:
         else:
             long = text_delta("x" * (5 * MAX_EVENT))
         body = message_start({"input_tokens": 1}) + long + message_delta({"output_tokens": 2})
-        body = body.replace(b"\n", line_end)
+        body = (body + MESSAGE_STOP).replace(b"\n", line_end)
         assert read(in_pieces_of(size, body), is_stream=True) == (MODEL, Usage(1, 2))
 
     def test_event_whose_end_comes_with_others(self) -> None:
@@ -455,26 +702,27 @@ class TestOversized:
         body = b"".join(
             part for number in range(5) for part in (long, message_delta({"output_tokens": number}))
         )
-        assert read(in_pieces_of(5000, body), is_stream=True)[1] == Usage(output_tokens=4)
+        pieces = in_pieces_of(5000, body + MESSAGE_STOP)
+        assert read(pieces, is_stream=True)[1] == Usage(output_tokens=4)
 
     def test_event_is_passed_over_whole(self) -> None:
         """Its rest is not taken for an event of its own."""
         padding = "x" * (2 * MAX_EVENT)
         long = event("x", {"padding": padding, "usage": {"output_tokens": 9}})
         rest = b'\ndata: {"usage": {"output_tokens": 9}}\n\n'
-        pieces = in_pieces_of(1000, long[:-2] + rest)
+        pieces = in_pieces_of(1000, long[:-2] + rest + MESSAGE_STOP)
         assert read(pieces, is_stream=True) == (None, Usage())
 
     def test_document(self) -> None:
         content = [{"type": "text", "text": "x" * MAX_JSON}]
         document = dump({"model": MODEL, "content": content, "usage": {"output_tokens": 5}})
         for size in (1000, 65536, 10 * MEGABYTE):
-            assert read(in_pieces_of(size, document)) == (None, Usage())
+            assert read(in_pieces_of(size, document)) == (None, Usage(partial=True))
 
     def test_document_of_just_the_largest_size(self) -> None:
         document = dump({"model": MODEL, "usage": {"output_tokens": 5}}).ljust(MAX_JSON)
         assert read(in_pieces_of(65536, document)) == (MODEL, Usage(output_tokens=5))
-        assert read([document, b" "]) == (None, Usage())
+        assert read([document, b" "]) == (None, Usage(partial=True))
 
 
 def peak_while_feeding(reader: UsageReader, pieces: Iterable[bytes]) -> int:
@@ -522,7 +770,7 @@ class TestMemory:
             start + b":".ljust(MAX_UNPACKED) + b"\n\n" + message_delta({"output_tokens": 9})
         )
         told = read([bomb, STREAM], is_stream=True, content_encoding=content_encoding)
-        assert told == (MODEL, Usage(input_tokens=25))
+        assert told == (MODEL, Usage(input_tokens=25, partial=True))
 
     @pytest.mark.parametrize("content_encoding", ["gzip", "br", "zstd"])
     def test_what_follows_the_end_of_a_compressed_body(self, content_encoding: str) -> None:
@@ -538,7 +786,10 @@ class TestMemory:
         parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
         packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
         packed = packer.compress(STREAM) + packer.flush()
-        assert read([packed], is_stream=True, content_encoding="zstd") == (None, Usage())
+        assert read([packed], is_stream=True, content_encoding="zstd") == (
+            None,
+            Usage(partial=True),
+        )
 
 
 class TestForAnswer:

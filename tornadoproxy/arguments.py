@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "serve": "listen and relay; this is the default",
     "check": "judge settings and plugins without listening; exits with 2 if there is a fault",
-    "plugins": "list the plugins in the order asked, with their hooks and settings",
+    "plugins": "list the plugins, their hooks and settings; `plugins new NAME` writes one",
     "token": "print a new strong token",
     "demo": "serve in front of a scripted upstream: needs no key and no network",
 }

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tornadoproxy import banner
-from tornadoproxy.arguments import COMMANDS, unknown_command
+from tornadoproxy.arguments import COMMANDS, own_parser, unknown_command
 from tornadoproxy.configuration import Configuration, configure
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.helptext import help_text
@@ -20,8 +20,6 @@ from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
-
-    from tornadoproxy.plugin_finder import PluginInfo
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -51,6 +49,8 @@ def _run(configuration: Configuration) -> int:
     command = configuration.command()
     if command not in COMMANDS:
         return _plugin_command(configuration, command)
+    if command == "plugins" and "new" in configuration.arguments[1:2]:
+        return _new_plugin(configuration)
     arguments = configuration.command_line()
     if arguments.help:
         return _help(configuration)
@@ -156,12 +156,36 @@ def _check(configuration: Configuration) -> int:
 
 
 def _plugins(configuration: Configuration) -> int:
+    from tornadoproxy.plugin_command import judge
+    from tornadoproxy.plugin_listing import listing
+
     disabled = configuration.disabled()
-    _print("\n".join(_table(Plugins.survey(disabled))))
-    plugins = Plugins.load(disabled)
-    faults = configuration.command_line(*plugins.declared_settings()).faults
-    if faults:
-        raise ConfigurationError(*faults)
+    try:
+        plugins = Plugins.load(disabled)
+    except ConfigurationError:
+        _print("\n".join(listing(Plugins.survey(disabled), None, configured=False)))
+        raise
+    sources, configured = None, False
+    try:
+        settings = configuration.settings(plugins)
+        sources = configuration.sources(configuration.command_line(*plugins.declared_settings()))
+        plugins.configure(settings)
+        configured = True
+        judge(plugins.describe())
+    finally:
+        _print("\n".join(listing(plugins.describe(), sources, configured=configured)))
+    return 0
+
+
+def _new_plugin(configuration: Configuration) -> int:
+    from tornadoproxy import plugin_generator
+
+    own = own_parser("plugins", COMMANDS["plugins"], plugin_generator.add_arguments)
+    arguments = configuration.command_line(own=own)
+    if arguments.faults:
+        raise ConfigurationError(*arguments.faults)
+    made = plugin_generator.generate(arguments.own.name, arguments.own.directory)
+    _print("\n".join(plugin_generator.told(made)))
     return 0
 
 
@@ -170,28 +194,6 @@ def _token(configuration: Configuration) -> int:
         raise ConfigurationError("token takes no flags: leave out what follows it")
     _print(secrets.token_urlsafe(32))
     return 0
-
-
-def _table(infos: Sequence[PluginInfo]) -> list[str]:
-    rows = [
-        ("order", "name", "distribution", "version", "state", "hooks"),
-        *(
-            (
-                str(info.order or "-"),
-                info.name,
-                info.distribution or "-",
-                info.version or "-",
-                info.state,
-                info.reason or ", ".join(info.hooks) or "-",
-            )
-            for info in infos
-        ),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _print(line: str) -> None:

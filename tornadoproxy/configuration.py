@@ -55,7 +55,7 @@ class Configuration:
 
         :raises ConfigurationError: they cannot be known for sure.
         """
-        sources = self._sources(self.command_line())
+        sources = self.sources(self.command_line())
         if sources.env_file.faults:
             raise ConfigurationError(*sources.env_file.faults)
         return sources.read((DISABLED_PLUGINS,))[DISABLED_PLUGINS]
@@ -82,7 +82,7 @@ class Configuration:
         declared = (*CORE_SETTINGS, *plugins.declared_settings())
         if arguments is None:
             arguments = self.command_line(*plugins.declared_settings())
-        sources = self._sources(arguments)
+        sources = self.sources(arguments)
         disabled = [info.name for info in plugins.describe() if info.state == "disabled"]
         faults = (
             *arguments.faults,
@@ -97,16 +97,17 @@ class Configuration:
             raise ConfigurationError(*faults)
         return settings
 
+    def sources(self, arguments: Arguments) -> Sources:
+        """Where the settings have their values, given what the command line says."""
+        env_file = envfile.read(arguments.env_file, required=arguments.env_file_named)
+        return Sources(arguments.flags, self.environment, env_file)
+
     def _core_faults(self) -> tuple[str, ...]:
         try:
-            self._sources(self.command_line()).read(CORE_SETTINGS)
+            self.sources(self.command_line()).read(CORE_SETTINGS)
         except ConfigurationError as error:
             return error.faults
         return ()
-
-    def _sources(self, arguments: Arguments) -> Sources:
-        env_file = envfile.read(arguments.env_file, required=arguments.env_file_named)
-        return Sources(arguments.flags, self.environment, env_file)
 
 
 def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ...]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _ANTHROPIC_BASE_URL = "ANTHROPIC_BASE_URL"
 
+# the places of a `_Given` that are no file
+_COMMAND_LINE = "on the command line"
+_ENVIRONMENT = "in the environment"
+
 
 @dataclass(frozen=True, slots=True)
 class _Given:
@@ -62,7 +66,8 @@ class Sources:
                 values[setting] = _parsed(setting, given)
             # a plugin's parser may fail in any way
             except Exception as error:
-                faults.append(f"{given.variable} {_complaint(setting, given, error)}{given.place}")
+                place = "" if given.place == _ENVIRONMENT else f" ({given.place})"
+                faults.append(f"{given.variable} {_complaint(setting, given, error)}{place}")
             variables[setting] = given.variable
         if faults:
             raise ConfigurationError(*faults)
@@ -82,6 +87,15 @@ class Sources:
             if name not in known
         )
 
+    def origin(self, setting: Setting[Any]) -> tuple[str | None, str]:
+        """The text that `setting` was given, and where; ``None`` if it is left to its default."""
+        given = self._given(setting)
+        if given is None:
+            return None, "by default"
+        if given.variable == setting.name:
+            return given.text, given.place
+        return given.text, f"as {given.variable} {given.place}"
+
     def _given(self, setting: Setting[Any]) -> _Given | None:
         own = self._look_up(setting.name)
         if own is not None:
@@ -91,12 +105,12 @@ class Sources:
 
     def _look_up(self, name: str) -> _Given | None:
         if name in self.flags:
-            return _Given(name, self.flags[name].strip(), " (on the command line)")
+            return _Given(name, self.flags[name].strip(), _COMMAND_LINE)
         if name in self.environment:
-            return _Given(name, self.environment[name].strip(), "")
+            return _Given(name, self.environment[name].strip(), _ENVIRONMENT)
         if name in self.env_file.entries:
             entry = self.env_file.entries[name]
-            return _Given(name, entry.value.strip(), f" ({self.env_file.path}, line {entry.line})")
+            return _Given(name, entry.value.strip(), f"{self.env_file.path}, line {entry.line}")
         return None
 
 

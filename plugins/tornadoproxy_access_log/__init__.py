@@ -6,6 +6,8 @@ is cut at 256 characters.
 
 In the text form what is not known is ``-``, ``tokens`` are those of input + output, ``cache``
 those read + created, an error's blanks are ``_``, and fields that are seldom there are left out.
+``cost`` is in US dollars, and ``partial`` says that the answer was cut, so that there may have been
+more than was told.
 In the JSON form every line has every field, ``null`` if it is not known, so that lines can be
 loaded as columns. Durations are in milliseconds, in JSON to a tenth.
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_FIELD = 256  # characters
+NANOS = 1_000_000_000  # in a dollar
 
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 _JSON = json.JSONEncoder(separators=(",", ":"))
@@ -143,6 +146,10 @@ def text_line(record: RequestRecord) -> bytes:
     )
     if usage.cache_read_input_tokens or usage.cache_creation_input_tokens:
         line += f" cache={_pair(usage.cache_read_input_tokens, usage.cache_creation_input_tokens)}"
+    if record.cost is not None:
+        line += f" cost={_dollars(record.cost)}"
+    if usage.partial:
+        line += " partial"
     line += f" from={_plain(record.remote_ip)} id={_plain(record.request_id)}"
     if record.session_id is not None:
         line += f" session={_plain(record.session_id)}"
@@ -163,6 +170,7 @@ def json_line(record: RequestRecord) -> bytes:
             "time": _time(record.time),
             "request_id": _cut(record.request_id),
             "principal": _cut(record.principal),
+            "groups": [_cut(group) for group in record.groups],
             "method": _cut(record.method),
             "route": _cut(record.route),
             "dialect": record.dialect,
@@ -175,10 +183,17 @@ def json_line(record: RequestRecord) -> bytes:
             "output_tokens": usage.output_tokens,
             "cache_read_input_tokens": usage.cache_read_input_tokens,
             "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+            "cache_creation_1h_input_tokens": usage.cache_creation_1h_input_tokens,
+            "web_search_requests": usage.web_search_requests,
+            "web_fetch_requests": usage.web_fetch_requests,
+            "partial": usage.partial,
+            "cost_usd": None if record.cost is None else record.cost / NANOS,
+            "stop_reason": _cut(record.stop_reason),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
             "duration_ms": _tenths(record.duration),
             "time_to_first_byte_ms": _tenths(record.time_to_first_byte),
+            "time_to_first_token_ms": _tenths(record.time_to_first_token),
             "upstream_time_ms": _tenths(record.upstream_time),
             "session_id": _cut(record.session_id),
             "agent_id": _cut(record.agent_id),
@@ -263,6 +278,12 @@ def _milliseconds(seconds: float | None) -> str:
 def _tenths(seconds: float | None) -> float | None:
     """Seconds as milliseconds, to a tenth."""
     return None if seconds is None else round(seconds * 1000, 1)
+
+
+def _dollars(nanos: int) -> str:
+    """A cost as ``$0.0123``, rounded up, so that little is not nothing."""
+    hundredths_of_cents = -(-nanos * 10_000 // NANOS)
+    return f"${hundredths_of_cents // 10_000}.{hundredths_of_cents % 10_000:04}"
 
 
 def _pair(first: int | None, second: int | None) -> str:

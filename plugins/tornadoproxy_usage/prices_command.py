@@ -1,0 +1,95 @@
+"""``python -m tornadoproxy prices``: the prices in force, as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from tornadoproxy_usage.prices import Rates
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterator
+
+    from tornadoproxy_usage.prices import Prices
+
+FORMATS = ("table", "csv", "json")
+
+_NANOS_FOR_A_THOUSAND = 1_000_000  # searches, where they cost a dollar
+_COLUMNS = ("model", "over", *Rates._fields)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's own flag."""
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="how they are written: %(choices)s"
+    )
+
+
+def show(prices: Prices, form: str) -> int:
+    """Write them to standard output, in US dollars for a million tokens."""
+    forms = {"table": _as_table, "csv": _as_csv, "json": _as_json}
+    sys.stdout.write(forms[form](prices))
+    return 0
+
+
+def _lines(prices: Prices) -> Iterator[tuple[str, int, Rates]]:
+    """Each model's rates, and how many tokens a prompt has to be over for them."""
+    for name, row in prices.rows.items():
+        yield name, 0, row.rates
+        if row.long is not None:
+            yield name, row.over, row.long
+
+
+def _as_table(prices: Prices) -> str:
+    rows = [
+        tuple(column.replace("_", " ") for column in ("model", *Rates._fields)),
+        *(
+            (f"{name}, prompts over {over:,}" if over else name, *map(_dollars, rates))
+            for name, over, rates in _lines(prices)
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+        for first, *rest in rows
+    ]
+    ends = (
+        "US dollars for a million tokens; "
+        f"{prices.web_search / _NANOS_FOR_A_THOUSAND:.2f} for a thousand web searches.",
+        "Any other model costs the highest of each column.",
+        f"In force: {prices.describe()}.",
+    )
+    return "\n".join([*lines, "", *ends, ""])
+
+
+def _as_csv(prices: Prices) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for name, over, rates in _lines(prices):
+        writer.writerow((name, over, *map(_dollars, rates)))
+    return text.getvalue()
+
+
+def _as_json(prices: Prices) -> str:
+    document = {
+        "date": prices.shipped.date.isoformat(),
+        "source": prices.shipped.source,
+        "own_date": None if prices.own is None else prices.own.date.isoformat(),
+        "web_search": prices.web_search / _NANOS_FOR_A_THOUSAND,
+        "prices": [
+            {"model": name, "over": over, **{k: v / 1000 for k, v in rates._asdict().items()}}
+            for name, over, rates in _lines(prices)
+        ],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _dollars(nanos: int) -> str:
+    """Thousandths as ``0.125``, ``12.50`` or ``3.00``."""
+    text = f"{nanos // 1000}.{nanos % 1000:03}"
+    return text.removesuffix("0")
