@@ -1,0 +1,177 @@
+"""Caps what persons, groups and everyone may spend in a day, a week or a month.
+
+``python -m tornadoproxy budgets set --everyone --period monthly --amount 500`` sets a cap, and so
+does the Admin API at ``/v1/organizations/spend_limits``. It takes effect in running proxies within
+two seconds. Prices come from the plugins that implement `price`.
+
+- `tornadoproxy_budgets.engine`: who may spend; what is spent and reserved
+- `tornadoproxy_budgets.caps`, `periods`, `money`: what it is made of
+- `tornadoproxy_budgets.keeper`: requests, and the file
+- `tornadoproxy_budgets.storage`: the tables
+- `tornadoproxy_budgets.api`, `wire`, `admin_keys`: the Admin API
+- `tornadoproxy_budgets.command`: ``budgets set``, ``list``, ``remove``, ``show``, ``audit``
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tornadoproxy import (
+    INACTIVE,
+    Command,
+    ConfigurationError,
+    Identity,
+    Inactive,
+    IncomingRequest,
+    ModelRequest,
+    Page,
+    Permit,
+    Setting,
+    Settings,
+    hookimpl,
+    parsers,
+)
+from tornadoproxy_budgets.admin_keys import AdminKey, AdminKeys, parse_keys
+
+if TYPE_CHECKING:
+    from tornadoproxy_budgets.api import SpendLimitsApi
+    from tornadoproxy_budgets.keeper import Keeper
+
+
+def _path(value: str) -> Path:
+    return Path(parsers.text(value))
+
+
+BUDGETS_DB: Setting[Path | None] = Setting(
+    "BUDGETS_DB",
+    _path,
+    default=None,
+    help="The SQLite file that holds the caps and what was spent; it is made if it is not there.",
+)
+BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
+    "BUDGETS_ADMIN_KEY",
+    parse_keys,
+    default=(),
+    help=(
+        "The keys for /v1/organizations/spend_limits, separated by blanks: each NAME=KEY or KEY, "
+        "the key of at least 32 characters. Without one that API is off."
+    ),
+    secret=True,
+)
+BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
+    "BUDGETS_ADMIN_READ_KEY",
+    parse_keys,
+    default=(),
+    help="Keys for the same, written in the same way, that may read and not change.",
+    secret=True,
+)
+
+
+class Budgets:
+    """Refuses what would be spent beyond a cap."""
+
+    def __init__(self) -> None:
+        self._keeper: Keeper | None = None
+        self._api: SpendLimitsApi | None = None
+
+    @hookimpl
+    def declare_settings(
+        self,
+    ) -> tuple[Setting[Path | None] | Setting[tuple[AdminKey, ...]], ...]:
+        return BUDGETS_DB, BUDGETS_ADMIN_KEY, BUDGETS_ADMIN_READ_KEY
+
+    @hookimpl
+    def commands(self) -> tuple[Command]:
+        return (
+            Command(
+                "budgets",
+                "set, show and take away the caps of BUDGETS_DB, and show what is left",
+                _add_arguments,
+                _run,
+            ),
+        )
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        """Take the path and the keys.
+
+        :raises ConfigurationError: they make no sense, or the path is not the one that is open.
+        """
+        path = settings[BUDGETS_DB]
+        keys = _admin_keys(settings)
+        if path is None:
+            return INACTIVE
+        if self._keeper is None:
+            from tornadoproxy_budgets.api import SpendLimitsApi
+            from tornadoproxy_budgets.keeper import Keeper
+
+            keeper = Keeper(path)
+            keeper.check()
+            self._keeper = keeper
+            self._api = SpendLimitsApi(keeper, keys)
+        elif path != self._keeper.path:
+            raise ConfigurationError("BUDGETS_DB has changed, and is open: start the proxy again.")
+        else:
+            self._opened_api().keys = keys
+        return f"nobody beyond the caps in {path}"
+
+    @hookimpl
+    def pages(self) -> tuple[Page, ...]:
+        return self._opened_api().pages()
+
+    @hookimpl
+    async def startup(self) -> None:
+        await self._opened().open()
+
+    @hookimpl
+    async def shutdown(self) -> None:
+        await self._opened().close()
+
+    # after those that refuse without counting anything
+    @hookimpl(trylast=True)
+    def authorize(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> Permit | None:
+        return self._opened().authorize(request, identity, model_request)
+
+    def _opened(self) -> Keeper:
+        assert self._keeper is not None, "configure comes first, and answered that this is active"
+        return self._keeper
+
+    def _opened_api(self) -> SpendLimitsApi:
+        assert self._api is not None, "configure comes first, and answered that this is active"
+        return self._api
+
+
+def __getattr__(name: str) -> Budgets:
+    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
+    # have different budgets
+    if name == "plugin":
+        return Budgets()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _admin_keys(settings: Settings) -> AdminKeys:
+    write, read = settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY]
+    if settings[BUDGETS_DB] is None and (write or read):
+        variable = BUDGETS_ADMIN_KEY.name if write else BUDGETS_ADMIN_READ_KEY.name
+        raise ConfigurationError(f"{variable} is set, and BUDGETS_DB is not: name a file there.")
+    if {key.secret for key in write} & {key.secret for key in read}:
+        raise ConfigurationError(
+            "BUDGETS_ADMIN_KEY and BUDGETS_ADMIN_READ_KEY have a key in common: make another one."
+        )
+    return AdminKeys(write, read)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from tornadoproxy_budgets import command
+
+    command.add_arguments(parser)
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    from tornadoproxy_budgets import command
+
+    return command.run(arguments, settings[BUDGETS_DB])

@@ -1,0 +1,195 @@
+"""The spend limits API: ``/v1/organizations/spend_limits`` and what is below it."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tornadoproxy import DatabaseUnavailable, Denied, InvalidRequest, Page, PageAnswer
+from tornadoproxy_budgets import storage, wire
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+    from tornadoproxy import PageRequest
+    from tornadoproxy_budgets.admin_keys import AdminKeys
+    from tornadoproxy_budgets.caps import Cap
+    from tornadoproxy_budgets.keeper import Keeper
+    from tornadoproxy_budgets.periods import Period
+    from tornadoproxy_budgets.wire import Document, Query
+
+T = TypeVar("T")
+
+PATH = "/v1/organizations/spend_limits"
+
+_AUDIT_LIMIT = 100  # items of a page, unless asked for another number
+
+
+class SpendLimitsApi:
+    """Serves the caps to whoever has an admin key.
+
+    :param keeper: whose caps.
+    :ivar keys: who may come in.
+    """
+
+    def __init__(self, keeper: Keeper, keys: AdminKeys) -> None:
+        self._keeper = keeper
+        self.keys = keys
+
+    def pages(self) -> tuple[Page, ...]:
+        """The pages. Nobody authenticates their requests but this."""
+        return (
+            Page(PATH, self._serve_all, ("GET", "POST"), public=True),
+            Page(f"{PATH}/effective", self._serve_effective, ("GET",), public=True),
+            Page(f"{PATH}/audit", self._serve_audit, ("GET",), public=True),
+            Page(f"{PATH}/([^/]+)", self._serve_one, ("GET", "DELETE"), public=True),
+        )
+
+    async def _serve_all(self, request: PageRequest) -> PageAnswer:
+        if request.incoming.method != "POST":
+            self.keys.admit(request.incoming, to_change=False)
+            self._keeper.check_known()
+            return _answer(self._list(wire.Query(request.query)))
+        name = self.keys.admit(request.incoming, to_change=True)
+        scope, period, cents = wire.wanted(request.body)
+        set_cap = partial(
+            storage.set_cap,
+            scope=scope,
+            period=period,
+            cents=cents,
+            actor=f"admin-key:{name}",
+            now=time.time(),
+        )
+        return _answer(self._cap_document(await self._change(set_cap)))
+
+    async def _serve_one(self, request: PageRequest) -> PageAnswer:
+        (cap_id,) = request.arguments
+        if request.incoming.method != "DELETE":
+            self.keys.admit(request.incoming, to_change=False)
+            self._keeper.check_known()
+            found = next((cap for cap in self._keeper.engine.caps if cap.id == cap_id), None)
+            return _answer(self._cap_document(_existing(found)))
+        name = self.keys.admit(request.incoming, to_change=True)
+        remove = partial(
+            storage.remove_cap, cap_id=cap_id, actor=f"admin-key:{name}", now=time.time()
+        )
+        removed = _existing(await self._change(remove))
+        return _answer({"type": "spend_limit_deleted", "id": removed.id})
+
+    async def _serve_effective(self, request: PageRequest) -> PageAnswer:
+        self.keys.admit(request.incoming, to_change=False)
+        self._keeper.check_known()
+        return _answer(self._effective(wire.Query(request.query)))
+
+    async def _serve_audit(self, request: PageRequest) -> PageAnswer:
+        self.keys.admit(request.incoming, to_change=False)
+        query = wire.Query(request.query)
+        limit = query.limit(_AUDIT_LIMIT)
+        after = query.value("after_id")
+        if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise InvalidRequest("after_id: must be the number of an event.")
+        # one more, to see whether there are more
+        read = partial(
+            storage.read_changes,
+            limit=limit + 1,
+            after=None if after is None else int(after),
+        )
+        changes = await self._change(read)
+        events = [wire.change_document(change) for change in changes[:limit]]
+        return _answer(wire.list_document(events, has_more=len(changes) > limit))
+
+    def _list(self, query: Query) -> Document:
+        types = query.scope_types()
+        caps = [cap for cap in self._keeper.engine.caps if cap.scope.type in types]
+        limit = query.limit()
+        after, before, page = (query.value(name) for name in ("after_id", "before_id", "page"))
+        if sum(each is not None for each in (after, before, page)) > 1:
+            raise InvalidRequest("after_id, before_id and page exclude each other: send one.")
+        if page is not None:
+            (after,) = wire.cursor_key(page, str)
+        if before is not None:
+            caps = caps[: _position(caps, "before_id", before)]
+            shown, has_more = caps[-limit:], len(caps) > limit
+        else:
+            if after is not None:
+                caps = caps[_position(caps, "after_id", after) + 1 :]
+            shown, has_more = caps[:limit], len(caps) > limit
+        document = wire.list_document([self._cap_document(cap) for cap in shown], has_more=has_more)
+        goes_on = has_more and before is None
+        return {**document, "next_page": wire.cursor(shown[-1].id) if goes_on else None}
+
+    def _effective(self, query: Query) -> Document:
+        periods = query.periods()
+        limit = query.limit()
+        order = query.value("sort")
+        if order not in (None, "spend_desc"):
+            raise InvalidRequest("sort: must be spend_desc.")
+        if order is not None and len(query.values("period")) != 1:
+            raise InvalidRequest("sort=spend_desc: name exactly one period[] with it.")
+        part = (query.value("q") or "").casefold()
+        names = [
+            name
+            for name in query.user_ids() or self._keeper.engine.principals()
+            if part in name.casefold()
+        ]
+        by_spend = periods[0] if order else None
+        keys = sorted(self._row_key(name, by_spend) for name in names)
+        page = query.value("page")
+        if page is not None:
+            after = tuple(wire.cursor_key(page, *((int, str) if order else (str,))))
+            keys = [key for key in keys if key > after]
+        shown = keys[:limit]
+        rows = [self._summary(str(key[-1]), period) for key in shown for period in periods]
+        next_page = wire.cursor(*shown[-1]) if len(keys) > limit else None
+        return {"data": rows, "next_page": next_page}
+
+    def _row_key(self, name: str, by_spend: Period | None) -> tuple[Any, ...]:  # Any: str or int
+        """By what persons are ordered, and pages continued."""
+        if by_spend is None:
+            return (name,)
+        return (-self._keeper.engine.spent(("user", name), by_spend, time.time()), name)
+
+    def _summary(self, principal: str, period: Period) -> Document:
+        engine = self._keeper.engine
+        groups = engine.groups(principal)
+        cap = engine.personal(principal, groups, period)
+        spent = engine.spent(("user", principal), period, time.time())
+        return wire.summary_document(principal, groups, period, cap, spent)
+
+    def _cap_document(self, cap: Cap) -> Document:
+        scope = cap.scope
+        if not scope.shared:
+            return wire.cap_document(cap)
+        subject = (scope.type, scope.name)
+        return wire.cap_document(cap, self._keeper.engine.spent(subject, cap.period, time.time()))
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._keeper.change(work)
+        except DatabaseUnavailable:
+            raise Denied(
+                "The budgets' database cannot be used at present; nothing was changed. The proxy's "
+                "log says what is wrong.",
+                status=503,
+                retry_after=5,
+            ) from None
+
+
+def _answer(document: Document) -> PageAnswer:
+    return PageAnswer(json.dumps(document, separators=(",", ":")).encode())
+
+
+def _existing(cap: Cap | None) -> Cap:
+    if cap is None:
+        raise Denied("There is no spend limit with this id.", status=404)
+    return cap
+
+
+def _position(caps: list[Cap], field: str, cap_id: str) -> int:
+    for position, cap in enumerate(caps):
+        if cap.id == cap_id:
+            return position
+    raise InvalidRequest(f"{field}: there is no spend limit with this id.")

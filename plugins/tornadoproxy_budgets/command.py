@@ -1,0 +1,251 @@
+"""``python -m tornadoproxy budgets``: sets, shows and takes away caps, and shows what is left."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tornadoproxy import ConfigurationError, Database
+from tornadoproxy_budgets import storage
+from tornadoproxy_budgets.caps import Cap, Scope, check_name
+from tornadoproxy_budgets.engine import EVERYONE, Engine, Subject
+from tornadoproxy_budgets.money import NANOS_PER_CENT, dollars_text, parse_dollars
+from tornadoproxy_budgets.periods import PERIODS, Period, minute_text, reset_time
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_UNLIMITED = "unlimited"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands to the parser of ``budgets``."""
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    set_ = commands.add_parser("set", help="set a cap, or replace the one that is there")
+    who = set_.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", type=_name, metavar="NAME", help="for one person")
+    who.add_argument("--group", type=_name, metavar="NAME", help="for each member of a group")
+    who.add_argument("--everyone", action="store_true", help="for everyone, each")
+    set_.add_argument(
+        "--shared",
+        action="store_true",
+        help="with --group or --everyone: for all of them together, besides what each may spend",
+    )
+    set_.add_argument("--period", choices=PERIODS, required=True, help="from 00:00 UTC")
+    set_.add_argument(
+        "--amount",
+        type=_amount,
+        required=True,
+        metavar="USD",
+        help=f"such as 12.50; 0 to block; {_UNLIMITED} to lift a wider cap",
+    )
+    set_.set_defaults(do=_set)
+
+    list_ = commands.add_parser("list", help="show the caps, and what is spent of shared ones")
+    list_.set_defaults(do=_list)
+
+    remove = commands.add_parser("remove", help="take a cap away")
+    remove.add_argument("id", metavar="ID", help="spl_…, as `budgets list` shows it")
+    remove.set_defaults(do=_remove)
+
+    show = commands.add_parser("show", help="show what each may spend, has spent, and has left")
+    show.add_argument("name", nargs="?", type=_name, metavar="NAME", help="of one person only")
+    show.set_defaults(do=_show)
+
+    audit = commands.add_parser("audit", help="show who changed which cap, the last change first")
+    audit.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many")
+    audit.set_defaults(do=_audit)
+
+
+def run(arguments: argparse.Namespace, path: Path | None) -> int:
+    """Do what the arguments ask for.
+
+    :param path: the file that holds the budgets.
+    :return: the exit status.
+    :raises ConfigurationError: it cannot be done.
+    """
+    if path is None:
+        raise ConfigurationError("BUDGETS_DB is not set: name the file that holds the budgets.")
+    do: Callable[[argparse.Namespace, Database], None] = arguments.do
+    if do is not _set and not path.exists():
+        raise ConfigurationError(f"BUDGETS_DB={path} is not there: `budgets set` makes it.")
+    with Database(path, storage.SCHEMA, name="budgets") as database:
+        do(arguments, database)
+    return 0
+
+
+def _set(arguments: argparse.Namespace, database: Database) -> None:
+    if arguments.user is not None:
+        if arguments.shared:
+            raise ConfigurationError("--shared goes with --group or --everyone, not with --user.")
+        scope = Scope("user", arguments.user)
+    elif arguments.group is not None:
+        scope = Scope("rbac_group", arguments.group, arguments.shared)
+    else:
+        scope = Scope("organization", shared=arguments.shared)
+    with database.transaction() as connection:
+        cap = storage.set_cap(
+            connection,
+            scope,
+            arguments.period,
+            arguments.amount,
+            actor=_actor(),
+            now=time.time(),
+        )
+    _write(f"{cap.id}: {_described(cap)}\n")
+
+
+def _list(_: argparse.Namespace, database: Database) -> None:
+    now = time.time()
+    engine = _loaded(database, now)
+    rows = [
+        (
+            cap.id,
+            str(cap.scope),
+            cap.period,
+            _limit(cap),
+            dollars_text(engine.spent((cap.scope.type, cap.scope.name), cap.period, now))
+            if cap.scope.shared
+            else "-",
+        )
+        for cap in engine.caps
+    ]
+    _show_table(("id", "for", "period", "amount", "spent together"), rows)
+
+
+def _remove(arguments: argparse.Namespace, database: Database) -> None:
+    with database.transaction() as connection:
+        cap = storage.remove_cap(connection, arguments.id, actor=_actor(), now=time.time())
+    if cap is None:
+        raise ConfigurationError("there is no cap with this id: see `budgets list`.")
+    _write(f"removed {cap.id}: {_described(cap)}\n")
+
+
+def _show(arguments: argparse.Namespace, database: Database) -> None:
+    now = time.time()
+    engine = _loaded(database, now)
+    rows: list[Sequence[str]] = []
+    for name in engine.principals() if arguments.name is None else [arguments.name]:
+        groups = engine.groups(name)
+        for period in PERIODS:
+            cap = engine.personal(name, groups, period)
+            rows.append(_row(engine, f"user {name}", ("user", name), period, cap, now))
+    shared = [cap for cap in engine.caps if cap.scope.shared]
+    for cap in shared:
+        if _concerns(cap, arguments.name, engine):
+            subject = (cap.scope.type, cap.scope.name)
+            rows.append(_row(engine, str(cap.scope), subject, cap.period, cap, now))
+    _show_table(("who", "period", "amount", "from", "spent", "left", "resets"), rows)
+
+
+def _audit(arguments: argparse.Namespace, database: Database) -> None:
+    with database.transaction() as connection:
+        changes = storage.read_changes(connection, arguments.limit)
+    rows = []
+    for change in changes:
+        cap = change.after or change.before
+        assert cap is not None
+        rows.append(
+            (
+                minute_text(change.time),
+                change.actor,
+                change.action,
+                change.cap_id,
+                str(cap.scope),
+                cap.period,
+                _limit(change.before),
+                _limit(change.after),
+            )
+        )
+    _show_table(("time", "who", "what", "id", "for", "period", "before", "after"), rows)
+
+
+def _loaded(database: Database, now: float) -> Engine:
+    engine = Engine(now)
+    with database.transaction() as connection:
+        engine.load(storage.load(connection, engine.day))
+    return engine
+
+
+def _row(
+    engine: Engine, who: str, subject: Subject, period: Period, cap: Cap | None, now: float
+) -> Sequence[str]:
+    spent = engine.spent(subject, period, now)
+    nanos = None if cap is None else cap.nanos
+    return (
+        who,
+        period,
+        _limit(cap),
+        "-" if cap is None else str(cap.scope),
+        dollars_text(spent),
+        "-" if nanos is None else dollars_text(max(nanos - spent, 0)),
+        minute_text(reset_time(period, engine.day)),
+    )
+
+
+def _concerns(cap: Cap, name: str | None, engine: Engine) -> bool:
+    """Whether a shared cap is one of a person's, or nobody is named."""
+    if name is None or (cap.scope.type, cap.scope.name) == EVERYONE:
+        return True
+    return cap.scope.name in engine.groups(name)
+
+
+def _described(cap: Cap) -> str:
+    return f"{_limit(cap)} {cap.period} for {cap.scope}"
+
+
+def _limit(cap: Cap | None) -> str:
+    if cap is None:
+        return "-"
+    return _UNLIMITED if cap.cents is None else dollars_text(cap.cents * NANOS_PER_CENT)
+
+
+def _actor() -> str:
+    try:
+        return f"command-line:{getpass.getuser()}"
+    except (KeyError, OSError):  # a user id without a name, as containers have them
+        return "command-line"
+
+
+def _name(value: str) -> str:
+    try:
+        return check_name(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _amount(value: str) -> int | None:
+    if value.lower() == _UNLIMITED:
+        return None
+    try:
+        return parse_dollars(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value[:9]) > 0 and len(value) < 10):
+        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
+    return int(value)
+
+
+def _show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = [heads, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    for line in _lines(table, widths):
+        _write(line + "\n")
+
+
+def _lines(table: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
+    for row in table:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(f"{cell:{width}}" for cell, width in cells).rstrip()
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)

@@ -1,0 +1,48 @@
+"""Amounts of money as whole numbers, and as text.
+
+A nano is a billionth of a US dollar; ten million of them are a cent. Sums of them are exact.
+"""
+
+from __future__ import annotations
+
+import re
+
+NANOS_PER_CENT = 10_000_000
+
+_CENTS = re.compile(r"[0-9]{1,15}")
+_DOLLARS = re.compile(r"\$?([0-9]{1,13})(?:\.([0-9]{1,2}))?")
+
+
+def parse_cents(text: str) -> int:
+    """Cents from the text that the Admin API writes them in: ``"50000"``.
+
+    :raises ValueError: it is anything but a whole number of at most 15 digits.
+    """
+    if not _CENTS.fullmatch(text):
+        raise ValueError("not a whole number of cents")
+    return int(text)
+
+
+def parse_dollars(text: str) -> int:
+    """Cents from an amount in dollars: ``12``, ``12.5``, ``$12.50``.
+
+    :raises ValueError: it is anything else; the text says what is wanted.
+    """
+    matched = _DOLLARS.fullmatch(text.strip())
+    if not matched:
+        raise ValueError(f"must be an amount in US dollars such as 12.50, not {text!r}")
+    return int(matched[1]) * 100 + int((matched[2] or "0").ljust(2, "0"))
+
+
+def cents_text(nanos: int) -> str:
+    """Cents with up to three decimals, as the Admin API tells what was spent: ``"12050.5"``."""
+    thousandths = (nanos + 5_000) // 10_000
+    return f"{thousandths // 1000}.{thousandths % 1000:03}".rstrip("0").rstrip(".")
+
+
+def dollars_text(nanos: int) -> str:
+    """Dollars and cents, with more decimals where a cent would hide something: ``$0.0042``."""
+    if nanos % NANOS_PER_CENT == 0 or nanos >= 100 * NANOS_PER_CENT:
+        cents = (nanos + NANOS_PER_CENT // 2) // NANOS_PER_CENT
+        return f"${cents // 100}.{cents % 100:02}"
+    return f"${(nanos + 50_000) // 100_000 / 10_000:.4f}"

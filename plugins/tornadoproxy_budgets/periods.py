@@ -1,0 +1,54 @@
+"""The periods that a cap holds for: days, weeks and months of UTC. Pure.
+
+A day is a whole number: the days since 1970-01-01. A week begins on Monday, a month on its first
+day, each at 00:00 UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Literal, TypeAlias, get_args
+
+Period: TypeAlias = Literal["daily", "weekly", "monthly"]
+
+PERIODS: tuple[Period, ...] = get_args(Period)
+
+SECONDS_PER_DAY = 86_400
+
+_EPOCH = date(1970, 1, 1).toordinal()
+
+
+def day_of(time: float) -> int:
+    """The day of `time`, in seconds since the epoch."""
+    return int(time // SECONDS_PER_DAY)
+
+
+def first_day(period: Period, day: int) -> int:
+    """The first day of the period that `day` is in."""
+    if period == "daily":
+        return day
+    if period == "weekly":
+        return day - (day + 3) % 7  # day 0 was a Thursday
+    return date.fromordinal(day + _EPOCH).replace(day=1).toordinal() - _EPOCH
+
+
+def reset_time(period: Period, day: int) -> int:
+    """When the period that `day` is in ends, in seconds since the epoch."""
+    if period == "daily":
+        following = day + 1
+    elif period == "weekly":
+        following = first_day("weekly", day) + 7
+    else:
+        # the longest month has 31 days
+        following = first_day("monthly", first_day("monthly", day) + 31)
+    return following * SECONDS_PER_DAY
+
+
+def minute_text(time: float) -> str:
+    """A time, in seconds since the epoch, as people read it: ``2026-08-08 00:00 UTC``."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def timestamp(time: float) -> str:
+    """A time, in seconds since the epoch, by RFC 3339: ``2026-08-08T00:00:00.123Z``."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

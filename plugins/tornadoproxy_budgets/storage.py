@@ -1,0 +1,230 @@
+"""The tables of ``BUDGETS_DB``, and all that is asked of them.
+
+Every change of a cap goes through `set_cap` or `remove_cap`, which write it down in the trail of
+changes in the same transaction. Every change of any kind advances the revision, so that the
+processes which share the file see that they have to read it again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy_budgets.caps import Cap, Scope
+from tornadoproxy_budgets.engine import Batch, State, Subject
+from tornadoproxy_budgets.periods import PERIODS, Period, first_day
+
+if TYPE_CHECKING:
+    import sqlite3
+
+SCHEMA = (
+    """
+    CREATE TABLE budgets_caps (
+        id TEXT PRIMARY KEY,
+        scope_type TEXT NOT NULL,
+        scope_name TEXT NOT NULL,
+        shared INTEGER NOT NULL,
+        period TEXT NOT NULL,
+        cents INTEGER,
+        created REAL NOT NULL,
+        updated REAL NOT NULL,
+        UNIQUE (scope_type, scope_name, shared, period)
+    );
+    CREATE TABLE budgets_spent (
+        day INTEGER NOT NULL,
+        scope_type TEXT NOT NULL,
+        scope_name TEXT NOT NULL,
+        nanos INTEGER NOT NULL,
+        PRIMARY KEY (day, scope_type, scope_name)
+    ) WITHOUT ROWID;
+    CREATE TABLE budgets_seen (principal TEXT PRIMARY KEY, groups TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE budgets_audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        time REAL NOT NULL,
+        actor TEXT NOT NULL,
+        action TEXT NOT NULL,
+        cap_id TEXT NOT NULL,
+        before TEXT,
+        after TEXT
+    );
+    CREATE TABLE budgets_revision (revision INTEGER NOT NULL);
+    INSERT INTO budgets_revision VALUES (0);
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of the trail of changes.
+
+    :param id: a number; later ones are higher.
+    :param time: when, in seconds since the epoch.
+    :param actor: who: ``admin-key:ops``, ``command-line:ada``.
+    :param action: ``set`` or ``delete``.
+    :param before: the cap as it was; ``None`` if there was none.
+    :param after: the cap as it is; ``None`` if there is none any more.
+    """
+
+    id: int
+    time: float
+    actor: str
+    action: str
+    cap_id: str
+    before: Cap | None
+    after: Cap | None
+
+
+def load(connection: sqlite3.Connection, day: int) -> State:
+    """All that an engine has to know on `day`."""
+    firsts = {period: first_day(period, day) for period in PERIODS}
+    spent: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
+    rows = connection.execute(
+        "SELECT scope_type, scope_name, sum(iif(day >= ?, nanos, 0)), sum(iif(day >= ?, nanos, 0)),"
+        " sum(iif(day >= ?, nanos, 0)) FROM budgets_spent WHERE day >= ? GROUP BY 1, 2",
+        (*firsts.values(), min(firsts.values())),
+    )
+    for scope_type, name, *sums in rows:
+        for period, nanos in zip(PERIODS, sums, strict=True):
+            if nanos:
+                spent[period][scope_type, name] = nanos
+    seen = connection.execute("SELECT principal, groups FROM budgets_seen")
+    groups = {principal: tuple(json.loads(names)) for principal, names in seen}
+    return State(day, tuple(read_caps(connection)), spent, groups)
+
+
+def save(connection: sqlite3.Connection, batch: Batch) -> None:
+    """Add what was spent."""
+    connection.executemany(
+        "INSERT INTO budgets_spent VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET nanos = nanos + excluded.nanos",
+        [(day, *subject, nanos) for (day, subject), nanos in batch.spent.items()],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO budgets_seen VALUES (?, ?)",
+        [(principal, json.dumps(groups)) for principal, groups in batch.groups.items()],
+    )
+    _advance(connection)
+
+
+def revision(connection: sqlite3.Connection) -> int:
+    """A number that every change makes higher."""
+    (number,) = connection.execute("SELECT revision FROM budgets_revision").fetchone()
+    return int(number)
+
+
+def read_caps(connection: sqlite3.Connection) -> list[Cap]:
+    """All caps, in the order of their creation."""
+    rows = connection.execute("SELECT * FROM budgets_caps ORDER BY created, id")
+    return [_cap(row) for row in rows]
+
+
+def set_cap(
+    connection: sqlite3.Connection,
+    scope: Scope,
+    period: Period,
+    cents: int | None,
+    *,
+    actor: str,
+    now: float,
+) -> Cap:
+    """Make a cap, or replace the one for the same scope and period, which keeps its id.
+
+    :param cents: how much; ``None`` for no limit.
+    :param actor: who does it.
+    """
+    row = connection.execute(
+        "SELECT * FROM budgets_caps"
+        " WHERE scope_type = ? AND scope_name = ? AND shared = ? AND period = ?",
+        (scope.type, scope.name, scope.shared, period),
+    ).fetchone()
+    before = _cap(row) if row else None
+    cap = Cap(
+        id=before.id if before else f"spl_{secrets.token_hex(12)}",
+        scope=scope,
+        period=period,
+        cents=cents,
+        created=before.created if before else now,
+        updated=now,
+    )
+    connection.execute(
+        "INSERT OR REPLACE INTO budgets_caps VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (cap.id, scope.type, scope.name, scope.shared, period, cents, cap.created, cap.updated),
+    )
+    _record(connection, now, actor, "set", before, cap)
+    return cap
+
+
+def remove_cap(
+    connection: sqlite3.Connection, cap_id: str, *, actor: str, now: float
+) -> Cap | None:
+    """Take a cap away, and return it; ``None`` if there is none of that id."""
+    row = connection.execute("SELECT * FROM budgets_caps WHERE id = ?", (cap_id,)).fetchone()
+    if row is None:
+        return None
+    cap = _cap(row)
+    connection.execute("DELETE FROM budgets_caps WHERE id = ?", (cap_id,))
+    _record(connection, now, actor, "delete", cap, None)
+    return cap
+
+
+def read_changes(
+    connection: sqlite3.Connection, limit: int, after: int | None = None
+) -> list[Change]:
+    """The changes of caps, the newest first.
+
+    :param limit: at most so many.
+    :param after: only those older than the one with this id.
+    """
+    rows = connection.execute(
+        "SELECT * FROM budgets_audit WHERE id < coalesce(?, id + 1) ORDER BY id DESC LIMIT ?",
+        (after, limit),
+    )
+    return [
+        Change(number, time, actor, action, cap_id, _parsed(before), _parsed(after_it))
+        for number, time, actor, action, cap_id, before, after_it in rows
+    ]
+
+
+def _record(
+    connection: sqlite3.Connection,
+    now: float,
+    actor: str,
+    action: str,
+    before: Cap | None,
+    after: Cap | None,
+) -> None:
+    cap = after or before
+    assert cap is not None
+    connection.execute(
+        "INSERT INTO budgets_audit (time, actor, action, cap_id, before, after)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (now, actor, action, cap.id, _text(before), _text(after)),
+    )
+    _advance(connection)
+
+
+def _advance(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE budgets_revision SET revision = revision + 1")
+
+
+def _cap(row: tuple[Any, ...]) -> Cap:  # Any: SQLite's columns
+    cap_id, scope_type, name, shared, period, cents, created, updated = row
+    return Cap(cap_id, Scope(scope_type, name, bool(shared)), period, cents, created, updated)
+
+
+def _text(cap: Cap | None) -> str | None:
+    if cap is None:
+        return None
+    scope = cap.scope
+    return json.dumps(
+        [
+            cap.id, scope.type, scope.name, scope.shared,
+            cap.period, cap.cents, cap.created, cap.updated,
+        ]
+    )  # fmt: skip
+
+
+def _parsed(text: str | None) -> Cap | None:
+    return None if text is None else _cap(tuple(json.loads(text)))

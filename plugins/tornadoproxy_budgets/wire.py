@@ -1,0 +1,265 @@
+"""The words of the spend limits API: from its JSON and queries to ours, and back. Pure.
+
+As Anthropic's Admin API has it (https://platform.claude.com/docs/en/api/admin/spend_limits) and as
+its own gateway serves it (https://code.claude.com/docs/en/claude-apps-gateway-spend-limits): lists
+are paged by ``after_id`` and ``before_id`` as with the gateway, or by ``page`` as by the SDKs.
+
+What is ours alone: ``"shared": true`` in a scope, with what all it is for have spent together in
+``period_to_date_spend`` of such a limit; and rows in the report for periods without a limit.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from tornadoproxy import InvalidRequest
+from tornadoproxy_budgets.caps import SCOPE_TYPES, Cap, Scope, ScopeType, check_name
+from tornadoproxy_budgets.money import cents_text, parse_cents
+from tornadoproxy_budgets.periods import PERIODS, Period, timestamp
+
+if TYPE_CHECKING:
+    from tornadoproxy_budgets.storage import Change
+
+Document: TypeAlias = dict[str, Any]  # Any: JSON
+
+MAX_LIMIT = 1000
+MAX_USER_IDS = 100
+
+_NAME_FIELDS: Mapping[ScopeType, str] = {"user": "user_id", "rbac_group": "rbac_group_id"}
+
+
+class Wanted(NamedTuple):
+    """What a request to set a cap asks for."""
+
+    scope: Scope
+    period: Period
+    cents: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The fields of a query.
+
+    :param fields: each name with its values; ``name[]`` counts as ``name``.
+    """
+
+    fields: Mapping[str, Sequence[str]]
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """All values of a field that may be repeated."""
+        return (*self.fields.get(f"{name}[]", ()), *self.fields.get(name, ()))
+
+    def value(self, name: str) -> str | None:
+        """The value of a field, ``None`` if it is absent or empty.
+
+        :raises InvalidRequest: it is there more than once.
+        """
+        values = self.values(name)
+        if len(values) > 1:
+            raise InvalidRequest(f"{name}: send it once.")
+        return values[0] or None if values else None
+
+    def limit(self, default: int = 20) -> int:
+        """How many items a page may have.
+
+        :raises InvalidRequest: it is not a number from 1 to 1000.
+        """
+        value = self.value("limit")
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MAX_LIMIT):
+            raise InvalidRequest(f"limit: must be a whole number from 1 to {MAX_LIMIT}.")
+        return int(value)
+
+    def periods(self) -> tuple[Period, ...]:
+        """The periods that are asked for, all if none is named."""
+        names = self.values("period")
+        _one_of("period", names, PERIODS)
+        return tuple(period for period in PERIODS if not names or period in names)
+
+    def scope_types(self) -> tuple[ScopeType, ...]:
+        """The types of scopes that are asked for, all if none is named."""
+        names = self.values("scope_type")
+        _one_of("scope_type", names, SCOPE_TYPES)
+        return tuple(each for each in SCOPE_TYPES if not names or each in names)
+
+    def user_ids(self) -> tuple[str, ...]:
+        """The users that are asked for, in the order of their names; none if none is named."""
+        names = self.values("user_ids")
+        if len(names) > MAX_USER_IDS:
+            raise InvalidRequest(f"user_ids: at most {MAX_USER_IDS} may be asked for at once.")
+        return tuple(sorted(set(names)))
+
+
+def wanted(body: bytes) -> Wanted:
+    """Read a request to set a cap.
+
+    :raises InvalidRequest: it is not one.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The request body is not valid JSON.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    # a misspelt field would be another cap than was meant
+    _only("", document, ("scope", "amount", "period", "currency"))
+    if document.get("currency", "USD") != "USD":
+        raise InvalidRequest('currency: must be "USD".')
+    period = document.get("period", "monthly")
+    if period not in PERIODS:
+        raise InvalidRequest(f"period: must be one of {', '.join(PERIODS)}.")
+    return Wanted(_scope(document.get("scope")), period, _amount(document))
+
+
+def cap_document(cap: Cap, spent: int | None = None) -> Document:
+    """A cap.
+
+    :param spent: what has been spent of it together, in nanos, if it is shared.
+    """
+    document: Document = {
+        "type": "spend_limit",
+        "id": cap.id,
+        "scope": scope_document(cap.scope),
+        "amount": _amount_text(cap),
+        "currency": "USD",
+        "period": cap.period,
+        "is_enabled": True,
+        "created_at": timestamp(cap.created),
+        "updated_at": timestamp(cap.updated),
+    }
+    if spent is not None:
+        document["period_to_date_spend"] = cents_text(spent)
+    return document
+
+
+def scope_document(scope: Scope) -> Document:
+    """Who a cap is for."""
+    document: Document = {"type": scope.type}
+    if scope.type in _NAME_FIELDS:
+        document[_NAME_FIELDS[scope.type]] = scope.name
+    if scope.shared:
+        document["shared"] = True
+    return document
+
+
+def summary_document(
+    principal: str, groups: Sequence[str], period: Period, cap: Cap | None, spent: int
+) -> Document:
+    """A row of the report: what one person may spend in a period, and has spent."""
+    return {
+        "type": "spend_summary",
+        "actor": {
+            "type": "user_actor",
+            "user_id": principal,
+            "name": None,
+            "email_address": None,
+            "deleted": False,
+        },
+        "scope": {"type": "user", "user_id": principal},
+        "source": None if cap is None else scope_document(cap.scope),
+        "spend_limit_id": None if cap is None else cap.id,
+        "amount": None if cap is None else _amount_text(cap),
+        "currency": "USD",
+        "period": period,
+        "period_to_date_spend": cents_text(spent),
+        "groups": list(groups),
+    }
+
+
+def change_document(change: Change) -> Document:
+    """An entry of the trail of changes."""
+    return {
+        "type": "spend_limit_audit_event",
+        "id": change.id,
+        "created_at": timestamp(change.time),
+        "actor": change.actor,
+        "action": change.action,
+        "spend_limit_id": change.cap_id,
+        "before": None if change.before is None else cap_document(change.before),
+        "after": None if change.after is None else cap_document(change.after),
+    }
+
+
+def list_document(items: Sequence[Document], *, has_more: bool) -> Document:
+    """A page of what has ids."""
+    return {
+        "data": list(items),
+        "has_more": has_more,
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+    }
+
+
+def cursor(*key: str | int) -> str:
+    """What a client sends back to go on after the item with `key`."""
+    return "page_" + base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
+
+
+def cursor_key(page: str, *types: type) -> list[Any]:  # Any: as `types` say
+    """The key that a cursor was made of, whose parts have these types.
+
+    :raises InvalidRequest: nobody made that.
+    """
+    try:
+        key = json.loads(base64.urlsafe_b64decode(page.removeprefix("page_")))
+        if [type(part) for part in key] == list(types):
+            return list(key)
+    except (ValueError, TypeError, RecursionError, binascii.Error):
+        pass
+    raise InvalidRequest("page: send what the answer before had as next_page, and the same query.")
+
+
+def _scope(document: object) -> Scope:
+    if not isinstance(document, dict):
+        raise InvalidRequest('scope: must be an object such as {"type": "organization"}.')
+    scope_type = document.get("type")
+    if scope_type not in SCOPE_TYPES:
+        raise InvalidRequest(f"scope.type: must be one of {', '.join(SCOPE_TYPES)}.")
+    name_field = _NAME_FIELDS.get(scope_type)
+    _only("scope.", document, ("type", "shared", *([name_field] if name_field else ())))
+    shared = document.get("shared", False)
+    if not isinstance(shared, bool) or (shared and scope_type == "user"):
+        raise InvalidRequest("scope.shared: must be true or false, and is not for a user.")
+    name = document.get(name_field, "") if name_field else ""
+    try:
+        if name_field:
+            check_name(name if isinstance(name, str) else "")
+    except ValueError as error:
+        raise InvalidRequest(f"scope.{name_field}: {error}.") from None
+    return Scope(scope_type, name, shared)
+
+
+def _amount(document: Mapping[str, object]) -> int | None:
+    amount = document.get("amount", "")
+    if amount is None:
+        return None
+    try:
+        return parse_cents(amount if isinstance(amount, str) else "")
+    except ValueError:
+        raise InvalidRequest(
+            'amount: must be whole cents in a string, such as "50000" for $500.00, or null for no '
+            "limit."
+        ) from None
+
+
+def _amount_text(cap: Cap) -> str | None:
+    return None if cap.cents is None else str(cap.cents)
+
+
+def _only(where: str, document: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in document:
+        if name not in known:
+            raise InvalidRequest(
+                f"{where}{name[:100]}: is not known here; known are {', '.join(known)}."
+            )
+
+
+def _one_of(name: str, values: Sequence[str], known: Sequence[str]) -> None:
+    if not set(values) <= set(known):
+        raise InvalidRequest(f"{name}: must be of {', '.join(known)}.")

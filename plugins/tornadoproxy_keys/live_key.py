@@ -1,0 +1,123 @@
+"""One key in a running proxy: who it stands for, and what is left of its limits.
+
+What was used is counted over the last minute, to the second: whatever 60 seconds one looks at, no
+more requests were let in than the limit allows, and a place is free again at most a second late.
+
+Tokens are known only when an answer is over. So a request is let in as long as those of the last
+minute are below the limit, and what is in flight may take them over it. Reading from the prompt
+cache is not counted, as in the API's own limits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from fnmatch import translate
+from math import ceil
+from typing import TYPE_CHECKING
+
+from tornadoproxy import Denied, Identity, Usage
+
+if TYPE_CHECKING:
+    from tornadoproxy_keys.store import KeyRow
+
+_MINUTE = 60.0  # seconds
+_STEP = 1.0  # seconds that are counted together
+
+
+class Window:
+    """What was used within the last minute. Times are monotonic, in seconds."""
+
+    __slots__ = ("_total", "_used")
+
+    def __init__(self) -> None:
+        # when each amount counts no more, and the amount; the oldest first
+        self._used: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def add(self, amount: int, now: float) -> None:
+        """Count `amount` as used now."""
+        used = self._used
+        self._total += amount
+        if used and now < used[-1][0] - _MINUTE:
+            until, before = used[-1]
+            used[-1] = (until, before + amount)
+        else:
+            used.append((now + _STEP + _MINUTE, amount))
+
+    def wait(self, limit: int, now: float) -> float:
+        """Seconds until less than `limit`, which is at least one, is used; 0 if that is so now."""
+        used = self._used
+        while used and used[0][0] <= now:
+            self._total -= used.popleft()[1]
+        left = self._total
+        free_at = now
+        oldest_first = iter(used)
+        while left >= limit:
+            free_at, amount = next(oldest_first)
+            left -= amount
+        return min(free_at - now, _MINUTE + _STEP)  # a sum of floats may be a little more
+
+
+class LiveKey:
+    """A key, from when it is first read until the proxy ends.
+
+    :ivar row: as it was read last.
+    :ivar identity: its principal's; always the same object, by which a request's key is known.
+    :ivar models: what matches the models that it may use; ``None`` is all.
+    :ivar in_flight: how many of its requests are not over.
+    """
+
+    __slots__ = ("_requests", "_tokens", "identity", "in_flight", "models", "row")
+
+    def __init__(self, row: KeyRow) -> None:
+        self.identity = Identity(row.name, groups=row.groups)
+        self.in_flight = 0
+        self._requests = Window()
+        self._tokens = Window()
+        self.update(row)
+
+    def update(self, row: KeyRow) -> None:
+        """Take in what is stored now; what was used stays used."""
+        self.row = row
+        patterns = "|".join(translate(pattern) for pattern in row.limits.models)
+        self.models = re.compile(patterns) if patterns else None
+
+    def admit(self, now: float) -> None:
+        """Count one more request, unless that is over a limit.
+
+        :raises Denied: 429, with the seconds after which another try makes sense.
+        """
+        limits = self.row.limits
+        if limits.concurrency is not None and self.in_flight >= limits.concurrency:
+            raise self._denied(f"{limits.concurrency} requests at once", 1.0)
+        if limits.tokens_per_minute is not None:
+            wait = self._tokens.wait(limits.tokens_per_minute, now)
+            if wait:
+                raise self._denied(f"{limits.tokens_per_minute} tokens a minute", wait)
+        if limits.requests_per_minute is not None:
+            wait = self._requests.wait(limits.requests_per_minute, now)
+            if wait:
+                raise self._denied(f"{limits.requests_per_minute} requests a minute", wait)
+            self._requests.add(1, now)
+        self.in_flight += 1
+
+    def release(self, usage: Usage, now: float) -> None:
+        """A request that was let in is over, and used that."""
+        self.in_flight -= 1
+        if self.row.limits.tokens_per_minute is not None:
+            tokens = (
+                (usage.input_tokens or 0)
+                + (usage.output_tokens or 0)
+                + (usage.cache_creation_input_tokens or 0)
+            )
+            if tokens:
+                self._tokens.add(tokens, now)
+
+    def _denied(self, limit: str, wait: float) -> Denied:
+        return Denied(
+            f"The key {self.row.id} is at its limit of {limit}: try again in {ceil(wait)} s.",
+            status=429,
+            code="rate_limit_exceeded",
+            retry_after=wait,
+        )

@@ -1,0 +1,336 @@
+"""The tables: keys, the hashes of their secrets, and what was used with them each day.
+
+Keys are changed by the commands alone, and usage is added by running proxies alone.
+
+A secret is stored as its SHA-256 hash. A slow, salted hash is for passwords, which people choose
+and others guess; a secret here is 32 random bytes, which nobody guesses, however fast the hash is.
+A fast one can be computed for every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tornadoproxy import ConfigurationError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+PREFIX = "tp-"
+
+SCHEMA = (
+    """
+CREATE TABLE api_key (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    group_names TEXT NOT NULL,
+    models TEXT NOT NULL,
+    requests_per_minute INTEGER,
+    tokens_per_minute INTEGER,
+    concurrency INTEGER,
+    created INTEGER NOT NULL,
+    expires INTEGER,
+    revoked INTEGER
+);
+CREATE TABLE api_key_secret (
+    hash BLOB PRIMARY KEY,
+    key_id TEXT NOT NULL REFERENCES api_key (id),
+    expires INTEGER
+);
+CREATE TABLE api_key_usage (
+    key_id TEXT NOT NULL,
+    day TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    cache_read_input_tokens INTEGER NOT NULL,
+    cache_creation_input_tokens INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    last_used INTEGER NOT NULL,
+    PRIMARY KEY (key_id, day)
+);
+""",
+)
+
+_KEY_COLUMNS = (
+    "id, name, group_names, models, requests_per_minute, tokens_per_minute, concurrency, "
+    "created, expires, revoked"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a key may do; ``None``, or no models, is without a limit.
+
+    :param models: patterns of the models that it may use.
+    :param requests_per_minute: requests let in within a minute.
+    :param tokens_per_minute: tokens within a minute after which nothing more is let in.
+    :param concurrency: requests at once.
+    """
+
+    models: tuple[str, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A key as it is stored. Times are in whole seconds since the epoch.
+
+    :param id: public, and part of the key itself.
+    :param name: the principal's.
+    :param groups: those that the principal belongs to.
+    :param expires: when it ends; ``None`` is never.
+    :param revoked: when it was revoked.
+    """
+
+    id: str
+    name: str
+    groups: tuple[str, ...]
+    limits: Limits
+    created: int
+    expires: int | None
+    revoked: int | None
+
+    def state(self, now: float) -> str:
+        """``live``, ``expired`` or ``revoked``."""
+        if self.revoked is not None:
+            return "revoked"
+        return "expired" if self.expires is not None and self.expires <= now else "live"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRow:
+    """What is known of a key's secret.
+
+    :param hash: see `hashed`.
+    :param key_id: the key that it belongs to.
+    :param expires: when one that was replaced ends; ``None`` for the present one.
+    """
+
+    hash: bytes
+    key_id: str
+    expires: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What was used with a key on a day.
+
+    :param day: in UTC: ``2026-01-31``.
+    :param cost: of those requests whose cost is known, in billionths of a US dollar.
+    :param unpriced: requests that used tokens, and whose cost is not known.
+    :param last_used: when the last of them began, to the minute, in seconds since the epoch.
+    """
+
+    key_id: str
+    day: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+    cost: int
+    unpriced: int
+    last_used: int
+
+
+# Any: as SQLite has them
+Rows: TypeAlias = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """All that decides who enters."""
+
+    keys: tuple[KeyRow, ...]
+    secrets: tuple[SecretRow, ...]
+
+
+def hashed(key: bytes) -> bytes:
+    """What is stored of a whole key, as it is presented."""
+    return hashlib.sha256(key).digest()
+
+
+def fetch(connection: sqlite3.Connection) -> Rows:
+    """Every key, the oldest first, and every secret, as they are stored."""
+    return (
+        connection.execute(
+            f"SELECT {_KEY_COLUMNS} FROM api_key ORDER BY created, id"  # noqa: S608  # a constant
+        ).fetchall(),
+        connection.execute(
+            "SELECT hash, key_id, expires FROM api_key_secret ORDER BY hash"
+        ).fetchall(),
+    )
+
+
+def content_of(rows: Rows) -> Content:
+    """What `fetch` found."""
+    keys, hashes = rows
+    return Content(
+        tuple(
+            KeyRow(
+                id=id_,
+                name=name,
+                groups=tuple(json.loads(groups)),
+                limits=Limits(tuple(json.loads(models)), *limits),
+                created=created,
+                expires=expires,
+                revoked=revoked,
+            )
+            for id_, name, groups, models, *limits, created, expires, revoked in keys
+        ),
+        tuple(SecretRow(*row) for row in hashes),
+    )
+
+
+def read(connection: sqlite3.Connection) -> Content:
+    """Every key, the oldest first, and every secret."""
+    return content_of(fetch(connection))
+
+
+def create(
+    connection: sqlite3.Connection,
+    name: str,
+    groups: tuple[str, ...],
+    limits: Limits,
+    expires: int | None,
+    now: int,
+) -> str:
+    """Make a key, and return it: it can be known only now.
+
+    :raises ConfigurationError: there is a live key of that name.
+    """
+    for row in read(connection).keys:
+        if row.name == name and row.state(now) == "live":
+            raise ConfigurationError(
+                f"there is a key of that name, {row.id}: revoke or rotate it, or take another name"
+            )
+    id_ = secrets.token_hex(6)
+    connection.execute(
+        f"INSERT INTO api_key ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",  # noqa: S608  # a constant
+        (
+            id_,
+            name,
+            json.dumps(groups),
+            json.dumps(limits.models),
+            limits.requests_per_minute,
+            limits.tokens_per_minute,
+            limits.concurrency,
+            now,
+            expires,
+        ),
+    )
+    return _new_secret(connection, id_)
+
+
+def find(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
+    """The key of that id, or the live one of that name.
+
+    :raises ConfigurationError: there is none.
+    """
+    keys = read(connection).keys
+    for row in keys:
+        if row.id == id_or_name:
+            return row
+    for row in keys:
+        if row.name == id_or_name and row.state(now) == "live":
+            return row
+    raise ConfigurationError(
+        "there is no key of that id, and no live one of that name: see `keys list`"
+    )
+
+
+def revoke(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
+    """End a key for good; return it as it was before.
+
+    :raises ConfigurationError: there is none.
+    """
+    row = find(connection, id_or_name, now)
+    connection.execute(
+        "UPDATE api_key SET revoked = ? WHERE id = ? AND revoked IS NULL", (now, row.id)
+    )
+    return row
+
+
+def rotate(
+    connection: sqlite3.Connection, id_or_name: str, grace: int, now: int
+) -> tuple[KeyRow, str]:
+    """Give a key a new secret.
+
+    :param grace: seconds that the secrets until now stay valid, at most.
+    :return: the key's row, and the new key itself.
+    :raises ConfigurationError: there is no such key, or it is over.
+    """
+    row = find(connection, id_or_name, now)
+    if row.state(now) != "live":
+        raise ConfigurationError(f"the key {row.id} is {row.state(now)}: create a new one")
+    connection.execute(
+        "UPDATE api_key_secret SET expires = min(coalesce(expires, ?1), ?1) WHERE key_id = ?2",
+        (now + grace, row.id),
+    )
+    return row, _new_secret(connection, row.id)
+
+
+def add_usage(rows: Iterable[UsageRow], connection: sqlite3.Connection) -> None:
+    """Add to what was used on those days."""
+    connection.executemany(
+        """
+        INSERT INTO api_key_usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (key_id, day) DO UPDATE SET
+            requests = requests + excluded.requests,
+            input_tokens = input_tokens + excluded.input_tokens,
+            output_tokens = output_tokens + excluded.output_tokens,
+            cache_read_input_tokens = cache_read_input_tokens + excluded.cache_read_input_tokens,
+            cache_creation_input_tokens =
+                cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+            cost = cost + excluded.cost,
+            unpriced = unpriced + excluded.unpriced,
+            last_used = max(last_used, excluded.last_used)
+        """,
+        [
+            (
+                row.key_id,
+                row.day,
+                row.requests,
+                row.input_tokens,
+                row.output_tokens,
+                row.cache_read_input_tokens,
+                row.cache_creation_input_tokens,
+                row.cost,
+                row.unpriced,
+                row.last_used,
+            )
+            for row in rows
+        ],
+    )
+
+
+def read_usage(connection: sqlite3.Connection, since: str) -> list[UsageRow]:
+    """What was used since that day, the day itself included; the oldest first."""
+    rows = connection.execute(
+        "SELECT * FROM api_key_usage WHERE day >= ? ORDER BY day, key_id", (since,)
+    )
+    return [UsageRow(*row) for row in rows]
+
+
+def last_used(connection: sqlite3.Connection) -> dict[str, int]:
+    """When each key that was used was so last, by its id."""
+    return dict(
+        connection.execute("SELECT key_id, max(last_used) FROM api_key_usage GROUP BY key_id")
+    )
+
+
+def _new_secret(connection: sqlite3.Connection, id_: str) -> str:
+    key = f"{PREFIX}{id_}-{secrets.token_urlsafe(32)}"
+    connection.execute(
+        "INSERT INTO api_key_secret VALUES (?, ?, NULL)", (hashed(key.encode()), id_)
+    )
+    return key

@@ -1,0 +1,470 @@
+"""The budgets' engine: who may spend, in whatever order things happen; and nothing leaks."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tornadoproxy_budgets import storage
+from tornadoproxy_budgets.caps import Cap, Scope
+from tornadoproxy_budgets.engine import EVERYONE, CapReached, Engine, Reservation, State, Subject
+from tornadoproxy_budgets.money import cents_text, dollars_text, parse_cents, parse_dollars
+from tornadoproxy_budgets.periods import PERIODS, Period, day_of, first_day, reset_time
+
+CENT = 10_000_000
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp()  # a Tuesday
+
+EVERYONE_EACH = Scope("organization")
+EVERYONE_TOGETHER = Scope("organization", shared=True)
+
+
+def cap(scope: Scope, cents: int | None, period: Period = "daily", created: float = 0) -> Cap:
+    return Cap(f"spl_{scope}_{period}", scope, period, cents, created, created)
+
+
+def engine(*caps: Cap, now: float = NOON) -> Engine:
+    made = Engine(now)
+    nothing: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
+    assert made.load(State(made.day, caps, nothing, {}))
+    return made
+
+
+def admit(
+    made: Engine, name: str, nanos: int, *, groups: tuple[str, ...] = (), now: float = NOON
+) -> Reservation:
+    return made.reserve(name, groups, made.applying(name, groups), nanos, now)
+
+
+def limits(made: Engine, name: str, *groups: str) -> dict[Period, int]:
+    return {each.cap.period: each.nanos // CENT for each in made.applying(name, groups)}
+
+
+# -- periods
+
+
+@given(st.datetimes(datetime(1971, 1, 1), datetime(2200, 1, 1)))  # noqa: DTZ001 - taken as UTC
+def test_a_period_is_the_calendars(naive: datetime) -> None:
+    time = naive.replace(tzinfo=UTC)
+    day = day_of(time.timestamp())
+    midnight = time.replace(hour=0, minute=0, second=0, microsecond=0)
+    monday = midnight - timedelta(days=midnight.weekday())
+    first = midnight.replace(day=1)
+    begins: dict[Period, datetime] = {"daily": midnight, "weekly": monday, "monthly": first}
+    for period, time in begins.items():
+        assert first_day(period, day) == day_of(time.timestamp())
+    next_month = (first + timedelta(days=32)).replace(day=1)
+    assert reset_time("daily", day) == (midnight + timedelta(days=1)).timestamp()
+    assert reset_time("weekly", day) == (monday + timedelta(days=7)).timestamp()
+    assert reset_time("monthly", day) == next_month.timestamp()
+
+
+# -- money
+
+
+@pytest.mark.parametrize(
+    ("text", "cents"), [("12", 1200), ("12.5", 1250), ("$12.05", 1205), ("0", 0), ("0.01", 1)]
+)
+def test_dollars_are_read(text: str, cents: int) -> None:
+    assert parse_dollars(text) == cents
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.005", "1e3", "1,50", "ten", "٣", "1" * 14])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be an amount"):
+        parse_dollars(text)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", " 1", "1_0", "٣", "1" * 16])
+def test_what_are_no_cents_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="cents"):
+        parse_cents(text)
+
+
+@pytest.mark.parametrize(
+    ("nanos", "cents", "dollars"),
+    [
+        (0, "0", "$0.00"),
+        (CENT, "1", "$0.01"),
+        (120_505 * CENT // 10, "12050.5", "$120.51"),
+        (41_280_125 * CENT // 1000, "41280.125", "$412.80"),
+        (42 * CENT // 100, "0.42", "$0.0042"),
+        (1, "0", "$0.0000"),
+    ],
+)
+def test_money_is_shown(nanos: int, cents: str, dollars: str) -> None:
+    assert cents_text(nanos) == cents
+    assert dollars_text(nanos) == dollars
+
+
+# -- which caps apply
+
+
+def test_nobody_is_limited_without_a_cap() -> None:
+    assert limits(engine(), "ada", "team") == {}
+
+
+def test_the_users_own_goes_before_the_groups_and_that_before_everyones() -> None:
+    made = engine(
+        cap(EVERYONE_EACH, 100),
+        cap(EVERYONE_EACH, 500, "monthly"),
+        cap(Scope("rbac_group", "team"), 200),
+        cap(Scope("user", "ada"), 300),
+    )
+    assert limits(made, "ada", "team") == {"daily": 300, "monthly": 500}
+    assert limits(made, "bob", "team") == {"daily": 200, "monthly": 500}
+    assert limits(made, "bob", "others") == {"daily": 100, "monthly": 500}
+    # the names of users and of groups are two different things
+    assert limits(made, "team") == {"daily": 100, "monthly": 500}
+
+
+def test_of_several_groups_the_lowest_cap_counts() -> None:
+    made = engine(
+        cap(EVERYONE_EACH, 1),
+        cap(Scope("rbac_group", "a"), 300),
+        cap(Scope("rbac_group", "b"), 200),
+        cap(Scope("rbac_group", "c"), None),
+    )
+    assert limits(made, "ada", "a", "b", "c") == {"daily": 200}
+    assert limits(made, "ada", "a", "c") == {"daily": 300}
+    assert limits(made, "ada", "c") == {}, "no limit, in place of everyone's"
+
+
+def test_no_limit_for_a_user_lifts_the_wider_caps_of_that_period_only() -> None:
+    made = engine(
+        cap(EVERYONE_EACH, 100),
+        cap(EVERYONE_EACH, 100, "weekly"),
+        cap(Scope("user", "ada"), None),
+    )
+    assert limits(made, "ada") == {"weekly": 100}
+
+
+def test_a_shared_cap_applies_besides_the_users_own() -> None:
+    made = engine(
+        cap(EVERYONE_TOGETHER, 1000, "monthly"),
+        cap(Scope("rbac_group", "team", shared=True), 500, "weekly"),
+        cap(Scope("user", "ada"), None),
+    )
+    assert limits(made, "ada", "team") == {"monthly": 1000, "weekly": 500}
+    assert limits(made, "ada") == {"monthly": 1000}
+
+
+# -- what they let through
+
+
+def test_an_each_cap_is_everyones_own() -> None:
+    made = engine(cap(EVERYONE_EACH, 100))
+    made.settle(admit(made, "ada", 100 * CENT), 100 * CENT, NOON)
+    with pytest.raises(CapReached):
+        admit(made, "ada", 1)
+    admit(made, "bob", 1)
+
+
+def test_a_shared_cap_is_spent_by_all_it_is_for() -> None:
+    made = engine(cap(Scope("rbac_group", "team", shared=True), 100))
+    made.settle(admit(made, "ada", CENT, groups=("team",)), 100 * CENT, NOON)
+    with pytest.raises(CapReached) as caught:
+        admit(made, "bob", 1, groups=("x", "team"))
+    assert caught.value.cap.scope.name == "team"
+    admit(made, "bob", 1, groups=("x",))
+
+
+def test_a_cap_of_nothing_blocks_everything() -> None:
+    with pytest.raises(CapReached) as caught:
+        admit(engine(cap(EVERYONE_EACH, 0)), "ada", 0)
+    assert not caught.value.held
+
+
+def test_what_is_reserved_counts_like_what_is_spent() -> None:
+    made = engine(cap(EVERYONE_EACH, 100))
+    first = admit(made, "ada", 60 * CENT)
+    second = admit(made, "ada", 60 * CENT)  # 60 are less than 100
+    with pytest.raises(CapReached) as caught:
+        admit(made, "ada", 1)
+    assert caught.value.held
+    made.settle(first, 10 * CENT, NOON)
+    made.settle(second, 10 * CENT, NOON)
+    assert made.reserved(("user", "ada")) == made.reserved(EVERYONE) == 0
+    assert made.spent(("user", "ada"), "monthly", NOON) == 20 * CENT
+    admit(made, "ada", 1)
+
+
+def test_the_refusal_tells_of_the_spent_cap_that_holds_longest() -> None:
+    made = engine(
+        cap(EVERYONE_EACH, 10),
+        cap(EVERYONE_EACH, 10, "weekly"),
+        cap(EVERYONE_EACH, 15, "monthly"),
+    )
+    made.settle(admit(made, "ada", 5 * CENT), 5 * CENT, NOON)
+    settled = admit(made, "ada", 0)
+    held = admit(made, "ada", 20 * CENT)
+    made.settle(settled, 7 * CENT, NOON)
+    with pytest.raises(CapReached) as caught:
+        admit(made, "ada", 1)
+    refusal = caught.value
+    # the month's is held only: it may be free again in a moment
+    assert (refusal.cap.period, refusal.held) == ("weekly", False)
+    assert (refusal.spent, refusal.nanos) == (12 * CENT, 10 * CENT)
+    assert refusal.reset == datetime(2026, 11, 30, tzinfo=UTC).timestamp()
+    made.settle(held, 0, NOON)
+
+
+def test_a_request_belongs_to_the_period_that_it_ends_in() -> None:
+    made = engine(cap(EVERYONE_EACH, 100))
+    before = datetime(2026, 11, 24, 23, 59, 59, tzinfo=UTC).timestamp()
+    open_request = admit(made, "ada", 100 * CENT, now=before)
+    with pytest.raises(CapReached):  # the reservation goes over midnight
+        admit(made, "ada", 1, now=before + 2)
+    made.settle(open_request, 30 * CENT, before + 2)
+    assert made.spent(("user", "ada"), "daily", before + 2) == 30 * CENT
+    batch = made.take_unsaved()
+    assert batch.spent == {(day_of(before + 2), ("user", "ada")): 30 * CENT}
+
+
+def test_a_new_period_begins_with_nothing_spent() -> None:
+    made = engine(cap(EVERYONE_EACH, 100), now=NOON)
+    made.settle(admit(made, "ada", CENT), 100 * CENT, NOON)
+    day = 86_400
+    spent = {
+        days: tuple(
+            made.spent(("user", "ada"), period, NOON + days * day) // CENT for period in PERIODS
+        )
+        for days in (0, 1, 5, 6, 7)
+    }
+    # Tuesday, Wednesday, Sunday, Monday, the 1st
+    assert spent == {
+        0: (100, 100, 100),
+        1: (0, 100, 100),
+        5: (0, 100, 100),
+        6: (0, 0, 100),
+        7: (0, 0, 0),
+    }
+
+
+def test_a_clock_that_goes_back_frees_nothing() -> None:
+    made = engine(cap(EVERYONE_EACH, 100))
+    made.settle(admit(made, "ada", CENT), 100 * CENT, NOON)
+    with pytest.raises(CapReached):
+        admit(made, "ada", 1, now=NOON - 3 * 86_400)
+    assert made.spent(("user", "ada"), "daily", NOON - 40 * 86_400) == 100 * CENT
+    assert made.spent(("user", "ada"), "daily", NOON) == 100 * CENT
+
+
+def test_a_state_of_another_day_is_not_taken() -> None:
+    made = engine()
+    yesterday = State(made.day - 1, (), {period: {} for period in PERIODS}, {})
+    made.settle(admit(made, "ada", 1), CENT, NOON)
+    assert not made.load(yesterday)
+    assert made.spent(("user", "ada"), "daily", NOON) == CENT
+
+
+def test_groups_are_kept_as_they_were_seen_last() -> None:
+    made = engine(cap(Scope("user", "eve"), 1))
+    for groups in (("a",), ("b", "b")):
+        made.settle(admit(made, "ada", 1, groups=groups), 2, NOON)
+    assert made.groups("ada") == ("b", "b")
+    assert made.principals() == ["ada", "eve"]
+    assert made.spent(("rbac_group", "b"), "daily", NOON) == 2, "once, though named twice"
+
+
+# -- any interleaving
+
+
+NAMES = ("ada", "bob", "eve")
+GROUPS = {"ada": ("team",), "bob": ("team", "other"), "eve": ()}
+SCOPES = (
+    EVERYONE_EACH,
+    EVERYONE_TOGETHER,
+    Scope("user", "ada"),
+    Scope("rbac_group", "team"),
+    Scope("rbac_group", "team", shared=True),
+)
+
+
+@dataclass
+class Open:
+    """A request in flight, in one of the processes."""
+
+    process: int
+    name: str
+    reservation: Reservation
+    nanos: int
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Two processes with one database, each killed and started again at any time.
+
+    Beside them stands what must be: sums made in another way, request by request.
+    """
+
+    @initialize()
+    def start(self) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        for script in storage.SCHEMA:
+            self.connection.executescript(script)
+        self.now = NOON
+        self.open: list[Open] = []
+        # what ended on which day, whose, how much; by the process that holds it, saved or not
+        self.saved: list[tuple[int, str, int]] = []
+        self.unsaved: list[list[tuple[int, str, int]]] = [[], []]
+        self.seen: list[list[tuple[int, str, int]]] = [[], []]
+        self.engines = [Engine(self.now), Engine(self.now)]
+        for process in (0, 1):
+            self.save_and_load(process)
+
+    def teardown(self) -> None:
+        self.connection.close()
+
+    @rule(
+        scope=st.sampled_from(SCOPES),
+        period=st.sampled_from(PERIODS),
+        cents=st.one_of(st.none(), st.integers(0, 20)),
+    )
+    def set_cap(self, scope: Scope, period: Period, cents: int | None) -> None:
+        storage.set_cap(self.connection, scope, period, cents, actor="test", now=self.now)
+
+    @rule(
+        process=st.integers(0, 1),
+        name=st.sampled_from(NAMES),
+        nanos=st.integers(0, 8 * CENT),
+    )
+    def ask(self, process: int, name: str, nanos: int) -> None:
+        made = self.engines[process]
+        applying = made.applying(name, GROUPS[name])
+        room = all(
+            self.known_spent(process, each.subject, each.cap.period)
+            + self.expected_reserved(process, each.subject)
+            < each.nanos
+            for each in applying
+        )
+        try:
+            reservation = made.reserve(name, GROUPS[name], applying, nanos, self.now)
+        except CapReached:
+            assert not room
+            return
+        assert room
+        self.open.append(Open(process, name, reservation, nanos))
+        for each in applying:
+            total = self.known_spent(process, each.subject, each.cap.period)
+            total += self.expected_reserved(process, each.subject)
+            assert total < each.nanos + nanos or total == each.nanos == 0
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), part=st.sampled_from((0, 1, 3, 4)))
+    def end(self, data: st.DataObject, part: int) -> None:
+        """Done, aborted, or failed: for a part of what was estimated, in fourths."""
+        ended = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        cost = ended.nanos * part // 4
+        self.engines[ended.process].settle(ended.reservation, cost, self.now)
+        if cost:
+            self.unsaved[ended.process].append((day_of(self.now), ended.name, cost))
+
+    @rule(process=st.integers(0, 1))
+    def save_and_load(self, process: int) -> None:
+        made = self.engines[process]
+        storage.save(self.connection, made.take_unsaved())
+        self.saved += self.unsaved[process]
+        self.unsaved[process] = []
+        assert made.load(storage.load(self.connection, made.roll(self.now)))
+        self.seen[process] = list(self.saved)
+
+    @rule(process=st.integers(0, 1))
+    def load(self, process: int) -> None:
+        """Requests have ended since the last batch was taken."""
+        made = self.engines[process]
+        assert made.load(storage.load(self.connection, made.roll(self.now)))
+        self.seen[process] = list(self.saved)
+
+    @rule(process=st.integers(0, 1))
+    def fail_to_save(self, process: int) -> None:
+        made = self.engines[process]
+        made.put_back(made.take_unsaved())
+
+    @rule(process=st.integers(0, 1))
+    def crash_and_restart(self, process: int) -> None:
+        self.open = [each for each in self.open if each.process != process]
+        self.unsaved[process] = []
+        self.engines[process] = Engine(self.now)
+        self.save_and_load(process)
+
+    @rule(hours=st.integers(1, 30))
+    def wait(self, hours: int) -> None:
+        self.now += hours * 3600
+
+    def expected_reserved(self, process: int, subject: Subject) -> int:
+        return sum(
+            each.nanos
+            for each in self.open
+            if each.process == process and counts_for(each.name, subject)
+        )
+
+    def known_spent(self, process: int, subject: Subject, period: Period) -> int:
+        """What a process can know of: what it has seen in the file, and its own."""
+        first = first_day(period, day_of(self.now))
+        return sum(
+            cost
+            for day, name, cost in (*self.seen[process], *self.unsaved[process])
+            if day >= first and counts_for(name, subject)
+        )
+
+    @invariant()
+    def nothing_leaks_and_nothing_is_lost(self) -> None:
+        for process, made in enumerate(getattr(self, "engines", ())):
+            for subject in (EVERYONE, *(("user", name) for name in NAMES), ("rbac_group", "team")):
+                assert made.reserved(subject) == self.expected_reserved(process, subject)
+                for period in PERIODS:
+                    assert made.spent(subject, period, self.now) == self.known_spent(
+                        process, subject, period
+                    )
+
+
+def counts_for(name: str, subject: Subject) -> bool:
+    scope_type, of = subject
+    if scope_type == "organization":
+        return True
+    return of == name if scope_type == "user" else of in GROUPS[name]
+
+
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(
+    cents=st.integers(0, 50),
+    requests=st.lists(
+        st.tuples(st.integers(0, 20 * CENT), st.integers(0, 100)), min_size=1, max_size=40
+    ),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=100, deadline=None)
+def test_parallel_requests_overspend_by_less_than_one_estimate(
+    cents: int, requests: list[tuple[int, int]], order: Random
+) -> None:
+    """However many are asked for at once, and in whatever order they end."""
+    made = engine(cap(EVERYONE_TOGETHER, cents))
+    waiting = list(requests)
+    running: list[tuple[Reservation, int]] = []
+    admitted: Counter[int] = Counter()
+    total = 0
+    while waiting or running:
+        if waiting and (not running or order.random() < 0.6):
+            estimate, share = waiting.pop()
+            try:
+                reservation = admit(made, f"user-{len(waiting) % 3}", estimate)
+            except CapReached:
+                continue
+            admitted[estimate] += 1
+            running.append((reservation, estimate * share // 100))
+        else:
+            reservation, cost = running.pop(int(order.random() * len(running)))
+            made.settle(reservation, cost, NOON)
+            total += cost
+    assert made.reserved(EVERYONE) == 0
+    assert made.spent(EVERYONE, "daily", NOON) == total
+    assert total <= max(cents * CENT - 1, 0) + max(admitted, default=0)
