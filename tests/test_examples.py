@@ -1,11 +1,17 @@
-"""The plugin in ten lines, as the README shows it. The example package has tests of its own."""
+"""The plugin in ten lines, as the README shows it; that every example package is tested at all.
+
+The example packages have tests of their own, each in an environment of its own.
+"""
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +26,9 @@ if TYPE_CHECKING:
     from tornado.httpclient import AsyncHTTPClient
     from tornado.ioloop import IOLoop
 
-OFFICE = Path(__file__).parents[1] / "examples" / "tornadoproxy-office"
+ROOT = Path(__file__).parents[1]
+OFFICE = ROOT / "examples" / "tornadoproxy-office"
+PACKAGES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
 
 
 @pytest.fixture
@@ -116,10 +124,40 @@ def test_its_package_is_found_once_it_is_installed(tmp_path: Path) -> None:
     (wheel,) = wheels.iterdir()
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
 
-    rows = [
-        line.split()
-        for line in run("-m", "tornadoproxy", "plugins", directory=tmp_path).splitlines()
-    ]
+    table, *_ = run("-m", "tornadoproxy", "plugins", directory=tmp_path).split("\n\n")
+    rows = [line.split() for line in table.splitlines()]
     names = [row[1] for row in rows]
     assert names.index("office") < names.index("token")
     assert rows[names.index("office")][2:5] == ["tornadoproxy-office", "0.1.0", "active"]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_each_example_is_a_whole_distribution(package: Path) -> None:
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+
+    assert project["name"] == package.name
+    assert any(each.startswith("tornadoproxy") for each in project["dependencies"])
+    (entry,) = project["entry-points"]["tornadoproxy"].values()
+    module = package / entry.partition(":")[0]
+    assert module.with_suffix(".py").is_file() or (module / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize(
+    "package", [path for path in PACKAGES if path != OFFICE], ids=lambda path: path.name
+)
+def test_each_example_is_tested_and_checked_in_an_environment_of_its_own(package: Path) -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    directory = package.relative_to(ROOT).as_posix()
+    (environment,) = (
+        name.removeprefix("testenv:")
+        for name in tox.sections()
+        if tox[name].get("change_dir") == directory
+    )
+    run = re.search(r'^examples="(.*)"$', (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+    assert list((package / "tests").glob("test_*.py"))
+    assert (package / "README.md").is_file()
+    assert f"mypy {directory}" in tox["testenv:type"]["commands"].split("\n")
+    assert run is not None
+    assert environment in run[1].split(",")

@@ -179,7 +179,7 @@ async def test_serves_and_says_how_to_use_it(serve: Start, upstream: ScriptedUps
     assert program.lines[0].startswith("tornadoproxy ")
     for line in (
         rf"  upstream +{re.escape(upstream.url)}, key from UPSTREAM_API_KEY",
-        r"  plugins +token, access_log \(in the order asked\)",
+        r"  plugins +token, access_log\b.* \(in the order asked\)",
         r"  token +whoever has AUTH_TOKEN",
         rf"  Claude Code +export ANTHROPIC_BASE_URL=http://127\.0\.0\.1:{port}",
         r' +export ANTHROPIC_AUTH_TOKEN="\$AUTH_TOKEN"',

@@ -167,12 +167,18 @@ def test_the_token_plugin_is_not_even_imported(tmp_path: Path, people_file: Path
     assert any("2 people of PEOPLE_FILE" in line for line in shown)
 
 
-def test_it_is_listed_as_the_one_that_authenticates(tmp_path: Path) -> None:
-    shown = run(["-m", "tornadoproxy", "plugins"], tmp_path, DISABLED_PLUGINS="token")
+def test_it_is_listed_as_the_one_that_authenticates(tmp_path: Path, people_file: Path) -> None:
+    shown = run(
+        ["-m", "tornadoproxy", "plugins"],
+        tmp_path,
+        DISABLED_PLUGINS="token",
+        PEOPLE_FILE=str(people_file),
+    )
 
     rows = [line.split() for line in shown]
     assert rows[1][:3] == ["1", "people", "tornadoproxy-example-auth"]
-    assert "authenticate" in shown[1]
+    details = shown[shown.index("people (tornadoproxy_example_auth:plugin)") :]
+    assert "authenticate" in details[1]
     assert [row[1] for row in rows if "disabled" in row] == ["token"]
 
 
