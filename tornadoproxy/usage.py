@@ -171,8 +171,11 @@ def _counts(message: dict[str, Any]) -> dict[str, int]:  # Any: JSON
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return {}
-    counts = {name: usage[name] for name in _USAGE_FIELDS if type(usage.get(name)) is int}
-    return {name: count for name, count in counts.items() if 0 <= count <= _MAX_COUNT}
+    return {
+        name: count
+        for name in _USAGE_FIELDS
+        if type(count := usage.get(name)) is int and 0 <= count <= _MAX_COUNT
+    }
 
 
 def _data(event: bytearray) -> bytes:
