@@ -110,6 +110,10 @@ class _Request(HTTPServerRequest):
         self._start_time = time.time()
         self._finish_time = None
 
+    def __repr__(self) -> str:
+        # Tornado's shows the query
+        return f"{type(self).__name__}({self.method} {self.path})"
+
 
 class _RequestDelegate(HTTPMessageDelegate):
     """Brings one request to its handler, as Tornado does for those that stream the body."""
