@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStartLine
 from tornado.web import Application
 
 from tornadoproxy.chat import ChatHandler, ModelsHandler
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tornado.httputil import (
         HTTPConnection,
         HTTPHeaders,
-        RequestStartLine,
         ResponseStartLine,
     )
 
@@ -86,6 +86,39 @@ class GatewayApplication(Application):
         return NotFoundHandler
 
 
+class _Request(HTTPServerRequest):
+    """A request as Tornado's handlers want it, but for the fields of its query and its form.
+
+    Tornado's own constructor takes them apart, which nobody here asks for, and checks once more
+    the Host that `request_framing` has checked: a hundredth of a small request's time.
+    """
+
+    def __init__(
+        self,
+        start_line: RequestStartLine,
+        headers: HTTPHeaders,
+        connection: HTTPConnection,
+        server_connection: object,
+    ) -> None:
+        self.method, self.uri, self.version = start_line
+        self.path, _, self.query = start_line.path.partition("?")
+        self.headers = headers
+        self.body = b""
+        peer = connection.context  # type: ignore[attr-defined]  # ours: see client_connection
+        self.remote_ip = peer.remote_ip
+        self.protocol = peer.protocol
+        # only HTTP/1.0 can do without
+        self.host = headers["Host"] if "Host" in headers else "127.0.0.1"  # noqa: SIM401
+        self.connection = connection
+        self.server_connection = server_connection
+        self._start_time = time.time()
+        self._finish_time = None
+
+    def __repr__(self) -> str:
+        # Tornado's shows the query
+        return f"{type(self).__name__}({self.method} {self.path})"
+
+
 class _RequestDelegate(HTTPMessageDelegate):
     """Brings one request to its handler, as Tornado does for those that stream the body."""
 
@@ -99,12 +132,8 @@ class _RequestDelegate(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None]:
-        request = HTTPServerRequest(
-            connection=self._connection,
-            server_connection=self._server_connection,
-            start_line=start_line,  # type: ignore[arg-type]  # that of a request
-            headers=headers,
-        )
+        assert isinstance(start_line, RequestStartLine)
+        request = _Request(start_line, headers, self._connection, self._server_connection)
         self._whole = request._body_future = asyncio.Future()
         handler = self._handler = self._app.make_handler(request)
         transforms = [transform(request) for transform in self._app.transforms]

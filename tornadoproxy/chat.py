@@ -79,6 +79,11 @@ _KEPT = re.compile(
 
 
 @lru_cache(128)
+def _is_read(name: str) -> bool:
+    return name.lower() in _READ
+
+
+@lru_cache(128)
 def _is_kept(name: str) -> bool:
     return _KEPT.fullmatch(name) is not None
 
@@ -145,10 +150,11 @@ class ChatHandler(UpstreamHandler):
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         assert self._translation is not None
         self.answer_began()
-        headers = headers_of(field for field in head.fields if field[0].lower() in _READ)
+        headers = headers_of([field for field in head.fields if _is_read(field[0])])
         self._answer_status = head.status
         self._kept = [field for field in self.fields_for_client(head) if _is_kept(field[0])]
-        self.request_id = headers.get("Request-Id", self.request_id)
+        if "Request-Id" in headers:
+            self.request_id = headers["Request-Id"]
         self.exchange.request_id = self.request_id
         if head.status == 200 and self._translation.stream and is_event_stream(headers):
             self._usage = UsageReader.for_answer(headers)
@@ -244,13 +250,18 @@ class ChatHandler(UpstreamHandler):
         self.exchange.model = model_of(message)
         self.exchange.usage = usage_of(message)
         self.exchange.stop_reason = stop_reason_of(message)
-        self.set_default_headers()  # there is more to them now
-        add_fields(self._headers, [(self.dialect.request_id_header, self.request_id)])
-        self.write(
-            chat_completions.translate_message(
-                message, legacy_functions=self._translation.legacy_functions
-            )
+        answer = chat_completions.translate_message(
+            message, legacy_functions=self._translation.legacy_functions
         )
+        self.set_default_headers()  # there is more to them now
+        add_fields(
+            self._headers,
+            [
+                (self.dialect.request_id_header, self.request_id),
+                ("Content-Length", str(len(answer))),
+            ],
+        )
+        self.write(answer)
         return True
 
     def _give_up(self, error: UpstreamError) -> None:

@@ -32,7 +32,6 @@ from tornado.iostream import StreamClosedError
 
 from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import ClientError, ClientTimeout, InvalidRequest
-from tornadoproxy.handlers import new_request_id
 from tornadoproxy.request_framing import (
     ChunkedBody,
     MalformedChunk,
@@ -44,7 +43,7 @@ from tornadoproxy.request_framing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from tornado.httputil import (
         HTTPHeaders,
@@ -80,6 +79,7 @@ class Host(Protocol):
     idle_timeout: float
     body_timeout: float
     max_head: int
+    request_ids: Iterator[str]
     hangups: HangupWatch
 
     @property
@@ -529,7 +529,7 @@ class ClientConnection(asyncio.Protocol):
         logger.info("refused a malformed request from %s: %s", self._peer.remote_ip, malformed)
         dialect = Dialect.of_path(malformed.path)
         error = InvalidRequest(str(malformed), status=malformed.status)
-        request_id = new_request_id()
+        request_id = next(self._host.request_ids)
         body = dialect.error_body(error, request_id)
         fields = [
             *dialect.error_headers(error, request_id).items(),

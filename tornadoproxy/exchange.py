@@ -91,16 +91,18 @@ class IncomingRequest:
         )
         if keys:
             return keys
-        authorization = set(self.headers.get_list("Authorization"))
-        if len(authorization) > 1:
+        authorization = self.headers.get_list("Authorization")
+        if not authorization:
+            return ()
+        if authorization.count(authorization[0]) < len(authorization):
             raise AuthenticationFailed(
                 "There are several Authorization headers, and they differ: send one."
             )
-        for value in authorization:
-            scheme, _, token = value.strip(_BLANKS).partition(" ")
-            if scheme.lower() == "bearer" and (token := token.strip(_BLANKS)):
-                return (Secret(token.encode("latin-1")),)
-        return ()
+        scheme, _, token = authorization[0].strip(_BLANKS).partition(" ")
+        token = token.strip(_BLANKS)
+        if scheme.lower() != "bearer" or not token:
+            return ()
+        return (Secret(token.encode("latin-1")),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ What a route does beyond that is in its own module; the relay is in `tornadoprox
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -101,11 +100,6 @@ def _http_date(seconds: int) -> str:
     return format_timestamp(seconds)
 
 
-def new_request_id() -> str:
-    """An id of the proxy's own for a request."""
-    return "req_" + secrets.token_hex(12)
-
-
 @stream_request_body
 class BaseHandler(RequestHandler):
     """Errors in the dialect's shape, and none of a web framework's own additions."""
@@ -117,7 +111,7 @@ class BaseHandler(RequestHandler):
     def initialize(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.dialect = Dialect.of_path(self.request.path)
-        self.request_id = new_request_id()
+        self.request_id = next(gateway.request_ids)
 
     def clear(self) -> None:
         """Begin the answer anew, as Tornado does, but with nothing that tells who serves."""

@@ -108,9 +108,8 @@ def request_head(
     :param drop: the names of what does not cross this time, in ``Http-Header-Case``.
     :param add: what the request gets besides.
     """
-    ends_here = _REQUEST_ENDS_HERE | drop if drop else _REQUEST_ENDS_HERE
-    if "Connection" in headers:
-        ends_here = ends_here | _named_by_connection(headers["Connection"])
+    connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
+    ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, connection)
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
     lines += [f"{name}: {value}" for name, value in headers.get_all() if name not in ends_here]
     lines += [f"{name}: {value}" for name, value in add]
@@ -133,9 +132,8 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
     :param fields: the upstream's, as its parser let them through.
     """
     headers = headers_of(fields)
-    ends_here = _RESPONSE_ENDS_HERE
-    if "Connection" in headers:
-        ends_here = ends_here | _named_by_connection(headers["Connection"])
+    connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
+    ends_here = _ends_here(_RESPONSE_ENDS_HERE, frozenset(), connection)
     for name in [each for each in headers if each in ends_here or each.startswith(_FOR_PAGES)]:
         del headers[name]
     if status == 204 and "Content-Length" in headers:
@@ -162,9 +160,11 @@ def is_encoded(headers: HTTPHeaders) -> bool:
 
 
 @lru_cache(64)  # nearly all say keep-alive or close
-def _named_by_connection(value: str) -> frozenset[str]:
-    names = (name.strip() for name in value.split(","))
-    return frozenset(_canonical(name) for name in names if name) - _FRAMING
+def _ends_here(always: frozenset[str], drop: frozenset[str], connection: str) -> frozenset[str]:
+    """The names of what does not cross: `always`, `drop`, and what ``Connection`` names."""
+    names = (name.strip() for name in connection.split(","))
+    named = frozenset(_canonical(name) for name in names if name) - _FRAMING
+    return always | drop | named
 
 
 def _canonical(name: str) -> str:

@@ -52,6 +52,7 @@ class Listener:
         self.app = app
         self.idle_timeout = gateway.settings[CLIENT_IDLE_TIMEOUT]
         self.body_timeout = gateway.settings[CLIENT_BODY_TIMEOUT]
+        self.request_ids = gateway.request_ids
         self.max_head = gateway.settings[MAX_HEADER_SIZE]
         self.hangups = HangupWatch()
         self._gateway = gateway

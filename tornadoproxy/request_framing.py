@@ -21,7 +21,8 @@ MAX_QUERY_FIELDS = 1000
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = rb"(%b) ([\x21-\x7e\x80-\xff]+) (HTTP/1\.[01])\r\n" % _TOKEN
-_FIELD_LINES = rb"((?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n" % _TOKEN
+# possessive (*+): no line can be read in two ways, so there is nothing to go back to
+_FIELD_LINES = rb"((?:%b+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
 _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
 _FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # in lines that are known to be well-formed
 _FIRST_LINE = re.compile(_REQUEST_LINE)

@@ -13,6 +13,7 @@ from tornadoproxy.chat_completions import Options
 from tornadoproxy.connector import Origin
 from tornadoproxy.headers import credential_header, via
 from tornadoproxy.model_list import ModelList
+from tornadoproxy.request_ids import request_ids
 from tornadoproxy.settings import (
     ALLOWED_HOSTS,
     ALLOWED_ORIGINS,
@@ -31,6 +32,8 @@ from tornadoproxy.settings import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tornadoproxy.exchange import Outcome
     from tornadoproxy.pluginmanager import Plugins
     from tornadoproxy.settings import Settings
@@ -49,6 +52,7 @@ class Gateway:
     """Settings, plugins and upstream of one proxy, and what is going on in it.
 
     :param instance: this process's name in ``Via``, by which it knows a request that comes back.
+    :param request_ids: of this proxy's own, one for each request.
     :param in_flight: the protected requests that are not over, those that wait included.
     :param held_bytes: request bodies held in memory, or promised the room, in bytes.
     :param draining: no longer ready: the process is about to stop.
@@ -58,6 +62,7 @@ class Gateway:
     plugins: Plugins
     upstream: UpstreamClient
     instance: str
+    request_ids: Iterator[str] = field(default_factory=request_ids, repr=False)
     in_flight: set[InFlight] = field(default_factory=set, repr=False)
     held_bytes: int = 0
     draining: bool = False

@@ -258,7 +258,7 @@ def _counts(message: dict[str, Any]) -> dict[str, int]:  # Any: JSON
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return {}
-    counts = {name: usage[name] for name in _TOKENS if _is_count(usage.get(name))}
+    counts = {name: count for name in _TOKENS if _is_count(count := usage.get(name))}
     by_lifetime = usage.get("cache_creation")
     if isinstance(by_lifetime, dict):
         tokens = by_lifetime.get("ephemeral_1h_input_tokens")

@@ -77,7 +77,8 @@ def translate(messages: object, ignored: list[str]) -> Conversation:
         refuse("messages", "must not be empty")
     translator = _Translator(ignored)
     for index, message in enumerate(listed):
-        translator.take(obj(message, f"messages[{index}]"), f"messages[{index}]")
+        param = f"messages[{index}]"
+        translator.take(obj(message, param), param)
     return translator.finish()
 
 

@@ -38,6 +38,7 @@ _BUDGETS = {
     "xhigh": 24576,
     "max": 32000,
 }
+_TODAYS = Capabilities()
 _SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 
 # `_plain_fields` reads these
@@ -117,7 +118,7 @@ def translate_request(
     :raises InvalidRequest: with the ``param`` that is at fault.
     """
     options = options or Options()
-    able = capabilities or Capabilities()
+    able = capabilities or _TODAYS
     model = options.model(requested_model(document))
     ignored = fields.ignored(document)
     if not fields.REFUSED.isdisjoint(document):
@@ -158,8 +159,10 @@ def translate_request(
 
 
 def _told(ignored: list[str], options: Options) -> tuple[str, ...]:
+    if not ignored:
+        return ()
     names = tuple(dict.fromkeys(ignored))
-    if names and options.strict:
+    if options.strict:
         raise InvalidRequest(
             f"'{names[0]}' is not supported here, and CHAT_STRICT is on.", param=names[0]
         )
@@ -318,7 +321,7 @@ def _format(
 def _system(blocks: list[Json]) -> str | list[Json]:
     if any("cache_control" in block for block in blocks):
         return blocks
-    return "\n".join(block["text"] for block in blocks)
+    return "\n".join([block["text"] for block in blocks])
 
 
 def _sampling(document: Json, body: Json, options: Options, ignored: list[str]) -> Json:
