@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from tornadoproxy import fast_json
 from tornadoproxy.exchange import Usage
@@ -270,7 +270,7 @@ def _counts(message: dict[str, Any]) -> dict[str, int]:  # Any: JSON
     return counts
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= _MAX_COUNT
 
 

@@ -1,0 +1,135 @@
+"""Offers figures to Prometheus, at ``/metrics``; off unless ``METRICS`` is set.
+
+What the figures are is in `tornadoproxy_metrics.figures`. It needs prometheus-client, which
+``pip install 'tornadoproxy[metrics]'`` brings along.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from tornadoproxy import (
+    INACTIVE,
+    ConfigurationError,
+    Inactive,
+    Page,
+    PageAnswer,
+    PageRequest,
+    RequestRecord,
+    Setting,
+    Settings,
+    Status,
+    hookimpl,
+    parsers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornadoproxy_metrics.figures import Figures
+
+_CLIENTS_PATHS = ("/v1/", "/openai/")
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+
+def _path(value: str) -> str:
+    """The path of a page that takes nothing away from clients."""
+    if not _PATH.fullmatch(value) or value.startswith(_CLIENTS_PATHS):
+        raise ValueError(
+            f"must be a path such as /metrics, not below /v1 or /openai, not {value!r}"
+        )
+    return value
+
+
+METRICS: Setting[bool] = Setting(
+    "METRICS",
+    parsers.boolean,
+    default=False,
+    help="Whether there is a page with figures for Prometheus.",
+)
+METRICS_PATH: Setting[str] = Setting(
+    "METRICS_PATH",
+    _path,
+    default="/metrics",
+    help="The path of that page.",
+)
+METRICS_PUBLIC: Setting[bool] = Setting(
+    "METRICS_PUBLIC",
+    parsers.boolean,
+    default=False,
+    help="Whether everybody may see that page who reaches the proxy, without a credential.",
+)
+
+
+class PrometheusMetrics:
+    """Counts what records tell, and serves the page."""
+
+    def __init__(self) -> None:
+        self._figures: Figures | None = None
+        self._path = METRICS_PATH.default
+        self._public = METRICS_PUBLIC.default
+
+    @hookimpl
+    def declare_settings(self) -> tuple[Setting[bool] | Setting[str], ...]:
+        return METRICS, METRICS_PATH, METRICS_PUBLIC
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        """Take the path; it stays as it is until the next start.
+
+        :raises ConfigurationError: prometheus-client is not installed; or the path or who may see
+            the page is to change while the proxy runs.
+        """
+        if not settings[METRICS]:
+            return INACTIVE
+        path, public = settings[METRICS_PATH], settings[METRICS_PUBLIC]
+        if self._figures is None:
+            self._figures = _figures(path)
+            self._path, self._public = path, public
+        elif (path, public) != (self._path, self._public):
+            raise ConfigurationError(
+                "METRICS_PATH and METRICS_PUBLIC are changed only by a start: start again."
+            )
+        who = "EVERYBODY who reaches it (METRICS_PUBLIC)" if public else "whoever may enter"
+        return f"figures for Prometheus at {path}, for {who}"
+
+    @hookimpl
+    def pages(self) -> tuple[Page, ...]:
+        return (Page(re.escape(self._path), self._serve, public=self._public),)
+
+    @hookimpl
+    def startup(self, status: Callable[[], Status]) -> None:
+        assert self._figures is not None
+        self._figures.watch(status)
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> None:
+        assert self._figures is not None
+        self._figures.count(record)
+
+    def _serve(self, request: PageRequest) -> PageAnswer:
+        assert self._figures is not None
+        body, content_type = self._figures.exposition(request.incoming.headers.get("Accept", ""))
+        return PageAnswer(body, content_type)
+
+
+def __getattr__(name: str) -> PrometheusMetrics:
+    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
+    # have different figures
+    if name == "plugin":
+        return PrometheusMetrics()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _figures(path: str) -> Figures:
+    if find_spec("prometheus_client") is None:
+        raise ConfigurationError(
+            "METRICS needs prometheus-client: pip install 'tornadoproxy[metrics]', or take METRICS "
+            "away."
+        )
+    # not at the top: it takes a while, which only those pay who use it
+    from tornadoproxy_metrics.figures import Figures
+
+    return Figures(path)

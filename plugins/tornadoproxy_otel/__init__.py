@@ -1,0 +1,154 @@
+"""Reports each request as a span of OpenTelemetry's; off unless ``OTEL_TRACES`` is set.
+
+Spans go to a collector by OTLP over HTTP, in batches, from a thread. What a span holds is in
+`tornadoproxy_otel.spans`. It needs OpenTelemetry's SDK and exporter, which
+``pip install 'tornadoproxy[otel]'`` brings along.
+
+What is set here goes to OpenTelemetry as it is, wherever it was set. The variables that are not
+declared here, such as ``OTEL_TRACES_SAMPLER`` and ``OTEL_RESOURCE_ATTRIBUTES``, it takes from the
+process's environment by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from tornadoproxy import (
+    INACTIVE,
+    ConfigurationError,
+    Inactive,
+    RequestRecord,
+    Secret,
+    Setting,
+    Settings,
+    hookimpl,
+    parsers,
+)
+
+if TYPE_CHECKING:
+    from tornadoproxy_otel.spans import Tracing
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\x20-\x7e]+")
+
+
+def _headers(value: str) -> tuple[tuple[str, Secret], ...]:
+    """``name=value`` pairs with commas between them, values percent-encoded.
+
+    https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
+    """
+    headers = []
+    for pair in value.split(","):
+        name, equals, encoded = (each.strip() for each in pair.partition("="))
+        text = unquote(encoded)
+        if not (equals and _NAME.fullmatch(name) and _VALUE.fullmatch(text)):
+            raise ValueError("must be name=value pairs with commas between, values percent-encoded")
+        headers.append((name.lower(), Secret(text.encode("ascii"))))
+    return tuple(headers)
+
+
+OTEL_TRACES: Setting[bool] = Setting(
+    "OTEL_TRACES",
+    parsers.boolean,
+    default=False,
+    help="Whether each request is reported as a span, to OTEL_EXPORTER_OTLP_ENDPOINT.",
+)
+OTEL_EXPORTER_OTLP_ENDPOINT: Setting[parsers.BaseURL] = Setting(
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    parsers.base_url,
+    default=parsers.base_url("http://localhost:4318"),
+    help="The collector that spans go to, by OTLP over HTTP; /v1/traces is added.",
+)
+OTEL_EXPORTER_OTLP_HEADERS: Setting[tuple[tuple[str, Secret], ...]] = Setting(
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    _headers,
+    default=(),
+    help="Headers for the collector: name=value pairs with commas between them.",
+    secret=True,
+)
+OTEL_SERVICE_NAME: Setting[str] = Setting(
+    "OTEL_SERVICE_NAME",
+    parsers.text,
+    default="tornadoproxy",
+    help="What this proxy is called in traces.",
+)
+
+_DECLARED = (
+    OTEL_TRACES,
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_HEADERS,
+    OTEL_SERVICE_NAME,
+)
+
+
+class OpenTelemetry:
+    """Makes a span of each record."""
+
+    def __init__(self) -> None:
+        self._settings: Settings | None = None
+        self._tracing: Tracing | None = None
+
+    @hookimpl
+    def declare_settings(self) -> tuple[Setting[object], ...]:
+        return _DECLARED
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        """Take the settings; they stay as they are until the next start.
+
+        :raises ConfigurationError: OpenTelemetry is not installed; or the settings are to change
+            while the proxy runs.
+        """
+        if not settings[OTEL_TRACES]:
+            return INACTIVE
+        if self._settings is None:
+            _require_library()
+            self._settings = settings
+        elif any(settings[each] != self._settings[each] for each in _DECLARED):
+            raise ConfigurationError("OTEL_* are changed only by a start: start again.")
+        return f"a span for each request, to {settings[OTEL_EXPORTER_OTLP_ENDPOINT]}"
+
+    @hookimpl
+    def startup(self) -> None:
+        # not at the top: it takes a while, which only those pay who use it
+        from tornadoproxy_otel.spans import Tracing
+
+        assert self._settings is not None
+        headers = self._settings[OTEL_EXPORTER_OTLP_HEADERS]
+        self._tracing = Tracing(
+            endpoint=f"{self._settings[OTEL_EXPORTER_OTLP_ENDPOINT]}/v1/traces",
+            headers={name: value.reveal().decode("ascii") for name, value in headers},
+            service=self._settings[OTEL_SERVICE_NAME],
+        )
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> None:
+        assert self._tracing is not None
+        self._tracing.report(record)
+
+    @hookimpl
+    async def shutdown(self) -> None:
+        """Send what is held, as far as that comes in time."""
+        assert self._tracing is not None
+        await asyncio.to_thread(self._tracing.close)
+
+
+def __getattr__(name: str) -> OpenTelemetry:
+    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
+    # report to different collectors
+    if name == "plugin":
+        return OpenTelemetry()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _require_library() -> None:
+    try:
+        import tornadoproxy_otel.spans  # noqa: F401  # whether it can be
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"OTEL_TRACES needs {error.name}: pip install 'tornadoproxy[otel]', or take "
+            "OTEL_TRACES away."
+        ) from None

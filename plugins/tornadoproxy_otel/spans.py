@@ -1,0 +1,195 @@
+"""Makes a span of each record, after OpenTelemetry's semantic conventions, and sends it off.
+
+Sources: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ and
+https://opentelemetry.io/docs/specs/semconv/gen-ai/. The attributes of the latter are still in
+development, so that their names stand here, and are not taken from a package.
+
+A span is a server's: it lasts as long as the request, from its head to the answer's end. Its
+parent is the client's, if that sent a ``traceparent``, and so is the decision whether it is
+recorded. No credential, body or query is in it: a record has none. What is the proxy's own stands
+below ``tornadoproxy.``.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from tornadoproxy import Outcome, RequestRecord, __version__
+from tornadoproxy_otel.library_log import LibraryLog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.util.types import AttributeValue
+
+EXPORT_TIMEOUT = 3
+"""How long it takes at most to send a batch, further tries included, in seconds."""
+
+FLUSH_TIMEOUT = 4.0
+"""How long the last spans may take when the proxy stops, in seconds."""
+
+MAX_TEXT = 256
+"""The longest text of an attribute, in characters."""
+
+_CHATS = {
+    "/v1/messages",
+    *(f"/openai{base}/chat/completions" for base in ("", "/v1", "/v1/v1")),
+}
+_ROUTES = {
+    *_CHATS,
+    "/v1/messages/count_tokens",
+    "/v1/messages/batches",
+    "/v1/files",
+    "/v1/models",
+    *(f"/openai{base}/models" for base in ("", "/v1", "/v1/v1")),
+}
+# those that the conventions know; every other is written as _OTHER
+_METHODS = {
+    *("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"),
+}
+_NANOS = 1_000_000_000  # in a second, and in a US dollar
+
+
+class Tracing:
+    """A tracer of one proxy's own, and the way of its spans to the collector.
+
+    :param endpoint: the URL that batches of spans are posted to.
+    :param headers: that go with them.
+    :param service: the name of this proxy.
+    """
+
+    def __init__(self, *, endpoint: str, headers: Mapping[str, str], service: str) -> None:
+        self._log = LibraryLog()
+        self._log.install()
+        self._exporter = OTLPSpanExporter(
+            endpoint=endpoint, headers=dict(headers), timeout=EXPORT_TIMEOUT
+        )
+        resource = Resource.create({"service.name": service, "service.version": __version__})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._tracer = self._provider.get_tracer("tornadoproxy", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def report(self, record: RequestRecord) -> None:
+        """Hand over the span of a request. Never blocks: if too many wait, the oldest is lost."""
+        start = int(record.time * _NANOS)
+        span = self._tracer.start_span(
+            _name(record),
+            self._parent(record),
+            SpanKind.SERVER,
+            _attributes(record),
+            start_time=start,
+        )
+        if _is_error(record):
+            span.set_status(StatusCode.ERROR, _text(record.error) if record.error else None)
+        span.end(start + int(record.duration * _NANOS))
+
+    def close(self) -> None:
+        """Send what waits, for at most `FLUSH_TIMEOUT` seconds."""
+        # the provider would wait for half a minute
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(FLUSH_TIMEOUT)
+        if closing.is_alive():
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # no more tries
+        self._log.remove()
+
+    def _parent(self, record: RequestRecord) -> Context:
+        if record.traceparent is None:
+            return Context()
+        carrier = {"traceparent": record.traceparent, "tracestate": record.tracestate or ""}
+        return self._propagator.extract(carrier, Context())
+
+
+def _is_chat(record: RequestRecord) -> bool:
+    return record.method == "POST" and record.route in _CHATS
+
+
+def _is_error(record: RequestRecord) -> bool:
+    """A client's own mistake is none of a server (the conventions for HTTP)."""
+    broke = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
+    return broke or (record.status is not None and record.status >= 500)
+
+
+def _name(record: RequestRecord) -> str:
+    """Of the few that there are: no part of it is one that a client can choose freely."""
+    if _is_chat(record):
+        return "chat" if record.model is None else f"chat {_text(record.model)}"
+    method = record.method if record.method in _METHODS else "HTTP"
+    return f"{method} {record.route}" if record.route in _ROUTES else method
+
+
+def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
+    """What is known of a request; nothing that is not."""
+    usage = record.usage
+    found: dict[str, AttributeValue | None] = {
+        "http.request.method": record.method if record.method in _METHODS else "_OTHER",
+        "http.response.status_code": record.status,
+        "http.route": record.route if record.route in _ROUTES else None,
+        "http.request.body.size": record.bytes_in,
+        "http.response.body.size": record.bytes_out,
+        "url.path": _text(record.route),
+        "client.address": _text(record.remote_ip),
+        "enduser.id": _text(record.principal),
+        "error.type": _error_type(record),
+        "gen_ai.conversation.id": _text(record.session_id),
+        "gen_ai.agent.id": _text(record.agent_id),
+        "tornadoproxy.request_id": _text(record.request_id),
+        "tornadoproxy.dialect": record.dialect,
+        "tornadoproxy.outcome": record.outcome.value,
+        "tornadoproxy.groups": [str(_text(group)) for group in record.groups] or None,
+        "tornadoproxy.parent_agent_id": _text(record.parent_agent_id),
+        "tornadoproxy.time_to_first_byte": record.time_to_first_byte,
+        "tornadoproxy.upstream_time": record.upstream_time,
+    }
+    if _is_chat(record):
+        found |= {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "anthropic",
+            "gen_ai.response.model": _text(record.model),
+            "gen_ai.response.finish_reasons": (
+                None if record.stop_reason is None else [str(_text(record.stop_reason))]
+            ),
+            "gen_ai.response.time_to_first_chunk": record.time_to_first_token,
+            "gen_ai.usage.input_tokens": _input_tokens(record),
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cache_read_input_tokens,
+            "gen_ai.usage.cache_creation.input_tokens": usage.cache_creation_input_tokens,
+            "tornadoproxy.usage.partial": usage.partial or None,
+            "tornadoproxy.cost_usd": None if record.cost is None else record.cost / _NANOS,
+        }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _input_tokens(record: RequestRecord) -> int | None:
+    """All of them: this API counts those of the cache apart, and the conventions do not."""
+    usage = record.usage
+    counts = (
+        usage.input_tokens,
+        usage.cache_read_input_tokens,
+        usage.cache_creation_input_tokens,
+    )
+    told = [count for count in counts if count is not None]
+    return sum(told) if told else None
+
+
+def _error_type(record: RequestRecord) -> str | None:
+    if record.error is not None:
+        return _text(record.error.partition(":")[0])
+    if record.status is not None and record.status >= 400:
+        return str(record.status)
+    return record.outcome.value if _is_error(record) else None
+
+
+def _text(value: str | None) -> str | None:
+    """A text that can be sent: half of a surrogate pair would make a whole batch fail."""
+    return None if value is None else value[:MAX_TEXT].encode(errors="replace").decode()
