@@ -139,14 +139,15 @@ def authorize(
     message or a chat completion asks for: those are decided when their body is there, up to
     32 MB of which is held in memory for it. For every other request it is ``None``, and the body
     has not been read. Nothing has gone upstream. Sync or async, within ``PLUGIN_TIMEOUT`` seconds
-    together with `authenticate`'s own.
+    for all plugins together.
 
     - ``None``: no objection; the next plugin is asked.
     - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,
       also when another plugin refuses, or the client has left meanwhile.
     - raise `Denied`: refused, with its status, type and ``retry_after``; nobody else is asked.
     - any other exception or answer, or too late: 503, and nothing goes upstream. An async one
-      that is too late is cancelled, and must give back itself what it had reserved.
+      that is too late is cancelled, and gives back what it had reserved; a `Permit` that it answers
+      all the same is settled.
 
     Without a plugin that implements it, bodies are not looked into.
     """

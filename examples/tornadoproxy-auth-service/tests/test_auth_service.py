@@ -1,0 +1,270 @@
+"""The real proxy with this plugin, and an authentication service on a socket of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import parse_qs
+
+import pytest
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy import ConfigurationError, hookimpl
+from tornadoproxy.testing import (
+    Proxy,
+    Records,
+    ScriptedServer,
+    ScriptedUpstream,
+    StartProxy,
+    UpstreamExchange,
+    bytes_answer,
+    json_answer,
+    silent_answer,
+)
+
+if TYPE_CHECKING:
+    from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+    from tornado.ioloop import IOLoop
+
+YES: dict[str, Any] = {"active": True, "sub": "alice"}
+
+Ask: TypeAlias = "Callable[..., Awaitable[HTTPResponse]]"
+Start: TypeAlias = Callable[..., Awaitable[Proxy]]
+
+
+@pytest.fixture
+def service(io_loop: IOLoop) -> Iterator[ScriptedServer]:
+    service = ScriptedServer()
+    io_loop.run_sync(service.start)
+    yield service
+    io_loop.run_sync(service.stop)
+    assert service.failures == []
+
+
+@pytest.fixture
+def start(start_proxy: StartProxy, service: ScriptedServer) -> Start:
+    def start(**given: Any) -> Awaitable[Proxy]:  # Any: variables, and plugins
+        defaults = {
+            "DISABLED_PLUGINS": "token",
+            "AUTH_TOKEN": None,
+            "AUTH_SERVICE_URL": f"{service.url}/introspect",
+            "AUTH_SERVICE_KEY": "the-proxys-own-key",
+        }
+        return start_proxy(**{**defaults, **given})
+
+    return start
+
+
+@pytest.fixture
+def proxy(io_loop: IOLoop, start: Start) -> Proxy:
+    started: Proxy = io_loop.run_sync(start)
+    return started
+
+
+@pytest.fixture
+def ask(http_client: AsyncHTTPClient) -> Ask:
+    def ask(proxy: Proxy, *credentials: str) -> Awaitable[HTTPResponse]:
+        headers = HTTPHeaders()
+        for credential in credentials:
+            headers.add("x-api-key", credential)
+        return http_client.fetch(f"{proxy.url}/v1/models", headers=headers, raise_error=False)
+
+    return ask
+
+
+async def test_who_the_service_knows_gets_in_by_name(
+    proxy: Proxy, ask: Ask, service: ScriptedServer, records: Records
+) -> None:
+    service.script(json_answer({**YES, "groups": ["staff", "research"]}))
+
+    assert (await ask(proxy, "a & b = ü")).code == 200
+    record = await records.finished()
+    assert (record.principal, record.groups) == ("alice", ("staff", "research"))
+    (call,) = service.requests
+    assert (call.method, call.target) == ("POST", "/introspect")
+    assert call.header("authorization") == "Bearer the-proxys-own-key"
+    assert call.header("content-type") == "application/x-www-form-urlencoded"
+    assert parse_qs(call.body.decode(), encoding="latin-1") == {"token": ["a & b = ü"]}
+
+
+async def test_a_no_is_a_401_and_is_asked_again(
+    proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
+) -> None:
+    service.script(json_answer({"active": False}), json_answer(YES))
+
+    refused = await ask(proxy, "new")
+    assert refused.code == 401
+    assert json.loads(refused.body)["error"]["type"] == "authentication_error"
+    assert upstream.requests == []
+    assert (await ask(proxy, "new")).code == 200
+
+
+async def test_without_a_credential_nobody_is_asked(
+    proxy: Proxy, ask: Ask, service: ScriptedServer
+) -> None:
+    assert (await ask(proxy)).code == 401
+    assert service.requests == []
+
+
+async def test_of_several_credentials_one_that_is_right_is_enough(
+    proxy: Proxy, ask: Ask, service: ScriptedServer
+) -> None:
+    service.script(json_answer({"active": False}), json_answer(YES))
+
+    assert (await ask(proxy, "dummy", "right")).code == 200
+
+
+async def test_a_yes_is_remembered(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
+    service.script(json_answer(YES), json_answer({"active": False}))
+
+    assert (await ask(proxy, "alices")).code == 200
+    assert (await ask(proxy, "alices")).code == 200
+    assert (await ask(proxy, "alices ü")).code == 401, "another one is another question"
+    assert len(service.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "answer"),
+    [({"AUTH_SERVICE_CACHE_SECONDS": 0}, YES), ({}, {**YES, "exp": int(time.time())})],
+    ids=["cache off", "exp"],
+)
+async def test_a_yes_is_remembered_no_longer_than_it_holds(
+    start: Start,
+    ask: Ask,
+    service: ScriptedServer,
+    variables: dict[str, object],
+    answer: dict[str, Any],
+) -> None:
+    proxy = await start(**variables)
+    service.script(json_answer(answer), json_answer({"active": False}))
+
+    assert (await ask(proxy, "alices")).code == 200
+    assert (await ask(proxy, "alices")).code == 401
+
+
+async def test_sighup_forgets(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
+    service.script(json_answer(YES), json_answer({"active": False}))
+    assert (await ask(proxy, "alices")).code == 200
+
+    proxy.reload()
+    assert (await ask(proxy, "alices")).code == 401
+
+
+async def test_those_who_come_at_once_wait_for_one_call(
+    start: Start, ask: Ask, service: ScriptedServer
+) -> None:
+    all_are_there = asyncio.Event()
+
+    class Counter:
+        seen = 0
+
+        @hookimpl(tryfirst=True)
+        def authenticate(self) -> None:
+            self.seen += 1
+            if self.seen == 5:
+                all_are_there.set()
+
+    async def slow(exchange: UpstreamExchange) -> None:
+        await all_are_there.wait()
+        await json_answer(YES)(exchange)
+
+    proxy = await start(plugins=[Counter()])
+    service.script(slow)
+
+    answers = await asyncio.gather(*(ask(proxy, "alices") for _ in range(5)))
+    assert [answer.code for answer in answers] == [200] * 5
+    assert len(service.requests) == 1
+
+
+async def test_one_whose_time_is_up_does_not_end_the_call_for_the_others(
+    start: Start, ask: Ask, service: ScriptedServer
+) -> None:
+    second_is_there = asyncio.Event()
+
+    class Counter:
+        seen = 0
+
+        @hookimpl(tryfirst=True)
+        def authenticate(self) -> None:
+            self.seen += 1
+            if self.seen == 2:
+                second_is_there.set()
+
+    async def slow(exchange: UpstreamExchange) -> None:
+        await second_is_there.wait()
+        await json_answer(YES)(exchange)
+
+    proxy = await start(plugins=[Counter()], PLUGIN_TIMEOUT=0.3)
+    service.script(slow)
+
+    assert (await ask(proxy, "alices")).code == 503
+    assert (await ask(proxy, "alices")).code == 200, "the call went on"
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        json_answer({}, 500),
+        json_answer(YES, 401),
+        json_answer(YES, 302, {"Location": "/elsewhere"}),
+        json_answer({}),
+        json_answer([]),
+        json_answer({"active": True}),
+        json_answer({"active": True, "sub": ""}),
+        json_answer({"active": True, "sub": 5}),
+        bytes_answer(b"<html>"),
+    ],
+)
+async def test_any_other_answer_fails_closed(
+    proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream, answer: Any
+) -> None:
+    service.script(answer, json_answer(YES))
+
+    refused = await ask(proxy, "alices")
+    assert refused.code == 503
+    assert json.loads(refused.body)["error"]["type"] == "overloaded_error"
+    assert upstream.requests == []
+
+
+async def test_a_word_that_is_nearly_true_is_a_no(
+    proxy: Proxy, ask: Ask, service: ScriptedServer
+) -> None:
+    service.script(json_answer({**YES, "active": "false"}))
+
+    assert (await ask(proxy, "alices")).code == 401
+
+
+async def test_a_service_that_is_down_fails_closed(
+    proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
+) -> None:
+    await service.stop()
+
+    assert (await ask(proxy, "alices")).code == 503
+    assert upstream.requests == []
+
+
+async def test_a_service_that_hangs_fails_closed_in_time(
+    start: Start, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
+) -> None:
+    proxy = await start(AUTH_SERVICE_TIMEOUT=0.2)
+    service.script(silent_answer())
+
+    assert (await ask(proxy, "alices")).code == 503
+    assert upstream.requests == []
+    await service.all_closed()
+
+
+async def test_without_a_url_it_is_not_there(start: Start) -> None:
+    proxy = await start(DISABLED_PLUGINS=None, AUTH_SERVICE_URL=None, AUTH_SERVICE_KEY=None)
+
+    states = {info.name: info.state for info in proxy.plugins.describe()}
+    assert states["auth_service"] == "inactive"
+
+
+async def test_a_url_that_is_none_is_refused(start: Start) -> None:
+    with pytest.raises(ConfigurationError, match="AUTH_SERVICE_URL must begin with https://"):
+        await start(AUTH_SERVICE_URL="login.example.com")

@@ -1,0 +1,139 @@
+"""Decides what people may do, once it is known who they are.
+
+Three rules, each inactive until it is set: which models a group may use, how long an answer may be
+asked for, and how many requests a person may have in flight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any
+
+from tornadoproxy import (
+    INACTIVE,
+    Denied,
+    Identity,
+    Inactive,
+    IncomingRequest,
+    ModelRequest,
+    Permit,
+    RequestRecord,
+    Setting,
+    Settings,
+    hookimpl,
+    parsers,
+)
+
+# what is under no rule for models: it runs none, or is only read
+_RUNS_NO_MODEL = re.compile(r"/v1/messages/count_tokens|(/openai)?/v1/models(/.*)?|/v1/files(/.*)?")
+
+
+def _group_models(value: str) -> Mapping[str, tuple[str, ...]]:
+    """``interns=claude-haiku-*|claude-sonnet-* *=claude-*``."""
+    return {group: tuple(models.split("|")) for group, models in parsers.pairs(value).items()}
+
+
+GROUP_MODELS: Setting[Mapping[str, tuple[str, ...]]] = Setting(
+    "GROUP_MODELS",
+    _group_models,
+    default=MappingProxyType({}),
+    help=(
+        "The models that groups may use, as in 'interns=claude-haiku-*|claude-sonnet-* *=claude-*';"
+        " the group * is who is in none of the others. Who is in no group that is named gets none."
+    ),
+)
+MAX_TOKENS: Setting[int] = Setting(
+    "MAX_TOKENS_CEILING",
+    parsers.integer(minimum=0),
+    default=0,
+    help="The most tokens that an answer may be asked for; 0 is no limit.",
+)
+CONCURRENT: Setting[int] = Setting(
+    "CONCURRENT_REQUESTS",
+    parsers.integer(minimum=0),
+    default=0,
+    help="Requests for messages that a person may have in flight; 0 is no limit.",
+)
+
+
+class Authorizer:
+    """Holds people to the rules; counts what each has in flight."""
+
+    def __init__(self) -> None:
+        self._models: Mapping[str, tuple[str, ...]] = {}
+        self._max_tokens = 0
+        self._concurrent = 0
+        self._in_flight: Counter[str] = Counter()
+
+    @hookimpl
+    def declare_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
+        return GROUP_MODELS, MAX_TOKENS, CONCURRENT
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        self._models = settings[GROUP_MODELS]
+        self._max_tokens = settings[MAX_TOKENS]
+        self._concurrent = settings[CONCURRENT]
+        if not (self._models or self._max_tokens or self._concurrent):
+            return INACTIVE
+        return "models, answer lengths and concurrency have limits"
+
+    @hookimpl
+    def authorize(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> Permit | None:
+        if self._models:
+            self._check_model(request, identity, model_request)
+        if model_request is None:
+            return None
+        asked = model_request.max_tokens
+        if self._max_tokens and asked is not None and asked > self._max_tokens:
+            raise Denied(
+                f"max_tokens may be {self._max_tokens} at most, not {asked}: ask for less.",
+                status=400,
+            )
+        if not self._concurrent:
+            return None
+        return self._count(identity.principal)
+
+    def _check_model(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> None:
+        if model_request is None:
+            # a batch, say: its body, which names models, has not been read
+            if request.method in ("GET", "HEAD") or _RUNS_NO_MODEL.fullmatch(request.path):
+                return
+            raise Denied("You may use some models only, and only by messages: this is not one.")
+        groups = [group for group in identity.groups if group in self._models] or ["*"]
+        allowed = [model for group in groups for model in self._models.get(group, ())]
+        if not any(fnmatchcase(model_request.model or "", each) for each in allowed):
+            names = ", ".join(allowed) or "none"
+            raise Denied(f"You may not use {model_request.model}. These you may: {names}.")
+
+    def _count(self, principal: str) -> Permit:
+        """A place in flight for `principal`, which is given back when the request is over."""
+        if self._in_flight[principal] >= self._concurrent:
+            raise Denied(
+                f"You have {self._concurrent} requests in flight already: wait for one of them.",
+                status=429,
+                retry_after=1,
+            )
+        self._in_flight[principal] += 1
+
+        def settle(record: RequestRecord) -> None:
+            self._in_flight[principal] -= 1
+            if not self._in_flight[principal]:
+                del self._in_flight[principal]  # or it would grow with everybody who ever came
+
+        return Permit(settle=settle)
+
+
+def __getattr__(name: str) -> Authorizer:
+    # a fresh one for each proxy: two in one process count apart
+    if name == "plugin":
+        return Authorizer()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,187 @@
+"""The real proxy with this plugin, and the other side on a socket of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    Proxy,
+    ReceivedRequest,
+    Records,
+    ScriptedServer,
+    StartProxy,
+    bytes_answer,
+    silent_answer,
+)
+
+if TYPE_CHECKING:
+    from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+    from tornado.ioloop import IOLoop
+
+DONE = bytes_answer(b"", status=204)
+
+Ask: TypeAlias = "Callable[[Proxy], Awaitable[HTTPResponse]]"
+Start: TypeAlias = Callable[..., Awaitable[Proxy]]
+
+
+@pytest.fixture
+def collector(io_loop: IOLoop) -> Iterator[ScriptedServer]:
+    collector = ScriptedServer()
+    io_loop.run_sync(collector.start)
+    yield collector
+    io_loop.run_sync(collector.stop)
+    assert collector.failures == []
+
+
+@pytest.fixture
+def start(start_proxy: StartProxy, collector: ScriptedServer) -> Start:
+    def start(**given: Any) -> Awaitable[Proxy]:  # Any: variables, and plugins
+        defaults = {
+            "BATCH_LOG_URL": f"{collector.url}/requests",
+            "BATCH_LOG_TOKEN": "the-collectors-token",
+            "BATCH_LOG_SECONDS": 3600,
+        }
+        return start_proxy(**{**defaults, **given})
+
+    return start
+
+
+@pytest.fixture
+def ask(http_client: AsyncHTTPClient) -> Ask:
+    return lambda proxy: http_client.fetch(
+        f"{proxy.url}/v1/models", headers={"x-api-key": TEST_TOKEN}
+    )
+
+
+async def lines(request: ReceivedRequest) -> list[dict[str, Any]]:
+    await request.complete()
+    return [json.loads(line) for line in request.body.splitlines()]
+
+
+async def test_a_full_batch_is_sent(
+    start: Start, ask: Ask, collector: ScriptedServer, records: Records
+) -> None:
+    collector.script(DONE)
+    proxy = await start(BATCH_LOG_RECORDS=3)
+    for _ in range(3):
+        await ask(proxy)
+
+    request = await collector.received()
+    assert (request.method, request.target) == ("POST", "/requests")
+    assert request.header("content-type") == "application/x-ndjson"
+    assert request.header("authorization") == "Bearer the-collectors-token"
+    sent = await lines(request)
+    assert [line["request_id"] for line in sent] == [each.request_id for each in records.all]
+    assert sent[0]["principal"] == "token"
+    assert sent[0]["outcome"] == "completed"
+    assert sent[0]["usage"]["input_tokens"] is None
+    assert TEST_TOKEN not in request.body.decode()
+
+
+async def test_one_that_is_not_full_is_sent_after_a_while(
+    start: Start, ask: Ask, collector: ScriptedServer
+) -> None:
+    collector.script(DONE)
+    proxy = await start(BATCH_LOG_SECONDS=0.05)
+    await ask(proxy)
+
+    assert len(await lines(await collector.received())) == 1
+
+
+async def test_what_waits_at_the_stop_is_sent(
+    start: Start, ask: Ask, collector: ScriptedServer
+) -> None:
+    collector.script(DONE, DONE)
+    proxy = await start(BATCH_LOG_RECORDS=2, BATCH_LOG_SECONDS=3600)
+    answers = [ask(proxy) for _ in range(3)]
+    await asyncio.gather(*answers)
+    await proxy.server.drain()
+
+    assert [len(await lines(request)) for request in collector.requests] == [2, 1]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 408])
+async def test_what_fails_is_sent_again(
+    start: Start, ask: Ask, collector: ScriptedServer, status: int
+) -> None:
+    collector.script(bytes_answer(b"", status=status), DONE)
+    proxy = await start(BATCH_LOG_RECORDS=1)
+    await ask(proxy)
+
+    first, second = await collector.received(1), await collector.received(2)
+    assert await lines(first) == await lines(second)
+
+
+async def test_what_is_refused_is_not_sent_again_and_is_told(
+    start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.script(bytes_answer(b"", status=400), DONE)
+    proxy = await start(BATCH_LOG_RECORDS=1)
+    await ask(proxy)
+    refused = await lines(await collector.received())
+    await ask(proxy)
+
+    assert await lines(await collector.received(2)) != refused
+    assert "1 records are lost by now: they are refused with 400" in caplog.text
+
+
+async def test_the_queue_has_an_end(
+    start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.script(DONE)
+    proxy = await start(BATCH_LOG_QUEUE=2)
+    for _ in range(5):
+        await ask(proxy)
+    await proxy.server.drain()
+
+    assert len(await lines(await collector.received())) == 2
+    assert "1 records are lost by now: the queue is full" in caplog.text
+
+
+async def test_a_stop_does_not_wait_for_a_collector_that_is_gone(
+    start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = await start()
+    await ask(proxy)
+    await collector.stop()
+    await proxy.server.drain()
+
+    assert "1 records are lost by now: the proxy stops" in caplog.text
+
+
+async def test_a_stop_gives_up_on_a_collector_that_hangs(
+    start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.script(silent_answer())
+    proxy = await start(BATCH_LOG_RECORDS=1)
+    await ask(proxy)
+    await collector.received()
+    await proxy.server.drain()
+
+    assert "1 records are lost by now: the proxy stops" in caplog.text
+    assert "failed in shutdown" not in caplog.text
+
+
+async def test_requests_do_not_wait_for_the_collector(
+    start: Start, ask: Ask, collector: ScriptedServer, records: Records
+) -> None:
+    collector.script(silent_answer())
+    proxy = await start(BATCH_LOG_RECORDS=1)
+    await ask(proxy)
+    stuck = await collector.received()
+
+    assert (await ask(proxy)).code == 200
+    assert stuck.gone_at is None, "it still hangs"
+
+
+async def test_without_a_url_it_is_not_there(start: Start) -> None:
+    proxy = await start(BATCH_LOG_URL=None, BATCH_LOG_TOKEN=None, BATCH_LOG_SECONDS=None)
+
+    states = {info.name: info.state for info in proxy.plugins.describe()}
+    assert states["batch_logger"] == "inactive"

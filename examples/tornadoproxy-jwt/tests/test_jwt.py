@@ -1,0 +1,388 @@
+"""The real proxy with this plugin, and an identity provider on a socket of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+from tornadoproxy import ConfigurationError, hookimpl
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    Proxy,
+    Records,
+    ScriptedServer,
+    ScriptedUpstream,
+    StartProxy,
+    UpstreamExchange,
+    json_answer,
+)
+
+if TYPE_CHECKING:
+    from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+    from tornado.ioloop import IOLoop
+
+ISSUER = "https://login.example.com/"
+AUDIENCE = "claude"
+
+Key: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+Ask: TypeAlias = "Callable[..., Awaitable[HTTPResponse]]"
+
+
+class Provider(ScriptedServer):
+    """An identity provider: it serves the public keys in `keys`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: dict[str, Key] = {}
+
+    async def default_answer(self, exchange: UpstreamExchange) -> None:
+        document = {"keys": [public(key, kid) for kid, key in self.keys.items()]}
+        await json_answer(document)(exchange)
+
+
+def public(key: Key, kid: str) -> dict[str, Any]:
+    """The JWK of `key`."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        jwk: dict[str, Any] = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    else:
+        jwk = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    return {**jwk, "kid": kid, "use": "sig"}
+
+
+def token(key: Key | str, kid: str = "first", algorithm: str = "RS256", **claims: Any) -> str:
+    """A token for Alice; a claim that is ``None`` is left out."""
+    now = int(time.time())
+    payload = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, **claims}
+    payload = {name: value for name, value in payload.items() if value is not None}
+    return jwt.encode(payload, key, algorithm, headers={"kid": kid})
+
+
+@pytest.fixture(scope="module")
+def rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture(scope="module")
+def ec_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.fixture
+def provider(io_loop: IOLoop, rsa_key: rsa.RSAPrivateKey) -> Iterator[Provider]:
+    provider = Provider()
+    provider.keys = {"first": rsa_key}
+    io_loop.run_sync(provider.start)
+    yield provider
+    io_loop.run_sync(provider.stop)
+    assert provider.failures == []
+
+
+@pytest.fixture
+def start(start_proxy: StartProxy, provider: Provider) -> Callable[..., Awaitable[Proxy]]:
+    def start(**given: Any) -> Awaitable[Proxy]:  # Any: variables, and plugins
+        defaults = {
+            "JWT_JWKS_URL": f"{provider.url}/jwks.json",
+            "JWT_ISSUER": ISSUER,
+            "JWT_AUDIENCE": AUDIENCE,
+            "JWT_RETRY_SECONDS": 0,
+        }
+        return start_proxy(**{**defaults, **given})
+
+    return start
+
+
+@pytest.fixture
+def proxy(io_loop: IOLoop, start: Callable[..., Awaitable[Proxy]]) -> Proxy:
+    started: Proxy = io_loop.run_sync(start)
+    return started
+
+
+@pytest.fixture
+def ask(http_client: AsyncHTTPClient) -> Ask:
+    def ask(proxy: Proxy, credential: str | bytes) -> Awaitable[HTTPResponse]:
+        text = credential.decode("latin-1") if isinstance(credential, bytes) else credential
+        return http_client.fetch(
+            f"{proxy.url}/v1/models",
+            headers={"Authorization": f"Bearer {text}"},
+            raise_error=False,
+        )
+
+    return ask
+
+
+async def test_a_token_of_the_provider_names_the_person_and_the_groups(
+    proxy: Proxy, ask: Ask, rsa_key: Key, records: Records, upstream: ScriptedUpstream
+) -> None:
+    response = await ask(proxy, token(rsa_key, groups=["staff", "research"]))
+
+    assert response.code == 200
+    record = await records.finished()
+    assert (record.principal, record.groups) == ("alice", ("staff", "research"))
+    assert len(upstream.requests) == 1
+
+
+async def test_elliptic_curves_work_as_well(
+    proxy: Proxy, ask: Ask, provider: Provider, ec_key: Key
+) -> None:
+    provider.keys["curve"] = ec_key
+
+    assert (await ask(proxy, token(ec_key, "curve", "ES256"))).code == 200
+
+
+async def test_the_keys_are_read_once(
+    proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key
+) -> None:
+    answers = await asyncio.gather(*(ask(proxy, token(rsa_key)) for _ in range(5)))
+    answers.append(await ask(proxy, token(rsa_key)))
+
+    assert [answer.code for answer in answers] == [200] * 6
+    assert len(provider.requests) == 1
+
+
+async def test_one_whose_time_is_up_does_not_end_the_reading_for_the_others(
+    start: Callable[..., Awaitable[Proxy]], ask: Ask, provider: Provider, rsa_key: Key
+) -> None:
+    second_is_there = asyncio.Event()
+
+    class Counter:
+        seen = 0
+
+        @hookimpl(tryfirst=True)
+        def authenticate(self) -> None:
+            self.seen += 1
+            if self.seen == 2:
+                second_is_there.set()
+
+    async def slow(exchange: UpstreamExchange) -> None:
+        await second_is_there.wait()
+        await provider.default_answer(exchange)
+
+    proxy = await start(plugins=[Counter()], PLUGIN_TIMEOUT=0.3)
+    provider.script(slow)
+
+    assert (await ask(proxy, token(rsa_key))).code == 503
+    assert (await ask(proxy, token(rsa_key))).code == 200, "the reading went on"
+    assert len(provider.requests) == 1
+
+
+async def test_what_is_no_jwt_is_left_to_the_next_plugin(
+    proxy: Proxy, ask: Ask, records: Records, provider: Provider
+) -> None:
+    assert (await ask(proxy, TEST_TOKEN)).code == 200
+    assert (await records.finished()).principal == "token"
+    assert provider.requests == []
+
+
+@pytest.mark.parametrize(
+    "credential",
+    [
+        b"a.b.c",
+        b"..",
+        b"eyJhbGciOiJub25lIn0.e30.",
+        b"\xff.\xff.\xff",
+        b"eyJ9.e30.AA",
+        b"W10.e30.AA",
+    ],
+)
+async def test_what_looks_like_a_jwt_and_is_none_gets_nobody_in(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream, credential: bytes
+) -> None:
+    assert (await ask(proxy, credential)).code == 401
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"exp": 1}, "expired"),
+        ({"exp": None}, "not valid here"),
+        ({"nbf": 9_999_999_999}, "not valid here"),
+        ({"aud": "something-else"}, "not valid here"),
+        ({"aud": None}, "not valid here"),
+        ({"iss": "https://evil.example/"}, "not valid here"),
+        ({"iss": None}, "not valid here"),
+        ({"sub": None}, "not valid here"),
+        ({"sub": ""}, "not valid here"),
+        ({"sub": 5}, "not valid here"),
+        ({"groups": "staff"}, "not valid here"),
+    ],
+    ids=str,
+)
+async def test_a_token_that_is_not_right_is_refused(
+    proxy: Proxy,
+    ask: Ask,
+    rsa_key: Key,
+    upstream: ScriptedUpstream,
+    claims: dict[str, Any],
+    said: str,
+) -> None:
+    response = await ask(proxy, token(rsa_key, **claims))
+
+    error = json.loads(response.body)["error"]
+    assert (response.code, error["type"]) == (401, "authentication_error")
+    assert said in error["message"]
+    assert upstream.requests == []
+
+
+async def test_the_clocks_may_differ_by_the_leeway(
+    start: Callable[..., Awaitable[Proxy]], ask: Ask, rsa_key: Key
+) -> None:
+    proxy = await start(JWT_LEEWAY=300)
+
+    assert (await ask(proxy, token(rsa_key, exp=int(time.time()) - 100))).code == 200
+
+
+async def test_nobody_signs_with_the_public_key(
+    proxy: Proxy, ask: Ask, rsa_key: rsa.RSAPrivateKey, upstream: ScriptedUpstream
+) -> None:
+    """The attack: HMAC, with the public key, which everybody has, as the secret."""
+    from cryptography.hazmat.primitives import hashes, hmac
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem = rsa_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    head = base64.urlsafe_b64encode(b'{"alg":"HS256","kid":"first","typ":"JWT"}').rstrip(b"=")
+    signed = head + b"." + token(rsa_key).split(".")[1].encode()
+    code = hmac.HMAC(pem, hashes.SHA256())
+    code.update(signed)
+    forged = signed + b"." + base64.urlsafe_b64encode(code.finalize()).rstrip(b"=")
+
+    assert (await ask(proxy, forged)).code == 401
+    assert upstream.requests == []
+
+
+async def test_nobody_leaves_the_signature_out(proxy: Proxy, ask: Ask, rsa_key: Key) -> None:
+    head = base64.urlsafe_b64encode(b'{"alg":"none","kid":"first"}').rstrip(b"=").decode()
+
+    assert (await ask(proxy, f"{head}.{token(rsa_key).split('.')[1]}.")).code == 401
+
+
+async def test_another_key_of_the_same_name_signs_nothing(proxy: Proxy, ask: Ask) -> None:
+    stranger = rsa.generate_private_key(65537, 2048)
+
+    assert (await ask(proxy, token(stranger))).code == 401
+
+
+async def test_keys_are_rotated_without_a_restart(
+    proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key, ec_key: Key
+) -> None:
+    assert (await ask(proxy, token(rsa_key))).code == 200
+    provider.keys = {"second": ec_key}
+
+    assert (await ask(proxy, token(ec_key, "second", "ES256"))).code == 200
+    assert (await ask(proxy, token(rsa_key))).code == 401
+    assert len(provider.requests) == 3
+
+
+async def test_old_keys_are_read_again(
+    start: Callable[..., Awaitable[Proxy]], ask: Ask, provider: Provider, rsa_key: Key
+) -> None:
+    proxy = await start(JWT_KEYS_SECONDS=0)
+    assert (await ask(proxy, token(rsa_key))).code == 200
+    provider.keys = {"second": rsa_key}
+
+    assert (await ask(proxy, token(rsa_key))).code == 401
+
+
+async def test_strangers_do_not_make_it_ask_each_time(
+    start: Callable[..., Awaitable[Proxy]], ask: Ask, provider: Provider, rsa_key: Key
+) -> None:
+    proxy = await start(JWT_RETRY_SECONDS=3600)
+    assert (await ask(proxy, token(rsa_key))).code == 200
+
+    assert (await ask(proxy, token(rsa_key, "unheard-of"))).code == 401
+    assert (await ask(proxy, token(rsa_key, "unheard-of"))).code == 401
+    assert len(provider.requests) == 1
+
+
+async def test_without_the_provider_nobody_new_gets_in_and_known_keys_go_on(
+    start: Callable[..., Awaitable[Proxy]],
+    ask: Ask,
+    provider: Provider,
+    rsa_key: Key,
+    upstream: ScriptedUpstream,
+) -> None:
+    proxy = await start(JWT_KEYS_SECONDS=0)
+    port = provider.port
+    await provider.stop()
+    refused = await ask(proxy, token(rsa_key))
+    assert (refused.code, upstream.requests) == (503, [])
+    assert json.loads(refused.body)["error"]["type"] == "overloaded_error"
+    assert (await ask(proxy, TEST_TOKEN)).code == 200
+
+    await provider.start(port=port)
+    assert (await ask(proxy, token(rsa_key))).code == 200
+
+    await provider.stop()
+    assert (await ask(proxy, token(rsa_key))).code == 200
+    assert (await ask(proxy, token(rsa_key, "unheard-of"))).code == 503
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        json_answer({"keys": []}),
+        json_answer([]),
+        json_answer({"error": "gone"}, 500),
+        json_answer({}, 302, {"Location": "/elsewhere"}),
+    ],
+)
+async def test_an_answer_that_holds_no_keys_fails_closed(
+    proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key, answer: Any
+) -> None:
+    provider.script(answer)
+
+    assert (await ask(proxy, token(rsa_key))).code == 503
+
+
+async def test_the_stop_waits_for_a_reading_and_leaves_nothing_behind(
+    proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key
+) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(exchange: UpstreamExchange) -> None:
+        await go_on.wait()
+        await provider.default_answer(exchange)
+
+    provider.script(slow)
+    asked = asyncio.ensure_future(ask(proxy, token(rsa_key)))
+    await provider.received()
+    stopped = asyncio.ensure_future(proxy.server.drain())
+    assert (await asked).code == 503
+
+    go_on.set()
+    await stopped
+    await provider.all_closed()
+
+
+async def test_without_a_url_it_is_not_there(start: Callable[..., Awaitable[Proxy]]) -> None:
+    proxy = await start(JWT_JWKS_URL=None, JWT_ISSUER=None, JWT_AUDIENCE=None)
+
+    states = {info.name: info.state for info in proxy.plugins.describe()}
+    assert states["jwt"] == "inactive"
+
+
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        ({"JWT_ISSUER": None}, "JWT_ISSUER is not set"),
+        ({"JWT_AUDIENCE": None}, "JWT_AUDIENCE is not set"),
+        ({"JWT_JWKS_URL": "http://login.example.com/jwks"}, "JWT_JWKS_URL must begin with https"),
+        ({"JWT_ALGORITHMS": "RS256 HS256"}, "JWT_ALGORITHMS must be some of .*'HS256'"),
+        ({"JWT_ALGORITHMS": "none"}, "JWT_ALGORITHMS must be some of .*'none'"),
+    ],
+    ids=str,
+)
+async def test_settings_that_let_strangers_in_are_refused(
+    start: Callable[..., Awaitable[Proxy]], variables: dict[str, object], fault: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=fault):
+        await start(**variables)

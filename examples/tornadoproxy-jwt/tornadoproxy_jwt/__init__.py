@@ -1,0 +1,158 @@
+"""Lets in who presents a JSON Web Token that an identity provider has signed.
+
+A credential that is no JWT is left to the next plugin. One that is has to be right: signed with a
+key of the provider's JWKS, by one of the algorithms that the settings name, for this audience, by
+this issuer, and not expired. While the keys cannot be had, tokens of unknown keys are answered
+503; tokens of keys that have been read go on being accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy import (
+    INACTIVE,
+    ConfigurationError,
+    Identity,
+    Inactive,
+    IncomingRequest,
+    Setting,
+    Settings,
+    hookimpl,
+    parsers,
+)
+
+if TYPE_CHECKING:
+    from tornadoproxy_jwt.keys import KeySet
+    from tornadoproxy_jwt.tokens import TokenReader
+
+# only those of a private and a public key: with an HMAC, whoever can check could sign as well
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
+
+
+def _keys_url(value: str) -> str:
+    """The URL of a JWKS. Not in the clear, unless it stays on this machine."""
+    if value.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
+        return parsers.text(value)
+    raise ValueError("must begin with https://: who can change the keys on their way gets in")
+
+
+def _algorithms(value: str) -> tuple[str, ...]:
+    names = parsers.words(value)
+    if unknown := [name for name in names if name not in ALGORITHMS]:
+        raise ValueError(f"must be some of {', '.join(ALGORITHMS)}, not {unknown[0]!r}")
+    return names
+
+
+JWKS_URL: Setting[str] = Setting(
+    "JWT_JWKS_URL",
+    _keys_url,
+    default="",
+    help="Where the identity provider has its public keys: https://login.example.com/jwks.json.",
+)
+ISSUER: Setting[str] = Setting(
+    "JWT_ISSUER", parsers.text, default="", help="Who must have issued a token: its claim iss."
+)
+AUDIENCE: Setting[str] = Setting(
+    "JWT_AUDIENCE", parsers.text, default="", help="Whom a token must be meant for: its claim aud."
+)
+SIGNED_BY: Setting[tuple[str, ...]] = Setting(
+    "JWT_ALGORITHMS",
+    _algorithms,
+    default=("RS256", "ES256"),
+    help="The algorithms that a token may be signed with.",
+)
+LEEWAY: Setting[float] = Setting(
+    "JWT_LEEWAY",
+    parsers.seconds(maximum=300),
+    default=10.0,
+    help="Seconds that the provider's clock and this one may differ.",
+)
+GROUPS_CLAIM: Setting[str] = Setting(
+    "JWT_GROUPS_CLAIM",
+    parsers.text,
+    default="groups",
+    help="The claim that lists the groups that the person belongs to.",
+)
+KEYS_SECONDS: Setting[float] = Setting(
+    "JWT_KEYS_SECONDS",
+    parsers.seconds(),
+    default=600.0,
+    help="Seconds after which the keys are read again.",
+)
+RETRY_SECONDS: Setting[float] = Setting(
+    "JWT_RETRY_SECONDS",
+    parsers.seconds(),
+    default=10.0,
+    help="Seconds between two attempts to read the keys, which an unknown key brings about.",
+)
+
+
+class JWTAuthenticator:
+    """Knows people by the tokens of their identity provider."""
+
+    def __init__(self) -> None:
+        self._keys: KeySet | None = None
+        self._reader: TokenReader | None = None
+
+    @hookimpl
+    def declare_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
+        return (
+            JWKS_URL,
+            ISSUER,
+            AUDIENCE,
+            SIGNED_BY,
+            LEEWAY,
+            GROUPS_CLAIM,
+            KEYS_SECONDS,
+            RETRY_SECONDS,
+        )
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        if not settings[JWKS_URL]:
+            return INACTIVE
+        # not at the top: who does not use this plugin does not wait for cryptography
+        from tornadoproxy_jwt.keys import KeySet
+        from tornadoproxy_jwt.tokens import TokenReader
+
+        missing = [each.name for each in (ISSUER, AUDIENCE) if not settings[each]]
+        if missing:
+            faults = (f"{name} is not set, and JWT_JWKS_URL is: set it." for name in missing)
+            raise ConfigurationError(*faults)
+        if self._keys is None or self._keys.url != settings[JWKS_URL]:
+            self._keys = KeySet(settings[JWKS_URL])
+        self._keys.lifetime = settings[KEYS_SECONDS]
+        self._keys.retry = settings[RETRY_SECONDS]
+        self._reader = TokenReader(
+            issuer=settings[ISSUER],
+            audience=settings[AUDIENCE],
+            algorithms=settings[SIGNED_BY],
+            leeway=settings[LEEWAY],
+            groups_claim=settings[GROUPS_CLAIM],
+        )
+        return f"whoever has a token of {settings[ISSUER]}"
+
+    @hookimpl
+    def authenticate(
+        self, request: IncomingRequest
+    ) -> Coroutine[None, None, Identity | None] | None:
+        assert self._keys is not None, "configured"
+        assert self._reader is not None, "configured"
+        tokens = self._reader.tokens(request.candidates())
+        if not tokens:
+            return None  # not mine, which is known without a coroutine
+        return self._reader.identify(tokens, self._keys)
+
+    @hookimpl
+    async def shutdown(self) -> None:
+        if self._keys is not None:
+            await self._keys.close()
+
+
+def __getattr__(name: str) -> JWTAuthenticator:
+    # a fresh one for each proxy: two in one process have different providers
+    if name == "plugin":
+        return JWTAuthenticator()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
