@@ -98,8 +98,8 @@ def refusal(response: RawResponse) -> dict[str, Any]:
 
 async def later(answer: object) -> object:
     await asyncio.sleep(0)
-    if isinstance(answer, Exception):
-        raise answer
+    if answer is KeyError:
+        raise KeyError(CANARY)
     return answer
 
 
@@ -240,7 +240,7 @@ async def test_what_is_refused_does_not_go_upstream(
 
 @each_dialect
 @pytest.mark.parametrize("awaited", [False, True])
-@pytest.mark.parametrize("answer", [KeyError(CANARY), True, "yes", Identity("x"), Permit])
+@pytest.mark.parametrize("answer", [KeyError, True, "yes", Identity("x"), Permit])
 async def test_what_is_no_decision_fails_closed(
     page: str,
     answer: object,
@@ -254,8 +254,8 @@ async def test_what_is_no_decision_fails_closed(
     def decide(_: object) -> object:
         if awaited:
             return later(answer)
-        if isinstance(answer, Exception):
-            raise answer
+        if answer is KeyError:
+            raise KeyError(CANARY)
         return answer
 
     proxy = await start_proxy(plugins={"bad": Authorizer(decide)})

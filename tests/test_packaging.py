@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tornadoproxy.testing import Proxy
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"tornadoproxy", "tornadoproxy_token", "tornadoproxy_access_log"}
+PLUGINS = {"token", "access_log", "usage", "keys", "ledger", "budgets", "metrics", "otel"}
+PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
 
 
 def run(
@@ -83,8 +84,7 @@ def test_the_wheel_registers_the_plugins_as_anybody_would(wheel: zipfile.ZipFile
     registered = entry_points(wheel)
 
     assert dict(registered["tornadoproxy"]) == {
-        "token": "tornadoproxy_token:plugin",
-        "access_log": "tornadoproxy_access_log:plugin",
+        name: f"tornadoproxy_{name}:plugin" for name in PLUGINS
     }
     assert dict(registered["console_scripts"]) == {"tornadoproxy": "tornadoproxy.__main__:main"}
 

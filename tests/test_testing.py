@@ -78,13 +78,20 @@ async def test_raw_bytes_go_to_the_last_proxy(
     assert (await records.finished()).route == "/v1/models"
 
 
+def authenticators(proxy: Proxy) -> list[str]:
+    """The names of the active plugins that authenticate, in the order asked."""
+    return [
+        info.name
+        for info in proxy.plugins.describe()
+        if info.state == "active" and "authenticate" in info.hooks
+    ]
+
+
 async def test_plugins_and_settings_are_given_by_the_test(
     start_proxy: StartProxy, raw: OpenRaw, records: Records
 ) -> None:
     proxy = await start_proxy(plugins=[NameTag()], DISABLED_PLUGINS="token", AUTH_TOKEN=None)
-    assert [info.name for info in proxy.plugins.describe() if "authenticate" in info.hooks] == [
-        "NameTag"
-    ]
+    assert authenticators(proxy) == ["NameTag"]
     connection = await raw(proxy)
     await connection.send(request_bytes("GET", "/v1/models", {"X-Name-Tag": "Zoë".encode().hex()}))
     assert (await connection.response()).status == 200
@@ -96,8 +103,7 @@ async def test_plugins_and_settings_are_given_by_the_test(
 
 async def test_a_mapping_names_the_plugins(start_proxy: StartProxy) -> None:
     proxy = await start_proxy(plugins={"one": NameTag(), "two": NameTag()})
-    names = [info.name for info in proxy.plugins.describe() if "authenticate" in info.hooks]
-    assert names == ["one", "two", "token"]
+    assert authenticators(proxy) == ["one", "two", "token"]
 
 
 async def test_mistakes_are_the_programs(start_proxy: StartProxy) -> None:

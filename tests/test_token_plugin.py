@@ -110,8 +110,11 @@ def test_its_settings_are_read_from_their_texts(tmp_path: Path) -> None:
         AUTH_TOKEN.parse("a\x01b")
 
 
+OTHERS = ("access_log", "usage", "keys", "ledger", "budgets", "metrics", "otel")
+
+
 def test_it_declares_its_settings_through_the_entry_point() -> None:
-    declared = Plugins.load(disabled=("access_log",)).declared_settings()
+    declared = Plugins.load(disabled=OTHERS).declared_settings()
     assert declared == (AUTH_TOKEN, AUTH_TOKEN_FILE, ALLOW_ANONYMOUS)
 
 
@@ -281,7 +284,7 @@ def test_refused_settings_change_nothing() -> None:
 
 
 def test_without_a_credential_the_manager_says_what_to_send() -> None:
-    plugins = Plugins.load(disabled=("access_log",))
+    plugins = Plugins.load(disabled=OTHERS)
     plugins.configure(settings(secrets(TOKEN)))
     with pytest.raises(AuthenticationFailed, match="x-api-key, or as Authorization: Bearer"):
         plugins.authenticate(request())
