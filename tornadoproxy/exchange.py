@@ -130,6 +130,10 @@ class Usage:
     partial: bool = False
 
 
+NOTHING_TOLD = Usage()
+"""The usage of an exchange that no answer has been told of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """What became of one request. Holds no credential, no query string and no body.
@@ -234,7 +238,7 @@ class Exchange:
         self.status: int | None = None
         self.error: str | None = None
         self.model: str | None = None
-        self.usage = Usage()
+        self.usage = NOTHING_TOLD
         self.stop_reason: str | None = None
         self.session_id = _value(request.headers, "X-Claude-Code-Session-Id")
         self.agent_id = _value(request.headers, "X-Claude-Code-Agent-Id")

@@ -22,7 +22,7 @@ import os
 import re
 import time
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -136,8 +136,8 @@ def text_line(record: RequestRecord) -> bytes:
     usage = record.usage
     line = (
         f"{_time(record.time)} {record.status or '-':>3} {record.outcome:<9} "
-        f"{_plain(record.method)} {_plain(record.route)} "
-        f"{_plain(record.principal)} {_plain(record.model)} "
+        f"{_known(record.method)} {_plain(record.route)} "
+        f"{_known(record.principal)} {_known(record.model)} "
         f"in={record.bytes_in} out={record.bytes_out} "
         f"ttfb={_milliseconds(record.time_to_first_byte)} "
         f"total={_milliseconds(record.duration)} "
@@ -150,7 +150,7 @@ def text_line(record: RequestRecord) -> bytes:
         line += f" cost={_dollars(record.cost)}"
     if usage.partial:
         line += " partial"
-    line += f" from={_plain(record.remote_ip)} id={_plain(record.request_id)}"
+    line += f" from={_known(record.remote_ip)} id={_plain(record.request_id)}"
     if record.session_id is not None:
         line += f" session={_plain(record.session_id)}"
     if record.agent_id is not None:
@@ -254,7 +254,19 @@ def _open(destination: str, form: _Form) -> LineWriter | None:
 
 def _time(seconds: float) -> str:
     """RFC 3339, in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_second(whole)}.{microseconds // 1000:03}Z"
+
+
+@lru_cache(4)  # lines come in the order of time, nearly
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]
+
+
+@lru_cache(256)
+def _known(value: str | None) -> str:
+    """`_plain`, for what few requests have of their own."""
+    return _plain(value)
 
 
 def _plain(value: str | None) -> str:
