@@ -4,7 +4,8 @@ What an answer consumed is read by the core; this plugin multiplies. ``PRICES_FI
 of the table, or adds to them. A model that is in neither is priced at the dearest, and named once
 in the log.
 
-- `tornadoproxy_usage.prices`: the table
+- `tornadoproxy_usage.prices`: what a table of prices is; `tornadoproxy_usage.shipped`: ours
+- `tornadoproxy_usage.price_file`: reads one of the operator's own
 - `tornadoproxy_usage.prices_command`: ``python -m tornadoproxy prices``
 """
 
@@ -19,7 +20,7 @@ from tornadoproxy import Command, Setting, Settings, Usage, hookimpl, parsers
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
-    from tornadoproxy_usage.prices import PriceFile, Prices
+    from tornadoproxy_usage.prices import Prices, PriceTable
 
 MAX_NAMED = 100
 """How many unknown models are named in the log: a client may ask for any."""
@@ -30,18 +31,18 @@ MAX_NAME = 80
 logger = logging.getLogger(__name__)
 
 
-def _prices_file(value: str) -> PriceFile:
+def _prices_file(value: str) -> PriceTable:
     """The path of a file of prices."""
-    from tornadoproxy_usage import prices  # most commands need none
+    from tornadoproxy_usage import price_file  # most need none
 
     path = parsers.readable_file(value)
     try:
-        return prices.read(path)
+        return price_file.read(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"must name a file of prices, but {value!r} {_reason(error)}") from None
 
 
-PRICES_FILE: Setting[PriceFile | None] = Setting(
+PRICES_FILE: Setting[PriceTable | None] = Setting(
     "PRICES_FILE",
     _prices_file,
     default=None,
@@ -60,7 +61,7 @@ class Pricer:
         self._named: set[str] = set()
 
     @hookimpl
-    def declare_settings(self) -> tuple[Setting[PriceFile | None]]:
+    def declare_settings(self) -> tuple[Setting[PriceTable | None]]:
         return (PRICES_FILE,)
 
     @hookimpl
@@ -111,9 +112,11 @@ def __getattr__(name: str) -> Pricer:
 
 
 def _prices(settings: Settings) -> Prices:
-    from tornadoproxy_usage import prices  # not loaded where the plugin is not asked
+    # not loaded where the plugin is not asked
+    from tornadoproxy_usage.prices import Prices
+    from tornadoproxy_usage.shipped import SHIPPED
 
-    return prices.Prices(prices.shipped(), settings[PRICES_FILE])
+    return Prices(SHIPPED, settings[PRICES_FILE])
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""``python -m tornadoproxy prices``: the prices in force, as a table, CSV or JSON."""
+"""``python -m tornadoproxy prices``: the prices in force, as a table, CSV, JSON or TOML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy_usage.prices import Prices
 
-FORMATS = ("table", "csv", "json")
+FORMATS = ("table", "csv", "json", "toml")
 
 _NANOS_FOR_A_THOUSAND = 1_000_000  # searches, where they cost a dollar
 _COLUMNS = ("model", "over", *Rates._fields)
@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def show(prices: Prices, form: str) -> int:
     """Write them to standard output, in US dollars for a million tokens."""
-    forms = {"table": _as_table, "csv": _as_csv, "json": _as_json}
+    forms = {"table": _as_table, "csv": _as_csv, "json": _as_json, "toml": _as_toml}
     sys.stdout.write(forms[form](prices))
     return 0
 
@@ -87,6 +87,29 @@ def _as_json(prices: Prices) -> str:
         ],
     }
     return json.dumps(document, indent=2) + "\n"
+
+
+def _as_toml(prices: Prices) -> str:
+    """A file for PRICES_FILE, to begin with."""
+    latest = prices.own or prices.shipped
+    lines = [
+        "# US dollars for a million tokens, and for a thousand web searches",
+        f"date = {latest.date}",
+        f"source = {json.dumps(latest.source)}",
+        f"web_search = {prices.web_search / _NANOS_FOR_A_THOUSAND}",
+    ]
+    for name, row in prices.rows.items():
+        lines += ["", f"[models.{json.dumps(name)}]", *_assigned(row.rates)]
+        if row.aliases:
+            lines.append(f"aliases = {json.dumps(row.aliases)}")
+        if row.long is not None:
+            lines += ["", f"[models.{json.dumps(name)}.long]", f"over = {row.over}"]
+            lines += _assigned(row.long)
+    return "\n".join([*lines, ""])
+
+
+def _assigned(rates: Rates) -> list[str]:
+    return [f"{name} = {_dollars(nanos)}" for name, nanos in rates._asdict().items()]
 
 
 def _dollars(nanos: int) -> str:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import brotli  # type: ignore[import-untyped]  # it has no types
 import pytest
 import zstandard
-from tornadoproxy_usage import MAX_NAMED, PRICES_FILE, Pricer, prices
+from tornadoproxy_usage import MAX_NAMED, PRICES_FILE, Pricer
+from tornadoproxy_usage.shipped import SHIPPED
 
 from tornadoproxy import ConfigurationError, Settings, Usage, hookimpl
 from tornadoproxy.testing import (
@@ -172,7 +173,7 @@ def test_models_are_known_by_other_names(
 
 def test_the_table_is_whole_and_dated() -> None:
     """Each current model's five prices stand in the relation that the price list gives them."""
-    shipped = prices.shipped()
+    shipped = SHIPPED
     assert shipped.source == "https://platform.claude.com/docs/en/about-claude/pricing"
     assert shipped.date.isoformat() >= "2026-10-24"
     for name, row in shipped.rows.items():
@@ -199,7 +200,7 @@ def test_an_unknown_model_costs_as_much_as_the_dearest(model: str) -> None:
         Usage(0, 0, 0, 10),
         Usage(0, 0, 0, 9, 9),
     ):
-        known = [plugin.price(name, usage) for name in prices.shipped().rows]
+        known = [plugin.price(name, usage) for name in SHIPPED.rows]
         assert plugin.price(model, usage) == max(cost for cost in known if cost is not None) > 0
 
 
@@ -248,7 +249,7 @@ def test_a_file_replaces_rows_and_adds_to_them(own: Path) -> None:
 
 
 def test_the_line_at_start_says_which_prices_and_of_which_day(own: Path) -> None:
-    shipped = prices.shipped()
+    shipped = SHIPPED
     plugin = Pricer()
     line = f"prices of {shipped.date} ({len(shipped.rows)} models)"
     assert plugin.configure(settings()) == line
@@ -374,10 +375,12 @@ async def test_a_bad_file_stops_the_start(start_proxy: StartProxy, own: Path) ->
     assert "models.claude-opus-4.output" in line
 
 
-def test_the_shipped_file_is_a_good_file_of_ones_own() -> None:
-    shipped = prices.shipped()
-    parsed = PRICES_FILE.parse(str(shipped.path))
-    assert parsed == shipped
+def test_what_is_shown_as_toml_is_a_good_file_of_ones_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(shown(capsys, "toml"))
+    assert PRICES_FILE.parse(str(path)) == dataclasses.replace(SHIPPED, path=path)
 
 
 # The command
@@ -423,8 +426,8 @@ def test_the_command_shows_them_to_programs(capsys: pytest.CaptureFixture[str]) 
     rows = list(csv.DictReader(shown(capsys, "csv").splitlines()))
     document = json.loads(shown(capsys, "json"))
     assert document["web_search"] == 10
-    assert document["date"] == prices.shipped().date.isoformat()
-    assert len(document["prices"]) == len(rows) == len(prices.shipped().rows) + 1
+    assert document["date"] == SHIPPED.date.isoformat()
+    assert len(document["prices"]) == len(rows) == len(SHIPPED.rows) + 1
     for row, told in zip(rows, document["prices"], strict=True):
         assert row["model"] == told["model"]
         assert all(float(row[name]) == told[name] for name in told if name != "model")
