@@ -23,14 +23,14 @@ ROWS = {
     USAGE: ("usage",),
     "keys": ("usage", "keys"),
     "ledger": ("usage", "ledger"),
-    "keys, ledger": ("usage", "keys", "ledger"),
+    "keys+ledger": ("usage", "keys", "ledger"),
     "budgets": ("usage", "budgets"),
     "metrics": ("usage", "metrics"),
     "otel": ("usage", "otel"),
     "all": OPTIONAL,
 }
 
-JUDGED = (USAGE, "keys, ledger")
+JUDGED = (USAGE, "keys+ledger")
 """The names of the rows that have a target."""
 
 _NOT_LOOKED_INTO = (

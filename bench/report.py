@@ -75,7 +75,7 @@ TARGETS = (
     Target("JSON relayed, CPU added", "µs", 15, _added_by(USAGE, "json", BARE)),
     Target("SSE relayed, CPU added", "µs/event", 3, _added_by(USAGE, "sse", BARE)),
     Target("SSE translated, CPU added", "µs/event", 3, _added_by(USAGE, "chat-sse", BARE)),
-    Target("JSON relayed, CPU added", "µs", 40, _added_by("keys, ledger", "json", USAGE)),
+    Target("JSON relayed, CPU added", "µs", 40, _added_by("keys+ledger", "json", USAGE)),
     Target("JSON relayed, CPU", "of hello's", 1.6, _ratio("json", "hello", "json")),
     Target("OpenAI chat JSON, CPU", "of hello's JSON", 2.1, _ratio("chat", "hello", "json")),
     Target("JSON relayed, CPU", "of LiteLLM's", 1 / 40, _ratio("json", "litellm", "json")),

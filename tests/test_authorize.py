@@ -145,7 +145,7 @@ async def test_it_is_shown_the_model_that_goes_upstream(
     assert (model_request.model, model_request.max_tokens) == (MODEL, 7)
 
 
-@pytest.mark.parametrize("page", ["/v1/messages/", "/v1/%6Dessages", "/v1/MESSAGES"])
+@pytest.mark.parametrize("page", ["/v1/messages/", "/v1/%6Dessages", "/v1/messages;x"])
 async def test_a_path_that_a_server_could_take_for_messages_is_judged_as_that(
     page: str, start_proxy: StartProxy, raw: OpenRaw
 ) -> None:
@@ -416,6 +416,13 @@ async def test_the_upstreams_headers_can_be_withheld(
     assert not [name for name, _ in response.headers if "unified" in name.lower()]
 
 
+@pytest.mark.parametrize("prefixes", [("Anthropic-Ratelimit-",), ("",), "anthropic-", ["x-"]])
+def test_prefixes_that_would_withhold_something_else_are_refused(prefixes: Any) -> None:
+    # Any: that is what is tested
+    with pytest.raises(ValueError, match=r"lower case|tuple"):
+        Permit(withheld_headers=prefixes)
+
+
 # -- the body
 
 
@@ -445,6 +452,33 @@ async def test_a_message_of_any_size_goes_upstream_as_it_came(
     if size < 1024:
         assert request.body == body
     assert len(authorizer.shown) == 1
+
+
+async def test_a_message_that_is_too_large_is_told_the_limit_that_it_meets(
+    start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    await start_proxy(plugins=[Authorizer()], MAX_BODY_SIZE=64 * 1024 * 1024)
+    response = await post(raw, "/v1/messages", b"", {"Content-Length": str(33 * 1024 * 1024)})
+    assert response.status == 413
+    assert "a messages request can be no larger" in refusal(response)["message"]
+
+
+@pytest.mark.parametrize("page", ["/v1/messages", "/openai/v1/chat/completions"])
+async def test_a_body_that_is_whole_takes_no_more_room_than_it_needs(
+    page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(plugins=[Authorizer()])
+    gateway = proxy.server._gateway
+    assert gateway is not None
+    upstream.script(silent_answer())
+    client = await raw()
+    head = request_bytes("POST", page, {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
+    await client.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(MESSAGE), MESSAGE))
+    await upstream.received()
+    assert gateway.held_bytes == len(MESSAGE)
+    await client.close()
+    await records.finished()
+    assert gateway.held_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,19 @@ KEY = "canary-key-Xs49Nc6/+"
 NEW_KEY = "canary-new-key-Tg12Hy8"
 EGRESS_PASSWORD = "canary-egress-Bn66Rt3"
 GUESS = "canary-guess-Lo01Qa7"
+ADMIN_KEY = "canary-admin-key-of-32-characters-Hj45Sd6/+"
+READ_KEY = "canary-read-key-of-32-characters-Yt09Bw1"
+COLLECTOR_KEY = "canary-collector-Ek62Zu3"
 COOKIE = "canary-cookie-Ui98Me4"
 QUERY = "canary-query-Zx34Cv5"
 BODY = "canary-body-Fg77Jk2"
 
 CLIENTS = [TOKEN, OTHER_TOKEN, NEW_TOKEN, GUESS, COOKIE]  # never upstream
-OURS = [TOKEN, OTHER_TOKEN, NEW_TOKEN, KEY, NEW_KEY, EGRESS_PASSWORD]  # never to a client
+PLUGINS_OWN = [ADMIN_KEY, READ_KEY, COLLECTOR_KEY]
+OURS = [  # never to a client
+    *(TOKEN, OTHER_TOKEN, NEW_TOKEN, KEY, NEW_KEY, EGRESS_PASSWORD),
+    *PLUGINS_OWN,
+]
 CREDENTIALS = [*OURS, GUESS, COOKIE]
 EVERYTHING = [*CREDENTIALS, QUERY, BODY]  # in no log, ever
 
@@ -564,6 +571,98 @@ async def test_no_canary_of_the_egress_proxy(
     _silent(program, upstream)
 
 
+PLUGINS_SETTINGS = {
+    "KEYS_DB": "keys.db",
+    "BUDGETS_DB": "budgets.db",
+    "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY}",
+    "BUDGETS_ADMIN_READ_KEY": READ_KEY,
+    "LEDGER_DB": "ledger.db",
+    "METRICS": "yes",
+    "OTEL_TRACES": "yes",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+    "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}",
+}
+
+
+def key_of(
+    name: str, directory: Path, capfd: pytest.CaptureFixture[str], command: str = "create"
+) -> str:
+    """A key that a command makes, which is shown once."""
+    environment = {"KEYS_DB": str(directory / "keys.db")}
+    given = ["--name", name] if command == "create" else [name]
+    assert cli.main(["keys", command, *given], environment) == 0
+    output, errors = capfd.readouterr()
+    key = output.strip()
+    assert key.startswith("tp-")
+    assert found([key], errors.encode()) == []
+    return key
+
+
+async def test_no_canary_of_the_plugins_that_hold_some(
+    start_program: StartProgram,
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keys that were made, those of administrators, and the one for the collector of traces."""
+    monkeypatch.chdir(tmp_path)  # no .env that lies about
+    replaced = key_of("ada", tmp_path, capfd)
+    key = key_of("ada", tmp_path, capfd, "rotate")
+    keys = [key, replaced]
+    log = tmp_path / "access.log"
+    env_file = tmp_path / ".env"
+    good = f"BUDGETS_ADMIN_KEY=ops={ADMIN_KEY}\n"
+    env_file.write_text(good)
+    program = await start_program(
+        **{n: v for n, v in PLUGINS_SETTINGS.items() if n != "BUDGETS_ADMIN_KEY"},
+        AUTH_TOKEN=TOKEN,
+        UPSTREAM_API_KEY=KEY,
+        UPSTREAM_BASE_URL=upstream.url,
+        ACCESS_LOG=str(log),
+        ACCESS_LOG_FORMAT="json",
+        MAX_BODY_SIZE="1MB",
+    )
+
+    await _go_wrong(program, upstream, key)
+    for wrong in (replaced, f"{key}x", key[:-1], READ_KEY):
+        assert b" 401 " in await program.ask(request_bytes("GET", "/v1/models", token=wrong))
+    limits = f"/v1/organizations/spend_limits?key={QUERY}"
+    for method, token, body, status in (
+        ("GET", ADMIN_KEY, b"", 200),
+        ("POST", ADMIN_KEY, json.dumps({"scope": BODY}).encode(), 400),
+        ("POST", ADMIN_KEY, BODY.encode(), 400),
+        ("POST", READ_KEY, MESSAGE, 403),
+        ("GET", key, b"", 401),
+        ("GET", GUESS, b"", 401),
+    ):
+        answer = await program.ask(request_bytes(method, limits, body=body, token=token))
+        assert b" %d " % status in answer, (method, body, answer)
+    assert b" 200 " in await program.ask(request_bytes("GET", "/metrics", token=key))
+    for refused, bad in enumerate(
+        (
+            f"BUDGETS_ADMIN_KEY=ops={TOKEN}\n",
+            f"BUDGETS_ADMIN_KEY={ADMIN_KEY} {READ_KEY}\n",
+            f"BUDGETS_ADMIN_KEY={ADMIN_KEY} {ADMIN_KEY}=\n{READ_KEY}\n",
+        ),
+        start=1,
+    ):
+        env_file.write_text(bad)
+        program.process.send_signal(signal.SIGHUP)
+        await program.hears(b"SIGHUP: the settings stay as they were", refused)
+    program.process.send_signal(signal.SIGTERM)
+
+    assert await program.ended() == 0
+    files = [log, *tmp_path.glob("*.db*")]
+    assert len(files) >= 4
+    _silent(program, upstream, *(file.read_bytes() for file in files))
+    went_up = b"".join(received.raw_head + received.body for received in upstream.requests)
+    for where in (program.said, program.arguments, program.answered, went_up):
+        assert found([*keys, *PLUGINS_OWN], where) == []
+    for file in files:
+        assert found(keys, file.read_bytes()) == [], file
+
+
 # -- the program, when it does not start
 
 
@@ -584,6 +683,7 @@ def secret_files(directory: Path) -> dict[str, Path]:
     return {name: directory / name for name in texts}
 
 
+BUDGETS = {"BUDGETS_DB": "budgets.db"}
 GOOD = {"AUTH_TOKEN": TOKEN, "UPSTREAM_API_KEY": KEY, "PORT": "0"}
 
 BAD: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -623,6 +723,31 @@ BAD: dict[str, tuple[list[str], dict[str, str]]] = {
     "an open quote in .env": (["--env-file", "{quote.env}"], {}),
     "a key of two words in .env": (["--env-file", "{blank.env}"], {"UPSTREAM_API_KEY": ""}),
     "an exported token in .env": (["--env-file", "{export.env}"], {}),
+    "an admin key without a file": ([], {"BUDGETS_ADMIN_KEY": ADMIN_KEY}),
+    "a short admin key": ([], {**BUDGETS, "BUDGETS_ADMIN_KEY": f"ops={TOKEN}"}),
+    "two admin keys of one name": (
+        [],
+        {**BUDGETS, "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY} ops={READ_KEY}"},
+    ),
+    "an admin key that may not change": (
+        [],
+        {**BUDGETS, "BUDGETS_ADMIN_KEY": ADMIN_KEY, "BUDGETS_ADMIN_READ_KEY": ADMIN_KEY},
+    ),
+    "an admin key as the file": ([], {"BUDGETS_DB": "/", "BUDGETS_ADMIN_KEY": ADMIN_KEY}),
+    "a flag for the admin key": ([f"--budgets-admin-key={ADMIN_KEY}"], BUDGETS),
+    "a collector's key without a name": ([], {"OTEL_EXPORTER_OTLP_HEADERS": COLLECTOR_KEY}),
+    "a collector's key in two lines": (
+        [],
+        {"OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}%0A{KEY}"},
+    ),
+    "a collector with a password": (
+        [],
+        {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://u:{COLLECTOR_KEY}@c"},
+    ),
+    "a flag for the collector's key": (
+        ["--otel-exporter-otlp-headers", f"x-key={COLLECTOR_KEY}"],
+        {},
+    ),
 }
 
 
@@ -663,11 +788,15 @@ def test_no_canary_in_what_the_commands_show(
         "HTTPS_PROXY": f"http://user:{EGRESS_PASSWORD}@proxy.example:3128",
         "ANTHROPIC_API_KEY": NEW_KEY,
         "ANTHROPIC_AUTH_TOKEN": NEW_TOKEN,
+        **PLUGINS_SETTINGS,
     }
 
     assert cli.main([command], environment) == 0
 
     output, errors = capfd.readouterr()
+    if command in ("check", "plugins"):
+        for name in ("keys", "budgets", "otel"):
+            assert name in output
     assert output.strip() != ""
     assert errors == ""
     assert found(EVERYTHING, output.encode()) == []
@@ -720,9 +849,16 @@ async def test_no_object_of_ours_shows_a_canary(
     raw: OpenRaw,
     upstream: ScriptedUpstream,
     records: Records,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every one that lives while requests are in flight: settings, server, plugins, exchanges …"""
+    monkeypatch.chdir(tmp_path)
+    key = key_of("ada", tmp_path, capfd)
+    collector = ScriptedServer()
+    await collector.start()
+    collector.script(json_answer({}), json_answer({}))
     sent: list[UpstreamRequest] = []  # they live but for a moment
     send = UpstreamClient.send
 
@@ -737,6 +873,7 @@ async def test_no_object_of_ours_shows_a_canary(
         HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
         PASSPHRASE=NEW_TOKEN,
         plugins=[Passphrase()],
+        **{**PLUGINS_SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url},
     )
     upstream.script(
         sse_answer([event({"type": "ping"})], end="hang"),
@@ -747,7 +884,7 @@ async def test_no_object_of_ours_shows_a_canary(
     cookie = [("Cookie", COOKIE)]
     await first.send(request_bytes("POST", target, cookie, STREAM, token=TOKEN))
     await first.head()
-    await second.send(request_bytes("POST", target, cookie, MESSAGE, token=OTHER_TOKEN))
+    await second.send(request_bytes("POST", target, cookie, MESSAGE, token=key))
     await upstream.received(2)
     chat = f"/openai/v1/chat/completions?key={QUERY}"
     await fifth.send(request_bytes("POST", chat, cookie, json.dumps(CHAT).encode(), token=TOKEN))
@@ -768,7 +905,8 @@ async def test_no_object_of_ours_shows_a_canary(
         *("Settings", "Server", "Gateway", "Plugins", "UpstreamClient", "Connector", "Call"),
         *("UpstreamConnection", "UpstreamRequest", "RelayHandler", "Exchange", "IncomingRequest"),
         *("RequestRecord", "TokenAuthenticator", "EgressProxy", "Proxy", "ClientConnection"),
-        *("ChatHandler", "Translation"),
+        *("ChatHandler", "Translation", "Gate", "LiveKey", "AdminKey", "AdminKeys", "Keeper"),
+        *("SpendLimitsApi", "OpenTelemetry", "Tracing", "Figures", "Database", "Permits"),
     ):
         assert kind in kinds
     for each in ours:
@@ -776,8 +914,11 @@ async def test_no_object_of_ours_shows_a_canary(
             # the scripted upstream tells a test what it was asked, query and all
             lenient = isinstance(each, ReceivedRequest)
             canaries = CREDENTIALS if lenient else EVERYTHING
-            assert found(canaries, shown.encode()) == [], type(each)
+            assert found([*canaries, key], shown.encode()) == [], type(each)
     assert found(EVERYTHING, repr(vars(proxy.server)).encode()) == []
+    await proxy.server.drain()
+    assert collector.requests[0].header("x-key") == COLLECTOR_KEY
+    await collector.stop()
 
 
 async def test_no_canary_in_the_traceback_of_a_mistake_of_ours(

@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
+from tornadoproxy import Usage
 from tornadoproxy.chat import MAX_CHAT_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -615,6 +616,17 @@ async def test_room_for_held_bodies_is_given_back(
         await connection.response()
         await records.finished(count)
         assert gateway.held_bytes == 0
+
+
+async def test_what_a_stream_has_used_that_nobody_can_read_is_not_known(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, records: Records
+) -> None:
+    events = message_events(message_document("Hello"))
+    upstream.script(sse_answer(events, headers={"Content-Encoding": "unheard-of"}))
+    connection = await raw()
+    await connection.send(chat(stream=True))
+    await connection.response()
+    assert (await records.finished()).usage == Usage(partial=True)
 
 
 async def test_a_compressed_request_is_refused(

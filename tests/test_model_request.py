@@ -24,6 +24,8 @@ ASKED = {"model": "claude-opus-4-5", "max_tokens": 100, "stream": True, "message
         ('{"model": "a", "content": "\\ud800 half of a pair"}', Fields(model="a")),
         ('{"m\\u006fdel": "a"}', Fields(model="a")),
         ('{"max_tokens": 5, "max_tokens_to_sample": 6}', Fields(max_tokens=5)),
+        ('{"max\\u005ftokens": 5}', Fields(max_tokens=5)),
+        ('{"model": "a", "content": "Model", "tools": [{"Model": "b"}]}', Fields(model="a")),
     ],
 )
 def test_what_it_asks_for_is_read(body: str, fields: Fields) -> None:
@@ -44,12 +46,33 @@ def test_it_is_read_in_every_encoding_that_json_has_had(encoding: str) -> None:
         '{"m\\u006Fdel": "cheap", "mode\\u006c": "dear"}',
         '{"max_tokens": 1, "messages": [], "max_tokens": 100000}',
         '{"stream": false, "stream": true}',
+        '{"max\\u005ftokens": 1, "max_tokens": 100000}',
     ],
 )
 def test_a_name_that_stands_there_twice_is_refused(body: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_fields(body.encode())
     assert "twice" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "cheap", "Model": "dear"}',
+        '{"MODEL": "dear"}',
+        '{"model": "cheap", "\\u004dodel": "dear"}',
+        '{"max_tokens": 1, "Max\\u005FTokens": 100000}',
+        # the sign of the kelvin, and the long s
+        '{"max_tokens": 1, "max_to\u212aens": 100000}',
+        '{"max_tokens": 1, "max_to\\u212aens": 100000}',
+        '{"stream": false, "\u017ftream": true}',
+        '{"stream": false, "\\u017Ftream": true}',
+    ],
+)
+def test_a_name_in_another_case_is_refused_which_some_take_for_the_same(body: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_fields(body.encode())
+    assert "case" in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -68,6 +91,7 @@ def test_a_name_that_stands_there_twice_is_refused(body: str) -> None:
         b'{"stream": "true"}',
         b'{"model": "\xff"}',
         b"[" * 100_000,
+        b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 def test_what_cannot_be_judged_is_refused(body: bytes) -> None:

@@ -23,7 +23,7 @@ from tornadoproxy import (
     page_handler,
 )
 from tornadoproxy.errors import Overloaded
-from tornadoproxy.pages import MAX_PAGE_BODY
+from tornadoproxy.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
     json_answer,
@@ -286,6 +286,27 @@ async def test_a_public_page_may_refuse_by_itself(
     }
     assert (await records.finished()).outcome == "denied"
     assert proxy.server.status().plugin_failures == {}
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+async def test_who_is_not_known_sends_little_and_takes_nobodys_room(
+    coding: str, start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_handler, "HELD_BODIES", 1)
+    page = Recorder()
+    proxy = await start_proxy(plugins=[Pages(Page("/page", page, ("POST",), public=True))])
+    for excess, status in ((0, 200), (1, 413)):
+        body = b"x" * (MAX_PUBLIC_BODY + excess)
+        client = await raw()
+        if coding == "length":
+            await client.send(request_bytes("POST", "/page", body=body))
+        else:
+            await client.send(request_bytes("POST", "/page", {"Transfer-Encoding": "chunked"}))
+            await client.send(chunked(body, 10_000))
+        response = await client.response()
+        assert response.status == status
+    assert [len(each.body) for each in page.requests] == [MAX_PUBLIC_BODY]
+    assert proxy.server.status().held_bytes == 0
 
 
 async def test_a_public_page_is_no_way_around_the_strictness_about_paths(

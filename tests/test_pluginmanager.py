@@ -672,6 +672,17 @@ def test_a_plugin_that_is_inactive_is_left_alone() -> None:
     ]
 
 
+def test_the_inactive_are_described_before_the_disabled() -> None:
+    points: list[Any] = [
+        Point("sleeper", Sleeper()),
+        Point("spare", Answers(None)),
+        Point("zed", Answers(Identity("zed"))),
+    ]
+    plugins = Plugins.load(("spare",), points)
+    plugins.configure(Settings.defaults())
+    assert [info.name for info in plugins.describe()] == ["zed", "sleeper", "spare"]
+
+
 def test_a_plugin_that_is_active_is_called() -> None:
     sleeper = Sleeper(inactive=False)
     plugins = plugins_of(sleeper=sleeper)

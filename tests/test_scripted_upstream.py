@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import inspect
 import json
+import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
@@ -897,6 +899,18 @@ async def test_it_stops_with_everything_and_starts_again(raw: OpenRaw) -> None:
     await again.send(request_bytes("GET", "/v1/models", token=KEY))
     assert (await again.response()).status == 200
     await upstream.stop()
+
+
+async def test_a_stop_closes_what_is_about_to_be_a_connection() -> None:
+    """Who knocks is accepted, made and served over some turns of the loop; it may stop at each."""
+    for turns in range(6):
+        async with ScriptedUpstream() as upstream:
+            with socket.create_connection((upstream.host, upstream.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await upstream.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        gc.collect()  # one that was left open would be a ResourceWarning, which is an error
 
 
 async def test_delay_stands_between_events(raw: OpenRaw) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import anthropic
 import pytest
 
+from tornadoproxy import Permit, hookimpl
 from tornadoproxy.settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -44,6 +45,15 @@ if TYPE_CHECKING:
     )
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
+
+
+class Permits:
+    """Permits whatever is asked for."""
+
+    @hookimpl
+    def authorize(self) -> Permit:
+        return Permit(lambda _: None)
+
 
 BODY = b'{"model":"claude-sonnet-5-5","max_tokens":9,"messages":[],"stream":true}'
 REQUEST = request_bytes("POST", "/v1/messages", {}, BODY, token=TEST_TOKEN)
@@ -199,6 +209,29 @@ async def test_stream_is_marked_where_the_upstream_says_nothing(
     await client.send(REQUEST)
     response = await client.response()
     assert {name: response.all(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("plugins", [[], [Permits()]])
+@pytest.mark.parametrize("page", ["/v1/messages", "/openai/v1/chat/completions"])
+async def test_open_stream_takes_no_object_of_the_larger_kind(
+    page: str,
+    plugins: list[object],
+    raw: OpenRaw,
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+) -> None:
+    """Beyond thirty attributes in its dictionary, an object takes a kilobyte more."""
+    proxy = await start_proxy(plugins=plugins)
+    upstream.script(sse_answer(EVENTS[:3], end="hang"))
+    client = await raw()
+    body = BODY.replace(b"[]", b'[{"role":"user","content":"Hi"}]')
+    await client.send(request_bytes("POST", page, body=body, token=TEST_TOKEN))
+    await client.head()
+    await client.chunk()
+    gateway = proxy.server._gateway
+    assert gateway is not None
+    (handler,) = gateway.in_flight
+    assert len(vars(handler)) < 30
 
 
 async def test_other_answers_are_not_marked(

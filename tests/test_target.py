@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tornadoproxy import InvalidRequest
-from tornadoproxy.target import check_target
+from tornadoproxy.target import asks_a_model, check_target
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,44 @@ def test_is_refused(target: str) -> None:
         check_target(target)
     assert raised.value.status == 400
     assert raised.value.message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/messages",
+        "/v1/messages/",
+        "/V1/Messages",
+        "/v1/%6dessages",
+        # to servers that cut a segment's parameters off
+        "/v1/messages;x=1",
+        "/v1/messages;",
+        "/v1;x/messages/",
+        "/v1/;x/messages/;y",
+        "/v1/messages%3Bx",
+        # to those whose routes are regular expressions, or that trim
+        "/v1/messages%0a",
+        "/v1/messages%20/",
+        "/v1/messages%00",
+        "/v1/messages/%0D%0A",
+    ],
+)
+def test_a_path_that_a_server_could_take_for_messages_asks_a_model(path: str) -> None:
+    check_target(path)
+    assert asks_a_model("POST", path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/v1/messages/batches"),
+        ("POST", "/v1/messages;/batches"),
+        ("POST", "/v1/message"),
+        ("POST", "/v1/messages-x"),
+        ("POST", "/v1/files"),
+    ],
+)
+def test_nothing_else_asks_a_model(method: str, path: str) -> None:
+    assert not asks_a_model(method, path)

@@ -122,9 +122,9 @@ def test_the_line_says_who_may_enter() -> None:
     assert line(settings(secrets(TOKEN))) == "whoever has AUTH_TOKEN"
     assert line(settings(in_file=secrets(TOKEN))) == "whoever has AUTH_TOKEN_FILE"
     assert line(settings(secrets(TOKEN, OTHER))) == "whoever has one of 2 tokens"
-    assert line(settings()) == "ANYONE on this machine: no AUTH_TOKEN is set"
+    assert line(settings()) == "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set"
     open_ = settings(host="0.0.0.0", allow_anonymous=True)
-    assert line(open_) == "ANYONE who reaches it (ALLOW_ANONYMOUS)"
+    assert line(open_) == "ANYONE who reaches it, as anonymous (ALLOW_ANONYMOUS)"
 
 
 def test_a_short_token_is_remarked_upon_and_not_shown() -> None:

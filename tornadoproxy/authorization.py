@@ -44,7 +44,16 @@ class Permit:
         raises is logged. What was reserved is given back here.
     :param withheld_headers: prefixes, in lower case, of the names of the upstream's headers that
         this client does not get.
+    :raises ValueError: those are no such prefixes.
     """
 
     settle: Callable[[RequestRecord], None] | None = None
     withheld_headers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.withheld_headers) is not tuple:
+            raise ValueError("withheld_headers must be a tuple")
+        for prefix in self.withheld_headers:
+            # it would withhold nothing, or everything
+            if prefix != prefix.lower() or not prefix:
+                raise ValueError(f"the prefix of a header's name is in lower case, not {prefix!r}")

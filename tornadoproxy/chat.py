@@ -31,7 +31,7 @@ from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import add_fields, headers_of, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
-from tornadoproxy.upstream_handler import UpstreamHandler
+from tornadoproxy.upstream_handler import JUDGED_HINT, UpstreamHandler
 from tornadoproxy.usage import UsageReader, model_of, stop_reason_of, usage_of
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ _CLIENTS_OWN = frozenset(
 
 _NOT_FOR_SAMPLES = _CLIENTS_OWN | {"Anthropic-Version"}
 
+# what is known of a message until it has been read
+_UNREAD = Usage(partial=True)
+
 _READ = frozenset({"content-encoding", "content-type", "request-id"})
 
 _KEPT = re.compile(
@@ -91,6 +94,9 @@ def _is_kept(name: str) -> bool:
 class ChatHandler(UpstreamHandler):
     """One chat completion."""
 
+    # not in the dictionary, which is full: see `UpstreamHandler`
+    __slots__ = ("_answer", "_answer_size", "_answer_status", "_stream")
+
     # asked for by `set_default_headers`, which Tornado calls before `initialize`
     _translation: Translation | None = None
     _kept: Sequence[tuple[str, str]] = ()
@@ -109,7 +115,7 @@ class ChatHandler(UpstreamHandler):
         return min(MAX_CHAT_BODY, self.gateway.settings[MAX_BODY_SIZE])
 
     def max_body_hint(self) -> str:
-        return "a messages request can be no larger, MAX_BODY_SIZE may be lower"
+        return JUDGED_HINT
 
     def begin(self, length: int, *, chunked: bool) -> None:
         if self.request.method != "POST":
@@ -156,11 +162,11 @@ class ChatHandler(UpstreamHandler):
         if "Request-Id" in headers:
             self.request_id = headers["Request-Id"]
         self.exchange.request_id = self.request_id
-        if head.status == 200 and self._translation.stream and is_event_stream(headers):
-            self._usage = UsageReader.for_answer(headers)
-            self._start_stream(self._translation)
-        elif head.status == 200:
-            self.exchange.usage = Usage(partial=True)  # until the message has been read
+        if head.status == 200:
+            self.exchange.usage = _UNREAD
+            if self._translation.stream and is_event_stream(headers):
+                self._usage = UsageReader.for_answer(headers)
+                self._start_stream(self._translation)
         self.on_data(first)
         self.forget_heads()
 

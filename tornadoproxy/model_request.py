@@ -1,12 +1,14 @@
 """Reads from a body what it asks of a model. Pure.
 
 Whoever judges a request must read it as the upstream will. So what can be read in two ways is
-refused: a name that stands there twice, of which parsers take the first or the last.
+refused: a name that stands there twice, of which parsers take the first or the last; and one in
+another case, which some parsers take for the same (Go's: https://pkg.go.dev/encoding/json).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -23,13 +25,13 @@ class Fields(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(Fields).decode
-_NAMES = Fields.__struct_fields__
-_QUOTED = tuple(f'"{name}"'.encode() for name in _NAMES)
-_ESCAPED_LETTERS = (rb"\u006", rb"\u007")  # nobody escapes them in good faith
+_NAMES = frozenset(Fields.__struct_fields__)
 
-
-class _Ambiguous(dict[str, Any]):  # Any: JSON
-    """An object with one of the names twice."""
+# Wherever a name could stand. Where case does not count, U+212A is a k, and U+017F an s.
+_NAMED = re.compile(rb'"(model|max_to(?:k|\xe2\x84\xaa)ens|(?:s|\xc5\xbf)tream)"', re.IGNORECASE)
+_ONCE = frozenset(name.encode() for name in _NAMES)
+# A letter of a name that is escaped, or its _: nobody does that in good faith.
+_ESCAPED = re.compile(rb"\\u(?:00[4-7]|017[fF]|212[aA])")
 
 
 def read_fields(body: bytes) -> Fields:
@@ -39,33 +41,31 @@ def read_fields(body: bytes) -> Fields:
     """
     try:
         fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return _read_slowly(body)
-    if any(body.count(name) > 1 for name in _QUOTED) or any(
-        escape in body for escape in _ESCAPED_LETTERS
-    ):
+    named = _NAMED.findall(body)
+    if len(set(named)) < len(named) or not _ONCE.issuperset(named) or _ESCAPED.search(body):
         return _read_slowly(body)
     return fields
 
 
 def _read_slowly(body: bytes) -> Fields:
     try:
-        document = json.loads(body, object_pairs_hook=_object)
+        # objects as pairs: in a dict, the last of two of one name is left
+        document: Any = json.loads(body, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         raise InvalidRequest("The request body is not valid JSON.") from None
-    if not isinstance(document, dict):
+    if not isinstance(document, tuple):
         raise InvalidRequest("The request body must be a JSON object.")
-    if isinstance(document, _Ambiguous):
-        names = " or ".join(_NAMES)
-        raise InvalidRequest(f"The request body has {names} twice: send each once.")
+    pairs = [(name, value) for name, value in document if name.casefold() in _NAMES]
+    fields = dict(pairs)
+    if len(fields) < len(pairs) or not _NAMES.issuperset(fields):
+        raise InvalidRequest(
+            "The request body has a field twice, or in another case: send each of "
+            f"{', '.join(Fields.__struct_fields__)} once, in lower case."
+        )
     try:
-        return msgspec.convert({name: document.get(name) for name in _NAMES}, Fields)
+        return msgspec.convert(fields, Fields)
     except msgspec.ValidationError as error:
         # it names a type and a field, and quotes no value
         raise InvalidRequest(f"The request body cannot be judged: {error}.") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON
-    read = dict(pairs)
-    names = [name for name, _ in pairs if name in _NAMES]
-    return _Ambiguous(read) if len(names) != len(set(names)) else read

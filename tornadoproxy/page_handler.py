@@ -24,7 +24,7 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.handlers import ExchangeHandler
-from tornadoproxy.pages import MAX_PAGE_BODY, PageAnswer, PageRequest
+from tornadoproxy.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageAnswer, PageRequest
 from tornadoproxy.plugin_answers import discard, outcome
 from tornadoproxy.plugin_failures import OurOwnError
 from tornadoproxy.settings import PLUGIN_TIMEOUT
@@ -84,6 +84,7 @@ class PageHandler(ExchangeHandler):
     def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # made by the application, which knows
         super().initialize(gateway)
         self._plugin, self._page, self._arguments = found
+        self._max_body = MAX_PUBLIC_BODY if self._page.public else MAX_PAGE_BODY
         self._held: list[bytes] = []
         self._held_size = 0
 
@@ -102,14 +103,17 @@ class PageHandler(ExchangeHandler):
         headers = self.request.headers
         if "Content-Encoding" in headers:
             raise InvalidRequest("Send the request body without a Content-Encoding.")
-        if int(headers.get("Content-Length", "0")) > MAX_PAGE_BODY:
-            raise _too_large()
+        if int(headers.get("Content-Length", "0")) > self._max_body:
+            raise self._too_large()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         size = len(chunk)
         self.exchange.bytes_in += size
-        if self.exchange.bytes_in > MAX_PAGE_BODY:
-            self.fail(_too_large())
+        if self.exchange.bytes_in > self._max_body:
+            self.fail(self._too_large())
+        elif self._page.public:
+            # it must not take the room of those who are known
+            self._held.append(chunk)
         elif self.gateway.held_bytes + size > HELD_BODIES:
             self.fail(
                 Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
@@ -150,6 +154,9 @@ class PageHandler(ExchangeHandler):
         self.gateway.held_bytes -= self._held_size
         self._held_size = 0
 
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self._max_body} bytes.")
+
     async def _answer(self, request: PageRequest) -> tuple[PageAnswer | None, ProxyError | None]:
         """What the page answers, or what its client is told instead."""
         answer: object = None
@@ -172,10 +179,6 @@ class PageHandler(ExchangeHandler):
         if late:
             return None, PluginFailed("This page took too long. Try again.", retry_after=1)
         return None, PluginFailed("This page failed. The proxy's log says more.", status=500)
-
-
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is larger than {MAX_PAGE_BODY} bytes.")
 
 
 def _fields(query: str) -> dict[str, tuple[str, ...]]:

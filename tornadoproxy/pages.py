@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_PAGE_BODY = 1024 * 1024
 """The largest request body that a page is given, in bytes."""
 
+MAX_PUBLIC_BODY = 64 * 1024
+"""The same of a public page: nobody knows who sends it until it is whole."""
+
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -34,7 +37,7 @@ class PageRequest:
     :param identity: who asks; ``None`` on a public page.
     :param query: the query, decoded: each name with its values in order.
     :param arguments: what the groups of the page's path matched, decoded.
-    :param body: the body, at most `MAX_PAGE_BODY` bytes.
+    :param body: the body, at most `MAX_PAGE_BODY` bytes; `MAX_PUBLIC_BODY` on a public page.
     """
 
     incoming: IncomingRequest

@@ -387,7 +387,7 @@ class Plugins:
         self._inactive = inactive
         at_rest = [replace(each, state="inactive") for each in self._infos if each.name in inactive]
         others = [each for each in self._infos if each.name not in inactive]
-        self._infos = in_order([*others, *at_rest])
+        self._infos = in_order([*at_rest, *others])
 
     def _check_still_inactive(self, inactive: frozenset[str]) -> None:
         if inactive != self._inactive:

@@ -27,7 +27,7 @@ from tornadoproxy.settings import (
     TRUSTED_PROXIES,
 )
 from tornadoproxy.target import asks_a_model
-from tornadoproxy.upstream_handler import MAX_JUDGED_BODY, UpstreamHandler
+from tornadoproxy.upstream_handler import JUDGED_HINT, MAX_JUDGED_BODY, UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RelayHandler(UpstreamHandler):
         return min(largest, MAX_JUDGED_BODY) if self._is_judged() else largest
 
     def max_body_hint(self) -> str:
-        return MAX_BODY_SIZE.name
+        return JUDGED_HINT if self._is_judged() else MAX_BODY_SIZE.name
 
     def _is_judged(self) -> bool:
         return self.gateway.plugins.authorizes and self.asks_a_model()

@@ -40,6 +40,9 @@ KEEP_BODY = 1024 * 1024
 # connections that may arrive at once: one more than fit would knock again after a second
 _BACKLOG = 4096
 
+# of the event loop, until a connection that it has accepted is made, and so known here
+_TURNS_TO_BE_MADE = 2
+
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/(1\.[01])" % _TOKEN)
 _HEADER_LINE = re.compile(rb"(%b):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*" % _TOKEN)
@@ -339,8 +342,13 @@ class ScriptedServer:
         """Close the socket and every connection, and wait until nothing is left."""
         if self._listener is None:
             return
-        self._listener.close()
-        self._listener = None
+        listener, self._listener = self._listener, None
+        # asyncio loses, unclosed, a connection that it has accepted and not made when it closes
+        for sock in listener.sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(_TURNS_TO_BE_MADE):
+            await asyncio.sleep(0)
+        listener.close()
         for connection in self._live:
             connection.transport.abort()
         for task in self._tasks:

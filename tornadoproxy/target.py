@@ -6,9 +6,16 @@ server could take for a way out of ``/v1/`` is refused here, before anything is 
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote
 
 from tornadoproxy.errors import InvalidRequest
+
+_MESSAGES = "/v1/messages"
+
+# what some servers leave out when they look for a path's route: a segment's parameters, and blanks
+# and control characters (a route that ends in "$" matches before the end of a line)
+_IGNORED = re.compile(r"/?;[^/]*|[\x00-\x20\x7f-\xa0]")
 
 
 def check_target(target: str) -> None:
@@ -38,7 +45,7 @@ def asks_a_model(method: str, path: str) -> bool:
     """
     if method != "POST":
         return False
-    return path == "/v1/messages" or unquote(path).rstrip("/").lower() == "/v1/messages"
+    return path == _MESSAGES or _IGNORED.sub("", unquote(path)).rstrip("/").lower() == _MESSAGES
 
 
 def _check_segments(path: str) -> None:

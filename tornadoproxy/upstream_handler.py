@@ -50,6 +50,9 @@ UNTOLD_OUTPUT = 32_000
 MAX_JUDGED_BODY = 32 * 1024 * 1024
 """The largest body that plugins are asked about, in bytes: no message may be larger upstream."""
 
+JUDGED_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
+"""What is said of that limit."""
+
 HELD_BODIES = 256 * 1024 * 1024
 """The most that all held request bodies take together, in bytes."""
 
@@ -169,9 +172,11 @@ class UpstreamHandler(ExchangeHandler):
         )
 
     def take_held(self) -> bytes:
-        """The body that was held."""
+        """The body that was held, which needs no more room than it has taken."""
         body = b"".join(self._held or ())
         self._held = None
+        self.gateway.held_bytes -= self._promised - len(body)
+        self._promised = len(body)
         return body
 
     def send(

@@ -72,9 +72,11 @@ def run(arguments: argparse.Namespace, path: Path | None) -> int:
     if path is None:
         raise ConfigurationError("BUDGETS_DB is not set: name the file that holds the budgets.")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
+    database = Database(path, storage.SCHEMA, name="budgets")
+    database.check()  # which says why, where nothing below a directory can be looked for
     if do is not _set and not path.exists():
         raise ConfigurationError(f"BUDGETS_DB={path} is not there: `budgets set` makes it.")
-    with Database(path, storage.SCHEMA, name="budgets") as database:
+    with database:
         do(arguments, database)
     return 0
 
@@ -235,7 +237,7 @@ def _count(value: str) -> int:
 
 
 def _show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = [heads, *rows]
+    table = [heads, *([_cell(text) for text in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
     for line in _lines(table, widths):
         _write(line + "\n")
@@ -247,5 +249,11 @@ def _lines(table: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[st
         yield "  ".join(f"{cell:{width}}" for cell, width in cells).rstrip()
 
 
+def _cell(text: str) -> str:
+    """`text` for a terminal, to which no name that an authenticator vouched for may give orders."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))

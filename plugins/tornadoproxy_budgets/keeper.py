@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -46,6 +47,12 @@ T = TypeVar("T")
 MAX_UNKNOWN = 5.0
 """For how long the file may be unusable before requests are refused, in seconds."""
 
+MAX_CHARGE = 10**15
+"""The most that one request is charged with, in nanos: a million dollars.
+
+An estimate is whatever a client names as ``max_tokens``, and SQLite sums up to 2**63.
+"""
+
 TICK = 0.25  # seconds between two looks at the file
 
 HELD_RETRY = 5.0  # seconds; requests that hold the rest of a budget take some time
@@ -53,6 +60,12 @@ HELD_RETRY = 5.0  # seconds; requests that hold the rest of a budget take some t
 # the upstream's quota is everybody's: what it says of that is no business of one person's
 WITHHELD = ("anthropic-ratelimit-unified-",)
 _WITHHOLDING = Permit(withheld_headers=WITHHELD)
+
+_SPENDS_NOTHING = ("GET", "HEAD", "DELETE", "OPTIONS")
+# the names of batches have no other characters
+_COSTS_NOTHING = re.compile(
+    r"/v1/messages/count_tokens|/v1/files|/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
+).fullmatch
 
 _logger = logging.getLogger(__name__)
 
@@ -114,7 +127,8 @@ class Keeper:
                 return None
             if _spends_uncounted(request):
                 raise Denied(
-                    f"A spend limit applies to you, and what POST {request.path} spends is not "
+                    f"A spend limit applies to you, and what {request.method} "
+                    f"{request.path[:200]} spends is not "
                     "counted. Use /v1/messages, or ask for the limit to be removed."
                 )
             return _WITHHOLDING
@@ -216,17 +230,20 @@ def charge(record: RequestRecord, asked: ModelRequest) -> int:
     """What a request is charged with, in nanos.
 
     Its cost, if that is known. Else nothing, if nothing went upstream or the answer is an error;
-    what its input costs, if the answer was cut before it told of its usage; and all that it may
-    have cost, if a whole answer did not tell: that is never free.
+    what its input costs, if it ended before an answer began, or the upstream or the proxy broke
+    the answer off; and all that it may have cost, if the answer did not tell. That holds as well
+    for one that the client cut: it may have read all of a JSON document, or of a stream in a
+    compression that is not looked into, but for the end.
     """
     if record.cost is not None:
-        return record.cost
-    if record.outcome is Outcome.DENIED or record.upstream_time is None:
+        return min(record.cost, MAX_CHARGE)
+    if record.upstream_time is None:
         return 0
     if record.status is not None and record.status >= 400:
         return 0
-    estimate = asked.max_cost if record.outcome is Outcome.COMPLETED else asked.input_cost
-    return estimate or 0
+    broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
+    estimate = asked.input_cost if broken or record.time_to_first_byte is None else asked.max_cost
+    return min(estimate or 0, MAX_CHARGE)
 
 
 def _save_and_load(
@@ -254,14 +271,12 @@ def _nothing(_: sqlite3.Connection) -> None:
 def _spends_uncounted(request: IncomingRequest) -> bool:
     """Whether a request may make the upstream spend what no answer to it tells.
 
-    Whatever is posted to the upstream, but for what is known to cost nothing.
+    Whatever is sent to the upstream, but for what is known to cost nothing.
     """
-    path = request.path
     return (
-        request.method == "POST"
+        request.method not in _SPENDS_NOTHING
         and request.dialect is Dialect.ANTHROPIC
-        and path not in ("/v1/messages/count_tokens", "/v1/files")
-        and not (path.startswith("/v1/messages/batches/") and path.endswith("/cancel"))
+        and not _COSTS_NOTHING(request.path)
     )
 
 
@@ -269,9 +284,9 @@ def _unpriced(model: str | None) -> Denied:
     if model is None:
         return Denied("model: name one; a spend limit applies to you.", status=400)
     return Denied(
-        f"A spend limit applies to you, and no plugin knows the price of the model {model!r}, so "
-        "that what it spends cannot be counted. Ask for another model, or have its price added to "
-        "the proxy's table.",
+        "A spend limit applies to you, and no plugin knows the price of the model "
+        f"{model[:100]!r}, so that what it spends cannot be counted. Ask for another model, or "
+        "have its price added to the proxy's table.",
         status=503,
         headers={"X-Should-Retry": "false"},
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -29,6 +30,8 @@ Document: TypeAlias = dict[str, Any]  # Any: JSON
 
 MAX_LIMIT = 1000
 MAX_USER_IDS = 100
+
+_NUMBER = re.compile("[0-9]{1,9}")
 
 _NAME_FIELDS: Mapping[ScopeType, str] = {"user": "user_id", "rbac_group": "rbac_group_id"}
 
@@ -72,7 +75,7 @@ class Query:
         value = self.value("limit")
         if value is None:
             return default
-        if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MAX_LIMIT):
+        if not (_NUMBER.fullmatch(value) and 1 <= int(value) <= MAX_LIMIT):
             raise InvalidRequest(f"limit: must be a whole number from 1 to {MAX_LIMIT}.")
         return int(value)
 

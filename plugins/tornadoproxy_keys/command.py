@@ -107,9 +107,11 @@ def run(arguments: argparse.Namespace, path: Path | None) -> int:
     if path is None:
         raise ConfigurationError("KEYS_DB is not set: name the file that holds the keys")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
+    database = Database(path, store.SCHEMA, name="keys")
+    database.check()  # which says why, where nothing below a directory can be looked for
     if do is not _create and not path.exists():
         raise ConfigurationError(f"KEYS_DB={path} is not there: `keys create` makes it")
-    with Database(path, store.SCHEMA, name="keys") as database:
+    with database:
         do(arguments, database)
     return 0
 

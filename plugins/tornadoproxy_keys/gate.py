@@ -150,10 +150,12 @@ class Gate:
         if key.models is not None:
             model_rules.check(key.models, key.row.limits.models, request, model_request)
         key.admit(time.monotonic())
-        return Permit(partial(self._settle, key))
+        return Permit(partial(self._settle, key, model_request))
 
-    def _settle(self, key: LiveKey, record: RequestRecord) -> None:
-        key.release(record.usage, time.monotonic())
+    def _settle(
+        self, key: LiveKey, model_request: ModelRequest | None, record: RequestRecord
+    ) -> None:
+        key.release(record, model_request, time.monotonic())
         self._usage.add(key.row.id, record)
 
     async def _keep_fresh(self) -> None:

@@ -5,7 +5,8 @@ more requests were let in than the limit allows, and a place is free again at mo
 
 Tokens are known only when an answer is over. So a request is let in as long as those of the last
 minute are below the limit, and what is in flight may take them over it. Reading from the prompt
-cache is not counted, as in the API's own limits.
+cache is not counted, as in the API's own limits. An answer that did not tell, as one in a
+compression that is not looked into, or one that the client left, is counted by what was asked for.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from fnmatch import translate
 from math import ceil
 from typing import TYPE_CHECKING
 
-from tornadoproxy import Denied, Identity, Usage
+from tornadoproxy import Denied, Identity, Outcome
 
 if TYPE_CHECKING:
+    from tornadoproxy import ModelRequest, RequestRecord
     from tornadoproxy_keys.store import KeyRow
 
 _MINUTE = 60.0  # seconds
 _STEP = 1.0  # seconds that are counted together
+_BYTES_PER_TOKEN = 4  # of a request's body, for an estimate
+_UNTOLD_OUTPUT = 32_000  # tokens, for an estimate, if a request does not say
+_MOST = 10**9  # tokens of one request: what a client names as max_tokens may be any number
 
 
 class Window:
@@ -102,17 +107,14 @@ class LiveKey:
             self._requests.add(1, now)
         self.in_flight += 1
 
-    def release(self, usage: Usage, now: float) -> None:
-        """A request that was let in is over, and used that."""
+    def release(self, record: RequestRecord, asked: ModelRequest | None, now: float) -> None:
+        """A request that was let in is over.
+
+        :param asked: what it asked of a model, if it did.
+        """
         self.in_flight -= 1
-        if self.row.limits.tokens_per_minute is not None:
-            tokens = (
-                (usage.input_tokens or 0)
-                + (usage.output_tokens or 0)
-                + (usage.cache_creation_input_tokens or 0)
-            )
-            if tokens:
-                self._tokens.add(tokens, now)
+        if self.row.limits.tokens_per_minute is not None and (tokens := _used(record, asked)):
+            self._tokens.add(tokens, now)
 
     def _denied(self, limit: str, wait: float) -> Denied:
         return Denied(
@@ -121,3 +123,22 @@ class LiveKey:
             code="rate_limit_exceeded",
             retry_after=wait,
         )
+
+
+def _used(record: RequestRecord, asked: ModelRequest | None) -> int:
+    """How many tokens a request counts with."""
+    usage = record.usage
+    if usage.input_tokens is not None or usage.output_tokens is not None:
+        return (
+            (usage.input_tokens or 0)
+            + (usage.output_tokens or 0)
+            + (usage.cache_creation_input_tokens or 0)
+        )
+    failed = record.status is not None and record.status >= 400
+    if asked is None or record.upstream_time is None or failed:
+        return 0
+    tokens = asked.size // _BYTES_PER_TOKEN
+    broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
+    if record.time_to_first_byte is not None and not broken:
+        tokens += _UNTOLD_OUTPUT if asked.max_tokens is None else max(asked.max_tokens, 0)
+    return min(tokens, _MOST)

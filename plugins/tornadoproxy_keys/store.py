@@ -273,8 +273,8 @@ def rotate(
     if row.state(now) != "live":
         raise ConfigurationError(f"the key {row.id} is {row.state(now)}: create a new one")
     connection.execute(
-        "UPDATE api_key_secret SET expires = min(coalesce(expires, ?1), ?1) WHERE key_id = ?2",
-        (now + grace, row.id),
+        "UPDATE api_key_secret SET expires = min(coalesce(expires, :end), :end) WHERE key_id = :id",
+        {"end": now + grace, "id": row.id},
     )
     return row, _new_secret(connection, row.id)
 

@@ -176,7 +176,7 @@ def _csv(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*question.by, *_FIGURES))
     for each in found:
-        writer.writerow((*each.keys, *_figures(each).values()))
+        writer.writerow((*map(_plain, each.keys), *_figures(each).values()))
     return text.getvalue()
 
 
@@ -184,6 +184,17 @@ def _json(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     lines = [{**dict(zip(question.by, each.keys, strict=True)), **_figures(each)} for each in found]
     document = {"by": question.by, "lines": lines, "total": _figures(all_of_it)}
     return json.dumps(document, indent=2) + "\n"
+
+
+def _plain(value: str | None) -> str | None:
+    """`value` for a spreadsheet, which would take some beginnings for a formula.
+
+    An apostrophe says that it is a text (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    if value is None:
+        return None
+    word = _word(value)
+    return f"'{word}" if word.startswith(("=", "+", "-", "@")) else word
 
 
 def _word(value: str | None) -> str:

@@ -145,9 +145,9 @@ def _remark(tokens: tuple[Secret, ...]) -> str:
 
 def _anybody(settings: Settings) -> str:
     if settings[ALLOW_ANONYMOUS]:
-        return "ANYONE who reaches it (ALLOW_ANONYMOUS)"
+        return "ANYONE who reaches it, as anonymous (ALLOW_ANONYMOUS)"
     if _is_loopback(settings[HOST]):
-        return "ANYONE on this machine: no AUTH_TOKEN is set"
+        return "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set"
     raise ConfigurationError(
         f"HOST is {settings[HOST]} and no AUTH_TOKEN is set: set one "
         "(`python -m tornadoproxy token` makes one), or say ALLOW_ANONYMOUS=1 to let in everybody "

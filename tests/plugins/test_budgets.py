@@ -9,7 +9,7 @@ import random
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class Prices:
 
     @hookimpl(tryfirst=True)
     def price(self, model: str, usage: Usage) -> int | None:
-        if model == UNPRICED:
+        if model.startswith(UNPRICED):
             return None
         return (usage.input_tokens or 0) * CENT // 100 + (usage.output_tokens or 0) * CENT
 
@@ -268,6 +268,32 @@ async def test_a_capped_person_spends_on_no_path_that_is_not_counted(
     assert (await ask(raw, b"{}", path=cancel)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("PUT", "/v1/messages/batches"),
+        ("PATCH", "/v1/messages"),
+        ("QUERY", "/v1/complete"),
+        ("POST", "/v1/messages/batches/x;y/cancel"),
+        ("POST", "/v1/messages/batches/%3Fx/cancel"),
+        ("POST", "/v1/messages/batches/x/y/cancel"),
+        ("POST", "/v1/messages/count_tokens/"),
+    ],
+)
+async def test_what_is_not_known_to_cost_nothing_is_refused(
+    method: str,
+    target: str,
+    start_proxy: StartProxy,
+    path: Path,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+) -> None:
+    set_cap(path, Scope("user", "ada"), 100)
+    await start(start_proxy, path)
+    assert (await ask(raw, b"{}", path=target, method=method)).status == 403
+    assert upstream.requests == []
+
+
 async def test_a_model_without_a_price_is_never_free(
     start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
@@ -277,6 +303,8 @@ async def test_a_model_without_a_price_is_never_free(
     assert refused.status == 503
     assert "no plugin knows the price" in error_of(refused)["message"]
     assert refused.header("x-should-retry") == "false"
+    long = await ask(raw, message(model=UNPRICED + "x" * 100_000))
+    assert len(error_of(long)["message"]) < 500
     assert (await ask(raw, b'{"max_tokens":1}')).status == 400
     assert upstream.requests == []
     assert (await ask(raw, message(model=UNPRICED), who="bob")).status == 200
@@ -358,6 +386,87 @@ async def test_a_client_that_leaves_before_the_usage_pays_for_its_input(
     await connection.close()
     assert (await records.finished()).outcome == "abandoned"
     assert await spent(raw) == len(message()) // 4 * CENT // 100
+
+
+# what tells nothing: a document without its end, and a compression that nobody here knows
+BEGINNINGS = {
+    "JSON": {"Content-Type": "application/json", "Content-Length": "1000"},
+    "SSE": {
+        "Content-Type": "text/event-stream",
+        "Content-Encoding": "secret",
+        "Content-Length": "1000",
+    },
+}
+
+
+def begun(headers: Mapping[str, str], *, breaks: bool) -> Answer:
+    """An answer that begins, and then breaks or waits."""
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, headers)
+        await exchange.send(b'{"type":"message","content":[{"type":"text","text":"All of it"}],')
+        if breaks:
+            exchange.reset()
+        else:
+            await exchange.gone()
+
+    return answer
+
+
+@pytest.mark.parametrize("kind", BEGINNINGS)
+async def test_who_leaves_an_answer_that_has_not_told_pays_for_all_that_it_may_have_cost(
+    kind: str,
+    start_proxy: StartProxy,
+    path: Path,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    """Otherwise all of an answer but its end would be had for the price of the question."""
+    set_cap(path, EVERYONE, 100)
+    await start(start_proxy, path)
+    upstream.script(begun(BEGINNINGS[kind], breaks=False))
+    connection = await raw()
+    body = message(10, stream=kind == "SSE")
+    await connection.send(request_bytes("POST", "/v1/messages", body=body, token="ada"))
+    await connection.read_until(b"All of it")
+    await connection.close()
+    record = await records.finished()
+    assert (record.outcome, record.cost) == ("abandoned", None)
+    assert await spent(raw) == 10 * CENT + len(body) // 4 * CENT // 100
+
+
+@pytest.mark.parametrize("kind", BEGINNINGS)
+async def test_an_answer_that_the_upstream_breaks_off_costs_its_input(
+    kind: str,
+    start_proxy: StartProxy,
+    path: Path,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    set_cap(path, EVERYONE, 100)
+    await start(start_proxy, path)
+    upstream.script(begun(BEGINNINGS[kind], breaks=True))
+    body = message(10, stream=kind == "SSE")
+    connection = await raw()
+    await connection.send(request_bytes("POST", "/v1/messages", body=body, token="ada"))
+    assert (await records.finished()).outcome == "failed"
+    assert await spent(raw) == len(body) // 4 * CENT // 100
+
+
+async def test_no_number_of_a_client_is_too_large_for_the_file(
+    start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    proxy = await start(start_proxy, path)
+    for _ in range(3):
+        upstream.script(json_answer({"type": "message"}))
+        assert (await ask(raw, message(10**30))).status == 200
+    assert await spent(raw) == 3 * keeper.MAX_CHARGE
+    await proxy.server.drain()
+    await start(start_proxy, path)
+    assert await spent(raw) == 3 * keeper.MAX_CHARGE
 
 
 async def test_a_cut_stream_costs_what_it_told(

@@ -21,9 +21,10 @@ import pytest
 from anthropic import AsyncAnthropic, NotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tornadoproxy_budgets import admin_keys, wire
+from tornadoproxy_budgets import admin_keys, storage, wire
+from tornadoproxy_budgets.engine import Batch
 
-from tornadoproxy import Identity, IncomingRequest, InvalidRequest, Usage, hookimpl
+from tornadoproxy import Database, Identity, IncomingRequest, InvalidRequest, Usage, hookimpl
 from tornadoproxy.testing import TEST_TOKEN, clean_environment, request_bytes
 
 if TYPE_CHECKING:
@@ -270,6 +271,8 @@ async def test_limits_are_listed_by_the_type_of_their_scope(
         "?limit=0",
         "?limit=1001",
         "?limit=ten",
+        "?limit=0000010009999999",
+        "?limit=" + "1" * 5000,
         "?limit=-1",
         "?limit=1&limit=2",
         "?after_id=spl_unknown",
@@ -635,6 +638,18 @@ async def test_show_tells_what_is_left(
     assert len(everybody) == 8
 
 
+def test_no_name_gives_a_terminal_orders(path: Path) -> None:
+    """An authenticator may vouch for any."""
+    with (
+        Database(path, storage.SCHEMA, name="budgets") as database,
+        database.transaction() as connection,
+    ):
+        storage.save(connection, Batch(groups={"ada\x1b]0;root\x07\nbob": ()}))
+    shown = budgets(path, "show").stdout
+    assert "ada\\x1b]0;root\\x07\\nbob" in shown
+    assert shown.replace("\n", "").isprintable()
+
+
 def faults() -> Sequence[tuple[tuple[str, ...], str]]:
     amount = ("--period", "daily", "--amount", "1")
     return (
@@ -666,3 +681,6 @@ def test_a_file_has_to_be_named_and_there(path: Path) -> None:
     done = budgets(path, "list")
     assert (done.returncode, "is not there" in done.stderr) == (2, True)
     assert not path.exists()
+    # as below a directory that may not be searched, but for root, too
+    done = budgets(path.with_name("x" * 300), "list")
+    assert (done.returncode, "failed in its command" in done.stderr) == (2, False)

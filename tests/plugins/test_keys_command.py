@@ -293,6 +293,12 @@ def test_a_file_that_cannot_be_used_is_told_in_a_line(keys: Keys, path: Path) ->
     assert keys.listed()[0]["state"] == "live"
 
 
+def test_a_file_that_cannot_be_looked_for_is_told_in_a_line(path: Path) -> None:
+    # as below a directory that may not be searched, but for root, too
+    told = Keys(path.with_name("x" * 300)).refused("list")
+    assert "failed in its command" not in told
+
+
 def test_a_key_that_cannot_be_shown_is_not_made(keys: Keys, path: Path) -> None:
     with open("/dev/full", "wb") as full:
         process = subprocess.run(

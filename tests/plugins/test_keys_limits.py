@@ -332,6 +332,56 @@ async def test_tokens_count_when_they_are_known(
     assert 1 <= retry_after(response) <= 61
 
 
+async def test_an_answer_that_does_not_tell_counts_with_what_was_asked_for(
+    path: Path,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    """Otherwise a compression that nobody here knows would be a way around the limit."""
+    body = message()
+    # more than an error, less than its question alone, and its question and 50 tokens
+    key = Key(raw, make_key(path, Limits(tokens_per_minute=len(body) // 4 + 1)))
+    await start_proxy(KEYS_DB=path)
+    upstream.script(error_answer(500, "api_error", "No"), silent_answer())
+    assert (await key.ask(body=body)).status == 500
+    left = await key.send(body=body)
+    await upstream.received(2)
+    await left.close()
+    assert (await records.finished(2)).outcome == "abandoned"
+    upstream.script(json_answer(message_document("Hi"), headers={"Content-Encoding": "secret"}))
+    assert (await key.ask(body=body)).status == 200
+    assert (await records.finished(3)).usage.output_tokens is None
+    assert (await key.ask(body=body)).status == 429
+    assert len(upstream.requests) == 3
+
+
+async def test_who_leaves_a_document_before_its_end_has_used_it(
+    path: Path,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    body = message()
+    key = Key(raw, make_key(path, Limits(tokens_per_minute=len(body) // 4 + 50)))
+    await start_proxy(KEYS_DB=path)
+
+    async def answer(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, {"Content-Type": "application/json", "Content-Length": "999"})
+        await exchange.send(b'{"type":"message","content":"All of it"')
+        await exchange.gone()
+
+    upstream.script(answer)
+    connection = await key.send(body=body)
+    await connection.read_until(b"All of it")
+    await connection.close()
+    assert (await records.finished()).outcome == "abandoned"
+    assert (await key.ask(body=body)).status == 429
+
+
 # At once
 
 

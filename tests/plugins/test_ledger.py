@@ -798,6 +798,16 @@ def test_what_a_client_chose_gives_a_terminal_no_orders(path: Path) -> None:
     assert table.replace("\n", "").isprintable()
 
 
+def test_what_somebody_chose_is_no_formula_of_a_spreadsheet(path: Path) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "ada=1", None]
+    with ledger(path) as opened, opened.transaction() as connection:
+        for name in names:
+            insert(dataclasses.replace(RECORD, principal=name), connection)
+    rows = csv.reader(io.StringIO(usage(path, "--format=csv")))
+    cells = {row[0] for row in list(rows)[1:]}
+    assert cells == {"'=1+1", "'+1", "'-1", "'@SUM(A1)", "\\t=1", "ada=1", ""}
+
+
 async def test_it_reads_while_the_proxy_writes(
     start_proxy: StartProxy, raw: OpenRaw, path: Path
 ) -> None:
