@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.model_request import Fields, read_fields
+from tornadoproxy.model_request import Fields, estimated_tokens, read_fields
 
 ASKED = {"model": "claude-opus-4-5", "max_tokens": 100, "stream": True, "messages": []}
 
@@ -99,3 +99,18 @@ def test_what_cannot_be_judged_is_refused(body: bytes) -> None:
         read_fields(body)
     assert caught.value.status == 400
     assert "request body" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b"x" * 400, 100),
+        (b'{"source": {"type": "file", "file_id": "file_1"}}', 200_000),
+        (b'{"source": {"type" : "url", "url": "https://example.com/a.pdf"}}', 200_000),
+        (b'{"properties": {"url": {"type": "string"}}}', 10),
+        (b'{"content": "\\"file_id\\""}', 6),
+        (b'{"file_id": "f"}' + b" " * 4_000_000, 1_000_004),
+    ],
+)
+def test_what_is_only_named_is_estimated_to_be_large(body: bytes, tokens: int) -> None:
+    assert estimated_tokens(body) == tokens

@@ -6,11 +6,21 @@ Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tornadoproxy.exchange import Usage
 
 if TYPE_CHECKING:
     from tornadoproxy.exchange import RequestRecord
+
+
+UNTOLD_OUTPUT = 32_000
+"""How many tokens an answer may have, for an estimate, if the request does not say."""
+
+
+def _unknown(_model: str | None, _usage: Usage) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +31,33 @@ class ModelRequest:
     :param max_tokens: the most tokens that it may be answered with; ``None`` if it does not say.
     :param stream: whether the answer is to be a stream.
     :param size: of the body, as it came, in bytes.
-    :param input_cost: an estimate of what its input costs, in billionths of a US dollar; ``None``
-        if no plugin knows the price.
-    :param max_cost: an estimate of the most that it costs, in the same unit: its input, and
-        `max_tokens` of output.
+    :param input_tokens: an estimate of what it sends.
+    :param price: what the plugins say that tokens cost; see the hook ``price``.
     """
 
     model: str | None
     max_tokens: int | None
     stream: bool
     size: int
-    input_cost: int | None
-    max_cost: int | None
+    input_tokens: int = 0
+    price: Callable[[str | None, Usage], int | None] = field(
+        default=_unknown, repr=False, compare=False
+    )
+
+    @property
+    def input_cost(self) -> int | None:
+        """An estimate of what its input costs, in billionths of a US dollar.
+
+        ``None`` if no plugin knows the price.
+        """
+        return self.price(self.model, Usage(input_tokens=self.input_tokens))
+
+    @property
+    def max_cost(self) -> int | None:
+        """An estimate of the most that it costs: its input, and `max_tokens` of output."""
+        output = UNTOLD_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
+        usage = Usage(input_tokens=self.input_tokens, output_tokens=output)
+        return self.price(self.model, usage)
 
 
 @dataclass(frozen=True, slots=True)

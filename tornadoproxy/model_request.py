@@ -24,6 +24,14 @@ class Fields(msgspec.Struct):
     stream: bool | None = None
 
 
+BYTES_PER_TOKEN = 4
+"""How many bytes of a body a token has, for an estimate."""
+
+NAMED_INPUT = 200_000
+"""How many tokens a request may send that names a file or a URL, for an estimate."""
+
+_BY_URL = re.compile(rb'"type"\s*:\s*"url"')
+
 _decode = msgspec.json.Decoder(Fields).decode
 _NAMES = frozenset(Fields.__struct_fields__)
 
@@ -69,3 +77,14 @@ def _read_slowly(body: bytes) -> Fields:
     except msgspec.ValidationError as error:
         # it names a type and a field, and quotes no value
         raise InvalidRequest(f"The request body cannot be judged: {error}.") from None
+
+
+def estimated_tokens(body: bytes) -> int:
+    """How many tokens `body`, a messages request, sends; an estimate.
+
+    What it only names (a file, a URL) may be as much as a model takes at all.
+    """
+    tokens = len(body) // BYTES_PER_TOKEN
+    if b'"file_id"' in body or (b'"url"' in body and _BY_URL.search(body)):
+        return max(tokens, NAMED_INPUT)
+    return tokens

@@ -20,10 +20,9 @@ from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.authorization import ModelRequest
 from tornadoproxy.errors import BodyTooLarge, LoopDetected
-from tornadoproxy.exchange import Usage
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
-from tornadoproxy.model_request import read_fields
+from tornadoproxy.model_request import estimated_tokens, read_fields
 from tornadoproxy.settings import (
     DEFAULT_ANTHROPIC_VERSION,
     SSE_KEEPALIVE_INTERVAL,
@@ -40,12 +39,6 @@ if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
     from tornadoproxy.usage import UsageReader
-
-BYTES_PER_TOKEN = 4
-"""How many bytes of a request's body a token has, for an estimate."""
-
-UNTOLD_OUTPUT = 32_000
-"""How many tokens an answer may have, for an estimate, if the request does not say."""
 
 MAX_JUDGED_BODY = 32 * 1024 * 1024
 """The largest body that plugins are asked about, in bytes: no message may be larger upstream."""
@@ -156,18 +149,14 @@ class UpstreamHandler(ExchangeHandler):
         :raises InvalidRequest: nobody could judge it.
         """
         fields = read_fields(body)
-        input_tokens = len(body) // BYTES_PER_TOKEN
-        output_tokens = UNTOLD_OUTPUT if fields.max_tokens is None else max(fields.max_tokens, 0)
-        price = self.gateway.plugins.price
-        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
         return await self.is_permitted(
             ModelRequest(
                 model=fields.model,
                 max_tokens=fields.max_tokens,
                 stream=bool(fields.stream),
                 size=self.exchange.bytes_in,
-                input_cost=price(fields.model, Usage(input_tokens=input_tokens)),
-                max_cost=price(fields.model, usage),
+                input_tokens=estimated_tokens(body),
+                price=self.gateway.plugins.price,
             )
         )
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+import msgspec
+
 from tornadoproxy import fast_json
 from tornadoproxy.exchange import Usage
 from tornadoproxy.headers import is_event_stream, is_json
@@ -126,7 +128,9 @@ class UsageReader:
         if not is_stream and not is_json(headers):
             return None
         try:
-            encoding = headers.get("Content-Encoding", "identity").lower()
+            if "Content-Encoding" not in headers:
+                return cls(is_stream=is_stream)
+            encoding = headers["Content-Encoding"].lower()
             return cls(is_stream=is_stream, content_encoding=encoding)
         except LookupError:
             return None
@@ -221,20 +225,50 @@ class UsageReader:
 
     def _learn(self, document: bytes | bytearray) -> bool:
         """Whether it is a document at all."""
-        try:
-            data = fast_json.loads(document)
-        except (ValueError, RecursionError):
+        told = _told_by(document)
+        if told is None:
             return False
-        if not isinstance(data, dict):
-            return True
-        message = data.get("message", data)  # message_start wraps what a JSON answer is
-        if isinstance(message, dict):
-            delta = data.get("delta", message)  # message_delta, where the rest is at its top
-            self.model = model_of(message) or self.model
-            if isinstance(delta, dict):
-                self.stop_reason = stop_reason_of(delta) or self.stop_reason
-            self._told |= _counts(message)
+        if isinstance(told.message, dict):  # message_start wraps what a JSON answer is
+            told = _picked(told.message)
+        stop_reason, model = told.stop_reason, told.model
+        if isinstance(told.delta, dict):  # of message_delta, where the rest is at its top
+            stop_reason = told.delta.get("stop_reason")
+        if isinstance(model, str):
+            self.model = model
+        if isinstance(stop_reason, str):
+            self.stop_reason = stop_reason
+        self._told |= _counts(told.usage)
         return True
+
+
+class _Told(msgspec.Struct):
+    """What of a message, or of an event of a stream, is looked at."""
+
+    model: Any = None  # Any: JSON
+    stop_reason: Any = None
+    usage: Any = None
+    message: Any = None
+    delta: Any = None
+
+
+_decode = msgspec.json.Decoder(_Told).decode
+
+
+def _told_by(document: bytes | bytearray) -> _Told | None:
+    """What `document` tells; ``None`` if it is none."""
+    try:
+        return _decode(document)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
+    try:
+        data = fast_json.loads(document)
+    except (ValueError, RecursionError):
+        return None
+    return _picked(data) if isinstance(data, dict) else _Told()
+
+
+def _picked(message: dict[str, Any]) -> _Told:  # Any: JSON
+    return _Told(**{name: message.get(name) for name in _Told.__struct_fields__})
 
 
 def model_of(message: dict[str, Any]) -> str | None:  # Any: JSON
@@ -251,11 +285,10 @@ def stop_reason_of(message: dict[str, Any]) -> str | None:  # Any: JSON
 
 def usage_of(message: dict[str, Any]) -> Usage:  # Any: JSON
     """What a whole message tells that it consumed."""
-    return Usage(**_counts(message), partial=False)
+    return Usage(**_counts(message.get("usage")), partial=False)
 
 
-def _counts(message: dict[str, Any]) -> dict[str, int]:  # Any: JSON
-    usage = message.get("usage")
+def _counts(usage: object) -> dict[str, int]:
     if not isinstance(usage, dict):
         return {}
     counts = {name: count for name in _TOKENS if _is_count(count := usage.get(name))}
