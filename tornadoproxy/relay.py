@@ -31,6 +31,7 @@ from tornadoproxy.upstream_handler import JUDGED_HINT, MAX_JUDGED_BODY, Upstream
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
+    from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
 
 HELD_BODY = 1024 * 1024
@@ -47,8 +48,12 @@ class RelayHandler(UpstreamHandler):
     _rewriting: list[bytes] | None = None
     _ends_with_connection = False
 
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        self._asks_a_model = asks_a_model(self.request.method or "", self.request.path)
+
     def asks_a_model(self) -> bool:
-        return asks_a_model(self.request.method or "", self.request.path)
+        return self._asks_a_model
 
     def max_body(self) -> int:
         largest = self.gateway.settings[MAX_BODY_SIZE]
