@@ -19,7 +19,7 @@ from bench.plot import plot
 from bench.plugins import JUDGED, with_plugins
 from bench.programs import BenchError
 from bench.report import tables, verdicts
-from bench.rounds import measure
+from bench.rounds import measure, measure_anew
 
 if TYPE_CHECKING:
     from bench.peers import Peer
@@ -56,7 +56,8 @@ def main() -> int:
     # so that what has been started is ended
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        results = measure(peers, figures, _sizes(options), _tell)
+        measured = measure_anew if options.plugins else measure
+        results = measured(peers, figures, _sizes(options), _tell)
     except BenchError as error:
         return _stop(str(error), [])
     judged = JUDGED if options.plugins else (OURS,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -73,6 +74,26 @@ def measure(
                         results,
                     )
         return results
+
+
+def measure_anew(
+    peers: Sequence[Peer],
+    figures: Sequence[Figure],
+    sizes: Sizes,
+    tell: Callable[[str], None],
+) -> Results:
+    """`measure`, with new processes in each round.
+
+    Two processes of the same program differ by more than what a plugin adds, all their life long.
+    """
+    results: Results = {}
+    for number in range(sizes.rounds):
+        tell(f"round {number + 1} of {sizes.rounds}, with new processes")
+        once = measure(_turned(peers, number), figures, replace(sizes, rounds=1), tell)
+        for key, rows in once.items():
+            for name, numbers in rows.items():
+                results.setdefault(key, {}).setdefault(name, []).extend(numbers)
+    return results
 
 
 def _turned(sequence: Sequence[T], by: int) -> list[T]:

@@ -95,7 +95,14 @@ class Program:
             await connection.close()
 
     def send_signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        """Send it a signal.
+
+        :raises ProcessLookupError: it has ended.
+        """
+        # asyncio's own may take its exit status, which is lost to whoever waits for it then
+        if self.process.returncode is not None:
+            raise ProcessLookupError
+        os.kill(self.process.pid, number)
 
     async def ended(self, patience: float = PATIENCE) -> int:
         """The exit status, waited for; all that it wrote has been read."""
