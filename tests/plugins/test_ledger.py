@@ -413,11 +413,6 @@ async def test_it_does_nothing_unless_it_is_asked_to(
     assert Ledger().configure(Settings.defaults(LEDGER_DB, LEDGER_RETENTION_DAYS)) is INACTIVE
 
 
-def test_importing_it_does_not_import_the_library() -> None:
-    script = "import sys, tornadoproxy_ledger; sys.exit('sqlite3' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
 async def test_the_line_at_start(start_proxy: StartProxy, path: Path) -> None:
     proxy = await start_proxy(LEDGER_DB=path)
     assert dict(proxy.lines)["ledger"] == f"a row for each request, to {path}, kept for ever"
