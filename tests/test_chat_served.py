@@ -12,7 +12,6 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from tornadoproxy import Usage
-from tornadoproxy.chat import MAX_CHAT_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -28,7 +27,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.upstream_handler import HELD_BODIES
+from tornadoproxy.upstream_handler import HELD_BODIES, MAX_MESSAGE_BODY
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -650,7 +649,7 @@ async def test_held_bodies_have_a_bound(
     )
     gateway = proxy.server._gateway
     assert gateway is not None
-    waiting = [await raw() for _ in range(HELD_BODIES // MAX_CHAT_BODY)]
+    waiting = [await raw() for _ in range(HELD_BODIES // MAX_MESSAGE_BODY)]
     for connection in waiting:
         await connection.send(head)
     async with asyncio.timeout(5):

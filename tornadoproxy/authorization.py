@@ -45,6 +45,11 @@ class ModelRequest:
     )
 
     @property
+    def output_tokens(self) -> int:
+        """The most tokens that it may be answered with; an estimate, if it does not say."""
+        return UNTOLD_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
+
+    @property
     def input_cost(self) -> int | None:
         """An estimate of what its input costs, in billionths of a US dollar.
 
@@ -54,9 +59,8 @@ class ModelRequest:
 
     @property
     def max_cost(self) -> int | None:
-        """An estimate of the most that it costs: its input, and `max_tokens` of output."""
-        output = UNTOLD_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
-        usage = Usage(input_tokens=self.input_tokens, output_tokens=output)
+        """An estimate of the most that it costs: its input, and `output_tokens`."""
+        usage = Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
         return self.price(self.model, usage)
 
 

@@ -18,10 +18,8 @@ from urllib.parse import unquote
 from tornadoproxy import chat_completions
 from tornadoproxy.chat_completions import Capabilities, StreamTranslator, Translation
 from tornadoproxy.errors import (
-    InvalidRequest,
     MethodNotAllowed,
     NotFound,
-    Overloaded,
     UpstreamClosed,
     UpstreamError,
     UpstreamProtocolError,
@@ -31,15 +29,12 @@ from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import add_fields, headers_of, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
-from tornadoproxy.upstream_handler import JUDGED_HINT, UpstreamHandler
+from tornadoproxy.upstream_handler import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.usage import UsageReader, model_of, stop_reason_of, usage_of
 
 if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
-
-MAX_CHAT_BODY = 32 * 1024 * 1024
-"""The largest request, in bytes: as large as a messages request may be upstream."""
 
 MAX_CHAT_ANSWER = 64 * 1024 * 1024
 """The largest answer that is not a stream, in bytes."""
@@ -112,18 +107,15 @@ class ChatHandler(UpstreamHandler):
         return True
 
     def max_body(self) -> int:
-        return min(MAX_CHAT_BODY, self.gateway.settings[MAX_BODY_SIZE])
+        return min(MAX_MESSAGE_BODY, self.gateway.settings[MAX_BODY_SIZE])
 
     def max_body_hint(self) -> str:
-        return JUDGED_HINT
+        return MESSAGE_HINT
 
     def begin(self, length: int, *, chunked: bool) -> None:
         if self.request.method != "POST":
             raise MethodNotAllowed("Chat completions are asked for with POST.", ["POST"])
-        if "Content-Encoding" in self.request.headers:
-            raise InvalidRequest("Send the request body without a Content-Encoding.")
-        if not self.hold(self.max_body() if chunked else length):
-            raise Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
+        self.hold_whole(length, chunked=chunked)
 
     async def serve(self) -> None:
         document = chat_completions.parse(self.take_held())

@@ -240,6 +240,11 @@ class ExchangeHandler(BaseHandler):
         """Whether it takes the body to say whether the request is permitted."""
         return False
 
+    def check_body_is_plain(self) -> None:
+        """Refuse a compressed request body, where it has to be read."""
+        if "Content-Encoding" in self.request.headers:
+            raise InvalidRequest("Send the request body without a Content-Encoding.")
+
     async def is_permitted(self, model_request: ModelRequest | None) -> bool:
         """Ask the plugins whether the request may go on; what they refuse with is raised.
 

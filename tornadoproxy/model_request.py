@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.usage import BYTES_PER_TOKEN
 
 
 class Fields(msgspec.Struct):
@@ -23,9 +24,6 @@ class Fields(msgspec.Struct):
     max_tokens: int | None = None
     stream: bool | None = None
 
-
-BYTES_PER_TOKEN = 4
-"""How many bytes of a body a token has, for an estimate."""
 
 NAMED_INPUT = 200_000
 """How many tokens a request may send that names a file or a URL, for an estimate."""

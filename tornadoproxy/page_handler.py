@@ -17,9 +17,7 @@ from urllib.parse import parse_qs, unquote
 
 from tornadoproxy.errors import (
     BodyTooLarge,
-    InvalidRequest,
     MethodNotAllowed,
-    Overloaded,
     PluginFailed,
     ProxyError,
 )
@@ -29,7 +27,7 @@ from tornadoproxy.plugin_answers import discard, outcome
 from tornadoproxy.plugin_failures import OurOwnError
 from tornadoproxy.settings import PLUGIN_TIMEOUT
 from tornadoproxy.target import check_target
-from tornadoproxy.upstream_handler import HELD_BODIES
+from tornadoproxy.upstream_handler import HELD_BODIES, no_room
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -100,10 +98,8 @@ class PageHandler(ExchangeHandler):
         allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
         if self.request.method not in allowed:
             raise MethodNotAllowed("This page is not asked for with this method.", allowed)
-        headers = self.request.headers
-        if "Content-Encoding" in headers:
-            raise InvalidRequest("Send the request body without a Content-Encoding.")
-        if int(headers.get("Content-Length", "0")) > self._max_body:
+        self.check_body_is_plain()
+        if int(self.request.headers.get("Content-Length", "0")) > self._max_body:
             raise self._too_large()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -115,9 +111,7 @@ class PageHandler(ExchangeHandler):
             # it must not take the room of those who are known
             self._held.append(chunk)
         elif self.gateway.held_bytes + size > HELD_BODIES:
-            self.fail(
-                Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
-            )
+            self.fail(no_room())
         else:
             self.gateway.held_bytes += size
             self._held_size += size

@@ -109,6 +109,11 @@ def text(value: str) -> str:
     return value
 
 
+def path(value: str) -> Path:
+    """The path of a file that need not be there."""
+    return Path(text(value))
+
+
 def date(value: str) -> str:
     """A date as API versions are written: ``2023-06-01``."""
     if not _DATE.fullmatch(value):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tornadoproxy import results_url
-from tornadoproxy.errors import InvalidRequest, Overloaded, UpstreamClosed
+from tornadoproxy.errors import UpstreamClosed
 from tornadoproxy.exchange import Usage
 from tornadoproxy.forwarded import client_scheme
 from tornadoproxy.headers import (
@@ -27,7 +27,7 @@ from tornadoproxy.settings import (
     TRUSTED_PROXIES,
 )
 from tornadoproxy.target import asks_a_model
-from tornadoproxy.upstream_handler import JUDGED_HINT, MAX_JUDGED_BODY, UpstreamHandler
+from tornadoproxy.upstream_handler import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
@@ -57,20 +57,17 @@ class RelayHandler(UpstreamHandler):
 
     def max_body(self) -> int:
         largest = self.gateway.settings[MAX_BODY_SIZE]
-        return min(largest, MAX_JUDGED_BODY) if self._is_judged() else largest
+        return min(largest, MAX_MESSAGE_BODY) if self._is_judged() else largest
 
     def max_body_hint(self) -> str:
-        return JUDGED_HINT if self._is_judged() else MAX_BODY_SIZE.name
+        return MESSAGE_HINT if self._is_judged() else MAX_BODY_SIZE.name
 
     def _is_judged(self) -> bool:
         return self.gateway.plugins.authorizes and self.asks_a_model()
 
     def begin(self, length: int, *, chunked: bool) -> None:
         if self._is_judged():
-            if "Content-Encoding" in self.request.headers:
-                raise InvalidRequest("Send the request body without a Content-Encoding.")
-            if not self.hold(self.max_body() if chunked else length):
-                raise Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
+            self.hold_whole(length, chunked=chunked)
         elif chunked or length > HELD_BODY:
             self._send(None, chunked=chunked)
         elif length == 0:

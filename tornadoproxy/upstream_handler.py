@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.authorization import ModelRequest
-from tornadoproxy.errors import BodyTooLarge, LoopDetected
+from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
 from tornadoproxy.model_request import estimated_tokens, read_fields
@@ -40,14 +40,19 @@ if TYPE_CHECKING:
     from tornadoproxy.upstream_connection import ResponseHead
     from tornadoproxy.usage import UsageReader
 
-MAX_JUDGED_BODY = 32 * 1024 * 1024
-"""The largest body that plugins are asked about, in bytes: no message may be larger upstream."""
+MAX_MESSAGE_BODY = 32 * 1024 * 1024
+"""The largest messages request, in bytes, where its body has to be read: upstream's own limit."""
 
-JUDGED_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
+MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
 """What is said of that limit."""
 
 HELD_BODIES = 256 * 1024 * 1024
 """The most that all held request bodies take together, in bytes."""
+
+
+def no_room() -> Overloaded:
+    """What is said where `HELD_BODIES` is reached."""
+    return Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
 
 
 class UpstreamHandler(ExchangeHandler):
@@ -205,6 +210,16 @@ class UpstreamHandler(ExchangeHandler):
             origin=gateway.origin, method=method, head=head, body=body, chunked=chunked
         )
         self._call = gateway.upstream.send(request, self)
+
+    def hold_whole(self, length: int, *, chunked: bool) -> None:
+        """Hold the body until it is whole, since it has to be read.
+
+        :raises InvalidRequest: it is compressed.
+        :raises Overloaded: there is no room.
+        """
+        self.check_body_is_plain()
+        if not self.hold(self.max_body() if chunked else length):
+            raise no_room()
 
     def hold(self, length: int) -> bool:
         """Promise room for `length` bytes of the body, if there is room."""

@@ -40,7 +40,7 @@ MAX_UNPACKED = 8 * 1024 * 1024
 """The most that one piece of a compressed answer may unpack to, in bytes. More is no answer."""
 
 BYTES_PER_TOKEN = 4
-"""How many bytes of content are taken for a token where an answer is cut before it has told."""
+"""How many bytes are taken for a token, where none has told how many there are."""
 
 _MAX_COUNT = 2**63 - 1
 _TOKENS = (

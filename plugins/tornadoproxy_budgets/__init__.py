@@ -40,13 +40,9 @@ if TYPE_CHECKING:
     from tornadoproxy_budgets.keeper import Keeper
 
 
-def _path(value: str) -> Path:
-    return Path(parsers.text(value))
-
-
 BUDGETS_DB: Setting[Path | None] = Setting(
     "BUDGETS_DB",
-    _path,
+    parsers.path,
     default=None,
     help="The SQLite file that holds the caps and what was spent; it is made if it is not there.",
 )

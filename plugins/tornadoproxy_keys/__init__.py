@@ -43,13 +43,9 @@ if TYPE_CHECKING:
     from tornadoproxy_keys.gate import Gate
 
 
-def _path(value: str) -> Path:
-    return Path(parsers.text(value))
-
-
 KEYS_DB: Setting[Path | None] = Setting(
     "KEYS_DB",
-    _path,
+    parsers.path,
     default=None,
     help=(
         "The SQLite file that holds the keys of `keys create`; it is made if it is not there. With "

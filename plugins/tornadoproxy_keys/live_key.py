@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _MINUTE = 60.0  # seconds
 _STEP = 1.0  # seconds that are counted together
 _BYTES_PER_TOKEN = 4  # of a request's body, for an estimate
-_UNTOLD_OUTPUT = 32_000  # tokens, for an estimate, if a request does not say
 _MOST = 10**9  # tokens of one request: what a client names as max_tokens may be any number
 
 
@@ -140,5 +139,5 @@ def _used(record: RequestRecord, asked: ModelRequest | None) -> int:
     tokens = asked.size // _BYTES_PER_TOKEN
     broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
     if record.time_to_first_byte is not None and not broken:
-        tokens += _UNTOLD_OUTPUT if asked.max_tokens is None else max(asked.max_tokens, 0)
+        tokens += asked.output_tokens
     return min(tokens, _MOST)

@@ -39,7 +39,7 @@ PAUSE = 0.1  # seconds between two steps of deleting, for all others that write
 
 LEDGER_DB: Setting[Path | None] = Setting(
     "LEDGER_DB",
-    lambda value: Path(parsers.text(value)),
+    parsers.path,
     default=None,
     help="The SQLite file that a row for each request goes to; it is made if it is not there.",
 )
