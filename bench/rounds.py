@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SLICES = 10
+"""How many short rounds make one of those that compare processes of the same program."""
+
 # by the key of a column and the name of a peer: a number for each round
 Results = dict[str, dict[str, list[float]]]
 
@@ -82,14 +85,21 @@ def measure_anew(
     sizes: Sizes,
     tell: Callable[[str], None],
 ) -> Results:
-    """`measure`, with new processes in each round.
+    """`measure`, with new processes in each round, and each round in `SLICES` short ones.
 
-    Two processes of the same program differ by more than what a plugin adds, all their life long.
+    Two processes of the same program differ by more than what a plugin adds, all their life long;
+    and so does a machine that others use from one second to the next.
     """
+    slices = replace(
+        sizes,
+        rounds=SLICES,
+        requests=max(sizes.requests // SLICES, 1),
+        seconds=sizes.seconds / SLICES,
+    )
     results: Results = {}
     for number in range(sizes.rounds):
         tell(f"round {number + 1} of {sizes.rounds}, with new processes")
-        once = measure(_turned(peers, number), figures, replace(sizes, rounds=1), tell)
+        once = measure(_turned(peers, number), figures, slices, tell)
         for key, rows in once.items():
             for name, numbers in rows.items():
                 results.setdefault(key, {}).setdefault(name, []).extend(numbers)

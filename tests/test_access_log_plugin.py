@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import tornadoproxy_access_log
+from msgspec.structs import replace
 from tornadoproxy_access_log import ACCESS_LOG, ACCESS_LOG_FORMAT, AccessLog, json_line, text_line
 
 from tornadoproxy import ConfigurationError, Outcome, RequestRecord, Settings, Usage
@@ -49,7 +49,7 @@ RECORD = RequestRecord(
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     tracestate="vendor=1",
 )
-NOTHING_KNOWN = dataclasses.replace(
+NOTHING_KNOWN = replace(
     RECORD,
     principal=None,
     groups=(),
@@ -124,7 +124,7 @@ def join_writers() -> None:
 
 
 def record(request_id: str) -> RequestRecord:
-    return dataclasses.replace(RECORD, request_id=request_id)
+    return replace(RECORD, request_id=request_id)
 
 
 # Lines
@@ -146,7 +146,7 @@ def test_a_text_line_of_which_little_is_known() -> None:
 
 
 def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
-    failed = dataclasses.replace(
+    failed = replace(
         NOTHING_KNOWN, outcome=Outcome.FAILED, error="it broke", usage=Usage(input_tokens=7)
     )
     line = text_line(failed).decode()
@@ -170,14 +170,14 @@ def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
     ],
 )
 def test_a_cost_in_a_text_line_is_rounded_up(cost: int, told: str) -> None:
-    line = text_line(dataclasses.replace(RECORD, cost=cost)).decode()
+    line = text_line(replace(RECORD, cost=cost)).decode()
     assert f" cost={told} from=" in line
 
 
 def test_a_text_line_of_an_answer_that_was_cut() -> None:
-    cut = dataclasses.replace(RECORD, cost=None, usage=Usage(7, 3, partial=True))
+    cut = replace(RECORD, cost=None, usage=Usage(7, 3, partial=True))
     assert " tokens=7+3 partial from=" in text_line(cut).decode()
-    priced = dataclasses.replace(cut, cost=5_000_000)
+    priced = replace(cut, cost=5_000_000)
     assert " tokens=7+3 cost=$0.0050 partial from=" in text_line(priced).decode()
     assert json.loads(json_line(cut))["partial"] is True
 
@@ -219,8 +219,8 @@ def test_a_json_line() -> None:
 
 
 def test_a_json_line_has_every_field_of_a_record_known_or_not() -> None:
-    fields = {field.name for field in dataclasses.fields(RequestRecord)}
-    fields |= {field.name for field in dataclasses.fields(Usage)}
+    fields = set(RequestRecord.__struct_fields__)
+    fields |= set(Usage.__struct_fields__)
     fields -= {"usage", "traceparent", "tracestate"}
     for each in (RECORD, NOTHING_KNOWN):
         keys = [key.removesuffix("_ms").removesuffix("_usd") for key in json.loads(json_line(each))]
@@ -232,8 +232,8 @@ def test_a_json_line_has_every_field_of_a_record_known_or_not() -> None:
 def test_no_value_forges_a_field_or_a_line_of_text(field: str, value: str) -> None:
     plain: dict[str, Any] = {"error": "x", field: "x"}
     hostile: dict[str, Any] = {"error": "x", field: value}
-    expected = text_line(dataclasses.replace(RECORD, **plain)).decode().split(" ")
-    line = text_line(dataclasses.replace(RECORD, **hostile)).decode()
+    expected = text_line(replace(RECORD, **plain)).decode().split(" ")
+    line = text_line(replace(RECORD, **hostile)).decode()
     assert line.isprintable()
     found = line.split(" ")
     assert len(found) == len(expected)
@@ -249,16 +249,16 @@ def test_no_value_forges_a_field_or_a_line_of_text(field: str, value: str) -> No
 @pytest.mark.parametrize("field", [*TEXT_FIELDS, "stop_reason"])
 def test_no_value_forges_a_field_or_a_line_of_json(field: str, value: str) -> None:
     hostile: dict[str, Any] = {field: value}
-    line = json_line(dataclasses.replace(RECORD, **hostile)).decode("ascii")
+    line = json_line(replace(RECORD, **hostile)).decode("ascii")
     assert line.isprintable()
     assert json.loads(line) == {**json.loads(json_line(RECORD)), field: value[:256]}
 
 
 def test_different_values_stay_different() -> None:
-    lines = [text_line(dataclasses.replace(RECORD, route=value)) for value in HOSTILE]
+    lines = [text_line(replace(RECORD, route=value)) for value in HOSTILE]
     assert len(set(lines)) == len(HOSTILE)
-    escaped = text_line(dataclasses.replace(RECORD, route="a b"))
-    assert escaped != text_line(dataclasses.replace(RECORD, route="a\\x20b"))
+    escaped = text_line(replace(RECORD, route="a b"))
+    assert escaped != text_line(replace(RECORD, route="a\\x20b"))
 
 
 # Where they go

@@ -171,9 +171,11 @@ def test_every_public_name_is_told_of(name: str) -> None:
     ],
 )
 def test_every_field_has_a_row(kind: Any) -> None:
+    if dataclasses.is_dataclass(kind):
+        fields = [field.name for field in dataclasses.fields(kind)]
+    else:
+        fields = list(kind.__struct_fields__)
     rows = re.findall(r"^\| `(\w+)` \| ", sections(3)[f"`{kind.__name__}`"], re.MULTILINE)
-    fields = [field.name for field in dataclasses.fields(kind)]
-
     if kind is RequestRecord:
         assert rows == [*fields, "Outcome", *(each.value for each in Outcome)]
     else:

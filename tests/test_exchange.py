@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import pytest
@@ -160,11 +159,12 @@ class TestCandidates:
 class TestIncomingRequest:
     def test_shows_no_header(self) -> None:
         request = incoming(("x-api-key", "sk-canary"), ("Cookie", "sk-canary"))
-        assert "sk-canary" not in repr(request)
-        assert "/v1/messages" in repr(request)
+        for shown in (repr(request), repr([*request.__rich_repr__()])):
+            assert "sk-canary" not in shown
+            assert "/v1/messages" in shown
 
     def test_cannot_be_changed(self) -> None:
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError, match="immutable"):
             incoming().path = "/v1/other"  # type: ignore[misc]  # refused on purpose
 
 
@@ -174,7 +174,7 @@ class TestIdentity:
         assert (identity.principal, identity.anonymous, identity.groups) == ("alice", False, ())
 
     def test_cannot_be_changed(self) -> None:
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError, match="immutable"):
             Identity("alice").principal = "root"  # type: ignore[misc]  # refused on purpose
 
 
@@ -296,7 +296,7 @@ class TestRecord:
 
     def test_is_frozen(self) -> None:
         record = Exchange(incoming(), "req_1").record(Outcome.COMPLETED, None)
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError, match="immutable"):
             record.status = 500  # type: ignore[misc]  # refused on purpose
 
     def test_the_outcomes_are_the_documented_words(self) -> None:

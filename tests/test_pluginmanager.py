@@ -862,7 +862,7 @@ def test_a_plugins_refusal_ends_the_asking(kind: type[Answers], refused: ClientE
     assert second.asked == 0
 
 
-class NotQuiteAnIdentity(Identity):
+class NotQuiteAnIdentity(Identity, frozen=True):
     pass
 
 

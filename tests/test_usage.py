@@ -18,7 +18,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.exchange import Usage
 from tornadoproxy.testing import message_document, message_events
-from tornadoproxy.usage import MAX_EVENT, MAX_JSON, MAX_UNPACKED, UsageReader
+from tornadoproxy.usage import MAX_EVENT, MAX_JSON, MAX_UNPACKED, UsageReader, read_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -326,6 +326,7 @@ class TestMeaning:
     def test_what_is_no_count_is_not_told(self, value: object) -> None:
         usage = {"input_tokens": value, "output_tokens": 5}
         assert read([dump({"usage": usage})])[1] == Usage(output_tokens=5)
+        assert read_message({"usage": usage}).usage == Usage(output_tokens=5)
         assert read_stream(message_delta(usage))[1] == Usage(output_tokens=5)
 
     @pytest.mark.parametrize("value", [0, 1, 2**63 - 1])
@@ -334,10 +335,9 @@ class TestMeaning:
 
     @pytest.mark.parametrize("model", [None, 5, ["x"], {"x": "y"}])
     def test_what_is_no_model_is_not_told(self, model: object) -> None:
-        assert read([dump({"model": model, "usage": {"output_tokens": 5}})]) == (
-            None,
-            Usage(output_tokens=5),
-        )
+        document = {"model": model, "usage": {"output_tokens": 5}}
+        assert read([dump(document)]) == (None, Usage(output_tokens=5))
+        assert read_message(document) == (None, None, Usage(output_tokens=5))
 
 
 GARBAGE = [

@@ -6,8 +6,9 @@ Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from tornadoproxy.exchange import Usage
 
@@ -23,8 +24,7 @@ def _unknown(_model: str | None, _usage: Usage) -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelRequest(Struct, frozen=True):
     """What a request for a message asks for: ``POST /v1/messages``, or a chat completion.
 
     :param model: the model, as it goes upstream; ``None`` if the request names none.
@@ -40,9 +40,7 @@ class ModelRequest:
     stream: bool
     size: int
     input_tokens: int = 0
-    price: Callable[[str | None, Usage], int | None] = field(
-        default=_unknown, repr=False, compare=False
-    )
+    price: Callable[[str | None, Usage], int | None] = _unknown
 
     @property
     def output_tokens(self) -> int:
@@ -64,8 +62,7 @@ class ModelRequest:
         return self.price(self.model, usage)
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(Struct, frozen=True):
     """An authorizer's consent that has consequences.
 
     :param settle: called exactly once with the request's record, when the request is over,

@@ -30,7 +30,7 @@ from tornadoproxy.headers import add_fields, headers_of, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
 from tornadoproxy.upstream_handler import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
-from tornadoproxy.usage import UsageReader, model_of, stop_reason_of, usage_of
+from tornadoproxy.usage import UsageReader, read_message
 
 if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
@@ -245,9 +245,8 @@ class ChatHandler(UpstreamHandler):
         except UpstreamProtocolError as error:
             self.on_failure(error)
             return False
-        self.exchange.model = model_of(message)
-        self.exchange.usage = usage_of(message)
-        self.exchange.stop_reason = stop_reason_of(message)
+        exchange = self.exchange
+        exchange.model, exchange.stop_reason, exchange.usage = read_message(message)
         answer = chat_completions.translate_message(
             message, legacy_functions=self._translation.legacy_functions
         )

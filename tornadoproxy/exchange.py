@@ -9,9 +9,10 @@ Every exchange ends in exactly one record, with exactly one `Outcome`.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from tornadoproxy.errors import AuthenticationFailed
 from tornadoproxy.secret import Secret
@@ -43,8 +44,7 @@ class Outcome(StrEnum):
     """The proxy stopped first: ``DRAIN_TIMEOUT`` was over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Who a request comes from, as an authenticator vouches for it.
 
     :param principal: a name for logs and limits; never the credential.
@@ -58,8 +58,7 @@ class Identity:
     groups: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class IncomingRequest:
+class IncomingRequest(Struct, frozen=True):
     """A request's head as plugins see it. Not to be changed.
 
     :param method: as sent: ``POST``.
@@ -71,9 +70,17 @@ class IncomingRequest:
 
     method: str
     path: str
-    headers: HTTPHeaders = field(repr=False)
+    headers: HTTPHeaders
     remote_ip: str
     dialect: Dialect
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # Any: msgspec's signature
+        """What a debugger shows: all but the headers, which hold the credential."""
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "headers"]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
 
     def candidates(self) -> tuple[Secret, ...]:
         """The credentials that the request presents; one that is right is enough.
@@ -105,8 +112,7 @@ class IncomingRequest:
         return (Secret(token.encode("latin-1")),)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """What an answer told that it consumed, as far as it was seen. ``None`` means not told.
 
     :param input_tokens: those neither read from the cache nor written to it.
@@ -134,8 +140,7 @@ NOTHING_TOLD = Usage()
 """The usage of an exchange that no answer has been told of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
+class RequestRecord(Struct, frozen=True, kw_only=True):
     """What became of one request. Holds no credential, no query string and no body.
 
     :param time: when its head was read, in seconds since the epoch.

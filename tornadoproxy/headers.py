@@ -156,7 +156,7 @@ def is_json(headers: HTTPHeaders) -> bool:
 
 def is_encoded(headers: HTTPHeaders) -> bool:
     """Whether a body is compressed, so that nothing can be added to it."""
-    return headers.get("Content-Encoding", "identity").lower() != "identity"
+    return "Content-Encoding" in headers and headers["Content-Encoding"].lower() != "identity"
 
 
 @lru_cache(64)  # nearly all say keep-alive or close

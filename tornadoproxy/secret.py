@@ -13,11 +13,11 @@ class Secret:
         text by ``surrogateescape`` (the environment, file names) come back as they were.
     """
 
-    __slots__ = ("_digest", "_value")
+    __slots__ = ("_known_digest", "_value")
 
     def __init__(self, value: bytes | str) -> None:
         self._value = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-        self._digest = hashlib.sha256(self._value).digest()
+        self._known_digest: bytes | None = None
 
     def reveal(self) -> bytes:
         """The credential itself, for the wire and for nothing else."""
@@ -28,7 +28,7 @@ class Secret:
 
         Digests of equal length are compared, so that the length does not show either.
         """
-        return hmac.compare_digest(self._digest, other._digest)
+        return hmac.compare_digest(self._digest(), other._digest())
 
     def __repr__(self) -> str:
         return "Secret('***')"
@@ -37,7 +37,12 @@ class Secret:
         return isinstance(other, Secret) and self.matches(other)
 
     def __hash__(self) -> int:
-        return hash(self._digest)
+        return hash(self._digest())
+
+    def _digest(self) -> bytes:
+        if self._known_digest is None:
+            self._known_digest = hashlib.sha256(self._value).digest()
+        return self._known_digest
 
     def __bool__(self) -> bool:
         return bool(self._value)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.authorization import ModelRequest

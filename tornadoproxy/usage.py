@@ -19,12 +19,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from tornadoproxy import fast_json
-from tornadoproxy.exchange import Usage
+from tornadoproxy.exchange import NOTHING_TOLD, Usage
 from tornadoproxy.headers import is_event_stream, is_json
 
 if TYPE_CHECKING:
@@ -43,13 +44,6 @@ BYTES_PER_TOKEN = 4
 """How many bytes are taken for a token, where none has told how many there are."""
 
 _MAX_COUNT = 2**63 - 1
-_TOKENS = (
-    "input_tokens",
-    "output_tokens",
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-)
-_SERVER_TOOLS = ("web_search_requests", "web_fetch_requests")
 
 _EVENT_END = re.compile(rb"\n\r?\n")
 
@@ -101,11 +95,11 @@ class UsageReader:
         self.model: str | None = None
         self.stop_reason: str | None = None
         self.first_token_at: float | None = None
-        self._told: dict[str, int] = {}
+        self._told = NOTHING_TOLD
         self._content = 0  # bytes
         self._is_whole = False
         self._is_stream = is_stream
-        self._unpack = _unpacker(content_encoding)
+        self._unpack = None if content_encoding == "identity" else _unpacker(content_encoding)
         self._kept = bytearray()
         self._skipping = False  # until the end of an event that is too long
         self._skipping_content = False
@@ -114,12 +108,13 @@ class UsageReader:
     @property
     def usage(self) -> Usage:
         """What the answer told until now; partial until it has told that it is over."""
+        told = self._told
         if self._is_whole:
-            return Usage(**self._told, partial=False)
+            return told
         seen = -(-self._content // BYTES_PER_TOKEN)
-        if seen > self._told.get("output_tokens", 0):
-            return Usage(**self._told | {"output_tokens": seen}, partial=True)
-        return Usage(**self._told, partial=True)
+        if seen > (told.output_tokens or 0):
+            return replace(told, output_tokens=seen, partial=True)
+        return replace(told, partial=True)
 
     @classmethod
     def for_answer(cls, headers: HTTPHeaders) -> UsageReader | None:
@@ -127,9 +122,9 @@ class UsageReader:
         is_stream = is_event_stream(headers)
         if not is_stream and not is_json(headers):
             return None
+        if "Content-Encoding" not in headers:
+            return cls(is_stream=is_stream)
         try:
-            if "Content-Encoding" not in headers:
-                return cls(is_stream=is_stream)
             encoding = headers["Content-Encoding"].lower()
             return cls(is_stream=is_stream, content_encoding=encoding)
         except LookupError:
@@ -228,27 +223,54 @@ class UsageReader:
         told = _told_by(document)
         if told is None:
             return False
-        if isinstance(told.message, dict):  # message_start wraps what a JSON answer is
-            told = _picked(told.message)
-        stop_reason, model = told.stop_reason, told.model
-        if isinstance(told.delta, dict):  # of message_delta, where the rest is at its top
-            stop_reason = told.delta.get("stop_reason")
-        if isinstance(model, str):
-            self.model = model
-        if isinstance(stop_reason, str):
+        # message_start wraps what a JSON answer is
+        message = told if told.message is None else told.message
+        if message.model is not None:
+            self.model = message.model
+        # of message_delta, where the rest is at its top
+        stop_reason = message.stop_reason if told.delta is None else told.delta.stop_reason
+        if stop_reason is not None:
             self.stop_reason = stop_reason
-        self._told |= _counts(told.usage)
+        if message.usage is not None:
+            self._told = _with(message.usage, self._told)
         return True
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+
+
+class _ByLifetime(msgspec.Struct):
+    ephemeral_1h_input_tokens: _Count | None = None
+
+
+class _ServerTools(msgspec.Struct):
+    web_search_requests: _Count | None = None
+    web_fetch_requests: _Count | None = None
+
+
+class _Counts(msgspec.Struct):
+    """A ``usage``, in the API's names."""
+
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    cache_creation: _ByLifetime | None = None
+    server_tool_use: _ServerTools | None = None
+
+
+class _Delta(msgspec.Struct):
+    stop_reason: str | None = None
 
 
 class _Told(msgspec.Struct):
     """What of a message, or of an event of a stream, is looked at."""
 
-    model: Any = None  # Any: JSON
-    stop_reason: Any = None
-    usage: Any = None
-    message: Any = None
-    delta: Any = None
+    model: str | None = None
+    stop_reason: str | None = None
+    usage: _Counts | None = None
+    message: _Told | None = None
+    delta: _Delta | None = None
 
 
 _decode = msgspec.json.Decoder(_Told).decode
@@ -261,50 +283,85 @@ def _told_by(document: bytes | bytearray) -> _Told | None:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         pass
     try:
-        data = fast_json.loads(document)
+        return _picked(fast_json.loads(document))
     except (ValueError, RecursionError):
         return None
-    return _picked(data) if isinstance(data, dict) else _Told()
 
 
-def _picked(message: dict[str, Any]) -> _Told:  # Any: JSON
-    return _Told(**{name: message.get(name) for name in _Told.__struct_fields__})
+def _picked(document: object) -> _Told:
+    """What `document` tells, whatever else of it makes no sense."""
+    told = _Told()
+    if isinstance(document, dict):
+        told.model = _text(document.get("model"))
+        told.stop_reason = _text(document.get("stop_reason"))
+        told.usage = _counts(document.get("usage"))
+        if isinstance(document.get("message"), dict):
+            told.message = _picked(document["message"])
+        if isinstance(document.get("delta"), dict):
+            told.delta = _Delta(_text(document["delta"].get("stop_reason")))
+    return told
 
 
-def model_of(message: dict[str, Any]) -> str | None:  # Any: JSON
-    """The model that a message names."""
-    model = message.get("model")
-    return model if isinstance(model, str) else None
-
-
-def stop_reason_of(message: dict[str, Any]) -> str | None:  # Any: JSON
-    """Why the model stopped, as a message says."""
-    reason = message.get("stop_reason")
-    return reason if isinstance(reason, str) else None
-
-
-def usage_of(message: dict[str, Any]) -> Usage:  # Any: JSON
-    """What a whole message tells that it consumed."""
-    return Usage(**_counts(message.get("usage")), partial=False)
-
-
-def _counts(usage: object) -> dict[str, int]:
+def _counts(usage: object) -> _Counts | None:
     if not isinstance(usage, dict):
-        return {}
-    counts = {name: count for name in _TOKENS if _is_count(count := usage.get(name))}
-    by_lifetime = usage.get("cache_creation")
-    if isinstance(by_lifetime, dict):
-        tokens = by_lifetime.get("ephemeral_1h_input_tokens")
-        if _is_count(tokens):
-            counts["cache_creation_1h_input_tokens"] = tokens
-    tools = usage.get("server_tool_use")
-    if isinstance(tools, dict):
-        counts |= {name: tools[name] for name in _SERVER_TOOLS if _is_count(tools.get(name))}
-    return counts
+        return None
+    by_lifetime, tools = usage.get("cache_creation"), usage.get("server_tool_use")
+    return _Counts(
+        input_tokens=_count(usage, "input_tokens"),
+        output_tokens=_count(usage, "output_tokens"),
+        cache_read_input_tokens=_count(usage, "cache_read_input_tokens"),
+        cache_creation_input_tokens=_count(usage, "cache_creation_input_tokens"),
+        cache_creation=_ByLifetime(_count(by_lifetime, "ephemeral_1h_input_tokens")),
+        server_tool_use=_ServerTools(
+            _count(tools, "web_search_requests"), _count(tools, "web_fetch_requests")
+        ),
+    )
 
 
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _MAX_COUNT
+def _count(counts: object, name: str) -> int | None:
+    count = counts.get(name) if isinstance(counts, dict) else None
+    return count if type(count) is int and 0 <= count <= _MAX_COUNT else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _with(counts: _Counts, before: Usage) -> Usage:
+    """`before`, and over it what `counts` tells."""
+    tools = counts.server_tool_use
+    by_lifetime = counts.cache_creation
+    told = Usage(
+        counts.input_tokens,
+        counts.output_tokens,
+        counts.cache_read_input_tokens,
+        counts.cache_creation_input_tokens,
+        None if by_lifetime is None else by_lifetime.ephemeral_1h_input_tokens,
+        None if tools is None else tools.web_search_requests,
+        None if tools is None else tools.web_fetch_requests,
+    )
+    if before is NOTHING_TOLD:
+        return told
+    news = {name: count for name, count in asdict(told).items() if count is not None}
+    return replace(before, **news)
+
+
+class Message(NamedTuple):
+    """What a whole message tells."""
+
+    model: str | None
+    stop_reason: str | None
+    usage: Usage
+
+
+def read_message(message: dict[str, Any]) -> Message:  # Any: JSON
+    """What `message`, a whole one, tells of itself."""
+    try:
+        told = msgspec.convert(message, _Told)
+    except msgspec.ValidationError:
+        told = _picked(message)
+    usage = NOTHING_TOLD if told.usage is None else _with(told.usage, NOTHING_TOLD)
+    return Message(told.model, told.stop_reason, usage)
 
 
 def _type(event: bytearray) -> object:
@@ -323,9 +380,7 @@ def _data(event: bytearray) -> bytes | bytearray:
     return b"\n".join(line[5:] for line in lines)
 
 
-def _unpacker(content_encoding: str) -> _Unpack | None:
-    if content_encoding == "identity":
-        return None
+def _unpacker(content_encoding: str) -> _Unpack:
     if content_encoding in {"gzip", "deflate"}:
         return _unpack_zlib()
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import logging
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import asdict, replace
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
@@ -63,11 +63,11 @@ if TYPE_CHECKING:
 MODEL = "claude-sonnet-5-5"
 PATHS = {"anthropic": "/v1/messages", "openai": "/openai/v1/chat/completions"}
 OF_A_RECORD = [
-    field.name
-    for field in dataclasses.fields(RequestRecord)
-    if field.name not in {"groups", "usage", "cost", "traceparent", "tracestate"}
+    name
+    for name in RequestRecord.__struct_fields__
+    if name not in {"groups", "usage", "cost", "traceparent", "tracestate"}
 ]
-OF_USAGE = [field.name for field in dataclasses.fields(Usage)]
+OF_USAGE = list(Usage.__struct_fields__)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
     assert {name: row[name] for name in OF_A_RECORD} == {
         name: getattr(record, name) for name in OF_A_RECORD
     }
-    assert {name: row[name] for name in OF_USAGE} == dataclasses.asdict(record.usage)
+    assert {name: row[name] for name in OF_USAGE} == asdict(record.usage)
     assert row["cost_nanos"] == record.cost
     assert tuple(json.loads(row["groups"] or "[]")) == record.groups
     assert set(row.keys()) == {"id", "groups", "cost_nanos", *OF_A_RECORD, *OF_USAGE}
@@ -300,7 +300,7 @@ async def test_what_a_client_chooses_neither_breaks_a_row_nor_fills_the_disk(
 
 
 def test_what_is_no_text_at_all_can_be_written(path: Path) -> None:
-    record = dataclasses.replace(RECORD, principal="\udcff", groups=("\udcff",), error="\ud800 x")
+    record = replace(RECORD, principal="\udcff", groups=("\udcff",), error="\ud800 x")
     with ledger(path) as opened, opened.transaction() as connection:
         insert(record, connection)
     (row,) = rows(path)
@@ -463,7 +463,7 @@ async def test_old_rows_are_deleted_and_no_others(start_proxy: StartProxy, path:
     ages = [0.0, day, 6.9 * day] + [7.1 * day] * (2 * STEP + 1)
     with ledger(path) as opened, opened.transaction() as connection:
         for age in ages:
-            insert(dataclasses.replace(RECORD, time=now - age), connection)
+            insert(replace(RECORD, time=now - age), connection)
     await start_proxy(LEDGER_DB=path, LEDGER_RETENTION_DAYS=7)
     while len(rows(path)) > 3:  # no event tells of it; the test's own limit ends this
         await asyncio.sleep(0.05)
@@ -473,7 +473,7 @@ async def test_old_rows_are_deleted_and_no_others(start_proxy: StartProxy, path:
 def test_they_are_deleted_in_small_steps_the_oldest_first(path: Path) -> None:
     with ledger(path) as opened, opened.transaction() as connection:
         for at in reversed(range(STEP + 10)):
-            insert(dataclasses.replace(RECORD, time=at), connection)
+            insert(replace(RECORD, time=at), connection)
         assert delete_some(STEP + 5, connection)
         left = "SELECT time FROM requests ORDER BY time"
         assert [at for (at,) in connection.execute(left)] == [*range(STEP, STEP + 10)]
@@ -613,15 +613,15 @@ RECORD = RequestRecord(
     traceparent=None,
     tracestate=None,
 )
-NOTHING = dataclasses.replace(
+NOTHING = replace(
     RECORD, model=None, usage=Usage(), cost=None, stop_reason=None, upstream_time=None
 )
 HALF_A_DAY = 43_200
 RECORDS = [
     RECORD,
-    dataclasses.replace(RECORD, cost=1, usage=Usage(1, 1)),
+    replace(RECORD, cost=1, usage=Usage(1, 1)),
     # a cut answer of a model that nobody knows the price of
-    dataclasses.replace(
+    replace(
         RECORD,
         time=NOON + HALF_A_DAY,
         model="new",
@@ -629,14 +629,14 @@ RECORDS = [
         usage=Usage(7, 3, partial=True),
         cost=None,
     ),
-    dataclasses.replace(
+    replace(
         RECORD, time=NOON + HALF_A_DAY - 1, principal="bob", groups=("leads",), cost=250_000_000
     ),
     # it costs nothing, and that is known
-    dataclasses.replace(NOTHING, principal="bob", groups=("leads",), route="/v1/models"),
-    dataclasses.replace(NOTHING, principal=None, groups=(), status=401, outcome=Outcome.DENIED),
+    replace(NOTHING, principal="bob", groups=("leads",), route="/v1/models"),
+    replace(NOTHING, principal=None, groups=(), status=401, outcome=Outcome.DENIED),
     # given up before it told of anything: what that costs, nobody knows
-    dataclasses.replace(
+    replace(
         NOTHING, principal="cy", groups=(), status=None, outcome=Outcome.ABANDONED, upstream_time=1
     ),
 ]
@@ -787,7 +787,7 @@ def test_an_empty_ledger_has_a_total_of_nothing(path: Path) -> None:
 
 def test_what_a_client_chose_gives_a_terminal_no_orders(path: Path) -> None:
     with ledger(path) as opened, opened.transaction() as connection:
-        insert(dataclasses.replace(RECORD, model="\x1b[31mred\nline"), connection)
+        insert(replace(RECORD, model="\x1b[31mred\nline"), connection)
     table = usage(path, "--by", "model")
     assert "\\x1b[31mred\\nline" in table
     assert table.replace("\n", "").isprintable()
@@ -797,7 +797,7 @@ def test_what_somebody_chose_is_no_formula_of_a_spreadsheet(path: Path) -> None:
     names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "ada=1", None]
     with ledger(path) as opened, opened.transaction() as connection:
         for name in names:
-            insert(dataclasses.replace(RECORD, principal=name), connection)
+            insert(replace(RECORD, principal=name), connection)
     rows = csv.reader(io.StringIO(usage(path, "--format=csv")))
     cells = {row[0] for row in list(rows)[1:]}
     assert cells == {"'=1+1", "'+1", "'-1", "'@SUM(A1)", "\\t=1", "ada=1", ""}

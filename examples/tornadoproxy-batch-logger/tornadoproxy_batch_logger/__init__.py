@@ -14,10 +14,10 @@ import contextlib
 import json
 import logging
 from collections import deque
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
+import msgspec
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
 from tornadoproxy import (
@@ -181,7 +181,7 @@ def __getattr__(name: str) -> BatchLogger:
 
 
 def _lines(batch: list[RequestRecord]) -> bytes:
-    return b"".join(json.dumps(asdict(record)).encode() + b"\n" for record in batch)
+    return b"".join(json.dumps(msgspec.to_builtins(record)).encode() + b"\n" for record in batch)
 
 
 async def _at_most(waiting: Any, seconds: float) -> None:  # Any: whatever can be awaited
