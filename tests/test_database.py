@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -42,11 +42,12 @@ async def started(path: Path) -> AsyncIterator[Database]:
         await opened.close()
 
 
-def adding(number: int) -> Callable[[sqlite3.Connection], None]:
-    def add(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO numbers VALUES (?)", (number,))
+def add(numbers: Sequence[int], connection: sqlite3.Connection) -> None:
+    connection.executemany("INSERT INTO numbers VALUES (?)", [(each,) for each in numbers])
 
-    return add
+
+def adding(number: int) -> Callable[[sqlite3.Connection], None]:
+    return lambda connection: add([number], connection)
 
 
 def numbers(connection: sqlite3.Connection) -> Numbers:
@@ -104,7 +105,7 @@ async def test_work_is_done_and_its_answer_returned(path: Path) -> None:
 async def test_the_work_is_done_in_a_thread_of_its_own(path: Path) -> None:
     async with started(path) as opened:
         there = {await opened.run(lambda _: threading.get_ident()) for _ in range(3)}
-        opened.write_behind(lambda _: there.add(threading.get_ident()))
+        opened.write_behind(lambda *_: there.add(threading.get_ident()), None)
         await opened.run(numbers)
     assert len(there) == 1
     assert there != {threading.get_ident()}
@@ -132,8 +133,8 @@ async def test_what_is_written_behind_is_written_in_order_and_by_itself(path: Pa
 
     async with started(path) as opened:
         for number in range(100):
-            opened.write_behind(adding(number))
-        opened.write_behind(lambda _: loop.call_soon_threadsafe(written.set))
+            opened.write_behind(add, number)
+        opened.write_behind(lambda *_: loop.call_soon_threadsafe(written.set), None)
         await written.wait()
         assert await opened.run(numbers) == list(range(100))
         assert opened.lost == 0
@@ -142,21 +143,21 @@ async def test_what_is_written_behind_is_written_in_order_and_by_itself(path: Pa
 async def test_who_reads_sees_what_was_written_behind_before(path: Path) -> None:
     async with started(path) as opened:
         for number in range(20):
-            opened.write_behind(adding(number))
+            opened.write_behind(add, number)
             assert len(await opened.run(numbers)) == number + 1
 
 
 async def test_who_reads_sees_what_was_written_behind_while_others_were_busy(path: Path) -> None:
     busy, go_on = threading.Event(), threading.Event()
 
-    def slow(_: sqlite3.Connection) -> None:
+    def slow(*_: object) -> None:
         busy.set()
         go_on.wait()
 
     async with started(path) as opened:
-        opened.write_behind(slow)
+        opened.write_behind(slow, None)
         await asyncio.to_thread(busy.wait)
-        opened.write_behind(adding(1))
+        opened.write_behind(add, 1)
         reading = asyncio.create_task(opened.run(numbers))
         await asyncio.sleep(0)  # it asks
         go_on.set()
@@ -166,7 +167,7 @@ async def test_who_reads_sees_what_was_written_behind_while_others_were_busy(pat
 async def test_closing_writes_out_what_is_held(path: Path) -> None:
     async with started(path) as opened:
         for number in range(5_000):
-            opened.write_behind(adding(number))
+            opened.write_behind(add, number)
     assert numbers_in(path) == list(range(5_000))
     assert not path.with_name("test.db-wal").exists(), "one whole file remains"
 
@@ -174,11 +175,11 @@ async def test_closing_writes_out_what_is_held(path: Path) -> None:
 async def test_after_closing_nothing_is_taken(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with started(path) as opened:
         pass
-    opened.write_behind(adding(1))
+    opened.write_behind(add, 1)
     assert opened.lost == 1
     with pytest.raises(DatabaseUnavailable, match="it is closed"):
         await opened.run(numbers)
-    assert "1 works have been lost" in caplog.text
+    assert "1 items have been lost" in caplog.text
 
 
 async def test_a_caller_who_left_before_its_turn_is_not_served(path: Path) -> None:
@@ -200,23 +201,57 @@ async def test_a_caller_who_left_before_its_turn_is_not_served(path: Path) -> No
 async def test_one_faulty_work_costs_the_others_nothing(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(connection: sqlite3.Connection) -> None:
-        adding(99)(connection)
+    def broken(items: Sequence[int], connection: sqlite3.Connection) -> None:
+        add(items, connection)
         raise ValueError("sk-secret")
 
     async with started(path) as opened:
         for number in range(3):
-            opened.write_behind(adding(number))
-            opened.write_behind(broken)
-            opened.write_behind(
-                lambda connection: connection.execute("SELECT 1 FROM nowhere") and None
-            )
+            opened.write_behind(add, number)
+            opened.write_behind(broken, 99)
+            opened.write_behind(lambda _, c: c.execute("SELECT 1 FROM nowhere"), None)
         assert await opened.run(numbers) == [0, 1, 2]
         assert opened.lost == 6
         assert not opened.failing
-    assert "1 works have been lost, the last one since it raised ValueError in" in caplog.text
-    assert "4 works have been lost, the last one since it raised OperationalError" in caplog.text
+    assert "1 items have been lost, the last one since it raised ValueError in" in caplog.text
+    assert "4 items have been lost, the last one since it raised OperationalError" in caplog.text
     assert "sk-secret" not in caplog.text
+
+
+async def test_what_is_left_in_a_row_is_written_at_once(path: Path) -> None:
+    calls: list[list[int]] = []
+    busy, go_on = threading.Event(), threading.Event()
+
+    def slow(_: sqlite3.Connection) -> None:
+        busy.set()
+        go_on.wait()
+
+    def write(items: Sequence[int], connection: sqlite3.Connection) -> None:
+        calls.append(list(items))
+        add(items, connection)
+
+    async with started(path) as opened:
+        waiting = asyncio.create_task(opened.run(slow))
+        await asyncio.to_thread(busy.wait)
+        for number in range(5):
+            opened.write_behind(write, number)
+        opened.write_behind(add, 5)
+        opened.write_behind(write, 6)
+        go_on.set()
+        await waiting
+        assert await opened.run(numbers) == list(range(7))
+    assert calls == [[0, 1, 2, 3, 4], [6]]
+
+
+async def test_one_faulty_item_among_many_costs_the_others_nothing(path: Path) -> None:
+    def write(items: Sequence[int | None], connection: sqlite3.Connection) -> None:
+        connection.executemany("INSERT INTO numbers VALUES (?)", [(each,) for each in items])
+
+    async with started(path) as opened:
+        for number in range(100):
+            opened.write_behind(write, None if number in (0, 50, 99) else number)
+        assert await opened.run(numbers) == [*range(1, 50), *range(51, 99)]
+        assert opened.lost == 3
 
 
 async def test_changes_of_others_are_noticed_and_ones_own_are_not(path: Path) -> None:
@@ -326,8 +361,8 @@ async def test_two_plugins_share_a_file(path: Path) -> None:
         await asyncio.to_thread(other.open)
         other.start()
         for number in range(200):
-            opened.write_behind(adding(number))
-            other.write_behind(lambda c: c.execute("INSERT INTO words VALUES ('x')"))
+            opened.write_behind(add, number)
+            other.write_behind(lambda _, c: c.execute("INSERT INTO words VALUES ('x')"), None)
             if number % 20 == 0:
                 await asyncio.gather(opened.run(adding(-1)), other.run(adding(-1)))
         await other.close()
@@ -513,12 +548,12 @@ async def test_a_lock_fails_who_waits_and_holds_what_is_written_behind(
     async with started(path) as opened:
         with locked(path):
             for number in range(3):
-                opened.write_behind(adding(number))
+                opened.write_behind(add, number)
             with pytest.raises(DatabaseUnavailable, match="it is locked by another program: end "):
                 await opened.run(numbers)
             assert opened.failing
             for number in range(3, 6):
-                opened.write_behind(adding(number))
+                opened.write_behind(add, number)
             asked = [opened.run(numbers), opened.changed()]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             assert {type(answer) for answer in answers} == {DatabaseUnavailable}
@@ -554,9 +589,9 @@ async def test_what_was_held_through_a_lock_is_written_by_itself(
     async with started(path) as opened:
         with locked(path):
             for number in range(1000):
-                opened.write_behind(adding(number))
+                opened.write_behind(add, number)
             await failing(opened)
-            opened.write_behind(lambda _: loop.call_soon_threadsafe(written.set))
+            opened.write_behind(lambda *_: loop.call_soon_threadsafe(written.set), None)
         await written.wait()
     assert numbers_in(path) == list(range(1000))
 
@@ -568,13 +603,13 @@ async def test_what_there_is_no_room_for_is_counted_and_told(
     async with started(path) as opened:
         with locked(path):
             for number in range(25):
-                opened.write_behind(adding(number))
+                opened.write_behind(add, number)
             assert opened.lost == 15
         assert await opened.run(numbers) == list(range(10))
-        opened.write_behind(adding(99))
+        opened.write_behind(add, 99)
         assert await opened.run(numbers) == [*range(10), 99]
         assert opened.lost == 15
-    losses = re.findall(r"(\d+) works have been lost", caplog.text)
+    losses = re.findall(r"(\d+) items have been lost", caplog.text)
     assert losses == ["1", "2", "4", "8", "15"]
     assert all(each.levelno >= logging.ERROR for each in caplog.records if "lost" in each.message)
 
@@ -582,7 +617,7 @@ async def test_what_there_is_no_room_for_is_counted_and_told(
 async def test_closing_through_a_lock_waits_for_its_end(path: Path, impatient: None) -> None:
     async with started(path) as opened:
         with locked(path):
-            opened.write_behind(adding(1))
+            opened.write_behind(add, 1)
             await failing(opened)
             closing = asyncio.create_task(opened.close())
             await asyncio.sleep(0.05)  # it begins: nothing can tell of that
@@ -599,10 +634,10 @@ async def test_closing_gives_up_in_the_end_and_says_what_was_lost(
     async with started(path) as opened:
         with locked(path):
             for number in range(3):
-                opened.write_behind(adding(number))
+                opened.write_behind(add, number)
             await opened.close()
         assert opened.lost == 3
-    assert "3 works have been lost, the last one since they could not be written" in caplog.text
+    assert "3 items have been lost, the last one since they could not be written" in caplog.text
     assert numbers_in(path) == []
 
 
@@ -611,13 +646,11 @@ async def test_a_full_disk_holds_what_is_written_behind(path: Path) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    def many(connection: sqlite3.Connection) -> None:
-        connection.executemany("INSERT INTO numbers VALUES (?)", [(at,) for at in range(5_000)])
-
     async with started(path) as opened:
-        opened.write_behind(adding(-1))
+        opened.write_behind(add, -1)
         await opened.run(fill)
-        opened.write_behind(many)
+        for number in range(5_000):
+            opened.write_behind(add, number)
         await failing(opened)
         with pytest.raises(DatabaseUnavailable, match="the disk is full: make room"):
             await opened.run(numbers)
@@ -652,7 +685,7 @@ async def test_a_file_that_is_deleted_fails_and_none_is_made_in_its_place(
     monkeypatch.setattr(database, "CLOSE_TIMEOUT", 0.3)
     async with started(path) as opened:
         path.unlink()
-        opened.write_behind(adding(1))
+        opened.write_behind(add, 1)
         with pytest.raises(DatabaseUnavailable, match=r"it is gone .*: put it back"):
             await opened.run(numbers)
         with pytest.raises(DatabaseUnavailable, match="it is gone"):
@@ -660,14 +693,14 @@ async def test_a_file_that_is_deleted_fails_and_none_is_made_in_its_place(
         assert not path.exists()
     assert opened.lost == 1
     assert "it is gone" in caplog.text
-    assert "1 works have been lost" in caplog.text
+    assert "1 items have been lost" in caplog.text
 
 
 async def test_it_goes_on_when_the_file_is_back(path: Path) -> None:
     async with started(path) as opened:
         await opened.run(adding(1))
         path.rename(path.with_name("elsewhere"))
-        opened.write_behind(adding(2))
+        opened.write_behind(add, 2)
         await failing(opened)
         path.with_name("elsewhere").rename(path)
         assert await opened.run(numbers) == [1, 2]
@@ -683,7 +716,7 @@ async def test_another_file_in_its_place_is_not_written(
         path.write_bytes(b"another")
         with pytest.raises(DatabaseUnavailable, match="another file is in its place: start the "):
             await opened.run(adding(1))
-        opened.write_behind(adding(1))
+        opened.write_behind(add, 1)
     assert path.read_bytes() == b"another"
     assert opened.lost == 1
 
@@ -699,8 +732,12 @@ async def test_work_that_ends_its_transaction_does_not_end_the_thread(path: Path
 
 CRASH = """
 import asyncio, sys
+from functools import partial
 from pathlib import Path
 from tornadoproxy import Database
+
+def add(numbers, connection):
+    connection.executemany("INSERT INTO numbers VALUES (?)", [(each,) for each in numbers])
 
 async def main():
     database = Database(Path(sys.argv[1]), ["CREATE TABLE numbers (number INTEGER)"], name="test")
@@ -710,8 +747,7 @@ async def main():
     while True:
         for _ in range(10):
             number += 1
-            add = lambda c, n=number: c.execute("INSERT INTO numbers VALUES (?)", (n,))
-            database.write_behind(add)
+            database.write_behind(add, number)
         print(number, flush=True)
         await asyncio.sleep(0.01)
 
@@ -740,7 +776,9 @@ async def test_a_killed_process_loses_at_most_its_last_second(path: Path) -> Non
 
 
 async def test_a_killed_process_loses_nothing_that_was_waited_for(path: Path) -> None:
-    script = CRASH.replace("database.write_behind(", "await database.run(")
+    script = CRASH.replace(
+        "database.write_behind(add, number)", "await database.run(partial(add, [number]))"
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, str(path), stdout=asyncio.subprocess.PIPE
     )

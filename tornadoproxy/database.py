@@ -31,7 +31,9 @@ import traceback
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tornadoproxy.errors import ConfigurationError
 
@@ -44,9 +46,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_HELD = 10_000
-"""How many works may be held that are to be written behind."""
+"""How many items may be held that are to be written behind."""
 
-LINGER = 0.25  # seconds that works are gathered for one transaction
+LINGER = 0.25  # seconds that items are gathered for one transaction
 BUSY_TIMEOUT = 2.0  # seconds that another connection's lock is waited for
 OPEN_TIMEOUT = 10.0  # the same, for all that opening takes
 CLOSE_TIMEOUT = 4.0  # seconds that what is held may take to be written at the end
@@ -87,6 +89,13 @@ class _Job:
     done: Future[Any]
 
 
+class _Item(NamedTuple):
+    """What is to be written behind. Any: each `write` has a type of its own."""
+
+    write: Callable[[Sequence[Any], sqlite3.Connection], object]
+    item: Any
+
+
 class Database:
     """One SQLite file, and the one thread of its own that touches it.
 
@@ -102,7 +111,7 @@ class Database:
         a file.
     :param setting: the variable that names the path, for messages.
     :ivar failing: whether the last attempt to use the file failed.
-    :ivar lost: how many works that were to be written behind have been lost.
+    :ivar lost: how many items that were to be written behind have been lost.
     """
 
     def __init__(
@@ -121,7 +130,7 @@ class Database:
         # guards what follows; is told of all that the thread is to act upon
         self._condition = threading.Condition()
         self._jobs: list[_Job] = []
-        self._held: deque[Callable[[sqlite3.Connection], object]] = deque()
+        self._held: deque[_Item] = deque()
         self._closing_at: float | None = None
         # the thread's own: failures in a row
         self._failures = 0
@@ -202,17 +211,22 @@ class Database:
 
         return await self._ask(do)
 
-    def write_behind(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Have the thread do `work` within half a second, in order, many in one transaction.
+    def write_behind(
+        self, write: Callable[[Sequence[T], sqlite3.Connection], object], item: T
+    ) -> None:
+        """Have the thread write `item` within half a second, in order, many in one transaction.
 
-        Never blocks and never raises. While the file cannot be used, `work` is held, and tried
-        again each time: so it must do the same however often it is called, and never commit. One
-        that raises by a fault of its own is lost, as is one for which `MAX_HELD` leaves no room:
-        each is counted in `lost`, and logged.
+        Never blocks and never raises. `write` is called with what was left for it in a row, be it
+        one item, since one statement for many is far cheaper.
+
+        While the file cannot be used, items are held, and `write` is tried again each time: so it
+        must do the same however often it is called, and never commit. If it raises by a fault of
+        its own, it is called for each item alone, and the one at fault is lost, as is one for
+        which `MAX_HELD` leaves no room: each is counted in `lost`, and logged.
         """
         with self._condition:
             if len(self._held) < MAX_HELD and self._closing_at is None:
-                self._held.append(work)
+                self._held.append(_Item(write, item))
                 if len(self._held) == 1:
                     self._condition.notify()
                 return
@@ -443,7 +457,7 @@ class Database:
         if self._held:
             self._lose(len(self._held), "they could not be written until the end")
         if self.lost:
-            _logger.error("%s: %d works have been lost in all", self._title, self.lost)
+            _logger.error("%s: %d items have been lost in all", self._title, self.lost)
         self._disconnect()
 
     def _wait(self) -> bool:
@@ -466,25 +480,29 @@ class Database:
             return due and time.monotonic() < self._closing_at
 
     def _write_held(self) -> None:
-        """Do all that is held in one transaction, but for works that fail by themselves."""
+        """Write all that is held in one transaction, but for items that fail by themselves."""
+        alone = False
         while self._held:
             with self._condition:
-                works = list(self._held)
+                held = list(self._held)
             done = 0
             try:
                 with self._transaction():
-                    for work in works:
-                        work(self._existing())
-                        done += 1
+                    for write, items in _groups(held, alone=alone):
+                        write(items, self._existing())
+                        done += len(items)
             except BaseException as error:
-                if done == len(works) or not _is_fault_of_a_work(error):
+                if done == len(held) or not _is_fault_of_a_work(error):
                     raise
+                if not alone:
+                    alone = True
+                    continue
                 with self._condition:
                     del self._held[done]
                 self._lose(1, _where(error))
             else:
                 with self._condition:
-                    for _ in works:
+                    for _ in held:
                         self._held.popleft()
                 return
 
@@ -502,13 +520,13 @@ class Database:
         _fail(jobs, error)
         if self._failures & (self._failures - 1) == 0:
             _logger.error(
-                "%s (%d failures in a row, %d works held)", error, self._failures, len(self._held)
+                "%s (%d failures in a row, %d items held)", error, self._failures, len(self._held)
             )
 
     def _succeeded(self) -> None:
         if self.failing:
             _logger.warning(
-                "%s works again, after %d failures; %d works have been lost until now",
+                "%s works again, after %d failures; %d items have been lost until now",
                 self._title, self._failures, self.lost,
             )  # fmt: skip
             self.failing = False
@@ -523,7 +541,7 @@ class Database:
         # at 1, 2, 4, 8 …
         if self.lost.bit_length() > before.bit_length():
             _logger.error(
-                "%s: %d works have been lost, the last one since %s",
+                "%s: %d items have been lost, the last one since %s",
                 self._title, self.lost, reason,
             )  # fmt: skip
 
@@ -532,6 +550,17 @@ class Database:
 
     def _unavailable(self, reason: str) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"{self._title} cannot be used: {reason}")
+
+
+def _groups(
+    held: list[_Item], *, alone: bool
+) -> Iterator[tuple[Callable[[Sequence[Any], sqlite3.Connection], object], list[Any]]]:
+    """What is written by the same function one after the other; or each `alone`."""
+    if alone:
+        yield from ((write, [item]) for write, item in held)
+    else:
+        for write, group in groupby(held, attrgetter("write")):
+            yield write, [each.item for each in group]
 
 
 def _do(jobs: list[_Job], connection: sqlite3.Connection) -> None:

@@ -39,7 +39,7 @@ from tornadoproxy_budgets.periods import minute_text
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Keeper:
             await self._ticking
         if batch := self.engine.take_unsaved():
             # this is tried until the time for closing is over
-            self._database.write_behind(partial(storage.save, batch=batch))
+            self._database.write_behind(_save, batch)
         await self._database.close()
 
     # -- requests
@@ -262,6 +262,11 @@ def _save_and_load(
     after = storage.revision(connection)
     state = None if unchanged and after == before else storage.load(connection, day)
     return result, after, state
+
+
+def _save(batches: Iterable[Batch], connection: sqlite3.Connection) -> None:
+    for batch in batches:
+        storage.save(connection, batch)
 
 
 def _nothing(_: sqlite3.Connection) -> None:

@@ -222,9 +222,8 @@ class Gate:
         self._refused = refused
 
     def _hand_over_usage(self) -> None:
-        rows = self._usage.take()
-        if rows:
-            self._database.write_behind(partial(store.add_usage, rows))
+        for row in self._usage.take():
+            self._database.write_behind(store.add_usage, row)
 
 
 def _refusal(entry: _Entry | None, now: float) -> str | None:

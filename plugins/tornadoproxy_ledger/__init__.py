@@ -110,7 +110,7 @@ class Ledger:
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
         if self._database is not None:
-            self._database.write_behind(partial(insert, record))
+            self._database.write_behind(insert, record)
 
     @hookimpl
     async def shutdown(self) -> None:

@@ -302,7 +302,7 @@ async def test_what_a_client_chooses_neither_breaks_a_row_nor_fills_the_disk(
 def test_what_is_no_text_at_all_can_be_written(path: Path) -> None:
     record = replace(RECORD, principal="\udcff", groups=("\udcff",), error="\ud800 x")
     with ledger(path) as opened, opened.transaction() as connection:
-        insert(record, connection)
+        insert([record], connection)
     (row,) = rows(path)
     assert (row["principal"], row["error"]) == ("\\udcff", "\\ud800 x")
 
@@ -395,7 +395,7 @@ async def test_a_file_that_is_gone_costs_rows_and_no_request_and_is_told(
         assert (await ask(raw, message())).status == 200
     await proxy.server.drain()
     assert not path.exists()
-    assert f"LEDGER_DB={path}: 1 works have been lost" in caplog.text
+    assert f"LEDGER_DB={path}: 1 items have been lost" in caplog.text
 
 
 # Its settings
@@ -454,6 +454,20 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 100])
+def test_many_rows_are_each_their_own(path: Path, count: int) -> None:
+    records = [
+        replace(RECORD, request_id=f"req_{at}", bytes_in=at, usage=Usage(at, partial=bool(at % 2)))
+        for at in range(count)
+    ]
+    with ledger(path) as opened, opened.transaction() as connection:
+        insert(records, connection)
+    written = rows(path)
+    assert len(written) == count
+    for row, record in zip(written, records, strict=True):
+        check_row(row, record)
+
+
 # What is kept, and for how long
 
 
@@ -463,7 +477,7 @@ async def test_old_rows_are_deleted_and_no_others(start_proxy: StartProxy, path:
     ages = [0.0, day, 6.9 * day] + [7.1 * day] * (2 * STEP + 1)
     with ledger(path) as opened, opened.transaction() as connection:
         for age in ages:
-            insert(replace(RECORD, time=now - age), connection)
+            insert([replace(RECORD, time=now - age)], connection)
     await start_proxy(LEDGER_DB=path, LEDGER_RETENTION_DAYS=7)
     while len(rows(path)) > 3:  # no event tells of it; the test's own limit ends this
         await asyncio.sleep(0.05)
@@ -473,7 +487,7 @@ async def test_old_rows_are_deleted_and_no_others(start_proxy: StartProxy, path:
 def test_they_are_deleted_in_small_steps_the_oldest_first(path: Path) -> None:
     with ledger(path) as opened, opened.transaction() as connection:
         for at in reversed(range(STEP + 10)):
-            insert(replace(RECORD, time=at), connection)
+            insert([replace(RECORD, time=at)], connection)
         assert delete_some(STEP + 5, connection)
         left = "SELECT time FROM requests ORDER BY time"
         assert [at for (at,) in connection.execute(left)] == [*range(STEP, STEP + 10)]
@@ -662,7 +676,7 @@ def ledger(path: Path) -> Database:
 def filled(path: Path) -> Path:
     with ledger(path) as opened, opened.transaction() as connection:
         for record in RECORDS:
-            insert(record, connection)
+            insert([record], connection)
     return path
 
 
@@ -787,7 +801,7 @@ def test_an_empty_ledger_has_a_total_of_nothing(path: Path) -> None:
 
 def test_what_a_client_chose_gives_a_terminal_no_orders(path: Path) -> None:
     with ledger(path) as opened, opened.transaction() as connection:
-        insert(replace(RECORD, model="\x1b[31mred\nline"), connection)
+        insert([replace(RECORD, model="\x1b[31mred\nline")], connection)
     table = usage(path, "--by", "model")
     assert "\\x1b[31mred\\nline" in table
     assert table.replace("\n", "").isprintable()
@@ -797,7 +811,7 @@ def test_what_somebody_chose_is_no_formula_of_a_spreadsheet(path: Path) -> None:
     names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "ada=1", None]
     with ledger(path) as opened, opened.transaction() as connection:
         for name in names:
-            insert(replace(RECORD, principal=name), connection)
+            insert([replace(RECORD, principal=name)], connection)
     rows = csv.reader(io.StringIO(usage(path, "--format=csv")))
     cells = {row[0] for row in list(rows)[1:]}
     assert cells == {"'=1+1", "'+1", "'-1", "'@SUM(A1)", "\\t=1", "ada=1", ""}
