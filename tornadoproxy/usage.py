@@ -50,6 +50,7 @@ _EVENT_END = re.compile(rb"\n\r?\n")
 # Content is by far the most of a stream, and comes in this form. What stands around the text is
 # not counted.
 _CONTENT = b"event: content_block_delta"
+_CONTENT_LINE = _CONTENT + b"\ndata:"
 _AROUND_CONTENT = len(
     b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
     b'"delta":{"type":"text_delta","text":""}}'
@@ -132,19 +133,19 @@ class UsageReader:
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next piece of the body. Never raises: what makes no sense is passed over."""
-        if self._unpack is None:
+        if self._unpack is not None:
+            self._look_into(self._unpack, chunk)
+        elif (
+            chunk.startswith(_CONTENT_LINE)
+            and chunk.find(b"\n", len(_CONTENT_LINE)) == len(chunk) - 2
+            and chunk.endswith(b"\n\n")
+            and self._is_stream
+            and not (self._kept or self._given_up)
+        ):
+            # nearly always: one event of content
+            self._count_content(len(chunk) - 2)
+        else:
             self._look(chunk)
-            return
-        unpacked = 0
-        try:
-            for piece in self._unpack(chunk):
-                unpacked += len(piece)
-                if self._given_up or unpacked > MAX_UNPACKED:
-                    self._give_up()
-                    return
-                self._look(piece)
-        except Exception:  # each library has errors of its own; the client has the bytes
-            self._give_up()
 
     def finish(self) -> None:
         """Say that the body is over."""
@@ -153,6 +154,18 @@ class UsageReader:
         else:
             self._look_at_rest(len(self._kept.rstrip(b"\r\n")))
         self._give_up()
+
+    def _look_into(self, unpack: _Unpack, chunk: bytes) -> None:
+        unpacked = 0
+        try:
+            for piece in unpack(chunk):
+                unpacked += len(piece)
+                if self._given_up or unpacked > MAX_UNPACKED:
+                    self._give_up()
+                    return
+                self._look(piece)
+        except Exception:  # each library has errors of its own; the client has the bytes
+            self._give_up()
 
     def _look(self, chunk: bytes) -> None:
         if self._given_up:
