@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -55,6 +55,8 @@ _AROUND_CONTENT = len(
     b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
     b'"delta":{"type":"text_delta","text":""}}'
 )
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 _Unpack: TypeAlias = Callable[[bytes], Iterator[bytes]]
 
@@ -237,7 +239,7 @@ class UsageReader:
         if told is None:
             return False
         # message_start wraps what a JSON answer is
-        message = told if told.message is None else told.message
+        message: _Message = told if told.message is None else told.message
         if message.model is not None:
             self.model = message.model
         # of message_delta, where the rest is at its top
@@ -276,15 +278,28 @@ class _Delta(msgspec.Struct):
     stop_reason: str | None = None
 
 
-class _Told(msgspec.Struct):
-    """What of a message, or of an event of a stream, is looked at."""
+class _Message(msgspec.Struct):
+    """What of a message is looked at."""
 
     model: str | None = None
     stop_reason: str | None = None
     usage: _Counts | None = None
-    message: _Told | None = None
+
+
+class _Told(_Message):
+    """What of a message, or of an event of a stream, is looked at."""
+
+    message: _Message | None = None
     delta: _Delta | None = None
 
+
+_PARTS: dict[str, type[msgspec.Struct]] = {
+    "usage": _Counts,
+    "cache_creation": _ByLifetime,
+    "server_tool_use": _ServerTools,
+    "message": _Message,
+    "delta": _Delta,
+}
 
 _decode = msgspec.json.Decoder(_Told).decode
 
@@ -296,48 +311,24 @@ def _told_by(document: bytes | bytearray) -> _Told | None:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         pass
     try:
-        return _picked(fast_json.loads(document))
+        return _picked(fast_json.loads(document), _Told)
     except (ValueError, RecursionError):
         return None
 
 
-def _picked(document: object) -> _Told:
+def _picked(document: object, kind: type[S]) -> S:
     """What `document` tells, whatever else of it makes no sense."""
-    told = _Told()
-    if isinstance(document, dict):
-        told.model = _text(document.get("model"))
-        told.stop_reason = _text(document.get("stop_reason"))
-        told.usage = _counts(document.get("usage"))
-        if isinstance(document.get("message"), dict):
-            told.message = _picked(document["message"])
-        if isinstance(document.get("delta"), dict):
-            told.delta = _Delta(_text(document["delta"].get("stop_reason")))
+    told = kind()
+    if not isinstance(document, dict):
+        return told
+    for name in kind.__struct_fields__:
+        value = document.get(name)
+        try:
+            setattr(told, name, getattr(msgspec.convert({name: value}, kind), name))
+        except msgspec.ValidationError:
+            if name in _PARTS and isinstance(value, dict):
+                setattr(told, name, _picked(value, _PARTS[name]))
     return told
-
-
-def _counts(usage: object) -> _Counts | None:
-    if not isinstance(usage, dict):
-        return None
-    by_lifetime, tools = usage.get("cache_creation"), usage.get("server_tool_use")
-    return _Counts(
-        input_tokens=_count(usage, "input_tokens"),
-        output_tokens=_count(usage, "output_tokens"),
-        cache_read_input_tokens=_count(usage, "cache_read_input_tokens"),
-        cache_creation_input_tokens=_count(usage, "cache_creation_input_tokens"),
-        cache_creation=_ByLifetime(_count(by_lifetime, "ephemeral_1h_input_tokens")),
-        server_tool_use=_ServerTools(
-            _count(tools, "web_search_requests"), _count(tools, "web_fetch_requests")
-        ),
-    )
-
-
-def _count(counts: object, name: str) -> int | None:
-    count = counts.get(name) if isinstance(counts, dict) else None
-    return count if type(count) is int and 0 <= count <= _MAX_COUNT else None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _with(counts: _Counts, before: Usage) -> Usage:
@@ -370,9 +361,9 @@ class Message(NamedTuple):
 def read_message(message: dict[str, Any]) -> Message:  # Any: JSON
     """What `message`, a whole one, tells of itself."""
     try:
-        told = msgspec.convert(message, _Told)
+        told = msgspec.convert(message, _Message)
     except msgspec.ValidationError:
-        told = _picked(message)
+        told = _picked(message, _Message)
     usage = NOTHING_TOLD if told.usage is None else _with(told.usage, NOTHING_TOLD)
     return Message(told.model, told.stop_reason, usage)
 
