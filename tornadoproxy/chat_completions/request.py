@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tornadoproxy.chat_completions import conversation, fields, schema, tools
+from tornadoproxy.chat_completions import conversation, fields, tools
 from tornadoproxy.chat_completions.capabilities import Capabilities
 from tornadoproxy.chat_completions.content import text_block
 from tornadoproxy.chat_completions.reading import (
@@ -24,6 +24,7 @@ from tornadoproxy.chat_completions.reading import (
     refuse,
     text,
 )
+from tornadoproxy.chat_completions.schema import Grammar
 from tornadoproxy.errors import InvalidRequest
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -126,7 +127,10 @@ def translate_request(
     if "messages" not in document:
         raise InvalidRequest("'messages' is required.", param="messages")
     talk = conversation.translate(document["messages"], ignored)
-    offer = tools.translate(document, talk.called, able, ignored)
+    grammar = Grammar()
+    # before the tools, which take what the format leaves
+    output = _format(document, talk.system, able, grammar, ignored)
+    offer = tools.translate(document, talk.called, able, grammar, ignored)
     if offer.instruction:
         talk.system.append(text_block(offer.instruction))
     body: Json = {
@@ -141,7 +145,8 @@ def translate_request(
     body |= _plain_fields(document, ignored)
     body |= _passed(document)
     _reason(document, body, talk, able, ignored)
-    _format(document, body, talk.system, able, ignored)
+    if output is not None:
+        body["output_config"] = {"format": output, **body.get("output_config", {})}
     if talk.system:
         body["system"] = _system(talk.system)
     body |= _sampling(document, body, options, ignored)
@@ -291,11 +296,11 @@ def _thinking(
 
 
 def _format(
-    document: Json, body: Json, system: list[Json], able: Capabilities, ignored: list[str]
-) -> None:
-    """Structured output, or a wish where upstream has none for what is asked."""
+    document: Json, system: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
+) -> Json | None:
+    """Return the format for structured output; otherwise ask for it in the `system` prompt."""
     if document.get("response_format") is None:
-        return
+        return None
     wanted = obj(document["response_format"], "response_format")
     kind = one_of(
         wanted.get("type"), "response_format.type", ("text", "json_object", "json_schema")
@@ -303,19 +308,18 @@ def _format(
     if kind == "json_object":
         system.append(text_block(_JSON_ONLY))
     if kind != "json_schema":
-        return
+        return None
     param = "response_format.json_schema"
     described = obj(wanted.get("json_schema"), param)
     given = obj(described.get("schema"), f"{param}.schema")
-    fitting = schema.fit(given) if able.structured_outputs else None
-    if fitting is not None:
-        output_format = {"type": "json_schema", "schema": fitting}
-        body["output_config"] = {"format": output_format, **body.get("output_config", {})}
-        return
+    fitted = grammar.fit(given) if able.structured_outputs else None
+    if fitted is not None:
+        return {"type": "json_schema", "schema": fitted}
     if described.get("strict"):
         ignored.append(f"{param}.strict")
     shown = dump(given).decode()
     system.append(text_block(f"{_JSON_ONLY} It must fit this JSON Schema: {shown}"))
+    return None
 
 
 def _system(blocks: list[Json]) -> str | list[Json]:

@@ -1,122 +1,289 @@
-"""Fits a JSON Schema to structured output and strict tools, which know a part of that language.
+"""Fits JSON Schemas to structured output and strict tools, which accept a subset of that language.
 
-The theory. Upstream takes closed objects alone, no bounds on numbers, lengths and counts, and no
-schema that contains itself. OpenAI's API takes more. Objects that say nothing of other properties
-are closed, bounds go into the description, where the model reads them, as the SDK for Anthropic's
-API does it. What cannot be said so, such as an object whose keys are free, has no fitting schema.
+The theory. The upstream compiles the strict schemas of a request into one grammar. It accepts
+closed, non-recursive objects and a short list of keywords, and limits what all schemas of a request
+may use together. OpenAI's API accepts more. The same schema is said in the subset where that is
+possible: objects are closed, ``oneOf`` becomes ``anyOf``, ``allOf`` is merged. Keywords outside the
+subset move into the description, where the model reads them, as the SDK for Anthropic's API does
+it. A schema that the subset cannot express, such as an object with free keys, does not fit.
 
-Source: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs
+Sources: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs (the subset and the
+limits); ``anthropic.transform_schema``
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from tornadoproxy.chat_completions.reading import Json
 
-_BOUNDS = (
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "minLength",
-    "maxLength",
-    "maxItems",
-    "uniqueItems",
-    "minProperties",
-    "maxProperties",
+MAX_OPTIONAL = 24
+"""Optional properties in all strict schemas of a request."""
+
+MAX_UNIONS = 16
+"""Schemas with ``anyOf`` or several types in all strict schemas of a request."""
+
+# Far above what the upstream compiles. They bound the work that a request can ask for.
+_MAX_PARTS = 5_000
+_MAX_DEPTH = 64
+
+_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
 )
-_NAMED = ("properties", "$defs", "definitions")  # schemas by name
-_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")  # schemas in a list
-_ALONE = ("items", "not")
+
+# No lookaround, backreference, word boundary or large repetition.
+_PATTERN = re.compile(r"(?:[^\\({]|\\[dws\W_]|\((?!\?)|\{\d{1,2}(?:,\d{0,2})?\})*")
+
+_MAX_PATTERN = 1_000  # characters
+
+_SCALARS = (str, int, float, bool, type(None))
+_TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean", "null"))
+_COMPOUND = frozenset(("object", "array"))
+_STRUCTURE = frozenset(("properties", "items", "prefixItems", "enum", "const"))
+_ANNOTATIONS = ("title", "description", "default")
+_BESIDE_REF = frozenset(("$ref", "title", "default", "$defs", "definitions", "$schema"))
+_SILENT = frozenset(("$schema", "$id", "$comment", "$defs", "definitions", "discriminator"))
+
+# The keywords that say something of values of one type only.
+_TYPE_OF = {
+    keyword: kind
+    for kind, keywords in {
+        "object": "properties required additionalProperties patternProperties propertyNames"
+        " minProperties maxProperties dependentRequired",
+        "array": "items prefixItems minItems maxItems uniqueItems contains",
+        "string": "format pattern minLength maxLength",
+        "number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf",
+    }.items()
+    for keyword in keywords.split()
+}
 
 
-def fit(schema: Json) -> Json | None:
-    """The schema that fits upstream and means the same to the model, or `None` if there is none."""
-    if _is_recursive(schema) or not all(map(_is_closable, _parts(schema))):
-        return None
-    return _fitted(schema)
+class _Unfit(Exception):
+    """The subset cannot express the schema."""
 
 
-def _parts(schema: object) -> Iterator[Json]:
-    """A schema and all those within it."""
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            yield part
-            waiting += _within(part)
+class Grammar:
+    """The strict schemas of one request, which share the upstream's limits."""
+
+    def __init__(self) -> None:
+        self._optional = MAX_OPTIONAL
+        self._unions = MAX_UNIONS
+        self._parts = _MAX_PARTS
+
+    def fit(self, schema: Json) -> Json | None:
+        """Return `schema` in the subset, or `None` if it does not fit, or not any more."""
+        fitter = _Fitter(schema, self._parts)
+        try:
+            fitted = fitter.fit()
+        except (_Unfit, RecursionError):
+            fitted = None
+        self._parts = fitter.parts
+        if fitted is None or fitter.optional > self._optional or fitter.unions > self._unions:
+            return None
+        self._optional -= fitter.optional
+        self._unions -= fitter.unions
+        return fitted
 
 
-def _within(schema: Json) -> Iterator[object]:
-    for key, value in schema.items():
-        if key in _NAMED and isinstance(value, dict):
-            yield from value.values()
-        elif key in _LISTED and isinstance(value, list):
-            yield from value
-        elif key in _ALONE:
-            yield value
+class _Fitter:
+    """Fits one schema.
+
+    :param parts: how many schemas within it may be visited.
+    """
+
+    def __init__(self, root: Json, parts: int) -> None:
+        self.parts = parts
+        self.optional = 0
+        self.unions = 0
+        self._root = root
+        self._definitions: Json = {}
+        self._names: dict[str, str] = {}  # of definitions, by reference
+        self._unfinished = {"#"}  # references to what is being fitted
+
+    def fit(self) -> Json:
+        fitted = self._fit(self._root, 0)
+        if self._definitions:
+            fitted["$defs"] = self._definitions
+        return fitted
+
+    def _fit(self, schema: object, depth: int) -> Json:
+        self._visit(depth)
+        if not isinstance(schema, dict):
+            raise _Unfit
+        if "allOf" in schema or ("$ref" in schema and not _BESIDE_REF.issuperset(schema)):
+            return self._fit(self._merged(schema, depth), depth + 1)
+        if "$ref" in schema:
+            return {"$ref": f"#/$defs/{self._define(schema['$ref'], depth)}"}
+        fitted: Json = {name: schema[name] for name in _ANNOTATIONS if _is_scalar(schema, name)}
+        for union in ("anyOf", "oneOf"):
+            if isinstance(schema.get(union), list) and _STRUCTURE.isdisjoint(schema):
+                fitted["anyOf"] = self._union(schema[union], depth)
+                return _with_rest(fitted, schema, {union, "type"})
+        if _is_literal(schema):
+            fitted |= {name: schema[name] for name in ("enum", "const") if name in schema}
+            return _with_rest(fitted, schema, {"type"})
+        types = _types(schema)
+        if len(types) > 1 and not _COMPOUND.isdisjoint(types):
+            fitted["anyOf"] = self._union([_of_type(schema, kind) for kind in types], depth)
+            return _with_rest(fitted, schema, {"type", *_TYPE_OF})
+        self.unions += len(types) > 1
+        fitted["type"] = types[0] if len(types) == 1 else types
+        if types == ["object"]:
+            fitted |= self._object(schema, depth)
+        elif types == ["array"]:
+            fitted |= self._array(schema, depth)
+        elif "string" in types:
+            fitted |= _string(schema)
+        return _with_rest(fitted, schema, {"required"})
+
+    def _union(self, branches: list[Any], depth: int) -> list[Json]:  # Any: JSON
+        self.unions += 1
+        return [self._fit(branch, depth + 1) for branch in branches]
+
+    def _object(self, schema: Json, depth: int) -> Json:
+        properties = schema.get("properties")
+        is_open = schema.get("additionalProperties", properties is None) is not False
+        required = schema.get("required") or []
+        if is_open or "patternProperties" in schema or not isinstance(required, list):
+            raise _Unfit
+        if not isinstance(properties, dict | None):
+            raise _Unfit
+        fitted = {name: self._fit(each, depth + 1) for name, each in (properties or {}).items()}
+        required = [name for name in fitted if name in required]
+        self.optional += len(fitted) - len(required)
+        told: Json = {"required": required} if required else {}
+        return {"properties": fitted, **told, "additionalProperties": False}
+
+    def _array(self, schema: Json, depth: int) -> Json:
+        items = schema.get("items")
+        if isinstance(schema.get("prefixItems"), list):
+            # a tuple, of which the subset can say which items there are, but not where
+            items = {"anyOf": [*schema["prefixItems"], *([items] if items else [])]}
+        fitted: Json = {"items": self._fit(items, depth + 1)}
+        if schema.get("minItems") in (0, 1):
+            fitted["minItems"] = schema["minItems"]
+        return fitted
+
+    def _define(self, reference: object, depth: int) -> str:
+        """Return the name of the definition that `reference` leads to, fitted."""
+        if not isinstance(reference, str) or reference in self._unfinished:
+            raise _Unfit
+        if reference not in self._names:
+            self._unfinished.add(reference)
+            fitted = self._fit(self._target(reference), depth + 1)
+            self._unfinished.discard(reference)
+            name = re.sub(r"[^\w.-]", "_", reference.rpartition("/")[2])
+            if name in self._definitions:
+                raise _Unfit
+            self._names[reference] = name
+            self._definitions[name] = fitted
+        return self._names[reference]
+
+    def _target(self, reference: object) -> object:
+        """Return what a reference within the schema leads to (RFC 6901, section 6)."""
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            raise _Unfit
+        target: Any = self._root  # Any: JSON
+        for part in unquote(reference[2:]).split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(target, dict) or name not in target:
+                raise _Unfit
+            target = target[name]
+        return target
+
+    def _merged(self, schema: Json, depth: int) -> Json:
+        """Return one schema that says what those of an ``allOf``, or beside a ``$ref``, say."""
+        merged: Json = {}
+        for part in self._all_of(schema, depth):
+            for key, value in part.items():
+                if key not in merged or merged[key] == value:
+                    merged[key] = value
+                elif key == "description":
+                    merged[key] = f"{merged[key]}\n\n{value}"
+                elif key == "required" and isinstance(value, list):
+                    merged[key] = [*merged[key], *value]
+                elif key == "properties" and isinstance(value, dict):
+                    if any(merged[key].get(name, each) != each for name, each in value.items()):
+                        raise _Unfit
+                    merged[key] = {**merged[key], **value}
+                elif key not in _ANNOTATIONS and key not in _SILENT:
+                    raise _Unfit
+        return merged
+
+    def _all_of(self, schema: object, depth: int) -> Iterator[Json]:
+        self._visit(depth)
+        if not isinstance(schema, dict):
+            raise _Unfit
+        yield {key: value for key, value in schema.items() if key not in ("allOf", "$ref")}
+        others = schema.get("allOf", [])
+        if not isinstance(others, list):
+            raise _Unfit
+        if "$ref" in schema:
+            others = [*others, self._target(schema["$ref"])]
+        for other in others:
+            yield from self._all_of(other, depth + 1)
+
+    def _visit(self, depth: int) -> None:
+        self.parts -= 1
+        if self.parts < 0 or depth > _MAX_DEPTH:
+            raise _Unfit
 
 
-def _is_object(schema: Json) -> bool:
-    kind = schema.get("type")
-    return kind == "object" or (isinstance(kind, list) and "object" in kind)
+def _is_scalar(schema: Json, name: str) -> bool:
+    return name in schema and isinstance(schema[name], _SCALARS)
 
 
-def _is_closable(schema: Json) -> bool:
-    """Whether it is no object whose keys are free."""
-    if not _is_object(schema):
-        return True
-    others = schema.get("additionalProperties")
-    return others is False or (others is None and "properties" in schema)
+def _is_literal(schema: Json) -> bool:
+    """Whether it lists its values, as the subset can."""
+    if "const" in schema:
+        return _is_scalar(schema, "const")
+    values = schema.get("enum")
+    return (
+        isinstance(values, list) and values != [] and all(isinstance(v, _SCALARS) for v in values)
+    )
 
 
-def _is_recursive(schema: Json) -> bool:
-    """Whether a definition leads back to itself, or to the whole."""
-    references = {"#": _references(schema)}
-    for key in ("$defs", "definitions"):
-        definitions = schema.get(key)
-        if isinstance(definitions, dict):
-            for name, definition in definitions.items():
-                references[f"#/{key}/{name}"] = _references(definition)
-    try:
-        TopologicalSorter(references).prepare()
-    except CycleError:
-        return True
-    return False
+def _types(schema: Json) -> list[str]:
+    """Return the types of the values, which keywords tell where ``type`` does not."""
+    given = schema.get("type")
+    if given is None:
+        given = [_TYPE_OF[keyword] for keyword in schema if keyword in _TYPE_OF][:1]
+    types = given if isinstance(given, list) else [given]
+    if not types or not all(kind in _TYPES for kind in types):
+        raise _Unfit
+    return list(dict.fromkeys(types))
 
 
-def _references(schema: object) -> set[str]:
-    return {part["$ref"] for part in _parts(schema) if isinstance(part.get("$ref"), str)}
+def _of_type(schema: Json, kind: str) -> Json:
+    """Return what `schema` says of values of one of its types."""
+    own = "number" if kind == "integer" else kind
+    return {"type": kind} | {key: schema[key] for key in schema if _TYPE_OF.get(key) == own}
 
 
-def _fitted(schema: Json) -> Json:
+def _string(schema: Json) -> Json:
     fitted: Json = {}
-    bounds: Json = {}
-    for key, value in schema.items():
-        if key in _NAMED and isinstance(value, dict):
-            fitted[key] = {name: _inner(each) for name, each in value.items()}
-        elif key in _LISTED and isinstance(value, list):
-            fitted[key] = [_inner(each) for each in value]
-        elif key in _ALONE:
-            fitted[key] = _inner(value)
-        elif key in _BOUNDS or (key == "minItems" and value not in (0, 1)):
-            bounds[key] = value
-        else:
-            fitted[key] = value
-    if bounds:
-        told = json.dumps(bounds, ensure_ascii=False)
-        described = fitted.get("description")
-        fitted["description"] = f"{described}\n\n{told}" if described else told
-    if _is_object(schema):
-        fitted["additionalProperties"] = False
+    if schema.get("format") in _FORMATS:
+        fitted["format"] = schema["format"]
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str) and len(pattern) <= _MAX_PATTERN and _PATTERN.fullmatch(pattern):
+        fitted["pattern"] = pattern
     return fitted
 
 
-def _inner(schema: object) -> object:
-    return _fitted(schema) if isinstance(schema, dict) else schema
+def _with_rest(fitted: Json, schema: Json, done: set[str]) -> Json:
+    """Return `fitted`, whose description says what it cannot say otherwise."""
+    rest = {
+        key: value
+        for key, value in schema.items()
+        if key not in fitted and key not in done and key not in _SILENT
+    }
+    if rest:
+        told = json.dumps(rest, ensure_ascii=False)
+        described = fitted.get("description")
+        fitted["description"] = f"{described}\n\n{told}" if described else told
+    return fitted

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tornadoproxy.chat_completions import schema
 from tornadoproxy.chat_completions.content import cache_control
 from tornadoproxy.chat_completions.reading import (
     Json,
@@ -21,6 +20,10 @@ from tornadoproxy.chat_completions.reading import (
 
 if TYPE_CHECKING:
     from tornadoproxy.chat_completions.capabilities import Capabilities
+    from tornadoproxy.chat_completions.schema import Grammar
+
+MAX_STRICT = 20
+"""Strict tools in a request, the upstream's limit; see `tornadoproxy.chat_completions.schema`."""
 
 _ANY_INPUT: Json = {"type": "object", "properties": {}}
 
@@ -48,18 +51,23 @@ _FIELDS = frozenset({"function_call", "functions", "parallel_tool_calls", "tool_
 
 
 def translate(
-    document: Json, called: Collection[str], able: Capabilities, ignored: list[str]
+    document: Json,
+    called: Collection[str],
+    able: Capabilities,
+    grammar: Grammar,
+    ignored: list[str],
 ) -> Offer:
     """Translate a request's tools and its choice among them.
 
     :param called: the names of tools that the conversation has called. Upstream wants tools
         wherever there are calls; OpenAI's API does not, so they are made up where there are none.
+    :param grammar: fits the schemas of strict tools.
     :param ignored: takes the names of what is dropped.
     :raises InvalidRequest: a tool is wrong, or is not a function; the choice is none of them.
     """
     if not called and _FIELDS.isdisjoint(document):
         return Offer([], None)
-    tools = _tools(document, able, ignored)
+    tools = _tools(document, able, grammar, ignored)
     param = "tool_choice" if document.get("tool_choice") is not None else "function_call"
     wanted = document.get(param)
     single = _at_most_one(document)
@@ -82,7 +90,7 @@ def uses_legacy_functions(document: Json) -> bool:
     return bool(document.get("functions")) and not document.get("tools")
 
 
-def _tools(document: Json, able: Capabilities, ignored: list[str]) -> list[Json]:
+def _tools(document: Json, able: Capabilities, grammar: Grammar, ignored: list[str]) -> list[Json]:
     found = [
         _tool(tool, f"tools[{index}]", ignored)
         for index, tool in enumerate(_listed(document, "tools"))
@@ -93,20 +101,23 @@ def _tools(document: Json, able: Capabilities, ignored: list[str]) -> list[Json]
     ]
     if len({tool["name"] for tool in found}) < len(found):
         refuse("tools", "must have different names")
-    for tool in found:
-        if tool.get("strict"):
-            _hold(tool, able, ignored)
+    _constrain([tool for tool in found if tool.get("strict")], able, grammar, ignored)
     return found
 
 
-def _hold(tool: Json, able: Capabilities, ignored: list[str]) -> None:
-    """Hold the model to a strict tool's schema, or let it be a plain tool where that cannot be."""
-    fitting = schema.fit(tool["input_schema"]) if able.structured_outputs else None
-    if fitting is not None:
-        tool["input_schema"] = fitting
-    else:
-        del tool["strict"]
-        ignored.append("tools.strict")
+def _constrain(
+    strict: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
+) -> None:
+    """Fit the schemas of `strict` tools; those that do not fit become plain tools."""
+    left = MAX_STRICT if able.structured_outputs else 0
+    for tool in strict:
+        fitted = grammar.fit(tool["input_schema"]) if left else None
+        if fitted is not None and fitted.get("type") == "object":
+            tool["input_schema"] = fitted
+            left -= 1
+        else:
+            del tool["strict"]
+            ignored.append("tools.strict")
 
 
 def _listed(document: Json, name: str) -> list[object]:
