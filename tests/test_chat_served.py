@@ -624,7 +624,7 @@ async def test_what_a_stream_has_used_that_nobody_can_read_is_not_known(
     upstream.script(sse_answer(events, headers={"Content-Encoding": "unheard-of"}))
     connection = await raw()
     await connection.send(chat(stream=True))
-    await connection.response()
+    assert (await connection.response()).status == 502
     assert (await records.finished()).usage == Usage(partial=True)
 
 

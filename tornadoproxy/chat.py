@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from tornadoproxy import chat_completions
 from tornadoproxy.chat_completions import Capabilities, StreamTranslator, Translation
+from tornadoproxy.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.errors import (
     MethodNotAllowed,
     NotFound,
@@ -26,13 +27,14 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.exchange import Usage
 from tornadoproxy.handlers import ExchangeHandler
-from tornadoproxy.headers import add_fields, headers_of, is_event_stream
+from tornadoproxy.headers import add_fields, headers_of, is_encoded, is_event_stream
 from tornadoproxy.model_list import UpstreamRefused
 from tornadoproxy.settings import MAX_BODY_SIZE
 from tornadoproxy.upstream_handler import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.usage import UsageReader, read_message
 
 if TYPE_CHECKING:
+    from tornadoproxy.decompression import Decompress
     from tornadoproxy.state import Gateway
     from tornadoproxy.upstream_connection import ResponseHead
 
@@ -90,7 +92,7 @@ class ChatHandler(UpstreamHandler):
     """One chat completion."""
 
     # not in the dictionary, which is full: see `UpstreamHandler`
-    __slots__ = ("_answer", "_answer_size", "_answer_status", "_stream")
+    __slots__ = ("_answer", "_answer_size", "_answer_status", "_decompress", "_stream")
 
     # asked for by `set_default_headers`, which Tornado calls before `initialize`
     _translation: Translation | None = None
@@ -102,6 +104,7 @@ class ChatHandler(UpstreamHandler):
         self._answer: list[bytes] = []
         self._answer_size = 0
         self._answer_status = 0
+        self._decompress: Decompress | None = None
 
     def asks_a_model(self) -> bool:
         return True
@@ -140,6 +143,7 @@ class ChatHandler(UpstreamHandler):
             version=SAMPLING_VERSION if translation.samples else None,
             drop=_NOT_FOR_SAMPLES if translation.samples else _CLIENTS_OWN,
             add=[
+                ("Accept-Encoding", "identity"),
                 ("Content-Type", "application/json"),
                 ("Content-Length", str(len(translation.body))),
             ],
@@ -156,13 +160,25 @@ class ChatHandler(UpstreamHandler):
         self.exchange.request_id = self.request_id
         if head.status == 200:
             self.exchange.usage = _UNREAD
-            if self._translation.stream and is_event_stream(headers):
-                self._usage = UsageReader.for_answer(headers)
-                self._start_stream(self._translation)
+        if is_encoded(headers):
+            try:
+                self._decompress = decompressor(headers["Content-Encoding"])
+            except UnreadableCoding as error:
+                self._give_up(error)
+                return
+        if head.status == 200 and self._translation.stream and is_event_stream(headers):
+            self._usage = UsageReader(is_stream=True)
+            self._start_stream(self._translation)
         self.on_data(first)
         self.forget_heads()
 
     def on_data(self, chunk: bytes) -> None:
+        if self._decompress is not None:
+            try:
+                chunk = b"".join(self._decompress(chunk))
+            except CorruptBody as error:
+                self._give_up(error)
+                return
         if self._usage is not None:
             self._usage.feed(chunk)
         if self._stream is not None:

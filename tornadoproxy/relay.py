@@ -5,13 +5,18 @@ The request's body. Without one, the request goes upstream as soon as it is admi
 sent again if a kept connection turns out to be dead. Everything else streams: a part is read from
 the client only when the upstream has room for it. A messages request that plugins have to permit is
 held whatever its size.
+
+Usage is read from the response to a messages request, so that only the codings that can be read
+here are asked for (`tornadoproxy.decompression`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tornadoproxy import results_url
+from tornadoproxy.decompression import readable_codings
 from tornadoproxy.errors import UpstreamClosed
 from tornadoproxy.exchange import Usage
 from tornadoproxy.forwarded import client_scheme
@@ -24,6 +29,7 @@ from tornadoproxy.headers import (
 from tornadoproxy.settings import (
     MAX_BODY_SIZE,
     REWRITE_RESULTS_URL,
+    SSE_KEEPALIVE_INTERVAL,
     TRUSTED_PROXIES,
 )
 from tornadoproxy.target import asks_a_model
@@ -39,6 +45,7 @@ HELD_BODY = 1024 * 1024
 
 
 _CODING = frozenset({"Accept-Encoding"})
+_STREAM = re.compile(rb'"stream"\s*:\s*true')
 _FRAMING = frozenset({"Transfer-Encoding"})
 
 
@@ -122,17 +129,33 @@ class RelayHandler(UpstreamHandler):
         self.answer_ended()
 
     def _send(self, body: bytes | None, *, chunked: bool = False) -> None:
-        target = self.request.uri or ""
-        rewrites = self.gateway.settings[REWRITE_RESULTS_URL]
-        if rewrites and self.request.path.startswith(results_url.PATH_PREFIX):
+        drop: frozenset[str] = frozenset()
+        add: list[tuple[str, str]] = []
+        codings = self._codings(body)
+        if codings is not None:
+            drop, add = _CODING, [("Accept-Encoding", codings)]
+        if body and "Transfer-Encoding" in self.request.headers:
+            drop |= _FRAMING
+            add.append(("Content-Length", str(len(body))))
+        self.send(self.request.uri or "", body, chunked=chunked, drop=drop, add=add)
+
+    def _codings(self, body: bytes | None) -> str | None:
+        """Return the ``Accept-Encoding`` that goes upstream; ``None``: the client's, as it came."""
+        settings, headers = self.gateway.settings, self.request.headers
+        if self._asks_a_model:
+            # neither a ping nor an error event can be put into a compressed stream
+            if settings[SSE_KEEPALIVE_INTERVAL] and (body is None or _STREAM.search(body)):
+                return "identity"
+            if "Accept-Encoding" in headers:
+                accepted = headers["Accept-Encoding"]
+                readable = readable_codings(accepted)
+                return None if readable == accepted else readable
+        elif settings[REWRITE_RESULTS_URL] and self.request.path.startswith(
+            results_url.PATH_PREFIX
+        ):
             self._rewriting = []
-            identity = [("Accept-Encoding", "identity")]
-            self.send(target, body, chunked=chunked, drop=_CODING, add=identity)
-        elif body and "Transfer-Encoding" in self.request.headers:
-            length = [("Content-Length", str(len(body)))]
-            self.send(target, body, drop=_FRAMING, add=length)
-        else:
-            self.send(target, body, chunked=chunked)
+            return "identity"
+        return None
 
     def _pass_on_rewritten(self, body: bytes) -> None:
         scheme = client_scheme(

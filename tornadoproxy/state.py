@@ -11,7 +11,8 @@ from tornado.httputil import HTTPHeaders
 from tornadoproxy.admission import Admission
 from tornadoproxy.chat_completions import Options
 from tornadoproxy.connector import Origin
-from tornadoproxy.headers import credential_header, via
+from tornadoproxy.decompression import decompressor
+from tornadoproxy.headers import credential_header, is_encoded, via
 from tornadoproxy.model_list import ModelList
 from tornadoproxy.request_ids import request_ids
 from tornadoproxy.settings import (
@@ -110,12 +111,18 @@ class Gateway:
         self.credential = None if key is None else credential_header(key, scheme)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        """Ask the upstream on the proxy's own behalf."""
-        headers = HTTPHeaders()
+        """Ask the upstream on the proxy's own behalf.
+
+        :raises UpstreamError: there is no response, or it cannot be read.
+        """
+        headers = HTTPHeaders({"Accept-Encoding": "identity"})
         headers["Anthropic-Version"] = self.settings[DEFAULT_ANTHROPIC_VERSION]
         headers["Via"] = via(self.instance)
         if self.credential is not None:
             headers.add(*self.credential)
         url = f"{self.settings[UPSTREAM_BASE_URL]}{path}"
         answer = await self.upstream.fetch(HTTPRequest(url, headers=headers), raise_error=False)
+        if is_encoded(answer.headers):
+            decompress = decompressor(answer.headers["Content-Encoding"])
+            return answer.code, b"".join(decompress(answer.body))
         return answer.code, answer.body

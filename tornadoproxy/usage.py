@@ -1,9 +1,8 @@
 """Reads what an answer consumed from its bytes as they pass by. Sans-io.
 
 It looks, and never changes or delays: a stream is read event by event, and only those that hold
-a ``usage`` are parsed; a JSON answer is parsed when it is over. What is compressed is unpacked on
-the side, a little at a time; brotli (1.2 or later) and zstandard only where a package that
-unpacks them is installed.
+a ``usage`` are parsed; a JSON answer is parsed when it is over. What is compressed is decompressed
+on the side, a little at a time (`tornadoproxy.decompression`).
 
 A stream tells its output tokens at its end. One that is cut before has told of one or a few, so
 that its content is counted as well, in bytes: a token is about four of them.
@@ -16,29 +15,26 @@ from __future__ import annotations
 
 import re
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import asdict, replace
 
 from tornadoproxy import fast_json
+from tornadoproxy.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.exchange import NOTHING_TOLD, Usage
 from tornadoproxy.headers import is_event_stream, is_json
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
+    from tornadoproxy.decompression import Decompress
+
 MAX_JSON = 1024 * 1024
 """The largest JSON answer that is looked into, in bytes."""
 
 MAX_EVENT = 64 * 1024
 """The longest event that is looked into, in bytes. Those with a ``usage`` are short."""
-
-MAX_UNPACKED = 8 * 1024 * 1024
-"""The most that one piece of a compressed answer may unpack to, in bytes. More is no answer."""
 
 BYTES_PER_TOKEN = 4
 """How many bytes are taken for a token, where none has told how many there are."""
@@ -58,14 +54,6 @@ _AROUND_CONTENT = len(
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_Unpack: TypeAlias = Callable[[bytes], Iterator[bytes]]
-
-# How much is unpacked at a time. zstandard takes no limit on what comes out, only on what goes in:
-# a block needs 4 bytes and unpacks to 128 KB at most (RFC 8878 §3.1.1.2).
-_UNPACKED_PIECE = 64 * 1024
-_ZSTD_PIECE = 64
-_ZSTD_WINDOW = 8 * 1024 * 1024  # what an HTTP body may ask for (RFC 9659 §3)
-
 
 class UsageReader:
     """Reads one answer. Feed it each piece of the body; its attributes are what it found.
@@ -77,6 +65,7 @@ class UsageReader:
 
     __slots__ = (
         "_content",
+        "_decompress",
         "_given_up",
         "_is_stream",
         "_is_whole",
@@ -84,7 +73,6 @@ class UsageReader:
         "_skipping",
         "_skipping_content",
         "_told",
-        "_unpack",
         "first_token_at",
         "model",
         "stop_reason",
@@ -93,7 +81,7 @@ class UsageReader:
     def __init__(self, *, is_stream: bool, content_encoding: str = "identity") -> None:
         """
         :param is_stream: server-sent events; otherwise one JSON document.
-        :raises LookupError: nothing here unpacks `content_encoding`.
+        :raises UnreadableCoding: `content_encoding` cannot be read here.
         """
         self.model: str | None = None
         self.stop_reason: str | None = None
@@ -102,7 +90,9 @@ class UsageReader:
         self._content = 0  # bytes
         self._is_whole = False
         self._is_stream = is_stream
-        self._unpack = None if content_encoding == "identity" else _unpacker(content_encoding)
+        self._decompress = (
+            None if content_encoding == "identity" else decompressor(content_encoding)
+        )
         self._kept = bytearray()
         self._skipping = False  # until the end of an event that is too long
         self._skipping_content = False
@@ -130,13 +120,13 @@ class UsageReader:
         try:
             encoding = headers["Content-Encoding"].lower()
             return cls(is_stream=is_stream, content_encoding=encoding)
-        except LookupError:
+        except UnreadableCoding:
             return None
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next piece of the body. Never raises: what makes no sense is passed over."""
-        if self._unpack is not None:
-            self._look_into(self._unpack, chunk)
+        if self._decompress is not None:
+            self._look_into(self._decompress, chunk)
         elif (
             chunk.startswith(_CONTENT_LINE)
             and chunk.find(b"\n", len(_CONTENT_LINE)) == len(chunk) - 2
@@ -157,16 +147,13 @@ class UsageReader:
             self._look_at_rest(len(self._kept.rstrip(b"\r\n")))
         self._give_up()
 
-    def _look_into(self, unpack: _Unpack, chunk: bytes) -> None:
-        unpacked = 0
+    def _look_into(self, decompress: Decompress, chunk: bytes) -> None:
         try:
-            for piece in unpack(chunk):
-                unpacked += len(piece)
-                if self._given_up or unpacked > MAX_UNPACKED:
-                    self._give_up()
+            for piece in decompress(chunk):
+                if self._given_up:
                     return
                 self._look(piece)
-        except Exception:  # each library has errors of its own; the client has the bytes
+        except CorruptBody:  # the client has the bytes
             self._give_up()
 
     def _look(self, chunk: bytes) -> None:
@@ -230,7 +217,7 @@ class UsageReader:
 
     def _give_up(self) -> None:
         self._given_up = True
-        self._unpack = None
+        self._decompress = None
         self._kept = bytearray()
 
     def _learn(self, document: bytes | bytearray) -> bool:
@@ -382,53 +369,3 @@ def _data(event: bytearray) -> bytes | bytearray:
         return data
     lines = (line for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(line[5:] for line in lines)
-
-
-def _unpacker(content_encoding: str) -> _Unpack:
-    if content_encoding in {"gzip", "deflate"}:
-        return _unpack_zlib()
-    try:
-        if content_encoding == "br":
-            return _unpack_brotli(import_module("brotli").Decompressor())
-        if content_encoding == "zstd":
-            zstandard = import_module("zstandard")
-            return _unpack_zstd(zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW))
-    except ImportError:
-        pass
-    raise LookupError(content_encoding)
-
-
-def _unpack_zlib() -> _Unpack:
-    decompressor = zlib.decompressobj(47)  # 32 + 15: the header tells whether gzip or zlib
-
-    def unpack(packed: bytes) -> Iterator[bytes]:
-        while not decompressor.eof:
-            piece = decompressor.decompress(packed, _UNPACKED_PIECE)
-            yield piece
-            if len(piece) < _UNPACKED_PIECE:
-                return
-            packed = decompressor.unconsumed_tail
-
-    return unpack
-
-
-def _unpack_brotli(decompressor: Any) -> _Unpack:  # Any: an optional package
-    def unpack(packed: bytes) -> Iterator[bytes]:
-        piece = decompressor.process(packed, output_buffer_limit=_UNPACKED_PIECE)
-        yield piece
-        # a piece of full size may have more behind it, also when all of the input is taken
-        while len(piece) >= _UNPACKED_PIECE and not decompressor.is_finished():
-            piece = decompressor.process(b"", output_buffer_limit=_UNPACKED_PIECE)
-            yield piece
-
-    return unpack
-
-
-def _unpack_zstd(zstandard_decompressor: Any) -> _Unpack:  # Any: an optional package
-    decompressor = zstandard_decompressor.decompressobj(read_across_frames=True)
-
-    def unpack(packed: bytes) -> Iterator[bytes]:
-        for start in range(0, len(packed), _ZSTD_PIECE):
-            yield decompressor.decompress(packed[start : start + _ZSTD_PIECE])
-
-    return unpack
