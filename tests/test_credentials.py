@@ -88,6 +88,8 @@ def refused(response: RawResponse, page: str) -> bool:
         assert document["type"] == "error"
         assert document["error"]["type"] == "authentication_error"
     assert document["error"]["message"]
+    # Claude Code then hides the whole message behind "Please run /login"
+    assert b"x-api-key" not in response.body.lower()
     return True
 
 
@@ -156,6 +158,27 @@ async def test_wrong_or_missing_is_401_never_403_and_stays_here(
     told = {(record.status, record.outcome, record.principal) for record in records.all}
     assert told == {(401, "denied", None)}
     assert upstream.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "retry"),
+    [
+        ([], "false"),
+        ([("Authorization", "Bearer wrong")], "false"),
+        ([("x-api-key", "wrong")], "false"),
+        ([("x-api-key", " "), ("Authorization", "Bearer wrong")], "false"),
+        # a key helper's: it is run again only if the 401 may be retried
+        ([("x-api-key", "wrong"), ("Authorization", "Bearer wrong")], None),
+    ],
+)
+@each_page
+async def test_401_unless_of_a_key_helper_says_not_to_retry(
+    page: str, lines: list[tuple[str, str]], retry: str | None, proxy: Proxy, raw: OpenRaw
+) -> None:
+    response = await get(await raw(), page, *lines)
+
+    assert refused(response, page)
+    assert response.header("x-should-retry") == retry
 
 
 async def test_the_query_is_no_place_for_a_credential(proxy: Proxy, raw: OpenRaw) -> None:
@@ -519,7 +542,7 @@ async def test_anthropic_sdk_raises_its_own_class_with_what_it_was_told(
     assert error.request_id.startswith("req_")
     assert isinstance(error.body, dict)
     assert error.body["error"]["type"] == "authentication_error"
-    assert "x-api-key" in error.body["error"]["message"]
+    assert "The credential sent is not known" in error.body["error"]["message"]
 
 
 async def test_openai_sdk_raises_its_own_class_with_what_it_was_told(
@@ -537,7 +560,7 @@ async def test_openai_sdk_raises_its_own_class_with_what_it_was_told(
     assert error.status_code == 401
     assert error.request_id
     assert (error.type, error.code) == ("invalid_request_error", "invalid_api_key")
-    assert "x-api-key" in str(error)
+    assert "The credential sent is not known" in str(error)
 
 
 # -- which way a credential travels

@@ -156,6 +156,33 @@ class TestCandidates:
         assert list(request.headers.get_all()) == before
 
 
+BEARER = ("Authorization", "Bearer sk-canary")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([], "No credential was sent: send a key of yours, as "),
+        ([("x-api-key", "")], "No credential was sent"),
+        (
+            [("x-api-key", "sk-canary")],
+            "The credential sent is not known here: send a key of yours.",
+        ),
+        ([BEARER], "The credential sent is not known here"),
+        ([("Authorization", "Basic sk-canary")], "The Authorization header holds no Bearer token"),
+        ([("Authorization", "sk-canary")], "The Authorization header holds no Bearer token"),
+        ([BEARER, ("Authorization", "Bearer b")], "There are several Authorization headers"),
+    ],
+)
+def test_authentication_failed_tells_what_was_sent(lines: list[tuple[str, str]], told: str) -> None:
+    with pytest.raises(AuthenticationFailed) as caught:
+        raise incoming(*lines).authentication_failed("a key of yours")
+    message = caught.value.message
+    assert message.startswith(told)
+    assert "sk-canary" not in message
+    assert "x-api-key" not in message.lower()
+
+
 class TestIncomingRequest:
     def test_shows_no_header(self) -> None:
         request = incoming(("x-api-key", "sk-canary"), ("Cookie", "sk-canary"))

@@ -111,6 +111,35 @@ class IncomingRequest(Struct, frozen=True):
             return ()
         return (Secret(token.encode("latin-1")),)
 
+    def authentication_failed(
+        self, wanted: str = "a token or key of this proxy, not one of the upstream"
+    ) -> AuthenticationFailed:
+        """Return the 401 for a request whose credential is missing, unreadable or unknown.
+
+        :param wanted: the credential that would be accepted, as the client's user calls it.
+        :raises AuthenticationFailed: there are several ``Authorization`` lines, and they differ.
+        """
+        if self.candidates():
+            return AuthenticationFailed(f"The credential sent is not known here: send {wanted}.")
+        if self.headers.get("Authorization", "").strip(_BLANKS):
+            return AuthenticationFailed(
+                f"The Authorization header holds no Bearer token: send {wanted}, as "
+                "Authorization: Bearer."
+            )
+        return AuthenticationFailed(
+            f"No credential was sent: send {wanted}, as the API key or as Authorization: Bearer."
+        )
+
+
+def presents_both_credentials(headers: HTTPHeaders) -> bool:
+    """Return whether a request has a credential in ``x-api-key`` and in ``Authorization``.
+
+    Claude Code sends what a key helper printed in both, and runs the helper again after a 401 that
+    it may retry.
+    """
+    api_keys = headers.get_list("X-Api-Key")
+    return "Authorization" in headers and any(line.strip(_BLANKS) for line in api_keys)
+
 
 class Usage(Struct, frozen=True):
     """What an answer told that it consumed, as far as it was seen. ``None`` means not told.

@@ -33,7 +33,13 @@ from tornadoproxy.errors import (
     Overloaded,
     ProxyError,
 )
-from tornadoproxy.exchange import Exchange, Identity, IncomingRequest, Outcome
+from tornadoproxy.exchange import (
+    Exchange,
+    Identity,
+    IncomingRequest,
+    Outcome,
+    presents_both_credentials,
+)
 from tornadoproxy.forwarded import client_address
 from tornadoproxy.open_mode import check_not_from_web_page
 from tornadoproxy.permits import Permits
@@ -140,6 +146,9 @@ class BaseHandler(RequestHandler):
         """Answer with `error`, in the dialect's shape."""
         status = self.dialect.error_status(error)
         self.set_status(status, _REASONS.get(status))
+        if status == 401 and not presents_both_credentials(self.request.headers):
+            # Claude Code otherwise repeats the same credential for three minutes, and shows nothing
+            self.set_header("X-Should-Retry", "false")
         for name, value in self.dialect.error_headers(error, self.request_id).items():
             self.set_header(name, value)
         self.finish(self.dialect.error_body(error, self.request_id))

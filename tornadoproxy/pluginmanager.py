@@ -29,7 +29,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import (
-    AuthenticationFailed,
     ClientError,
     ConfigurationError,
     PluginFailed,
@@ -105,13 +104,13 @@ class Plugins:
         self._declared = tuple(found.settings)
         self._settings: Settings | None = None
         self._timeout = PLUGIN_TIMEOUT.default
-        self._configurers = found.calls("configure")
+        self._configurers = found.calls("configure", "settings")
         self._page_makers = found.calls("pages")
-        self._starters = found.calls("startup")
-        self._authenticators = found.calls("authenticate")
-        self._authorizers = found.calls("authorize")
-        self._pricers = found.calls("price")
-        self._observers = found.calls("request_finished")
+        self._starters = found.calls("startup", "status")
+        self._authenticators = found.calls("authenticate", "request")
+        self._authorizers = found.calls("authorize", "request", "identity", "model_request")
+        self._pricers = found.calls("price", "model", "usage")
+        self._observers = found.calls("request_finished", "record")
         self._stoppers = found.calls("shutdown")
         self._unstarted = {starter.plugin for starter in self._starters}
         self._inactive: frozenset[str] = frozenset()
@@ -211,7 +210,9 @@ class Plugins:
         identity = self._ask(_WHO, iter(self._authenticators), (request,), _vouches, None)
         if type(identity) is Identity:
             return identity
-        return _somebody() if identity is None else self._awaited(identity)
+        if identity is None:
+            raise request.authentication_failed()
+        return self._awaited(request, identity)
 
     def authorize(
         self,
@@ -324,9 +325,11 @@ class Plugins:
         more = self._ask(question, remaining, asked, take, deadline)
         return await more if inspect.isawaitable(more) else more
 
-    async def _awaited(self, waiting: object) -> Identity:
+    async def _awaited(self, request: IncomingRequest, waiting: object) -> Identity:
         identity = await waiting  # type: ignore[misc]  # `_ask` says that it is one
-        return identity if type(identity) is Identity else _somebody()
+        if type(identity) is Identity:
+            return identity
+        raise request.authentication_failed()
 
     def _refusal(self, question: _Question, plugin: str, error: BaseException) -> ProxyError:
         """What ends a request when `plugin` raised `error`: that, if it was meant to."""
@@ -423,13 +426,6 @@ class Plugins:
 
 def _vouches(_plugin: str, answer: object) -> bool:
     return type(answer) is Identity and isinstance(answer.principal, str) and bool(answer.principal)
-
-
-def _somebody() -> Identity:
-    """The answer where no plugin had one."""
-    raise AuthenticationFailed(
-        "A credential is needed: send it as x-api-key, or as Authorization: Bearer."
-    )
 
 
 def _nonsense(question: _Question, answer: object) -> OurOwnError:

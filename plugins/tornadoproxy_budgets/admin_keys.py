@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tornadoproxy import AuthenticationFailed, Denied, Secret, parsers
+from tornadoproxy import Denied, Secret, parsers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,10 +85,7 @@ class AdminKeys:
                 if key.secret.matches(candidate):
                     found = key, may_change
         if found is None:
-            raise AuthenticationFailed(
-                "Send an admin key of this proxy's BUDGETS_ADMIN_KEY, as x-api-key or as "
-                "Authorization: Bearer."
-            )
+            raise request.authentication_failed("an admin key of this proxy's BUDGETS_ADMIN_KEY")
         key, may_change = found
         if to_change and not may_change:
             raise Denied("This admin key may only read. Use one of BUDGETS_ADMIN_KEY.")

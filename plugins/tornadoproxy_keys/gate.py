@@ -26,7 +26,6 @@ from tornadoproxy import (
     ConfigurationError,
     Database,
     DatabaseUnavailable,
-    Denied,
     Identity,
     IncomingRequest,
     ModelRequest,
@@ -135,15 +134,11 @@ class Gate:
     ) -> Permit | None:
         """Hold a key's request to its limits; refuse those who are nobody in particular.
 
-        :raises Denied: 401, 403 or 429.
+        :raises AuthenticationFailed: nobody in particular asks.
+        :raises Denied: 403 or 429.
         """
         if identity.anonymous:
-            raise Denied(
-                "A key is needed: send it as x-api-key, or as Authorization: Bearer.",
-                status=401,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            raise request.authentication_failed("a key of this proxy")
         key = self._by_identity.get(id(identity))
         if key is None:
             return None

@@ -135,8 +135,12 @@ class Ledger:
             await asyncio.sleep(PAUSE)
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = Ledger
+def __getattr__(name: str) -> Ledger:
+    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
+    # have different ledgers
+    if name == "plugin":
+        return Ledger()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _ledger(path: Path) -> Database:

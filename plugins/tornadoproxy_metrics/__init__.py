@@ -115,8 +115,12 @@ class PrometheusMetrics:
         return PageAnswer(body, content_type)
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = PrometheusMetrics
+def __getattr__(name: str) -> PrometheusMetrics:
+    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
+    # have different figures
+    if name == "plugin":
+        return PrometheusMetrics()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _figures(path: str) -> Figures:

@@ -333,6 +333,9 @@ async def test_only_an_admin_key_opens_it(
             assert (status, kind) == (401, "authentication_error")
             assert answer.header("www-authenticate") == "Bearer"
             assert WRITER not in text
+            assert text.startswith("No credential was sent") == (key is None)
+            assert "an admin key of this proxy's BUDGETS_ADMIN_KEY" in text
+            assert "x-api-key" not in text
     assert upstream.requests == []
 
 

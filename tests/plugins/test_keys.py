@@ -302,6 +302,9 @@ async def test_without_a_token_only_keys_enter(
             response = await ask(*credentials, method=method, target=target, body=body)
             assert response.status == 401
             assert response.header("www-authenticate") == "Bearer"
+            assert "x-api-key" not in error_of(response)
+            sent = any(credentials)
+            assert error_of(response).startswith("No credential was sent") != sent
             if not target.startswith("/openai"):
                 assert json.loads(response.body)["error"]["type"] == "authentication_error"
             else:
