@@ -246,9 +246,9 @@ class TestCheck:
             ),
             (
                 [],
-                {},
-                "ANTHROPIC_BASE_URL=http://127.0.0.1:8000\n",
-                ".env, line 1: ANTHROPIC_BASE_URL is not read, since a client's leads to this",
+                {"AUTH_TOKEN": "your-secret-token-here"},
+                None,
+                "AUTH_TOKEN is still the documentation's placeholder: put a secret of your own",
             ),
         ],
     )
@@ -275,7 +275,7 @@ class TestCheck:
             tmp_path,
             "check",
             "--nonsense",
-            file="QUITE_ELSE=1\n",
+            file="PROT=1\n",
             LOG_LEVEL="loud",
             ACCESS_LOG_FORMAT="xml",
         )
@@ -287,7 +287,8 @@ class TestCheck:
             assert line.startswith(f"tornadoproxy: {start}")
 
     def test_tells_contradictions_and_what_plugins_refuse_at_once(self, tmp_path: Path) -> None:
-        done = run(tmp_path, "check", HOST="0.0.0.0", TLS_KEY=__file__)
+        (tmp_path / "key.pem").touch(mode=0o600)
+        done = run(tmp_path, "check", HOST="0.0.0.0", TLS_KEY="key.pem")
         told = [line.split()[1] for line in done.stderr.splitlines()]
         assert told == ["TLS_KEY", "https://api.anthropic.com", "HOST"]
 
@@ -300,18 +301,18 @@ class TestCheck:
         assert "RuntimeError: no luck" in plugin
         assert port.startswith("tornadoproxy: PORT must be")
 
-    def test_knows_the_unknown_setting_may_be_a_disabled_plugins(self, tmp_path: Path) -> None:
+    def test_warns_and_goes_on(self, tmp_path: Path) -> None:
         path = install(tmp_path / "site", "team", AUTHENTICATOR)
         variables = {"PYTHONPATH": path, "UPSTREAM_API_KEY": KEY, "DISABLED_PLUGINS": "token"}
-        done = run(tmp_path, "check", file=f"AUTH_TOKEN={TOKEN}", **variables)
-        assert done.returncode == 2
-        assert done.stderr == (
-            "tornadoproxy: .env, line 1: unknown setting AUTH_TOKEN: remove the line "
-            "(or a setting of a disabled plugin: token)\n"
-        )
-        done = run(tmp_path, "check", "--team-name", "them", file="", **variables)
+        file = f"AUTH_TOKEN={TOKEN}\nQUITE_ELSE=1"
+        done = run(tmp_path, "check", "--team-name", "them", file=file, PROT="1", **variables)
         assert done.returncode == 0
         assert "the team them" in done.stdout
+        assert [line.partition(": ")[2] for line in done.stderr.splitlines()] == [
+            "PROT in the environment is not read: did you mean PORT?",
+            ".env: 2 names that are no setting of tornadoproxy: ignored",
+        ]
+        assert run(tmp_path, "check", LOG_LEVEL="error", **variables).stderr == ""
 
     @pytest.mark.parametrize(
         ("command", "told"),
@@ -517,10 +518,10 @@ class TestExampleFile:
         example = Sources({}, {}, envfile.read(path, required=True))
         declared = (*CORE_SETTINGS, *Plugins.load().declared_settings())
         assert example.env_file.faults == ()
-        assert example.unknown(declared, ()) == ()
         assert example.env_file.entries.keys() == {setting.name for setting in declared}
         for setting in declared:
-            if setting.name in example.env_file.entries and not setting.name.endswith("_FILE"):
+            # secrets are placeholders, which are refused
+            if not setting.secret and not setting.name.endswith("_FILE"):
                 self.check(example, setting)
 
     def check(self, example: Sources, setting: Setting[Any]) -> None:

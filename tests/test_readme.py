@@ -23,7 +23,7 @@ from tornadoproxy.arguments import COMMANDS
 from tornadoproxy.helptext import default_text
 from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import CORE_SETTINGS
-from tornadoproxy.testing import Proxy, Records, StartProxy, clean_environment
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, StartProxy, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -160,17 +160,23 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.fixture
 def proxy(io_loop: IOLoop, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """One that lets in whom the README's examples let in."""
+    """One with an address and a token for the README's examples."""
     clean_environment(monkeypatch)
-    started: Proxy = io_loop.run_sync(lambda: start_proxy(AUTH_TOKEN=THE_TOKEN))
+    started: Proxy = io_loop.run_sync(lambda: start_proxy(AUTH_TOKEN=TEST_TOKEN))
     return started
+
+
+def pasted(code: str, proxy: Proxy) -> str:
+    """`code` with address and token of `proxy`; the README's token is refused as a placeholder."""
+    assert THE_URL in code
+    assert THE_TOKEN in code
+    return code.replace(THE_URL, proxy.url).replace(THE_TOKEN, TEST_TOKEN)
 
 
 async def run(code: str, proxy: Proxy) -> dict[str, Any]:
     """Run one of the README's Python blocks against `proxy`; return its names."""
-    assert THE_URL in code
     names: dict[str, Any] = {}
-    compiled = compile(code.replace(THE_URL, proxy.url), "README.md", "exec")
+    compiled = compile(pasted(code, proxy), "README.md", "exec")
     await asyncio.to_thread(exec, compiled, names)
     return names
 
@@ -221,7 +227,7 @@ async def test_the_openai_client_in_python_works(proxy: Proxy) -> None:
 async def test_the_curl_commands_work(
     proxy: Proxy, records: Records, header: str, answer: tuple[str, str]
 ) -> None:
-    command = block_with("bash", f'-H "{header}{THE_TOKEN}"').replace(THE_URL, proxy.url)
+    command = pasted(block_with("bash", f'-H "{header}{THE_TOKEN}"'), proxy)
 
     ran = await asyncio.to_thread(
         subprocess.run, ["sh", "-c", command], capture_output=True, check=True, text=True

@@ -406,6 +406,8 @@ class TestReload:
             await reloaded.program.port()
             return reloaded
 
+        for name in ("key", ".env"):
+            (tmp_path / name).touch(mode=0o600)
         (tmp_path / "key").write_text(KEY)
         (tmp_path / ".env").write_text(
             f"AUTH_TOKEN={TOKEN}\nUPSTREAM_API_KEY_FILE=key\nHOST=0.0.0.0\nLOG_LEVEL=info\n"
@@ -524,6 +526,14 @@ class TestDemo:
             program = await start("demo")
             tokens.add((await program.line(r'ANTHROPIC_AUTH_TOKEN="([\w-]{43})"'))[1])
         assert len(tokens) == 2
+
+    async def test_demo_beside_an_env_file_does_not_read_it(
+        self, start: Start, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".env").write_text(f"AUTH_TOKEN={TOKEN}\nLOG_LEVEL=loud\n")
+        program = await start("demo")
+        await program.line(r'ANTHROPIC_AUTH_TOKEN="([\w-]{43})"')
+        assert (await program.ask(request_bytes("GET", "/v1/models", token=TOKEN))).status == 401
 
     @pytest.mark.parametrize("by", ["variable", "file"])
     async def test_takes_a_token_that_is_set(self, start: Start, tmp_path: Path, by: str) -> None:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from tornadoproxy import ConfigurationError, Secret, Setting, Settings, envfile, parsers
 from tornadoproxy.consistency import contradictions
 from tornadoproxy.parsers import BaseURL, EgressProxy
+from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import (
     ALLOWED_HOSTS,
     CORE_SETTINGS,
@@ -264,48 +265,154 @@ class TestFaults:
 
 
 class TestUnknownNames:
-    def test_in_the_environment_are_ignored(self, tmp_path: Path) -> None:
-        read = sources(tmp_path, environment={"UPSTREAM_BASE_URI": "x", "HOME": "/"})
-        assert read.unknown(CORE_SETTINGS, ()) == ()
-
     @pytest.mark.parametrize(
-        ("line", "told"),
+        ("name", "meant"),
         [
-            ("UPSTREAM_URL=x", "unknown setting UPSTREAM_URL: did you mean UPSTREAM_BASE_URL?"),
-            ("AUTH_TOKN=x", "unknown setting AUTH_TOKN: did you mean AUTH_TOKEN?"),
-            ("auth_token=x", "unknown setting auth_token: write AUTH_TOKEN"),
-            ("QUITE_ELSE=x", "unknown setting QUITE_ELSE: remove the line"),
-            (
-                "ANTHROPIC_BASE_URL=http://127.0.0.1:8000",
-                "ANTHROPIC_BASE_URL is not read, since a client's leads to this proxy: "
-                "set UPSTREAM_BASE_URL",
-            ),
+            ("UPSTREAM_URL", "UPSTREAM_BASE_URL"),  # a word left out
+            ("UPSTREAM_BASE_URI", "UPSTREAM_BASE_URL"),
+            ("AUTH_TOKN", "AUTH_TOKEN"),
+            ("AUTH_TOKENS", "AUTH_TOKEN"),
+            ("auth_token", "AUTH_TOKEN"),
+            ("AUTH-TOKEN", "AUTH_TOKEN"),
+            ("AUTHTOKEN", "AUTH_TOKEN"),
+            ("PROT", "PORT"),
+            ("Https_Proxy", "HTTPS_PROXY"),
         ],
     )
-    def test_in_the_file_are_faults_with_the_nearest(
-        self, tmp_path: Path, line: str, told: str
-    ) -> None:
-        read = sources(tmp_path, file=f"PORT=1\n{line}\n")
-        assert read.unknown([*CORE_SETTINGS, TOKENS], ()) == (
-            f"{tmp_path / '.env'}, line 2: {told}",
+    def test_near_a_setting_are_told(self, tmp_path: Path, name: str, meant: str) -> None:
+        declared = [*CORE_SETTINGS, TOKENS]
+        in_file = sources(tmp_path, file=f"PORT=1\n{name}=x\n")
+        assert in_file.misspelt(declared) == (
+            f"{tmp_path / '.env'}, line 2: unknown setting {name}: did you mean {meant}?",
         )
+        in_environment = sources(tmp_path, environment={name: CANARY}, file="")
+        assert in_environment.misspelt(declared) == ()
+        assert list(in_environment.warnings(declared)) == [
+            f"{name} in the environment is not read: did you mean {meant}?"
+        ]
 
-    def test_may_be_those_of_a_disabled_plugin(self, tmp_path: Path) -> None:
-        read = sources(tmp_path, file="AUTH_TOKEN=x")
-        (fault,) = read.unknown(CORE_SETTINGS, ["token"])
-        assert "unknown setting AUTH_TOKEN" in fault
-        assert fault.endswith("(or a setting of a disabled plugin: token)")
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("HOME", "PATH", "HTTP_PROXY", "http_proxy", "OPENAI_API_KEY", "SSL_CERT"),
+            *("ANTHROPIC_AUTH_TOKEN", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "DATABASE_URL"),
+        ],
+    )
+    def test_of_other_programs_are_near_none(self, tmp_path: Path, name: str) -> None:
+        declared = [*CORE_SETTINGS, *Plugins.load().declared_settings()]
+        read = sources(tmp_path, environment={name: "x"}, file=f"{name}=x")
+        assert read.misspelt(declared) == ()
+        (line,) = read.warnings(declared)
+        assert line.endswith(".env: 1 name that is no setting of tornadoproxy: ignored")
+
+    def test_in_the_file_are_counted_and_not_repeated(self, tmp_path: Path) -> None:
+        # a credential in base64 ends in =, and so looks like a name with a value
+        read = sources(tmp_path, file=f"{CANARY}==\nPORT=1\nTEAM_{CANARY}=x\n")
+        assert read.misspelt(CORE_SETTINGS) == ()
+        (line,) = read.warnings(CORE_SETTINGS)
+        assert line.endswith(".env: 2 names that are no setting of tornadoproxy: ignored")
+        assert CANARY not in line
+
+    def test_of_a_client_s_base_url_has_a_hint(self, tmp_path: Path) -> None:
+        read = sources(tmp_path, file="ANTHROPIC_BASE_URL=http://127.0.0.1:8000")
+        _, hint = read.warnings(CORE_SETTINGS)
+        assert "set UPSTREAM_BASE_URL for another upstream" in hint
 
     def test_fallbacks_are_known(self, tmp_path: Path) -> None:
         file = "ANTHROPIC_API_KEY=x\nhttps_proxy=http://p.example:1\nno_proxy=x\n"
-        assert sources(tmp_path, file=file).unknown(CORE_SETTINGS, ()) == ()
+        (tmp_path / ".env").touch(mode=0o600)
+        read = sources(tmp_path, file=file)
+        assert (read.misspelt(CORE_SETTINGS), list(read.warnings(CORE_SETTINGS))) == ((), [])
 
-    def test_a_credential_on_a_line_of_its_own_is_not_repeated(self, tmp_path: Path) -> None:
-        # in base64 one ends in =, and so looks like a name with a value
-        read = sources(tmp_path, file=f"{CANARY}==\n")
-        (fault,) = read.unknown(CORE_SETTINGS, ())
-        assert "line 1" in fault
-        assert CANARY not in fault
+
+class TestModes:
+    """Who else on the machine can do what with a file."""
+
+    DATABASE = Setting("SHOP_DB", parsers.path, default=None, help="")
+
+    @pytest.mark.parametrize(
+        ("variable", "safe", "mode", "told"),
+        [
+            ("UPSTREAM_API_KEY_FILE", 0o640, 0o644, "can read it: chmod o-r "),
+            ("TOKEN_FILE", 0o640, 0o604, "can read it: chmod o-r "),
+            ("TLS_KEY", 0o640, 0o644, "can read it: chmod o-r "),
+            ("SHOP_DB", 0o664, 0o666, "can write it: chmod o-w "),
+        ],
+    )
+    def test_of_a_file_are_warned_of(
+        self, tmp_path: Path, variable: str, safe: int, mode: int, told: str
+    ) -> None:
+        path = tmp_path / "file"
+        path.write_text(CANARY)
+        token: Setting[Any] = Setting("TOKEN_FILE", parsers.secrets_file, default=(), help="")
+        declared = [*CORE_SETTINGS, self.DATABASE, token]
+        read = sources(tmp_path, environment={variable: str(path)})
+        path.chmod(safe)
+        assert list(read.warnings(declared)) == []
+        path.chmod(mode)
+        (line,) = read.warnings(declared)
+        assert line == f"{variable}={path}: every user of this machine {told}{path}"
+
+    @pytest.mark.parametrize(
+        ("content", "mode", "count"),
+        [
+            (f"UPSTREAM_API_KEY={CANARY}", 0o644, 1),
+            (f"UPSTREAM_API_KEY={CANARY}", 0o640, 0),
+            ("PORT=1", 0o644, 0),
+        ],
+    )
+    def test_of_the_env_file_count_if_it_holds_a_secret(
+        self, tmp_path: Path, content: str, mode: int, count: int
+    ) -> None:
+        read = sources(tmp_path, file=content)
+        (tmp_path / ".env").chmod(mode)
+        lines = list(read.warnings(CORE_SETTINGS))
+        assert len(lines) == count
+        assert all(line.endswith(f"chmod o-r {tmp_path / '.env'}") for line in lines)
+
+    def test_of_a_file_that_is_not_there_are_not_looked_at(self, tmp_path: Path) -> None:
+        read = sources(tmp_path, environment={"SHOP_DB": "absent\0"})
+        assert list(read.warnings([self.DATABASE])) == []
+
+
+class TestPlaceholders:
+    SECRET_ASSIGNED = re.compile(
+        r"\b([A-Z_]+_(?:TOKEN|KEY)|OTEL_EXPORTER_OTLP_HEADERS)=\"?([^\s\"`]+)"
+    )
+
+    def test_of_the_documentation_are_refused(self, tmp_path: Path) -> None:
+        root = Path(__file__).parents[1]
+        files = [root / "README.md", root / ".env.example", *root.glob("docs/*.md")]
+        secret = {
+            each.name: each
+            for each in (*CORE_SETTINGS, *Plugins.load().declared_settings())
+            if each.secret
+        }
+        found = {
+            (name, value)
+            for file in files
+            for name, value in self.SECRET_ASSIGNED.findall(file.read_text())
+            if name in secret and not value.startswith("$")
+        }
+        assert len(found) >= 5
+        for name, value in found:
+            (fault,) = faults_of(sources(tmp_path, environment={name: value}), secret[name])
+            assert fault.startswith(name)
+
+    @pytest.mark.parametrize(
+        "text", ["your-secret-token-here", "YOUR-KEY", "sk-ant-your-key", "ops=change-me", "…"]
+    )
+    def test_are_refused_by_every_parser_of_secrets(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "secret"
+        path.write_text(text)
+        for parse, value in (
+            (parsers.secret, text),
+            (parsers.secrets, f"{CANARY} {text}"),
+            (parsers.secret_file, str(path)),
+            (parsers.secrets_file, str(path)),
+        ):
+            with pytest.raises(ValueError, match="the documentation's placeholder"):
+                parse(value)
 
 
 class TestEnvFile:

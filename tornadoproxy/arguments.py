@@ -9,6 +9,7 @@ it may be a credential.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ COMMANDS = {
     "demo": "serve in front of a scripted upstream: needs no key and no network",
 }
 DEFAULT_ENV_FILE = Path(".env")
+_NO_ENV_FILE = Path(os.devnull)
 PROGRAM = "python -m tornadoproxy"
 
 _ENV_FILE = "--env-file"
@@ -101,13 +103,18 @@ def read(
     faults += _unknown(unknown, known, mend)
     return Arguments(
         {name: text for name, text in texts.items() if not settings[name].secret},
-        env_file=DEFAULT_ENV_FILE if given.env_file is None else Path(given.env_file),
+        env_file=_env_file(command(arguments)) if given.env_file is None else Path(given.env_file),
         env_file_named=given.env_file is not None,
         help=own is None and given.help,
         version=own is None and given.version,
         own=namespace,
         faults=tuple(faults),
     )
+
+
+def _env_file(name: str) -> Path:
+    """The ``.env`` file of the command `name`. The demo needs no setting, and shows no real one."""
+    return _NO_ENV_FILE if name == "demo" else DEFAULT_ENV_FILE
 
 
 def own_parser(

@@ -107,8 +107,9 @@ def _serve(configuration: Configuration) -> int:
     from tornadoproxy import runner
 
     plugins, settings = configuration.load()
-    plugin_lines = configure(plugins, settings)
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
+        configuration.warn(plugins)
+        plugin_lines = configure(plugins, settings)
 
         def announce(port: int) -> None:
             facts = banner.facts(settings, port, plugin_lines, plugins.describe())
@@ -141,6 +142,7 @@ def _demo(configuration: Configuration) -> int:
 
     plugins, settings = configuration.load()
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
+        configuration.warn(plugins)
         return runner.run(_ended(serve_demo(configuration, plugins, settings, writer)))
 
 
@@ -148,7 +150,9 @@ def _check(configuration: Configuration) -> int:
     from tornadoproxy.plugin_command import judge
 
     plugins, settings = configuration.load()
-    plugin_lines = configure(plugins, settings)
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
+        configuration.warn(plugins)
+        plugin_lines = configure(plugins, settings)
     judge(plugins.describe())
     facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
     _print("\n".join(banner.aligned(facts)))
@@ -169,7 +173,9 @@ def _plugins(configuration: Configuration) -> int:
     try:
         settings = configuration.settings(plugins)
         sources = configuration.sources(configuration.command_line(*plugins.declared_settings()))
-        plugins.configure(settings)
+        with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
+            configuration.warn(plugins)
+            plugins.configure(settings)
         configured = True
         judge(plugins.describe())
     finally:

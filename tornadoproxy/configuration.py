@@ -2,11 +2,12 @@
 
 Which settings there are depends on the plugins, and which plugins are loaded depends on a setting:
 so ``DISABLED_PLUGINS`` is read first and alone, then the plugins are loaded, then everything is
-read. Unknown names can be judged only at the end.
+read. Misspelt names can be found only at the end.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from tornadoproxy.arguments import Arguments
     from tornadoproxy.settings import Setting, Settings
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,10 @@ class Configuration:
         if arguments is None:
             arguments = self.command_line(*plugins.declared_settings())
         sources = self.sources(arguments)
-        disabled = [info.name for info in plugins.describe() if info.state == "disabled"]
         faults = (
             *arguments.faults,
             *sources.env_file.faults,
-            *sources.unknown(declared, disabled),
+            *sources.misspelt(declared),
         )
         try:
             settings = sources.read(declared)
@@ -96,6 +98,12 @@ class Configuration:
         if faults:
             raise ConfigurationError(*faults)
         return settings
+
+    def warn(self, plugins: Plugins) -> None:
+        """Log what is probably not meant in the settings' sources."""
+        sources = self.sources(self.command_line(*plugins.declared_settings()))
+        for line in sources.warnings((*CORE_SETTINGS, *plugins.declared_settings())):
+            _logger.warning(line)
 
     def sources(self, arguments: Arguments) -> Sources:
         """Where the settings have their values, given what the command line says."""

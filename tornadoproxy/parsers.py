@@ -54,6 +54,10 @@ _HOST_NAME = re.compile(
 _AUTHORITY = re.compile(r"(?:\[([^\[\]%]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
 _URL_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# what this project's documentation writes in a secret's place, perhaps after a name or a prefix
+_PLACEHOLDER = re.compile(
+    rb"(?:[a-z]+=|sk-ant-)?(?:your-[a-z-]+|change-?me[a-z-]*|\.\.\.|\xe2\x80\xa6)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +353,8 @@ def _secrets(content: bytes, must: str) -> tuple[Secret, ...]:
     found = content.split()
     if any(byte < 0x20 or byte == 0x7F for word in found for byte in word):
         raise ValueError(f"{must} hold no control characters")
+    if any(_PLACEHOLDER.fullmatch(word) for word in found):
+        raise ValueError("is still the documentation's placeholder: put a secret of your own there")
     return tuple(Secret(word) for word in found)
 
 

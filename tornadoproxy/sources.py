@@ -3,24 +3,36 @@
 The first that has a variable wins. A fallback variable is asked only when none of them has the
 setting's own. Every fault is collected: whoever mends one shall not meet the next at the next
 start. No fault repeats what a secret setting, or a name nobody knows, was set to.
+
+A ``.env`` may be shared with other programs, so unknown names in it are ignored. A name that is
+nearly a setting's is a mistake: one letter too many, too few or wrong, other capitals or
+underscores, or a word left out.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tornadoproxy import parsers
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.settings import Setting, Settings
+from tornadoproxy.settings import TLS_KEY, Setting, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from tornadoproxy.envfile import EnvFile
 
 _ANTHROPIC_BASE_URL = "ANTHROPIC_BASE_URL"
+
+# nearly HTTPS_PROXY, and what other programs read
+_OTHERS_OWN = frozenset({"HTTPPROXY"})
+
+# what anybody but the owner and the group may do with a file
+_OTHERS_READ = 0o004
+_OTHERS_WRITE = 0o002
 
 # the places of a `_Given` that are no file
 _COMMAND_LINE = "on the command line"
@@ -73,19 +85,42 @@ class Sources:
             raise ConfigurationError(*faults)
         return Settings(values, variables)
 
-    def unknown(
-        self, declared: Collection[Setting[Any]], disabled: Collection[str]
-    ) -> tuple[str, ...]:
-        """A fault for each name in the ``.env`` file that no setting has.
-
-        :param disabled: the names of the disabled plugins, whose settings nobody knows.
-        """
-        known = {name for setting in declared for name in (setting.name, *setting.fallbacks)}
+    def misspelt(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
+        """A fault for each name in the ``.env`` file that is nearly that of a declared setting."""
+        names = _Names(declared)
         return tuple(
-            f"{self.env_file.path}, line {entry.line}: {_unknown(name, known, disabled)}"
+            f"{self.env_file.path}, line {entry.line}: unknown setting {name}: "
+            f"did you mean {meant}?"
             for name, entry in self.env_file.entries.items()
-            if name not in known
+            if (meant := names.meant(name)) is not None
         )
+
+    def warnings(self, declared: Iterable[Setting[Any]]) -> Iterator[str]:
+        """What is probably not meant, a line each."""
+        declared = tuple(declared)
+        names = _Names(declared)
+        file = self.env_file
+        for name in self.environment:
+            meant = names.meant(name)
+            if meant is not None:
+                yield f"{name} in the environment is not read: did you mean {meant}?"
+        ignored = [name for name in file.entries if name not in names.known]
+        if ignored:
+            count = f"{len(ignored)} name{'s that are' if len(ignored) > 1 else ' that is'}"
+            yield f"{file.path}: {count} no setting of tornadoproxy: ignored"
+        if _ANTHROPIC_BASE_URL in ignored:
+            yield (
+                f"{file.path}: {_ANTHROPIC_BASE_URL} is for clients, and leads to this proxy: "
+                "set UPSTREAM_BASE_URL for another upstream"
+            )
+        if any(each.secret and each.name in file.entries for each in declared):
+            yield from _too_open(str(file.path), Path(file.path), _OTHERS_READ)
+        for setting in declared:
+            rights = _forbidden_rights(setting)
+            given = self._given(setting) if rights else None
+            if given is not None:
+                title = f"{given.variable}={given.text}"
+                yield from _too_open(title, Path(given.text), rights)
 
     def origin(self, setting: Setting[Any]) -> tuple[str | None, str]:
         """The text that `setting` was given, and where; ``None`` if it is left to its default."""
@@ -136,16 +171,58 @@ def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
     return complaint
 
 
-def _unknown(name: str, known: Collection[str], disabled: Collection[str]) -> str:
-    if name == _ANTHROPIC_BASE_URL:
-        return (
-            f"{_ANTHROPIC_BASE_URL} is not read, since a client's leads to this proxy: set "
-            "UPSTREAM_BASE_URL"
-        )
-    if name.upper() in known:
-        return f"unknown setting {name}: write {name.upper()}"
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]{,63}", name):
-        # what does not look like a variable may be a credential that ends in =
-        return "does not begin with the name of a setting: write NAME=value"
-    theirs = f" (or a setting of a disabled plugin: {', '.join(disabled)})" if disabled else ""
-    return f"unknown setting {name}{nearest(name, known) or ': remove the line'}{theirs}"
+class _Names:
+    """The names of settings, and what is nearly one of them.
+
+    Two names are near if they are equal once each has lost at most one letter: an environment of
+    hundreds of names is compared with all of them in a millisecond.
+    """
+
+    def __init__(self, declared: Iterable[Setting[Any]]) -> None:
+        self.known = {name for each in declared for name in (each.name, *each.fallbacks)}
+        self._near: dict[str, str] = {}
+        for name in sorted(self.known):
+            first, *words = name.split("_")
+            for at in range(len(words)) if len(words) > 1 else ():
+                self._near.setdefault("".join((first, *words[:at], *words[at + 1 :])), name)
+            for short in _shortened(_letters(name)):
+                self._near.setdefault(short, name)
+
+    def meant(self, name: str) -> str | None:
+        """The setting that `name` is nearly the name of; ``None`` if it is one, or near none."""
+        if name in self.known:
+            return None
+        letters = _letters(name)
+        if letters in _OTHERS_OWN:
+            return None
+        found = (self._near.get(each) for each in (letters, *_shortened(letters)))
+        return next((each for each in found if each and each[0] == letters[0]), None)
+
+
+def _letters(name: str) -> str:
+    return name.upper().replace("_", "").replace("-", "")
+
+
+def _shortened(letters: str) -> Iterator[str]:
+    """`letters`, and all that is left of them without one."""
+    yield letters
+    for at in range(len(letters)):
+        yield letters[:at] + letters[at + 1 :]
+
+
+def _forbidden_rights(setting: Setting[Any]) -> int:
+    """What others must not have of the file that `setting` names; 0 if it names none."""
+    if setting.parse in (parsers.secret_file, parsers.secrets_file) or setting is TLS_KEY:
+        return _OTHERS_READ
+    # a database is what a plugin keeps: who can write it lets themselves in
+    return _OTHERS_WRITE if setting.parse is parsers.path else 0
+
+
+def _too_open(title: str, path: Path, rights: int) -> Iterator[str]:
+    try:
+        open_to_others = path.stat().st_mode & rights
+    except (OSError, ValueError):
+        return  # whoever needs it says so
+    if open_to_others:
+        what, mend = ("read", "o-r") if rights == _OTHERS_READ else ("write", "o-w")
+        yield f"{title}: every user of this machine can {what} it: chmod {mend} {path}"

@@ -46,6 +46,7 @@ def _headers(value: str) -> tuple[tuple[str, Secret], ...]:
         text = unquote(encoded)
         if not (equals and _NAME.fullmatch(name) and _VALUE.fullmatch(text)):
             raise ValueError("must be name=value pairs with commas between, values percent-encoded")
+        parsers.secrets(text)  # refuses a placeholder
         headers.append((name.lower(), Secret(text.encode("ascii"))))
     return tuple(headers)
 
