@@ -150,10 +150,9 @@ HEADS = {
     "a blank in the target": HEAD.replace(b" HTTP/1.1", b" x HTTP/1.1") + b"\r\n",
     "NUL in the target": HEAD.replace(b" HTTP/1.1", b"\x00 HTTP/1.1") + b"\r\n",
     "a method that is no token": HEAD.replace(b"POST", b"PO(ST") + b"\r\n",
-    "1,001 query fields": HEAD.replace(
-        b" HTTP/1.1", b"?" + b"&".join([b"a=b"] * 1001) + b" HTTP/1.1"
-    )
-    + b"\r\n",
+    "a byte beyond ASCII in the target": HEAD.replace(b" HTTP/1.1", b"\xc3\xa9 HTTP/1.1") + b"\r\n",
+    "a byte beyond ASCII in the query": HEAD.replace(b" HTTP/1.1", b"?\xff HTTP/1.1") + b"\r\n",
+    "DEL in the target": HEAD.replace(b" HTTP/1.1", b"\x7f HTTP/1.1") + b"\r\n",
 }
 
 
@@ -214,14 +213,25 @@ async def test_odd_methods_are_405(
     assert not upstream.requests
 
 
-async def test_thousand_query_fields_pass(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
-) -> None:
-    target = "/v1/models?" + "&".join(["a=b"] * 1000)
+async def test_target_beyond_ascii_says_to_encode_it(raw: OpenRaw, proxy: Proxy) -> None:
     client = await raw()
-    await client.send(request_bytes("GET", target, token=TEST_TOKEN))
-    assert (await client.response()).status == 200
-    assert upstream.requests[0].target == target
+    await client.send(HEAD.replace(b"%b", "/v1/é".encode()) + b"\r\n")
+    response = await client.response()
+    assert "send it percent-encoded" in json.loads(response.body)["error"]["message"]
+    assert response.header("Date")
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/api/hello"])
+async def test_half_close_after_probe_is_answered(path: str, raw: OpenRaw, proxy: Proxy) -> None:
+    for pause in range(50):
+        client = await raw()
+        await client.send(request_bytes("GET", path))
+        for _ in range(pause % 5):  # so that the end comes with the request, or behind it
+            await asyncio.sleep(0)
+        client.half_close()
+        assert (await client.response()).status == 200
+        async with asyncio.timeout(2):
+            await client.gone()
 
 
 async def test_malformed_request_behind_a_good_one(

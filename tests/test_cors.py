@@ -212,11 +212,14 @@ async def test_what_they_read_is_the_answer_as_it_came(
     await start_proxy(ALLOWED_ORIGINS=APP)
     headers = [("request-id", "req_upstream"), ("Vary", "Accept-Encoding")]
     upstream.script(sse_answer(EVENTS, split=1, headers=headers))
-    response = await ask(raw, "POST", "/v1/messages", RIGHT, ("Origin", APP), body=b"{}")
+    browsers = [("Origin", APP), ("Referer", f"{APP}/x"), ("Sec-Fetch-Site", "cross-site")]
+    response = await ask(raw, "POST", "/v1/messages", RIGHT, *browsers, body=b"{}")
     assert response.body == b"".join(EVENTS)
+    assert shares(response) == shared_with(APP)
     assert response.header("request-id") == "req_upstream"
     assert vary(response) == ["accept-encoding", "origin"]
-    assert upstream.requests[0].header("origin") == APP
+    # the upstream refuses web pages; which of them may ask is decided here
+    assert [upstream.requests[0].header(name) for name, _ in browsers] == [None] * 3
 
 
 # -- everybody else

@@ -756,6 +756,7 @@ async def test_the_upstreams_errors_pass_byte_for_byte(
         ("Anthropic-Organization-Id", "org"),
         ("Www-Authenticate", 'Basic realm="upstream"'),
         ("Cf-Ray", "abc-FRA"),
+        ("Date", "Tue, 24 Nov 2026 10:28:36 GMT"),
     ]
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = f"HTTP/1.1 {status} {reason}\r\n{lines}\r\n".encode()

@@ -213,8 +213,23 @@ class TestRequest:
             "api.example:8443"
         ]
 
-    def test_expect_ends_here(self) -> None:
-        assert values(sent([("expect", "100-continue")]), "expect") == []
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "expect",
+            "origin",
+            "referer",
+            "sec-fetch-site",
+            "sec-fetch-mode",
+            "sec-fetch-dest",
+            "sec-fetch-user",
+            "sec-fetch-of-tomorrow",
+        ],
+    )
+    def test_request_field_of_this_hop_or_a_browser_ends_here(self, name: str) -> None:
+        for spelled in (name, name.title(), name.upper()):
+            assert values(sent([(spelled, "x")]), name) == []
+        assert values(sent([(f"x-{name}", "x")]), f"x-{name}") == ["x"]
 
     @pytest.mark.parametrize(
         ("scheme", "credential"),
@@ -261,7 +276,7 @@ class TestRequest:
         assert value.encode("latin-1") == raw
 
     def test_the_path_goes_on_as_it_came(self) -> None:
-        target = b"/v1/files/\xc3\xa9%20?x=\xe9&%C3%A9&&".decode("latin-1")
+        target = "/v1/files/%C3%a9%20?x=%E9&%C3%A9&&"
         head = request_head(
             "GET",
             target,
@@ -271,7 +286,7 @@ class TestRequest:
             credential=None,
             default_version=VERSION,
         )
-        assert head.startswith(b"GET /v1/files/\xc3\xa9%20?x=\xe9&%C3%A9&& HTTP/1.1\r\n")
+        assert head.startswith(f"GET {target} HTTP/1.1\r\n".encode())
 
     def test_the_clients_headers_are_left_as_they_are(self) -> None:
         lines = [*CREDENTIALS, *HOP_BY_HOP, ("Connection", "x-private"), ("X-Private", "1")]

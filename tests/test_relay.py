@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -171,8 +173,6 @@ async def test_headers_cross_in_order_and_repeated(
         ("Content-Language", "de"),
         ("If-None-Match", '"abc"'),
         ("Range", "bytes=0-1"),
-        ("Origin", "https://page.example"),
-        ("Referer", "https://page.example/x"),
         ("Forwarded", "for=1.2.3.4"),
         ("X-Forwarded-For", "1.2.3.4"),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
@@ -294,8 +294,7 @@ TARGETS = [
     "/v1/x;y=1/a:b@c!$&'()*+,=~_-",
     "/v1/%252e%252e/x",
     '/v1/"<>^`{|}',
-    "/v1/caf\xc3\xa9/\xff?\xe9=\xc3\xa9",
-    "/v1/x?" + "&".join(["f"] * 1000),
+    "/v1/x?" + "&".join(["f"] * 10_000),
     "/v1/x?" + "q" * 20_000,
 ]
 
@@ -414,10 +413,12 @@ async def test_the_answer_crosses_as_it_came(
 async def test_nothing_is_added_to_an_answer(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    """No Server, Date, ETag or Content-Type of ours."""
+    """No Server, ETag or Content-Type of ours; a Date where the upstream sends none."""
     upstream.script(bytes_answer(b"x"))
     response = await ask(raw, request("/v1/x"))
-    assert lowered(response.headers) == [("content-length", "1")]
+    length, (name, date) = lowered(response.headers)
+    assert (length, name) == (("content-length", "1"), "date")
+    assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 60
 
 
 @pytest.mark.parametrize(
@@ -450,11 +451,13 @@ async def test_hop_by_hop_headers_and_cookies_of_the_answer_end_here(
                 ("Set-Cookie", "__cf_bm=1"),
                 ("set-cookie", "_cfuvid=2"),
                 ("X-Stays", "1"),
+                ("Date", "today"),
             ],
         )
     )
     response = await ask(raw, request("/v1/x"))
-    assert lowered(response.headers) == [("x-stays", "1"), ("content-length", "1")]
+    assert lowered(response.headers)[:2] == [("x-stays", "1"), ("date", "today")]
+    assert lowered(response.headers)[2:] == [("content-length", "1")]
     assert response.body == b"x"
 
 
@@ -503,9 +506,9 @@ async def test_the_length_of_a_204_ends_here(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     """RFC 9110, section 8.6, forbids it, and a client might wait for the body."""
-    upstream.script(raw_answer(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n"))
+    upstream.script(raw_answer(b"HTTP/1.1 204 No Content\r\nDate: x\r\nContent-Length: 5\r\n\r\n"))
     response = await ask(raw, request("/v1/x"))
-    assert (response.status, response.headers) == (204, [])
+    assert (response.status, response.headers) == (204, [("Date", "x")])
 
 
 async def test_if_none_match_is_the_upstreams_to_answer(

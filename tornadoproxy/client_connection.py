@@ -24,10 +24,17 @@ import asyncio
 import logging
 import socket
 import struct
+import time
+from functools import lru_cache
 from http.client import responses
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from tornado.httputil import HTTPConnection, RequestStartLine, ResponseStartLine
+from tornado.httputil import (
+    HTTPConnection,
+    RequestStartLine,
+    ResponseStartLine,
+    format_timestamp,
+)
 from tornado.iostream import StreamClosedError
 
 from tornadoproxy.dialects import Dialect
@@ -97,6 +104,17 @@ class Host(Protocol):
 
     def closed(self, connection: ClientConnection) -> None:
         """It is no more."""
+
+
+@lru_cache(1)
+def _http_date(seconds: int) -> str:
+    """The time in seconds since the epoch, as HTTP writes it (RFC 9110 §5.6.7)."""
+    return format_timestamp(seconds)
+
+
+def _date() -> tuple[str, str]:
+    """What each response tells (RFC 9110 §6.6.1)."""
+    return ("Date", _http_date(int(time.time())))
 
 
 def _response_head(status: int, reason: str, fields: Iterable[tuple[str, str]]) -> bytes:
@@ -179,6 +197,8 @@ class RequestConnection(HTTPConnection):
             self._chunked = self.version == "HTTP/1.1"
             self.must_close = self.must_close or not self._chunked
         fields = [*headers.get_all()]
+        if "Date" not in headers:
+            fields.append(_date())
         if self._chunked:
             fields.append(("Transfer-Encoding", "chunked"))
         if self.must_close and self.version == "HTTP/1.1":
@@ -213,6 +233,11 @@ class RequestConnection(HTTPConnection):
     def has_come(self) -> bool:
         """Whether nothing more of the body is to come."""
         return self._body.complete if self._body is not None else not self._body_left
+
+    @property
+    def is_answered_at_once(self) -> bool:
+        """Whether the request is whole and its handler, such as a probe's, waits for nobody."""
+        return self.has_come and self.on_fault is None
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         """Split `data` into what is of the body, and what came behind it.
@@ -263,6 +288,7 @@ class ClientConnection(asyncio.Protocol):
         "_flushed",
         "_host",
         "_is_closing",
+        "_is_half_closed",
         "_is_paused",
         "_is_waiting",
         "_is_yielding",
@@ -286,6 +312,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_waiting = False  # for the handler, to be done with a part of the body
         self._is_yielding = False  # to other connections, before the next request
         self._is_paused = False
+        self._is_half_closed = False  # by the client, which still waits for its response
         self._is_closing = False  # nothing is sent any more, and what comes is dropped
         self._flushed = self._loop.create_future()
         self._flushed.set_result(None)
@@ -362,9 +389,18 @@ class ClientConnection(asyncio.Protocol):
         self._pending = self._pending + data if self._pending else data
         self._use_pending()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
+        """A client that sends no more has left, unless its request is answered at once.
+
+        :return: whether the connection stays open for that response.
+        """
+        request = self._request
+        if request is not None and request.is_answered_at_once and not request.answered:
+            self._is_half_closed = request.must_close = True
+            return True
         if self.is_busy:
-            self.abort()  # who hangs up does not wait for an answer
+            self.abort()
+        return False
 
     def pause_writing(self) -> None:
         self._flushed = self._loop.create_future()
@@ -533,6 +569,7 @@ class ClientConnection(asyncio.Protocol):
         body = dialect.error_body(error, request_id)
         fields = [
             *dialect.error_headers(error, request_id).items(),
+            _date(),
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
         ]
@@ -545,7 +582,7 @@ class ClientConnection(asyncio.Protocol):
         self._pending = b""
         self._set_reading(True)
         self._set_deadline(LINGER)
-        if self._transport.can_write_eof():
+        if self._transport.can_write_eof() and not self._is_half_closed:
             self._transport.write_eof()
         else:  # TLS has an end of its own, and is closed behind what waits to be sent
             self._transport.close()

@@ -17,11 +17,9 @@ What a route does beyond that is in its own module; the relay is in `tornadoprox
 from __future__ import annotations
 
 import logging
-import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tornado.httputil import HTTPHeaders, format_timestamp
+from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornadoproxy.dialects import Dialect
@@ -100,12 +98,6 @@ METHODS = [
 ]
 
 
-@lru_cache(1)
-def _http_date(seconds: int) -> str:
-    """The time in seconds since the epoch, as HTTP writes it (RFC 9110 §5.6.7)."""
-    return format_timestamp(seconds)
-
-
 @stream_request_body
 class BaseHandler(RequestHandler):
     """Errors in the dialect's shape, and none of a web framework's own additions."""
@@ -123,7 +115,6 @@ class BaseHandler(RequestHandler):
         """Begin the answer anew, as Tornado does, but with nothing that tells who serves."""
         self._headers = HTTPHeaders()
         self._headers["Content-Type"] = "application/json"
-        self._headers["Date"] = _http_date(int(time.time()))
         self.set_default_headers()
         self._write_buffer: list[bytes] = []
         self._status_code = 200

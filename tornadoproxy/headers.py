@@ -7,6 +7,8 @@ Headers are open lists: all cross but those named here, repeated lines included.
 - Credentials and cookies end here: the client's are for this proxy, and upstream gets one
   credential, its own. Upstream's cookies are not for the client.
 - ``Expect`` ends here, since this proxy has answered it.
+- ``Origin``, ``Referer`` and ``Sec-Fetch-*`` end here: the API refuses requests from web pages, and
+  which of them may use this proxy is decided here (`tornadoproxy.cors`).
 - ``Access-Control-*`` of the upstream ends here: which pages may read an answer of this proxy is
   not the upstream's to say (`tornadoproxy.cors`).
 """
@@ -37,7 +39,16 @@ _HOP_BY_HOP = frozenset(
         "Upgrade",
     }
 )
-_REQUEST_ENDS_HERE = _HOP_BY_HOP | {"Authorization", "Cookie", "Expect", "Host", "X-Api-Key"}
+_REQUEST_ENDS_HERE = _HOP_BY_HOP | {
+    "Authorization",
+    "Cookie",
+    "Expect",
+    "Host",
+    "Origin",
+    "Referer",
+    "X-Api-Key",
+}
+_OF_BROWSERS = "Sec-Fetch-"
 _RESPONSE_ENDS_HERE = _HOP_BY_HOP | {"Set-Cookie"}
 
 _FOR_PAGES = "Access-Control-"
@@ -111,7 +122,11 @@ def request_head(
     connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
     ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, connection)
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
-    lines += [f"{name}: {value}" for name, value in headers.get_all() if name not in ends_here]
+    lines += [
+        f"{name}: {value}"
+        for name, value in headers.get_all()
+        if name not in ends_here and not name.startswith(_OF_BROWSERS)
+    ]
     lines += [f"{name}: {value}" for name, value in add]
     if "Transfer-Encoding" in headers and "Transfer-Encoding" not in drop:
         lines.append("Transfer-Encoding: chunked")

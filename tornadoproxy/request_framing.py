@@ -2,7 +2,8 @@
 
 A message that two servers could frame differently is not framed at all: bare line feeds, folded
 lines, ``Transfer-Encoding`` beside ``Content-Length`` or with HTTP/1.0, several or malformed
-lengths, anything but digits as a chunk's size. (RFC 9112 §2.2, §5.2, §6, §7.1, §11.2.)
+lengths, anything but digits as a chunk's size. (RFC 9112 §2.2, §5.2, §6, §7.1, §11.2.) Nor is one
+whose target has bytes beyond ASCII (RFC 3986 §2), which servers decode in different ways.
 """
 
 from __future__ import annotations
@@ -16,11 +17,8 @@ from tornadoproxy.headers import headers_of
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
-MAX_QUERY_FIELDS = 1000
-"""Tornado parses the query string and refuses more fields than that."""
-
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = rb"(%b) ([\x21-\x7e\x80-\xff]+) (HTTP/1\.[01])\r\n" % _TOKEN
+_REQUEST_LINE = rb"(%b) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n" % _TOKEN
 # possessive (*+): no line can be read in two ways, so there is nothing to go back to
 _FIELD_LINES = rb"((?:%b+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
 _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
@@ -110,7 +108,7 @@ def parse_head(head: bytes) -> RequestHead:
         raise MalformedRequest(_fault_of_syntax(head), _path(head))
     method, target, version = (match[at].decode("latin-1") for at in (1, 2, 3))
     headers = headers_of(_FIELD.findall(match[4].decode("latin-1")))
-    fault = _fault_of_framing(target, version, headers)
+    fault = _fault_of_framing(version, headers)
     if fault is not None:
         raise MalformedRequest(fault, target.partition("?")[0])
     expects = "Expect" in headers and headers["Expect"].lower() == "100-continue"
@@ -142,11 +140,13 @@ def _fault_of_syntax(head: bytes) -> str:
     if _BARE_LF.search(head):
         return "A line of the request's head ends in a bare line feed."
     if not _FIRST_LINE.match(head):
+        if not head.partition(b"\r\n")[0].isascii():
+            return "The request target is not ASCII: send it percent-encoded."
         return "The request line is not one of HTTP/1.1."
     return "A header line of the request is malformed."
 
 
-def _fault_of_framing(target: str, version: str, headers: HTTPHeaders) -> str | None:
+def _fault_of_framing(version: str, headers: HTTPHeaders) -> str | None:
     lengths = headers.get_list("Content-Length")
     if lengths and (len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0])):
         return "The request needs one Content-Length, a whole number."
@@ -162,8 +162,6 @@ def _fault_of_framing(target: str, version: str, headers: HTTPHeaders) -> str | 
         return "The request needs one Host header."
     if hosts and not _HOST.fullmatch(hosts[0]):
         return "The request's Host header is malformed."
-    if target.count("&") >= MAX_QUERY_FIELDS:
-        return f"The query string has more than {MAX_QUERY_FIELDS} fields."
     return None
 
 
