@@ -208,6 +208,86 @@ async def test_it_is_not_asked_about_who_was_not_let_in(
     assert authorizer.shown == []
 
 
+# -- what is decided by the head
+
+
+class Admitter:
+    """Answers as it was told to, by the head."""
+
+    def __init__(self, decide: Callable[[], object]) -> None:
+        self._decide = decide
+
+    @hookimpl
+    def admit(self, request: IncomingRequest, identity: Identity) -> Any:  # Any: that is tested
+        assert identity.principal
+        return self._decide()
+
+
+def raising(error: Exception) -> Callable[[], object]:
+    def decide() -> None:
+        raise error
+
+    return decide
+
+
+every_route = pytest.mark.parametrize("page", [*ASKED, "/v1/files", "/nowhere"])
+
+
+@every_route
+@pytest.mark.parametrize(
+    ("decide", "status"),
+    [
+        (raising(Denied("Too often.", status=429, retry_after=7)), 429),
+        (raising(KeyError(CANARY)), 503),
+        (lambda: True, 503),
+        (lambda: later(KeyError), 503),
+    ],
+)
+async def test_admit_refusal_precedes_body_and_authorize(
+    page: str,
+    decide: Callable[[], object],
+    status: int,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    ends, unasked = Ends(), Authorizer()
+    await start_proxy(
+        plugins={"a": Admitter(ends.permit), "b": Admitter(decide), "c": unasked},
+    )
+    response = await post(raw, page, b"", {"Content-Length": "1000000"})
+    assert response.status == status
+    assert response.header("retry-after") == ("7" if status == 429 else "1")
+    assert ends.records == [await records.finished()]
+    assert unasked.shown == []
+    assert upstream.connections == 0
+
+
+@pytest.mark.parametrize("page", [*ASKED, "/v1/files"])
+@pytest.mark.parametrize("authorized", [False, True])
+async def test_admit_permit_is_settled_once(
+    page: str, start_proxy: StartProxy, raw: OpenRaw, records: Records, *, authorized: bool
+) -> None:
+    """Also if the client disconnects within its body, and beside a permit of `authorize`."""
+    ends = Ends()
+    plugins: list[object] = [Admitter(ends.permit)]
+    if authorized:
+        plugins.append(Authorizer(ends.permit))
+    await start_proxy(plugins=plugins)
+    await post(raw, page, MESSAGE)
+    record = await records.finished()
+    assert ends.records == [record] * len(plugins)
+
+    client = await raw()
+    expect = {"Expect": "100-continue", "Content-Length": "9"}
+    await client.send(request_bytes("POST", page, expect, token=TEST_TOKEN))
+    await client.read_until(b"100 Continue")
+    await client.close()
+    record = await records.finished(2)
+    assert ends.records.count(record) == (1 if page in ASKED else len(plugins))
+
+
 # -- what it decides
 
 

@@ -365,23 +365,29 @@ async def test_authenticate_works(start_proxy: StartProxy, ask: Ask, records: Re
     assert records.all[0].groups == ("staff",)
 
 
-async def test_authorize_works(
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
-    http_client: AsyncHTTPClient,
-) -> None:
-    proxy = await start_proxy(plugins={"one": load("authorize")}, UPSTREAM_FIRST_BYTE_TIMEOUT=0.5)
+async def test_admit_works(start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream) -> None:
+    proxy = await start_proxy(plugins={"one": load("admit")}, UPSTREAM_FIRST_BYTE_TIMEOUT=0.5)
     upstream.script(silent_answer())
     first = ask(proxy, "/v1/messages", body=MESSAGE)
     await upstream.received()
 
     second = await ask(proxy, "/v1/messages", body=MESSAGE)
     assert (second.code, second.headers["retry-after"]) == (429, "1")
-    assert (await ask(proxy)).code == 200, "that is no message"
     assert (await first).code == 504
     assert (await ask(proxy, "/v1/messages", body=MESSAGE)).code == 200, "its place is free again"
+
+
+async def test_authorize_works(start_proxy: StartProxy, ask: Ask) -> None:
+    proxy = await start_proxy(plugins={"staff": load("authorize"), "acme": load("authenticate")})
+    opus = {**MESSAGE, "model": "claude-opus-5-5"}
+
+    answers = [
+        await ask(proxy, "/v1/messages", body=body, token=token)
+        for token in (TEST_TOKEN, "acme_alices-long-token")
+        for body in (MESSAGE, opus)
+    ]
+    assert [answer.code for answer in answers] == [200, 403, 200, 200]
+    assert (await ask(proxy)).code == 200, "that is no message"
 
 
 async def test_price_works(

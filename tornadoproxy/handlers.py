@@ -4,7 +4,7 @@
 
     initialize    the exchange begins
     prepare       plugins.authenticate → an identity, or the dialect's 401; the target is checked;
-                  plugins.authorize, unless that takes the body;
+                  plugins.admit; plugins.authorize, unless that takes the body;
                   `ExchangeHandler.admit` does the route's own work, and may have to wait
     data_received the request's body, piece by piece
     serve         its body is whole
@@ -229,7 +229,10 @@ class ExchangeHandler(BaseHandler):
                 self.request.headers, self.gateway.allowed_hosts, self.gateway.allowed_origins
             )
         check_target(self.request.uri or "")
-        head_decides = self.gateway.plugins.authorizes and not self.asks_a_model()
+        plugins = self.gateway.plugins
+        if plugins.admits and not await self._is_admitted(identity):
+            return
+        head_decides = plugins.authorizes and not self.asks_a_model()
         if head_decides and not await self.is_permitted(None):
             return
         waiting = self.admit()
@@ -250,15 +253,28 @@ class ExchangeHandler(BaseHandler):
 
         :returns: whether it does: the client may have left meanwhile.
         """
-        exchange, plugins = self.exchange, self.gateway.plugins
+        exchange = self.exchange
         assert exchange.identity is not None
-        exchange.permits = Permits(plugins.count_failure)
-        permitted = plugins.authorize(
-            exchange.request, exchange.identity, model_request, exchange.permits
+        permitted = self.gateway.plugins.authorize(
+            exchange.request, exchange.identity, model_request, self._permits()
         )
         if permitted is not None:
             await permitted
         return not self.ended
+
+    async def _is_admitted(self, identity: Identity) -> bool:
+        """Ask the plugins whether the body may be read; see `is_permitted`."""
+        admitted = self.gateway.plugins.admit(self.exchange.request, identity, self._permits())
+        if admitted is not None:
+            await admitted
+        return not self.ended
+
+    def _permits(self) -> Permits:
+        """The permits of this request, all of which are settled when it ends."""
+        exchange = self.exchange
+        if exchange.permits is None:
+            exchange.permits = Permits(self.gateway.plugins.count_failure)
+        return exchange.permits
 
     def admit(self) -> Awaitable[None] | None:
         """The route's own work, once it is known who asks.

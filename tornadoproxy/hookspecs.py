@@ -132,6 +132,23 @@ def authenticate(request: IncomingRequest) -> Awaitable[Identity | None] | Ident
 
 
 @hookspec
+def admit(request: IncomingRequest, identity: Identity) -> Awaitable[Permit | None] | Permit | None:
+    """Decide whether a request's body may be read at all. Deciding; all must agree.
+
+    Runs for every request that `authenticate` let in, when its head has been read and before its
+    body is: the hook for limits of rate and concurrency, which a slow body must not get around.
+    What the request asks of a model is not known yet; `authorize` is asked about that. Sync or
+    async, within ``PLUGIN_TIMEOUT`` seconds for all plugins together.
+
+    - ``None``: no objection; the next plugin is asked.
+    - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,
+      when the request is over, also when its client disconnects before the body is whole.
+    - raise `Denied`: refused, with its status, type and ``retry_after``; nobody else is asked.
+    - any other exception or answer, or too late: 503, as for `authorize`.
+    """
+
+
+@hookspec
 def authorize(
     request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
 ) -> Awaitable[Permit | None] | Permit | None:

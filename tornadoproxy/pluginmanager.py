@@ -4,8 +4,9 @@ The calls are ours, and not pluggy's, since its own takes a coroutine for an ans
 failing plugin keep the rest from running. Which plugins there are, and in which order, is found in
 `tornadoproxy.plugin_finder`.
 
-*Asking* (`Plugins.authenticate`, `Plugins.authorize`): one plugin after the other. It fails closed:
-a plugin that raises, answers nonsense or is late refuses the request, and the next is not asked.
+*Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other.
+It fails closed: a plugin that raises, answers nonsense or is late refuses the request, and the next
+is not asked.
 While all answer synchronously there is neither a coroutine nor a clock.
 
 *Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
@@ -80,6 +81,12 @@ _WHO = _Question(
     answer="an Identity with a principal",
     unavailable="Authentication is unavailable at the moment: try again.",
 )
+_MAY_ENTER = _Question(
+    "admit",
+    first_counts=False,
+    answer="a Permit",
+    unavailable="Whether this is permitted cannot be known at the moment: try again.",
+)
 _MAY = _Question(
     "authorize",
     first_counts=False,
@@ -94,6 +101,7 @@ class Plugins:
     :ivar failures: how often each plugin failed so that nothing came of it but a log line, by its
         name.
     :ivar refusals: how often each failed so that a request was refused.
+    :ivar admits: whether `admit` has any plugin to ask.
     :ivar authorizes: whether `authorize` has anybody to ask.
     """
 
@@ -108,6 +116,7 @@ class Plugins:
         self._page_makers = found.calls("pages")
         self._starters = found.calls("startup", "status")
         self._authenticators = found.calls("authenticate", "request")
+        self._admitters = found.calls("admit", "request", "identity")
         self._authorizers = found.calls("authorize", "request", "identity", "model_request")
         self._pricers = found.calls("price", "model", "usage")
         self._observers = found.calls("request_finished", "record")
@@ -115,6 +124,7 @@ class Plugins:
         self._unstarted = {starter.plugin for starter in self._starters}
         self._inactive: frozenset[str] = frozenset()
         self._pages: tuple[tuple[str, Page], ...] = ()
+        self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
 
     @classmethod
@@ -213,6 +223,18 @@ class Plugins:
         if identity is None:
             raise request.authentication_failed()
         return self._awaited(request, identity)
+
+    def admit(
+        self, request: IncomingRequest, identity: Identity, permits: Permits
+    ) -> Awaitable[object] | None:
+        """Ask whether a request's body may be read; add to `permits` what the plugins grant.
+
+        :return: an awaitable of that as soon as one plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal.
+        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        """
+        asked = (request, identity)
+        return self._ask(_MAY_ENTER, iter(self._admitters), asked, permits.add, None)  # type: ignore[return-value]  # no answer counts
 
     def authorize(
         self,
@@ -382,10 +404,12 @@ class Plugins:
         self._page_makers = active(self._page_makers)
         self._starters = active(self._starters)
         self._authenticators = active(self._authenticators)
+        self._admitters = active(self._admitters)
         self._authorizers = active(self._authorizers)
         self._pricers = active(self._pricers)
         self._observers = active(self._observers)
         self._stoppers = active(self._stoppers)
+        self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
         self._inactive = inactive
         at_rest = [replace(each, state="inactive") for each in self._infos if each.name in inactive]

@@ -6,9 +6,12 @@ begin with ``tp-`` is theirs to judge. What is made, revoked or rotated on the c
 effect in running proxies within two seconds.
 
 With ``KEYS_DB`` set, nobody enters without a credential. This plugin cannot know whether the token
-plugin has a token, or lets in everybody for want of one; it need not: in `authorize` it refuses
+plugin has a token, or lets in everybody for want of one; it need not: in `admit` it refuses
 every identity that is anonymous, whoever vouched for it. So this holds without a setting of its
 own, on any HOST, and with whatever other authenticator is installed.
+
+A key's limits of requests and tokens are asked in `admit`, before the body is read; its models in
+`authorize`.
 
 - `tornadoproxy_keys.gate`: who enters, in a running proxy
 - `tornadoproxy_keys.live_key`: one key's limits
@@ -107,6 +110,10 @@ class Keys:
         return self._opened().authenticate(request)
 
     # before those whose answer costs more
+    @hookimpl(tryfirst=True)
+    def admit(self, request: IncomingRequest, identity: Identity) -> Permit | None:
+        return self._opened().admit(request, identity)
+
     @hookimpl(tryfirst=True)
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None

@@ -129,28 +129,38 @@ class Gate:
             raise AuthenticationFailed(refusal)
         return None
 
-    def authorize(
-        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
-    ) -> Permit | None:
-        """Hold a key's request to its limits; refuse those who are nobody in particular.
+    def admit(self, request: IncomingRequest, identity: Identity) -> Permit | None:
+        """Hold a key to its limits of requests and tokens; refuse those who are anonymous.
 
-        :raises AuthenticationFailed: nobody in particular asks.
-        :raises Denied: 403 or 429.
+        :raises AuthenticationFailed: the identity is anonymous.
+        :raises Denied: 429.
         """
         if identity.anonymous:
             raise request.authentication_failed("a key of this proxy")
         key = self._by_identity.get(id(identity))
         if key is None:
             return None
+        key.admit(time.monotonic())
+        return Permit(partial(self._settle, key))
+
+    def authorize(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> Permit | None:
+        """Hold a key's request to its models, and have the tokens counted that it uses.
+
+        :raises Denied: 403.
+        """
+        key = self._by_identity.get(id(identity))
+        if key is None:
+            return None
         if key.models is not None:
             model_rules.check(key.models, key.row.limits.models, request, model_request)
-        key.admit(time.monotonic())
-        return Permit(partial(self._settle, key, model_request))
+        if model_request is None or key.row.limits.tokens_per_minute is None:
+            return None
+        return Permit(partial(key.count_tokens, model_request))
 
-    def _settle(
-        self, key: LiveKey, model_request: ModelRequest | None, record: RequestRecord
-    ) -> None:
-        key.release(record, model_request, time.monotonic())
+    def _settle(self, key: LiveKey, record: RequestRecord) -> None:
+        key.in_flight -= 1
         self._usage.add(key.row.id, record)
 
     async def _keep_fresh(self) -> None:

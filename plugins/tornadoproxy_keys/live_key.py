@@ -12,6 +12,7 @@ compression that is not looked into, or one that the client left, is counted by 
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from fnmatch import translate
 from math import ceil
@@ -106,14 +107,13 @@ class LiveKey:
             self._requests.add(1, now)
         self.in_flight += 1
 
-    def release(self, record: RequestRecord, asked: ModelRequest | None, now: float) -> None:
-        """A request that was let in is over.
+    def count_tokens(self, asked: ModelRequest, record: RequestRecord) -> None:
+        """Count the tokens of a request that is over.
 
-        :param asked: what it asked of a model, if it did.
+        :param asked: what it asked of a model.
         """
-        self.in_flight -= 1
-        if self.row.limits.tokens_per_minute is not None and (tokens := _used(record, asked)):
-            self._tokens.add(tokens, now)
+        if tokens := _used(record, asked):
+            self._tokens.add(tokens, time.monotonic())
 
     def _denied(self, limit: str, wait: float) -> Denied:
         return Denied(
@@ -124,7 +124,7 @@ class LiveKey:
         )
 
 
-def _used(record: RequestRecord, asked: ModelRequest | None) -> int:
+def _used(record: RequestRecord, asked: ModelRequest) -> int:
     """How many tokens a request counts with."""
     usage = record.usage
     if usage.input_tokens is not None or usage.output_tokens is not None:
@@ -134,7 +134,7 @@ def _used(record: RequestRecord, asked: ModelRequest | None) -> int:
             + (usage.cache_creation_input_tokens or 0)
         )
     failed = record.status is not None and record.status >= 400
-    if asked is None or record.upstream_time is None or failed:
+    if record.upstream_time is None or failed:
         return 0
     tokens = asked.size // _BYTES_PER_TOKEN
     broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)

@@ -461,6 +461,31 @@ async def test_a_place_is_free_again_however_a_request_ends(
     assert (await key.ask()).status == 200
 
 
+@pytest.mark.parametrize("target", ["/v1/messages", "/openai/v1/chat/completions", "/v1/files"])
+@pytest.mark.parametrize(
+    "limits", [Limits(concurrency=2), Limits(requests_per_minute=2)], ids=["at once", "a minute"]
+)
+async def test_slow_bodies_count_against_limits_of_key(
+    target: str, limits: Limits, path: Path, start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    secret = make_key(path, limits)
+    await start_proxy(KEYS_DB=path)
+    slow = request_bytes("POST", target, body=message(), token=secret)[:-1]
+    clients = [await raw() for _ in range(3)]
+    for client in clients:
+        await client.send(slow)
+    answers = [asyncio.ensure_future(client.response()) for client in clients]
+    refused, slow_ones = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result().status for task in refused] == [429]
+    for task in slow_ones:
+        task.cancel()
+    for client in clients:
+        await client.close()
+    await records.finished(3)
+    status = (await Key(raw, secret).ask()).status
+    assert status == (429 if limits.requests_per_minute else 200)
+
+
 async def test_nothing_leaks_after_many_aborted_streams(
     path: Path,
     start_proxy: StartProxy,
