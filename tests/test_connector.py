@@ -17,6 +17,7 @@ import openai
 import pytest
 import trustme
 
+from tornadoproxy import connector
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -573,6 +574,7 @@ async def test_an_egress_proxy_may_need_no_credentials_and_answer_in_pieces(
         ("*", "127.0.0.1"),
         ("LOCALHOST", "localhost"),
         (".localhost", "localhost"),
+        ("*.LOCALHOST", "localhost"),
         ("::1", "[::1]"),
         ("[::1]", "[::1]"),
         ("::/64", "[::1]"),
@@ -601,9 +603,26 @@ async def test_no_proxy_goes_around_the_egress_proxy(
         await start_proxy(**settings, NO_PROXY=f"{no_proxy}:{upstream.port}")
         assert (await ask(raw)).body == b"ok"
     assert egress.heads == []
-    await start_proxy(**settings, NO_PROXY=f"local, 128.0.0.1, ::2, 10.0.0.0/8, {url_host}:1")
+    await start_proxy(
+        **settings, NO_PROXY=f"local, *.local, 128.0.0.1, ::2, 10.0.0.0/8, {url_host}:1"
+    )
     assert (await ask(raw)).body == b"ok"
     assert len(egress.heads) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "host", "matches"),
+    [
+        ("*.corp.example", "api.corp.example", True),
+        ("*.corp.example:8443", "a.b.corp.example", True),
+        ("*.corp.example", "corp.example", True),
+        ("*.corp.example:1", "api.corp.example", False),
+        ("*.corp.example", "notcorp.example", False),
+        ("*corp.example", "api.corp.example", False),
+    ],
+)
+def test_no_proxy_domain_with_wildcard(word: str, host: str, matches: bool) -> None:
+    assert connector._names(word, connector.Origin("https", host, 8443)) is matches
 
 
 async def test_an_http_upstream_is_never_tunnelled(

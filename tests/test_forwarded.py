@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import parsers
-from tornadoproxy.forwarded import client_address, client_scheme
+from tornadoproxy.forwarded import client_address, client_prefix, client_scheme
 
 TRUSTED = parsers.networks("10.0.0.0/8, 192.0.2.1, 2001:db8::/32")
 
@@ -103,3 +103,28 @@ class TestClientScheme:
     def test_nobody_is_trusted_unless_named(self) -> None:
         headers = forwarded("https", name="X-Forwarded-Proto")
         assert client_scheme("http", "10.0.0.1", headers, ()) == "http"
+
+
+class TestClientPrefix:
+    @pytest.mark.parametrize(
+        ("lines", "prefix"),
+        [
+            ([], ""),
+            (["/claude"], "/claude"),
+            (["/a/b-c/%7Ed/"], "/a/b-c/%7Ed"),
+            (["/spoofed, /claude"], "/claude"),
+            (["/spoofed", "/claude"], "/claude"),
+            (["/"], ""),
+            (["claude"], ""),
+            (["//evil.example"], ""),
+            (['/a"b'], ""),
+            (["/a b"], ""),
+            (["/a?b"], ""),
+            (["/a\\b"], ""),
+        ],
+    )
+    def test_trusted_proxy_names_path_it_took_off(self, lines: list[str], prefix: str) -> None:
+        headers = forwarded(*lines, name="X-Forwarded-Prefix")
+        assert client_prefix("10.0.0.1", headers, TRUSTED) == prefix
+        assert client_prefix("203.0.113.1", headers, TRUSTED) == ""
+        assert client_prefix("10.0.0.1", headers, ()) == ""

@@ -917,16 +917,21 @@ async def test_only_the_origin_of_results_url_changes(
 
 
 @pytest.mark.parametrize(
-    ("trusted", "scheme"), [("127.0.0.1", "https"), ("10.0.0.0/8", "http"), ("", "http")]
+    ("trusted", "base_url"),
+    [
+        ("127.0.0.1", "https://claude.example/claude"),
+        ("10.0.0.0/8", "http://claude.example"),
+        ("", "http://claude.example"),
+    ],
 )
-async def test_results_url_has_the_scheme_that_the_client_sees(
-    start_proxy: StartProxy, raw: OpenRaw, trusted: str, scheme: str
+async def test_results_url_begins_with_base_url_of_client(
+    start_proxy: StartProxy, raw: OpenRaw, trusted: str, base_url: str
 ) -> None:
     await start_proxy(REWRITE_RESULTS_URL="yes", TRUSTED_PROXIES=trusted)
     lines = [("Host", "claude.example"), ("X-Forwarded-Proto", "https")]
-    response = await make_batch(raw, lines)
+    response = await make_batch(raw, [*lines, ("X-Forwarded-Prefix", "/claude/")])
     url = json.loads(response.body)["results_url"]
-    assert url.startswith(f"{scheme}://claude.example/v1/messages/batches/msgbatch_")
+    assert url.startswith(f"{base_url}/v1/messages/batches/msgbatch_")
 
 
 async def test_what_is_not_json_is_not_rewritten(

@@ -291,6 +291,36 @@ async def _seen_by_the_proxy(raw: OpenRaw) -> None:
 # -- everything else
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/v1", "/v1/v1/messages", "/v1/v1/models?limit=1", "/v1/v1/chat/completions"]
+)
+async def test_doubled_v1_is_404_with_base_url(
+    path: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    client = await raw()
+    await client.send(request_bytes("POST", path, body=b"{}"))
+    anthropic_error(await client.response(), 401, "authentication_error")
+    lines = [("Host", f"127.0.0.1:{proxy.port}")]
+    await client.send(request_bytes("POST", path, lines, b"{}", token=TEST_TOKEN))
+    message = anthropic_error(await client.response(), 404, "not_found_error")
+    assert message.endswith(f"The base URL for Anthropic clients is {proxy.url}, without /v1.")
+    assert upstream.requests == []
+
+
+async def test_unknown_openai_path_names_base_url(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    client = await raw()
+    for path in NO_SUCH_PAGE_OF_OPENAI:
+        lines = [("Host", f"127.0.0.1:{proxy.port}")]
+        await client.send(request_bytes("POST", path, lines, b"{}", token=TEST_TOKEN))
+        message = openai_error(await client.response(), 404, None)
+        assert message.endswith(f"The base URL for OpenAI clients is {proxy.url}/openai/v1.")
+    upstream.script(bytes_answer(b"the upstream has it"))
+    await client.send(request_bytes("POST", "/v1/chat/completions", body=b"{}", token=TEST_TOKEN))
+    assert (await client.response()).body == b"the upstream has it"
+
+
 async def test_an_unknown_path_needs_a_credential_then_is_404(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:

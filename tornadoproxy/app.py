@@ -44,6 +44,7 @@ _PROBES: dict[str, type[BaseHandler]] = {
 
 # some clients add /v1 to a base URL that ends in it, others leave it out where it belongs
 _CHAT = re.compile("/openai(?:/v1){0,2}/chat/completions")
+_DOUBLE = re.compile("/v1/v1(?:/|$)")
 _MODELS = re.compile("/openai(?:/v1){0,2}/models(?:/.+)?")
 
 
@@ -76,7 +77,8 @@ class GatewayApplication(Application):
 
     def _handler_class(self, path: str) -> type[BaseHandler]:
         if path.startswith("/v1/"):
-            return RelayHandler
+            # a base URL that ends in /v1 where the client adds it
+            return NotFoundHandler if _DOUBLE.match(path) else RelayHandler
         if path in _PROBES:
             return _PROBES[path]
         if _CHAT.fullmatch(path):

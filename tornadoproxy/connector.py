@@ -135,13 +135,13 @@ class Connector:
 
 def _names(word: str, origin: Origin) -> bool:
     """Whether a word of ``NO_PROXY`` means `origin`: its name or a domain above, or its address or
-    a network around it, perhaps with the port; or ``*``.
+    a network around it, perhaps with the port; or ``*``. A domain may begin with ``.`` or ``*.``.
     """
     if word == "*":
         return True
     host = origin.host
     for name in (word.lower(), word.lower().removesuffix(f":{origin.port}")):
-        name = name.strip("[]").lstrip(".")
+        name = name.strip("[]").removeprefix("*.").lstrip(".")
         if host == name or host.endswith(f".{name}") or _is_within(host, name):
             return True
     return False

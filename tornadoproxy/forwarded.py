@@ -1,11 +1,13 @@
 """Who a request comes from when a trusted proxy passes it on. Pure.
 
-``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed only from peers in ``TRUSTED_PROXIES``.
+``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Forwarded-Prefix`` are believed only from peers
+in ``TRUSTED_PROXIES``.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
     from tornadoproxy.parsers import IPNetwork
+
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
 
 
 def client_address(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
@@ -46,6 +50,19 @@ def client_scheme(
         if forwarded in {"http", "https"}:
             return forwarded
     return scheme
+
+
+def client_prefix(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
+    """Return the path below which the client finds this proxy, such as ``/claude``; mostly empty.
+
+    A proxy in front that takes it off tells it in ``X-Forwarded-Prefix``, which is ignored if it is
+    no path.
+    """
+    if trusted and _is_trusted(peer, trusted):
+        forwarded = headers.get("X-Forwarded-Prefix", "").split(",")[-1].strip().rstrip("/")
+        if _PREFIX.fullmatch(forwarded):
+            return forwarded
+    return ""
 
 
 def _is_trusted(address: str, trusted: Collection[IPNetwork]) -> bool:

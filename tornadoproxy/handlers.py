@@ -38,7 +38,7 @@ from tornadoproxy.exchange import (
     Outcome,
     presents_both_credentials,
 )
-from tornadoproxy.forwarded import client_address
+from tornadoproxy.forwarded import client_address, client_prefix, client_scheme
 from tornadoproxy.open_mode import check_not_from_web_page
 from tornadoproxy.permits import Permits
 from tornadoproxy.settings import TRUSTED_PROXIES
@@ -243,6 +243,13 @@ class ExchangeHandler(BaseHandler):
         """Whether it takes the body to say whether the request is permitted."""
         return False
 
+    def base_url(self) -> str:
+        """Return the URL at which the client finds this proxy, without a slash at its end."""
+        request, trusted = self.request, self.gateway.settings[TRUSTED_PROXIES]
+        told = (request.remote_ip or "", request.headers, trusted)
+        scheme = client_scheme(request.protocol, *told)
+        return f"{scheme}://{request.host}{client_prefix(*told)}"
+
     def check_body_is_plain(self) -> None:
         """Refuse a compressed request body, where it has to be read."""
         if "Content-Encoding" in self.request.headers:
@@ -358,7 +365,12 @@ class NotFoundHandler(ExchangeHandler):
     """Every other path: who asks must be known before it is said that there is nothing."""
 
     def admit(self) -> None:
-        raise NotFound(f"There is nothing at {self.request.path[:200]}.")
+        path, hint = self.request.path, ""
+        if self.dialect is Dialect.OPENAI:
+            hint = f" The base URL for OpenAI clients is {self.base_url()}/openai/v1."
+        elif path.startswith("/v1/v1"):
+            hint = f" The base URL for Anthropic clients is {self.base_url()}, without /v1."
+        raise NotFound(f"There is nothing at {path[:200]}.{hint}")
 
 
 for _method in METHODS:

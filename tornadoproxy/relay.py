@@ -19,7 +19,6 @@ from tornadoproxy import results_url
 from tornadoproxy.decompression import readable_codings
 from tornadoproxy.errors import UpstreamClosed
 from tornadoproxy.exchange import Usage
-from tornadoproxy.forwarded import client_scheme
 from tornadoproxy.headers import (
     is_encoded,
     is_event_stream,
@@ -30,7 +29,6 @@ from tornadoproxy.settings import (
     MAX_BODY_SIZE,
     REWRITE_RESULTS_URL,
     SSE_KEEPALIVE_INTERVAL,
-    TRUSTED_PROXIES,
 )
 from tornadoproxy.target import asks_a_model
 from tornadoproxy.upstream_handler import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
@@ -158,13 +156,7 @@ class RelayHandler(UpstreamHandler):
         return None
 
     def _pass_on_rewritten(self, body: bytes) -> None:
-        scheme = client_scheme(
-            self.request.protocol,
-            self.request.remote_ip or "",
-            self.request.headers,
-            self.gateway.settings[TRUSTED_PROXIES],
-        )
-        body = results_url.rewrite(body, f"{scheme}://{self.request.host}")
+        body = results_url.rewrite(body, self.base_url())
         if "Content-Length" in self._headers and self.request.method != "HEAD":
             self._headers["Content-Length"] = str(len(body))
         self.pass_on(body)

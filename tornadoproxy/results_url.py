@@ -1,7 +1,7 @@
 """Makes the results of a batch reachable through the proxy. Pure.
 
 A batch's ``results_url`` is absolute, so SDKs would fetch it past the proxy, with the proxy's
-token. With ``REWRITE_RESULTS_URL`` its origin becomes the proxy's: the one exception to relaying
+token. With ``REWRITE_RESULTS_URL`` it leads to the proxy: the one exception to relaying
 byte for byte.
 
 Source: https://docs.anthropic.com/en/api/retrieving-message-batches
@@ -18,9 +18,9 @@ _RESULTS_URL = re.compile(
 )
 
 
-def rewrite(body: bytes, origin: str) -> bytes:
+def rewrite(body: bytes, base_url: str) -> bytes:
     """`body`, a JSON document, with the origin and path prefix of each ``results_url`` replaced.
 
-    :param origin: the proxy's, as the client sees it: ``https://claude.example``.
+    :param base_url: the proxy's, as the client sees it: ``https://claude.example/prefix``.
     """
-    return _RESULTS_URL.sub(lambda match: match[1] + origin.encode("latin-1"), body)
+    return _RESULTS_URL.sub(lambda match: match[1] + base_url.encode("latin-1"), body)

@@ -204,7 +204,10 @@ NO_PROXY: Setting[tuple[str, ...]] = Setting(
     "NO_PROXY",
     parsers.words,
     default=(),
-    help="Hosts that are reached without HTTPS_PROXY: names, .domains, addresses, networks, or *.",
+    help=(
+        "Hosts that are reached without HTTPS_PROXY: names, domains as .corp.example or "
+        "*.corp.example, addresses, networks, or * for all."
+    ),
     fallbacks=("no_proxy",),
     blank=True,
 )
@@ -253,8 +256,11 @@ MAX_BODY_SIZE: Setting[int] = Setting(
 CLIENT_IDLE_TIMEOUT: Setting[float] = Setting(
     "CLIENT_IDLE_TIMEOUT",
     _timeout,
-    default=60.0,
-    help="Seconds between two requests on a connection, and for a request's head to arrive.",
+    default=75.0,
+    help=(
+        "Seconds between two requests on a connection, and for a request's head to arrive. Keep it "
+        "above the idle timeout of a load balancer in front: often 60, Google Cloud's 600."
+    ),
 )
 CLIENT_BODY_TIMEOUT: Setting[float] = Setting(
     "CLIENT_BODY_TIMEOUT",
@@ -300,7 +306,10 @@ TRUSTED_PROXIES: Setting[tuple[IPNetwork, ...]] = Setting(
     "TRUSTED_PROXIES",
     parsers.networks,
     default=(),
-    help="Addresses or networks of the proxies in front, whose X-Forwarded-For is believed.",
+    help=(
+        "Addresses or networks of the proxies in front, whose X-Forwarded-For, X-Forwarded-Proto "
+        "and X-Forwarded-Prefix are believed."
+    ),
     blank=True,
 )
 ALLOWED_HOSTS: Setting[tuple[str, ...]] = Setting(
