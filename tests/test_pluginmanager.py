@@ -23,6 +23,7 @@ from tornadoproxy import (
     Dialect,
     Identity,
     IncomingRequest,
+    ModelUsage,
     Outcome,
     Page,
     PageAnswer,
@@ -744,6 +745,33 @@ TOLD = Usage(input_tokens=3, output_tokens=0)
 def test_the_first_price_counts() -> None:
     plugins = plugins_of(a=Prices(None), b=Prices(7), c=Prices(8))
     assert plugins.price("claude", TOLD) == 7
+
+
+class PricePerModel(Answers):
+    @hookimpl
+    def price(self, model: str, usage: Usage) -> int | None:
+        assert not usage.others, "each is asked about by itself"
+        return {"cheap": 1, "dear": 100, "dearest": 2**63}.get(model)
+
+
+@pytest.mark.parametrize(
+    ("others", "costs", "total"),
+    [
+        (["dear", "dear", "cheap"], [100, 100, 1], 202),
+        (["dearest"], [2**63], 2**63 - 1),
+        (["dear", "unheard-of"], [100, None], None),
+        ([None], [None], None),
+    ],
+)
+def test_price_of_several_models_is_the_sum_of_all_or_unknown(
+    others: list[str | None], costs: list[int | None], total: int | None
+) -> None:
+    plugins = plugins_of(a=PricePerModel(None))
+    usage = Usage(1, 1, others=tuple(ModelUsage(model, TOLD) for model in others))
+    priced = plugins.priced(usage)
+    assert [other.cost for other in priced.others] == costs
+    assert plugins.price("cheap", priced) == total
+    assert plugins.price("cheap", usage) is None, "what has not been priced is not free"
 
 
 def test_what_nobody_prices_has_no_price() -> None:

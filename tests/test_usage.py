@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import brotli  # type: ignore[import-untyped]  # it has no types
 import pytest
 import zstandard
+from msgspec.structs import asdict
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.decompression import MAX_DECOMPRESSED
-from tornadoproxy.exchange import Usage
+from tornadoproxy.exchange import ModelUsage, Usage
 from tornadoproxy.testing import message_document, message_events
 from tornadoproxy.usage import MAX_EVENT, MAX_JSON, UsageReader, read_message
 
@@ -115,6 +116,13 @@ def read(
 def read_stream(*pieces: bytes) -> tuple[str | None, Usage]:
     """What is told by a stream of these pieces and its end."""
     return read([*pieces, MESSAGE_STOP], is_stream=True)
+
+
+def read_stream_cut(body: bytes) -> tuple[str | None, Usage]:
+    """What is told by a stream that ends there, whole or in pieces."""
+    told = read([body], is_stream=True)
+    assert told == read(in_pieces_of(1, body), is_stream=True)
+    return told
 
 
 def in_pieces_of(size: int, body: bytes) -> list[bytes]:
@@ -432,7 +440,18 @@ def shape(told: Usage, usage: Document, *content: Document, stop_reason: str = "
     return Shape(document, told)
 
 
+def iteration(kind: str, model: str | None, usage: Usage, **more: object) -> Document:
+    """An entry of ``iterations``, with the counts of `usage` that are told."""
+    counts = {name: count for name, count in asdict(usage).items() if type(count) is int}
+    return {"type": kind, **({"model": model} if model else {}), **counts, **more}
+
+
 TEXT = {"type": "text", "text": "Grüße, 世界 😀"}
+DECLINED = "claude-fable-5-1"
+ADVISOR = "claude-opus-5-5"
+FALLBACK = {"type": "fallback", "from": {"model": DECLINED}, "to": {"model": MODEL}}
+ADVICE = Usage(200_000, 5000, 0, 0)
+TEN = {"input_tokens": 10, "output_tokens": 1}
 SHAPES = {
     "plain": shape(Usage(25, 15), {"input_tokens": 25, "output_tokens": 15}),
     "zeros": shape(Usage(0, 0), {"input_tokens": 0, "output_tokens": 0}),
@@ -502,6 +521,81 @@ SHAPES = {
         TEXT,
     ),
     "refusal": shape(Usage(30, 2), {"input_tokens": 30, "output_tokens": 2}, stop_reason="refusal"),
+    "advisor": shape(
+        Usage(10, 1, others=(ModelUsage(ADVISOR, ADVICE), ModelUsage(ADVISOR, Usage(7, 8)))),
+        {
+            **TEN,
+            "iterations": [
+                iteration("message", None, Usage(10, 1)),
+                iteration("advisor_message", ADVISOR, ADVICE),
+                iteration("message", f"{MODEL}-20260901", Usage(10, 1)),
+                iteration("advisor_message", ADVISOR, Usage(7, 8)),
+            ],
+        },
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "advisor", "input": {}},
+        TEXT,
+    ),
+    "compaction": shape(
+        Usage(150_010, 3001, 7, None),
+        {
+            **TEN,
+            "iterations": [
+                iteration("compaction", None, Usage(150_000, 3000, 7)),
+                iteration("message", MODEL, Usage(10, 1)),
+            ],
+        },
+        {"type": "compaction", "content": "What was said."},
+        TEXT,
+    ),
+    "fallback": shape(
+        Usage(10, 1, others=(ModelUsage(DECLINED, Usage(408, 299, 560_186)),)),
+        {
+            **TEN,
+            "iterations": [
+                iteration("message", DECLINED, Usage(408, 299, 560_186)),
+                iteration("message", MODEL, Usage(4, 1)),
+                iteration("fallback_message", MODEL, Usage(6, 0)),
+            ],
+        },
+        TEXT,
+        FALLBACK,
+        TEXT,
+    ),
+    "fallback before any output": shape(
+        Usage(10, 1),
+        {
+            **TEN,
+            "iterations": [
+                iteration("message", DECLINED, Usage(408, 0)),
+                iteration("fallback_message", MODEL, Usage(10, 1)),
+            ],
+        },
+        FALLBACK,
+        TEXT,
+    ),
+    "iterations that make no sense": shape(
+        Usage(
+            10, 1, others=(ModelUsage(ADVISOR, Usage()), ModelUsage(None, Usage(output_tokens=9)))
+        ),
+        {
+            **TEN,
+            "iterations": [
+                {"type": "advisor_message", "model": ADVISOR, "input_tokens": "many"},
+                {"type": "of_tomorrow", "output_tokens": 9},
+            ],
+        },
+    ),
+    "lifetimes by iteration": shape(
+        Usage(10, 1, None, 500, 300),
+        {
+            **TEN,
+            "cache_creation_input_tokens": 500,
+            "iterations": [
+                iteration("message", None, Usage(5, 0), cache_creation=lifetimes)
+                for lifetimes in ({"ephemeral_1h_input_tokens": 300}, {})
+            ],
+        },
+    ),
 }
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "identity": bytes,
@@ -527,6 +621,19 @@ def test_every_shape_split_at_every_byte(name: str, is_stream: bool, content_enc
         assert reader.model == MODEL
         assert reader.stop_reason == document["stop_reason"]
         assert (reader.first_token_at is not None) == is_stream
+
+
+@pytest.mark.parametrize(
+    ("one_hour", "told", "kept"), [(9, 900, 900), (4, 900, 4), (0, 900, 0), (9, None, 9)]
+)
+def test_growth_of_cache_writes_lives_as_long_as_what_it_adds_to(
+    one_hour: int, told: int | None, kept: int
+) -> None:
+    lifetimes = {"ephemeral_1h_input_tokens": one_hour, "ephemeral_5m_input_tokens": 9 - one_hour}
+    start = {"cache_creation_input_tokens": 9, "cache_creation": lifetimes}
+    growth = {"cache_creation_input_tokens": told, "output_tokens": 5}
+    _, usage = read_stream(message_start(start), message_delta(growth), message_delta(growth))
+    assert usage == Usage(None, 5, None, told or 9, kept)
 
 
 def test_figures_of_server_tools_and_of_the_cache_are_cumulative_too() -> None:
@@ -615,6 +722,45 @@ class TestTruncated:
         # the 152 bytes of text, a quarter of them, and a little for the form of their events
         seen = before[len(start + first) + 1]
         assert 38 <= seen <= 38 + 4 * 10
+
+    def test_stream_cut_after_a_fallback_tells_both_attempts(self) -> None:
+        counts = {"input_tokens": 25, "cache_read_input_tokens": 3, "output_tokens": 1}
+        to_next = event(
+            "content_block_start", {"content_block": {**FALLBACK, "to": {"model": ADVISOR}}}
+        )
+        start, hundred = message_start(counts), content_event("x" * 400)
+        declined = ModelUsage(MODEL, Usage(25, 100, 3, partial=True))
+        for body, expected in (
+            (start + to_next, Usage(25, None, 3, partial=True)),
+            (start + hundred + to_next, Usage(25, None, 3, partial=True, others=(declined,))),
+            (
+                start + hundred + to_next + hundred * 2,
+                Usage(25, 200, 3, partial=True, others=(declined,)),
+            ),
+            (
+                start + hundred + to_next + message_delta({"output_tokens": 90}) + MESSAGE_STOP,
+                Usage(25, 90, 3, others=(declined,)),
+            ),
+        ):
+            assert read_stream_cut(body) == (ADVISOR, expected)
+
+    @pytest.mark.parametrize(
+        "block",
+        [{"type": "server_tool_use", "name": "advisor"}, {"type": "compaction", "content": None}],
+        ids=["advisor", "compaction"],
+    )
+    def test_stream_cut_before_its_iterations_has_an_unknown_part(self, block: Document) -> None:
+        begun = message_start(TEN) + event("content_block_start", {"content_block": block})
+        unknown = ModelUsage(None, Usage(partial=True))
+        assert read_stream_cut(begun)[1] == Usage(10, 1, partial=True, others=(unknown,))
+        reported = message_delta({"output_tokens": 5, "iterations": []})
+        assert read_stream_cut(begun + reported)[1] == Usage(10, 5, partial=True)
+
+    @pytest.mark.parametrize("name", ["advisor", "compaction", "fallback"])
+    def test_word_in_a_clients_tool_spends_nothing(self, name: str) -> None:
+        block = {"type": "tool_use", "name": name, "input": {"type": name}}
+        body = message_start(TEN) + event("content_block_start", {"content_block": block})
+        assert read_stream_cut(body) == (MODEL, Usage(10, 1, partial=True))
 
     @pytest.mark.parametrize("size", [1, 1000, 10 * MEGABYTE])
     def test_stream_cut_after_an_event_that_is_too_long(self, size: int) -> None:

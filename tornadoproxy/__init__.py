@@ -22,9 +22,17 @@ from tornadoproxy.errors import (
     InvalidRequest,
     ProxyError,
 )
-from tornadoproxy.exchange import Identity, IncomingRequest, Outcome, RequestRecord, Usage
+from tornadoproxy.exchange import (
+    Identity,
+    IncomingRequest,
+    ModelUsage,
+    Outcome,
+    RequestRecord,
+    Usage,
+)
 from tornadoproxy.hookspecs import INACTIVE, Inactive, hookimpl
 from tornadoproxy.linewriter import LineWriter
+from tornadoproxy.money import usd
 from tornadoproxy.pages import Page, PageAnswer, PageRequest
 from tornadoproxy.secret import Secret
 from tornadoproxy.settings import HOST, Setting, Settings
@@ -47,6 +55,7 @@ __all__ = [
     "InvalidRequest",
     "LineWriter",
     "ModelRequest",
+    "ModelUsage",
     "Outcome",
     "Page",
     "PageAnswer",
@@ -62,4 +71,5 @@ __all__ = [
     "__version__",
     "hookimpl",
     "parsers",
+    "usd",
 ]

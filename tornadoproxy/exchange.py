@@ -142,17 +142,22 @@ def presents_both_credentials(headers: HTTPHeaders) -> bool:
 
 
 class Usage(Struct, frozen=True):
-    """What an answer told that it consumed, as far as it was seen. ``None`` means not told.
+    """The tokens and tool calls that a response reports, as far as it was read.
+
+    The counts are those of one model: of a record's usage, the model that answered. A response
+    may also spend on other models, which `others` holds. ``None`` means not reported.
 
     :param input_tokens: those neither read from the cache nor written to it.
-    :param output_tokens: of the answer; if `partial`, those that were told of or, if that is
-        more, an estimate from what was seen of the answer.
+    :param output_tokens: of the response; if `partial`, those that were reported or, if that is
+        more, an estimate from the content that was seen.
     :param cache_read_input_tokens: read from the prompt cache.
     :param cache_creation_input_tokens: written to the prompt cache, for whatever time.
     :param cache_creation_1h_input_tokens: those of them that are kept for an hour.
     :param web_search_requests: searches that the API's own tool did.
     :param web_fetch_requests: pages that the API's own tool fetched.
-    :param partial: the answer was cut, or could not be read, so that there may have been more.
+    :param partial: the response was cut, or could not be read, so that there may have been more.
+    :param others: what was spent besides: each call of an advisor, and each attempt that declined
+        before a fallback and had output by then.
     """
 
     input_tokens: int | None = None
@@ -163,6 +168,24 @@ class Usage(Struct, frozen=True):
     web_search_requests: int | None = None
     web_fetch_requests: int | None = None
     partial: bool = False
+    others: tuple[ModelUsage, ...] = ()
+
+    def parts(self) -> tuple[Usage, ...]:
+        """The usage of each model: this one's counts, then those of `others`."""
+        return (self, *(other.usage for other in self.others))
+
+
+class ModelUsage(Struct, frozen=True):
+    """What a response spent on a model other than the one that answered.
+
+    :param model: its name; ``None`` if it was not reported.
+    :param usage: its own counts.
+    :param cost: what they cost, in billionths of a US dollar; ``None`` if that is not known.
+    """
+
+    model: str | None
+    usage: Usage
+    cost: int | None = None
 
 
 NOTHING_TOLD = Usage()
@@ -183,9 +206,10 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     :param status: the HTTP status sent; ``None`` if there was none.
     :param outcome: how it ended.
     :param error: what went wrong, in a few words; ``None`` if nothing did.
-    :param model: the model that the answer named.
-    :param usage: what the answer told that it consumed.
-    :param cost: what that costs, in billionths of a US dollar; ``None`` if it is not known.
+    :param model: the model that answered; after a fallback, the last one.
+    :param usage: what the response reports that it used, on all models.
+    :param cost: what that costs, in billionths of a US dollar, all models together; ``None`` if
+        the price of any part of it is not known.
     :param stop_reason: why the model stopped, in Anthropic's words, whatever the dialect.
     :param bytes_in: request body bytes read from the client.
     :param bytes_out: response body bytes handed to the client's connection.

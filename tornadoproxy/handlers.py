@@ -352,6 +352,8 @@ class ExchangeHandler(BaseHandler):
             self.exchange.status = self.get_status()
         self.release()
         exchange, plugins = self.exchange, self.gateway.plugins
+        if exchange.usage.others:
+            exchange.usage = plugins.priced(exchange.usage)
         record = exchange.record(outcome, plugins.price(exchange.model, exchange.usage))
         if exchange.permits is not None:
             exchange.permits.settle(record)

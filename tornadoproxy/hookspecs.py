@@ -177,7 +177,8 @@ def price(model: str, usage: Usage) -> int | None:
     """Say what tokens cost, in billionths of a US dollar. Deciding; the first answer counts.
 
     Runs when an answer is over that told of its tokens, for ``RequestRecord.cost``; and with
-    estimates, before `authorize` is asked about a model. Must be sync, and must not block.
+    estimates, before `authorize` is asked about a model. For a response that spent on several
+    models it runs once for each, with that model's counts. Must be sync, and must not block.
 
     ``None``: not known; the next plugin is asked. An exception or anything but a whole number
     from 0 on is logged, and taken for ``None``: then the cost is ``None``, which is not free.

@@ -29,6 +29,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from tornadoproxy.errors import (
     ClientError,
     ConfigurationError,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
+MAX_COST = 2**63 - 1  # billionths of a US dollar: what a database can hold
 
 _logger = logging.getLogger(__name__)
 
@@ -253,7 +256,27 @@ class Plugins:
         return self._ask(_MAY, iter(self._authorizers), asked, permits.add, None)  # type: ignore[return-value]  # no answer counts
 
     def price(self, model: str | None, usage: Usage) -> int | None:
-        """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known."""
+        """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known.
+
+        `others` cost what `priced` found. If the cost of one part is not known, neither is the
+        cost of the whole.
+        """
+        if not usage.others:
+            return self._price_of_one(model, usage)
+        own = self._price_of_one(model, structs.replace(usage, others=()))
+        costs = [own, *(other.cost for other in usage.others)]
+        known = [cost for cost in costs if cost is not None]
+        return min(sum(known), MAX_COST) if len(known) == len(costs) else None
+
+    def priced(self, usage: Usage) -> Usage:
+        """`usage`, with what each of its parts for other models costs."""
+        others = (
+            structs.replace(other, cost=self._price_of_one(other.model, other.usage))
+            for other in usage.others
+        )
+        return structs.replace(usage, others=tuple(others))
+
+    def _price_of_one(self, model: str | None, usage: Usage) -> int | None:
         if model is None or (usage.input_tokens is None and usage.output_tokens is None):
             return None
         for plugin, ask in self._pricers:

@@ -117,6 +117,7 @@ _CUMULATIVE = (
     "cache_read_input_tokens",
     "output_tokens",
     "output_tokens_details",
+    "iterations",
 )
 _TOKEN = re.compile(r"\s*\S+|\s+")
 _MOST_DELTAS = 100
@@ -245,13 +246,16 @@ def message_events(document: Document) -> list[bytes]:
 
 def _message_parts(document: Document) -> Iterator[Document]:
     usage = document["usage"]
+    at_first = [block["from"] for block in document["content"] if block["type"] == "fallback"][:1]
     begun = {
         **document,
+        **(at_first[0] if at_first else {}),  # the model that was asked first
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
         "usage": {**usage, "output_tokens": 1},
     }
+    begun["usage"].pop("iterations", None)
     yield {"type": "message_start", "message": begun}
     yield {"type": "ping"}
     for index, block in enumerate(document["content"]):

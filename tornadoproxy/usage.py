@@ -7,8 +7,15 @@ on the side, a little at a time (`tornadoproxy.decompression`).
 A stream tells its output tokens at its end. One that is cut before has told of one or a few, so
 that its content is counted as well, in bytes: a token is about four of them.
 
-Source: https://docs.anthropic.com/en/api/messages-streaming (``usage`` in ``message_delta`` is
-cumulative: the last figure counts, and nothing is summed).
+A response may spend on several models, and its ``usage`` says so in ``iterations``. Its top level
+has the ``message`` entries of the model that answered, and no others: see `_all_spent`. Until a
+stream reports its iterations, the blocks of its content tell that there will be some.
+
+Sources: https://docs.anthropic.com/en/api/messages-streaming (``usage`` in ``message_delta`` is
+cumulative: the last figure counts, and nothing is summed);
+https://platform.claude.com/docs/en/agents-and-tools/tool-use/advisor-tool#usage-and-billing;
+https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback (each attempt that had
+output is billed at its own model's price, and one without is not billed).
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from msgspec.structs import asdict, replace
 
 from tornadoproxy import fast_json
 from tornadoproxy.decompression import CorruptBody, UnreadableCoding, decompressor
-from tornadoproxy.exchange import NOTHING_TOLD, Usage
+from tornadoproxy.exchange import NOTHING_TOLD, ModelUsage, Usage
 from tornadoproxy.headers import is_event_stream, is_json
 
 if TYPE_CHECKING:
@@ -52,27 +59,34 @@ _AROUND_CONTENT = len(
     b'"delta":{"type":"text_delta","text":""}}'
 )
 
+# The blocks of content that change what a stream spends, and on what.
+_SPENDING_BLOCKS = (b'"fallback"', b'"advisor"', b'"compaction"')
+_NOT_REPORTED = ModelUsage(None, Usage(partial=True))
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
 class UsageReader:
     """Reads one answer. Feed it each piece of the body; its attributes are what it found.
 
-    :ivar model: the model that the answer names.
+    :ivar model: the model that answered; of a stream, the one that answers at this point.
     :ivar stop_reason: why the model stopped.
     :ivar first_token_at: when the first piece of a stream's content came, in monotonic seconds.
     """
 
     __slots__ = (
         "_content",
+        "_declined",
         "_decompress",
         "_given_up",
         "_is_stream",
         "_is_whole",
+        "_iterations",
         "_kept",
         "_skipping",
         "_skipping_content",
         "_told",
+        "_unreported",
         "first_token_at",
         "model",
         "stop_reason",
@@ -88,6 +102,9 @@ class UsageReader:
         self.first_token_at: float | None = None
         self._told = NOTHING_TOLD
         self._content = 0  # bytes
+        self._iterations: list[_Iteration] = []
+        self._declined: tuple[ModelUsage, ...] = ()
+        self._unreported = False  # whether there are iterations that no usage has reported
         self._is_whole = False
         self._is_stream = is_stream
         self._decompress = (
@@ -100,10 +117,18 @@ class UsageReader:
 
     @property
     def usage(self) -> Usage:
-        """What the answer told until now; partial until it has told that it is over."""
+        """What the response has reported so far; partial until it has reported that it is over."""
+        usage = self._told if self._is_whole else self._seen()
+        if self._iterations:
+            usage = _all_spent(usage, self._iterations)
+        if self._declined or self._unreported:
+            unreported = (_NOT_REPORTED,) if self._unreported else ()
+            usage = replace(usage, others=usage.others + self._declined + unreported)
+        return usage
+
+    def _seen(self) -> Usage:
+        """What has been reported, with at least the output that the content seen is worth."""
         told = self._told
-        if self._is_whole:
-            return told
         seen = -(-self._content // BYTES_PER_TOKEN)
         if seen > (told.output_tokens or 0):
             return replace(told, output_tokens=seen, partial=True)
@@ -205,6 +230,9 @@ class UsageReader:
             self._learn(_data(event))
         elif event.find(b"message_stop") >= 0:
             self._is_whole = _type(event) == "message_stop" or self._is_whole
+        elif event.find(b"content_block_start") >= 0:
+            if any(event.find(kind) >= 0 for kind in _SPENDING_BLOCKS):
+                self._learn(_data(event))
         elif event.find(b"content_block_delta") >= 0 and _type(event) == "content_block_delta":
             self._count_content(len(event))
 
@@ -235,7 +263,32 @@ class UsageReader:
             self.stop_reason = stop_reason
         if message.usage is not None:
             self._told = _with(message.usage, self._told)
+            if message.usage.iterations is not None:
+                self._take_iterations(message.usage.iterations)
+        if told.content_block is not None:
+            self._take_block(told.content_block)
         return True
+
+    def _take_iterations(self, iterations: list[_Iteration]) -> None:
+        self._iterations = iterations
+        self._unreported = False
+        for each in iterations:
+            if each.type == "fallback_message":
+                self._declined = ()
+                self.model = each.model or self.model
+
+    def _take_block(self, block: _Block) -> None:
+        """Take note of a block that tells which model goes on, or that another one was asked."""
+        if block.type == "fallback":
+            if self._content:
+                self._declined += (ModelUsage(self.model, self._seen()),)
+            self._told = replace(self._told, output_tokens=None)
+            self._content = 0
+            self.model = None if block.to is None else block.to.model
+        elif block.type == "compaction" or (
+            block.type == "server_tool_use" and block.name == "advisor"
+        ):
+            self._unreported = True
 
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
@@ -250,8 +303,8 @@ class _ServerTools(msgspec.Struct):
     web_fetch_requests: _Count | None = None
 
 
-class _Counts(msgspec.Struct):
-    """A ``usage``, in the API's names."""
+class _Tokens(msgspec.Struct):
+    """Counts in the API's names."""
 
     input_tokens: _Count | None = None
     output_tokens: _Count | None = None
@@ -259,6 +312,31 @@ class _Counts(msgspec.Struct):
     cache_creation_input_tokens: _Count | None = None
     cache_creation: _ByLifetime | None = None
     server_tool_use: _ServerTools | None = None
+
+
+class _Iteration(_Tokens):
+    """An entry of ``iterations``."""
+
+    type: str | None = None
+    model: str | None = None
+
+
+class _Counts(_Tokens):
+    """A ``usage``."""
+
+    iterations: list[_Iteration] | None = None
+
+
+class _Hop(msgspec.Struct):
+    model: str | None = None
+
+
+class _Block(msgspec.Struct):
+    """What of a ``content_block`` is looked at."""
+
+    type: str | None = None
+    name: str | None = None
+    to: _Hop | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -278,14 +356,18 @@ class _Told(_Message):
 
     message: _Message | None = None
     delta: _Delta | None = None
+    content_block: _Block | None = None
 
 
 _PARTS: dict[str, type[msgspec.Struct]] = {
     "usage": _Counts,
     "cache_creation": _ByLifetime,
     "server_tool_use": _ServerTools,
+    "iterations": _Iteration,
     "message": _Message,
     "delta": _Delta,
+    "content_block": _Block,
+    "to": _Hop,
 }
 
 _decode = msgspec.json.Decoder(_Told).decode
@@ -315,10 +397,12 @@ def _picked(document: object, kind: type[S]) -> S:
         except msgspec.ValidationError:
             if name in _PARTS and isinstance(value, dict):
                 setattr(told, name, _picked(value, _PARTS[name]))
+            elif name == "iterations" and isinstance(value, list):
+                setattr(told, name, [_picked(each, _Iteration) for each in value])
     return told
 
 
-def _with(counts: _Counts, before: Usage) -> Usage:
+def _with(counts: _Tokens, before: Usage) -> Usage:
     """`before`, and over it what `counts` tells."""
     tools = counts.server_tool_use
     by_lifetime = counts.cache_creation
@@ -334,7 +418,51 @@ def _with(counts: _Counts, before: Usage) -> Usage:
     if before is NOTHING_TOLD:
         return told
     news = {name: count for name, count in asdict(told).items() if count is not None}
+    # message_delta has no lifetimes: what server tools add to a one-hour cache is kept as long
+    written, for_an_hour = before.cache_creation_input_tokens, before.cache_creation_1h_input_tokens
+    if for_an_hour and for_an_hour == written and told.cache_creation_input_tokens is not None:
+        news.setdefault("cache_creation_1h_input_tokens", told.cache_creation_input_tokens)
     return replace(before, **news)
+
+
+def _all_spent(top: Usage, iterations: list[_Iteration]) -> Usage:
+    """`top`, the top level's counts, with all that `iterations` report besides.
+
+    A ``compaction`` is added to the counts of the model that answered. An entry of any other model
+    is apart, be it of a type that is not known yet; but an attempt that declined without any output
+    is not billed. Without a fallback each ``message`` is in the top level, whatever alias of the
+    model it names.
+    """
+    answered = [each.model for each in iterations if each.type == "fallback_message"]
+    within: list[_Iteration] = []
+    compactions: list[_Iteration] = []
+    others: list[ModelUsage] = []
+    for each in iterations:
+        if each.type == "compaction":
+            compactions.append(each)
+        elif each.type == "fallback_message" or (
+            each.type == "message" and (not answered or each.model in answered)
+        ):
+            within.append(each)
+        elif each.type != "message" or each.output_tokens != 0:
+            others.append(ModelUsage(each.model, _with(each, NOTHING_TOLD)))
+    lifetimes = [each.cache_creation for each in within if each.cache_creation is not None]
+    if within and len(lifetimes) == len(within):
+        hourly = sum(each.ephemeral_1h_input_tokens or 0 for each in lifetimes)
+        written = top.cache_creation_input_tokens or 0
+        top = replace(top, cache_creation_1h_input_tokens=min(hourly, written))
+    for each in compactions:
+        top = _sum(top, _with(each, NOTHING_TOLD))
+    return replace(top, others=tuple(others)) if others else top
+
+
+def _sum(usage: Usage, more: Usage) -> Usage:
+    added = {
+        name: (getattr(usage, name) or 0) + count
+        for name, count in asdict(more).items()
+        if type(count) is int
+    }
+    return replace(usage, **added)
 
 
 class Message(NamedTuple):
@@ -351,7 +479,11 @@ def read_message(message: dict[str, Any]) -> Message:  # Any: JSON
         told = msgspec.convert(message, _Message)
     except msgspec.ValidationError:
         told = _picked(message, _Message)
-    usage = NOTHING_TOLD if told.usage is None else _with(told.usage, NOTHING_TOLD)
+    usage = NOTHING_TOLD
+    if told.usage is not None:
+        usage = _with(told.usage, usage)
+        if told.usage.iterations:
+            usage = _all_spent(usage, told.usage.iterations)
     return Message(told.model, told.stop_reason, usage)
 
 

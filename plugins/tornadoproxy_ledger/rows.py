@@ -3,6 +3,10 @@
 What a client may choose is cut at 256 characters. ``groups`` is a JSON array, ``NULL`` if there
 are none; ``time`` is in seconds since the epoch, durations are in seconds, ``cost_nanos`` is in
 billionths of a US dollar. ``NULL`` is what is not known.
+
+The token counts are those of ``model``. ``other_models`` is a JSON array with an object for each
+part that was spent on another model, ``NULL`` if there is none: its ``model``, its counts under the
+names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-    from tornadoproxy import RequestRecord
+    from tornadoproxy import ModelUsage, RequestRecord
 
 MAX_TEXT = 256  # characters
 STEP = 1_000  # rows that are deleted at once
@@ -57,6 +61,10 @@ SCHEMA = (
     );
     CREATE INDEX requests_by_time ON requests (time);
     """,
+    """
+    ALTER TABLE requests ADD COLUMN other_models TEXT;
+    CREATE INDEX requests_of_several_models ON requests (time) WHERE other_models IS NOT NULL;
+    """,
 )
 
 _COLUMNS = (
@@ -64,7 +72,7 @@ _COLUMNS = (
     "error, model, stop_reason, input_tokens, output_tokens, cache_read_input_tokens, "
     "cache_creation_input_tokens, cache_creation_1h_input_tokens, web_search_requests, "
     "web_fetch_requests, partial, cost_nanos, bytes_in, bytes_out, duration, time_to_first_byte, "
-    "time_to_first_token, upstream_time, session_id, agent_id, parent_agent_id"
+    "time_to_first_token, upstream_time, session_id, agent_id, parent_agent_id, other_models"
 )
 _PLACES = ", ".join("?" for _ in _COLUMNS.split(","))
 _INSERT = f"INSERT INTO requests ({_COLUMNS}) VALUES ({_PLACES})"  # noqa: S608 - both are above
@@ -118,7 +126,20 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         _text(record.session_id),
         _text(record.agent_id),
         _text(record.parent_agent_id),
+        json.dumps([_part(other) for other in usage.others]) if usage.others else None,
     )
+
+
+def _part(other: ModelUsage) -> dict[str, str | int | None]:
+    return {
+        "model": _text(other.model),
+        "input_tokens": other.usage.input_tokens,
+        "output_tokens": other.usage.output_tokens,
+        "cache_read_input_tokens": other.usage.cache_read_input_tokens,
+        "cache_creation_input_tokens": other.usage.cache_creation_input_tokens,
+        "cache_creation_1h_input_tokens": other.usage.cache_creation_1h_input_tokens,
+        "cost_nanos": other.cost,
+    }
 
 
 def delete_some(before: float, connection: sqlite3.Connection) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,22 +13,48 @@ GROUPINGS = ("key", "group", "model", "day", "month")
 _ERROR = "outcome IN ('denied', 'failed', 'drained') OR status >= 400"
 # Whatever told of something that it consumed, and what was given up before it could tell. That
 # listing models costs nothing is known.
-_UNKNOWN_COST = """cost_nanos IS NULL AND (
+_UNPRICED = """cost_nanos IS NULL AND (
     partial OR model IS NOT NULL OR input_tokens IS NOT NULL OR output_tokens IS NOT NULL
     OR outcome IN ('abandoned', 'drained') AND upstream_time IS NOT NULL
     AND route IN ('/v1/messages', '/openai/v1/chat/completions')
 )"""
 _SUMS = f"""
-    count(*),
-    total({_ERROR}),
+    total(counted),
+    total(counted AND ({_ERROR})),
     coalesce(sum(input_tokens), 0),
     coalesce(sum(output_tokens), 0),
     coalesce(sum(cache_read_input_tokens), 0),
     coalesce(sum(cache_creation_input_tokens), 0),
     sum(cost_nanos),
-    total({_UNKNOWN_COST}),
-    total(partial)
+    total(counted AND unpriced),
+    total(counted AND partial)
 """
+_OF_THE_REQUEST = 'time, principal, "groups", status, outcome, partial'
+
+
+def _sum_of_parts(name: str) -> str:
+    return f"sum(json_extract(part.value, '$.{name}'))"
+
+
+# A request's own part, of the model that answered, and one of each other model that it spent on.
+# `counted` is whether the part counts as a request. No cost is known of a part unless it is of all.
+_OTHER_MODEL = "json_extract(part.value, '$.model')"
+_PARTS = f"""(
+    SELECT {_OF_THE_REQUEST}, model, input_tokens, output_tokens, cache_read_input_tokens,
+        cache_creation_input_tokens, iif(other_models IS NULL, cost_nanos, cost_nanos - (
+            SELECT {_sum_of_parts("cost_nanos")} FROM json_each(other_models) AS part
+        )) AS cost_nanos, {_UNPRICED} AS unpriced, TRUE AS counted
+    FROM requests
+    UNION ALL
+    SELECT {_OF_THE_REQUEST}, {_OTHER_MODEL},
+        {_sum_of_parts("input_tokens")}, {_sum_of_parts("output_tokens")},
+        {_sum_of_parts("cache_read_input_tokens")}, {_sum_of_parts("cache_creation_input_tokens")},
+        iif(cost_nanos IS NULL, NULL, {_sum_of_parts("cost_nanos")}), cost_nanos IS NULL,
+        :by_model AND {_OTHER_MODEL} IS NOT model
+    FROM requests INDEXED BY requests_of_several_models, json_each(other_models) AS part
+    WHERE other_models IS NOT NULL
+    GROUP BY requests.id, {_OTHER_MODEL}
+)"""  # noqa: S608 - all parts of it are above
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +85,7 @@ class Sum:
         on. Those whose client left are not among them.
     :param cost: the sum of the costs that are known, in billionths of a US dollar; `None` if
         none is known, although something was consumed.
-    :param unknown_costs: requests whose cost is not known, and is not in `cost`.
+    :param unpriced: requests whose cost is not known, and is not in `cost`.
     :param partial: answers that were cut, so that there may have been more.
     """
 
@@ -71,7 +97,7 @@ class Sum:
     cache_read_tokens: int
     cache_creation_tokens: int
     cost: int | None
-    unknown_costs: int
+    unpriced: int
     partial: int
 
 
@@ -79,7 +105,7 @@ def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
     """A sum for each combination of what `question` sums by, in the order of its keys."""
     keys = ", ".join(_expression(name, utc=question.utc) for name in question.by)
     where, values = _condition(question)
-    table = "requests"
+    table = _PARTS
     if "group" in question.by:
         table += ' LEFT JOIN json_each("groups") AS member'
         if question.group is not None:
@@ -94,8 +120,8 @@ def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
 
 def total(question: Question, connection: sqlite3.Connection) -> Sum:
     """The sum of all that `question` asks for, each request counted once."""
-    where, values = _condition(question)
-    row = connection.execute(f"SELECT {_SUMS} FROM requests WHERE {where}", values).fetchone()  # noqa: S608
+    where, values = _condition(replace(question, by=()))
+    row = connection.execute(f"SELECT {_SUMS} FROM {_PARTS} WHERE {where}", values).fetchone()  # noqa: S608
     return _sum(row, 0)
 
 
@@ -117,20 +143,22 @@ def _condition(question: Question) -> tuple[str, dict[str, object]]:
     }
     values = {name: getattr(question, name) for name in conditions}
     given = {name: value for name, value in values.items() if value is not None}
-    return " AND ".join(["TRUE", *(conditions[name] for name in given)]), given
+    where = " AND ".join(["TRUE", *(conditions[name] for name in given)])
+    given["by_model"] = "model" in question.by or question.model is not None
+    return where, given
 
 
 def _sum(row: tuple[Any, ...], keys: int) -> Sum:  # Any: what SQLite has
-    requests, errors, read, written, cached, created, cost, unknown, partial = row[keys:]
+    requests, errors, read, written, cached, created, cost, unpriced, partial = row[keys:]
     return Sum(
         keys=row[:keys],
-        requests=requests,
+        requests=int(requests),
         errors=int(errors),
         input_tokens=read,
         output_tokens=written,
         cache_read_tokens=cached,
         cache_creation_tokens=created,
-        cost=0 if cost is None and not unknown else cost,
-        unknown_costs=int(unknown),
+        cost=0 if cost is None and not unpriced else cost,
+        unpriced=int(unpriced),
         partial=int(partial),
     )

@@ -12,15 +12,13 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError
+from tornadoproxy import ConfigurationError, usd
 from tornadoproxy_ledger.sums import GROUPINGS, Question, Sum, sums, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tornadoproxy import Database
-
-NANOS = 1_000_000_000  # of a US dollar
 
 # each figure: its name in CSV and JSON, its title in the table
 _FIGURES = {
@@ -30,8 +28,8 @@ _FIGURES = {
     "output_tokens": "output",
     "cache_read_tokens": "cache read",
     "cache_creation_tokens": "cache written",
-    "cost_usd": "cost USD",
-    "unknown_costs": "cost unknown",
+    "cost_usd": "cost",
+    "unpriced_requests": "unpriced",
     "partial": "partial",
 }
 
@@ -66,13 +64,6 @@ def run(arguments: argparse.Namespace, database: Database) -> int:
         found, all_of_it = sums(question, connection), total(question, connection)
     sys.stdout.write(_FORMATS[arguments.format](question, found, all_of_it))
     return 0
-
-
-def usd(nanos: int, decimals: int = 2) -> str:
-    """An amount in US dollars, exactly, with at least so many decimals."""
-    whole, rest = divmod(nanos, NANOS)
-    fraction = f"{rest:09}".rstrip("0").ljust(decimals, "0")
-    return f"{whole}.{fraction}"
 
 
 def _question(arguments: argparse.Namespace) -> Question:
@@ -124,19 +115,17 @@ def _figures(each: Sum) -> dict[str, int | str | None]:
         "cache_read_tokens": each.cache_read_tokens,
         "cache_creation_tokens": each.cache_creation_tokens,
         "cost_usd": None if each.cost is None else usd(each.cost),
-        "unknown_costs": each.unknown_costs,
+        "unpriced_requests": each.unpriced,
         "partial": each.partial,
     }
 
 
 def _table(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     labels = len(question.by)
-    costs = [usd(each.cost or 0) for each in (*found, all_of_it)]
-    decimals = max(len(cost.partition(".")[2]) for cost in costs)
     rows = [
         (*question.by, *_FIGURES.values()),
-        *((*map(_word, each.keys), *_cells(each, decimals)) for each in found),
-        ("total", *[""] * (labels - 1), *_cells(all_of_it, decimals)),
+        *((*map(_word, each.keys), *_cells(each)) for each in found),
+        ("total", *[""] * (labels - 1), *_cells(all_of_it)),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -149,11 +138,9 @@ def _table(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     return "\n".join([*lines, *_notes(question, all_of_it)]) + "\n"
 
 
-def _cells(each: Sum, decimals: int) -> list[str]:
-    figures = _figures(each) | {
-        "cost_usd": "unknown" if each.cost is None else usd(each.cost, decimals)
-    }
-    return [str(figures[name]) for name in _FIGURES]
+def _cells(each: Sum) -> list[str]:
+    cost = "unpriced" if each.cost is None else f"${usd(each.cost)}"
+    return [str(figure) for figure in (_figures(each) | {"cost_usd": cost}).values()]
 
 
 def _notes(question: Question, all_of_it: Sum) -> list[str]:
@@ -163,8 +150,12 @@ def _notes(question: Question, all_of_it: Sum) -> list[str]:
             "A request of somebody in several groups counts for each of them, and once in the "
             "total."
         )
-    if all_of_it.unknown_costs:
-        notes.append("The requests whose cost is unknown are not in the cost.")
+    if "model" in question.by:
+        notes.append(
+            "A request that spent on several models counts for each of them, and once in the total."
+        )
+    if all_of_it.unpriced:
+        notes.append("Unpriced requests are not in the cost: nobody knows what they cost.")
     if all_of_it.partial:
         notes.append("Partial answers were cut: their tokens are those that had been seen.")
     return ["", *notes] if notes else []

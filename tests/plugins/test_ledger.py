@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
@@ -28,11 +28,13 @@ from tornadoproxy import (
     ConfigurationError,
     Database,
     Identity,
+    ModelUsage,
     Outcome,
     RequestRecord,
     Settings,
     Usage,
     hookimpl,
+    usd,
 )
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -67,7 +69,7 @@ OF_A_RECORD = [
     for name in RequestRecord.__struct_fields__
     if name not in {"groups", "usage", "cost", "traceparent", "tracestate"}
 ]
-OF_USAGE = list(Usage.__struct_fields__)
+OF_USAGE = [name for name in Usage.__struct_fields__ if name != "others"]
 
 
 @pytest.fixture
@@ -88,10 +90,15 @@ def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
     assert {name: row[name] for name in OF_A_RECORD} == {
         name: getattr(record, name) for name in OF_A_RECORD
     }
-    assert {name: row[name] for name in OF_USAGE} == asdict(record.usage)
+    assert {name: row[name] for name in OF_USAGE} == {
+        name: getattr(record.usage, name) for name in OF_USAGE
+    }
+    assert (row["other_models"] is None) == (not record.usage.others)
     assert row["cost_nanos"] == record.cost
     assert tuple(json.loads(row["groups"] or "[]")) == record.groups
-    assert set(row.keys()) == {"id", "groups", "cost_nanos", *OF_A_RECORD, *OF_USAGE}
+    assert set(row.keys()) == {
+        *("id", "groups", "cost_nanos", "other_models", *OF_A_RECORD, *OF_USAGE)
+    }
 
 
 def message(
@@ -664,7 +671,7 @@ KEYS = [
 TOTAL = (7, 2, 208, 24, 2000, 100, "1.750000001", 2, 1)
 FIGURES = (
     "requests", "errors", "input_tokens", "output_tokens", "cache_read_tokens",
-    "cache_creation_tokens", "cost_usd", "unknown_costs", "partial",
+    "cache_creation_tokens", "cost_usd", "unpriced_requests", "partial",
 )  # fmt: skip
 
 
@@ -710,20 +717,20 @@ def test_the_sums_as_csv(filled: Path) -> None:
 
 def test_the_sums_as_a_table(filled: Path) -> None:
     assert usage(filled) == (
-        "key    requests  errors  input  output  cache read  cache written     cost USD  "
-        "cost unknown  partial\n"
-        "-             1       1      0       0           0              0  0.000000000  "
-        "           0        0\n"
-        "ada           3       1    108      14        1000             50  1.500000001  "
-        "           1        1\n"
-        "bob           2       0    100      10        1000             50  0.250000000  "
-        "           0        0\n"
-        "cy            1       0      0       0           0              0      unknown  "
-        "           1        0\n"
-        "total         7       2    208      24        2000            100  1.750000001  "
-        "           2        1\n"
+        "key    requests  errors  input  output  cache read  cache written          cost  "
+        "unpriced  partial\n"
+        "-             1       1      0       0           0              0         $0.00  "
+        "       0        0\n"
+        "ada           3       1    108      14        1000             50  $1.500000001  "
+        "       1        1\n"
+        "bob           2       0    100      10        1000             50         $0.25  "
+        "       0        0\n"
+        "cy            1       0      0       0           0              0      unpriced  "
+        "       1        0\n"
+        "total         7       2    208      24        2000            100  $1.750000001  "
+        "       2        1\n"
         "\n"
-        "The requests whose cost is unknown are not in the cost.\n"
+        "Unpriced requests are not in the cost: nobody knows what they cost.\n"
         "Partial answers were cut: their tokens are those that had been seen.\n"
     )
 
@@ -741,6 +748,62 @@ def test_by_model(filled: Path) -> None:
         (None, 3, None, 1),
         ("new", 1, None, 1),
         ("opus", 3, "1.750000001", 0),
+    ]
+
+
+ADVISED = Usage(
+    *(1, 2, 3, 4),
+    others=(
+        ModelUsage("opus", Usage(10, 20), cost=500_000_000),
+        ModelUsage("opus", Usage(10, 20), cost=500_000_000),
+        ModelUsage("haiku", Usage(5, 6, 7, 8), cost=3),
+    ),
+)
+UNPRICED = Usage(1, 2, others=(ModelUsage("haiku", Usage(5, 6), cost=3), ModelUsage(None, Usage())))
+
+
+def test_several_models_of_a_request_are_summed_each_by_itself(path: Path) -> None:
+    with ledger(path) as opened, opened.transaction() as connection:
+        advised = replace(RECORD, model="sonnet", usage=ADVISED, cost=1_000_000_010)
+        unpriced = replace(RECORD, model="sonnet", usage=UNPRICED, cost=None)
+        insert([advised, replace(unpriced, principal="bob")], connection)
+    both: list[object] = ["ada", 1, 0, 26, 48, 10, 12, "1.00000001", 0, 0]
+    assert lines(path) == [both, ["bob", 1, 0, 6, 8, 0, 0, None, 1, 0]]
+    by_model: list[list[object]] = [
+        [None, 1, 0, 0, 0, 0, 0, None, 1, 0],
+        ["haiku", 2, 0, 10, 12, 7, 8, "0.000000003", 1, 0],
+        ["opus", 1, 0, 20, 40, 0, 0, "1.00", 0, 0],
+        ["sonnet", 2, 0, 2, 4, 3, 4, "0.000000007", 1, 0],
+    ]
+    assert lines(path, "--by", "model") == by_model
+    assert lines(path, "--by", "model", "--group", "leads") == by_model
+    assert lines(path, "--model", "opus") == [["ada", *by_model[2][1:]]]
+    assert lines(path, "--model", "haiku", "--principal", "bob") == [
+        ["bob", 1, 0, 5, 6, 0, 0, None, 1, 0]
+    ]
+    totals = usage(path, "--by", "model").splitlines()[5].split()
+    assert totals == ["total", "2", "0", "32", "56", "10", "12", "$1.00000001", "1", "0"]
+
+
+def test_ledger_of_the_first_version_is_brought_up_to_date(path: Path) -> None:
+    with (
+        Database(path, SCHEMA[:1], name="ledger") as opened,
+        opened.transaction() as connection,
+    ):
+        names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
+        values = dict.fromkeys(names, 0) | {"model": "old", "input_tokens": 7, "cost_nanos": 9}
+        connection.execute(
+            f"INSERT INTO requests ({', '.join(map(repr, values))}) "
+            f"VALUES ({', '.join('?' for _ in values)})",
+            list(values.values()),
+        )
+    with ledger(path) as opened, opened.transaction() as connection:
+        insert([replace(RECORD, model="new", usage=ADVISED, cost=1_000_000_010)], connection)
+    assert [(line[0], line[3], line[7]) for line in lines(path, "--by", "model")] == [
+        ("haiku", 5, "0.000000003"),
+        ("new", 1, "0.000000007"),
+        ("old", 7, "0.000000009"),
+        ("opus", 20, "1.00"),
     ]
 
 
@@ -795,7 +858,7 @@ def test_several_groupings(filled: Path) -> None:
 def test_an_empty_ledger_has_a_total_of_nothing(path: Path) -> None:
     with ledger(path):
         pass
-    assert usage(path).splitlines()[1].split() == ["total", *"000000", "0.00", "0", "0"]
+    assert usage(path).splitlines()[1].split() == ["total", *"000000", "$0.00", "0", "0"]
     assert lines(path) == []
 
 
@@ -834,10 +897,6 @@ async def test_it_reads_while_the_proxy_writes(
         "output_tokens": sum(row["output_tokens"] for row in rows(path)),
         "cost_usd": usd(sum(row["cost_nanos"] for row in rows(path))),
     }
-
-
-def usd(nanos: int) -> str:
-    return f"{nanos / 1_000_000_000:.6f}".rstrip("0")
 
 
 def test_reading_changes_nothing(filled: Path) -> None:
