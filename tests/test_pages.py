@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -601,6 +602,19 @@ async def test_a_page_that_takes_too_long_is_unavailable(
     assert re.search("'slow' failed in pages .*no answer in 0.05 s", caplog.text)
     assert proxy.server.status().plugin_failures == {"slow": 1}
     assert not gate.answered
+
+
+async def test_page_that_blocks_is_named_and_unavailable(
+    start_proxy: StartProxy, raw: OpenRaw, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serve(_: PageRequest) -> PageAnswer:
+        time.sleep(0.1)
+        return PageAnswer(b"{}")
+
+    await start_proxy(plugins={"slow": Pages(Page("/slow", serve))}, PLUGIN_TIMEOUT=0.05)
+    assert (await ask(raw, "/slow")).status == 503
+    assert "'slow' failed in pages" in caplog.text
+    assert "PLUGIN_TIMEOUT is 0.05" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import gc
 import logging
 import sys
 import textwrap
+import time
 import traceback
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from tornadoproxy import (
     Outcome,
     Page,
     PageAnswer,
+    Permit,
     RequestRecord,
     Setting,
     Settings,
@@ -36,6 +39,7 @@ from tornadoproxy import (
     parsers,
 )
 from tornadoproxy.errors import ClientError, Overloaded, PluginFailed
+from tornadoproxy.permits import Permits
 from tornadoproxy.plugin_finder import PluginInfo
 from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import PLUGIN_TIMEOUT
@@ -888,10 +892,6 @@ def test_a_plugins_refusal_ends_the_asking(kind: type[Answers], refused: ClientE
     assert second.asked == 0
 
 
-class NotQuiteAnIdentity(Identity, frozen=True):
-    pass
-
-
 RUBBISH = [
     True,
     "me",
@@ -900,7 +900,11 @@ RUBBISH = [
     Identity(""),
     Identity(None),  # type: ignore[arg-type]  # what a careless plugin may answer
     Identity(7),  # type: ignore[arg-type]  # likewise
-    NotQuiteAnIdentity("me"),
+    Identity("me", anonymous="no"),  # type: ignore[arg-type]  # likewise
+    Identity("me", groups="interns"),  # type: ignore[arg-type]  # likewise
+    Identity("me", groups=["interns"]),  # type: ignore[arg-type]  # likewise
+    Identity("me", groups=("interns", 7)),  # type: ignore[arg-type]  # likewise
+    Identity("me", groups=("interns", "")),
     AuthenticationFailed("forgot to raise it"),
 ]
 
@@ -1003,15 +1007,139 @@ def test_a_late_answer_fails_closed_and_is_cancelled(
     assert CANARY not in caplog.text
 
 
-def test_the_deadline_is_for_the_whole_ask() -> None:
+@pytest.mark.parametrize(
+    ("identity", "said"),
+    [
+        (Identity(CANARY, groups=CANARY), "groups must be a tuple of texts, not a str"),  # type: ignore[arg-type]  # what a careless plugin may answer
+        (Identity(CANARY, groups=(CANARY, 7)), "groups must be texts that are not empty"),  # type: ignore[arg-type]  # likewise
+        (Identity(CANARY, anonymous=CANARY), "anonymous must be a bool, not a str"),  # type: ignore[arg-type]  # likewise
+        (Identity(b""), "principal must be a text that is not empty"),  # type: ignore[arg-type]  # likewise
+    ],
+)
+def test_identity_with_a_wrong_field_is_logged_without_values(
+    identity: Identity, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(PluginFailed):
+        ask(plugins_of(careless=Answers(identity)))
+    (message,) = caplog.messages
+    assert message.startswith("plugin 'careless' failed in authenticate")
+    assert message.endswith(f": its Identity's {said}")
+
+
+@pytest.mark.parametrize("kind", [Answers, AnswersLater])
+def test_identity_of_a_subclass_is_accepted_as_it_is(kind: type[Answers]) -> None:
+    class Employee(Identity, frozen=True):
+        desk: int = 0
+
+    identity = Employee("me", desk=7)
+    assert ask(plugins_of(a=kind(identity))) is identity
+
+
+def test_deadline_is_each_plugins_own(caplog: pytest.LogCaptureFixture) -> None:
     class Slow:
         @hookimpl
         async def authenticate(self, request: IncomingRequest) -> None:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
 
-    plugins = with_timeout(plugins_of(a=Slow(), b=Slow(), c=Answers(Identity("me"))), 0.3)
+    with pytest.raises(PluginFailed):
+        ask(with_timeout(plugins_of(a=Slow(), b=Hangs()), 0.3))
+    assert "plugin 'b' failed in authenticate" in caplog.text
+    assert caplog.text.endswith("no answer in 0.3 s\n")
+
+
+class Blocks:
+    """Holds the event loop for longer than ``PLUGIN_TIMEOUT`` in every hook."""
+
+    def __init__(self, answer: object = None) -> None:
+        self.answer = answer
+
+    def _block(self) -> Any:
+        time.sleep(0.03)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    @hookimpl
+    def authenticate(self) -> Any:
+        return self._block()
+
+    @hookimpl
+    def authorize(self) -> Any:
+        return self._block()
+
+    @hookimpl
+    def price(self) -> Any:
+        return self._block()
+
+    @hookimpl
+    def request_finished(self) -> Any:
+        return self._block()
+
+
+@pytest.mark.parametrize("answer", [Identity("me"), None, Denied("no")], ids=repr)
+def test_authenticate_that_blocks_is_named_and_does_not_count(
+    answer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins = with_timeout(plugins_of(blocks=Blocks(answer), z=Answers(Identity("me"))), 0.02)
     with pytest.raises(PluginFailed):
         ask(plugins)
+    assert plugins.refusals == {"blocks": 1}
+    assert "plugin 'blocks' failed in authenticate" in caplog.text
+    assert caplog.text.endswith("s, PLUGIN_TIMEOUT is 0.02\n")
+
+
+def test_async_authenticate_that_blocks_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    class BlocksLater:
+        @hookimpl
+        async def authenticate(self) -> Identity:
+            time.sleep(0.03)  # noqa: ASYNC251  # that is the mistake
+            return Identity("me")
+
+    with pytest.raises(PluginFailed):
+        ask(with_timeout(plugins_of(blocks=BlocksLater()), 0.02))
+    assert "plugin 'blocks' failed in authenticate" in caplog.text
+
+
+def test_authorize_that_blocks_is_refused_and_its_permit_settled() -> None:
+    settled: list[RequestRecord] = []
+    plugins = plugins_of(blocks=Blocks(Permit(settle=settled.append)), z=Answers(None))
+    permits = Permits(plugins.tell)
+    with pytest.raises(PluginFailed):
+        with_timeout(plugins, 0.02).authorize(REQUEST, Identity("me"), None, permits)
+    permits.settle(RECORD)
+    assert settled == [RECORD]
+
+
+def test_price_and_observers_that_block_are_counted() -> None:
+    plugins = with_timeout(plugins_of(blocks=Blocks(7)), 0.02)
+    assert plugins.price("claude", Usage(input_tokens=1)) is None
+    plugins.request_finished(RECORD)
+    plugins.tell("other", "settle", lambda _: time.sleep(0.03), RECORD)
+    assert plugins.failures == {"blocks": 2, "other": 1}
+
+
+class Later:
+    async def settle(self, record: RequestRecord) -> None: ...
+
+
+async def _settle_later(record: RequestRecord) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "settle", [_settle_later, partial(partial(_settle_later), RECORD), Later().settle]
+)
+def test_permit_with_an_async_settle_cannot_be_made(settle: Any) -> None:
+    with pytest.raises(ValueError, match="settle must not be async"):
+        Permit(settle=settle)
+
+
+def test_settle_that_answers_an_awaitable_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    plugins = plugins_of(a=Answers(None))
+    permits = Permits(plugins.tell)
+    permits.add("careless", Permit(settle=lambda record: _settle_later(record)))  # type: ignore[arg-type]  # the mistake
+    permits.settle(RECORD)
+    gc.collect()  # a coroutine that is never awaited would warn by now
+    assert "plugin 'careless' failed in settle" in caplog.text
 
 
 def test_the_core_waits_as_long_as_the_setting_says() -> None:
@@ -1193,6 +1321,13 @@ def test_a_startup_that_hangs_is_named_and_undoes_those_before(
         run(started(plugins))
     assert caught.value.faults == ("plugin 'slow' failed in startup: no answer in 0.01 s",)
     assert events == ["start a", "start b", "stop a"]
+
+
+def test_a_startup_that_blocks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tornadoproxy.pluginmanager.STARTUP_TIMEOUT", 0.01)
+    with pytest.raises(ConfigurationError) as caught:
+        run(started(plugins_of(slow=Lives("a", [], lambda: time.sleep(0.02)))))
+    assert caught.value.faults == ("plugin 'slow' failed in startup: no answer in 0.01 s",)
 
 
 def test_a_startup_may_complain_in_its_own_words() -> None:

@@ -6,6 +6,8 @@ Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -22,6 +24,14 @@ UNTOLD_OUTPUT = 32_000
 
 def _unknown(_model: str | None, _usage: Usage) -> None:
     return None
+
+
+def _is_async(function: object) -> bool:
+    # a tenth of what inspect.iscoroutinefunction takes, for each request
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & CO_COROUTINE)
 
 
 class ModelRequest(Struct, frozen=True):
@@ -70,13 +80,15 @@ class Permit(Struct, frozen=True):
         raises is logged. What was reserved is given back here.
     :param withheld_headers: prefixes, in lower case, of the names of the upstream's headers that
         this client does not get.
-    :raises ValueError: those are no such prefixes.
+    :raises ValueError: those are no such prefixes, or `settle` is async.
     """
 
     settle: Callable[[RequestRecord], None] | None = None
     withheld_headers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if _is_async(self.settle):
+            raise ValueError("settle must not be async: nothing awaits it, define it with def")
         if type(self.withheld_headers) is not tuple:
             raise ValueError("withheld_headers must be a tuple")
         for prefix in self.withheld_headers:

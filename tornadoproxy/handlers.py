@@ -280,7 +280,7 @@ class ExchangeHandler(BaseHandler):
         """The permits of this request, all of which are settled when it ends."""
         exchange = self.exchange
         if exchange.permits is None:
-            exchange.permits = Permits(self.gateway.plugins.count_failure)
+            exchange.permits = Permits(self.gateway.plugins.tell)
         return exchange.permits
 
     def admit(self) -> Awaitable[None] | None:

@@ -119,7 +119,7 @@ def authenticate(request: IncomingRequest) -> Awaitable[Identity | None] | Ident
     Runs for every request but the public ones (``/health``, ``/ready`` and the connection
     probes), when its head has been read and before its body is; nothing has gone upstream.
     ``request.candidates()`` are the credentials that it presents. Sync or async, within
-    ``PLUGIN_TIMEOUT`` seconds.
+    ``PLUGIN_TIMEOUT`` seconds for each plugin; a sync one that blocks for longer is too late, too.
 
     - An `Identity`: accepted; no other plugin is asked.
     - ``None``: not mine; the next plugin is asked. If all say so, the answer is the 401 of
@@ -138,7 +138,7 @@ def admit(request: IncomingRequest, identity: Identity) -> Awaitable[Permit | No
     Runs for every request that `authenticate` let in, when its head has been read and before its
     body is: the hook for limits of rate and concurrency, which a slow body must not get around.
     What the request asks of a model is not known yet; `authorize` is asked about that. Sync or
-    async, within ``PLUGIN_TIMEOUT`` seconds for all plugins together.
+    async, within ``PLUGIN_TIMEOUT`` seconds for each plugin.
 
     - ``None``: no objection; the next plugin is asked.
     - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,
@@ -158,7 +158,7 @@ def authorize(
     message or a chat completion asks for: those are decided when their body is there, up to
     32 MB of which is held in memory for it. For every other request it is ``None``, and the body
     has not been read. Nothing has gone upstream. Sync or async, within ``PLUGIN_TIMEOUT`` seconds
-    for all plugins together.
+    for each plugin.
 
     - ``None``: no objection; the next plugin is asked.
     - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote
 
@@ -24,7 +25,7 @@ from tornadoproxy.errors import (
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageAnswer, PageRequest
 from tornadoproxy.plugin_answers import discard, outcome
-from tornadoproxy.plugin_failures import OurOwnError
+from tornadoproxy.plugin_failures import OurOwnError, held_the_loop
 from tornadoproxy.settings import PLUGIN_TIMEOUT
 from tornadoproxy.target import check_target
 from tornadoproxy.upstream_handler import HELD_BODIES, no_room
@@ -155,15 +156,19 @@ class PageHandler(ExchangeHandler):
         """What the page answers, or what its client is told instead."""
         answer: object = None
         error: BaseException | None = None
+        timeout = self.gateway.settings[PLUGIN_TIMEOUT]
+        began = time.monotonic()
         try:
             answer = self._page.serve(request)
         except BaseException as raised:
             error = raised
         if inspect.isawaitable(answer):
-            answer, error = await outcome(answer, self.gateway.settings[PLUGIN_TIMEOUT])
+            answer, error = await outcome(answer, timeout)
+        elif (took := time.monotonic() - began) > timeout:
+            answer, error = None, held_the_loop(took, timeout)
         if isinstance(error, ProxyError) and 400 <= error.status <= 599:
             return None, error
-        if type(answer) is PageAnswer:
+        if isinstance(answer, PageAnswer):
             return answer, None
         late = isinstance(error, OurOwnError)
         if error is None:

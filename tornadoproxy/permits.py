@@ -11,20 +11,23 @@ if TYPE_CHECKING:
 
     from tornadoproxy.exchange import RequestRecord
 
+    Settle = Callable[[RequestRecord], None]
+    Tell = Callable[[str, str, Settle, RequestRecord], None]
+
 
 class Permits:
     """The permits of one request.
 
-    :param failed: told the plugin's name, the hook's, and what it raised.
+    :param tell: `Plugins.tell`, by which a permit's plugin learns that the request is over.
     :ivar withheld_headers: prefixes, in lower case, of the upstream's headers that do not go to
         the client.
     """
 
-    __slots__ = ("_failed", "_record", "_settlements", "withheld_headers")
+    __slots__ = ("_record", "_settlements", "_tell", "withheld_headers")
 
-    def __init__(self, failed: Callable[[str, str, BaseException], None]) -> None:
-        self._failed = failed
-        self._settlements: list[tuple[str, Callable[[RequestRecord], None]]] = []
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._settlements: list[tuple[str, Settle]] = []
         self._record: RequestRecord | None = None
         self.withheld_headers: tuple[str, ...] = ()
 
@@ -33,7 +36,7 @@ class Permits:
 
         If the request is over already, it is settled at once.
         """
-        if type(answer) is not Permit:
+        if not isinstance(answer, Permit):
             return False
         self.withheld_headers += answer.withheld_headers
         if answer.settle is None:
@@ -41,20 +44,12 @@ class Permits:
         if self._record is None:
             self._settlements.append((plugin, answer.settle))
         else:
-            self._settle(plugin, answer.settle, self._record)
+            self._tell(plugin, "settle", answer.settle, self._record)
         return True
 
     def settle(self, record: RequestRecord) -> None:
         """Tell that the request is over. Never raises."""
         self._record = record
         for plugin, settle in self._settlements:
-            self._settle(plugin, settle, record)
+            self._tell(plugin, "settle", settle, record)
         self._settlements.clear()
-
-    def _settle(
-        self, plugin: str, settle: Callable[[RequestRecord], None], record: RequestRecord
-    ) -> None:
-        try:
-            settle(record)
-        except BaseException as error:
-            self._failed(plugin, "settle", error)

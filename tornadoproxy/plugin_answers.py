@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from typing import TYPE_CHECKING
 
 from tornadoproxy.plugin_failures import OurOwnError
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 
 async def failure(function: Callable[[], object], seconds: float) -> BaseException | None:
     """What calling `function` ended with, and waiting for what it answers; ``None`` is well."""
+    began = time.monotonic()
     try:
         answer = function()
     except BaseException as error:
         return error
-    if not inspect.isawaitable(answer):
-        return None
-    _, failed = await outcome(answer, seconds)
-    return failed
+    if inspect.isawaitable(answer):
+        _, failed = await outcome(answer, seconds)
+        return failed
+    return _late(seconds) if time.monotonic() - began > seconds else None
 
 
 async def outcome(
@@ -36,15 +38,21 @@ async def outcome(
     :param late: told the result that comes after all.
     """
     task = asyncio.ensure_future(_ended(waiting))
+    began = time.monotonic()
     try:
         done, _ = await asyncio.wait((task,), timeout=seconds)
     finally:
         task.cancel()  # which does nothing to one that is done
-    if done:
+    # it may have been done by then, and have kept the loop from noticing that its time was over
+    if done and time.monotonic() - began <= seconds:
         return task.result()
     if late is not None:
         task.add_done_callback(lambda task: task.cancelled() or late(task.result()[0]))
-    return None, OurOwnError(f"no answer in {seconds:.3g} s")
+    return None, _late(seconds)
+
+
+def _late(seconds: float) -> OurOwnError:
+    return OurOwnError(f"no answer in {seconds:.3g} s")
 
 
 async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | None]:

@@ -18,6 +18,11 @@ class OurOwnError(Exception):
     """A plugin's failure that we found out, and whose text is ours."""
 
 
+def held_the_loop(seconds: float, timeout: float) -> OurOwnError:
+    """Return the failure of a plugin whose synchronous code ran for longer than it may."""
+    return OurOwnError(f"it held the event loop for {seconds:.3g} s, PLUGIN_TIMEOUT is {timeout:g}")
+
+
 class _WithheldError(Exception):
     """Stands in a log for an exception whose text is withheld; its own is the type's name."""
 

@@ -6,8 +6,8 @@ failing plugin keep the rest from running. Which plugins there are, and in which
 
 *Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other.
 It fails closed: a plugin that raises, answers nonsense or is late refuses the request, and the next
-is not asked.
-While all answer synchronously there is neither a coroutine nor a clock.
+is not asked. While all answer synchronously there is no coroutine. A hook that blocks is late as
+well: it keeps every client waiting, and its answer does not count.
 
 *Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
 
@@ -20,13 +20,13 @@ takes.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -41,7 +41,13 @@ from tornadoproxy.exchange import Identity
 from tornadoproxy.hookspecs import INACTIVE
 from tornadoproxy.pages import Page
 from tornadoproxy.plugin_answers import discard, failure, outcome
-from tornadoproxy.plugin_failures import OurOwnError, faults_of, log_failure, log_now_and_then
+from tornadoproxy.plugin_failures import (
+    OurOwnError,
+    faults_of,
+    held_the_loop,
+    log_failure,
+    log_now_and_then,
+)
 from tornadoproxy.plugin_finder import FoundPlugins, PluginCall, PluginInfo, find, in_order
 from tornadoproxy.settings import PLUGIN_TIMEOUT, Setting
 
@@ -119,7 +125,7 @@ class Plugins:
         self._page_makers = found.calls("pages")
         self._starters = found.calls("startup", "status")
         self._authenticators = found.calls("authenticate", "request")
-        self._admitters = found.calls("admit", "request", "identity")
+        self._admitters = found.calls("admit")
         self._authorizers = found.calls("authorize", "request", "identity", "model_request")
         self._pricers = found.calls("price", "model", "usage")
         self._observers = found.calls("request_finished", "record")
@@ -220,8 +226,8 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
-        identity = self._ask(_WHO, iter(self._authenticators), (request,), _vouches, None)
-        if type(identity) is Identity:
+        identity = self._ask(_WHO, iter(self._authenticators), (request,), _vouches)
+        if isinstance(identity, Identity):
             return identity
         if identity is None:
             raise request.authentication_failed()
@@ -237,7 +243,7 @@ class Plugins:
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
         asked = (request, identity)
-        return self._ask(_MAY_ENTER, iter(self._admitters), asked, permits.add, None)  # type: ignore[return-value]  # no answer counts
+        return self._ask(_MAY_ENTER, iter(self._admitters), asked, permits.add)  # type: ignore[return-value]  # no answer counts
 
     def authorize(
         self,
@@ -253,7 +259,7 @@ class Plugins:
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
         asked = (request, identity, model_request)
-        return self._ask(_MAY, iter(self._authorizers), asked, permits.add, None)  # type: ignore[return-value]  # no answer counts
+        return self._ask(_MAY, iter(self._authorizers), asked, permits.add)  # type: ignore[return-value]  # no answer counts
 
     def price(self, model: str | None, usage: Usage) -> int | None:
         """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known.
@@ -280,10 +286,14 @@ class Plugins:
         if model is None or (usage.input_tokens is None and usage.output_tokens is None):
             return None
         for plugin, ask in self._pricers:
+            began = monotonic()
             try:
                 cost = ask(model, usage)
             except BaseException as error:
                 self.count_failure(plugin, "price", error)
+                continue
+            if (took := monotonic() - began) > self._timeout:
+                self.count_failure(plugin, "price", held_the_loop(took, self._timeout))
                 continue
             if type(cost) is int and cost >= 0:
                 return cost
@@ -296,16 +306,28 @@ class Plugins:
 
     def request_finished(self, record: RequestRecord) -> None:
         """Tell what became of a request. Never raises."""
-        for plugin, tell in self._observers:
-            try:
-                answer = tell(record)
-            except BaseException as error:
-                self.count_failure(plugin, "request_finished", error)
-            else:
-                if answer is not None and inspect.isawaitable(answer):
-                    discard(answer)
-                    awaited = OurOwnError("an awaitable, which nobody awaits")
-                    self.count_failure(plugin, "request_finished", awaited)
+        for plugin, function in self._observers:
+            self.tell(plugin, "request_finished", function, record)
+
+    def tell(
+        self,
+        plugin: str,
+        hook: str,
+        function: Callable[[RequestRecord], object],
+        record: RequestRecord,
+    ) -> None:
+        """Call `function` with `record`; what goes wrong is `plugin`'s failure in `hook`."""
+        began = monotonic()
+        try:
+            answer = function(record)
+        except BaseException as error:
+            self.count_failure(plugin, hook, error)
+            return
+        if answer is not None and inspect.isawaitable(answer):
+            discard(answer)
+            self.count_failure(plugin, hook, OurOwnError("an awaitable, which nobody awaits"))
+        elif (took := monotonic() - began) > self._timeout:
+            self.count_failure(plugin, hook, held_the_loop(took, self._timeout))
 
     def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
         """Count that `plugin` failed in `hook` so that nothing came of it, and log it."""
@@ -318,7 +340,6 @@ class Plugins:
         remaining: Iterator[PluginCall],
         asked: tuple[object, ...],
         take: Callable[[str, object], bool],
-        deadline: float | None,
     ) -> object:
         """Ask those that remain.
 
@@ -326,11 +347,18 @@ class Plugins:
         :return: the first answer, if that counts; or an awaitable of what this would return.
         """
         for plugin, ask in remaining:
+            answer: object = None
+            failed: BaseException | None = None
+            began = monotonic()
             try:
                 answer = ask(*asked)
             except BaseException as error:
-                refusal = self._refusal(question, plugin, error)
-            else:
+                failed = error
+            if (took := monotonic() - began) > self._timeout:
+                take(plugin, answer)  # it may be a permit, whose end must be told
+                discard(answer)
+                failed = held_the_loop(took, self._timeout)
+            if failed is None:
                 if answer is None:
                     continue
                 if take(plugin, answer):
@@ -338,11 +366,10 @@ class Plugins:
                         return answer
                     continue
                 if inspect.isawaitable(answer):
-                    deadline = deadline or asyncio.get_running_loop().time() + self._timeout
-                    return self._ask_on(question, plugin, answer, remaining, asked, take, deadline)
-                refusal = self._refusal(question, plugin, _nonsense(question, answer))
+                    return self._ask_on(question, plugin, answer, remaining, asked, take)
+                failed = _nonsense(question, answer)
             # out here, so that the plugin's own exception does not come along as the context
-            raise refusal
+            raise self._refusal(question, plugin, failed)
         return None
 
     async def _ask_on(
@@ -353,12 +380,12 @@ class Plugins:
         remaining: Iterator[PluginCall],
         asked: tuple[object, ...],
         take: Callable[[str, object], bool],
-        deadline: float,
     ) -> object:
         """Wait for `plugin`'s answer, then ask those that remain."""
-        left = deadline - asyncio.get_running_loop().time()
         # what comes too late to count may still be a permit, whose end must be told
-        answer, error = await outcome(waiting, left, late=lambda answer: take(plugin, answer))
+        answer, error = await outcome(
+            waiting, self._timeout, late=lambda answer: take(plugin, answer)
+        )
         if error is not None:
             raise self._refusal(question, plugin, error)
         if answer is not None:
@@ -367,12 +394,12 @@ class Plugins:
                 raise self._refusal(question, plugin, _nonsense(question, answer))
             if question.first_counts:
                 return answer
-        more = self._ask(question, remaining, asked, take, deadline)
+        more = self._ask(question, remaining, asked, take)
         return await more if inspect.isawaitable(more) else more
 
     async def _awaited(self, request: IncomingRequest, waiting: object) -> Identity:
         identity = await waiting  # type: ignore[misc]  # `_ask` says that it is one
-        if type(identity) is Identity:
+        if isinstance(identity, Identity):
             return identity
         raise request.authentication_failed()
 
@@ -472,10 +499,28 @@ class Plugins:
 
 
 def _vouches(_plugin: str, answer: object) -> bool:
-    return type(answer) is Identity and isinstance(answer.principal, str) and bool(answer.principal)
+    return isinstance(answer, Identity) and _fault_of(answer) is None
+
+
+def _fault_of(identity: Identity) -> str | None:
+    """What is wrong with `identity`, in words without its values: they may be a credential."""
+    principal: object = identity.principal
+    anonymous: object = identity.anonymous
+    groups: object = identity.groups
+    if not isinstance(principal, str) or not principal:
+        return "its Identity's principal must be a text that is not empty"
+    if not isinstance(anonymous, bool):
+        return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
+    if not isinstance(groups, tuple):
+        return f"its Identity's groups must be a tuple of texts, not a {type(groups).__name__}"
+    if not all(isinstance(group, str) and group for group in groups):
+        return "its Identity's groups must be texts that are not empty"
+    return None
 
 
 def _nonsense(question: _Question, answer: object) -> OurOwnError:
+    if isinstance(answer, Identity) and (fault := _fault_of(answer)):
+        return OurOwnError(fault)
     return OurOwnError(f"its {type(answer).__name__} is neither None nor {question.answer}")
 
 

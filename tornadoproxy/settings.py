@@ -281,7 +281,7 @@ PLUGIN_TIMEOUT: Setting[float] = Setting(
     "PLUGIN_TIMEOUT",
     _timeout,
     default=10.0,
-    help="Seconds that the plugins may take to decide on a request; then it is answered 503.",
+    help="Seconds that a plugin may take to decide on a request; then it is answered 503.",
 )
 DISABLED_PLUGINS: Setting[tuple[str, ...]] = Setting(
     "DISABLED_PLUGINS",

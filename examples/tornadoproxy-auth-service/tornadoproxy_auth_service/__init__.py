@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
+import msgspec
 from tornado.httpclient import AsyncHTTPClient
 
 from tornadoproxy import (
@@ -68,6 +68,15 @@ CACHE_SECONDS: Setting[float] = Setting(
     default=30.0,
     help="Seconds for which a yes of the authentication service is remembered; 0 is not at all.",
 )
+
+
+class Answer(msgspec.Struct):
+    """What the service answers. A text where a list is asked for is no list of its letters."""
+
+    active: bool
+    sub: str = ""
+    groups: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+    exp: float = float("inf")
 
 
 class AuthService:
@@ -147,12 +156,13 @@ class AuthService:
             request_timeout=settings[TIMEOUT],
             follow_redirects=False,
         )
-        answer = json.loads(response.body)
-        if answer["active"] is not True:
+        answer = msgspec.json.decode(response.body, type=Answer)
+        if not answer.active:
             return None
-        identity = Identity(principal=answer["sub"], groups=tuple(answer.get("groups", ())))
-        until = min(time.time() + settings[CACHE_SECONDS], answer.get("exp", float("inf")))
-        self._remember(key, identity, until)
+        if not answer.sub:
+            raise ValueError("the service names nobody")
+        identity = Identity(principal=answer.sub, groups=answer.groups)
+        self._remember(key, identity, min(time.time() + settings[CACHE_SECONDS], answer.exp))
         return identity
 
     def _remember(self, key: bytes, identity: Identity, until: float) -> None:

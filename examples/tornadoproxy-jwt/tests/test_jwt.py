@@ -214,6 +214,7 @@ async def test_what_looks_like_a_jwt_and_is_none_gets_nobody_in(
         ({"sub": ""}, "not valid here"),
         ({"sub": 5}, "not valid here"),
         ({"groups": "staff"}, "not valid here"),
+        ({"groups": ["staff", None]}, "not valid here"),
     ],
     ids=str,
 )

@@ -70,4 +70,6 @@ class TokenReader:
         groups = claims.get(self.groups_claim, [])
         if not claims["sub"] or not isinstance(groups, list):
             raise jwt.InvalidTokenError
-        return Identity(principal=claims["sub"], groups=tuple(map(str, groups)))
+        if not all(isinstance(group, str) and group for group in groups):
+            raise jwt.InvalidTokenError
+        return Identity(principal=claims["sub"], groups=tuple(groups))
