@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tornadoproxy_access_log
 from msgspec.structs import replace
 from tornadoproxy_access_log import ACCESS_LOG, ACCESS_LOG_FORMAT, AccessLog, json_line, text_line
 
@@ -439,9 +438,3 @@ def dropped_lines(notice: bytes, form: str) -> int:
     matched = re.fullmatch(rb"\S+Z (\d+) lines of this log were dropped", notice)
     assert matched
     return int(matched[1])
-
-
-def test_each_proxy_has_a_log_of_its_own() -> None:
-    assert tornadoproxy_access_log.plugin is not tornadoproxy_access_log.plugin
-    with pytest.raises(AttributeError, match="has no attribute 'plugni'"):
-        tornadoproxy_access_log.plugni  # noqa: B018  # to look it up is all

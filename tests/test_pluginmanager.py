@@ -12,7 +12,8 @@ import traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import distributions
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from tornado.httputil import HTTPHeaders
@@ -341,20 +342,113 @@ def test_no_authenticator_among_the_active_ends_the_start() -> None:
     assert "install a package" in fault
 
 
-def test_a_forgotten_decorator_is_refused() -> None:
-    class Undecorated:
-        def authenticate(self, request: IncomingRequest) -> None: ...
-
-    assert "@tornadoproxy.hookimpl" in refusal(Undecorated())
+@pytest.mark.parametrize("plugin", [None, lambda: None, 7])
+def test_what_has_no_hook_is_refused(plugin: object) -> None:
+    assert "module or a class whose functions are marked" in refusal(plugin)
 
 
-def test_nothing_and_a_function_are_refused() -> None:
-    assert "a module or an instance" in refusal(None)
-    assert "a module or an instance" in refusal(lambda: None)
+def test_load_class_or_factory_makes_a_plugin_for_each_proxy() -> None:
+    class Counts(Answers):
+        made: ClassVar = 0
+
+        def __init__(self, answer: object = None) -> None:
+            super().__init__(answer)
+            Counts.made += 1
+
+    for _ in range(2):
+        names = [info.name for info in plugins_of(a=Counts, b=lambda: Counts()).describe()]
+        assert names == ["a", "b"]
+    assert Counts.made == 4
 
 
-def test_a_class_is_refused() -> None:
-    assert "an instance of it" in refusal(Answers)
+def test_load_class_that_takes_arguments_is_refused() -> None:
+    assert "its class must take no arguments, but it is missing" in refusal(Answers)
+    assert "its function must take no arguments" in refusal(lambda settings: settings)
+
+
+def test_load_one_hook_instead_of_its_module_is_refused() -> None:
+    @hookimpl
+    def authenticate() -> None: ...
+
+    assert "it is one hook" in refusal(authenticate)
+
+
+def takes(*arguments: str) -> Callable[..., None]:
+    """A function whose signature is `arguments`, as written."""
+    names: dict[str, Any] = {}
+    exec(f"def function({', '.join(arguments)}): ...", names)
+    made: Callable[..., None] = names["function"]
+    return made
+
+
+NOT_MARKED = "is not marked: put @tornadoproxy.hookimpl above it"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("authorize", ["request"], f"its authorize {NOT_MARKED}"),
+        ("settings_finished", ["record"], None),
+        ("request_finished", ["anything"], f"its request_finished {NOT_MARKED}"),
+        ("authorise", ["request", "identity"], "its authorise is nearly the hook authorize"),
+        ("authorise", [], "the hook authorize"),
+        ("requests_finished", ["record"], "the hook request_finished"),
+        ("on_request_finished", ["record"], "the hook request_finished"),
+        ("start_up", [], "the hook startup"),
+        ("shut_down", [], "the hook shutdown"),
+        ("authenticate_request", ["request"], None),  # the hook itself is there
+        ("authenticated", ["request"], None),
+        ("authorise", ["token"], None),  # a helper takes what it needs
+        ("page", ["request"], None),
+        ("admin", ["request"], None),
+        ("prices", [], None),
+        ("start", [], None),
+        ("stop", [], None),
+        ("reload", ["settings"], None),
+        ("_authorise", ["request"], None),
+    ],
+)
+@pytest.mark.parametrize("kind", [ModuleType, SimpleNamespace], ids=["module", "object"])
+def test_load_near_miss_of_a_hook_is_refused(
+    name: str, arguments: list[str], said: str | None, kind: Any
+) -> None:
+    plugin: Any = kind("acme") if kind is ModuleType else kind()
+    plugin.authenticate = hookimpl(takes("request"))
+    setattr(plugin, name, takes(*arguments))
+    if said is None:
+        assert plugins_of(a=plugin).describe()[0].hooks == ("authenticate",)
+    else:
+        assert said in refusal(plugin)
+
+
+def test_load_near_miss_is_refused_where_the_hook_is_missing() -> None:
+    plugin = SimpleNamespace(
+        authenticate_request=takes("request"), price=hookimpl(takes("model", "usage"))
+    )
+    assert "nearly the hook authenticate" in refusal(plugin)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["request", "identity=None"], "would not be given identity=None"),
+        (["*", "request"], "would not be given request"),
+        (["*arguments"], "would not be given *arguments"),
+        (["request", "**others"], "would not be given **others"),
+        (["incoming"], "takes incoming"),
+    ],
+)
+def test_load_argument_that_the_hook_never_passes_is_refused(
+    arguments: list[str], said: str
+) -> None:
+    fault = refusal(SimpleNamespace(authorize=hookimpl(takes(*arguments))))
+    assert f"its authorize {said}" in fault
+    assert "the hook offers request, identity, model_request" in fault
+
+
+def test_load_argument_of_a_hook_without_any_is_refused() -> None:
+    fault = refusal(SimpleNamespace(pages=hookimpl(takes("settings"))))
+    assert "the hook offers no arguments" in fault
 
 
 def test_one_object_under_two_names_is_refused() -> None:
@@ -379,16 +473,6 @@ def test_a_hook_that_may_not_exist_is_allowed_if_it_says_so() -> None:
 
     (info,) = plugins_of(future=FromTheFuture(None)).describe()
     assert info.hooks == ("authenticate",)
-
-
-def test_an_unknown_argument_is_refused() -> None:
-    class WrongArgument:
-        @hookimpl
-        def authenticate(self, incoming: IncomingRequest) -> None: ...
-
-    fault = refusal(WrongArgument())
-    assert "'incoming'" in fault
-    assert "authenticate" in fault
 
 
 def test_wrappers_are_refused() -> None:

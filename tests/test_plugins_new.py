@@ -96,7 +96,7 @@ class TestThePackage:
         assert project["name"] == "tornadoproxy-team-budget"
         assert project["dependencies"] == [f"tornadoproxy>={__version__}"]
         assert project["entry-points"]["tornadoproxy"] == {
-            "team_budget": "tornadoproxy_team_budget:plugin"
+            "team_budget": "tornadoproxy_team_budget:Plugin"
         }
         assert project["optional-dependencies"]["test"] == ["tornadoproxy[test]"]
 
@@ -108,7 +108,7 @@ class TestThePackage:
             shown.stdout,
             re.MULTILINE,
         )
-        listed = shown.stdout.partition("\nteam_budget (tornadoproxy_team_budget:plugin)\n")[2]
+        listed = shown.stdout.partition("\nteam_budget (tornadoproxy_team_budget:Plugin)\n")[2]
         assert "TEAM_BUDGET_MODELS  none  by default" in listed.partition("\n\n")[0]
 
     def test_its_tests_pass_as_they_are(self, package: Path, installed: str) -> None:

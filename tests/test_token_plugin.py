@@ -6,7 +6,6 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tornadoproxy_token
 from tornado.httputil import HTTPHeaders
 from tornadoproxy_token import ALLOW_ANONYMOUS, AUTH_TOKEN, AUTH_TOKEN_FILE, TokenAuthenticator
 
@@ -291,9 +290,3 @@ def test_it_is_asked_after_any_other_authenticator() -> None:
     assert [info.name for info in plugins.describe()] == ["zz_other", "token"]
     plugins.configure(settings(secrets(TOKEN)))
     assert plugins.authenticate(request(key("wrong"))) == Identity("other")
-
-
-def test_the_module_has_nothing_else_to_give() -> None:
-    assert tornadoproxy_token.plugin is not tornadoproxy_token.plugin
-    with pytest.raises(AttributeError, match="has no attribute 'plugni'"):
-        tornadoproxy_token.plugni  # noqa: B018  # to look it up is all

@@ -1,8 +1,9 @@
 """The plugin contract: each hook, when it runs, what is known by then, what an answer means.
 
-A plugin is a module or an instance with one or more functions marked `tornadoproxy.hookimpl`,
-named by an entry point in the group ``tornadoproxy``. The plugins of this project have no
-privilege over anyone else's. A function may take fewer arguments than its hook offers.
+A plugin is a module or an object with one or more functions marked `tornadoproxy.hookimpl`. An
+entry point in the group ``tornadoproxy`` names the module, or a class or a factory that is called
+without arguments and makes the object. The plugins of this project have no privilege over anyone
+else's. A function may take fewer arguments than its hook offers.
 
 There are three kinds of hook. *Deciding* hooks are asked one after the other, and fail closed: an
 exception, an answer of the wrong type or a deadline missed refuses the request. *Observing* hooks

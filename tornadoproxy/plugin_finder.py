@@ -1,13 +1,14 @@
 """Finds the installed plugins, and refuses those that cannot be used.
 
-pluggy names them, and finds and validates their hooks; what it lets through is examined here. An
-entry point that is wrong in any way is a fault: it may be the one that was to keep people out.
+pluggy marks their hooks and keeps them; which can be used is examined here. An entry point that is
+wrong in any way is a fault: it may be the one that was to keep people out.
 
 The order is the same everywhere: ``tryfirst``, then the others, then ``trylast``, each by name.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import inspect
 from dataclasses import dataclass, replace
@@ -18,15 +19,17 @@ import pluggy
 from tornadoproxy import hookspecs
 from tornadoproxy.arguments import COMMANDS
 from tornadoproxy.commands import Command
+from tornadoproxy.plugin_answers import discard
 from tornadoproxy.settings import CORE_SETTINGS, Setting
 from tornadoproxy.sources import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from importlib.metadata import EntryPoint
 
 _DECLARING = ("declare_settings", "commands", "pages")
 _SYNC_HOOKS = (*_DECLARING, "configure", "price", "request_finished")
+_PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +84,24 @@ class FoundPlugins:
         self._broken: list[PluginInfo] = []
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._hooks = tuple(
-            name
-            for name in vars(hookspecs)
+        self._hooks = {
+            name: tuple(inspect.signature(value).parameters)
+            for name, value in vars(hookspecs).items()
             if self._manager.parse_hookspec_opts(hookspecs, name) is not None
-        )
+        }
 
-    def calls(self, hook: str, *arguments: str) -> list[PluginCall]:
-        """The implementations of `hook` in the order asked; `arguments` are what it offers."""
+    def calls(self, hook: str) -> list[PluginCall]:
+        """Return the implementations of `hook` in the order asked, called with all it offers."""
         implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
         return [
-            PluginCall(each.plugin_name, _callable(each, arguments)) for each in implementations
+            PluginCall(each.plugin_name, _callable(each, self._hooks[hook]))
+            for each in implementations
         ]
 
     def described(self) -> tuple[PluginInfo, ...]:
         """The active plugins in the order asked, then the disabled, then the broken ones."""
-        asked = [plugin for plugin, _ in self.calls("authenticate", "request")]
+        asked = [plugin for plugin, _ in self.calls("authenticate")]
 
         def place(info: PluginInfo) -> tuple[int, str]:
             return asked.index(info.name) if info.name in asked else len(asked), info.name
@@ -118,7 +122,7 @@ class FoundPlugins:
     def load(self, point: EntryPoint) -> None:
         """Load and register one plugin; whatever is wrong with it becomes a fault."""
         try:
-            hooks = self._register(point.load(), point.name)
+            hooks = self._register(_made(point.load()), point.name)
             settings = self._declared_by(point.name)
             commands = self._offered_by(point.name)
         except _RefusedError as refused:
@@ -141,7 +145,7 @@ class FoundPlugins:
 
     def require_authenticator(self) -> None:
         """See that somebody authenticates; a fault before may be all that is in the way."""
-        if self.faults or self.calls("authenticate", "request"):
+        if self.faults or self.calls("authenticate"):
             return
         names = " ".join(info.name for info in self._disabled)
         self.faults.append(
@@ -151,47 +155,83 @@ class FoundPlugins:
         )
 
     def _register(self, plugin: object, name: str) -> tuple[str, ...]:
-        """Have pluggy validate and keep `plugin`, and refuse what pluggy lets through.
+        """Examine the hooks of `plugin`, and have pluggy keep them.
 
         :return: the names of the hooks that it implements.
         """
-        if inspect.isclass(plugin):
-            raise _RefusedError("it is a class: let the entry point name an instance of it")
         if self._manager.is_registered(plugin):
             raise _RefusedError("it is the same object as another plugin")
-        try:
-            self._manager.register(plugin, name)
-        except pluggy.PluginValidationError as error:
-            raise _RefusedError(f"it does not fit its hook: {_one_line(error)}") from None
-        implemented = [
-            (caller, implementation)
-            for caller in self._manager.get_hookcallers(plugin) or ()
-            for implementation in caller.get_hookimpls()
-            if implementation.plugin is plugin
-        ]
+        functions = dict(_functions(plugin))
+        marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in functions}
+        implemented = {
+            mark.get("specname") or function for function, mark in marks.items() if mark is not None
+        }
+        for function, mark in marks.items():
+            if mark is not None:
+                self._examine(mark.get("specname") or function, functions[function], mark)
+            elif not function.startswith("_"):
+                self._refuse_near_miss(function, functions[function], implemented)
         if not implemented:
             raise _RefusedError(
-                "it has no hook: let the entry point name a module or an instance, and mark its "
-                "functions with @tornadoproxy.hookimpl"
+                "it has no hook: let the entry point name a module or a class whose functions are "
+                "marked with @tornadoproxy.hookimpl"
             )
-        for caller, implementation in implemented:
-            self._examine(caller, implementation)
-        names = {caller.name for caller, _ in implemented}
-        return tuple(hook for hook in self._hooks if hook in names)
+        self._manager.register(plugin, name)
+        return tuple(hook for hook in self._hooks if hook in implemented)
 
-    def _examine(self, caller: pluggy.HookCaller, implementation: pluggy.HookImpl) -> None:
-        hook, function = caller.name, implementation.function
-        if not caller.has_spec():
-            if not implementation.optionalhook:
+    def _refuse_near_miss(
+        self, name: str, function: Callable[..., object], implemented: Collection[str]
+    ) -> None:
+        """Refuse a function that its author takes for a hook, and that would never be called.
+
+        It has a hook's name, or it is called much like a hook that the plugin lacks and takes only
+        what that hook offers: a helper seldom does both. One that takes nothing has to be named
+        more alike. Short names are too near to ordinary words, as admit is to admin.
+        """
+        if name in self._hooks:
+            raise _RefusedError(
+                f"its {name} is not marked: put @tornadoproxy.hookimpl above it, or rename it if "
+                "it is not the hook"
+            )
+        lacking = [hook for hook in self._hooks if hook not in implemented and len(hook) > 5]
+        try:
+            taken = set(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return  # written in C, which no hook is
+        cutoff = 0.75 if taken else 0.85
+        for hook in difflib.get_close_matches(name, lacking, n=1, cutoff=cutoff):
+            if taken <= set(self._hooks[hook]):
+                raise _RefusedError(
+                    f"its {name} is nearly the hook {hook}: rename it to {hook} and put "
+                    "@tornadoproxy.hookimpl above it, or begin its name with an underscore"
+                )
+
+    def _examine(
+        self, hook: str, function: Callable[..., object], mark: Mapping[str, object]
+    ) -> None:
+        if hook not in self._hooks:
+            if not mark["optionalhook"]:
                 raise _RefusedError(f"there is no hook {hook}{nearest(hook, self._hooks)}")
-        elif implementation.wrapper or implementation.hookwrapper:
+            return
+        if mark["wrapper"] or mark["hookwrapper"]:
             raise _RefusedError(f"its {hook} is a wrapper: hooks are not wrapped here")
-        elif inspect.isasyncgenfunction(function) or (
+        if inspect.isasyncgenfunction(function) or (
             inspect.isgeneratorfunction(function) and hook not in _DECLARING
         ):
             raise _RefusedError(f"its {hook} is a generator: let it return, not yield")
-        elif hook in _SYNC_HOOKS and inspect.iscoroutinefunction(function):
+        if hook in _SYNC_HOOKS and inspect.iscoroutinefunction(function):
             raise _RefusedError(f"its {hook} is async: nothing awaits it, define it without async")
+        offered = self._hooks[hook]
+        for argument in inspect.signature(function).parameters.values():
+            if argument.default is not argument.empty or argument.kind not in _PASSED:
+                raise _RefusedError(
+                    f"its {hook} would not be given {argument}: take it by its plain name, without "
+                    f"a default and without a *; the hook offers {_listed(offered)}"
+                )
+            if argument.name not in offered:
+                raise _RefusedError(
+                    f"its {hook} takes {argument.name}, but the hook offers {_listed(offered)}"
+                )
 
     def _declared_by(self, plugin: str) -> list[Setting[Any]]:
         declared: list[Setting[Any]] = self._answered("declare_settings", plugin)
@@ -227,8 +267,7 @@ class FoundPlugins:
         for name, ask in self.calls(hook):
             if name == plugin:
                 answer = ask()
-                if inspect.iscoroutine(answer):
-                    answer.close()  # lest Python warn of it
+                discard(answer)
                 answered += answer
         return answered
 
@@ -291,6 +330,36 @@ def _info(
 
 def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else f"({point.value})"
+
+
+def _made(named: object) -> object:
+    """Return the plugin: what a class or a factory makes, else what the entry point names."""
+    if not (inspect.isclass(named) or inspect.isroutine(named)):
+        return named
+    kind = "class" if inspect.isclass(named) else "function"
+    if hasattr(named, f"{hookspecs.PROJECT}_impl"):
+        raise _RefusedError("it is one hook: let the entry point name its module or class")
+    try:
+        inspect.signature(named).bind()
+    except TypeError as error:
+        raise _RefusedError(
+            f"its {kind} must take no arguments, but it is {_one_line(error)}: give that a default"
+        ) from None
+    made = named()
+    discard(made)
+    return made
+
+
+def _functions(plugin: object) -> Iterator[tuple[str, Callable[..., object]]]:
+    """Yield the functions and methods of `plugin` by name, without running its properties."""
+    for name in dir(plugin):
+        value = inspect.getattr_static(plugin, name, None)
+        if isinstance(value, classmethod) or (callable(value) and not inspect.isclass(value)):
+            yield name, getattr(plugin, name)
+
+
+def _listed(arguments: tuple[str, ...]) -> str:
+    return ", ".join(arguments) or "no arguments"
 
 
 def _callable(implementation: pluggy.HookImpl, arguments: tuple[str, ...]) -> Callable[..., Any]:

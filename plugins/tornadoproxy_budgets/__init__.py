@@ -141,12 +141,8 @@ class Budgets:
         return self._api
 
 
-def __getattr__(name: str) -> Budgets:
-    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
-    # have different budgets
-    if name == "plugin":
-        return Budgets()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what the entry point names: each proxy makes one of its own
+plugin = Budgets
 
 
 def _admin_keys(settings: Settings) -> AdminKeys:

@@ -125,12 +125,8 @@ class Keys:
         return self._gate
 
 
-def __getattr__(name: str) -> Keys:
-    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
-    # have different keys
-    if name == "plugin":
-        return Keys()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what the entry point names: each proxy makes one of its own
+plugin = Keys
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -115,12 +115,8 @@ class PrometheusMetrics:
         return PageAnswer(body, content_type)
 
 
-def __getattr__(name: str) -> PrometheusMetrics:
-    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
-    # have different figures
-    if name == "plugin":
-        return PrometheusMetrics()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what the entry point names: each proxy makes one of its own
+plugin = PrometheusMetrics
 
 
 def _figures(path: str) -> Figures:

@@ -137,12 +137,8 @@ class OpenTelemetry:
         await asyncio.to_thread(self._tracing.close)
 
 
-def __getattr__(name: str) -> OpenTelemetry:
-    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
-    # report to different collectors
-    if name == "plugin":
-        return OpenTelemetry()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what the entry point names: each proxy makes one of its own
+plugin = OpenTelemetry
 
 
 def _require_library() -> None:

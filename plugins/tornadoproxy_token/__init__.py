@@ -89,12 +89,8 @@ class TokenAuthenticator:
         return user
 
 
-def __getattr__(name: str) -> TokenAuthenticator:
-    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
-    # have different tokens
-    if name == "plugin":
-        return TokenAuthenticator()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what the entry point names: each proxy makes one of its own
+plugin = TokenAuthenticator
 
 
 def _tokens(settings: Settings) -> tuple[Secret, ...]:

@@ -103,12 +103,8 @@ class Pricer:
         )
 
 
-def __getattr__(name: str) -> Pricer:
-    # the entry point names ``plugin``: a fresh one each time, since two proxies in one process
-    # have different prices
-    if name == "plugin":
-        return Pricer()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what the entry point names: each proxy makes one of its own
+plugin = Pricer
 
 
 def _prices(settings: Settings) -> Prices:

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tornadoproxy_budgets
 from anthropic import AsyncAnthropic, RateLimitError
 from openai import AsyncOpenAI
 from openai import RateLimitError as OpenAIRateLimitError
@@ -819,9 +818,3 @@ async def test_admin_keys_change_on_sighup_and_the_file_does_not(
     assert (await ask(raw, b"", path=LIMITS, method="GET", who="x" * 32)).status == 200
     with pytest.raises(ConfigurationError, match="BUDGETS_DB has changed"):
         proxy.reload(BUDGETS_DB=tmp_path / "another.db")
-
-
-def test_each_proxy_has_its_own() -> None:
-    assert tornadoproxy_budgets.plugin is not tornadoproxy_budgets.plugin
-    with pytest.raises(AttributeError, match="no attribute 'plugins'"):
-        _ = tornadoproxy_budgets.plugins

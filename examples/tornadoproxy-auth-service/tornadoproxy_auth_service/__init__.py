@@ -170,10 +170,3 @@ class AuthService:
         while len(self._remembered) >= MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]  # the oldest
         self._remembered[key] = (identity, until)
-
-
-def __getattr__(name: str) -> AuthService:
-    # a fresh one for each proxy: two in one process ask different services
-    if name == "plugin":
-        return AuthService()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -130,10 +130,3 @@ class Authorizer:
                 del self._in_flight[principal]  # or it would grow with everybody who ever came
 
         return Permit(settle=settle)
-
-
-def __getattr__(name: str) -> Authorizer:
-    # a fresh one for each proxy: two in one process count apart
-    if name == "plugin":
-        return Authorizer()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -173,13 +173,6 @@ class BatchLogger:
             _logger.error("BATCH_LOG_URL: %d records are lost by now: %s", self._lost, why)
 
 
-def __getattr__(name: str) -> BatchLogger:
-    # a fresh one for each proxy: two in one process have different queues
-    if name == "plugin":
-        return BatchLogger()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def _lines(batch: list[RequestRecord]) -> bytes:
     return b"".join(json.dumps(msgspec.to_builtins(record)).encode() + b"\n" for record in batch)
 

@@ -177,7 +177,7 @@ def test_it_is_listed_as_the_one_that_authenticates(tmp_path: Path, people_file:
 
     rows = [line.split() for line in shown]
     assert rows[1][:3] == ["1", "people", "tornadoproxy-example-auth"]
-    details = shown[shown.index("people (tornadoproxy_example_auth:plugin)") :]
+    details = shown[shown.index("people (tornadoproxy_example_auth:PeopleAuthenticator)") :]
     assert "authenticate" in details[1]
     assert [row[1] for row in rows if "disabled" in row] == ["token"]
 

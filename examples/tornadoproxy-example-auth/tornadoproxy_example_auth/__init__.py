@@ -66,10 +66,6 @@ class PeopleAuthenticator:
         return None  # no credential at all: perhaps another plugin knows this request
 
 
-# one for the process, which runs one proxy
-plugin = PeopleAuthenticator()
-
-
 def _hash(token: Secret) -> str:
     return hashlib.sha256(token.reveal()).hexdigest()
 

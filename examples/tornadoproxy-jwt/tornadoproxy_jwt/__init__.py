@@ -149,10 +149,3 @@ class JWTAuthenticator:
     async def shutdown(self) -> None:
         if self._keys is not None:
             await self._keys.close()
-
-
-def __getattr__(name: str) -> JWTAuthenticator:
-    # a fresh one for each proxy: two in one process have different providers
-    if name == "plugin":
-        return JWTAuthenticator()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
