@@ -342,7 +342,9 @@ async def test_a_name_is_tried_at_each_of_its_addresses(
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", upstream.port, 0, 0)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", upstream.port)),
     ]
-    proxy = await start_proxy(UPSTREAM_BASE_URL=f"http://both.example:{upstream.port}")
+    proxy = await start_proxy(
+        UPSTREAM_BASE_URL=f"http://both.example:{upstream.port}", UPSTREAM_ALLOW_CLEARTEXT="yes"
+    )
     connection = await raw(proxy)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
     await connection.send(GET)
@@ -355,7 +357,9 @@ async def test_a_name_that_nobody_knows_is_502_at_once(
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    proxy = await start_proxy(UPSTREAM_BASE_URL="http://nothing.invalid")
+    proxy = await start_proxy(
+        UPSTREAM_BASE_URL="http://nothing.invalid", UPSTREAM_ALLOW_CLEARTEXT="yes"
+    )
     connection = await raw(proxy)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     async with asyncio.timeout(1):

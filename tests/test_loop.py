@@ -89,7 +89,10 @@ async def test_one_that_reaches_itself_by_another_name_answers_508(
 ) -> None:
     """Whatever the upstream's key is: that it is no token of the proxy would tell nobody why."""
     await start_proxy(
-        PORT=port, UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}", UPSTREAM_API_KEY=key
+        PORT=port,
+        UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}",
+        UPSTREAM_ALLOW_CLEARTEXT="yes",
+        UPSTREAM_API_KEY=key,
     )
     connection = await raw()
     await connection.send(data)
@@ -115,7 +118,9 @@ async def test_two_that_lead_to_each_other_answer_508(
 async def test_a_chat_in_a_loop_is_508_in_the_openai_shape(
     start_proxy: StartProxy, raw: OpenRaw, port: int
 ) -> None:
-    await start_proxy(PORT=port, UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}")
+    await start_proxy(
+        PORT=port, UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}", UPSTREAM_ALLOW_CLEARTEXT="yes"
+    )
     connection = await raw()
     body = b'{"model":"claude-sonnet-5-5","messages":[{"role":"user","content":"Hi"}]}'
     await connection.send(

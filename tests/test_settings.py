@@ -34,6 +34,7 @@ from tornadoproxy.settings import (
     TLS_CERT,
     TLS_KEY,
     TRUSTED_PROXIES,
+    UPSTREAM_ALLOW_CLEARTEXT,
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_AUTH_SCHEME,
@@ -850,7 +851,7 @@ class TestContradictions:
         assert "`python -m tornadoproxy demo`" in fault
 
     def test_another_upstream_needs_no_key(self) -> None:
-        url = parsers.base_url("http://gateway.example")
+        url = parsers.base_url("https://gateway.example")
         assert contradictions(Settings.defaults().replace({UPSTREAM_BASE_URL: url})) == ()
 
     def test_two_keys(self) -> None:
@@ -912,14 +913,36 @@ class TestContradictions:
         ("host", "upstream"),
         [
             ("127.0.0.1", "http://127.0.0.1:8001"),
-            ("127.0.0.1", "http://10.0.0.1:8000"),
+            ("127.0.0.1", "https://10.0.0.1:8000"),
             ("10.0.0.1", "http://127.0.0.1:8000"),
-            ("0.0.0.0", "http://gateway.example:8000"),
+            ("0.0.0.0", "https://gateway.example:8000"),
         ],
     )
     def test_an_upstream_that_is_another(self, host: str, upstream: str) -> None:
         settings = self.KEYED.replace({HOST: host, UPSTREAM_BASE_URL: parsers.base_url(upstream)})
         assert contradictions(settings) == ()
+
+    @pytest.mark.parametrize(
+        ("upstream", "is_refused"),
+        [
+            ("http://gateway.example", True),
+            ("http://10.0.0.1:4000", True),
+            ("http://litellm:4000/v", True),
+            ("http://[fd00::1]", True),
+            ("http://localhost.example", True),
+            ("https://gateway.example", False),
+            ("http://localhost:4000", False),
+            ("http://127.0.0.9:4000", False),
+            ("http://[::1]:4000", False),
+        ],
+    )
+    def test_cleartext_upstream_elsewhere_takes_a_word(
+        self, upstream: str, is_refused: bool
+    ) -> None:
+        settings = self.KEYED.replace({UPSTREAM_BASE_URL: parsers.base_url(upstream)})
+        faults = contradictions(settings)
+        assert ["UPSTREAM_ALLOW_CLEARTEXT=yes" in fault for fault in faults] == [True] * is_refused
+        assert contradictions(settings.replace({UPSTREAM_ALLOW_CLEARTEXT: True})) == ()
 
 
 class TestSettings:

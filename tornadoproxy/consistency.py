@@ -11,6 +11,7 @@ from tornadoproxy.settings import (
     PORT,
     TLS_CERT,
     TLS_KEY,
+    UPSTREAM_ALLOW_CLEARTEXT,
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_BASE_URL,
@@ -66,14 +67,20 @@ def _of_upstream_key(settings: Settings) -> Iterator[str]:
 
 
 def _of_upstream(settings: Settings) -> Iterator[str]:
-    upstream = settings[UPSTREAM_BASE_URL]
-    if upstream.port != settings[PORT]:
-        return
-    own = settings[HOST]
-    if upstream.host == own or (_on_this_machine(upstream.host) and _on_this_machine(own)):
+    upstream, own = settings[UPSTREAM_BASE_URL], settings[HOST]
+    is_local = _on_this_machine(upstream.host)
+    is_own = upstream.host == own or (is_local and _on_this_machine(own))
+    if is_own and upstream.port == settings[PORT]:
         yield (
             f"UPSTREAM_BASE_URL is {upstream}, where this proxy itself listens: set it to the API, "
             "or set another PORT"
+        )
+    elif upstream.scheme == "http" and not (is_local or settings[UPSTREAM_ALLOW_CLEARTEXT]):
+        # private networks and container names are others' too: who listens there is not known
+        yield (
+            f"UPSTREAM_BASE_URL is {upstream}: the key and all messages would leave this machine "
+            "unencrypted; use https://, or set UPSTREAM_ALLOW_CLEARTEXT=yes if that network is "
+            "yours alone"
         )
 
 

@@ -141,6 +141,15 @@ UPSTREAM_BASE_URL: Setting[BaseURL] = Setting(
     default=BaseURL("https", "api.anthropic.com", 443),
     help="Where requests are relayed to. A path prefix is kept; /v1 is not part of it.",
 )
+UPSTREAM_ALLOW_CLEARTEXT: Setting[bool] = Setting(
+    "UPSTREAM_ALLOW_CLEARTEXT",
+    parsers.boolean,
+    default=False,
+    help=(
+        "Whether UPSTREAM_BASE_URL may be http:// to another machine or container: the key and all "
+        "messages cross that network unencrypted."
+    ),
+)
 UPSTREAM_API_KEY: Setting[Secret | None] = Setting(
     "UPSTREAM_API_KEY",
     parsers.secret,
@@ -396,6 +405,7 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     HOST,
     PORT,
     UPSTREAM_BASE_URL,
+    UPSTREAM_ALLOW_CLEARTEXT,
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_AUTH_SCHEME,
