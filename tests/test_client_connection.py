@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -181,14 +182,13 @@ async def test_malformed_heads_are_refused(
     "sent",
     [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b" \r\n\r\n",
         b"POST\r\n\r\n",
         b" POST /v1/messages HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\xff" * 100 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     ],
-    ids=["HTTP/2", "TLS", "a blank", "a word", "a blank first", "noise", "an answer"],
+    ids=["HTTP/2", "a blank", "a word", "a blank first", "noise", "an answer"],
 )
 async def test_what_is_no_request_at_all_is_refused(
     sent: bytes, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
@@ -199,6 +199,19 @@ async def test_what_is_no_request_at_all_is_refused(
     await ended(client)
     await check_serving(raw)
     assert not upstream.requests
+
+
+async def test_tls_on_plain_port_is_cut_and_logged_once(
+    raw: OpenRaw, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ssl.create_default_context()
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(2):
+                await raw(ssl=context)
+    (told,) = [each for each in caplog.messages if "TLS" in each]
+    assert told.startswith("a client at 127.0.0.1 speaks TLS, but this port does not: give it")
+    await check_serving(raw)
 
 
 @pytest.mark.parametrize("method", ["get", "Post", "FOO", "CONNECT", "TRACE", "M-SEARCH", "1"])

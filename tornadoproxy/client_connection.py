@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CR = 13
+_TLS_HANDSHAKE = 22  # the first byte of a client's hello (RFC 8446 §5.1)
 
 LINGER = 30.0
 """How long the rest of a request is read after its answer, in seconds."""
@@ -104,6 +105,9 @@ class Host(Protocol):
 
     def closed(self, connection: ClientConnection) -> None:
         """It is no more."""
+
+    def refused_tls(self, peer: Peer) -> None:
+        """A client has begun with TLS where none is spoken, and is cut off."""
 
 
 @lru_cache(1)
@@ -445,6 +449,10 @@ class ClientConnection(asyncio.Protocol):
         data = self._pending
         if data[0] == _CR:
             data = self._pending = data[blank_lines(data) :]
+        elif data[0] == _TLS_HANDSHAKE and self._peer.protocol == "http":
+            self._host.refused_tls(self._peer)
+            self.abort()
+            return False
         end = end_of_head(data, self._searched)
         if (end or len(data)) > self._host.max_head:
             self._refuse(head_too_large(data, self._host.max_head))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tornado.httputil import HTTPServerConnectionDelegate
 
+    from tornadoproxy.client_connection import Peer
     from tornadoproxy.state import Gateway
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Listener:
         self._is_accepting = False
         self._resuming: asyncio.TimerHandle | None = None
         self._complained_at = -_COMPLAINT_INTERVAL
+        self._told_of_tls = False
         self._answered = asyncio.Event()
         self._accept_again()
 
@@ -140,6 +142,16 @@ class Listener:
         self._idle.pop(connection, None)
         self._answered.set()
         self._free_a_place()
+
+    def refused_tls(self, peer: Peer) -> None:
+        """See `Host`. Logged once: a client that is set up like that tries again and again."""
+        if not self._told_of_tls:
+            self._told_of_tls = True
+            logger.warning(
+                "a client at %s speaks TLS, but this port does not: give it an http:// URL, or set "
+                "TLS_CERT and TLS_KEY (logged once)",
+                peer.remote_ip,
+            )
 
     # -- within
 
