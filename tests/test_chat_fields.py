@@ -68,6 +68,14 @@ TRANSLATED: dict[str, tuple[Json, Json]] = {
         {"output_config": {"format": {"type": "json_schema", "schema": {"type": "string"}}}},
     ),
     "reasoning_effort": ({"reasoning_effort": "low"}, {"output_config": {"effort": "low"}}),
+    "prompt_cache_options": (
+        {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    ),
+    "prompt_cache_retention": (
+        {"prompt_cache_retention": "24h"},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    ),
     "user": ({"user": "u"}, {"metadata": {"user_id": "u"}}),
     "safety_identifier": ({"safety_identifier": "u"}, {"metadata": {"user_id": "u"}}),
     "metadata": ({"metadata": {"user_id": "u"}}, {"metadata": {"user_id": "u"}}),

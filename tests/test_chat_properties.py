@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -289,10 +290,12 @@ def read_through(value: Any) -> None:  # Any: what pydantic has validated
             read_through(each)
 
 
-def translated(document: Json, able: Capabilities | None) -> Json:
+def translated(
+    document: Json, able: Capabilities | None = None, options: Options | None = None
+) -> Json:
     translation = chat_completions.translate_request(
         chat_completions.parse(json.dumps(document).encode()),
-        options=Options(models={"*": "claude-mapped"}),
+        options=options or Options(models={"*": "claude-mapped"}),
         capabilities=able,
     )
     body: Json = json.loads(translation.body)
@@ -304,6 +307,42 @@ def blocks_of(message: Json) -> list[Json]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def of_type(blocks: list[Json], *kinds: str) -> list[Json]:
+    return [block for block in blocks if block["type"] in kinds]
+
+
+def accept(body: Json) -> None:
+    """Assert what upstream asks of a request: its types, and what they cannot say."""
+    adapter = STREAMED if body.get("stream") else WHOLE
+    read_through(adapter.validate_python(copy.deepcopy(body)))
+    assert None not in body.values()
+    assert 0 <= body.get("temperature", 0) <= 1
+    assert not {"temperature", "top_p"} <= body.keys()
+    assert all(each.strip() for each in body.get("stop_sequences", ["x"]))
+    if body.get("thinking", {}).get("type") == "enabled":
+        assert 1024 <= body["thinking"]["budget_tokens"] < body["max_tokens"]
+    names = [tool["name"] for tool in body.get("tools", [])]
+    assert len(set(names)) == len(names)
+    messages = body["messages"]
+    assert len(messages) % 2, "the user speaks first and last"
+    ids: list[str] = []
+    for number, message in enumerate(messages):
+        assert message["role"] == ("assistant" if number % 2 else "user")
+        blocks = blocks_of(message)
+        assert all(block["text"].strip() for block in of_type(blocks, "text"))
+        assert all(block["signature"] for block in of_type(blocks, "thinking"))
+        assert all(block["data"] for block in of_type(blocks, "redacted_thinking"))
+        assert blocks[-1]["type"] not in ("thinking", "redacted_thinking")
+        results = [block["tool_use_id"] for block in of_type(blocks, "tool_result")]
+        called = of_type(blocks_of(messages[number - 1]) if number else [], "tool_use")
+        assert sorted(results) == sorted(block["id"] for block in called)
+        assert of_type(blocks[: len(results)], "tool_result") == blocks[: len(results)]
+        ids += [block["id"] for block in of_type(blocks, "tool_use")]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[a-zA-Z0-9_-]+", each) for each in ids)
+    assert names or not ids
+
+
 def test_the_types_refuse_what_is_wrong() -> None:
     """The test below has teeth: the types look into every message."""
     wrong = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": [{}]}]}
@@ -313,49 +352,13 @@ def test_the_types_refuse_what_is_wrong() -> None:
 
 @same_each_time
 @given(requests, abilities)
-def test_a_valid_request_becomes_one_that_anthropics_types_accept(
+def test_valid_request_becomes_one_that_upstream_accepts(
     document: Json, able: Capabilities | None
 ) -> None:
     body = translated(document, able)
-    adapter = STREAMED if body.get("stream") else WHOLE
-    read_through(adapter.validate_python(copy.deepcopy(body)))
-    assert "temperature" not in body or 0 <= body["temperature"] <= 1
-    assert None not in body.values()
-    assert all(each.strip() for each in body.get("stop_sequences", ["x"]))
-    if body.get("thinking", {}).get("type") == "enabled":
-        assert 1024 <= body["thinking"]["budget_tokens"] < body["max_tokens"]
+    accept(body)
     if able is not None and not able.forced_tools:
         assert body.get("tool_choice", {}).get("type") not in {"any", "tool"}
-
-
-@same_each_time
-@given(requests, abilities)
-def test_the_turns_are_those_of_a_conversation(document: Json, able: Capabilities | None) -> None:
-    body = translated(document, able)
-    messages = body["messages"]
-    for number, message in enumerate(messages):
-        assert message["role"] == ("assistant" if number % 2 else "user")
-        blocks = blocks_of(message)
-        assert blocks
-        assert all(block["text"].strip() for block in blocks if block["type"] == "text")
-        results = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
-        before = blocks_of(messages[number - 1]) if number else []
-        calls = [block["id"] for block in before if block["type"] == "tool_use"]
-        assert sorted(results) == sorted(calls)
-        # results come first in their turn
-        kinds = [block["type"] == "tool_result" for block in blocks]
-        assert kinds == sorted(kinds, reverse=True)
-    ids = [
-        block["id"]
-        for message in messages
-        for block in blocks_of(message)
-        if block["type"] == "tool_use"
-    ]
-    assert len(set(ids)) == len(ids)
-    if ids:
-        assert body["tools"]
-    if document["messages"][-1]["role"] != "assistant":
-        assert messages[-1]["role"] == "user"
 
 
 @same_each_time
@@ -724,3 +727,58 @@ def test_events_of_junk_are_translated_or_the_upstreams_fault(
             StreamTranslator(include_usage=True).feed(wire(events))
         except UpstreamProtocolError:
             continue
+
+
+# Answers that come back
+
+
+@st.composite
+def cut(draw: st.DrawFn, told: tuple[Json, list[Json]]) -> list[Json]:
+    """The events of an answer that reached its limit anywhere after its beginning."""
+    _, events = told
+    start = next(n for n, event in enumerate(events) if event["type"] == "message_start")
+    kept = events[: draw(st.integers(start + 1, len(events)))]
+    delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+    return [
+        *(event for event in kept if event["type"] not in {"message_delta", "message_stop"}),
+        {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
+
+
+def accumulated(events: list[Json]) -> Json:
+    """The assistant message that the SDK makes of a stream."""
+    state: ChatCompletionStreamState[Any] = ChatCompletionStreamState()
+    *chunks, _ = fed(StreamTranslator(), [wire(events)])
+    for chunk in chunks:
+        state.handle_chunk(ChatCompletionChunk.construct(**json.loads(chunk)))
+    answer: Json = state.current_completion_snapshot.choices[0].message.to_dict()
+    return answer
+
+
+def whole(message: Json) -> Json:
+    body = chat_completions.translate_response(json.dumps(message).encode())
+    answer: Json = json.loads(body)["choices"][0]["message"]
+    return answer
+
+
+answers = told_messages.flatmap(
+    lambda told: st.one_of(
+        st.just(whole(told[0])), st.just(accumulated(told[1])), cut(told).map(accumulated)
+    )
+)
+
+
+@same_each_time
+@given(st.lists(answers, min_size=1, max_size=4), abilities)
+def test_answers_sent_back_become_a_request_that_upstream_accepts(
+    said: list[Json], able: Capabilities | None
+) -> None:
+    history: list[Json] = [{"role": "user", "content": "Hi"}]
+    for answer in said:
+        history.append(answer)
+        history += [
+            {"role": "tool", "tool_call_id": call["id"], "content": "fine"}
+            for call in answer.get("tool_calls") or []
+        ]
+    accept(translated({"model": "claude-test", "messages": history}, able))

@@ -6,6 +6,7 @@ Expectations come from the two APIs' references. Each case is a request beside w
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import tracemalloc
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from tornadoproxy import chat_completions
 from tornadoproxy.chat_completions import Capabilities, Options, Translation
+from tornadoproxy.chat_completions.conversation import CONTINUING
 from tornadoproxy.chat_completions.reading import MAX_DEPTH, MAX_VALUES
 from tornadoproxy.errors import InvalidRequest
 
@@ -191,11 +193,21 @@ def test_an_answer_that_stands_last_only_after_translation_is_not_continued(last
     assert turns(HI, assistant("Hello"), last)[-1]["role"] == "user"
 
 
-def test_an_answer_that_the_client_began_is_continued_from_its_last_letter() -> None:
-    assert turns(HI, assistant("The answer is \n"))[-1] == {
-        "role": "assistant",
-        "content": "The answer is",
-    }
+def test_assistant_message_last_asks_for_new_message() -> None:
+    assert turns(HI, assistant("The answer is \n"))[-2:] == [
+        {"role": "assistant", "content": "The answer is \n"},
+        {"role": "user", "content": CONTINUING},
+    ]
+
+
+@pytest.mark.parametrize("blank", [(), (assistant(" "),)])
+def test_prefill_is_continued_from_its_last_letter(blank: tuple[Json, ...]) -> None:
+    translation = translate(
+        HI, assistant("The answer is \n"), *blank, options=Options(prefill=True)
+    )
+    assert json.loads(translation.body)["messages"][1:] == [
+        {"role": "assistant", "content": "The answer is"}
+    ]
 
 
 def test_names_are_dropped_and_told() -> None:
@@ -421,6 +433,82 @@ def test_a_breakpoint_lasts_an_hour(ttl: str, ignored: tuple[str, ...]) -> None:
     assert translation.ignored == ignored
 
 
+FIVE_MINUTES: Json = {"type": "ephemeral"}
+ONE_HOUR: Json = {"type": "ephemeral", "ttl": "1h"}
+AGAIN = (HI, assistant("Hello"), HI)
+MARKED = {"cache_control": {"type": "ephemeral", "ttl": "5m"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields", "auto", "always"),
+    [
+        ((), {}, None, FIVE_MINUTES),
+        (({"role": "system", "content": "Be."}, HI), {}, None, FIVE_MINUTES),
+        ((), {"tools": [TOOL]}, FIVE_MINUTES, FIVE_MINUTES),
+        (AGAIN, {}, FIVE_MINUTES, FIVE_MINUTES),
+        (AGAIN, {"cache_control": None}, FIVE_MINUTES, FIVE_MINUTES),
+        (AGAIN, {"prompt_cache_retention": "in_memory"}, FIVE_MINUTES, FIVE_MINUTES),
+        ((), {"prompt_cache_retention": "24h"}, ONE_HOUR, ONE_HOUR),
+        (AGAIN, {"prompt_cache_options": {"ttl": "30m"}}, ONE_HOUR, ONE_HOUR),
+        (AGAIN, {"prompt_cache_options": {"mode": "implicit"}}, FIVE_MINUTES, FIVE_MINUTES),
+        (AGAIN, {"prompt_cache_options": {"mode": "explicit"}}, None, None),
+    ],
+)
+def test_request_that_marks_nothing_is_cached_by_its_mode(
+    messages: tuple[Json, ...], fields: Json, auto: Json | None, always: Json | None
+) -> None:
+    for cache, wanted in (("auto", auto), ("always", always), ("off", None)):
+        translation = translate(*messages, options=Options(cache=cache), **fields)
+        assert json.loads(translation.body).get("cache_control") == wanted
+        asked_in_vain = wanted is None and any(
+            "24h" in str(v) or "30m" in str(v) for v in fields.values()
+        )
+        assert bool(translation.ignored) == asked_in_vain
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields"),
+    [
+        (AGAIN, MARKED),
+        (AGAIN, {"tools": [{**TOOL, **MARKED}]}),
+        (({**HI, **MARKED}, assistant("Hello"), HI), {}),
+        (({"role": "system", "content": "Be.", **MARKED}, *AGAIN), {}),
+        ((*AGAIN[:2], user([{"type": "text", "text": "a", **MARKED}])), {}),
+        ((*AGAIN[:2], {**HI, "prompt_cache_breakpoint": {"mode": "explicit"}}), {}),
+        ((HI, assistant(None, call("a")), {**result("a"), **MARKED}), {}),
+        (
+            (
+                HI,
+                assistant(None, call("a")),
+                result("a", [{"type": "text", "text": "a", **MARKED}]),
+            ),
+            {},
+        ),
+    ],
+)
+def test_request_that_marks_what_to_cache_is_left_alone(
+    messages: tuple[Json, ...], fields: Json
+) -> None:
+    translation = translate(
+        *messages, options=Options(cache="always"), prompt_cache_retention="24h", **fields
+    )
+    assert translation.body.count(b'"cache_control":') == 1
+    assert translation.ignored == ("prompt_cache_retention",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"prompt_cache_retention": "7d"}, "prompt_cache_retention"),
+        ({"prompt_cache_options": {"ttl": "7d"}}, "prompt_cache_options.ttl"),
+    ],
+)
+def test_unknown_cache_lifetime_is_named(fields: Json, ignored: str) -> None:
+    translation = translate(*AGAIN, **fields)
+    assert json.loads(translation.body)["cache_control"] == FIVE_MINUTES
+    assert translation.ignored == (ignored,)
+
+
 # Calls and their results
 
 
@@ -465,7 +553,7 @@ def test_a_result_can_be_empty(content: object) -> None:
     assert answered["content"] == [{"type": "tool_result", "tool_use_id": "a"}]
 
 
-@pytest.mark.parametrize("arguments", ["", "  ", "{}", None])
+@pytest.mark.parametrize("arguments", ["", "  ", "{}", None, "null", "[]"])
 def test_a_call_can_have_no_arguments(arguments: object) -> None:
     _, asked, _ = turns(HI, assistant("", call("a", arguments=arguments)), result("a"))
     assert asked["content"] == [{"type": "tool_use", "id": "a", "name": "weather", "input": {}}]
@@ -475,32 +563,57 @@ def test_a_call_can_have_no_arguments(arguments: object) -> None:
     "arguments",
     [
         "city",
-        "[]",
         "7",
+        '"null"',
+        "[[]]",
         '{"a": NaN}',
+        '{"a": 1e999}',
         '{"a": -Infinity}',
         '{"a": 1',
         "[" * 100_000,
         '{"a":' * 300 + "1" + "}" * 300,
         "[" + "[]," * (MAX_VALUES + 1) + "[]]",
-        {},
-        7,
     ],
     ids=lambda arguments: str(arguments)[:12],
 )
-def test_arguments_must_be_a_json_object(arguments: object) -> None:
+def test_invalid_arguments_are_wrapped_in_an_object(arguments: str) -> None:
+    legacy = {"name": "f", "arguments": arguments}
+    _, asked, _, asked_before_tools, _ = turns(
+        HI,
+        assistant(None, call("a", arguments=arguments)),
+        result("a"),
+        assistant(function_call=legacy),
+        {"role": "function", "name": "f", "content": "fine"},
+    )
+    for turn in (asked, asked_before_tools):
+        assert turn["content"][0]["input"] == {"INVALID_JSON": arguments}
+
+
+@pytest.mark.parametrize("arguments", [{}, 7])
+def test_arguments_that_are_no_text_are_refused(arguments: object) -> None:
     error = refused(HI, assistant(None, call("a", arguments=arguments)), result("a"))
     assert error.param == "messages[1].tool_calls[0].function.arguments"
 
 
-def test_arguments_that_are_no_json_name_the_call() -> None:
-    error = refused(HI, assistant(None, call("a", "clock", "{")), result("a"))
-    assert "'clock'" in error.message
-
-
-@pytest.mark.parametrize("arguments", ['{"a": 1e999}', '{"a": "\\ud800"}'])
-def test_arguments_that_have_no_json_in_utf8(arguments: str) -> None:
-    refused(HI, assistant(None, call("a", arguments=arguments)), result("a"))
+def test_ids_used_again_in_a_later_turn_are_replaced() -> None:
+    exchange = (assistant(None, call("a"), call("b c")), result("b c"), result("a"))
+    legacy = (
+        assistant(function_call={"name": "f"}),
+        {"role": "function", "name": "f", "content": "fine"},
+    )
+    told = turns(HI, *exchange, *exchange, HI, *legacy, *legacy, *exchange)
+    calls = [block["id"] for turn in told[1::2] for block in turn["content"]]
+    results = [
+        block["tool_use_id"]
+        for turn in told[2::2]
+        for block in turn["content"][:2]
+        if block["type"] == "tool_result"
+    ]
+    assert len(set(calls)) == 8
+    assert calls[0] == "a"
+    assert sorted(results) == sorted(calls)
+    again = turns(HI, *exchange, *exchange, HI, *legacy, *legacy, *exchange, HI)
+    assert [again[1], again[3], again[9]] == [told[1], told[3], told[9]]
 
 
 def test_ids_that_upstream_does_not_take_are_replaced_the_same_everywhere() -> None:
@@ -537,7 +650,7 @@ def test_ids_that_upstream_does_not_take_are_replaced_the_same_everywhere() -> N
         ([HI, assistant(None, call("a"), call("a"))], "messages[1].tool_calls[1].id"),
         (
             [HI, assistant(None, call("a")), result("a"), assistant(None, call("a"))],
-            "messages[3].tool_calls[0].id",
+            "messages[3].tool_calls[0]",
         ),
         ([HI, assistant(None, call(""))], "messages[1].tool_calls[0].id"),
         ([HI, assistant(None, call("a", "a b"))], "messages[1].tool_calls[0].function.name"),
@@ -606,15 +719,18 @@ def test_thinking_goes_back_to_where_it_stood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text_before", "calls_before"), [(99, 99), (0, 0), (1, 0), (0, 1), (10**30, 10**30)]
+    ("text_before", "calls_before", "kept"),
+    [(99, 99, 1), (0, 0, 3), (1, 0, 3), (0, 1, 3), (10**30, 10**30, 1)],
 )
-def test_thinking_whose_place_is_gone_loses_nothing(text_before: int, calls_before: int) -> None:
+def test_thinking_whose_place_is_gone_loses_nothing(
+    text_before: int, calls_before: int, kept: int
+) -> None:
     moved = {**THOUGHT, "text_before": text_before, "calls_before": calls_before}
     _, asked, _ = turns(
         HI, assistant(" x ", call("a"), thinking_blocks=[THOUGHT, moved, THOUGHT]), result("a")
     )
     kinds = [block["type"] for block in asked["content"]]
-    assert kinds.count("thinking") == 3
+    assert kinds.count("thinking") == kept  # at the end of a turn, upstream takes none
     assert kinds.count("tool_use") == 1
     assert all(block["text"].strip() for block in asked["content"] if block["type"] == "text")
     assert "x" in "".join(block.get("text", "") for block in asked["content"])
@@ -628,13 +744,37 @@ def test_thinking_whose_place_is_gone_loses_nothing(text_before: int, calls_befo
         ([{}], "thinking_blocks[0].type"),
         ([{"type": ["thinking"]}], "thinking_blocks[0].type"),
         ([{"type": "text", "text": "a"}], "thinking_blocks[0].type"),
-        ([{"type": "thinking", "thinking": "Hm."}], "thinking_blocks[0].signature"),
+        ([{**THOUGHT, "signature": 7}], "thinking_blocks[0].signature"),
         ([{**THOUGHT, "text_before": -1}], "thinking_blocks[0].text_before"),
         ([{**THOUGHT, "calls_before": "1"}], "thinking_blocks[0].calls_before"),
     ],
 )
 def test_thinking_that_is_wrong_is_named(blocks: object, param: str) -> None:
     assert refused(HI, assistant("a", thinking_blocks=blocks)).param == f"messages[1].{param}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "thinking", "thinking": "Hm."},
+        {**THOUGHT, "signature": ""},
+        {**THOUGHT, "signature": None},
+        {**THOUGHT, "text_before": 1, "calls_before": 1},  # nothing comes after it
+        {"type": "redacted_thinking", "data": ""},
+    ],
+)
+def test_thinking_that_upstream_refuses_is_dropped_and_named(block: Json) -> None:
+    for said in (assistant("a", call("a")), assistant(None, call("a"))):
+        messages = (HI, {**said, "thinking_blocks": [block]}, result("a"))
+        translation = translate(*messages)
+        assert translation.ignored == ("messages.thinking_blocks",)
+        assert json.loads(translation.body)["messages"] == turns(HI, said, result("a"))
+
+
+def test_thinking_alone_is_no_turn() -> None:
+    assert turns(HI, assistant(thinking_blocks=[THOUGHT, REDACTED]), user("b")) == [
+        {"role": "user", "content": [{"type": "text", "text": c} for c in ("Hi", "b")]}
+    ]
 
 
 def test_reasoning_without_signatures_is_dropped_and_told() -> None:
@@ -710,7 +850,7 @@ def test_a_tool_that_cannot_be_strict_is_a_plain_one(tool: Json, able: Capabilit
         ([{"type": "function", "function": {}}], "tools[0].function.name"),
         ([{"type": "function", "function": {"name": "a.b"}}], "tools[0].function.name"),
         ([{"type": "function", "function": {"name": "a" * 129}}], "tools[0].function.name"),
-        ([TOOL, TOOL], "tools"),
+        ([TOOL, {"type": "function", "function": {"name": "weather"}}], "tools"),
         (
             [{"type": "function", "function": {"name": "a", "description": 7}}],
             "tools[0].function.description",
@@ -731,6 +871,11 @@ def test_a_tool_that_cannot_be_strict_is_a_plain_one(tool: Json, able: Capabilit
 )
 def test_a_tool_that_is_wrong_is_named(tools: object, param: str) -> None:
     assert refused(tools=tools).param == param
+
+
+def test_tool_listed_twice_in_the_same_words_is_one() -> None:
+    body = sent(tools=[TOOL, OTHER, TOOL], functions=[OTHER["function"]])
+    assert [tool["name"] for tool in body["tools"]] == ["weather", "clock"]
 
 
 @pytest.mark.parametrize(
@@ -896,10 +1041,32 @@ def test_limits_on_the_answer() -> None:
     assert sent(max_tokens=5)["max_tokens"] == 5
     assert sent(max_tokens=5, max_completion_tokens=7)["max_tokens"] == 7
     assert sent(max_tokens=None)["max_tokens"] == 32000
-    assert sent(able=Capabilities(max_tokens=4096))["max_tokens"] == 4096
-    assert sent(able=Capabilities(max_tokens=64000))["max_tokens"] == 32000
-    named = translate(options=Options(default_max_tokens=100))
-    assert json.loads(named.body)["max_tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("default", "model", "budget", "limit"),
+    [
+        (None, None, None, 32_000),
+        (None, 4096, None, 4096),
+        (None, 64_000, None, 64_000),
+        (100, None, None, 100),
+        (100, 64_000, None, 100),
+        (100, 50, None, 50),
+        (None, None, 10_000, 32_000),
+        (None, None, 32_000, 64_000),
+        (100, None, 10_000, 20_000),
+        (100, 15_000, 10_000, 15_000),
+        (None, 64_000, 60_000, 64_000),
+    ],
+)
+def test_limit_of_request_without_one_is_above_its_budget(
+    default: int | None, model: int | None, budget: int | None, limit: int
+) -> None:
+    fields = {} if budget is None else {"thinking": {"type": "enabled", "budget_tokens": budget}}
+    translation = translate(
+        options=Options(default_max_tokens=default), able=Capabilities(max_tokens=model), **fields
+    )
+    assert json.loads(translation.body)["max_tokens"] == limit
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "5", True, [], 1e999])
@@ -935,15 +1102,33 @@ def test_stop_that_is_wrong() -> None:
 
 
 def test_sampling() -> None:
-    translation = translate(temperature=1.7, top_p=0.5, top_k=5)
+    translation = translate(temperature=0, top_k=5)
     body = json.loads(translation.body)
-    assert (body["temperature"], body["top_p"], body["top_k"]) == (1, 0.5, 5)
+    assert (body["temperature"], body["top_k"]) == (0, 5)
     assert translation.samples
-    assert sent(temperature=0)["temperature"] == 0
-    assert "top_p" not in sent(temperature=0.5, top_p=1)
-    assert sent(top_p=1)["top_p"] == 1
     assert not translate(temperature=None, top_p=None).samples
-    assert "temperature" not in sent(temperature=None)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "kept", "ignored"),
+    [
+        (1, None, {}, ()),
+        (1.0, 1.0, {}, ()),
+        (1.7, 1, {}, ()),
+        (None, 1, {}, ()),
+        (1, 0.5, {"top_p": 0.5}, ()),
+        (0.5, 1, {"temperature": 0.5}, ()),
+        (0.5, 0.5, {"temperature": 0.5}, ("top_p",)),
+        (0, 0, {"temperature": 0}, ("top_p",)),
+    ],
+)
+def test_temperature_and_top_p_do_not_go_together(
+    temperature: float | None, top_p: float | None, kept: Json, ignored: tuple[str, ...]
+) -> None:
+    translation = translate(temperature=temperature, top_p=top_p)
+    body = json.loads(translation.body)
+    assert {name: body[name] for name in ("temperature", "top_p") if name in body} == kept
+    assert (translation.samples, translation.ignored) == (bool(kept), ignored)
 
 
 def test_sampling_is_dropped_and_told_where_it_is_not_wanted() -> None:
@@ -978,6 +1163,7 @@ def test_sampling_is_dropped_and_told_where_it_is_not_wanted() -> None:
         ("user", 7),
         ("safety_identifier", 7),
         ("metadata", 7),
+        ("prompt_cache_options", 7),
         ("service_tier", 7),
         ("thinking", "on"),
         ("output_config", []),
@@ -1001,11 +1187,35 @@ def test_a_field_of_the_wrong_type_is_named(name: str, value: object) -> None:
         ({"metadata": {"user_id": "b"}, "safety_identifier": "c"}, "b"),
         ({"safety_identifier": "c"}, "c"),
         ({"user": "", "safety_identifier": "c"}, "c"),
-        ({"user": "a" * 300}, "a" * 256),
+        ({"user": "a" * 256}, "a" * 256),
+        ({"user": "3f0c7a0e-1c1d-4f7e-9a4e-123456789012"}, "3f0c7a0e-1c1d-4f7e-9a4e-123456789012"),
+        ({"user": "123456"}, "123456"),
     ],
 )
 def test_users(fields: Json, user_id: str) -> None:
     assert sent(**fields)["metadata"] == {"user_id": user_id}
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "a" * 257,
+        "é" * 1_000_000,
+        "ann@example.com",
+        "app:ann.b+c@mail.example.co.uk",
+        "+1 (555) 010-9999",
+        "5550109999",
+        "a@b.c\ud800",
+    ],
+    ids=lambda user_id: ascii(user_id[:20]),
+)
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "metadata"])
+def test_user_that_upstream_refuses_is_sent_as_digest(name: str, user_id: str) -> None:
+    fields: Json = {name: {"user_id": user_id} if name == "metadata" else user_id}
+    digest = hashlib.sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()
+    translation = translate(**fields)
+    assert json.loads(translation.body)["metadata"] == {"user_id": digest}
+    assert translation.ignored == ()
 
 
 def test_other_metadata_is_told() -> None:
@@ -1367,12 +1577,19 @@ def test_wide_json_is_refused_without_the_memory_that_it_would_take(body: bytes)
     assert peak < 5 * len(body)
 
 
-def test_half_a_character_is_refused() -> None:
+def test_half_a_surrogate_pair_is_replaced() -> None:
     document = chat_completions.parse(
-        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud83d"}]}'
+        b'{"model": "m", "messages": [{"role": "user", "content": "a\\ud83d \\ud83d\\ude00"},'
+        b'{"role": "assistant", "tool_calls": [{"id": "\\udc00", "function":'
+        b'{"name": "f", "arguments": "{\\"\\\\ud800\\": 1}"}}]},'
+        b'{"role": "tool", "tool_call_id": "\\udc00", "content": "\\udfff"}]}'
     )
-    with pytest.raises(InvalidRequest):
-        chat_completions.translate_request(document)
+    first, asked, answered = json.loads(chat_completions.translate_request(document).body)[
+        "messages"
+    ]
+    assert first["content"] == "a\ufffd 😀"
+    assert asked["content"][0]["input"] == {"\ufffd": 1}
+    assert answered["content"][0]["content"] == "\ufffd"
 
 
 def test_a_number_over_all_bounds_is_refused() -> None:

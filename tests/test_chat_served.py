@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -263,13 +264,16 @@ async def test_sampling_pins_the_version_that_takes_it(
     connection = await raw()
     await connection.send(chat())
     await connection.response()
-    await connection.send(chat(temperature=1.7))
+    await connection.send(chat(temperature=1))
+    await connection.response()
+    await connection.send(chat(temperature=0.7))
     await connection.response()
     assert [each.header("anthropic-version") for each in upstream.requests] == [
         "2026-10-21",
+        "2026-10-21",
         "2023-06-01",
     ]
-    assert upstream.requests[1].json()["temperature"] == 1
+    assert upstream.requests[2].json()["temperature"] == 0.7
 
 
 async def test_sampling_is_dropped_if_told_so(
@@ -324,6 +328,31 @@ async def test_effort_follows_what_the_model_can_do(
     assert "output_config" not in sent
 
 
+async def test_limit_is_the_models_own_and_asked_for_once(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    openai_client: AsyncOpenAI,
+) -> None:
+    proxy = await start_proxy(CHAT_DEFAULT_MAX_TOKENS=None)
+    client = openai_client.with_options(base_url=f"{proxy.url}/openai/v1")
+    with pytest.raises(openai.BadRequestError):
+        await client.chat.completions.create(model=MODEL, messages=[])
+    assert upstream.requests == []
+    await client.chat.completions.create(model=MODEL, messages=HELLO, max_completion_tokens=9)
+    upstream.script(json_answer({"data": [{"id": MODEL, "max_tokens": 64_000}]}))
+    for _ in range(2):
+        await client.chat.completions.create(model=MODEL, messages=HELLO)
+    await client.chat.completions.create(
+        model="claude-unlisted",
+        messages=HELLO,
+        extra_body={"thinking": {"type": "enabled", "budget_tokens": 20_000}},
+    )
+    targets = [received.target for received in upstream.requests]
+    assert targets == ["/v1/messages", "/v1/models?limit=1000", *["/v1/messages"] * 3]
+    limits = [each.json()["max_tokens"] for each in upstream.requests if each.method == "POST"]
+    assert limits == [9, 64_000, 64_000, 40_000]
+
+
 async def test_a_list_of_models_that_cannot_be_had_delays_nothing(
     proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw
 ) -> None:
@@ -332,6 +361,60 @@ async def test_a_list_of_models_that_cannot_be_had_delays_nothing(
     await connection.send(chat(reasoning_effort="high"))
     assert (await connection.response()).status == 200
     assert upstream.requests[-1].json()["output_config"] == {"effort": "high"}
+
+
+async def test_answers_sent_back_by_the_sdk_are_accepted(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    thought = {"type": "thinking", "thinking": "Let me see.", "signature": ""}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Bern"}}
+    document = message_document(content=[thought, call], stop_reason="max_tokens")
+    cut = [
+        each.replace(b'}"}}', b'"}}') if b"partial_json" in each else each
+        for each in message_events(document)
+    ]
+    messages: list[ChatCompletionMessageParam] = [*HELLO]
+    for _ in range(2):
+        upstream.script(sse_answer(cut))
+        async with openai_client.chat.completions.stream(model=MODEL, messages=messages) as stream:
+            with contextlib.suppress(openai.LengthFinishReasonError):
+                await stream.until_done()
+            answer = stream.current_completion_snapshot.choices[0].message
+        messages.append(answer.to_dict())  # type: ignore[arg-type]  # as the SDK's manual does it
+        messages.append({"role": "tool", "tool_call_id": "toolu_1", "content": "cut"})
+    completion = await openai_client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=messages, prompt_cache_retention="24h"
+    )
+    assert completion.headers["x-tornadoproxy-ignored"] == "messages.thinking_blocks"
+    sent = upstream.requests[-1].json()
+    first, second = sent["messages"][1]["content"][0], sent["messages"][3]["content"][0]
+    assert first["input"] == second["input"] == {"INVALID_JSON": '{"city": "Bern"'}
+    assert first["id"] != second["id"]
+    assert sent["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+
+
+@pytest.mark.parametrize(("prefill", "last"), [("no", "user"), ("yes", "assistant")])
+async def test_assistant_message_last_is_a_prefill_only_if_set(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, raw: OpenRaw, prefill: str, last: str
+) -> None:
+    await start_proxy(CHAT_PREFILL=prefill)
+    connection = await raw()
+    await connection.send(chat(messages=[*HELLO, {"role": "assistant", "content": "I am "}]))
+    assert (await connection.response()).status == 200
+    assert upstream.requests[0].json()["messages"][-1]["role"] == last
+
+
+@pytest.mark.parametrize(("mode", "cached"), [("auto", [1]), ("always", [0, 1]), ("off", [])])
+async def test_cache_setting_decides_what_is_cached(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, raw: OpenRaw, mode: str, cached: list[int]
+) -> None:
+    await start_proxy(CHAT_CACHE=mode)
+    connection = await raw()
+    for fields in ({}, {"tools": [WEATHER]}):
+        await connection.send(chat(**fields))
+        assert (await connection.response()).status == 200
+    marked = ["cache_control" in received.json() for received in upstream.requests]
+    assert [index for index, is_marked in enumerate(marked) if is_marked] == cached
 
 
 # -- requests that are wrong

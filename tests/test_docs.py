@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+from tornadoproxy_usage.shipped import SHIPPED
 
 import tornadoproxy
 from tornadoproxy import (
@@ -559,3 +560,15 @@ def run(arguments: list[str], directory: Path) -> str:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+def test_cache_costs_follow_the_price_table() -> None:
+    page = (DOCS / "openai.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    rates = SHIPPED.rows["claude-opus-5"].rates
+    for requests, *costs in rows:
+        reads = (int(requests) - 1) * rates.cache_read
+        writes = (rates.cache_write_5m, rates.cache_write_1h)
+        costs_in_nanos = [int(requests) * rates.input, *(write + reads for write in writes)]
+        assert [float(cost) for cost in costs] == [nanos / rates.input for nanos in costs_in_nanos]

@@ -7,7 +7,6 @@ by piece if it is a stream.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -41,14 +40,8 @@ if TYPE_CHECKING:
 MAX_CHAT_ANSWER = 64 * 1024 * 1024
 """The largest answer that is not a stream, in bytes."""
 
-CAPABILITIES_TIMEOUT = 5.0
-"""How long a request waits for the list of models, in seconds. Then it goes without."""
-
 # The last version of the API that takes temperature, top_p and top_k.
 SAMPLING_VERSION = "2023-06-01"
-
-# What is translated in one way or another, after what the model can do.
-_NEEDS_CAPABILITIES = ("reasoning_effort", "response_format", "tool_choice")
 
 # What describes the client's own message and not the one that is made of it.
 _CLIENTS_OWN = frozenset(
@@ -125,10 +118,14 @@ class ChatHandler(UpstreamHandler):
         options = self.gateway.chat_options
         model = options.model(chat_completions.requested_model(document))
         able = None
-        if any(document.get(name) is not None for name in _NEEDS_CAPABILITIES):
-            able = await self._capabilities(model)
-        if self.ended:
-            return
+        if chat_completions.depends_on_capabilities(document, options):
+            models = self.gateway.models
+            if not models.is_known:  # what is wrong is refused before upstream is asked anything
+                chat_completions.translate_request(document, options=options)
+            listed = await models.known()
+            if self.ended:
+                return
+            able = Capabilities.of_model(listed[model]) if model in listed else None
         translation = chat_completions.translate_request(
             document, options=options, capabilities=able
         )
@@ -220,14 +217,6 @@ class ChatHandler(UpstreamHandler):
         add_fields(self._headers, self._kept)
         if self._translation is not None and self._translation.ignored:
             self.set_header("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))
-
-    async def _capabilities(self, model: str) -> Capabilities | None:
-        try:
-            async with asyncio.timeout(CAPABILITIES_TIMEOUT):
-                models = await self.gateway.models.models()
-        except (TimeoutError, UpstreamError):
-            return None
-        return Capabilities.of_model(models[model]) if model in models else None
 
     def _start_stream(self, translation: Translation) -> None:
         self._stream = StreamTranslator(

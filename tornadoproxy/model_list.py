@@ -17,6 +17,12 @@ from tornadoproxy.errors import UpstreamError, UpstreamProtocolError
 LIFETIME = 300.0
 """How long a list is good for, in seconds."""
 
+PATIENCE = 5.0
+"""How long `ModelList.known` waits for the first list, in seconds."""
+
+RETRY_AFTER = 60.0
+"""How long `ModelList.known` goes without a list after a failure, in seconds."""
+
 MAX_PAGES = 20
 
 Model: TypeAlias = dict[str, Any]
@@ -44,6 +50,7 @@ class ModelList:
         self._get = get
         self._models: dict[str, Model] = {}
         self._good_until = 0.0
+        self._retry_at = 0.0
         self._fetching: asyncio.Task[dict[str, Model]] | None = None
 
     async def models(self) -> dict[str, Model]:
@@ -54,22 +61,51 @@ class ModelList:
         """
         if time.monotonic() < self._good_until:
             return self._models
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(self._fetch())
-            self._fetching.add_done_callback(self._fetched)
         # shielded: who leaves does not take the answer away from the others who wait for it
-        return await asyncio.shield(self._fetching)
+        return await asyncio.shield(self._start())
+
+    @property
+    def is_known(self) -> bool:
+        """Whether `known` would not wait."""
+        return bool(self._models) or time.monotonic() < max(self._good_until, self._retry_at)
+
+    async def known(self) -> dict[str, Model]:
+        """The models as far as they are known, for requests that can go without.
+
+        Only the first list is waited for, `PATIENCE` seconds at most. Later ones are fetched while
+        the one before is used; after a failure no request waits for `RETRY_AFTER` seconds.
+        """
+        if time.monotonic() < max(self._good_until, self._retry_at):
+            return self._models
+        fetching = self._start()
+        if not self._models:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await asyncio.shield(fetching)
+            except (TimeoutError, UpstreamError):
+                self._retry_at = time.monotonic() + RETRY_AFTER
+        return self._models
 
     def close(self) -> None:
         """Stop fetching."""
         if self._fetching is not None:
             self._fetching.cancel()
 
+    def _start(self) -> asyncio.Task[dict[str, Model]]:
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch())
+            self._fetching.add_done_callback(self._fetched)
+        return self._fetching
+
     def _fetched(self, task: asyncio.Task[dict[str, Model]]) -> None:
         self._fetching = None
-        if not task.cancelled() and task.exception() is None:
-            self._models = task.result()
-            self._good_until = time.monotonic() + LIFETIME
+        if task.cancelled():
+            return
+        if task.exception() is not None:
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            return
+        self._models = task.result()
+        self._good_until = time.monotonic() + LIFETIME
 
     async def _fetch(self) -> dict[str, Model]:
         found: dict[str, Model] = {}

@@ -376,11 +376,14 @@ CHAT_MODELS: Setting[Mapping[str, str]] = Setting(
     ),
     blank=True,
 )
-CHAT_DEFAULT_MAX_TOKENS: Setting[int] = Setting(
+CHAT_DEFAULT_MAX_TOKENS: Setting[int | None] = Setting(
     "CHAT_DEFAULT_MAX_TOKENS",
     parsers.integer(minimum=1),
-    default=32_000,
-    help="The most tokens of a chat completion whose request names no limit.",
+    default=None,
+    help=(
+        "The most tokens of a chat completion whose request names no limit, in place of the "
+        "model's own maximum (32000 where the upstream's list of models does not name it)."
+    ),
 )
 CHAT_STRICT: Setting[bool] = Setting(
     "CHAT_STRICT",
@@ -398,6 +401,24 @@ CHAT_DROP_SAMPLING: Setting[bool] = Setting(
     help=(
         "Whether temperature, top_p and top_k of a chat completion are dropped, instead of the "
         "request going out with the last anthropic-version that takes them."
+    ),
+)
+CHAT_PREFILL: Setting[bool] = Setting(
+    "CHAT_PREFILL",
+    parsers.boolean,
+    default=False,
+    help=(
+        "Whether the model continues an assistant message that stands last, which models since "
+        "Claude 4.6 refuse, instead of being asked for a new message as OpenAI's models are."
+    ),
+)
+CHAT_CACHE: Setting[str] = Setting(
+    "CHAT_CACHE",
+    parsers.choice("auto", "always", "off"),
+    default="auto",
+    help=(
+        "When a chat completion without any cache_control is cached: auto (if it has tools or an "
+        "assistant message), always, or off."
     ),
 )
 
@@ -441,6 +462,8 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     CHAT_DEFAULT_MAX_TOKENS,
     CHAT_STRICT,
     CHAT_DROP_SAMPLING,
+    CHAT_PREFILL,
+    CHAT_CACHE,
 )
 
 RELOADABLE: tuple[Setting[Any], ...] = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, LOG_LEVEL)

@@ -18,9 +18,11 @@ from tornadoproxy.request_ids import request_ids
 from tornadoproxy.settings import (
     ALLOWED_HOSTS,
     ALLOWED_ORIGINS,
+    CHAT_CACHE,
     CHAT_DEFAULT_MAX_TOKENS,
     CHAT_DROP_SAMPLING,
     CHAT_MODELS,
+    CHAT_PREFILL,
     CHAT_STRICT,
     DEFAULT_ANTHROPIC_VERSION,
     HOST,
@@ -85,6 +87,8 @@ class Gateway:
             models=self.settings[CHAT_MODELS],
             strict=self.settings[CHAT_STRICT],
             drop_sampling=self.settings[CHAT_DROP_SAMPLING],
+            prefill=self.settings[CHAT_PREFILL],
+            cache=self.settings[CHAT_CACHE],
         )
         # a wildcard address is no name of ours: browsers let any page reach http://0.0.0.0
         own = {self.settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here

@@ -267,8 +267,10 @@ def start_proxy(
     """Starts real proxies in front of `upstream`: ``await start_proxy(UPSTREAM_IDLE_TIMEOUT=1)``.
 
     Keyword arguments are variables as the environment has them; `None` leaves one of the test's
-    own out, as ``AUTH_TOKEN=None`` does. `plugins` are plugin objects beside the installed ones;
-    a mapping names them. Each is drained at the end of the test.
+    own out, as ``AUTH_TOKEN=None`` does. Without the test's own ``CHAT_DEFAULT_MAX_TOKENS`` the
+    proxy asks the upstream for its models before a chat completion that names no limit. `plugins`
+    are plugin objects beside the installed ones; a mapping names them. Each is drained at the end
+    of the test.
 
     Raises `ConfigurationError` as the program would.
     """
@@ -281,6 +283,7 @@ def start_proxy(
             "UPSTREAM_BASE_URL": upstream.url,
             "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
             "DRAIN_TIMEOUT": 1,
+            "CHAT_DEFAULT_MAX_TOKENS": 32_000,
             **variables,
         }
         extra = _entry_points({"records": records, **_named(plugins)})

@@ -22,6 +22,7 @@ from tornadoproxy.chat_completions.reading import parse
 from tornadoproxy.chat_completions.request import (
     Options,
     Translation,
+    depends_on_capabilities,
     requested_model,
     translate_request,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "StreamTranslator",
     "Translation",
     "Treatment",
+    "depends_on_capabilities",
     "parse",
     "read_message",
     "requested_model",

@@ -7,6 +7,9 @@ user's next words are one turn, results first.
 
 A call must be answered by the messages right after it, each id once; this is checked here, so that
 the error names the client's own message.
+
+A client sends back what the proxy has answered, so that all of it is accepted: arguments that were
+cut and are no JSON, ids that a later turn uses again, thinking without a signature.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tornadoproxy.chat_completions import content, thinking
 from tornadoproxy.chat_completions.content import cache_control, text_block
@@ -35,6 +39,12 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # client's messages leave the user nothing to say there, this is said.
 OPENING = "(The conversation begins.)"
 CONTINUING = "(Continue.)"
+
+INVALID_JSON = "INVALID_JSON"
+"""The key under which upstream is sent arguments that are no JSON object.
+
+Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
+"""
 
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
@@ -66,16 +76,18 @@ class Conversation:
         )
 
 
-def translate(messages: object, ignored: list[str]) -> Conversation:
+def translate(messages: object, ignored: list[str], *, prefill: bool = False) -> Conversation:
     """Translate a request's ``messages``.
 
     :param ignored: takes the names of what is dropped.
+    :param prefill: the model continues an assistant message that stands last. Without it, the user
+        asks for a new message.
     :raises InvalidRequest: a message is wrong; the error names it.
     """
     listed = array(messages, "messages")
     if not listed:
         refuse("messages", "must not be empty")
-    translator = _Translator(ignored)
+    translator = _Translator(ignored, prefill=prefill)
     for index, message in enumerate(listed):
         param = f"messages[{index}]"
         translator.take(obj(message, param), param)
@@ -83,14 +95,14 @@ def translate(messages: object, ignored: list[str]) -> Conversation:
 
 
 class _Translator:
-    def __init__(self, ignored: list[str]) -> None:
+    def __init__(self, ignored: list[str], *, prefill: bool) -> None:
         self._ignored = ignored
+        self._prefill = prefill
         self._conversation = Conversation()
         self._role = ""  # of the client's last message
-        self._seen: set[str] = set()
-        self._waiting: dict[str, str] = {}  # ids of calls without a result, to their params
-        self._legacy: tuple[str, str] | None = None  # the last function_call: its name and id
-        self._legacy_count = 0
+        self._counts: dict[str, int] = {}  # how often a call had each of the client's ids
+        self._waiting: dict[str, _Call] = {}  # calls without a result, by the client's ids
+        self._legacy: _Call | None = None  # the last function_call
 
     def take(self, message: Json, param: str) -> None:
         role = one_of(message.get("role"), f"{param}.role", ROLES)
@@ -117,12 +129,12 @@ class _Translator:
         if not messages or messages[0]["role"] != "user":
             messages.insert(0, {"role": "user", "content": [text_block(OPENING)]})
         if messages[-1]["role"] == "assistant":
-            if self._role != "assistant":
-                self._add("user", [text_block(CONTINUING)])
-            elif messages[-1]["content"][-1]["type"] == "text":
+            if self._prefill and self._role == "assistant":
                 # upstream continues from here, and takes no blanks at the end
                 last = messages[-1]["content"][-1]
                 last["text"] = last["text"].rstrip()
+            else:
+                self._add("user", [text_block(CONTINUING)])
         for message in messages:
             message["content"] = _shortest(message["content"])
         return self._conversation
@@ -137,7 +149,8 @@ class _Translator:
         calls = self._calls(message, param)
         given = message.get("thinking_blocks")
         if given is not None:
-            return thinking.put_back(given, f"{param}.thinking_blocks", texts, calls)
+            where = f"{param}.thinking_blocks"
+            return thinking.put_back(given, where, texts, calls, self._ignored)
         if message.get("reasoning_content"):
             self._ignored.append("messages.reasoning_content")  # unsigned, it is not accepted
         return texts + calls
@@ -154,21 +167,22 @@ class _Translator:
 
     def _take_result(self, message: Json, param: str) -> None:
         client_id = text(message.get("tool_call_id"), f"{param}.tool_call_id")
-        if self._waiting.pop(client_id, None) is None:
+        call = self._waiting.pop(client_id, None)
+        if call is None:
             refuse(
                 f"{param}.tool_call_id",
                 f"({client_id[:MAX_QUOTED]!r}) must be the id of a call in the assistant message "
                 "before, each answered once",
             )
-        self._add_result(_tool_id(client_id), message, param)
+        self._add_result(call.id, message, param)
 
     def _take_function_result(self, message: Json, param: str) -> None:
         name = text(message.get("name"), f"{param}.name")
-        if self._legacy is None or self._legacy[0] != name:
+        call = self._legacy
+        if call is None or call.name != name:
             refuse(f"{param}.name", "must be that of the function_call right before")
-        _, call_id = self._legacy
         self._legacy = None
-        self._add_result(call_id, message, param)
+        self._add_result(call.id, message, param)
 
     def _add_result(self, call_id: str, message: Json, param: str) -> None:
         result: Json = {"type": "tool_result", "tool_use_id": call_id}
@@ -194,28 +208,40 @@ class _Translator:
         if call.get("type", "function") != "function":
             refuse(f"{param}.type", "must be function")
         client_id = text(call.get("id"), f"{param}.id")
-        if not client_id or client_id in self._seen:
-            refuse(f"{param}.id", "must be unique, and not empty")
-        self._seen.add(client_id)
-        self._waiting[client_id] = param
-        function = obj(call.get("function"), f"{param}.function")
-        return self._tool_use(_tool_id(client_id), function, f"{param}.function")
-
-    def _function_call(self, call: object, param: str) -> Json:
-        block = self._tool_use(f"function_call_{self._legacy_count}", obj(call, param), param)
-        self._legacy_count += 1
-        self._legacy = (block["name"], block["id"])
+        if not client_id or client_id in self._waiting:
+            refuse(f"{param}.id", "must be unique in its message, and not empty")
+        block = self._tool_use(client_id, call.get("function"), f"{param}.function")
+        self._waiting[client_id] = _Call(block["name"], block["id"], param)
         return block
 
-    def _tool_use(self, call_id: str, function: Json, param: str) -> Json:
+    def _function_call(self, call: object, param: str) -> Json:
+        block = self._tool_use("function_call", call, param)
+        self._legacy = _Call(block["name"], block["id"], param)
+        return block
+
+    def _tool_use(self, client_id: str, function: object, param: str) -> Json:
+        function = obj(function, param)
         name = tool_name(function.get("name"), f"{param}.name")
         self._conversation.called.append(name)
         return {
             "type": "tool_use",
-            "id": call_id,
+            "id": self._tool_id(client_id),
             "name": name,
-            "input": _arguments(function.get("arguments"), f"{param}.arguments", name),
+            "input": _arguments(function.get("arguments"), f"{param}.arguments"),
         }
+
+    def _tool_id(self, client_id: str) -> str:
+        """`client_id`, or where upstream does not take it, an id that follows from it.
+
+        Upstream takes an id once in a conversation, and some clients count anew in each turn. The
+        same history has the same ids each time, since the cache goes by them.
+        """
+        count = self._counts.get(client_id, 0)
+        self._counts[client_id] = count + 1
+        if not count and _TOOL_ID.fullmatch(client_id):
+            return client_id
+        told = f"{count}:{client_id}".encode("utf-8", "surrogatepass")
+        return f"call_{hashlib.sha256(told).hexdigest()[:32]}"
 
     def _add(self, role: str, turn: list[Json]) -> None:
         messages = self._conversation.messages
@@ -227,31 +253,29 @@ class _Translator:
             messages.append({"role": role, "content": turn})
 
     def _refuse_unanswered(self) -> None:
-        for client_id, param in self._waiting.items():
+        for client_id, call in self._waiting.items():
             quoted = repr(client_id[:MAX_QUOTED])
-            refuse(param, f"({quoted}) must be answered by a tool message right after it")
+            refuse(call.param, f"({quoted}) must be answered by a tool message right after it")
         if self._legacy is not None:
-            refuse("messages", f"must answer the function_call of {self._legacy[0]!r}")
+            refuse("messages", f"must answer the function_call of {self._legacy.name!r}")
 
 
-def _arguments(arguments: object, param: str, name: str) -> Json:
-    if arguments is None or not text(arguments, param).strip():
-        return {}
+class _Call(NamedTuple):
+    name: str
+    id: str  # upstream's
+    param: str
+
+
+def _arguments(arguments: object, param: str) -> Json:
+    """A call's input. Arguments that are no JSON object go up within one, as text."""
+    written = "" if arguments is None else text(arguments, param)
     try:
-        document = loads(text(arguments, param))
-    except ValueError as error:
-        refuse(param, f"of the call of {name!r} must be JSON: {error}")
-    if not isinstance(document, dict):
-        refuse(param, f"of the call of {name!r} must be a JSON object")
-    return document
-
-
-def _tool_id(client_id: str) -> str:
-    """`client_id`, or if upstream does not take it as an id, one that follows from it."""
-    if _TOOL_ID.fullmatch(client_id):
-        return client_id
-    digest = hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"call_{digest[:32]}"
+        document = loads(written) if written.strip() else None
+    except ValueError:
+        document = written
+    if document is None or document == []:  # some languages write an empty object so
+        return {}
+    return document if isinstance(document, dict) else {INVALID_JSON: written}
 
 
 def _shortest(found: list[Json]) -> str | list[Json]:

@@ -69,14 +69,16 @@ def loads(document: str) -> object:
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
-    """`document` as JSON in UTF-8.
+    """Return `document` as JSON in UTF-8.
 
-    :raises InvalidRequest: it holds half of a character.
+    A client that cuts its history between the halves of a surrogate pair sends one half, which
+    UTF-8 cannot encode: it becomes U+FFFD.
     """
     try:
         return fast_json.dump(document)
     except UnicodeEncodeError:
-        raise InvalidRequest("The request holds half of a surrogate pair.") from None
+        written = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        return written.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def text(value: object, param: str) -> str:

@@ -6,6 +6,8 @@ https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +30,8 @@ from tornadoproxy.chat_completions.schema import Grammar
 from tornadoproxy.errors import InvalidRequest
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+UNKNOWN_MAX_TOKENS = 32_000
+"""The limit of an answer where neither the request nor the list of models names one."""
 MAX_USER_ID = 256  # characters
 MAX_IGNORED = 32  # names: what is ignored is told in a header
 
@@ -40,7 +44,15 @@ _BUDGETS = {
     "max": 32000,
 }
 _TODAYS = Capabilities()
+_LIMITS = ("max_completion_tokens", "max_tokens")
 _SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+
+# Fields whose translation depends on the model's capabilities.
+_BY_CAPABILITIES = ("function_call", "reasoning_effort", "response_format", "tool_choice")
+
+# Upstream refuses these as a user's id. Both are tried on short texts only.
+_EMAIL = re.compile(r"[^\s@]+@[^\s@]+\.[^\s@]")
+_PHONE = re.compile(r"\+?(?:[\s().-]*\d){7,15}[\s().-]*")
 
 # `_plain_fields` reads these
 _PLAIN = frozenset({"metadata", "safety_identifier", "service_tier", "stop", "user"})
@@ -51,17 +63,24 @@ _JSON_ONLY = "Answer with a single JSON object and nothing else: no words around
 class Options:
     """How to translate where the request leaves it open.
 
-    :param default_max_tokens: if the client names no limit; the model's own may be lower.
+    :param default_max_tokens: if the client names no limit, in place of the model's own maximum,
+        which may be lower.
     :param models: from the names that clients send to upstream's; ``*`` stands for any other name
         that does not begin with ``claude``.
     :param strict: refuse what would be ignored.
     :param drop_sampling: never send temperature, top_p or top_k.
+    :param prefill: the model continues an assistant message that stands last, which models since
+        Claude 4.6 refuse, and all models together with thinking or structured output.
+    :param cache: when to cache a request that marks nothing to be cached: ``auto`` (if another turn
+        is likely), ``always`` or ``off``.
     """
 
-    default_max_tokens: int = 32_000
+    default_max_tokens: int | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     drop_sampling: bool = False
+    prefill: bool = False
+    cache: str = "auto"
 
     def model(self, name: str) -> str:
         """The upstream's name for the model that a client calls `name`."""
@@ -106,6 +125,14 @@ def requested_model(document: Json) -> str:
     return name
 
 
+def depends_on_capabilities(document: Json, options: Options) -> bool:
+    """Return whether the translation of a request depends on what its model can do."""
+    has_limit = any(document.get(name) is not None for name in _LIMITS)
+    if not has_limit and options.default_max_tokens is None:
+        return True
+    return any(document.get(name) is not None for name in _BY_CAPABILITIES)
+
+
 def translate_request(
     document: Json,
     *,
@@ -126,7 +153,7 @@ def translate_request(
         _refuse_impossible(document)
     if "messages" not in document:
         raise InvalidRequest("'messages' is required.", param="messages")
-    talk = conversation.translate(document["messages"], ignored)
+    talk = conversation.translate(document["messages"], ignored, prefill=options.prefill)
     grammar = Grammar()
     # before the tools, which take what the format leaves
     output = _format(document, talk.system, able, grammar, ignored)
@@ -150,6 +177,7 @@ def translate_request(
     if talk.system:
         body["system"] = _system(talk.system)
     body |= _sampling(document, body, options, ignored)
+    _cache(document, body, options, ignored)
     stream, include_usage = _stream(document)
     if stream:
         body["stream"] = True
@@ -189,10 +217,15 @@ def _refuse_impossible(document: Json) -> None:
 
 
 def _max_tokens(document: Json, options: Options, able: Capabilities) -> int:
-    for name in ("max_completion_tokens", "max_tokens"):
+    for name in _LIMITS:
         if document.get(name) is not None:
             return integer(document[name], name, 1)
-    return min(options.default_max_tokens, able.max_tokens or options.default_max_tokens)
+    limit = options.default_max_tokens or able.max_tokens or UNKNOWN_MAX_TOKENS
+    thinking = document.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    if isinstance(budget, int):  # upstream wants a limit above it
+        limit = max(limit, 2 * budget)
+    return min(limit, able.max_tokens or limit)
 
 
 def _plain_fields(document: Json, ignored: list[str]) -> Json:
@@ -236,7 +269,14 @@ def _user(document: Json, ignored: list[str]) -> str | None:
         "safety_identifier": document.get("safety_identifier"),
     }
     found = [text(value, param) for param, value in given.items() if value is not None]
-    return next((user[:MAX_USER_ID] for user in found if user), None)
+    return next((_opaque(user) for user in found if user), None)
+
+
+def _opaque(user: str) -> str:
+    """`user`, or its digest where upstream refuses it: it takes no addresses, nor long texts."""
+    if len(user) <= MAX_USER_ID and not _EMAIL.search(user) and not _PHONE.fullmatch(user):
+        return user
+    return hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _passed(document: Json) -> Json:
@@ -333,20 +373,57 @@ def _sampling(document: Json, body: Json, options: Options, ignored: list[str]) 
     given: Json = {}
     if _SAMPLING.isdisjoint(document):
         return given
-    if document.get("temperature") is not None:
-        given["temperature"] = min(number(document["temperature"], "temperature", 0, 2), 1)
-    if document.get("top_p") is not None:
-        top_p = number(document["top_p"], "top_p", 0, 1)
-        # all of the distribution is what there is without it, and newer models take one of the two
-        if top_p != 1 or "temperature" not in given:
-            given["top_p"] = top_p
+    for name, maximum in (("temperature", 2), ("top_p", 1)):
+        if document.get(name) is not None:
+            value = min(number(document[name], name, 0, maximum), 1)
+            if value != 1:  # the default of both, which newer models refuse as any other value
+                given[name] = value
     if "top_k" in body:
         given["top_k"] = integer(body.pop("top_k"), "top_k", 0)
     thinks = body.get("thinking", {"type": "disabled"}).get("type") != "disabled"
     if given and (options.drop_sampling or thinks):
         ignored.extend(given)
         return {}
+    if "temperature" in given and given.pop("top_p", None) is not None:
+        ignored.append("top_p")  # models since Claude 4.5 take one of the two
     return given
+
+
+def _cache(document: Json, body: Json, options: Options, ignored: list[str]) -> None:
+    """Cache a request that marks nothing to be cached, as OpenAI's API does by itself.
+
+    A cache write costs more than plain input, so that it pays only where another turn will read it:
+    where there are tools, or a turn of the assistant.
+    """
+    retention = document.get("prompt_cache_retention")
+    settings = document.get("prompt_cache_options")
+    settings = {} if settings is None else obj(settings, "prompt_cache_options")
+    is_long = retention == "24h" or settings.get("ttl") == "30m"
+    is_cached = (
+        options.cache != "off"
+        and settings.get("mode") != "explicit"
+        and (options.cache == "always" or is_long or "tools" in body or len(body["messages"]) > 2)
+        and not _is_marked(body)
+    )
+    if is_cached:
+        body["cache_control"] = {"type": "ephemeral", **({"ttl": "1h"} if is_long else {})}
+    if retention not in (None, "in_memory") and not (is_cached and retention == "24h"):
+        ignored.append("prompt_cache_retention")
+    if settings.get("ttl") is not None and not (is_cached and settings["ttl"] == "30m"):
+        ignored.append("prompt_cache_options.ttl")
+
+
+def _is_marked(body: Json) -> bool:
+    """Whether the client says itself what is to be cached."""
+    holders = [body, *body.get("tools", ()), *_listed(body.get("system"))]
+    for message in body["messages"]:
+        for block in _listed(message["content"]):
+            holders += (block, *_listed(block.get("content")))
+    return any("cache_control" in holder for holder in holders)
+
+
+def _listed(content: object) -> list[Json]:
+    return content if isinstance(content, list) else []
 
 
 def _stream(document: Json) -> tuple[bool, bool]:

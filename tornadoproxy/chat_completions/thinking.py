@@ -16,7 +16,7 @@ from __future__ import annotations
 from tornadoproxy.chat_completions.reading import Json, array, integer, obj, one_of, text
 
 KEYS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
-"""The kinds of thinking blocks, and what each holds besides its type."""
+"""The kinds of thinking blocks, and what each holds besides its type; last, what upstream signs."""
 
 
 def shown(block: Json, text_before: int, calls_before: int) -> Json:
@@ -37,11 +37,17 @@ def shown(block: Json, text_before: int, calls_before: int) -> Json:
     return entry
 
 
-def put_back(entries: object, param: str, texts: list[Json], calls: list[Json]) -> list[Json]:
+def put_back(
+    entries: object, param: str, texts: list[Json], calls: list[Json], ignored: list[str]
+) -> list[Json]:
     """The blocks of an earlier answer's turn: its thinking among its texts and calls.
 
+    Thinking that upstream would refuse is dropped: without a signature, as in a stream that was
+    cut, or at the end of the turn.
+
     :param entries: the client's ``thinking_blocks``.
-    :raises InvalidRequest: an entry is not as an answer gave it.
+    :param ignored: takes the names of what is dropped.
+    :raises InvalidRequest: an entry has a wrong type.
     """
     turn: list[Json] = []
     position = used_calls = 0
@@ -51,16 +57,25 @@ def put_back(entries: object, param: str, texts: list[Json], calls: list[Json]) 
         kind = one_of(entry.get("type"), f"{where}.type", KEYS)
         text_before = integer(entry.get("text_before", 0), f"{where}.text_before", 0)
         calls_before = integer(entry.get("calls_before", 0), f"{where}.calls_before", 0)
+        block: Json = {"type": kind}
+        for key in KEYS[kind]:
+            value = entry.get(key)
+            block[key] = "" if value is None else text(value, f"{where}.{key}")
+        if not block[KEYS[kind][-1]]:
+            ignored.append("messages.thinking_blocks")
+            continue
         before, texts = _split(texts, text_before - position)
         turn += before
         turn += calls[used_calls:calls_before]
         position = max(position, text_before)
         used_calls = max(used_calls, calls_before)
-        turn.append(
-            {"type": kind, **{key: text(entry.get(key), f"{where}.{key}") for key in KEYS[kind]}}
-        )
+        turn.append(block)
     turn += texts + calls[used_calls:]
-    return [block for block in turn if block["type"] != "text" or block["text"].strip()]
+    turn = [block for block in turn if block["type"] != "text" or block["text"].strip()]
+    while turn and turn[-1]["type"] in KEYS:
+        turn.pop()
+        ignored.append("messages.thinking_blocks")
+    return turn
 
 
 def _split(texts: list[Json], length: int) -> tuple[list[Json], list[Json]]:

@@ -91,16 +91,19 @@ def uses_legacy_functions(document: Json) -> bool:
 
 
 def _tools(document: Json, able: Capabilities, grammar: Grammar, ignored: list[str]) -> list[Json]:
-    found = [
+    listed = [
         _tool(tool, f"tools[{index}]", ignored)
         for index, tool in enumerate(_listed(document, "tools"))
     ]
-    found += [
+    listed += [
         _function(function, f"functions[{index}]")
         for index, function in enumerate(_listed(document, "functions"))
     ]
-    if len({tool["name"] for tool in found}) < len(found):
-        refuse("tools", "must have different names")
+    by_name: dict[str, Json] = {}
+    for tool in listed:
+        if by_name.setdefault(tool["name"], tool) != tool:
+            refuse("tools", "must have different names")
+    found = list(by_name.values())
     _constrain([tool for tool in found if tool.get("strict")], able, grammar, ignored)
     return found
 
