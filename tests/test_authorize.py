@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -20,6 +21,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
+from tornadoproxy.upstream_handler import IN_THREAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -559,6 +561,38 @@ async def test_a_body_that_is_whole_takes_no_more_room_than_it_needs(
     await client.close()
     await records.finished()
     assert gateway.held_bytes == 0
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@each_dialect
+async def test_large_body_is_read_in_a_thread(
+    page: str,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    *,
+    leaves: bool,
+) -> None:
+    authorizer, may_go_on = Authorizer(), threading.Event()
+    proxy = await start_proxy(plugins=[authorizer])
+    gateway = proxy.server._gateway
+    assert gateway is not None
+    gateway.body_thread.submit(may_go_on.wait)
+    try:
+        large = await raw()
+        body = MESSAGE.replace(b"Hi", b"x" * (IN_THREAD + 1))
+        await large.send(request_bytes("POST", page, body=body, token=TEST_TOKEN))
+        assert (await post(raw, page, MESSAGE)).status == 200, "the loop is free"
+        assert len(authorizer.shown) == 1
+        if leaves:
+            await large.close()
+            await records.finished(2)
+    finally:
+        may_go_on.set()
+    if not leaves:
+        assert (await large.response()).status == 200
+    assert len(authorizer.shown) == len(upstream.requests) == (1 if leaves else 2)
 
 
 @pytest.mark.parametrize(

@@ -1,41 +1,62 @@
-"""What is read from a body to judge it is what the upstream will read."""
+"""What is read from a body to authorize it is what the upstream reads."""
 
 from __future__ import annotations
 
 import json
+import re
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+from anthropic.types import message_create_params
+from anthropic.types.beta import message_create_params as beta_message_create_params
+from typing_extensions import get_type_hints, is_typeddict
 
+from tornadoproxy import UNKNOWN_MODEL, ModelRequest
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.model_request import Fields, estimated_tokens, read_fields
+from tornadoproxy.model_request import MAX_MODELS, MAX_OTHER_FIELDS, NAMED_INPUT, read_request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornadoproxy import Usage
 
 ASKED = {"model": "claude-opus-4-5", "max_tokens": 100, "stream": True, "messages": []}
+
+
+def escaped(document: object) -> str:
+    """JSON with each letter written as an escape; `document` has strings only."""
+    return re.sub("[a-z_]", lambda letter: f"\\u{ord(letter[0]):04x}", json.dumps(document))
+
+
+def models(**fields: object) -> tuple[str, ...]:
+    return read_request(json.dumps({"model": "a", **fields}).encode()).models
 
 
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        (json.dumps(ASKED), Fields("claude-opus-4-5", 100, True)),
-        ("{}", Fields()),
-        ('{"model": null, "max_tokens": null, "stream": null}', Fields()),
-        ('{"model": "a", "tools": [{"model": 1, "model": 2}]}', Fields(model="a")),
-        ('{"model": "a", "content": "\\"model\\": \\"b\\""}', Fields(model="a")),
-        ('{"content": "model", "x": "model", "model": "a"}', Fields(model="a")),
-        ('{"model": "a", "content": "\\ud800 half of a pair"}', Fields(model="a")),
-        ('{"m\\u006fdel": "a"}', Fields(model="a")),
-        ('{"max_tokens": 5, "max_tokens_to_sample": 6}', Fields(max_tokens=5)),
-        ('{"max\\u005ftokens": 5}', Fields(max_tokens=5)),
-        ('{"model": "a", "content": "Model", "tools": [{"Model": "b"}]}', Fields(model="a")),
+        (json.dumps(ASKED), ("claude-opus-4-5", 100, True)),
+        (json.dumps(ASKED, indent=2), ("claude-opus-4-5", 100, True)),
+        ("{}", (None, None, None)),
+        (" {\n} ", (None, None, None)),
+        ('{"model": null, "max_tokens": null, "stream": null}', (None, None, None)),
+        ('{"model": "a", "messages": [{"model": 1, "model": 2}]}', ("a", None, None)),
+        ('{"model": "a", "content": "\\"model\\": \\"b\\""}', ("a", None, None)),
+        ('{"content": "model", "x": "model", "model": "a"}', ("a", None, None)),
+        ('{"model": "a", "content": "\\ud800 half of a pair"}', ("a", None, None)),
+        ('{"m\\u006fdel": "a"}', ("a", None, None)),
+        ('{"max_tokens": 5, "max_tokens_to_sample": 6}', (None, 5, None)),
+        ('{"max\\u005ftokens": 5}', (None, 5, None)),
     ],
 )
-def test_what_it_asks_for_is_read(body: str, fields: Fields) -> None:
-    assert read_fields(body.encode()) == fields
+def test_top_level_fields_are_read(body: str, fields: tuple[object, ...]) -> None:
+    read = read_request(body.encode())
+    assert (read.model, read.max_tokens, read.stream) == fields
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_it_is_read_in_every_encoding_that_json_has_had(encoding: str) -> None:
-    body = json.dumps(ASKED).encode(encoding)
-    assert read_fields(body) == Fields("claude-opus-4-5", 100, True)
+def test_each_encoding_that_json_has_had_is_read(encoding: str) -> None:
+    assert read_request(json.dumps(ASKED).encode(encoding)).model == ASKED["model"]
 
 
 @pytest.mark.parametrize(
@@ -45,23 +66,17 @@ def test_it_is_read_in_every_encoding_that_json_has_had(encoding: str) -> None:
         '{"model": "cheap", "m\\u006fdel": "dear"}',
         '{"m\\u006Fdel": "cheap", "mode\\u006c": "dear"}',
         '{"max_tokens": 1, "messages": [], "max_tokens": 100000}',
+        '{"max_tokens": 1, "max_tokens": 11}',
+        '{"max_tokens": 11, "max_tokens": 1}',
         '{"stream": false, "stream": true}',
+        '{"stream": true, "stream": true}',
         '{"max\\u005ftokens": 1, "max_tokens": 100000}',
-    ],
-)
-def test_a_name_that_stands_there_twice_is_refused(body: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        read_fields(body.encode())
-    assert "twice" in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
+        '{"tools": [{"model": "dear"}], "tools": []}',
         '{"model": "cheap", "Model": "dear"}',
         '{"MODEL": "dear"}',
         '{"model": "cheap", "\\u004dodel": "dear"}',
         '{"max_tokens": 1, "Max\\u005FTokens": 100000}',
+        '{"Fallbacks": [{"model": "dear"}]}',
         # the sign of the kelvin, and the long s
         '{"max_tokens": 1, "max_to\u212aens": 100000}',
         '{"max_tokens": 1, "max_to\\u212aens": 100000}',
@@ -69,10 +84,9 @@ def test_a_name_that_stands_there_twice_is_refused(body: str) -> None:
         '{"stream": false, "\\u017Ftream": true}',
     ],
 )
-def test_a_name_in_another_case_is_refused_which_some_take_for_the_same(body: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        read_fields(body.encode())
-    assert "case" in caught.value.message
+def test_field_twice_or_in_another_case_is_refused(body: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"twice.*case"):
+        read_request(body.encode())
 
 
 @pytest.mark.parametrize(
@@ -89,28 +103,165 @@ def test_a_name_in_another_case_is_refused_which_some_take_for_the_same(body: st
         b'{"max_tokens": "100"}',
         b'{"max_tokens": 1e400}',
         b'{"stream": "true"}',
+        b'{"tools": {"model": "a"}}',
+        b'{"tools": ["a"]}',
         b'{"model": "\xff"}',
         b"[" * 100_000,
         b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model": "a", "x": "' + b"x" * MAX_OTHER_FIELDS + b'"}',
+        b'{"messages": [' + b"1," * 3_000_000 + b"1]}",
+        b'{"messages": "' + b"\\ud800 " * 1_000_000 + b'"}',
     ],
 )
-def test_what_cannot_be_judged_is_refused(body: bytes) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        read_fields(body)
+def test_body_that_cannot_be_read_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="request body") as caught:
+        read_request(body)
     assert caught.value.status == 400
-    assert "request body" in caught.value.message
+
+
+# -- every model
+
+
+def places(kind: Any, path: tuple[str, ...] = (), above: tuple[Any, ...] = ()) -> Iterator[str]:
+    """The paths below a request type to the fields whose name speaks of models."""
+    if not is_typeddict(kind):
+        for each in get_args(kind):
+            yield from places(each, path, above)
+    elif kind not in above:
+        for name, hint in get_type_hints(kind).items():
+            if "model" in name or "fallback" in name:
+                yield ".".join((*path, name))
+            yield from places(hint, (*path, name), (*above, kind))
+
+
+@pytest.mark.parametrize("module", [message_create_params, beta_message_create_params])
+def test_sdk_has_no_other_place_for_a_model(module: Any) -> None:
+    read = {
+        "model",
+        "fallbacks",
+        "fallbacks.model",
+        "tools.model",
+        "messages.content.tool.definition.model",
+        "messages.content.tool_changes.tool.definition.model",
+    }
+    spend_nothing = {
+        "fallback_credit_token",
+        # the upstream's own account of an earlier response, neither run nor validated
+        "messages.content.from.model",
+        "messages.content.to.model",
+    }
+    found = set(places(module.MessageCreateParams))
+    assert found - spend_nothing <= read
+    assert "beta" not in module.__name__ or found == read | spend_nothing
+
+
+ADVISOR = {"type": "advisor_20260301", "name": "advisor", "model": "dear"}
+ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": ADVISOR}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "others"),
+    [
+        ({"fallbacks": None, "tools": None, "thread": None}, ()),
+        ({"fallbacks": []}, ()),
+        ({"fallbacks": [{"model": "b"}, {"model": "c"}, {"model": "a"}]}, ("b", "c")),
+        ({"fallbacks": "default"}, (UNKNOWN_MODEL,)),
+        ({"fallbacks": {"model": "b"}}, (UNKNOWN_MODEL,)),
+        ({"fallbacks": [{"model": 1}]}, (UNKNOWN_MODEL,)),
+        ({"fallbacks": [{"Model": "b"}]}, ("b",)),
+        ({"tools": [{"name": "t"}, ADVISOR]}, ("dear",)),
+        ({"tools": [{"name": "t", "MODEL": "dear"}]}, ("dear",)),
+        ({"tools": [{"input_schema": {"properties": {"model": {"type": "string"}}}}]}, ()),
+        ({"messages": [{"role": "system", "content": [ADDED]}]}, ("dear",)),
+        (
+            {"messages": [{"content": [{"type": "compaction", "tool_changes": [ADDED]}]}]},
+            ("dear",),
+        ),
+        ({"messages": [{"content": [{"type": "tool_use", "input": ADDED}]}]}, ()),
+        ({"messages": [{"content": [{"type": "fallback", "to": {"model": "b"}}]}]}, ()),
+        ({"thread": {"type": "create"}}, ()),
+        ({"thread": {"type": "continue", "previous_message_id": "msg_1"}}, (UNKNOWN_MODEL,)),
+        ({"model": None}, ()),
+    ],
+)
+def test_every_model_is_listed(fields: dict[str, object], others: tuple[str, ...]) -> None:
+    first = UNKNOWN_MODEL if "model" in fields else "a"
+    assert models(**fields) == (first, *others)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        escaped({"model": "a", "fallbacks": [{"model": "dear"}]}),
+        escaped({"model": "a", "tools": [ADVISOR]}),
+        escaped({"model": "a", "messages": [{"content": [ADDED]}]}),
+        '{"model": "a", "tools": [{"model": "dear", "model": "a"}]}',
+        '{"model": "a", "tools": [{"model": "a", "model": "dear"}]}',
+    ],
+)
+def test_model_behind_an_escape_or_twice_is_listed(body: str) -> None:
+    assert set(read_request(body.encode()).models) == {"a", "dear"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"model": "b"}] * 100_000},
+        {"messages": [{"content": [ADDED]}] * 100_000},
+    ],
+)
+def test_too_many_nested_values_mean_an_unknown_model(fields: dict[str, object]) -> None:
+    assert models(**fields) == ("a", UNKNOWN_MODEL)
+
+
+def test_models_beyond_the_limit_are_one_unknown_model() -> None:
+    listed = models(fallbacks=[{"model": str(each)} for each in range(100)])
+    assert len(listed) == MAX_MODELS + 1
+    assert listed[-1] == UNKNOWN_MODEL
+
+
+def test_max_tokens_is_the_highest_of_all_attempts() -> None:
+    body = {**ASKED, "fallbacks": [{"model": "b", "max_tokens": 300}, {"model": "c"}]}
+    assert read_request(json.dumps(body).encode()).max_tokens == 300
+
+
+def test_cost_is_that_of_the_dearest_model() -> None:
+    prices = {"a": 3, "b": 7, UNKNOWN_MODEL: 5}
+
+    def price(model: str | None, usage: Usage) -> int | None:
+        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+        return prices[model] * tokens if model in prices else None
+
+    def asked(*names: str) -> ModelRequest:
+        return ModelRequest("a", names, 10, False, 0, input_tokens=1, price=price)
+
+    assert (asked("a", "b", UNKNOWN_MODEL).input_cost, asked("a", "b").max_cost) == (7, 77)
+    assert asked("a", "c").max_cost is None
+
+
+# -- estimates
 
 
 @pytest.mark.parametrize(
     ("body", "tokens"),
     [
-        (b"x" * 400, 100),
-        (b'{"source": {"type": "file", "file_id": "file_1"}}', 200_000),
-        (b'{"source": {"type" : "url", "url": "https://example.com/a.pdf"}}', 200_000),
-        (b'{"properties": {"url": {"type": "string"}}}', 10),
-        (b'{"content": "\\"file_id\\""}', 6),
-        (b'{"file_id": "f"}' + b" " * 4_000_000, 1_000_004),
+        ('{"x": "' + "x" * 391 + '"}', 100),
+        ('{"source": {"type": "file", "file_id": "file_1"}}', NAMED_INPUT),
+        ('{"source": {"type" : "url", "url": "https://example.com/a.pdf"}}', NAMED_INPUT),
+        (escaped({"file_id": "file"}), NAMED_INPUT),
+        ('{"fil\\u0065\\u005Fid": "file_1"}', NAMED_INPUT),
+        (escaped({"type": "url"}), NAMED_INPUT),
+        ('{"type": "ur\\u006C", "x": 1}', NAMED_INPUT),
+        ('{"thread": {"type": "continue", "previous_message_id": "msg_1"}}', NAMED_INPUT),
+        ('{"properties": {"url": {"type": "string"}}}', 10),
+        ('{"content": "\\"file_id\\""}', 6),
+        ('{"messages": "' + " " * 4_000_000 + '", "file_id": "f"}', 1_000_008),
     ],
 )
-def test_what_is_only_named_is_estimated_to_be_large(body: bytes, tokens: int) -> None:
-    assert estimated_tokens(body) == tokens
+def test_input_that_is_only_named_is_estimated_as_large(body: str, tokens: int) -> None:
+    assert read_request(body.encode()).input_tokens == tokens
+
+
+@pytest.mark.parametrize(("limit", "output"), [(None, 32_000), (-1, 0), (10**12, 128_000)])
+def test_estimated_output_is_bounded(limit: int | None, output: int) -> None:
+    assert ModelRequest("a", ("a",), limit, False, 0).output_tokens == output

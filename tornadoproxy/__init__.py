@@ -11,7 +11,7 @@ The hooks are described in `tornadoproxy.hookspecs`.
 """
 
 from tornadoproxy import parsers
-from tornadoproxy.authorization import ModelRequest, Permit
+from tornadoproxy.authorization import UNKNOWN_MODEL, ModelRequest, Permit
 from tornadoproxy.commands import Command
 from tornadoproxy.database import Database, DatabaseUnavailable
 from tornadoproxy.dialects import Dialect
@@ -42,6 +42,7 @@ from tornadoproxy.version import __version__
 __all__ = [
     "HOST",
     "INACTIVE",
+    "UNKNOWN_MODEL",
     "AuthenticationFailed",
     "Command",
     "ConfigurationError",

@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from tornadoproxy.exchange import RequestRecord
 
 
+UNKNOWN_MODEL = "(unknown)"
+"""Stands in `ModelRequest.models` for a model that cannot be read from the request.
+
+No list of permitted models contains it, and only a pattern that permits every model matches it.
+"""
+
 UNTOLD_OUTPUT = 32_000
-"""How many tokens an answer may have, for an estimate, if the request does not say."""
+"""The estimated output, in tokens, of a request that names no limit."""
+
+MAX_OUTPUT = 128_000
+"""The highest estimated output, in tokens: no model's responses are longer.
+
+Source: https://platform.claude.com/docs/en/about-claude/models/overview
+"""
 
 
 def _unknown(_model: str | None, _usage: Usage) -> None:
@@ -38,14 +50,19 @@ class ModelRequest(Struct, frozen=True):
     """What a request for a message asks for: ``POST /v1/messages``, or a chat completion.
 
     :param model: the model, as it goes upstream; ``None`` if the request names none.
-    :param max_tokens: the most tokens that it may be answered with; ``None`` if it does not say.
-    :param stream: whether the answer is to be a stream.
+    :param models: every model that the request can spend on, each once: `model`, those of
+        ``fallbacks``, and those of tools such as the advisor. `UNKNOWN_MODEL` is among them if one
+        cannot be read from the request, as with ``"fallbacks": "default"``. Whoever permits some
+        models only has to compare all of them.
+    :param max_tokens: the most tokens of a response, in any attempt; ``None`` without a limit.
+    :param stream: whether the response is to be a stream.
     :param size: of the body, as it came, in bytes.
-    :param input_tokens: an estimate of what it sends.
+    :param input_tokens: an estimate of its input.
     :param price: what the plugins say that tokens cost; see the hook ``price``.
     """
 
     model: str | None
+    models: tuple[str, ...]
     max_tokens: int | None
     stream: bool
     size: int
@@ -54,22 +71,34 @@ class ModelRequest(Struct, frozen=True):
 
     @property
     def output_tokens(self) -> int:
-        """The most tokens that it may be answered with; an estimate, if it does not say."""
-        return UNTOLD_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
+        """The most tokens of a response, at most `MAX_OUTPUT`; an estimate without a limit."""
+        if self.max_tokens is None:
+            return UNTOLD_OUTPUT
+        return min(max(self.max_tokens, 0), MAX_OUTPUT)
 
     @property
     def input_cost(self) -> int | None:
         """An estimate of what its input costs, in billionths of a US dollar.
 
-        ``None`` if no plugin knows the price.
+        It is that of the dearest of `models`; ``None`` if the price of one is not known.
         """
-        return self.price(self.model, Usage(input_tokens=self.input_tokens))
+        return self._dearest(Usage(input_tokens=self.input_tokens))
 
     @property
     def max_cost(self) -> int | None:
         """An estimate of the most that it costs: its input, and `output_tokens`."""
-        usage = Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
-        return self.price(self.model, usage)
+        return self._dearest(
+            Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
+        )
+
+    def _dearest(self, usage: Usage) -> int | None:
+        highest = 0
+        for model in self.models:
+            cost = self.price(model, usage)
+            if cost is None:
+                return None
+            highest = max(highest, cost)
+        return highest
 
 
 class Permit(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,6 +59,7 @@ class Gateway:
     :param request_ids: of this proxy's own, one for each request.
     :param in_flight: the protected requests that are not over, those that wait included.
     :param held_bytes: request bodies held in memory, or promised the room, in bytes.
+    :param body_thread: reads and translates bodies that would hold the event loop.
     :param draining: no longer ready: the process is about to stop.
     """
 
@@ -68,6 +70,9 @@ class Gateway:
     request_ids: Iterator[str] = field(default_factory=request_ids, repr=False)
     in_flight: set[InFlight] = field(default_factory=set, repr=False)
     held_bytes: int = 0
+    body_thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "bodies"), repr=False
+    )
     draining: bool = False
     credential: tuple[str, str] | None = field(init=False, repr=False)
     models: ModelList = field(init=False, repr=False)

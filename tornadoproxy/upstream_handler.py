@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
@@ -22,7 +22,7 @@ from tornadoproxy.authorization import ModelRequest
 from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
-from tornadoproxy.model_request import estimated_tokens, read_fields
+from tornadoproxy.model_request import read_request
 from tornadoproxy.settings import (
     DEFAULT_ANTHROPIC_VERSION,
     SSE_KEEPALIVE_INTERVAL,
@@ -32,7 +32,8 @@ from tornadoproxy.sse import EventBoundary
 from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from concurrent.futures import Future
 
     from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
@@ -40,11 +41,16 @@ if TYPE_CHECKING:
     from tornadoproxy.upstream_connection import ResponseHead
     from tornadoproxy.usage import UsageReader
 
+T = TypeVar("T")
+
 MAX_MESSAGE_BODY = 32 * 1024 * 1024
 """The largest messages request, in bytes, where its body has to be read: upstream's own limit."""
 
 MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
 """What is said of that limit."""
+
+IN_THREAD = 256 * 1024
+"""The largest body that is read in the event loop, in bytes. It takes at most 50 ms there."""
 
 HELD_BODIES = 256 * 1024 * 1024
 """The most that all held request bodies take together, in bytes."""
@@ -66,6 +72,7 @@ class UpstreamHandler(ExchangeHandler):
     _told_length: int | None = None
     _ping_timer: asyncio.TimerHandle | None = None
     _last_write = 0.0
+    _working: Future[Any] | None = None  # Any: what the work returns
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
@@ -153,17 +160,36 @@ class UpstreamHandler(ExchangeHandler):
         :param body: a messages request's.
         :raises InvalidRequest: nobody could judge it.
         """
-        fields = read_fields(body)
+        fields = await self.work_on(body, read_request)
+        if fields is None:
+            return False
         return await self.is_permitted(
             ModelRequest(
                 model=fields.model,
+                models=fields.models,
                 max_tokens=fields.max_tokens,
                 stream=bool(fields.stream),
                 size=self.exchange.bytes_in,
-                input_tokens=estimated_tokens(body),
+                input_tokens=fields.input_tokens,
                 price=self.gateway.plugins.price,
             )
         )
+
+    async def work_on(self, body: bytes, work: Callable[[bytes], T]) -> T | None:
+        """Return ``work(body)``, done in a thread if `body` is larger than `IN_THREAD`.
+
+        :returns: ``None`` if the request ended meanwhile.
+        """
+        if len(body) <= IN_THREAD:
+            return work(body)
+        self._working = self.gateway.body_thread.submit(work, body)
+        try:
+            result = await asyncio.wrap_future(self._working)
+        except asyncio.CancelledError:
+            if self.ended:
+                return None
+            raise
+        return None if self.ended else result
 
     def take_held(self) -> bytes:
         """The body that was held, which needs no more room than it has taken."""
@@ -357,6 +383,8 @@ class UpstreamHandler(ExchangeHandler):
         self._stop_pings()
         if self._call is not None:
             self._call.cancel()
+        if self._working is not None:
+            self._working.cancel()
         self._held = None
         self.give_room_back()
         if self._usage is not None:

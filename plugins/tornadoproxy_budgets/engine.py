@@ -6,9 +6,13 @@ flight. A request is admitted if for each cap that applies to it, spent + reserv
 on its estimate is reserved, for each subject that it counts for, until it is over: then the
 reservation goes, and what it cost is added, once.
 
-So of all requests admitted under a cap, only the last can take it over the cap, and by no more
-than its estimate: each of those before was counted when that one was admitted, with its estimate
-or its cost. What costs more than was estimated adds the difference.
+So of all requests admitted under a personal cap, only the last can take it over the cap, and by no
+more than its estimate: each of those before was counted when that one was admitted, with its
+estimate or its cost. What costs more than was estimated adds the difference.
+
+A reservation is never more than what is left of the person's own caps. Otherwise one person could
+reserve a whole shared cap with requests that cost nothing in the end. Of those admitted under a
+shared cap, the last one of each person can take it over the cap.
 
 A reservation belongs to no period: it counts in each until the request is over. The cost belongs
 to the period in which it is over. A period begins with nothing spent. The day never goes back,
@@ -157,19 +161,21 @@ class Engine:
         nanos: int,
         now: float,
     ) -> Reservation:
-        """Admit a request that may cost `nanos`.
+        """Admit a request that may cost `nanos`; no more is reserved than the person has left.
 
         :param applying: what `applying` says of this person.
         :raises CapReached: it is not admitted.
         """
         self._roll(now)
         reserved = self._reserved
-        reached = [
-            each
-            for each in applying
-            if self._spent[each.cap.period].get(each.subject, 0) + reserved.get(each.subject, 0)
-            >= each.nanos
-        ]
+        reached = []
+        for each in applying:
+            used = self._spent[each.cap.period].get(each.subject, 0)
+            left = each.nanos - used - reserved.get(each.subject, 0)
+            if left <= 0:
+                reached.append(each)
+            elif not each.cap.scope.shared:
+                nanos = min(nanos, left)
         if reached:
             raise self._refusal(reached)
         if self._groups.get(principal) != groups:

@@ -31,6 +31,7 @@ from tornadoproxy import (
     Outcome,
     Permit,
     RequestRecord,
+    Usage,
 )
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.engine import Batch, CapReached, Engine, Reservation, State
@@ -50,7 +51,7 @@ MAX_UNKNOWN = 5.0
 MAX_CHARGE = 10**15
 """The most that one request is charged with, in nanos: a million dollars.
 
-An estimate is whatever a client names as ``max_tokens``, and SQLite sums up to 2**63.
+A price may be anything that a plugin says, and SQLite sums up to 2**63.
 """
 
 TICK = 0.25  # seconds between two looks at the file
@@ -134,8 +135,8 @@ class Keeper:
             return _WITHHOLDING
         self.check_known()
         estimate = model_request.max_cost
-        if estimate is None and applying:
-            raise _unpriced(model_request.model)
+        if applying and (estimate is None or model_request.model is None):
+            raise _unpriced(model_request)
         try:
             reservation = self.engine.reserve(
                 principal, groups, applying, estimate or 0, time.time()
@@ -285,9 +286,11 @@ def _spends_uncounted(request: IncomingRequest) -> bool:
     )
 
 
-def _unpriced(model: str | None) -> Denied:
-    if model is None:
+def _unpriced(asked: ModelRequest) -> Denied:
+    if asked.model is None:
         return Denied("model: name one; a spend limit applies to you.", status=400)
+    token = Usage(input_tokens=1)
+    model = next(each for each in asked.models if asked.price(each, token) is None)
     return Denied(
         "A spend limit applies to you, and no plugin knows the price of the model "
         f"{model[:100]!r}, so that what it spends cannot be counted. Ask for another model, or "

@@ -1,7 +1,7 @@
 """Whether a key that is for some models only may make a request.
 
-Which model a request for a message or a chat completion asks for is known. Of every other request
-only the head is, and its body may name models: those of a batch, of ``/v1/complete``, of an
+Which models a request for a message or a chat completion can spend on is known. Of every other
+request only the head is, and its body may name models: those of a batch, of ``/v1/complete``, of an
 endpoint that is yet to come, or of a path that the upstream reads as ``/v1/messages`` although it
 is spelt in another way. So what is not known to run no model is refused.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from tornadoproxy import Denied, IncomingRequest, ModelRequest
+from tornadoproxy import UNKNOWN_MODEL, Denied, IncomingRequest, ModelRequest
 
 _RUNS_NO_MODEL = ("GET", "HEAD", "DELETE", "OPTIONS")
 # counting tokens runs no model; the names of files, batches and skills have no other characters
@@ -35,16 +35,23 @@ def check(
     :raises Denied: 403, which says what it may.
     """
     if model_request is not None:
-        model = model_request.model
-        if model is None or not allowed.match(model):
-            asked = "no model" if model is None else "another one"
-            raise Denied(f"This key is for {_told(patterns)}, and the request names {asked}.")
+        if model_request.model is None:
+            raise Denied(f"This key is for {_told(patterns)}, and the request names no model.")
+        for model in model_request.models:
+            if not allowed.match(model):
+                raise Denied(f"This key is for {_told(patterns)}, and the request {_asks(model)}.")
     elif request.method not in _RUNS_NO_MODEL and not _HARMLESS(request.path):
         raise Denied(
             f"This key is for {_told(patterns)}: it cannot be used here, since the models that the "
             "request's body may name are not looked for. This includes batches: send messages one "
             "by one."
         )
+
+
+def _asks(model: str) -> str:
+    if model == UNKNOWN_MODEL:
+        return "may use a model that it does not name: remove thread, and list models in fallbacks"
+    return "names another one"
 
 
 def _told(patterns: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ import logging
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from tornadoproxy import Command, Setting, Settings, Usage, hookimpl, parsers
+from tornadoproxy import UNKNOWN_MODEL, Command, Setting, Settings, Usage, hookimpl, parsers
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -85,7 +85,8 @@ class Pricer:
         assert prices is not None
         row = prices.row(model)
         if row is None:
-            self._name(model)
+            if model != UNKNOWN_MODEL:
+                self._name(model)
             row = prices.dearest
         return row.cost(usage, prices.web_search)
 

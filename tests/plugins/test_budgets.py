@@ -29,6 +29,7 @@ from tornadoproxy import (
     Usage,
     hookimpl,
 )
+from tornadoproxy.authorization import MAX_OUTPUT
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -309,6 +310,44 @@ async def test_a_model_without_a_price_is_never_free(
     assert (await ask(raw, message(model=UNPRICED), who="bob")).status == 200
 
 
+@pytest.mark.parametrize(
+    ("page", "fields"),
+    [
+        ("/v1/messages", {"fallbacks": [{"model": MODEL}, {"model": UNPRICED}]}),
+        ("/v1/messages", {"tools": [{"type": "advisor_20260301", "model": UNPRICED}]}),
+        ("/openai/v1/chat/completions", {"fallbacks": [{"model": UNPRICED}]}),
+    ],
+)
+async def test_other_model_without_a_price_is_refused(
+    page: str,
+    fields: dict[str, object],
+    start_proxy: StartProxy,
+    path: Path,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+) -> None:
+    set_cap(path, EVERYONE, 100)
+    await start(start_proxy, path)
+    body = json.dumps({**json.loads(message()), **fields}).encode()
+    refused = await ask(raw, body, path=page)
+    assert (refused.status, UNPRICED in error_of(refused)["message"]) == (503, True)
+    assert upstream.requests == []
+
+
+async def test_request_for_huge_output_leaves_the_shared_cap(
+    start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    set_cap(path, TOGETHER, 100_000)
+    set_cap(path, EVERYONE, 100)
+    await start(start_proxy, path)
+    upstream.script(silent_answer())
+    connection = await raw()
+    await connection.send(request_bytes("POST", "/v1/messages", body=message(10**12), token="ada"))
+    await upstream.received()
+    assert (await ask(raw, message(), who="bob")).status == 200
+    await connection.close()
+
+
 async def test_the_upstreams_shared_quota_is_no_business_of_a_capped_person(
     start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
@@ -462,10 +501,11 @@ async def test_no_number_of_a_client_is_too_large_for_the_file(
     for _ in range(3):
         upstream.script(json_answer({"type": "message"}))
         assert (await ask(raw, message(10**30))).status == 200
-    assert await spent(raw) == 3 * keeper.MAX_CHARGE
+    charged = 3 * (MAX_OUTPUT * CENT + len(message(10**30)) // 4 * CENT // 100)
+    assert await spent(raw) == charged
     await proxy.server.drain()
     await start(start_proxy, path)
-    assert await spent(raw) == 3 * keeper.MAX_CHARGE
+    assert await spent(raw) == charged
 
 
 async def test_a_cut_stream_costs_what_it_told(

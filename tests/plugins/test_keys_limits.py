@@ -165,6 +165,38 @@ async def test_models_are_held_to_the_patterns(
     assert len(upstream.requests) == let_in
 
 
+@pytest.mark.parametrize("allowed", ["claude-sonnet-*", "*"])
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("/v1/messages", {"fallbacks": "default"}),
+        ("/v1/messages", {"fallbacks": [{"model": MODEL}, {"model": "claude-opus-5-5"}]}),
+        ("/v1/messages", {"tools": [{"type": "advisor_20260301", "model": "claude-opus-5-5"}]}),
+        ("/v1/messages", {"thread": {"type": "continue", "previous_message_id": "msg_1"}}),
+        ("/openai/v1/chat/completions", {"fallbacks": "default"}),
+        ("/openai/v1/chat/completions", {"fallbacks": [{"model": "claude-opus-5-5"}]}),
+        ("/openai/v1/chat/completions", {"thread": {"type": "continue"}}),
+    ],
+)
+async def test_models_besides_the_first_are_held_to_the_patterns(
+    target: str,
+    fields: dict[str, object],
+    allowed: str,
+    path: Path,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+) -> None:
+    key = Key(raw, make_key(path, Limits(models=(allowed,))))
+    await start_proxy(KEYS_DB=path)
+    upstream.script(json_answer(message_document("Hi")))
+    body = json.dumps({**json.loads(message()), **fields}).encode()
+    response = await key.ask("POST", target, body)
+    assert (response.status, len(upstream.requests)) == ((200, 1) if allowed == "*" else (403, 0))
+    if allowed != "*":
+        assert allowed in error_of(response)["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "target"),
     [

@@ -56,9 +56,10 @@ def ask(http_client: AsyncHTTPClient) -> Ask:
         path: str = "/v1/messages",
         model: str | None = SONNET,
         max_tokens: int = 100,
+        **fields: object,
     ) -> Awaitable[HTTPResponse]:
         message = {"role": "user", "content": "Hello"}
-        body = {"model": model, "max_tokens": max_tokens, "messages": [message]}
+        body = {"model": model, "max_tokens": max_tokens, "messages": [message], **fields}
         return http_client.fetch(
             proxy.url + path,
             method="POST" if model else "GET",
@@ -101,6 +102,15 @@ async def test_groups_use_their_models(
         error = json.loads(response.body)["error"]
         assert error["type"] == "permission_error"
         assert model in error["message"]
+
+
+@pytest.mark.parametrize("fallbacks", ["default", [{"model": OPUS}]])
+async def test_fallbacks_are_held_to_the_rule(
+    start: Callable[..., Awaitable[Proxy]], ask: Ask, fallbacks: object
+) -> None:
+    proxy = await start(GROUP_MODELS=MODELS)
+
+    assert (await ask(proxy, "ann:interns", fallbacks=fallbacks)).code == 403
 
 
 async def test_everybody_else_has_a_rule_of_their_own(

@@ -110,9 +110,11 @@ class Authorizer:
             raise Denied("You may use some models only, and only by messages: this is not one.")
         groups = [group for group in identity.groups if group in self._models] or ["*"]
         allowed = [model for group in groups for model in self._models.get(group, ())]
-        if not any(fnmatchcase(model_request.model or "", each) for each in allowed):
-            names = ", ".join(allowed) or "none"
-            raise Denied(f"You may not use {model_request.model}. These you may: {names}.")
+        # its fallbacks and its tools may name others than model_request.model
+        for model in model_request.models:
+            if not any(fnmatchcase(model, each) for each in allowed):
+                names = ", ".join(allowed) or "none"
+                raise Denied(f"You may not use {model}. These you may: {names}.")
 
     def _count(self, principal: str) -> Permit:
         """A place in flight for `principal`, which is given back when the request is over."""
