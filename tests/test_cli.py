@@ -414,6 +414,11 @@ class TestPlugins:
         assert shown.details["token"]["hooks"] == ["declare_settings, configure, authenticate"]
         assert "request_finished" in shown.details["access_log"]["hooks"][0]
 
+    def test_have_pages_with_methods_and_who_may_enter(self, tmp_path: Path) -> None:
+        shown = Listing(run(tmp_path, "plugins", "--metrics", "yes").stdout)
+        assert shown.details["metrics"]["pages"] == ["/metrics  GET  authenticated"]
+        assert "pages" not in shown.details["token"]
+
     def test_that_nothing_is_asked_of_are_inactive_and_last(self, tmp_path: Path) -> None:
         idle = AUTHENTICATOR.replace('f"the team {settings[TEAM]}"', "INACTIVE")
         path = install(tmp_path / "site", "idle", idle.replace("Identity,", "Identity, INACTIVE,"))

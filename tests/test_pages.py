@@ -12,6 +12,7 @@ import pytest
 
 from tornadoproxy import (
     AuthenticationFailed,
+    ConfigurationError,
     Denied,
     InvalidRequest,
     Page,
@@ -173,11 +174,11 @@ async def test_an_asynchronous_page_is_awaited(start_proxy: StartProxy, raw: Ope
     assert (await ask(raw, "/page", "PUT", body=b"abc")).body == b"cba"
 
 
-async def test_a_page_goes_before_the_relay_and_takes_no_more_than_its_path(
+async def test_page_that_overrides_takes_no_more_than_its_path(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     page = Recorder()
-    await start_proxy(plugins=[Pages(Page("/v1/organizations/limits", page))])
+    await start_proxy(plugins=[Pages(Page("/v1/organizations/limits", page, overrides=True))])
     assert (await ask(raw, "/v1/organizations/limits?x=/")).status == 200
     assert upstream.requests == []
     others = [
@@ -192,6 +193,63 @@ async def test_a_page_goes_before_the_relay_and_takes_no_more_than_its_path(
         assert (await ask(raw, each)).status == 418
     assert [each.target for each in upstream.requests] == others
     assert len(page.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/health", "/ready", "/api/hello", "/v1/messages", "/v1/unheard/of"),
+        *("/openai/v1/chat/completions", "/openai/models", "/.*", "/(health|figures)", "/v1/a/.+"),
+    ],
+)
+async def test_page_that_hides_the_proxys_own_is_refused(
+    path: str, start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    with pytest.raises(ConfigurationError, match="hides a path of the proxy's own") as caught:
+        await start_proxy(plugins={"bold": Pages(Page(path, Recorder()))})
+    assert "plugin 'bold'" in str(caught.value)
+
+    own = Recorder(PageAnswer(b"mine"))
+    await start_proxy(plugins={"bold": Pages(Page(path, own, ("GET", "POST"), overrides=True))})
+    taken = path.replace("(health|figures)", "health").replace(".*", "health").replace(".+", "b")
+    assert (await ask(raw, taken)).body == b"mine"
+
+
+async def test_page_pattern_matches_none_of_the_proxys_own(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(plugins=[Pages(Page("/[^/]*/figures", Recorder()))])
+    assert (await ask(raw, "/team/figures")).status == 200
+    await ask(raw, "/v1/figures")
+    assert [each.target for each in upstream.requests] == ["/v1/figures"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("/figures", "/figures"), ("/fig.*", "/figures"), ("/figures", "/fig.*"), ("/f.*", "/f.*")],
+)
+async def test_page_of_two_plugins_is_refused_unless_one_overrides(
+    first: str, second: str, start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    one, two = Recorder(PageAnswer(b"1")), Recorder(PageAnswer(b"2"))
+    for overrides in (False, True):
+        pages = [Page(first, one, overrides=overrides), Page(second, two, overrides=overrides)]
+        with pytest.raises(ConfigurationError, match="of 'a' are for the same path"):
+            await start_proxy(plugins={"a": Pages(pages[0]), "b": Pages(pages[1])})
+
+    overriding = Pages(Page(second, two, overrides=True))
+    await start_proxy(plugins={"a": Pages(Page(first, one)), "b": overriding})
+    assert (await ask(raw, "/figures")).body == b"2"
+
+
+async def test_page_beside_a_pattern_of_its_plugin_is_the_exception(
+    start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    pages = [Page("/people/([^/]+)", Recorder()), Page("/people/me", Recorder(PageAnswer(b"me")))]
+    await start_proxy(plugins=[Pages(*pages)])
+    assert (await ask(raw, "/people/me")).body == b"me"
+    with pytest.raises(ConfigurationError, match="are for the same path"):
+        await start_proxy(plugins=[Pages(pages[1], pages[1])])
 
 
 async def test_each_proxy_has_its_own_pages(start_proxy: StartProxy, raw: OpenRaw) -> None:

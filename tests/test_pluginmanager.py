@@ -789,6 +789,8 @@ def test_a_plugin_that_is_active_is_called() -> None:
     ]
     assert plugins.authorizes
     assert [(name, page.path) for name, page in plugins.pages()] == [("sleeper", "/sleeper")]
+    (info,) = plugins.describe()
+    assert [page.path for page in info.pages] == ["/sleeper"]
 
 
 def test_nobody_is_let_in_if_all_who_authenticate_are_inactive() -> None:

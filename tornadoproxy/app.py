@@ -22,6 +22,7 @@ from tornadoproxy.cors import AnswerToPages, PreflightHandler, is_preflight
 from tornadoproxy.handlers import NotFoundHandler, ProbeHandler, ReadyHandler
 from tornadoproxy.page_handler import PageFinder, PageHandler
 from tornadoproxy.relay import RelayHandler
+from tornadoproxy.routes import CHAT, MODELS, PROBES, RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -36,16 +37,11 @@ if TYPE_CHECKING:
     from tornadoproxy.state import Gateway
 
 _PROBES: dict[str, type[BaseHandler]] = {
-    "/": ProbeHandler,
-    "/api/hello": ProbeHandler,
-    "/health": ProbeHandler,
+    **dict.fromkeys(PROBES, ProbeHandler),
     "/ready": ReadyHandler,
 }
 
-# some clients add /v1 to a base URL that ends in it, others leave it out where it belongs
-_CHAT = re.compile("/openai(?:/v1){0,2}/chat/completions")
 _DOUBLE = re.compile("/v1/v1(?:/|$)")
-_MODELS = re.compile("/openai(?:/v1){0,2}/models(?:/.+)?")
 
 
 class GatewayApplication(Application):
@@ -76,14 +72,14 @@ class GatewayApplication(Application):
         return self._handler_class(request.path)(self, request, gateway=self._gateway)
 
     def _handler_class(self, path: str) -> type[BaseHandler]:
-        if path.startswith("/v1/"):
+        if path.startswith(RELAY):
             # a base URL that ends in /v1 where the client adds it
             return NotFoundHandler if _DOUBLE.match(path) else RelayHandler
         if path in _PROBES:
             return _PROBES[path]
-        if _CHAT.fullmatch(path):
+        if CHAT.fullmatch(path):
             return ChatHandler
-        if _MODELS.fullmatch(path):
+        if MODELS.fullmatch(path):
             return ModelsHandler
         return NotFoundHandler
 

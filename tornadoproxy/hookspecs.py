@@ -89,8 +89,9 @@ def pages() -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
     """Offer pages of the plugin's own, such as ``/metrics``. Declaring.
 
     Runs once, after every `configure` and before `startup`. See `Page`. Unless it is public, a
-    page is behind `authenticate` and `authorize` like everything else. It takes precedence over
-    what would be relayed.
+    page is behind `authenticate` and `authorize` like everything else. One that hides a path of the
+    proxy's own (``/health``, ``/v1/…``), or a page of another plugin, ends the start unless it is
+    declared with ``overrides=True``.
     """
 
 

@@ -1,4 +1,4 @@
-"""Serves the pages of plugins, which take precedence over what would be relayed.
+"""Serves the pages of plugins.
 
 A page has the whole path to itself: with a slash at its end, or written with other escapes, it is
 another path, and not the page's.
@@ -26,6 +26,7 @@ from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageAnswer, PageRequest
 from tornadoproxy.plugin_answers import discard, outcome
 from tornadoproxy.plugin_failures import OurOwnError, held_the_loop
+from tornadoproxy.routes import is_served
 from tornadoproxy.settings import PLUGIN_TIMEOUT
 from tornadoproxy.target import check_target
 from tornadoproxy.upstream_handler import HELD_BODIES, no_room
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
     from tornadoproxy.pages import Page
     from tornadoproxy.state import Gateway
-
-_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # what a literal path has none of
 
 
 class FoundPage(NamedTuple):
@@ -53,16 +52,19 @@ class FoundPage(NamedTuple):
 class PageFinder:
     """Finds the page of a path: the first of those that match.
 
-    :param pages: each after its plugin's name.
+    :param pages: each after its plugin's name; those that override come first.
     """
 
     def __init__(self, pages: Iterable[tuple[str, Page]]) -> None:
         self._literal: dict[str, FoundPage] = {}
         self._patterns: list[tuple[re.Pattern[str], str, Page]] = []
         for plugin, page in pages:
-            if _SPECIAL.search(page.path):
+            if page.is_pattern:
                 self._patterns.append((re.compile(page.path), plugin, page))
-            else:
+            elif page.overrides or not any(
+                other.overrides and owner != plugin and pattern.fullmatch(page.path)
+                for pattern, owner, other in self._patterns
+            ):
                 self._literal.setdefault(page.path, FoundPage(plugin, page, ()))
 
     def find(self, path: str) -> FoundPage | None:
@@ -72,7 +74,7 @@ class PageFinder:
             return found
         for pattern, plugin, page in self._patterns:
             match = pattern.fullmatch(path)
-            if match is not None:
+            if match is not None and (page.overrides or not is_served(path)):
                 return FoundPage(plugin, page, tuple(map(unquote, match.groups(""))))
         return None
 

@@ -6,9 +6,11 @@ Their handler is `tornadoproxy.page_handler.PageHandler`.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tornadoproxy.routes import SAMPLES, is_served
 
 if TYPE_CHECKING:
     from tornadoproxy.exchange import Identity, IncomingRequest
@@ -19,6 +21,7 @@ MAX_PAGE_BODY = 1024 * 1024
 MAX_PUBLIC_BODY = 64 * 1024
 """The same of a public page: nobody knows who sends it until it is whole."""
 
+_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # what a literal path has none of
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -77,16 +80,53 @@ class PageAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a plugin. It takes precedence over the relay.
+    """One page of a plugin.
 
     :param path: a regular expression that the whole path, as it came, matches: ``/metrics``.
     :param serve: makes the answer; sync or async, within ``PLUGIN_TIMEOUT`` seconds. It may raise
         a `ProxyError`, which is answered in the path's dialect; anything else is a 500.
     :param methods: those that it has. With GET it has HEAD, too.
     :param public: whether nobody authenticates the request: the page says itself who may see it.
+    :param overrides: whether it takes a path that the proxy or another plugin serves. Without it
+        such a page ends the start, and a pattern matches none of the proxy's own paths.
     """
 
     path: str
     serve: Callable[[PageRequest], PageAnswer | Awaitable[PageAnswer]]
     methods: tuple[str, ...] = ("GET",)
     public: bool = False
+    overrides: bool = False
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether `path` is more than a literal path."""
+        return _SPECIAL.search(self.path) is not None
+
+    def matches(self, path: str) -> bool:
+        """Whether this is the page of `path`, which is as it came."""
+        return path == self.path or (self.is_pattern and re.fullmatch(self.path, path) is not None)
+
+
+def hidden_paths(pages: Sequence[tuple[str, Page]]) -> Iterator[tuple[str, str]]:
+    """Yield each plugin one of whose `pages` hides what it may not, and what is to be done.
+
+    :param pages: each after its plugin's name.
+    """
+    for at, (plugin, page) in enumerate(pages):
+        mend = "choose another path, or declare it with overrides=True"
+        if page.overrides:
+            pass
+        elif is_served(page.path) or any(map(page.matches, SAMPLES)):
+            yield plugin, f"its page {page.path} hides a path of the proxy's own: {mend}"
+        for other, earlier in pages[:at]:
+            if page.overrides != earlier.overrides:
+                continue
+            # in one plugin, a literal path beside a pattern is the pattern's exception
+            if page.path == earlier.path or (
+                plugin != other and (page.matches(earlier.path) or earlier.matches(page.path))
+            ):
+                yield (
+                    plugin,
+                    f"its page {page.path} and the page {earlier.path} of {other!r} are for the "
+                    f"same path: {mend}",
+                )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from importlib.metadata import EntryPoint
 
+    from tornadoproxy.pages import Page
+
 _DECLARING = ("declare_settings", "commands", "pages")
 _SYNC_HOOKS = (*_DECLARING, "configure", "price", "request_finished")
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -48,6 +50,7 @@ class PluginInfo:
     :param module: what the entry point names, as in ``package.module:object``.
     :param settings: those that it declares.
     :param commands: those that it offers.
+    :param pages: those that it serves, known once it has been configured.
     """
 
     name: str
@@ -60,6 +63,7 @@ class PluginInfo:
     module: str = ""
     settings: tuple[Setting[Any], ...] = ()  # Any: each has a type of its own
     commands: tuple[Command, ...] = ()
+    pages: tuple[Page, ...] = ()
 
 
 class PluginCall(NamedTuple):

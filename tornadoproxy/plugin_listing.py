@@ -10,6 +10,7 @@ from tornadoproxy.helptext import default_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tornadoproxy.pages import Page
     from tornadoproxy.plugin_finder import PluginInfo
     from tornadoproxy.settings import Setting
     from tornadoproxy.sources import Sources
@@ -53,9 +54,16 @@ def _details(info: PluginInfo, sources: Sources | None) -> Iterable[str]:
         yield from _labelled("hooks", textwrap.wrap(", ".join(info.hooks), _WIDTH - _INDENT))
     if info.commands:
         yield from _labelled("commands", [each.name for each in info.commands])
+    if info.pages:
+        pages = [(page.path, " ".join(page.methods), _access(page)) for page in info.pages]
+        yield from _labelled("pages", _aligned(pages))
     if info.settings:
         rows = [(setting.name, *_value(setting, sources)) for setting in info.settings]
         yield from _labelled("settings", _aligned(rows))
+
+
+def _access(page: Page) -> str:
+    return "public" if page.public else "authenticated"
 
 
 def _value(setting: Setting[Any], sources: Sources | None) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.exchange import Identity
 from tornadoproxy.hookspecs import INACTIVE
-from tornadoproxy.pages import Page
+from tornadoproxy.pages import Page, hidden_paths
 from tornadoproxy.plugin_answers import discard, failure, outcome
 from tornadoproxy.plugin_failures import (
     OurOwnError,
@@ -186,6 +186,12 @@ class Plugins:
             if first:
                 self._leave_out(inactive)
                 self._pages = self._all_pages()
+                self._infos = tuple(
+                    replace(
+                        info, pages=tuple(page for name, page in self._pages if name == info.name)
+                    )
+                    for info in self._infos
+                )
             else:
                 self._check_still_inactive(inactive)
         except ConfigurationError:
@@ -485,8 +491,12 @@ class Plugins:
                 faults += faults_of(plugin, "pages", error)
             else:
                 pages += made
+        faults += (
+            f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages)
+        )
         if faults:
             raise ConfigurationError(*faults)
+        pages.sort(key=lambda each: not each[1].overrides)
         return tuple(pages)
 
     def _go_back_to(self, settings: Settings) -> None:

@@ -41,11 +41,13 @@ class SpendLimitsApi:
 
     def pages(self) -> tuple[Page, ...]:
         """The pages. Nobody authenticates their requests but this."""
+        # where Anthropic's own gateway has them, so that its clients find them
+        page = partial(Page, public=True, overrides=True)
         return (
-            Page(PATH, self._serve_all, ("GET", "POST"), public=True),
-            Page(f"{PATH}/effective", self._serve_effective, ("GET",), public=True),
-            Page(f"{PATH}/audit", self._serve_audit, ("GET",), public=True),
-            Page(f"{PATH}/([^/]+)", self._serve_one, ("GET", "DELETE"), public=True),
+            page(PATH, self._serve_all, ("GET", "POST")),
+            page(f"{PATH}/effective", self._serve_effective),
+            page(f"{PATH}/audit", self._serve_audit),
+            page(f"{PATH}/([^/]+)", self._serve_one, ("GET", "DELETE")),
         )
 
     async def _serve_all(self, request: PageRequest) -> PageAnswer:
