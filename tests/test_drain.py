@@ -52,6 +52,7 @@ pytestmark = pytest.mark.usefixtures("no_errors_logged")
 REQUEST = request_bytes("POST", "/v1/messages", {}, b"{}", token=TEST_TOKEN)
 NOT_FOUND = request_bytes("GET", "/nowhere", token=TEST_TOKEN)
 READY = request_bytes("GET", "/ready")
+MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
 EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
 EVENTS = message_events(message_document())
 
@@ -504,6 +505,33 @@ async def test_signal_drains_and_the_status_is_0(
         assert await program.process.wait() == 0
     for client in (idle, streaming):
         await client.close()
+
+
+async def test_shutdown_delay_accepts_requests_unready(
+    start_program: StartProgram,
+) -> None:
+    program = await start_program(**SECRETS, SHUTDOWN_DELAY="600")
+    kept = await program.connect()
+    await answered(kept)
+    program.process.send_signal(signal.SIGTERM)
+    await program.said(b"stopping in 600 seconds")
+    new = await program.connect()
+    for client, request, status in ((new, READY, 503), (kept, MODELS, 200)):
+        await client.send(request)
+        response = await client.response()
+        assert (response.status, response.header("Connection")) == (status, "close")
+        await client.close()
+    program.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(5):
+        assert await program.process.wait() == 1
+
+
+async def test_shutdown_delay_ends_in_a_drain(start_program: StartProgram) -> None:
+    program = await start_program(**SECRETS, SHUTDOWN_DELAY="0.01")
+    program.process.send_signal(signal.SIGTERM)
+    await program.said(b"stopping: no new connections")
+    async with asyncio.timeout(5):
+        assert await program.process.wait() == 0
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

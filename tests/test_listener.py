@@ -6,8 +6,11 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    RawConnection,
     json_answer,
     request_bytes,
     silent_answer,
@@ -16,7 +19,7 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from tornadoproxy.testing import (
         OpenRaw,
-        RawConnection,
+        Records,
         ScriptedUpstream,
         StartProxy,
         UpstreamExchange,
@@ -48,6 +51,18 @@ async def test_the_longest_idle_makes_room(start_proxy: StartProxy, raw: OpenRaw
     await ended(first)
     for connection in (second, third, fourth):
         await served(connection)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_host_of_all_interfaces_takes_both_families(
+    start_proxy: StartProxy, records: Records, host: str
+) -> None:
+    proxy = await start_proxy(HOST="::")
+    connection = await RawConnection.open(proxy.port, host)
+    await connection.send(request_bytes("GET", "/nothing", token=TEST_TOKEN))
+    assert (await connection.response()).status == 404
+    assert (await records.finished()).remote_ip == host
+    await connection.close()
 
 
 async def test_half_a_head_is_as_good_as_nothing(start_proxy: StartProxy, raw: OpenRaw) -> None:

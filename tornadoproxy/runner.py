@@ -19,7 +19,13 @@ from tornadoproxy.consistency import contradictions
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.pluginmanager import SHUTDOWN_TIMEOUT
 from tornadoproxy.server import Server
-from tornadoproxy.settings import CORE_SETTINGS, DRAIN_TIMEOUT, LOG_LEVEL, RELOADABLE
+from tornadoproxy.settings import (
+    CORE_SETTINGS,
+    DRAIN_TIMEOUT,
+    LOG_LEVEL,
+    RELOADABLE,
+    SHUTDOWN_DELAY,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -83,7 +89,8 @@ async def serve(
     first, second = asyncio.Event(), asyncio.Event()
 
     # a plugin may block the event loop for ever in its shutdown
-    patience = settings[DRAIN_TIMEOUT] + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _LAST_MOMENT
+    orderly = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
+    patience = orderly + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _LAST_MOMENT
     last_resort = threading.Timer(patience, os._exit, (1,))
     last_resort.daemon = True
 
@@ -109,7 +116,6 @@ async def serve(
             _reload(server, settings, read_again)
         loop.call_later(_SETTLED, _settle)
         await first.wait()
-        _logger.info("stopping: no new connections, requests in flight may finish")
         await server.drain()
 
     life = asyncio.create_task(live())

@@ -29,6 +29,7 @@ from tornadoproxy.settings import (
     MAX_CONNECTIONS,
     PORT,
     REUSE_PORT,
+    SHUTDOWN_DELAY,
     TLS_CERT,
     TLS_KEY,
 )
@@ -80,10 +81,11 @@ class Server:
             instance=secrets.token_hex(8),
         )
         await self._plugins.startup(self.status)
+        host = self._settings[HOST]
         try:
             sockets = bind_sockets(
                 self._settings[PORT],
-                self._settings[HOST],
+                None if host == "::" else host,  # Tornado takes :: for IPv6 alone
                 backlog=_BACKLOG,
                 reuse_port=self._settings[REUSE_PORT],
             )
@@ -126,11 +128,19 @@ class Server:
     async def drain(self) -> None:
         """Stop in good order: take no new connections, close idle ones, let the rest finish.
 
+        Before that, requests are served for ``SHUTDOWN_DELAY`` seconds as they were, but that
+        readiness is 503 and that each connection is closed after its response.
+
         What is not over after ``DRAIN_TIMEOUT`` seconds is cut. Then the plugins are shut down.
         """
         assert self._gateway is not None
         assert self._listener is not None
         self._gateway.draining = True
+        delay = self._settings[SHUTDOWN_DELAY]
+        if delay:
+            logger.info("stopping in %g seconds (SHUTDOWN_DELAY): /ready answers 503", delay)
+            await asyncio.sleep(delay)
+        logger.info("stopping: no new connections, requests in flight may finish")
         await self._listener.stop()
         try:
             async with asyncio.timeout(self._settings[DRAIN_TIMEOUT]):

@@ -277,6 +277,15 @@ CLIENT_BODY_TIMEOUT: Setting[float] = Setting(
     default=60.0,
     help="Seconds that a client may be silent within its request body.",
 )
+SHUTDOWN_DELAY: Setting[float] = Setting(
+    "SHUTDOWN_DELAY",
+    parsers.seconds(),
+    default=0.0,
+    help=(
+        "Seconds that requests are still accepted when the process is told to stop, while /ready "
+        "answers 503, so that load balancers can look away first; DRAIN_TIMEOUT begins after it."
+    ),
+)
 DRAIN_TIMEOUT: Setting[float] = Setting(
     "DRAIN_TIMEOUT",
     parsers.seconds(),
@@ -445,6 +454,7 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     MAX_BODY_SIZE,
     CLIENT_IDLE_TIMEOUT,
     CLIENT_BODY_TIMEOUT,
+    SHUTDOWN_DELAY,
     DRAIN_TIMEOUT,
     PLUGIN_TIMEOUT,
     DISABLED_PLUGINS,
