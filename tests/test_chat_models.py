@@ -6,6 +6,7 @@ import pytest
 from openai.types import Model
 
 from tornadoproxy import chat_completions
+from tornadoproxy.chat_completions import Options
 
 OPUS = {
     "type": "model",
@@ -50,6 +51,29 @@ def test_the_names_that_clients_may_use_are_listed_too() -> None:
     ]
     assert told[2]["created"] == told[0]["created"]
     assert told[3]["created"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "created"),
+    [
+        ("claude-opus-5-5", 1_790_035_200),
+        ("gpt-5", 1_790_035_200),
+        ("o9/mini", 1_790_553_600),
+        ("claude-unlisted", None),
+    ],
+)
+def test_model_is_found_by_every_name_that_serves(name: str, created: int | None) -> None:
+    options = Options(models={"gpt-5": "claude-opus-5-5", "*": "claude-sonnet-5-5"})
+    told = chat_completions.find_model([OPUS, SONNET], name, options)
+    assert (told and (told["id"], told["created"])) == (created and (name, created))
+
+
+def test_model_that_the_upstream_does_not_list_is_found_by_star() -> None:
+    options = Options(models={"*": "claude-unlisted"})
+    told = chat_completions.find_model([OPUS], "gpt-5", options)
+    assert told is not None
+    assert told["created"] == 0
+    assert chat_completions.find_model([OPUS], "gpt-5", Options()) is None
 
 
 @pytest.mark.parametrize(

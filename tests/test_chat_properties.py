@@ -579,7 +579,10 @@ def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
 def fed(translator: StreamTranslator, pieces: list[bytes]) -> list[str]:
     """The data of the events that the client reads."""
     chunks = b"".join([translator.feed(piece) for piece in pieces])
-    return [event.removeprefix("data: ") for event in chunks.decode().split("\n\n")[:-1]]
+    events = [event for event in chunks.decode().split("\n\n")[:-1] if event != ": ping"]
+    # as clients do that split lines so
+    assert [line for event in events for line in event.splitlines()] == events
+    return [event.removeprefix("data: ") for event in events]
 
 
 def plain(message: Json) -> Json:

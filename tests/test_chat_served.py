@@ -229,6 +229,15 @@ async def test_models(openai_client: AsyncOpenAI, upstream: ScriptedUpstream) ->
     assert len(upstream.requests) == 1, "the list is kept"
 
 
+async def test_model_that_star_serves_is_found(
+    start_proxy: StartProxy, openai_client: AsyncOpenAI
+) -> None:
+    proxy = await start_proxy(CHAT_MODELS=f"*={MODEL}")
+    client = openai_client.with_options(base_url=f"{proxy.url}/openai/v1")
+    assert (await client.models.retrieve("gpt-5.1")).id == "gpt-5.1"
+    assert "gpt-5.1" not in [model.id for model in (await client.models.list()).data]
+
+
 async def test_names_of_models_are_mapped(
     start_proxy: StartProxy, upstream: ScriptedUpstream, raw: OpenRaw
 ) -> None:
@@ -529,6 +538,37 @@ async def test_a_page_instead_of_an_answer(
         assert response.status == 502
         assert json.loads(response.body)["error"]["type"] == "server_error"
     assert (await records.finished(2)).outcome == "failed"
+
+
+async def test_pings_and_line_separators_reach_the_sdk(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, proxy: Proxy, raw: OpenRaw
+) -> None:
+    content = "a\u2028b\u2029c\x85d"
+    events = message_events(message_document(content))  # a ping is among them
+    upstream.script(sse_answer(events), sse_answer(events), json_answer(message_document(content)))
+    stream = await openai_client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    said = [each.choices[0].delta.content or "" async for each in stream]
+    assert "".join(said) == content
+    connection = await raw()
+    await connection.send(chat(stream=True))
+    body = (await connection.response()).body
+    assert body.count(b": ping\n\n") == 1
+    assert body.decode().splitlines() == body.decode().split("\n")[:-1]
+    await connection.send(chat())
+    answer = (await connection.response()).body.decode()
+    assert len(answer.splitlines()) == 1
+    assert json.loads(answer)["choices"][0]["message"]["content"] == content
+
+
+async def test_a_second_message_in_a_stream_is_an_error(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, records: Records
+) -> None:
+    events = message_events(message_document("Hello"))[:-1]
+    upstream.script(sse_answer([*events, *message_events(message_document("Hi", id="msg_2"))]))
+    stream = await openai_client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    with pytest.raises(openai.APIError):
+        [each async for each in stream]
+    assert (await records.finished()).outcome == "failed"
 
 
 async def test_an_error_in_the_middle_of_a_stream(

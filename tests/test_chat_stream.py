@@ -74,6 +74,8 @@ def documents(chunks: bytes) -> list[Any]:  # Any: JSON, or [DONE]
     assert chunks == b"" or chunks.endswith(b"\n\n")
     found = []
     for event in chunks.split(b"\n\n")[:-1]:
+        if event == b": ping":
+            continue  # clients pass over it
         assert event.startswith(b"data: ")
         assert b"\n" not in event
         data = event[6:]
@@ -404,7 +406,6 @@ def test_what_is_told_twice_counts_once() -> None:
     told = deltas(
         START,
         tool(0, "toolu_1"),
-        tool(0, "toolu_1"),
         fragment(0, "{}"),
         closed(0),
         closed(0),
@@ -414,6 +415,46 @@ def test_what_is_told_twice_counts_once() -> None:
         STOP,
     )
     assert len(told) == 3
+
+
+OTHER_START = {**START, "message": {**START["message"], "id": "msg_02"}}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [OTHER_START],
+        [opened(0, type="text", text=""), text(0, "a"), OTHER_START],
+        [tool(0, "toolu_1"), tool(0, "toolu_1")],
+        [opened(0, type="text", text=""), closed(0), opened(0, type="text", text="")],
+        [opened(0, type="of the future"), closed(0), tool(0, "toolu_1")],
+    ],
+)
+def test_second_message_or_reopened_block_is_a_broken_stream(events: list[Json]) -> None:
+    translator = StreamTranslator()
+    translator.feed(wire(START, *events[:-1]))
+    with pytest.raises(UpstreamProtocolError):
+        translator.feed(wire(events[-1], stopped("end_turn"), STOP))
+    assert not translator.ended
+
+
+def test_ping_is_a_comment_at_once() -> None:
+    translator = StreamTranslator()
+    assert translator.feed(wire(PING)) == b": ping\n\n"
+    translator.feed(wire(START))
+    assert translator.feed(wire(PING)) == b": ping\n\n"
+    translator.feed(wire(STOP))
+    assert translator.feed(wire(PING)) == b""
+
+
+def test_line_separators_beyond_ascii_are_escaped() -> None:
+    content = "é\x85…\u2028😀\u2029"
+    events = (START, opened(0, type="text", text=""), text(0, content), tool(1, "toolu_1"))
+    chunks = StreamTranslator().feed(wire(*events, fragment(1, json.dumps(content))))
+    assert chunks.decode().splitlines() == chunks.decode().split("\n")[:-1]
+    deltas_told = [each["choices"][0]["delta"] for each in documents(chunks)]
+    assert deltas_told[1]["content"] == content
+    assert "é…😀".encode()[:2] in chunks  # other characters stay as they are
 
 
 def test_text_of_a_block_whose_beginning_is_missing_is_not_lost() -> None:

@@ -385,3 +385,14 @@ def test_a_message_may_hold_half_a_character(dialect: Dialect) -> None:
     error = InvalidRequest(f"There is no model {name}.")
     assert document(dialect, error)["error"]["message"] == f"There is no model {name}."
     assert dialect.stream_error(error, REQUEST_ID)
+
+
+@both
+def test_line_separators_in_an_error_are_escaped(dialect: Dialect) -> None:
+    error = InvalidRequest("a\x85é\u2028b\u2029")
+    for written in (
+        dialect.error_body(error, REQUEST_ID),
+        dialect.stream_error(error, REQUEST_ID).partition(b"data: ")[2].rstrip(),
+    ):
+        assert len(written.decode().splitlines()) == 1
+        assert json.loads(written)["error"]["message"] == error.message

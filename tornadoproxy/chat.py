@@ -290,20 +290,17 @@ class ModelsHandler(ExchangeHandler):
             return
         if self.ended:
             return
-        names = self.gateway.chat_options.models
-        listed = chat_completions.translate_models(models.values(), names)
-        self.set_header(self.dialect.request_id_header, self.request_id)
+        options = self.gateway.chat_options
         wanted = unquote(self.request.path.partition("/models")[2][1:])
-        shown = _one(listed["data"], wanted) if wanted else listed
+        if wanted:
+            shown = chat_completions.find_model(models.values(), wanted, options)
+        else:
+            shown = chat_completions.translate_models(models.values(), options.models)
+        if shown is None:
+            raise NotFound(
+                f"The model '{wanted[:100]}' does not exist or you do not have access to it.",
+                code="model_not_found",
+                param="model",
+            )
+        self.set_header(self.dialect.request_id_header, self.request_id)
         await self.finish(json.dumps(shown).encode())
-
-
-def _one(models: list[dict[str, object]], wanted: str) -> dict[str, object]:
-    for model in models:
-        if model["id"] == wanted:
-            return model
-    raise NotFound(
-        f"The model '{wanted[:100]}' does not exist or you do not have access to it.",
-        code="model_not_found",
-        param="model",
-    )

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from tornadoproxy.errors import Overloaded, ProxyError, UpstreamError
+from tornadoproxy.fast_json import escape_line_separators
 from tornadoproxy.sse import PING
 
 _ANTHROPIC_TYPES = {
@@ -134,4 +135,4 @@ def _openai_type(status: int) -> str:
 def _dump(document: dict[str, Any]) -> bytes:
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     # a message may repeat half of a surrogate pair from a request: JSON has an escape for it
-    return text.encode(errors="backslashreplace")
+    return escape_line_separators(text.encode(errors="backslashreplace"))

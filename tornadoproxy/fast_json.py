@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 _decode = msgspec.json.Decoder().decode
+_LINE_SEPARATORS = [(char.encode(), b"\\u%04x" % ord(char)) for char in "\x85\u2028\u2029"]
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -33,6 +35,19 @@ def loads_text(document: str, judge: json.JSONDecoder) -> Any:  # Any: JSON
         return _decode(document)
     except (msgspec.DecodeError, UnicodeError):
         return judge.decode(document)
+
+
+def escape_line_separators(document: bytes) -> bytes:
+    """Return JSON without the line separators beyond ASCII: U+0085, U+2028 and U+2029.
+
+    JSON and server-sent events take them as any character, but clients that split lines as
+    `str.splitlines` does end an event there.
+    """
+    if document.isascii():
+        return document
+    for separator, escape in _LINE_SEPARATORS:
+        document = document.replace(separator, escape)
+    return document
 
 
 def dump(value: object) -> bytes:

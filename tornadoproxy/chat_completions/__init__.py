@@ -17,7 +17,7 @@ A stream is translated piece by piece with `StreamTranslator`, an error with `tr
 from tornadoproxy.chat_completions.capabilities import Capabilities
 from tornadoproxy.chat_completions.errors import translate_error
 from tornadoproxy.chat_completions.fields import FIELDS, Treatment
-from tornadoproxy.chat_completions.models import translate_model, translate_models
+from tornadoproxy.chat_completions.models import find_model, translate_model, translate_models
 from tornadoproxy.chat_completions.reading import parse
 from tornadoproxy.chat_completions.request import (
     Options,
@@ -41,6 +41,7 @@ __all__ = [
     "Translation",
     "Treatment",
     "depends_on_capabilities",
+    "find_model",
     "parse",
     "read_message",
     "requested_model",

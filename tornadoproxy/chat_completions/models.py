@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tornadoproxy.chat_completions.reading import Json
+    from tornadoproxy.chat_completions.request import Options
 
 
 def translate_models(models: Iterable[Json], names: Mapping[str, str] | None = None) -> Json:
@@ -24,6 +25,17 @@ def translate_models(models: Iterable[Json], names: Mapping[str, str] | None = N
         if name != "*" and name not in known:
             entries.append({**known.get(upstream_name, _entry(upstream_name, 0)), "id": name})
     return {"object": "list", "data": entries}
+
+
+def find_model(models: Iterable[Json], name: str, options: Options) -> Json | None:
+    """OpenAI's description of the model that serves a client's `name`, if there is one.
+
+    :param models: entries of upstream's list.
+    """
+    known = {entry["id"]: entry for entry in translate_models(models, options.models)["data"]}
+    if name not in known and (upstream_name := options.model(name)) != name:  # by way of *
+        return {**known.get(upstream_name, _entry(upstream_name, 0)), "id": name}
+    return known.get(name)
 
 
 def translate_model(model: Json) -> Json:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tornadoproxy import fast_json
 from tornadoproxy.chat_completions import thinking
 from tornadoproxy.errors import UpstreamProtocolError
+from tornadoproxy.fast_json import escape_line_separators
 
 if TYPE_CHECKING:
     from tornadoproxy.chat_completions.reading import Json
@@ -137,7 +138,7 @@ def string(value: object) -> str:
 def encode(document: Json) -> bytes:
     """JSON in UTF-8; half a character, which JSON can express and UTF-8 cannot, stays escaped."""
     try:
-        return fast_json.dump(document)
+        return escape_line_separators(fast_json.dump(document))
     except UnicodeEncodeError:
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -145,7 +146,8 @@ def encode(document: Json) -> bytes:
 def encode_string(value: str) -> bytes:
     """A JSON string in UTF-8; see `encode`."""
     try:
-        return encode_basestring(value).encode()
+        written = encode_basestring(value).encode()
+        return written if value.isascii() else escape_line_separators(written)
     except UnicodeEncodeError:
         return json.dumps(value).encode()
 

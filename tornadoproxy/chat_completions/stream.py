@@ -4,6 +4,7 @@ The theory. Upstream's stream has a start, blocks that open, grow and close, and
 be of kinds that have no place in a chunk, and those are passed over. What goes out::
 
     message_start          a chunk with the role
+    ping                   a comment, which clients pass over
     text_delta             a chunk with content
     thinking_delta …       a chunk with reasoning_content and thinking_blocks
     tool_use opens         a chunk with index, id, type and name; indexes count calls, not blocks
@@ -11,6 +12,8 @@ be of kinds that have no place in a chunk, and those are passed over. What goes 
     message_delta          noted: why it stopped, and the usage, which is cumulative
     message_stop           a chunk with finish_reason, perhaps one with usage, and [DONE]
     error                  an error in OpenAI's shape, and nothing after it
+
+A second message, or a block that opens again, shows that two responses were mixed: an error.
 
 A stream that ends before `StreamTranslator.ended` is one that broke, and only whoever reads it can
 tell: nothing that was translated until then looks like an end.
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING
 from tornadoproxy import fast_json
 from tornadoproxy.chat_completions import errors, response, thinking
 from tornadoproxy.chat_completions.response import encode, encode_string, string
+from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.sse import EventReader
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from tornadoproxy.chat_completions.reading import Json
 
 DONE = b"data: [DONE]\n\n"
+PING = Dialect.OPENAI.ping
 
 
 class StreamTranslator:
@@ -63,7 +68,8 @@ class StreamTranslator:
         self._reader = EventReader()
         self._head = b""  # a chunk up to its delta; what every chunk has in common
         self._tail = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._usage_field()
-        self._blocks: dict[int, _Block] = {}  # those that are open, by upstream's indexes
+        self._blocks: dict[int, _Block | None] = {}  # by upstream's indexes; None is closed
+        self._message_id: object = None
         self._characters = 0  # of text that was told
         self._calls = 0
         self._thoughts = 0
@@ -93,7 +99,7 @@ class StreamTranslator:
         if kind == "content_block_start":
             return self._open(event)
         if kind == "content_block_stop":
-            return self._close(self._blocks.pop(_index(event), None))
+            return self._close(_index(event))
         if kind == "message_start":
             return self._start(_object(event.get("message")))
         if kind == "message_delta":
@@ -101,14 +107,19 @@ class StreamTranslator:
             self._usage |= _told(event.get("usage"))
         elif kind == "message_stop":
             return self._end()
+        elif kind == "ping":
+            return PING
         elif kind == "error":
             return self._fail(event)
         return b""
 
     def _start(self, message: Json) -> bytes:
         self._usage |= _told(message.get("usage"))
-        if self._head:  # told twice
-            return b""
+        if self._head:
+            if message.get("id") != self._message_id:
+                raise UpstreamProtocolError("The upstream began a second message in its stream.")
+            return b""  # told twice
+        self._message_id = message.get("id")
         head = {
             "id": response.completion_id(message.get("id")),
             "object": "chat.completion.chunk",
@@ -121,8 +132,8 @@ class StreamTranslator:
     def _open(self, event: Json) -> bytes:
         self._require_start()
         index = _index(event)
-        if index in self._blocks:  # told twice
-            return b""
+        if index in self._blocks:
+            raise UpstreamProtocolError("The upstream opened a block of its stream again.")
         given = _object(event.get("content_block"))
         kind = given.get("type")
         block = self._blocks[index] = _Block(kind)
@@ -164,8 +175,12 @@ class StreamTranslator:
             return self._thought(block, {"signature": string(delta.get("signature"))})
         return b""
 
-    def _close(self, block: _Block | None) -> bytes:
-        if block is None or block.kind != "tool_use" or block.has_arguments:
+    def _close(self, index: int) -> bytes:
+        block = self._blocks.get(index)
+        if block is None:
+            return b""
+        self._blocks[index] = None
+        if block.kind != "tool_use" or block.has_arguments:
             return b""
         return self._arguments(block, response.arguments(block.input))
 
@@ -195,7 +210,7 @@ class StreamTranslator:
     def _end(self) -> bytes:
         self._require_start()
         self.ended = True
-        out = b"".join([self._close(block) for block in self._blocks.values()])
+        out = b"".join([self._close(index) for index in self._blocks])
         stop_reason = self._stop.get("stop_reason")
         refused = response.refusal(stop_reason, self._stop.get("stop_details"))
         if refused is not None:
