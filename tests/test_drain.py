@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from tornado import netutil
 
-from tornadoproxy import RequestRecord, hookimpl, server
+from tornadoproxy import RequestRecord, hookimpl, listening
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -312,7 +312,7 @@ def small_send_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return sockets
 
-    monkeypatch.setattr(server, "bind_sockets", bind_sockets)
+    monkeypatch.setattr(listening, "bind_sockets", bind_sockets)
 
 
 class Endless:

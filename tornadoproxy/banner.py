@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.parsers import BaseURL
@@ -30,12 +31,16 @@ _TOKENS = frozenset({"AUTH_TOKEN", "AUTH_TOKEN_FILE"})
 
 
 def listening_url(settings: Settings, port: int) -> str:
-    """The URL that is listened on."""
+    """The URL that is listened on, or ``unix:/path``."""
+    if settings[HOST].startswith("unix:"):
+        return settings[HOST]
     return _url(settings, settings[HOST], port)
 
 
 def client_url(settings: Settings, port: int) -> str:
-    """The URL for a client on the same machine."""
+    """The URL for a client on the same machine, which may have to go by a Unix socket."""
+    if settings[HOST].startswith("unix:"):
+        return "http://localhost"
     return _url(settings, _LOOPBACK.get(settings[HOST], settings[HOST]), port)
 
 
@@ -83,7 +88,7 @@ def banner(
         f"tornadoproxy {__version__}",
         *aligned(shown),
         "to paste",
-        *aligned(_to_paste(client_url(settings, port), sent)),
+        *aligned(_to_paste(settings, client_url(settings, port), sent)),
     )
 
 
@@ -100,9 +105,17 @@ def streaming_curl(settings: Settings, port: int, sent: str) -> str:
         '"messages": [{"role": "user", "content": "Say hello, one word at a time."}]}'
     )
     return (
-        f'curl -N {client_url(settings, port)}/v1/messages -H "x-api-key: {sent}" '
+        f'{_curl(settings)} -N {client_url(settings, port)}/v1/messages -H "x-api-key: {sent}" '
         f"-H 'content-type: application/json' -d '{body}'"
     )
+
+
+def _curl(settings: Settings) -> str:
+    """``curl``, by way of the Unix socket if there is one."""
+    host = settings[HOST]
+    if host.startswith("unix:"):
+        return f"curl --unix-socket {shlex.quote(host.removeprefix('unix:'))}"
+    return "curl"
 
 
 def _url(settings: Settings, host: str, port: int) -> str:
@@ -117,12 +130,15 @@ def _key_line(settings: Settings) -> str:
     return f"key from {settings.variable(UPSTREAM_API_KEY)}"
 
 
-def _to_paste(url: str, sent: str) -> tuple[tuple[str, str], ...]:
+def _to_paste(settings: Settings, url: str, sent: str) -> tuple[tuple[str, str], ...]:
+    curl = ("curl", f'{_curl(settings)} {url}/v1/models -H "x-api-key: {sent}"')
+    if settings[HOST].startswith("unix:"):  # the others take a URL alone
+        return (curl,)
     in_python = f'os.environ["{sent[1:]}"]' if sent.startswith("$") else f'"{sent}"'
     return (
         ("Claude Code", f"export ANTHROPIC_BASE_URL={url}"),
         ("", f'export ANTHROPIC_AUTH_TOKEN="{sent}"'),
         ("Anthropic SDK", f'anthropic.Anthropic(base_url="{url}", api_key={in_python})'),
         ("OpenAI SDK", f'openai.OpenAI(base_url="{url}/openai/v1", api_key={in_python})'),
-        ("curl", f'curl {url}/v1/models -H "x-api-key: {sent}"'),
+        curl,
     )

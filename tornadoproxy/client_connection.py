@@ -89,6 +89,8 @@ class Host(Protocol):
     max_head: int
     request_ids: Iterator[str]
     hangups: HangupWatch
+    unnamed_peer: str
+    """The address of a client whose connection has none."""
 
     @property
     def is_draining(self) -> bool:
@@ -382,8 +384,8 @@ class ClientConnection(asyncio.Protocol):
         secure = transport.get_extra_info("sslcontext") is not None
         # `_flushed` is to mean all of it. At 0, asyncio's TLS pauses with nothing to write.
         self._transport.set_write_buffer_limits(high=1 if secure else 0, low=0)
-        # no address: it has left already
-        self._peer = Peer(address[0] if address else "0.0.0.0", "https" if secure else "http")  # noqa: S104
+        remote_ip = address[0] if isinstance(address, tuple) else self._host.unnamed_peer
+        self._peer = Peer(remote_ip, "https" if secure else "http")
         self._host.opened(self)
         self._set_deadline(self._host.idle_timeout)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tornadoproxy.settings import (
     HOST,
     PORT,
+    REUSE_PORT,
     TLS_CERT,
     TLS_KEY,
     UPSTREAM_ALLOW_CLEARTEXT,
@@ -26,7 +27,17 @@ if TYPE_CHECKING:
 
 def contradictions(settings: Settings) -> tuple[str, ...]:
     """A fault for each contradiction within the core's settings; opens no socket."""
-    return (*_of_tls(settings), *_of_upstream_key(settings), *_of_upstream(settings))
+    return (
+        *_of_listening(settings),
+        *_of_tls(settings),
+        *_of_upstream_key(settings),
+        *_of_upstream(settings),
+    )
+
+
+def _of_listening(settings: Settings) -> Iterator[str]:
+    if settings[HOST].startswith("unix:") and settings[REUSE_PORT]:
+        yield "REUSE_PORT is for ports, and HOST is a Unix socket: give each process its own file"
 
 
 def _of_tls(settings: Settings) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,6 @@ from tornadoproxy.hangup import HangupWatch
 from tornadoproxy.settings import CLIENT_BODY_TIMEOUT, CLIENT_IDLE_TIMEOUT, MAX_HEADER_SIZE
 
 if TYPE_CHECKING:
-    import socket
-
     from tornado.httputil import HTTPServerConnectionDelegate
 
     from tornadoproxy.client_connection import Peer
@@ -55,6 +54,9 @@ class Listener:
         self.body_timeout = gateway.settings[CLIENT_BODY_TIMEOUT]
         self.request_ids = gateway.request_ids
         self.max_head = gateway.settings[MAX_HEADER_SIZE]
+        # whoever may open a Unix socket's file is on this machine; without any, it has left already
+        is_unix = sockets[0].family is socket.AF_UNIX
+        self.unnamed_peer = "127.0.0.1" if is_unix else "0.0.0.0"  # noqa: S104  # not bound
         self.hangups = HangupWatch()
         self._gateway = gateway
         self._sockets = sockets

@@ -38,6 +38,7 @@ IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 A_YEAR = 31_536_000.0
 MAX_SECRET_FILE_SIZE = 65_536
 
+_MAX_SOCKET_PATH = 107  # unix(7): sun_path, with the NUL behind it
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)")
@@ -275,6 +276,18 @@ def host(value: str) -> str:
         raise ValueError(
             f"must be a host name or an IP address, without scheme and port, not {value!r}"
         ) from None
+
+
+def listen_address(value: str) -> str:
+    """A host as `host` takes it, or ``unix:/path`` for the file of a Unix socket."""
+    if not value.startswith("unix:"):
+        return host(value)
+    path = text(value).removeprefix("unix:")
+    if not path.startswith("/") or len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ValueError(
+            f"must be unix: and an absolute path of at most {_MAX_SOCKET_PATH} bytes, not {value!r}"
+        )
+    return value
 
 
 def hosts(value: str) -> tuple[str, ...]:

@@ -17,12 +17,11 @@ import secrets
 import ssl
 from typing import TYPE_CHECKING
 
-from tornado.netutil import bind_sockets
-
 from tornadoproxy.app import GatewayApplication
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.exchange import Outcome
 from tornadoproxy.listener import Listener
+from tornadoproxy.listening import UNIX, SocketFile, open_sockets
 from tornadoproxy.settings import (
     DRAIN_TIMEOUT,
     HOST,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _MOST_CONNECTIONS = 1_000_000
 _OTHER_DESCRIPTORS = 64  # the listening sockets, logs, plugins' files
 _LAST_WORDS = 1.0  # seconds for error events to go out when the drain's time is over
@@ -57,13 +55,17 @@ class Server:
         self._plugins = plugins
         self._gateway: Gateway | None = None
         self._listener: Listener | None = None
+        self._socket_file: SocketFile | None = None
         self.port = 0
+        """The port that is listened on; 0 with a Unix socket."""
 
     @property
     def url(self) -> str:
-        """Where it listens: ``http://127.0.0.1:8000``."""
-        scheme = "https" if self._settings[TLS_CERT] else "http"
+        """Where it listens: ``http://127.0.0.1:8000``, or ``unix:/path``."""
         host = self._settings[HOST]
+        if host.startswith(UNIX):
+            return host
+        scheme = "https" if self._settings[TLS_CERT] else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def start(self) -> None:
@@ -83,16 +85,16 @@ class Server:
         await self._plugins.startup(self.status)
         host = self._settings[HOST]
         try:
-            sockets = bind_sockets(
-                self._settings[PORT],
-                None if host == "::" else host,  # Tornado takes :: for IPv6 alone
-                backlog=_BACKLOG,
-                reuse_port=self._settings[REUSE_PORT],
+            sockets = open_sockets(
+                host, self._settings[PORT], reuse_port=self._settings[REUSE_PORT]
             )
         except OSError as error:
             await self._plugins.shutdown()
             raise ConfigurationError(_bind_fault(self._settings, error)) from None
-        self.port = sockets[0].getsockname()[1]
+        if host.startswith(UNIX):
+            self._socket_file = SocketFile(host.removeprefix(UNIX))
+        else:
+            self.port = sockets[0].getsockname()[1]
         self._listener = Listener(
             self._gateway,
             GatewayApplication(self._gateway),
@@ -141,6 +143,8 @@ class Server:
             logger.info("stopping in %g seconds (SHUTDOWN_DELAY): /ready answers 503", delay)
             await asyncio.sleep(delay)
         logger.info("stopping: no new connections, requests in flight may finish")
+        if self._socket_file is not None:
+            self._socket_file.remove()
         await self._listener.stop()
         try:
             async with asyncio.timeout(self._settings[DRAIN_TIMEOUT]):
@@ -198,5 +202,8 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
 
 
 def _bind_fault(settings: Settings, error: OSError) -> str:
+    reason = error.strerror or error
+    if settings[HOST].startswith(UNIX):
+        return f"cannot listen on HOST {settings[HOST]}: {reason}; choose another path"
     where = f"HOST {settings[HOST]}, PORT {settings[PORT]}"
-    return f"cannot listen on {where}: {error.strerror or error}; choose another PORT or HOST"
+    return f"cannot listen on {where}: {reason}; choose another PORT or HOST"

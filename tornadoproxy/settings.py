@@ -125,15 +125,18 @@ class Settings:
 
 HOST: Setting[str] = Setting(
     "HOST",
-    parsers.host,
+    parsers.listen_address,
     default="127.0.0.1",
-    help="The address to listen on: IPv4, IPv6 or a host name. 0.0.0.0 and :: are all of them.",
+    help=(
+        "The address to listen on: IPv4, IPv6, a host name, or unix:/path for a Unix socket. "
+        "0.0.0.0 listens on all interfaces by IPv4, :: by IPv4 and IPv6."
+    ),
 )
 PORT: Setting[int] = Setting(
     "PORT",
     parsers.integer(0, 65_535),
     default=8000,
-    help="The port to listen on; 0 takes a free one.",
+    help="The port to listen on; 0 takes a free one. Not used for a Unix socket.",
 )
 UPSTREAM_BASE_URL: Setting[BaseURL] = Setting(
     "UPSTREAM_BASE_URL",

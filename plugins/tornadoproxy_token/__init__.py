@@ -135,7 +135,7 @@ def _remark(tokens: tuple[Secret, ...]) -> str:
 def _anybody(settings: Settings) -> str:
     if settings[ALLOW_ANONYMOUS]:
         return "ANYONE who reaches it, as anonymous (ALLOW_ANONYMOUS)"
-    if _is_loopback(settings[HOST]):
+    if _is_local(settings[HOST]):
         return "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set"
     raise ConfigurationError(
         f"HOST is {settings[HOST]} and no AUTH_TOKEN is set: set one "
@@ -144,7 +144,10 @@ def _anybody(settings: Settings) -> str:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def _is_local(host: str) -> bool:
+    """Whether only clients on this machine reach `host`: loopback, or a Unix socket."""
+    if host.startswith("unix:"):
+        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

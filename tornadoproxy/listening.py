@@ -1,0 +1,83 @@
+"""Opens the sockets to listen on: of an address and a port, or of a file (``HOST=unix:/path``)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+
+from tornado.netutil import bind_sockets
+
+UNIX = "unix:"
+"""What ``HOST`` begins with if a path follows."""
+
+_BACKLOG = 1024
+_FILE_MODE = 0o660  # connecting takes the right to write: the proxy's user and its group
+
+
+def open_sockets(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
+    """Return the listening sockets.
+
+    :param host: as ``HOST`` has it.
+    :param port: 0 takes a free one; not used for a Unix socket.
+    :raises OSError: the address is in use, is not there, or may not be used.
+    """
+    if host.startswith(UNIX):
+        return [_open_unix_socket(host.removeprefix(UNIX))]
+    address = None if host == "::" else host  # to Tornado, :: is IPv6 alone
+    return bind_sockets(port, address, backlog=_BACKLOG, reuse_port=reuse_port)
+
+
+class SocketFile:
+    """The file of a Unix socket that this process listens on."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity = _identity(path)
+
+    def remove(self) -> None:
+        """Remove the file, unless another process has put its own in its place."""
+        with suppress(FileNotFoundError):
+            if _identity(self._path) == self._identity:
+                os.unlink(self._path)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _open_unix_socket(path: str) -> socket.socket:
+    with suppress(FileNotFoundError):
+        _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(path)
+        os.chmod(path, _FILE_MODE)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the file of a socket that nobody listens on: a process that is killed leaves it.
+
+    :raises OSError: somebody listens there, or it is no socket.
+    """
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:  # so many connect that its queue is full
+            pass
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
