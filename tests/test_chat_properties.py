@@ -339,7 +339,10 @@ def accept(body: Json) -> None:
         assert of_type(blocks[: len(results)], "tool_result") == blocks[: len(results)]
         ids += [block["id"] for block in of_type(blocks, "tool_use")]
     assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch("[a-zA-Z0-9_-]+", each) for each in ids)
+    names += [
+        block["name"] for message in messages for block in of_type(blocks_of(message), "tool_use")
+    ]
+    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,128}", each) for each in ids + names)
     assert names or not ids
 
 
@@ -461,7 +464,9 @@ blocks = st.one_of(
     ),
     st.just({"type": "redacted_thinking", "data": "ZGF0YQ=="}),
     objects.map(lambda given: {"type": "tool_use", "name": "weather", "input": given}),
-    objects.map(lambda given: {"type": "tool_use", "name": "clock", "input": given}),
+    st.builds(
+        lambda name, given: {"type": "tool_use", "name": name, "input": given}, st.text(), objects
+    ),
     st.just({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}),
     st.just({"type": "of the future", "text": "x"}),
 )

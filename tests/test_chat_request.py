@@ -595,6 +595,22 @@ def test_arguments_that_are_no_text_are_refused(arguments: object) -> None:
     assert error.param == "messages[1].tool_calls[0].function.arguments"
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("a.b c", "a_b_c"), ("", "_"), ('x" />', "x____"), ("é" * 200, "_" * 128), ("\ud800", "_")],
+)
+def test_name_that_no_tool_can_have_is_replaced(name: str, told: str) -> None:
+    body = sent(
+        HI,
+        assistant(None, call("a", name)),
+        result("a"),
+        assistant(function_call={"name": name}),
+        {"role": "function", "name": name, "content": "fine"},
+    )
+    assert [turn["content"][0]["name"] for turn in body["messages"][1::2]] == [told, told]
+    assert [tool["name"] for tool in body["tools"]] == [told]
+
+
 def test_ids_used_again_in_a_later_turn_are_replaced() -> None:
     exchange = (assistant(None, call("a"), call("b c")), result("b c"), result("a"))
     legacy = (
@@ -653,8 +669,10 @@ def test_ids_that_upstream_does_not_take_are_replaced_the_same_everywhere() -> N
             "messages[3].tool_calls[0]",
         ),
         ([HI, assistant(None, call(""))], "messages[1].tool_calls[0].id"),
-        ([HI, assistant(None, call("a", "a b"))], "messages[1].tool_calls[0].function.name"),
-        ([HI, assistant(None, call("a", ""))], "messages[1].tool_calls[0].function.name"),
+        (
+            [HI, assistant(None, {**call("a"), "function": {}})],
+            "messages[1].tool_calls[0].function.name",
+        ),
         ([HI, assistant(None, {"id": "a"})], "messages[1].tool_calls[0].function"),
         ([HI, assistant(None, {**call("a"), "type": "custom"})], "messages[1].tool_calls[0].type"),
         ([HI, assistant(tool_calls={})], "messages[1].tool_calls"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -402,26 +403,54 @@ async def test_answers_sent_back_by_the_sdk_are_accepted(
     assert sent["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
 
 
+async def test_options_that_interfaces_always_send_are_accepted(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    answer = await openai_client.chat.completions.with_raw_response.create(
+        model=MODEL,
+        messages=HELLO,
+        temperature=0.7,
+        top_p=0.9,
+        user="ann@example.com",
+        tools=[WEATHER, WEATHER],
+        prompt_cache_key="ann",
+    )
+    assert answer.headers["x-tornadoproxy-ignored"] == "prompt_cache_key, top_p"
+    sent = upstream.requests[0].json()
+    assert (sent["temperature"], sent.get("top_p")) == (0.7, None)
+    assert sent["metadata"]["user_id"] == hashlib.sha256(b"ann@example.com").hexdigest()
+    assert [tool["name"] for tool in sent["tools"]] == ["get_weather"]
+    assert sent["cache_control"] == {"type": "ephemeral"}
+
+
 @pytest.mark.parametrize(("prefill", "last"), [("no", "user"), ("yes", "assistant")])
 async def test_assistant_message_last_is_a_prefill_only_if_set(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, raw: OpenRaw, prefill: str, last: str
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    openai_client: AsyncOpenAI,
+    prefill: str,
+    last: str,
 ) -> None:
-    await start_proxy(CHAT_PREFILL=prefill)
-    connection = await raw()
-    await connection.send(chat(messages=[*HELLO, {"role": "assistant", "content": "I am "}]))
-    assert (await connection.response()).status == 200
+    proxy = await start_proxy(CHAT_PREFILL=prefill)
+    client = openai_client.with_options(base_url=f"{proxy.url}/openai/v1")
+    await client.chat.completions.create(
+        model=MODEL, messages=[*HELLO, {"role": "assistant", "content": "I am "}]
+    )
     assert upstream.requests[0].json()["messages"][-1]["role"] == last
 
 
 @pytest.mark.parametrize(("mode", "cached"), [("auto", [1]), ("always", [0, 1]), ("off", [])])
 async def test_cache_setting_decides_what_is_cached(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, raw: OpenRaw, mode: str, cached: list[int]
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    openai_client: AsyncOpenAI,
+    mode: str,
+    cached: list[int],
 ) -> None:
-    await start_proxy(CHAT_CACHE=mode)
-    connection = await raw()
-    for fields in ({}, {"tools": [WEATHER]}):
-        await connection.send(chat(**fields))
-        assert (await connection.response()).status == 200
+    proxy = await start_proxy(CHAT_CACHE=mode)
+    client = openai_client.with_options(base_url=f"{proxy.url}/openai/v1")
+    for tools in ([], [WEATHER]):
+        await client.chat.completions.create(model=MODEL, messages=HELLO, tools=tools)
     marked = ["cache_control" in received.json() for received in upstream.requests]
     assert [index for index, is_marked in enumerate(marked) if is_marked] == cached
 

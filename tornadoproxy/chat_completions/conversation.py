@@ -9,7 +9,8 @@ A call must be answered by the messages right after it, each id once; this is ch
 the error names the client's own message.
 
 A client sends back what the proxy has answered, so that all of it is accepted: arguments that were
-cut and are no JSON, ids that a later turn uses again, thinking without a signature.
+cut and are no JSON, names that no tool can have, ids that a later turn uses again, thinking without
+a signature.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tornadoproxy.chat_completions import content, thinking
 from tornadoproxy.chat_completions.content import cache_control, text_block
 from tornadoproxy.chat_completions.reading import (
     MAX_QUOTED,
+    MAX_TOOL_NAME,
     Json,
     array,
     loads,
@@ -30,7 +32,6 @@ from tornadoproxy.chat_completions.reading import (
     one_of,
     refuse,
     text,
-    tool_name,
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -46,6 +47,7 @@ INVALID_JSON = "INVALID_JSON"
 Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
 """
 
+_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
 
@@ -210,18 +212,21 @@ class _Translator:
         client_id = text(call.get("id"), f"{param}.id")
         if not client_id or client_id in self._waiting:
             refuse(f"{param}.id", "must be unique in its message, and not empty")
-        block = self._tool_use(client_id, call.get("function"), f"{param}.function")
-        self._waiting[client_id] = _Call(block["name"], block["id"], param)
+        function = obj(call.get("function"), f"{param}.function")
+        block = self._tool_use(client_id, function, f"{param}.function")
+        self._waiting[client_id] = _Call(function["name"], block["id"], param)
         return block
 
     def _function_call(self, call: object, param: str) -> Json:
-        block = self._tool_use("function_call", call, param)
-        self._legacy = _Call(block["name"], block["id"], param)
+        function = obj(call, param)
+        block = self._tool_use("function_call", function, param)
+        self._legacy = _Call(function["name"], block["id"], param)
         return block
 
-    def _tool_use(self, client_id: str, function: object, param: str) -> Json:
-        function = obj(function, param)
-        name = tool_name(function.get("name"), f"{param}.name")
+    def _tool_use(self, client_id: str, function: Json, param: str) -> Json:
+        called = text(function.get("name"), f"{param}.name")
+        # a model may call what no tool is called, and upstream takes no such name back
+        name = _NOT_IN_A_NAME.sub("_", called)[:MAX_TOOL_NAME] or "_"
         self._conversation.called.append(name)
         return {
             "type": "tool_use",
@@ -261,7 +266,7 @@ class _Translator:
 
 
 class _Call(NamedTuple):
-    name: str
+    name: str  # the client's
     id: str  # upstream's
     param: str
 

@@ -23,7 +23,8 @@ MAX_VALUES = 500_000
 A short value takes tens of times its length in memory: this, not the body's length, bounds it.
 """
 
-_TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+MAX_TOOL_NAME = 128  # characters
+_TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 
 MAX_QUOTED = 64
 """The most characters of a client's own that are quoted in an error."""
