@@ -251,6 +251,28 @@ def test_refusals(details: object, refusal: str) -> None:
             0,
             0,
         ),
+        (
+            {
+                "input_tokens": 3,
+                "output_tokens": 4,
+                "iterations": [
+                    {"type": "message", "input_tokens": 3, "output_tokens": 4},
+                    {"type": "compaction", "input_tokens": 50, "output_tokens": 7},
+                    {
+                        "type": "advisor_message",
+                        "model": "claude-opus-5-5",
+                        "input_tokens": 200,
+                        "output_tokens": 30,
+                        "cache_read_input_tokens": 6,
+                        "cache_creation_input_tokens": 1,
+                    },
+                ],
+            },
+            260,
+            41,
+            6,
+            1,
+        ),
         ({}, 0, 0, 0, 0),
         (None, 0, 0, 0, 0),
         ({"input_tokens": "3"}, 0, 0, 0, 0),

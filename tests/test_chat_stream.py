@@ -333,6 +333,21 @@ def test_finish_reasons(stop_reason: object, finish_reason: str) -> None:
     assert deltas(stopped(stop_reason), STOP) == [finish_reason]
 
 
+def test_chunks_after_a_fallback_name_the_model_that_answers() -> None:
+    fallback = opened(
+        1, type="fallback", **{"from": {"model": "claude-test"}}, to={"model": "claude-next"}
+    )
+    told = seen(
+        START,
+        *(opened(0, type="text", text=""), text(0, "I"), closed(0), fallback, closed(1)),
+        *(opened(2, type="text", text=""), text(2, "We"), closed(2), stopped("end_turn"), STOP),
+        usage=True,
+    )
+    models = ["claude-test", "claude-test", "claude-next", "claude-next", "claude-next"]
+    assert [each["model"] for each in told[:-1]] == models
+    assert len({(each["id"], each["created"]) for each in told[:-1]}) == 1
+
+
 def test_usage_is_what_was_told_last() -> None:
     start = {
         **START,

@@ -487,6 +487,11 @@ def read_message(message: dict[str, Any]) -> Message:  # Any: JSON
     return Message(told.model, told.stop_reason, usage)
 
 
+def read_usage(usage: dict[str, Any]) -> Usage:  # Any: JSON
+    """What `usage`, a whole message's, reports."""
+    return read_message({"usage": usage}).usage
+
+
 def _type(event: bytearray) -> object:
     try:
         data = fast_json.loads(_data(event))

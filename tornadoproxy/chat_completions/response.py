@@ -16,6 +16,7 @@ from tornadoproxy import fast_json
 from tornadoproxy.chat_completions import thinking
 from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.fast_json import escape_line_separators
+from tornadoproxy.usage import read_usage
 
 if TYPE_CHECKING:
     from tornadoproxy.chat_completions.reading import Json
@@ -103,14 +104,13 @@ def refusal(stop_reason: object, stop_details: object) -> str | None:
 
 
 def usage(told: object) -> Json:
-    """OpenAI's account of the tokens; what was not told counts as none."""
+    """OpenAI's account of the tokens, on all models together; what was not told counts as none."""
     told = told if isinstance(told, dict) else {}
-    read, created = (
-        _count(told, "cache_read_input_tokens"),
-        _count(told, "cache_creation_input_tokens"),
-    )
-    prompt = _count(told, "input_tokens") + read + created
-    completion = _count(told, "output_tokens")
+    parts = read_usage(told).parts()
+    read = sum(part.cache_read_input_tokens or 0 for part in parts)
+    created = sum(part.cache_creation_input_tokens or 0 for part in parts)
+    prompt = sum(part.input_tokens or 0 for part in parts) + read + created
+    completion = sum(part.output_tokens or 0 for part in parts)
     account: Json = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

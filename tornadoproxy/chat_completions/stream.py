@@ -4,6 +4,7 @@ The theory. Upstream's stream has a start, blocks that open, grow and close, and
 be of kinds that have no place in a chunk, and those are passed over. What goes out::
 
     message_start          a chunk with the role
+    fallback opens         nothing; the chunks after it name the model that answers from here on
     ping                   a comment, which clients pass over
     text_delta             a chunk with content
     thinking_delta …       a chunk with reasoning_content and thinking_blocks
@@ -120,14 +121,17 @@ class StreamTranslator:
                 raise UpstreamProtocolError("The upstream began a second message in its stream.")
             return b""  # told twice
         self._message_id = message.get("id")
+        self._name_model(message)
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def _name_model(self, named: Json) -> None:
         head = {
-            "id": response.completion_id(message.get("id")),
+            "id": response.completion_id(self._message_id),
             "object": "chat.completion.chunk",
             "created": self._created,
-            "model": string(message.get("model")),
+            "model": string(named.get("model")),
         }
         self._head = b"data: " + encode(head)[:-1] + b',"choices":[{"index":0,"delta":{'
-        return self._chunk({"role": "assistant", "content": ""})
 
     def _open(self, event: Json) -> bytes:
         self._require_start()
@@ -137,6 +141,9 @@ class StreamTranslator:
         given = _object(event.get("content_block"))
         kind = given.get("type")
         block = self._blocks[index] = _Block(kind)
+        if kind == "fallback":
+            self._name_model(_object(given.get("to")))
+            return b""
         if kind == "text":
             return self._text(given.get("text")) if given.get("text") else b""
         if kind in ("thinking", "redacted_thinking"):
