@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tornadoproxy.errors import AuthenticationFailed
 from tornadoproxy.secret import Secret
@@ -252,6 +253,21 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     parent_agent_id: str | None
     traceparent: str | None = None
     tracestate: str | None = None
+
+    def by_model(self) -> tuple[ModelUsage, ...]:
+        """What each model used and cost, the one that answered first, then ``usage.others``.
+
+        Where `cost` is not known, no part of it counts as known, so that parts add up to it.
+        """
+        others = self.usage.others
+        if not others:
+            return (ModelUsage(self.model, self.usage, self.cost),)
+        own = self.cost
+        if own is None:
+            others = tuple(replace(other, cost=None) for other in others)
+        else:
+            own -= sum(other.cost or 0 for other in others)
+        return (ModelUsage(self.model, replace(self.usage, others=()), own), *others)
 
 
 class Exchange:

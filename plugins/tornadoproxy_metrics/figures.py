@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tornadoproxy import RequestRecord, Status, __version__
+from tornadoproxy import ModelUsage, RequestRecord, Status, __version__
 from tornadoproxy_metrics.routes import route_class
 
 if TYPE_CHECKING:
@@ -110,19 +110,19 @@ class Figures:
         )
         self._tokens = Counter(
             "tornadoproxy_tokens",
-            "Tokens that answers told of.",
+            "Tokens that responses reported, by the model that used them.",
             ("model", "type"),
             registry=registry,
         )
         self._cost = Counter(
             "tornadoproxy_cost_usd",
-            "What answers cost, in US dollars, as far as their price is known.",
+            "What responses cost, in US dollars, as far as that is known.",
             ("model",),
             registry=registry,
         )
         self._unpriced = Counter(
             "tornadoproxy_unpriced_requests",
-            "Requests that told of tokens whose price is not known.",
+            "Requests that used tokens and whose cost is not known.",
             ("model",),
             registry=registry,
         )
@@ -173,7 +173,8 @@ class Figures:
             of_route.first_token.observe(record.time_to_first_token)
         if record.upstream_time is not None:
             of_route.overhead.observe(max(record.duration - record.upstream_time, 0.0))
-        if record.usage.input_tokens is not None or record.usage.output_tokens is not None:
+        usage = record.usage
+        if usage.input_tokens is not None or usage.output_tokens is not None or usage.partial:
             self._count_usage(record)
         if record.error is not None or (status is not None and status >= 400):
             self._count_error(record)
@@ -188,8 +189,15 @@ class Figures:
         return encode(_WithoutCreation(self._registry)), content_type
 
     def _count_usage(self, record: RequestRecord) -> None:
-        usage = record.usage
-        of_model = self._of_model.get(record.model or "unknown") or self._add_model(record.model)
+        parts = record.by_model()
+        for part in parts:
+            self._count_part(part)
+        if record.cost is None:
+            for model in {part.model for part in parts}:
+                self._figures_of(model).unpriced.inc()
+
+    def _count_part(self, part: ModelUsage) -> None:
+        usage, of_model = part.usage, self._figures_of(part.model)
         creation = usage.cache_creation_input_tokens or 0
         creation_1h = min(usage.cache_creation_1h_input_tokens or 0, creation)
         of_model.input.inc(usage.input_tokens or 0)
@@ -199,10 +207,8 @@ class Figures:
         if creation:
             of_model.cache_creation_5m.inc(creation - creation_1h)
             of_model.cache_creation_1h.inc(creation_1h)
-        if record.cost is None:
-            of_model.unpriced.inc()
-        else:
-            of_model.cost.inc(record.cost / _NANOS)
+        if part.cost is not None:
+            of_model.cost.inc(part.cost / _NANOS)
 
     def _count_error(self, record: RequestRecord) -> None:
         status = record.status or 0
@@ -227,6 +233,9 @@ class Figures:
         )
         self._of_route[dialect, route] = figures
         return figures
+
+    def _figures_of(self, model: str | None) -> _ModelFigures:
+        return self._of_model.get(model or "unknown") or self._add_model(model)
 
     def _add_model(self, name: str | None) -> _ModelFigures:
         model = name or "unknown"

@@ -20,6 +20,7 @@ from tornadoproxy_metrics.routes import route_class
 from tornadoproxy import (
     INACTIVE,
     ConfigurationError,
+    ModelUsage,
     Outcome,
     RequestRecord,
     Settings,
@@ -569,13 +570,32 @@ def test_what_has_no_price_is_not_free() -> None:
         record(usage=usage, model=None),
         record(usage=usage, model="known", cost=0),
         record(usage=Usage(), model="silent"),
+        record(usage=Usage(partial=True), model=None),
     )
     assert shown.all("tornadoproxy_unpriced_requests_total") == {
         ("new",): 1,
-        ("unknown",): 1,
+        ("unknown",): 2,
         ("known",): 0,
     }
     assert shown.value("tornadoproxy_cost_usd_total", model="new") == 0
+
+
+def test_each_model_of_a_response_has_its_own_figures() -> None:
+    others = (ModelUsage("opus", Usage(200, 50), cost=9 * 10**8), ModelUsage("opus", Usage(1), 1))
+    used = Usage(10, 1, others=others)
+    shown = counted(
+        record(usage=used, model="sonnet", cost=10**9 + 1),
+        record(usage=used, model="sonnet", cost=None),
+    )
+    tokens = shown.all("tornadoproxy_tokens_total")
+    assert (tokens["sonnet", "input"], tokens["opus", "input"]) == (20, 402)
+    assert (tokens["sonnet", "output"], tokens["opus", "output"]) == (2, 100)
+    assert shown.all("tornadoproxy_cost_usd_total") == {
+        ("sonnet",): pytest.approx(0.1),
+        ("opus",): pytest.approx(0.900000001),
+    }
+    unpriced = shown.all("tornadoproxy_unpriced_requests_total")
+    assert unpriced == {("sonnet",): 1, ("opus",): 1}
 
 
 def test_tokens_add_up_to_all_tokens() -> None:
