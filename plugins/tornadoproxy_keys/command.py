@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from tornadoproxy import ConfigurationError, Database
+from tornadoproxy import ConfigurationError, Database, usd
 from tornadoproxy_keys import store
 from tornadoproxy_keys.store import KeyRow, Limits, UsageRow
 
@@ -195,7 +195,7 @@ def _usage(arguments: argparse.Namespace, database: Database) -> None:
         return
     _show_table(
         ("day", "id", "name", "requests", "input", "output", "cache read", "cache write",
-         "cost USD", "unpriced"),
+         "cost", "unpriced"),
         [
             (
                 row.day,
@@ -206,7 +206,7 @@ def _usage(arguments: argparse.Namespace, database: Database) -> None:
                 row.output_tokens,
                 row.cache_read_input_tokens,
                 row.cache_creation_input_tokens,
-                _dollars(row.cost),
+                f"${usd(row.cost)}",
                 row.unpriced,
             )
             for row in rows
@@ -284,11 +284,6 @@ def _iso(seconds: int | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _dollars(nanos: int) -> str:
-    """Exact, in US dollars."""
-    return f"{nanos // 10**9}.{nanos % 10**9:09d}"
-
-
 def _key_document(row: KeyRow, used: int | None) -> dict[str, object]:
     return {
         "id": row.id,
@@ -316,7 +311,7 @@ def _usage_document(row: UsageRow, name: str | None) -> dict[str, object]:
         "output_tokens": row.output_tokens,
         "cache_read_input_tokens": row.cache_read_input_tokens,
         "cache_creation_input_tokens": row.cache_creation_input_tokens,
-        "cost_usd": _dollars(row.cost),
+        "cost_usd": usd(row.cost),
         "unpriced_requests": row.unpriced,
     }
 

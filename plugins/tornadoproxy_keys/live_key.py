@@ -36,32 +36,32 @@ class Window:
     __slots__ = ("_total", "_used")
 
     def __init__(self) -> None:
-        # when each amount counts no more, and the amount; the oldest first
-        self._used: deque[tuple[float, int]] = deque()
+        # when each amount began, when it counts no more, and how much it is; the oldest first
+        self._used: deque[tuple[float, float, int]] = deque()
         self._total = 0
 
     def add(self, amount: int, now: float) -> None:
         """Count `amount` as used now."""
         used = self._used
         self._total += amount
-        if used and now < used[-1][0] - _MINUTE:
-            until, before = used[-1]
-            used[-1] = (until, before + amount)
+        if used and now < used[-1][0] + _STEP:
+            began, _, before = used[-1]
+            used[-1] = (began, now + _MINUTE, before + amount)
         else:
-            used.append((now + _STEP + _MINUTE, amount))
+            used.append((now, now + _MINUTE, amount))
 
     def wait(self, limit: int, now: float) -> float:
         """Seconds until less than `limit`, which is at least one, is used; 0 if that is so now."""
         used = self._used
-        while used and used[0][0] <= now:
-            self._total -= used.popleft()[1]
+        while used and used[0][1] <= now:
+            self._total -= used.popleft()[2]
         left = self._total
         free_at = now
         oldest_first = iter(used)
         while left >= limit:
-            free_at, amount = next(oldest_first)
+            _, free_at, amount = next(oldest_first)
             left -= amount
-        return min(free_at - now, _MINUTE + _STEP)  # a sum of floats may be a little more
+        return min(free_at - now, _MINUTE)  # a sum of floats may be a little more
 
 
 class LiveKey:
@@ -128,10 +128,11 @@ def _used(record: RequestRecord, asked: ModelRequest) -> int:
     """How many tokens a request counts with."""
     usage = record.usage
     if usage.input_tokens is not None or usage.output_tokens is not None:
-        return (
-            (usage.input_tokens or 0)
-            + (usage.output_tokens or 0)
-            + (usage.cache_creation_input_tokens or 0)
+        return sum(
+            (part.input_tokens or 0)
+            + (part.output_tokens or 0)
+            + (part.cache_creation_input_tokens or 0)
+            for part in usage.parts()
         )
     failed = record.status is not None and record.status >= 400
     if record.upstream_time is None or failed:

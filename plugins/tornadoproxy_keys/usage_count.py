@@ -38,10 +38,11 @@ class UsageCount:
         sums.requests += 1
         sums.last = max(sums.last, record.time)
         usage = record.usage
-        sums.input += usage.input_tokens or 0
-        sums.output += usage.output_tokens or 0
-        sums.cache_read += usage.cache_read_input_tokens or 0
-        sums.cache_creation += usage.cache_creation_input_tokens or 0
+        for part in usage.parts():
+            sums.input += part.input_tokens or 0
+            sums.output += part.output_tokens or 0
+            sums.cache_read += part.cache_read_input_tokens or 0
+            sums.cache_creation += part.cache_creation_input_tokens or 0
         if record.cost is not None:
             sums.cost += record.cost
         elif usage.partial or usage.input_tokens is not None or usage.output_tokens is not None:
