@@ -6,8 +6,9 @@ is cut at 256 characters.
 
 In the text form what is not known is ``-``, ``tokens`` are those of input + output, ``cache``
 those read + created, an error's blanks are ``_``, and fields that are seldom there are left out.
-``cost`` is in US dollars, and ``partial`` says that the answer was cut, so that there may have been
-more than was told.
+``tokens`` and ``cache`` are those of the model that answered; ``others`` has each other model that
+the response spent on, with its tokens. ``cost`` is in US dollars, of all models together, and
+``partial`` says that the answer was cut, so that there may have been more than was told.
 In the JSON form every line has every field, ``null`` if it is not known, so that lines can be
 loaded as columns. Durations are in milliseconds, in JSON to a tenth.
 
@@ -29,11 +30,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from tornadoproxy import (
     ConfigurationError,
     LineWriter,
+    ModelUsage,
     RequestRecord,
     Setting,
     Settings,
     hookimpl,
     parsers,
+    usd,
 )
 
 if TYPE_CHECKING:
@@ -142,8 +145,10 @@ def text_line(record: RequestRecord) -> bytes:
     )
     if usage.cache_read_input_tokens or usage.cache_creation_input_tokens:
         line += f" cache={_pair(usage.cache_read_input_tokens, usage.cache_creation_input_tokens)}"
+    if usage.others:
+        line += f" others={','.join(map(_other, usage.others))}"
     if record.cost is not None:
-        line += f" cost={_dollars(record.cost)}"
+        line += f" cost=${usd(record.cost)}"
     if usage.partial:
         line += " partial"
     line += f" from={_known(record.remote_ip)} id={_plain(record.request_id)}"
@@ -174,16 +179,9 @@ def json_line(record: RequestRecord) -> bytes:
             "status": record.status,
             "outcome": record.outcome,
             "error": _cut(record.error),
-            "model": _cut(record.model),
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_input_tokens": usage.cache_read_input_tokens,
-            "cache_creation_input_tokens": usage.cache_creation_input_tokens,
-            "cache_creation_1h_input_tokens": usage.cache_creation_1h_input_tokens,
-            "web_search_requests": usage.web_search_requests,
-            "web_fetch_requests": usage.web_fetch_requests,
+            **_spent(ModelUsage(record.model, usage, record.cost)),
             "partial": usage.partial,
-            "cost_usd": None if record.cost is None else record.cost / NANOS,
+            "others": [_spent(other) for other in usage.others],
             "stop_reason": _cut(record.stop_reason),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
@@ -288,10 +286,24 @@ def _tenths(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 1)
 
 
-def _dollars(nanos: int) -> str:
-    """A cost as ``$0.0123``, rounded up, so that little is not nothing."""
-    hundredths_of_cents = -(-nanos * 10_000 // NANOS)
-    return f"${hundredths_of_cents // 10_000}.{hundredths_of_cents % 10_000:04}"
+def _other(other: ModelUsage) -> str:
+    usage = other.usage
+    return f"{_known(other.model)}:{_pair(usage.input_tokens, usage.output_tokens)}"
+
+
+def _spent(part: ModelUsage) -> dict[str, str | float | None]:
+    usage = part.usage
+    return {
+        "model": _cut(part.model),
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_read_input_tokens": usage.cache_read_input_tokens,
+        "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+        "cache_creation_1h_input_tokens": usage.cache_creation_1h_input_tokens,
+        "web_search_requests": usage.web_search_requests,
+        "web_fetch_requests": usage.web_fetch_requests,
+        "cost_usd": None if part.cost is None else part.cost / NANOS,
+    }
 
 
 def _pair(first: int | None, second: int | None) -> str:

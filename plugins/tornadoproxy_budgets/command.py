@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError, Database
+from tornadoproxy import ConfigurationError, Database, usd
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Cap, Scope, check_name
 from tornadoproxy_budgets.engine import EVERYONE, Engine, Subject
-from tornadoproxy_budgets.money import NANOS_PER_CENT, dollars_text, parse_dollars
+from tornadoproxy_budgets.money import NANOS_PER_CENT, parse_dollars
 from tornadoproxy_budgets.periods import PERIODS, Period, minute_text, reset_time
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _list(_: argparse.Namespace, database: Database) -> None:
             str(cap.scope),
             cap.period,
             _limit(cap),
-            dollars_text(engine.spent((cap.scope.type, cap.scope.name), cap.period, now))
+            f"${usd(engine.spent((cap.scope.type, cap.scope.name), cap.period, now))}"
             if cap.scope.shared
             else "-",
         )
@@ -184,8 +184,8 @@ def _row(
         period,
         _limit(cap),
         "-" if cap is None else str(cap.scope),
-        dollars_text(spent),
-        "-" if nanos is None else dollars_text(max(nanos - spent, 0)),
+        f"${usd(spent)}",
+        "-" if nanos is None else f"${usd(max(nanos - spent, 0))}",
         minute_text(reset_time(period, engine.day)),
     )
 
@@ -204,7 +204,7 @@ def _described(cap: Cap) -> str:
 def _limit(cap: Cap | None) -> str:
     if cap is None:
         return "-"
-    return _UNLIMITED if cap.cents is None else dollars_text(cap.cents * NANOS_PER_CENT)
+    return _UNLIMITED if cap.cents is None else f"${usd(cap.cents * NANOS_PER_CENT)}"
 
 
 def _actor() -> str:

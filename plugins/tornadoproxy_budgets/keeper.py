@@ -32,10 +32,10 @@ from tornadoproxy import (
     Permit,
     RequestRecord,
     Usage,
+    usd,
 )
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.engine import Batch, CapReached, Engine, Reservation, State
-from tornadoproxy_budgets.money import dollars_text
 from tornadoproxy_budgets.periods import minute_text
 
 if TYPE_CHECKING:
@@ -302,13 +302,13 @@ def _unpriced(asked: ModelRequest) -> Denied:
 
 def _refusal(reached: CapReached) -> Denied:
     cap = reached.cap
-    amount = dollars_text(reached.nanos)
+    amount = f"${usd(reached.nanos)}"
     limit = f"{cap.period}; resets {minute_text(reached.reset)}"
     of_whom = f" for {cap.scope}" if cap.scope.shared else ""
     if reached.held:
         return Denied(
             f"spend limit reached for now ({limit}): requests in flight hold the rest of "
-            f"{amount}{of_whom}, of which {dollars_text(reached.spent)} is spent. Try again when "
+            f"{amount}{of_whom}, of which ${usd(reached.spent)} is spent. Try again when "
             "one of them has ended.",
             status=429,
             error_type="billing_error",
@@ -316,8 +316,7 @@ def _refusal(reached: CapReached) -> Denied:
             headers={"X-Should-Retry": "true"},
         )
     return Denied(
-        f"spend limit reached ({limit}): {dollars_text(reached.spent)} of {amount}{of_whom} is "
-        "spent.",
+        f"spend limit reached ({limit}): ${usd(reached.spent)} of {amount}{of_whom} is spent.",
         status=429,
         error_type="billing_error",
         retry_after=max(reached.reset - time.time(), 1),

@@ -38,11 +38,3 @@ def cents_text(nanos: int) -> str:
     """Cents with up to three decimals, as the Admin API tells what was spent: ``"12050.5"``."""
     thousandths = (nanos + 5_000) // 10_000
     return f"{thousandths // 1000}.{thousandths % 1000:03}".rstrip("0").rstrip(".")
-
-
-def dollars_text(nanos: int) -> str:
-    """Dollars and cents, with more decimals where a cent would hide something: ``$0.0042``."""
-    if nanos % NANOS_PER_CENT == 0 or nanos >= 100 * NANOS_PER_CENT:
-        cents = (nanos + NANOS_PER_CENT // 2) // NANOS_PER_CENT
-        return f"${cents // 100}.{cents % 100:02}"
-    return f"${(nanos + 50_000) // 100_000 / 10_000:.4f}"

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tornadoproxy import Outcome, RequestRecord, __version__
+from tornadoproxy import Outcome, RequestRecord, Usage, __version__
 from tornadoproxy_otel.library_log import LibraryLog
 
 if TYPE_CHECKING:
@@ -160,19 +160,37 @@ def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
                 None if record.stop_reason is None else [str(_text(record.stop_reason))]
             ),
             "gen_ai.response.time_to_first_chunk": record.time_to_first_token,
-            "gen_ai.usage.input_tokens": _input_tokens(record),
+            "gen_ai.usage.input_tokens": _input_tokens(usage),
             "gen_ai.usage.output_tokens": usage.output_tokens,
             "gen_ai.usage.cache_read.input_tokens": usage.cache_read_input_tokens,
             "gen_ai.usage.cache_creation.input_tokens": usage.cache_creation_input_tokens,
             "tornadoproxy.usage.partial": usage.partial or None,
+            **_others(usage),
             "tornadoproxy.cost_usd": None if record.cost is None else record.cost / _NANOS,
         }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _input_tokens(record: RequestRecord) -> int | None:
+def _others(usage: Usage) -> dict[str, AttributeValue]:
+    """The other models that were spent on: what stands at one place of each list belongs together.
+
+    ``gen_ai.usage`` is that of ``gen_ai.response.model``, which is what prices it.
+    """
+    if not usage.others:
+        return {}
+    return {
+        "tornadoproxy.others.model": [str(_text(each.model or "unknown")) for each in usage.others],
+        "tornadoproxy.others.input_tokens": [
+            _input_tokens(each.usage) or 0 for each in usage.others
+        ],
+        "tornadoproxy.others.output_tokens": [
+            each.usage.output_tokens or 0 for each in usage.others
+        ],
+    }
+
+
+def _input_tokens(usage: Usage) -> int | None:
     """All of them: this API counts those of the cache apart, and the conventions do not."""
-    usage = record.usage
     counts = (
         usage.input_tokens,
         usage.cache_read_input_tokens,

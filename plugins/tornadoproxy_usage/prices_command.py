@@ -8,6 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from tornadoproxy import usd
 from tornadoproxy_usage.prices import Rates
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _as_table(prices: Prices) -> str:
     ]
     ends = (
         "US dollars for a million tokens; "
-        f"{prices.web_search / _NANOS_FOR_A_THOUSAND:.2f} for a thousand web searches.",
+        f"{usd(prices.web_search * 1000)} for a thousand web searches.",
         "Any other model costs the highest of each column.",
         f"In force: {prices.describe()}.",
     )
@@ -96,7 +97,7 @@ def _as_toml(prices: Prices) -> str:
         "# US dollars for a million tokens, and for a thousand web searches",
         f"date = {latest.date}",
         f"source = {json.dumps(latest.source)}",
-        f"web_search = {prices.web_search / _NANOS_FOR_A_THOUSAND}",
+        f"web_search = {usd(prices.web_search * 1000)}",
     ]
     for name, row in prices.rows.items():
         lines += ["", f"[models.{json.dumps(name)}]", *_assigned(row.rates)]
@@ -113,6 +114,5 @@ def _assigned(rates: Rates) -> list[str]:
 
 
 def _dollars(nanos: int) -> str:
-    """Thousandths as ``0.125``, ``12.50`` or ``3.00``."""
-    text = f"{nanos // 1000}.{nanos % 1000:03}"
-    return text.removesuffix("0")
+    """US dollars for a million tokens, from billionths of one for a token."""
+    return usd(nanos * 1_000_000)

@@ -630,10 +630,10 @@ async def test_show_tells_what_is_left(
     await proxy.server.drain()
     rows = table(await asyncio.to_thread(budgets, path, "show", "ada"))
     assert [row[:6] for row in rows] == [
-        ["user ada", "daily", "-", "-", "$0.0370", "-"],
-        ["user ada", "weekly", "$0.05", "each in group team", "$0.0370", "$0.0130"],
-        ["user ada", "monthly", "-", "-", "$0.0370", "-"],
-        ["everyone together", "monthly", "$0.04", "everyone together", "$0.0494", "$0.00"],
+        ["user ada", "daily", "-", "-", "$0.037037034", "-"],
+        ["user ada", "weekly", "$0.05", "each in group team", "$0.037037034", "$0.012962966"],
+        ["user ada", "monthly", "-", "-", "$0.037037034", "-"],
+        ["everyone together", "monthly", "$0.04", "everyone together", "$0.049382712", "$0.00"],
     ]
     assert all(re.fullmatch(r"20\d\d-\d\d-\d\d 00:00 UTC", row[6]) for row in rows)
     everybody = table(await asyncio.to_thread(budgets, path, "show"))

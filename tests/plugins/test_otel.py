@@ -114,7 +114,7 @@ def attributes(pairs: Any) -> Attributes:  # Any: protobuf's own container
         kind = pair.value.WhichOneof("value")
         value = getattr(pair.value, kind)
         if kind == "array_value":
-            value = [each.string_value for each in value.values]
+            value = [getattr(each, each.WhichOneof("value")) for each in value.values]
         found[pair.key] = value
     return found
 
@@ -299,6 +299,15 @@ async def test_a_span_says_what_a_message_was(
         "output_tokens": 7,
         "cache_read_input_tokens": 50,
         "cache_creation_input_tokens": 30,
+        "iterations": [
+            {"type": "advisor_message", "model": "claude-fable-5", "input_tokens": 9},
+            {
+                "type": "advisor_message",
+                "model": "claude-fable-5",
+                "cache_read_input_tokens": 4,
+                "output_tokens": 3,
+            },
+        ],
     }
     document = message_document("An answer", model="claude-opus-5", usage=usage)
     upstream.script(sse_answer(message_events(document), headers={"Request-Id": "req_theirs"}))
@@ -343,7 +352,10 @@ async def test_a_span_says_what_a_message_was(
         "tornadoproxy.outcome": "completed",
         "tornadoproxy.groups": ["staff", "admins"],
         "tornadoproxy.parent_agent_id": "agent-1",
-        "tornadoproxy.cost_usd": pytest.approx(0.000405),
+        "tornadoproxy.cost_usd": pytest.approx(3 * 0.000405),
+        "tornadoproxy.others.model": ["claude-fable-5", "claude-fable-5"],
+        "tornadoproxy.others.input_tokens": [9, 4],
+        "tornadoproxy.others.output_tokens": [0, 3],
     }
 
 
