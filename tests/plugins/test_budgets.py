@@ -28,6 +28,7 @@ from tornadoproxy import (
     IncomingRequest,
     Usage,
     hookimpl,
+    usd,
 )
 from tornadoproxy.authorization import MAX_OUTPUT
 from tornadoproxy.testing import (
@@ -179,6 +180,73 @@ async def test_at_the_cap_nothing_goes_upstream(
     assert await spent(raw) == 25 * CENT
     # another person has a cap of their own
     assert (await ask(raw, message(), who="bob")).status == 200
+
+
+def iterated(*iterations: Mapping[str, object]) -> Mapping[str, object]:
+    """A usage of 10 tokens in and 1 out, and what was spent besides."""
+    return {"input_tokens": 10, "output_tokens": 1, "iterations": iterations}
+
+
+BESIDES = {"input_tokens": 200_000, "output_tokens": 5_000}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("route", ["/v1/messages", "/openai/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("usage", "dollars"),
+    [
+        # list prices of 2026-10-24, for a million tokens: $2 and $10 of the model that answers,
+        # $4 and $20 of the advisor, $10 and $50 of the one that declines
+        (
+            iterated({"type": "advisor_message", "model": "claude-opus-5-5", **BESIDES}),
+            "0.90003",
+        ),
+        (
+            iterated(
+                {"type": "message", "model": "claude-fable-5-1", **BESIDES},
+                {"type": "fallback_message", "model": MODEL},
+            ),
+            "2.25003",
+        ),
+        (iterated({"type": "compaction", **BESIDES, "output_tokens": 15_000}), "0.55003"),
+    ],
+    ids=["advisor", "fallback", "compaction"],
+)
+async def test_spend_on_other_models_counts_and_refuses_the_next(
+    start_proxy: StartProxy,
+    path: Path,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    usage: Mapping[str, object],
+    dollars: str,
+    route: str,
+    stream: bool,
+) -> None:
+    set_cap(path, EVERYONE, 50)
+    await start_proxy(BUDGETS_DB=path)
+    document = message_document("done", usage=usage)
+    upstream.script(sse_answer(message_events(document)) if stream else json_answer(document))
+    body = message(stream=stream)
+    first, second = [await ask(raw, body, who=TEST_TOKEN, path=route) for _ in range(2)]
+    assert (first.status, second.status) == (200, 429)
+    record = await records.finished()
+    assert (record.model, usd(record.cost or 0)) == (MODEL, dollars)
+    assert f"${dollars} of $0.50 is spent" in error_of(second)["message"]
+    assert len(upstream.requests) == 1
+
+
+async def test_part_without_a_price_charges_the_estimate(
+    start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    set_cap(path, EVERYONE, 50)
+    await start(start_proxy, path)
+    advice = {"type": "advisor_message", "model": UNPRICED, "output_tokens": 1}
+    upstream.script(json_answer(message_document("done", usage=iterated(advice))))
+    body = message(max_tokens=9)
+    assert (await ask(raw, body)).status == 200
+    estimate = len(body) // 4 * CENT // 100 + 9 * CENT
+    assert abs(await spent(raw) - estimate) < CENT // 10
 
 
 async def test_the_sdks_raise_and_do_not_retry(
