@@ -447,6 +447,17 @@ async def test_with_tls(
     records: Records,
     tmp_path: Path,
 ) -> None:
+    context = await start_with_tls(start_proxy, tmp_path)
+    upstream.script(silent_answer())
+    client = await raw(ssl=context)
+    await client.send(REQUEST + unread)
+    await upstream.received()
+    await leave(client)
+    await abandoned(upstream, records)
+
+
+async def start_with_tls(start_proxy: StartProxy, tmp_path: Path) -> ssl.SSLContext:
+    """Start a proxy that listens with TLS; what a client trusts it by."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -455,12 +466,21 @@ async def test_with_tls(
     await start_proxy(TLS_CERT=cert, TLS_KEY=key)
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    upstream.script(silent_answer())
-    client = await raw(ssl=context)
-    await client.send(REQUEST + unread)
-    await upstream.received()
-    await leave(client)
-    await abandoned(upstream, records)
+    return context
+
+
+async def test_probe_with_tls_that_leaves_at_once_logs_nothing(
+    start_proxy: StartProxy, raw: OpenRaw, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = await start_with_tls(start_proxy, tmp_path)
+    for _ in range(20):
+        client = await raw(ssl=context)
+        await client.send(request_bytes("GET", "/health"))
+        await client.close()
+    last = await raw(ssl=context)
+    await last.send(request_bytes("GET", "/health"))
+    assert (await last.response()).status == 200
+    assert [each for each in caplog.records if each.levelname != "DEBUG"] == []
 
 
 # -- and nothing is left of it

@@ -401,7 +401,12 @@ class ClientConnection(asyncio.Protocol):
         :return: whether the connection stays open for that response.
         """
         request = self._request
-        if request is not None and request.is_answered_at_once and not request.answered:
+        if (
+            request is not None
+            and request.is_answered_at_once
+            and not request.answered
+            and self._transport.can_write_eof()  # TLS ends in both directions at once
+        ):
             self._is_half_closed = request.must_close = True
             return True
         if self.is_busy:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -28,7 +29,8 @@ _PIECE = 64 * 1024
 _ZSTD_PIECE = 64
 _ZSTD_WINDOW = 8 * 1024 * 1024  # what an HTTP body may ask for (RFC 9659 §3)
 
-_READABLE = ("gzip", "deflate", "br", "zstd")  # the last two with their packages
+_CODINGS = ("gzip", "deflate", "br", "zstd")  # the last two with their packages
+_MAX_ACCEPTED = 1000  # characters; real ones take some fifty
 _GZIP_MEMBER = 0x1F  # its first byte (RFC 1952 §2.3.1)
 _IS_REFUSED = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)", re.IGNORECASE)
 
@@ -70,28 +72,40 @@ def decompressor(coding: str) -> Decompress:
     return bounded
 
 
-@lru_cache(256)  # a client sends the same value with each request
+@lru_cache(64)  # a client sends the same value with each request
 def readable_codings(accepted: str) -> str:
     """Reduce an ``Accept-Encoding`` to the codings that can be read here.
 
     Weights and refusals (``q=0``) stay. ``*`` becomes the readable codings that are not named
-    beside it. Where nothing else is left, it is ``identity``.
+    beside it. Where nothing else is left, or the value is absurdly long, it is ``identity``.
 
     :param accepted: the value of all its lines together (RFC 9110 §12.5.3).
     """
+    if len(accepted) > _MAX_ACCEPTED:
+        return "identity"
+    readable = _readable()
     elements = [each.strip() for each in accepted.split(",") if each.strip()]
     named = {_coding(element) for element in elements}
     kept = []
     for element in elements:
         coding = _coding(element)
-        if coding == "identity" or _IS_REFUSED.search(element) or _is_readable(coding):
+        if coding in readable or coding == "identity" or _IS_REFUSED.search(element):
             kept.append(element)
         elif coding == "*":
-            others = [each for each in _READABLE if each not in named and _is_readable(each)]
-            kept += [each + element[1:] for each in others]
+            kept += [each + element[1:] for each in _CODINGS if each in readable - named]
     if kept == elements:
         return accepted
     return ", ".join(kept) or "identity"
+
+
+@cache
+def _readable() -> frozenset[str]:
+    found = {"x-gzip"}
+    for coding in _CODINGS:
+        with suppress(UnreadableCoding):
+            _decompressor(coding)
+            found.add(coding)
+    return frozenset(found)
 
 
 def _next(pieces: Iterator[bytes]) -> bytes | None:
@@ -103,15 +117,6 @@ def _next(pieces: Iterator[bytes]) -> bytes | None:
 
 def _coding(element: str) -> str:
     return element.partition(";")[0].rstrip().lower()
-
-
-@cache
-def _is_readable(coding: str) -> bool:
-    try:
-        _decompressor(coding)
-    except UnreadableCoding:
-        return False
-    return True
 
 
 def _decompressor(coding: str) -> Decompress:
