@@ -324,10 +324,20 @@ class Exchange:
         self.bytes_in = 0
         self.bytes_out = 0
 
+    @property
+    def billed(self) -> Usage:
+        """The usage that is paid for: what was refused before any output is not.
+
+        Source: https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback
+        """
+        if self.stop_reason == "refusal" and self.usage.output_tokens == 0:
+            return Usage(0, 0, others=self.usage.others)
+        return self.usage
+
     def record(self, outcome: Outcome, cost: int | None) -> RequestRecord:
         """The record of this exchange, which ends now.
 
-        :param cost: what its `usage` costs, if that is known.
+        :param cost: what is `billed` of it costs, if that is known.
         """
         now = time.monotonic()
         request = self.request

@@ -354,7 +354,7 @@ class ExchangeHandler(BaseHandler):
         exchange, plugins = self.exchange, self.gateway.plugins
         if exchange.usage.others:
             exchange.usage = plugins.priced(exchange.usage)
-        record = exchange.record(outcome, plugins.price(exchange.model, exchange.usage))
+        record = exchange.record(outcome, plugins.price(exchange.model, exchange.billed))
         if exchange.permits is not None:
             exchange.permits.settle(record)
         plugins.request_finished(record)

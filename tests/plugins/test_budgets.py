@@ -236,6 +236,23 @@ async def test_spend_on_other_models_counts_and_refuses_the_next(
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.parametrize(("output_tokens", "cents"), [(0, 0), (2, 2)])
+async def test_refusal_before_any_output_costs_nothing(
+    start_proxy: StartProxy,
+    path: Path,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    output_tokens: int,
+    cents: int,
+) -> None:
+    set_cap(path, EVERYONE, 50)
+    await start(start_proxy, path)
+    usage = {"input_tokens": 0 if output_tokens else 4_000, "output_tokens": output_tokens}
+    upstream.script(json_answer(message_document("", stop_reason="refusal", usage=usage)))
+    assert (await ask(raw, message())).status == 200
+    assert await spent(raw) == cents * CENT
+
+
 async def test_part_without_a_price_charges_the_estimate(
     start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
