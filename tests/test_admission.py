@@ -216,15 +216,20 @@ async def test_whom_an_authenticator_has_not_decided_on_takes_no_place(
 # -- its body meanwhile
 
 
-async def test_the_body_is_not_asked_for_before_its_turn(
+def upload(name: str, body: bytes = b"", **headers: str) -> bytes:
+    """A chunked request, which streams; `body` is what is sent of it."""
+    lines = {"x-api-key": name, "Transfer-Encoding": "chunked", **headers}
+    return request_bytes("POST", "/v1/messages/x", lines) + body
+
+
+async def test_streamed_body_is_not_asked_for_before_its_turn(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     names, gate = Names(), Gate()
     await start_proxy(MAX_CONCURRENT_REQUESTS=1, plugins=[names])
     upstream.script(gate)
     await ask(raw, names, 1, get())
-    head = post("/v1/messages/x", b"body", Expect="100-continue")[:-4]
-    client = await ask(raw, names, 2, head)
+    client = await ask(raw, names, 2, upload("me", Expect="100-continue"))
     reading = asyncio.create_task(client.read(1))
     other = await raw()
     await other.send(get("/health"))
@@ -234,29 +239,106 @@ async def test_the_body_is_not_asked_for_before_its_turn(
     gate.open.set()
 
     assert (await reading + await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
-    await client.send(b"body")
+    await client.send(b"4\r\nbody\r\n0\r\n\r\n")
     assert (await client.response()).status == 404
     assert upstream.requests[1].body == b"body"
 
 
-async def test_a_body_that_waits_for_its_turn_does_not_stall(
+async def test_streamed_body_that_waits_for_its_turn_does_not_stall(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     """CLIENT_BODY_TIMEOUT runs from the turn on: the third has waited for twice that time."""
     names = Names()
     await start_proxy(MAX_CONCURRENT_REQUESTS=1, CLIENT_BODY_TIMEOUT=0.4, plugins=[names])
-    stalling = post("/v1/x", b"body")[:-1]
-    first = await ask(raw, names, 1, stalling)
-    second = await ask(raw, names, 2, stalling)
-    head = post("/v1/messages/x", b"body", Expect="100-continue")[:-4]
-    third = await ask(raw, names, 3, head)
+    first = await ask(raw, names, 1, upload("a", b"4\r\nbod"))
+    second = await ask(raw, names, 2, upload("b", b"4\r\nbod"))
+    third = await ask(raw, names, 3, upload("c", Expect="100-continue"))
 
     assert (await first.response()).status == 408
     assert (await second.response()).status == 408
     assert (await third.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
-    await third.send(b"body")
+    await third.send(b"4\r\nbody\r\n0\r\n\r\n")
     assert (await third.response()).status == 404
-    assert targets(upstream) == ["/v1/messages/x"]
+    assert upstream.requests[-1].body == b"body"
+
+
+# -- slow bodies
+
+
+class Anything:
+    """Authorizes every request, so that the body of each message is held."""
+
+    @hookimpl
+    def authorize(self) -> None:
+        """Have no objection."""
+
+
+@pytest.mark.parametrize(
+    ("target", "framing"),
+    [
+        ("/v1/x", "Content-Length"),
+        ("/v1/messages", "Content-Length"),
+        ("/v1/messages", "Transfer-Encoding"),
+        ("/openai/v1/chat/completions", "Content-Length"),
+        ("/openai/v1/chat/completions", "Transfer-Encoding"),
+    ],
+)
+async def test_slow_held_bodies_take_neither_places_nor_room(
+    target: str, framing: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    """50 bodies of one principal, of each of which a byte has come."""
+    proxy = await start_proxy(
+        MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0, plugins=[Names(), Anything()]
+    )
+    value = {"Content-Length": "1000000", "Transfer-Encoding": "chunked"}[framing]
+    slow = request_bytes("POST", target, {"x-api-key": "greedy", framing: value})
+    for _ in range(50):
+        await (await raw()).send(slow + b"1\r\n{")
+    while proxy.server.status().held_bytes < 50:
+        await asyncio.sleep(0)
+    for name in ("other", "greedy"):
+        client = await raw()
+        await client.send(post("/openai/v1/chat/completions", CHAT, name))
+        assert (await client.response()).status == 200
+    assert proxy.server.status().held_bytes <= 50 * len(b"1\r\n{")
+
+
+async def test_uploads_of_one_principal_leave_places_free(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    names = Names()
+    await start_proxy(MAX_CONCURRENT_REQUESTS=4, QUEUE_TIMEOUT=0, plugins=[names])
+    slow = [await ask(raw, names, number, upload("greedy")) for number in (1, 2)]
+    await upstream.received(2)
+    refused = await ask(raw, names, 3, upload("greedy"))
+    response = await refused.response()
+    assert (response.status, response.header("Retry-After")) == (529, "1")
+
+    for number, whole in enumerate((upload("b", b"0\r\n\r\n"), get(), post("/v1/x", b"{}")), 4):
+        assert (await (await ask(raw, names, number, whole)).response()).status == 404
+    # one that is whole is an upload no more, and one that is over is none
+    upstream.script(*[bytes_answer(b"ok")] * 2)
+    for client in slow:
+        await client.send(b"0\r\n\r\n")
+        await client.response()
+    for number in (7, 8):
+        await ask(raw, names, number, upload("greedy"))
+    await upstream.received(7)
+
+
+async def test_held_bodies_of_one_principal_leave_room(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    """One gets half of the room, the next half of what is left."""
+    proxy = await start_proxy(MAX_HELD_BODIES=4000, plugins=[Names()])
+    for held in (1000, 2000):
+        await (await raw()).send(post("/v1/x", b"x" * 1001, "greedy")[:-1])
+        while proxy.server.status().held_bytes < held:
+            await asyncio.sleep(0)
+    for name, size, status in (("greedy", 1, 529), ("other", 1001, 529), ("other", 1000, 404)):
+        client = await raw()
+        await client.send(post("/v1/x", b"x" * size, name))
+        assert (await client.response()).status == status
 
 
 # -- its turn does not come
@@ -339,6 +421,24 @@ async def test_principals_take_turns_and_within_one_the_first_comes_first(
         await client.response()
     turns = ["first", "a1", "b1", "c1", "a2", "b2", "a3", "a4", "a5"]
     assert targets(upstream) == [f"/v1/{name}" for name in turns]
+
+
+async def test_principal_with_fewest_places_goes_first(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    names, gates = Names(), [Gate() for _ in range(3)]
+    await start_proxy(MAX_CONCURRENT_REQUESTS=3, plugins=[names])
+    upstream.script(*gates)
+    for number, name in enumerate(("a0", "a1", "b0"), 1):
+        await ask(raw, names, number, get(f"/v1/{name}", name[0]))
+        await upstream.received(number)
+    for number, name in enumerate(("a2", "a3", "b1", "c0"), 4):
+        upstream.script(silent_answer())
+        await ask(raw, names, number, get(f"/v1/{name}", name[0]))
+    for number, name in enumerate(("c0", "a2", "b1"), 3):
+        gates[number - 3].open.set()
+        await upstream.received(number + 1)
+        assert targets(upstream)[-1] == f"/v1/{name}"
 
 
 async def test_whoever_fills_the_queue_does_not_keep_the_others_out(
@@ -591,16 +691,16 @@ async def test_hundreds_that_end_in_every_way_leave_every_place_free_and_no_more
 
 async def test_a_handed_place_goes_on_if_its_request_is_over_before_it_heard_of_it() -> None:
     admission = Admission(1, max_waiting=3, patience=100)
-    assert admission.enter()
+    assert admission.enter("a")
     leaving, staying = admission.queue("a"), admission.queue("a")
-    admission.leave()
+    admission.leave("a")
     assert leaving.has_place
     admission.withdraw(leaving)
     assert staying.has_place
     admission.withdraw(staying)
     admission.withdraw(staying)
-    assert admission.enter()
-    assert not admission.enter()
+    assert admission.enter("a")
+    assert not admission.enter("a")
 
 
 @settings(deadline=None)
@@ -613,30 +713,35 @@ def test_there_are_never_too_many_and_never_a_free_place_while_somebody_waits(
     async def run() -> None:
         limit, room = 2, 4
         admission = Admission(limit, max_waiting=room, patience=100)
-        served = 0
+        served: list[str] = []
         turns: list[Turn] = []
+
+        def enter(principal: str) -> bool:
+            if not admission.enter(principal):
+                return False
+            served.append(principal)
+            return True
+
         for step, number in steps:
+            principal = "abc"[number % 3]
             if step == "e":
-                served += admission.enter()
-            elif step == "q" and not admission.enter():
+                enter(principal)
+            elif step == "q" and not enter(principal):
                 with contextlib.suppress(Overloaded):
-                    turns.append(admission.queue("abc"[number % 3]))
-            elif step == "q":
-                served += 1
+                    turns.append(admission.queue(principal))
             elif step == "l" and served:
-                served -= 1
-                admission.leave()
+                admission.leave(served.pop(number % len(served)))
             elif step == "w" and turns:
                 admission.withdraw(turns.pop(number % len(turns)))
-            with_place = served + sum(turn.has_place for turn in turns)
+            with_place = len(served) + sum(turn.has_place for turn in turns)
             waiting = [turn for turn in turns if not turn.has_place and not turn.refused]
             assert with_place <= limit
             assert len(waiting) <= room
             assert with_place == limit or not waiting
         for turn in turns:
             admission.withdraw(turn)
-        for _ in range(served):
-            admission.leave()
-        assert [admission.enter() for _ in range(limit + 1)] == [True, True, False]
+        for principal in served:
+            admission.leave(principal)
+        assert [admission.enter("a") for _ in range(limit + 1)] == [True, True, False]
 
     asyncio.run(run())

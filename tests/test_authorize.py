@@ -550,17 +550,15 @@ async def test_a_body_that_is_whole_takes_no_more_room_than_it_needs(
     page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     proxy = await start_proxy(plugins=[Authorizer()])
-    gateway = proxy.server._gateway
-    assert gateway is not None
     upstream.script(silent_answer())
     client = await raw()
     head = request_bytes("POST", page, {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
     await client.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(MESSAGE), MESSAGE))
     await upstream.received()
-    assert gateway.held_bytes == len(MESSAGE)
+    assert proxy.server.status().held_bytes == len(MESSAGE)
     await client.close()
     await records.finished()
-    assert gateway.held_bytes == 0
+    assert proxy.server.status().held_bytes == 0
 
 
 @pytest.mark.parametrize("leaves", [False, True])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Records,
         ScriptedUpstream,
         StartProxy,
+        UpstreamExchange,
     )
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
@@ -437,7 +438,7 @@ async def test_blank_lines_are_no_progress(start_proxy: StartProxy, raw: OpenRaw
             await drip()
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/messages"])
 @pytest.mark.parametrize("framing", ["Content-Length: 9", "Transfer-Encoding: chunked"])
 async def test_body_that_does_not_come_is_408(
     path: str, framing: str, start_proxy: StartProxy, raw: OpenRaw
@@ -448,6 +449,61 @@ async def test_body_that_does_not_come_is_408(
     await client.send(request_bytes("GET", path, {name: value}, token=TEST_TOKEN))
     assert (await client.response()).status == 408
     await ended(client)
+
+
+@pytest.mark.parametrize("target", ["/v1/models", "/v1/files", "/openai/v1/chat/completions"])
+@pytest.mark.parametrize("rate", [0, 1_000_000_000])
+async def test_body_that_drips_is_408(
+    target: str, rate: int, start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never silent for long; a rate of 0 lets it go on."""
+    monkeypatch.setattr(client_connection, "RATE_GRACE", 0.05)
+    await start_proxy(MIN_BODY_RATE=rate)
+    client, probe = await raw(), await raw()
+    head = request_bytes("POST", target, {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
+    await client.send(head)
+    answer = asyncio.ensure_future(client.response())
+    for _ in range(300):
+        if answer.done():
+            break
+        await client.send(b"1\r\n \r\n")
+        await probe.send(HEALTH)
+        await probe.response()
+    if rate:
+        assert (await answer).status == 408
+        await ended(client)
+    else:
+        assert not answer.done()
+        answer.cancel()
+
+
+async def test_time_that_upstream_takes_counts_not_as_slow_body(
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "RATE_GRACE", 0.2)
+    await start_proxy(MIN_BODY_RATE=1_000_000_000)
+    go_on = asyncio.Event()
+
+    async def slow(exchange: UpstreamExchange) -> None:
+        await go_on.wait()
+        await exchange.read_all()
+        await json_answer({})(exchange)
+
+    upstream.script(slow)
+    client = await raw()
+    body = bytes(20_000_000)
+    sending = asyncio.ensure_future(
+        client.send(request_bytes("POST", "/v1/files", body=body, token=TEST_TOKEN))
+    )
+    answer = asyncio.ensure_future(client.response())
+    done, _ = await asyncio.wait({answer}, timeout=0.5)  # as long as the upstream takes nothing
+    assert not done
+    go_on.set()
+    assert (await answer).status == 200
+    await sending
 
 
 async def test_connection_in_use_is_not_idle(

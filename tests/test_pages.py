@@ -22,7 +22,6 @@ from tornadoproxy import (
     Secret,
     Status,
     hookimpl,
-    page_handler,
 )
 from tornadoproxy.errors import Overloaded
 from tornadoproxy.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY
@@ -348,10 +347,9 @@ async def test_a_public_page_may_refuse_by_itself(
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
-async def test_who_is_not_known_sends_little_and_takes_nobodys_room(
-    coding: str, start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
+async def test_public_page_body_is_small(
+    coding: str, start_proxy: StartProxy, raw: OpenRaw
 ) -> None:
-    monkeypatch.setattr(page_handler, "HELD_BODIES", 1)
     page = Recorder()
     proxy = await start_proxy(plugins=[Pages(Page("/page", page, ("POST",), public=True))])
     for excess, status in ((0, 200), (1, 413)):
@@ -495,10 +493,10 @@ async def test_an_encoded_body_is_refused(start_proxy: StartProxy, raw: OpenRaw)
 
 
 async def test_what_is_held_counts_with_all_that_is_held(
-    start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, raw: OpenRaw
 ) -> None:
-    monkeypatch.setattr(page_handler, "HELD_BODIES", 1000)
-    proxy = await start_proxy(plugins=[Pages(Page("/page", Recorder(), ("POST",)))])
+    page = Page("/page", Recorder(), ("POST",))
+    proxy = await start_proxy(plugins=[Pages(page)], MAX_HELD_BODIES=2000)
     first = await raw()
     await first.send(
         request_bytes("POST", "/page", {"Content-Length": "1000"}, b"x" * 999, token=TEST_TOKEN)

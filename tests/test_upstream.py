@@ -29,7 +29,6 @@ from tornadoproxy.testing import (
     sse_answer,
 )
 from tornadoproxy.upstream import MAX_IDLE_CONNECTIONS, UpstreamClient
-from tornadoproxy.upstream_handler import HELD_BODIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -571,51 +570,32 @@ async def test_a_broken_chunk_never_ends_cleanly(
 # -- held bodies
 
 
-async def settle(connection: RawConnection) -> None:
-    """By now the proxy has read what other connections sent before."""
-    for _ in range(10):
-        await ask(connection, get("/health"))
-
-
 async def begin_an_answer(exchange: UpstreamExchange) -> None:
     await exchange.read_all()
     await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
     await exchange.gone()
 
 
-async def test_held_bodies_are_bounded_and_give_their_room_back(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+async def test_held_bodies_give_room_back_however_they_end(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
-    head = request_bytes("POST", "/v1/x", {"Content-Length": str(HELD_BODY)}, token=TEST_TOKEN)
-    room = HELD_BODIES // HELD_BODY
-    holding = [await raw() for _ in range(room)]
+    """Some disconnect, some end, and for some the answer has begun: none is charged then."""
+    proxy = await start_proxy(MAX_HELD_BODIES=80_000)
+    holding = [await raw() for _ in range(4)]
     for connection in holding:
-        await connection.send(head)
-    probe = await raw()
-    await settle(probe)
-    # there is no room for one more: it streams, so that the upstream sees its head at once
-    upstream.script(silent_answer())
-    streamed = await raw()
-    await streamed.send(head)
-    await upstream.received()
-    assert len(upstream.requests) == 1
-    # some leave, some come to their end, and for some the answer has begun
-    for connection in holding[::4]:
-        await connection.close()
-    for number, connection in enumerate(holding[1:], 1):
-        if number % 4:
-            upstream.script(OK if number % 4 == 1 else begin_an_answer)
-            await connection.send(bytes(HELD_BODY))
-            assert (await connection.head()).status == 200
-    await records.finished(room // 2)
-    count = len(upstream.requests)
-    for _ in range(room):
-        await (await raw()).send(head)
-    await settle(probe)
-    upstream.script(OK)
-    await ask(probe, get())
-    # all of these are held: the probe's request is the only one that went upstream
-    assert len(upstream.requests) == count + 1
+        await connection.send(post(b"x" * 10_000)[:-1])
+    while proxy.server.status().held_bytes < 39_996:
+        await asyncio.sleep(0)
+    refused = await ask(await raw(), post(b"12345"))
+    assert (refused.status, refused.header("retry-after")) == (529, "1")
+
+    await holding[0].close()
+    upstream.script(OK, begin_an_answer, OK)
+    for connection in holding[1:]:
+        await connection.send(b"x")
+        assert (await connection.head()).status == 200
+    await records.finished(4)
+    assert proxy.server.status().held_bytes == 0
 
 
 async def test_a_held_body_goes_out_whole(

@@ -1,11 +1,16 @@
 """Admits requests up to a limit; those beyond it wait in a short fair queue.
 
 A place is taken by `Admission.enter`, or handed by `Admission.leave` from a request that is over to
-the one whose turn it is. So nobody waits while a place is free, and to enter is one comparison.
+the one whose turn it is. So nobody waits while a place is free.
 
-Whose turn it is: principals take turns, whatever the number of their requests; within one, first
-come is first served. In a full queue the newest request of the principal with the most of them
-gives way to one with fewer, since whoever fills the queue would otherwise keep all others out.
+A place has to be earned. A request whose body is held takes one when its body is whole: slow bodies
+take none. A body that streams takes one at once, since the upstream is asked at once; for that, one
+principal may have as many of them as it leaves places free, but always one.
+
+Whose turn it is: the principal's with the fewest places; of equals they take turns, whatever the
+number of their requests; within one, first come is first served. In a full queue the newest request
+of the principal with the most of them gives way to one with fewer, since a principal that fills the
+queue would otherwise keep all others out.
 """
 
 from __future__ import annotations
@@ -58,6 +63,9 @@ class Admission:
         self._patience = patience
         self._in_flight = 0
         self._waiting = 0
+        # by principal
+        self._places: dict[str, int] = {}
+        self._uploads: dict[str, int] = {}
         # by principal, in the order of their turns
         self._queues: OrderedDict[str, OrderedDict[Turn, None]] = OrderedDict()
 
@@ -66,23 +74,42 @@ class Admission:
         """How many wait for a place."""
         return self._waiting
 
-    def enter(self) -> bool:
+    def enter(self, principal: str) -> bool:
         """Take a place, if one is free; `leave` gives it back."""
         if self._in_flight >= self._limit:
             return False
         self._in_flight += 1
+        _change(self._places, principal, 1)
         return True
 
-    def leave(self) -> None:
-        """Give a place back: to the one whose turn it is, if anybody waits."""
+    def leave(self, principal: str) -> None:
+        """Give a place of `principal` back: to the one whose turn it is, if any request waits."""
+        _change(self._places, principal, -1)
+        self._in_flight -= 1
         if not self._waiting:
-            self._in_flight -= 1
             return
-        principal, queue = next(iter(self._queues.items()))
-        turn = next(iter(queue))
-        turn.has_place = True
+        principal = min(self._queues, key=lambda each: self._places.get(each, 0))
+        turn = next(iter(self._queues[principal]))
+        turn.has_place = self.enter(principal)
         self._queues.move_to_end(principal)
         self._take_out(turn)
+
+    def begin_upload(self, principal: str) -> None:
+        """Count a body that is about to stream; `end_upload` is for when it is whole, or over.
+
+        :raises Overloaded: `principal` has more of them than it leaves places free.
+        """
+        uploads = self._uploads.get(principal, 0) + 1
+        if 1 < uploads > self._limit - self._in_flight - 1:
+            raise Overloaded(
+                "Too many of your uploads are in flight. Try again when one of them has ended.",
+                retry_after=1,
+            )
+        self._uploads[principal] = uploads
+
+    def end_upload(self, principal: str) -> None:
+        """See `begin_upload`."""
+        _change(self._uploads, principal, -1)
 
     def queue(self, principal: str) -> Turn:
         """Wait for a place, since none is free; `withdraw` ends it, however it went.
@@ -103,7 +130,7 @@ class Admission:
         """Give back the place or the turn of a request that is over, whichever it has."""
         if turn.has_place:
             turn.has_place = False
-            self.leave()
+            self.leave(turn.principal)
         elif turn in self._queues.get(turn.principal, ()):
             self._take_out(turn)
 
@@ -127,6 +154,15 @@ class Admission:
             turn.timer.cancel()
         if not turn.decided.done():  # it is if the task that waits was cancelled
             turn.decided.set_result(None)
+
+
+def _change(counts: dict[str, int], principal: str, by: int) -> None:
+    """Change one count; those of 0 are not kept, or they would grow with every principal."""
+    count = counts.get(principal, 0) + by
+    if count:
+        counts[principal] = count
+    else:
+        del counts[principal]
 
 
 def _overloaded() -> Overloaded:

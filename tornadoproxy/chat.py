@@ -108,13 +108,14 @@ class ChatHandler(UpstreamHandler):
     def max_body_hint(self) -> str:
         return MESSAGE_HINT
 
-    def begin(self, length: int, *, chunked: bool) -> None:
+    def holds(self, length: int, *, chunked: bool) -> bool:
         if self.request.method != "POST":
             raise MethodNotAllowed("Chat completions are asked for with POST.", ["POST"])
-        self.hold_whole(length, chunked=chunked)
+        self.check_body_is_plain()
+        return True
 
-    async def serve(self) -> None:
-        document = chat_completions.parse(self.take_held())
+    async def serve_held(self, body: bytes) -> None:
+        document = chat_completions.parse(body)
         options = self.gateway.chat_options
         model = options.model(chat_completions.requested_model(document))
         able = None
@@ -278,6 +279,7 @@ class ModelsHandler(ExchangeHandler):
     def admit(self) -> None:
         if self.request.method not in {"GET", "HEAD"}:
             raise MethodNotAllowed("Models are asked for with GET.", ["GET", "HEAD"])
+        self.refuse_body()
 
     async def serve(self) -> None:
         try:

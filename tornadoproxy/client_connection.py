@@ -15,7 +15,13 @@ What is refused before there is a handler gets an error in the dialect's shape. 
 ends after an answer is closed only when the client has had its time to read it: to close with
 something unread would reset it (RFC 9112 §9.6).
 
-There is one timer for each connection. It is moved, not made anew, for each request.
+A client that is not authenticated takes nothing from others: a head that is not whole, and what
+waits while an authenticator takes its time, is charged to the strangers of
+`tornadoproxy.body_budget`, and the listener may close the connection to make room for another.
+
+There is one timer for each connection. It is moved, not made anew, for each request. A body has two
+deadlines: for the silence within it, and for the whole, by a least rate, since a client that sends
+a byte now and then is never silent for long.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import StreamClosedError
 
+from tornadoproxy.body_budget import Holding
 from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import ClientError, ClientTimeout, InvalidRequest
 from tornadoproxy.request_framing import (
@@ -58,6 +65,7 @@ if TYPE_CHECKING:
         HTTPServerConnectionDelegate,
     )
 
+    from tornadoproxy.body_budget import BodyBudget
     from tornadoproxy.hangup import HangupWatch
     from tornadoproxy.request_framing import RequestHead
 
@@ -71,6 +79,11 @@ LINGER = 30.0
 
 MAX_PENDING = 64 * 1024
 """With so many bytes waiting to be used, no more are read."""
+
+RATE_GRACE = 20.0
+"""How long a body may take before its least rate counts, in seconds. Apache's own
+(https://httpd.apache.org/docs/2.4/mod/mod_reqtimeout.html), as is the rate's default.
+"""
 
 
 class Peer(NamedTuple):
@@ -86,6 +99,8 @@ class Host(Protocol):
     app: HTTPServerConnectionDelegate
     idle_timeout: float
     body_timeout: float
+    min_body_rate: int
+    body_budget: BodyBudget
     max_head: int
     request_ids: Iterator[str]
     hangups: HangupWatch
@@ -102,8 +117,11 @@ class Host(Protocol):
     def became_busy(self, connection: ClientConnection) -> None:
         """A request has come."""
 
+    def became_known(self, connection: ClientConnection) -> None:
+        """It is known who sent the request."""
+
     def became_idle(self, connection: ClientConnection) -> None:
-        """The answer to its last request is out."""
+        """The answer to its last request is out, be that whole or not."""
 
     def closed(self, connection: ClientConnection) -> None:
         """It is no more."""
@@ -224,6 +242,14 @@ class RequestConnection(HTTPConnection):
         self.answered = True
         self._client.answer_ended(self)
 
+    def authenticating(self) -> None:
+        """It takes a while to find out who sent the request."""
+        self._client.authenticating()
+
+    def authenticated(self) -> None:
+        """It is known who sent the request: it makes room for no other."""
+        self._client.authenticated()
+
     def abort(self) -> None:
         """Close so that the client cannot take what it has for the whole answer."""
         self._client.abort(reset=self.response_began and self.version == "HTTP/1.0")
@@ -290,8 +316,11 @@ class ClientConnection(asyncio.Protocol):
     """A client's connection. See the module's docstring."""
 
     __slots__ = (
+        "_body_began",
+        "_body_size",
         "_deadline",
         "_flushed",
+        "_holding",
         "_host",
         "_is_closing",
         "_is_half_closed",
@@ -305,6 +334,7 @@ class ClientConnection(asyncio.Protocol):
         "_searched",
         "_timer",
         "_transport",
+        "_waiting_since",
     )
 
     def __init__(self, host: Host) -> None:
@@ -315,7 +345,11 @@ class ClientConnection(asyncio.Protocol):
         self._pending = b""
         self._searched = 0  # so much of it is known to hold no end of a head
         self._request: RequestConnection | None = None
+        self._holding: Holding | None = None  # of what waits, while it is charged
+        self._body_began = 0.0
+        self._body_size = 0
         self._is_waiting = False  # for the handler, to be done with a part of the body
+        self._waiting_since = 0.0
         self._is_yielding = False  # to other connections, before the next request
         self._is_paused = False
         self._is_half_closed = False  # by the client, which still waits for its response
@@ -335,7 +369,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_unused(self) -> None:
         """Close, unless something of a request has come."""
-        if not self.is_busy and not self._pending:
+        if self._request is None and not self.is_busy and not self._pending:
             self.abort()
 
     def abort(self, *, reset: bool = False) -> None:
@@ -362,8 +396,18 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(data)
         return self._flushed
 
+    def authenticating(self) -> None:
+        """See `RequestConnection.authenticating`."""
+        self._charge().resize(len(self._pending))
+
+    def authenticated(self) -> None:
+        """See `RequestConnection.authenticated`."""
+        self._host.became_known(self)
+        self._charge_no_more()
+
     def answer_ended(self, request: RequestConnection) -> None:
         """The answer has been sent; what still comes of the request is dropped."""
+        self._charge_no_more()
         if self._is_closing:
             return
         if not request.is_whole:
@@ -375,6 +419,8 @@ class ClientConnection(asyncio.Protocol):
             self._await_request()
         else:
             self._set_deadline(LINGER)
+            if self._flushed.done():
+                self._host.became_idle(self)
 
     # -- called by the transport
 
@@ -426,6 +472,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
         self._pending = b""
+        self._charge_no_more()
         if self._timer is not None:
             self._timer.cancel()
         if self._is_paused:
@@ -450,6 +497,19 @@ class ClientConnection(asyncio.Protocol):
             elif request.is_whole or not self._take_body(request):
                 break
         self._set_reading(len(self._pending) < MAX_PENDING)
+        if self._holding is not None:
+            self._holding.resize(len(self._pending))
+
+    def _charge(self) -> Holding:
+        """Charge what waits from now on."""
+        if self._holding is None:
+            self._holding = Holding(self._host.body_budget, None, self.abort)
+        return self._holding
+
+    def _charge_no_more(self) -> None:
+        if self._holding is not None:
+            self._holding.resize(0)
+            self._holding = None
 
     def _take_head(self) -> bool:
         """Begin with the request whose head has come; whether there is one."""
@@ -468,8 +528,10 @@ class ClientConnection(asyncio.Protocol):
             if data and not self._searched:
                 self._set_deadline(self._host.idle_timeout)
             self._searched = len(data)
+            self._charge()
             return False
         self._searched = 0
+        self._charge_no_more()
         self._pending = data[end:]
         try:
             head = parse_head(data[:end])
@@ -502,7 +564,9 @@ class ClientConnection(asyncio.Protocol):
         elif not request.answered:
             if request.expects_continue and not request.response_began:
                 self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._set_deadline(self._host.body_timeout)
+            self._body_began = self._loop.time()
+            self._body_size = 0
+            self._await_body()
 
     def _take_body(self, request: RequestConnection) -> bool:
         """Give the handler what has come of the body; whether it takes more."""
@@ -514,7 +578,8 @@ class ClientConnection(asyncio.Protocol):
             self._give_up(request, InvalidRequest("A chunk of the request's body is malformed."))
             return False
         if not request.answered:
-            self._set_deadline(self._host.body_timeout)
+            self._body_size += len(piece)
+            self._await_body()
             if piece:
                 busy = request.delegate.data_received(piece)
                 if busy is not None:
@@ -526,6 +591,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _wait(self, request: RequestConnection, busy: Awaitable[None]) -> None:
         self._is_waiting = True
+        self._waiting_since = self._loop.time()
         self._deadline = None  # it is not the client that is waited for
         asyncio.ensure_future(busy).add_done_callback(lambda _: self._go_on(request))
 
@@ -536,8 +602,17 @@ class ClientConnection(asyncio.Protocol):
         if request.has_come:
             self._end_body(request)
         elif not request.answered:
-            self._set_deadline(self._host.body_timeout)
+            self._body_began += self._loop.time() - self._waiting_since
+            self._await_body()
         self._use_pending()
+
+    def _await_body(self) -> None:
+        """Set the deadline for more of the body."""
+        patience, rate = self._host.body_timeout, self._host.min_body_rate
+        if rate:
+            due = self._body_began + RATE_GRACE + self._body_size / rate
+            patience = min(patience, due - self._loop.time())
+        self._set_deadline(patience)
 
     def _end_body(self, request: RequestConnection) -> None:
         request.is_whole = True

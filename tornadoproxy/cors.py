@@ -49,6 +49,7 @@ class PreflightHandler(BaseHandler):
     SUPPORTED_METHODS = ("OPTIONS",)
 
     def prepare(self) -> None:
+        self.refuse_body()
         asked = self.request.headers
         method = asked["Access-Control-Request-Method"]
         if method in METHODS:

@@ -16,6 +16,7 @@ What a route does beyond that is in its own module; the relay is in `tornadoprox
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import (
+    BodyTooLarge,
     ClientError,
     InvalidRequest,
     MethodNotAllowed,
@@ -123,9 +125,17 @@ class BaseHandler(RequestHandler):
     def compute_etag(self) -> None:
         """No tag: what is relayed has its own."""
 
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """A body that nobody asked for is read and forgotten."""
-        return None
+    def refuse_body(self) -> None:
+        """Refuse a request with a body, on a route that has no use for one.
+
+        The connection ends with the answer: the body may have no end.
+
+        :raises BodyTooLarge: there is a body (RFC 9110 §15.5.14; §9.3.1 on those of GET).
+        """
+        headers = self.request.headers
+        if "Transfer-Encoding" in headers or int(headers.get("Content-Length", "0")):
+            self.request.connection.must_close = True  # type: ignore[union-attr]  # ours
+            raise BodyTooLarge("This takes no request body: send none.")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # Any: Tornado's signature
         exception = kwargs["exc_info"][1] if "exc_info" in kwargs else None
@@ -175,6 +185,9 @@ class ProbeHandler(BaseHandler):
         super().initialize(gateway)
         self.document = document
 
+    def prepare(self) -> None:
+        self.refuse_body()
+
     async def get(self) -> None:
         await self.finish(self.document)
 
@@ -199,6 +212,7 @@ class ExchangeHandler(BaseHandler):
     SUPPORTED_METHODS = tuple(METHODS)
 
     exchange: Exchange
+    _authenticating: asyncio.Task[Any] | None = None  # Any: the task's result is not asked for
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
@@ -220,10 +234,11 @@ class ExchangeHandler(BaseHandler):
 
     async def prepare(self) -> None:
         answer = self.gateway.plugins.authenticate(self.exchange.request)
-        identity = answer if isinstance(answer, Identity) else await answer
+        identity = answer if isinstance(answer, Identity) else await self._awaited(answer)
         self.exchange.identity = identity
         if self.ended:
             return
+        self.request.connection.authenticated()  # type: ignore[union-attr]  # ours
         if identity.anonymous:
             check_not_from_web_page(
                 self.request.headers, self.gateway.allowed_hosts, self.gateway.allowed_origins
@@ -238,6 +253,15 @@ class ExchangeHandler(BaseHandler):
         waiting = self.admit()
         if waiting is not None:
             await waiting
+
+    async def _awaited(self, waiting: Awaitable[Identity]) -> Identity:
+        """Wait for an authenticator; that is cancelled if the request ends meanwhile."""
+        self._authenticating = asyncio.current_task()
+        self.request.connection.authenticating()  # type: ignore[union-attr]  # ours
+        try:
+            return await waiting
+        finally:
+            del self._authenticating
 
     def asks_a_model(self) -> bool:
         """Whether it takes the body to say whether the request is permitted."""
@@ -348,6 +372,8 @@ class ExchangeHandler(BaseHandler):
             return
         self.ended = True
         self.gateway.in_flight.discard(self)
+        if self._authenticating is not None:
+            self._authenticating.cancel()
         if self._headers_written:
             self.exchange.status = self.get_status()
         self.release()

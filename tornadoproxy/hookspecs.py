@@ -89,9 +89,10 @@ def pages() -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
     """Offer pages of the plugin's own, such as ``/metrics``. Declaring.
 
     Runs once, after every `configure` and before `startup`. See `Page`. Unless it is public, a
-    page is behind `authenticate` and `authorize` like everything else. One that hides a path of the
-    proxy's own (``/health``, ``/v1/…``), or a page of another plugin, ends the start unless it is
-    declared with ``overrides=True``.
+    page is behind `authenticate`, `admit` and `authorize` like everything else. A public page that
+    goes by a credential names a function as ``Page.admit``, which sees the head before the body
+    is read. A page that hides a path of the proxy's own (``/health``, ``/v1/…``), or a page of
+    another plugin, ends the start unless it is declared with ``overrides=True``.
     """
 
 
@@ -122,6 +123,8 @@ def authenticate(request: IncomingRequest) -> Awaitable[Identity | None] | Ident
     probes), when its head has been read and before its body is; nothing has gone upstream.
     ``request.candidates()`` are the credentials that it presents. Sync or async, within
     ``PLUGIN_TIMEOUT`` seconds for each plugin; a sync one that blocks for longer is too late, too.
+    An async one is cancelled when its client disconnects, and what it raises then is not counted
+    as a failure.
 
     - An `Identity`: accepted; no other plugin is asked.
     - ``None``: not mine; the next plugin is asked. If all say so, the answer is the 401 of

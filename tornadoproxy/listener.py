@@ -1,9 +1,12 @@
 """Accepts clients' connections as long as there is room for them, and knows those that are open.
 
 Each request takes two descriptors, the client's and the upstream's. So the connections are limited
-to what the process may open, and at the limit the one that has been idle longest makes room for
-the next. If descriptors are used up all the same, nothing is accepted for `BACK_OFF` seconds:
-the system's queue holds those who knock meanwhile.
+to what the process may open. At the limit one makes room for the next: of those that have not
+earned their place, the one that has been so longest. A place is earned by a request whose sender is
+authenticated, until that is answered. So idle connections make room, and so do those in a TLS
+handshake, within a head, within a body that nobody has authenticated, and within the rest of a body
+that has been answered already. If descriptors are used up all the same, nothing is accepted for
+`BACK_OFF` seconds: new connections wait in the system's queue meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +20,12 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.client_connection import ClientConnection
 from tornadoproxy.hangup import HangupWatch
-from tornadoproxy.settings import CLIENT_BODY_TIMEOUT, CLIENT_IDLE_TIMEOUT, MAX_HEADER_SIZE
+from tornadoproxy.settings import (
+    CLIENT_BODY_TIMEOUT,
+    CLIENT_IDLE_TIMEOUT,
+    MAX_HEADER_SIZE,
+    MIN_BODY_RATE,
+)
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPServerConnectionDelegate
@@ -30,7 +38,7 @@ logger = logging.getLogger(__name__)
 BACK_OFF = 1.0
 """How long nothing is accepted when descriptors or memory for sockets are used up, in seconds."""
 
-_GRACE = 0.1  # seconds that a connection is idle before it makes room: a request may be under way
+_GRACE = 0.1  # seconds before a connection makes room: a request may be under way
 _COMPLAINT_INTERVAL = 60.0  # seconds between two log lines about that
 _TURNS_TO_BE_READ = 5  # of the event loop: to be accepted, made, watched, found readable, and read
 _ACCEPTS_PER_TURN = 64  # of the event loop, which has others to serve
@@ -52,6 +60,8 @@ class Listener:
         self.app = app
         self.idle_timeout = gateway.settings[CLIENT_IDLE_TIMEOUT]
         self.body_timeout = gateway.settings[CLIENT_BODY_TIMEOUT]
+        self.min_body_rate = gateway.settings[MIN_BODY_RATE]
+        self.body_budget = gateway.body_budget
         self.request_ids = gateway.request_ids
         self.max_head = gateway.settings[MAX_HEADER_SIZE]
         # whoever may open a Unix socket's file is on this machine; without any, it has left already
@@ -65,8 +75,8 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._count = 0  # of the connections that have been accepted and are not closed
         self._open: set[ClientConnection] = set()
-        self._idle: dict[ClientConnection, float] = {}  # since when; longest first
-        self._opening: set[asyncio.Task[None]] = set()
+        self._unearned: dict[ClientConnection, float] = {}  # since when; longest first
+        self._opening: dict[ClientConnection, asyncio.Task[None]] = {}
         self._is_accepting = False
         self._resuming: asyncio.TimerHandle | None = None
         self._complained_at = -_COMPLAINT_INTERVAL
@@ -96,7 +106,7 @@ class Listener:
         self._sockets.clear()
         for _ in range(_TURNS_TO_BE_READ):
             await asyncio.sleep(0)
-        for connection in list(self._idle):
+        for connection in list(self._open):
             connection.close_if_unused()
 
     async def all_answered(self) -> None:
@@ -107,7 +117,7 @@ class Listener:
 
     async def close(self) -> None:
         """Close all connections, and wait until they are."""
-        for task in list(self._opening):
+        for task in list(self._opening.values()):
             task.cancel()
         for connection in list(self._open):
             connection.abort()
@@ -125,25 +135,29 @@ class Listener:
 
     def opened(self, connection: ClientConnection) -> None:
         """See `Host`."""
+        del self._opening[connection]
         self._open.add(connection)
-        self._put_at_rest(connection)
+        self._lend(connection)
 
     def became_busy(self, connection: ClientConnection) -> None:
         """See `Host`."""
-        self._idle.pop(connection, None)
+        self._unearned.pop(connection, None)
+        self._unearned[connection] = self._loop.time()
+
+    def became_known(self, connection: ClientConnection) -> None:
+        """See `Host`."""
+        self._unearned.pop(connection, None)
 
     def became_idle(self, connection: ClientConnection) -> None:
         """See `Host`."""
-        self._idle.pop(connection, None)
-        self._put_at_rest(connection)
+        self._lend(connection)
         self._answered.set()
 
     def closed(self, connection: ClientConnection) -> None:
         """See `Host`."""
         self._open.discard(connection)
-        self._idle.pop(connection, None)
         self._answered.set()
-        self._free_a_place()
+        self._free_a_place(connection)
 
     def refused_tls(self, peer: Peer) -> None:
         """See `Host`. Logged once: a client that is set up like that tries again and again."""
@@ -157,11 +171,14 @@ class Listener:
 
     # -- within
 
-    def _put_at_rest(self, connection: ClientConnection) -> None:
-        self._idle[connection] = self._loop.time()
+    def _lend(self, connection: ClientConnection) -> None:
+        """Note that `connection` has not earned its place, or not any more."""
+        self._unearned.pop(connection, None)
+        self._unearned[connection] = self._loop.time()
         self._accept_in(_GRACE)
 
-    def _free_a_place(self) -> None:
+    def _free_a_place(self, connection: ClientConnection) -> None:
+        self._unearned.pop(connection, None)
         self._count -= 1
         self._accept_again()
 
@@ -189,8 +206,8 @@ class Listener:
         """Somebody knocks, perhaps several."""
         if self._count >= self._max_connections:
             if not self._make_room():
-                self._stop_accepting()  # until one closes, or has been idle for long enough
-                if self._idle:
+                self._stop_accepting()  # until one closes, or may make room
+                if self._unearned:
                     self._accept_in(_GRACE)
             return
         for _ in range(min(_ACCEPTS_PER_TURN, self._max_connections - self._count)):
@@ -205,30 +222,37 @@ class Listener:
                 return
             sock.setblocking(False)
             self._count += 1
-            task = self._loop.create_task(self._open_connection(sock))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            connection = ClientConnection(self)
+            self._lend(connection)
+            self._opening[connection] = self._loop.create_task(
+                self._open_connection(connection, sock)
+            )
 
-    async def _open_connection(self, sock: socket.socket) -> None:
+    async def _open_connection(self, connection: ClientConnection, sock: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                lambda: ClientConnection(self),
+                lambda: connection,
                 sock,
                 ssl=self._tls,
                 ssl_handshake_timeout=self.idle_timeout if self._tls else None,
             )
-        except OSError as error:  # TLS's errors are
+        except (OSError, asyncio.CancelledError) as error:  # TLS's errors are OSErrors
             logger.debug("a connection was lost while it was opened: %s", error)
             sock.close()
-            self._free_a_place()
+            del self._opening[connection]
+            self._free_a_place(connection)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest; whether there is one."""
-        for connection, since in self._idle.items():
+        """Close the connection that has been unearned longest; whether there is one."""
+        for connection, since in self._unearned.items():
             if self._loop.time() - since < _GRACE:
                 return False
-            del self._idle[connection]
-            connection.abort()
+            del self._unearned[connection]
+            opening = self._opening.get(connection)
+            if opening is None:
+                connection.abort()
+            else:
+                opening.cancel()
             return True
         return False
 

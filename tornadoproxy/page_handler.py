@@ -13,12 +13,14 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, unquote
 
+from tornadoproxy.body_budget import HeldBody
 from tornadoproxy.errors import (
     BodyTooLarge,
     MethodNotAllowed,
+    Overloaded,
     PluginFailed,
     ProxyError,
 )
@@ -29,13 +31,15 @@ from tornadoproxy.plugin_failures import OurOwnError, held_the_loop
 from tornadoproxy.routes import is_served
 from tornadoproxy.settings import PLUGIN_TIMEOUT
 from tornadoproxy.target import check_target
-from tornadoproxy.upstream_handler import HELD_BODIES, no_room
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
+    from tornadoproxy.exchange import IncomingRequest
     from tornadoproxy.pages import Page
     from tornadoproxy.state import Gateway
+
+T = TypeVar("T")
 
 
 class FoundPage(NamedTuple):
@@ -85,18 +89,20 @@ class PageHandler(ExchangeHandler):
     def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # made by the application, which knows
         super().initialize(gateway)
         self._plugin, self._page, self._arguments = found
-        self._max_body = MAX_PUBLIC_BODY if self._page.public else MAX_PAGE_BODY
-        self._held: list[bytes] = []
-        self._held_size = 0
+        self._is_strangers = self._page.public and self._page.admit is None
+        self._max_body = MAX_PUBLIC_BODY if self._is_strangers else MAX_PAGE_BODY
+        self._held: HeldBody | None = None
 
     async def prepare(self) -> None:
         if not self._page.public:
             await super().prepare()
             return
         check_target(self.request.uri or "")
-        self.admit()
+        waiting = self.admit()
+        if waiting is not None:
+            await waiting
 
-    def admit(self) -> None:
+    def admit(self) -> Awaitable[None] | None:
         methods = self._page.methods
         allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
         if self.request.method not in allowed:
@@ -104,32 +110,47 @@ class PageHandler(ExchangeHandler):
         self.check_body_is_plain()
         if int(self.request.headers.get("Content-Length", "0")) > self._max_body:
             raise self._too_large()
+        self._held = HeldBody(self.gateway.body_budget, self._holder(), self._give_way)
+        return None if self._page.admit is None else self._ask_page(self._page.admit)
+
+    async def _ask_page(self, admit: Callable[[IncomingRequest], object]) -> None:
+        refusal = (await self._called(admit, self.exchange.request, type(None)))[1]
+        if refusal is not None:
+            raise refusal
+        self.request.connection.authenticated()  # type: ignore[union-attr]  # ours
+
+    def _holder(self) -> str | None:
+        """Who the body is charged to; a page that admits its clients answers for them."""
+        if self.exchange.identity is not None:
+            return self.exchange.identity.principal
+        return None if self._is_strangers else f"plugin {self._plugin}"
+
+    def _give_way(self) -> None:
+        self.fail(Overloaded("Too many requests to pages are in flight. Try again.", retry_after=1))
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        size = len(chunk)
-        self.exchange.bytes_in += size
-        if self.exchange.bytes_in > self._max_body:
-            self.fail(self._too_large())
-        elif self._page.public:
-            # it must not take the room of those who are known
-            self._held.append(chunk)
-        elif self.gateway.held_bytes + size > HELD_BODIES:
-            self.fail(no_room())
-        else:
-            self.gateway.held_bytes += size
-            self._held_size += size
-            self._held.append(chunk)
+        assert self._held is not None
+        self.exchange.bytes_in += len(chunk)
+        try:
+            if self.exchange.bytes_in > self._max_body:
+                raise self._too_large()
+            self._held.add(chunk)
+        except ProxyError as error:
+            self.fail(error)
         return None
 
     async def serve(self) -> None:
-        answer, refusal = await self._answer(
+        assert self._held is not None
+        answer, refusal = await self._called(
+            self._page.serve,
             PageRequest(
                 incoming=self.exchange.request,
                 identity=self.exchange.identity,
                 query=_fields(self.request.query),
                 arguments=self._arguments,
-                body=b"".join(self._held),
-            )
+                body=self._held.take(),
+            ),
+            PageAnswer,
         )
         if self.ended:
             return
@@ -147,21 +168,25 @@ class PageHandler(ExchangeHandler):
         self.finish()
 
     def release(self) -> None:
-        self._held.clear()
-        self.gateway.held_bytes -= self._held_size
-        self._held_size = 0
+        if self._held is not None:
+            self._held.release()
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_body} bytes.")
 
-    async def _answer(self, request: PageRequest) -> tuple[PageAnswer | None, ProxyError | None]:
-        """What the page answers, or what its client is told instead."""
+    async def _called(
+        self, function: Callable[[Any], object], asked: object, kind: type[T]
+    ) -> tuple[T | None, ProxyError | None]:
+        """What a function of the page answers, or what its client is told instead.
+
+        :param kind: what it has to answer.
+        """
         answer: object = None
         error: BaseException | None = None
         timeout = self.gateway.settings[PLUGIN_TIMEOUT]
         began = time.monotonic()
         try:
-            answer = self._page.serve(request)
+            answer = function(asked)
         except BaseException as raised:
             error = raised
         if inspect.isawaitable(answer):
@@ -170,12 +195,12 @@ class PageHandler(ExchangeHandler):
             answer, error = None, held_the_loop(took, timeout)
         if isinstance(error, ProxyError) and 400 <= error.status <= 599:
             return None, error
-        if isinstance(answer, PageAnswer):
+        if error is None and isinstance(answer, kind):
             return answer, None
         late = isinstance(error, OurOwnError)
         if error is None:
             discard(answer)
-            error = OurOwnError(f"its {type(answer).__name__} is not a PageAnswer")
+            error = OurOwnError(f"its {type(answer).__name__} is not a {kind.__name__}")
         self.gateway.plugins.count_failure(self._plugin, "pages", error)
         if late:
             return None, PluginFailed("This page took too long. Try again.", retry_after=1)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MAX_PAGE_BODY = 1024 * 1024
 """The largest request body that a page is given, in bytes."""
 
-MAX_PUBLIC_BODY = 64 * 1024
-"""The same of a public page: nobody knows who sends it until it is whole."""
+MAX_PUBLIC_BODY = 16 * 1024
+"""The same of a public page that does not look at the head first: it is not known who sends it."""
 
 _SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # what a literal path has none of
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -40,7 +40,8 @@ class PageRequest:
     :param identity: who asks; ``None`` on a public page.
     :param query: the query, decoded: each name with its values in order.
     :param arguments: what the groups of the page's path matched, decoded.
-    :param body: the body, at most `MAX_PAGE_BODY` bytes; `MAX_PUBLIC_BODY` on a public page.
+    :param body: the body, at most `MAX_PAGE_BODY` bytes; `MAX_PUBLIC_BODY` on a public page
+        without `Page.admit`.
     """
 
     incoming: IncomingRequest
@@ -87,6 +88,8 @@ class Page:
         a `ProxyError`, which is answered in the path's dialect; anything else is a 500.
     :param methods: those that it has. With GET it has HEAD, too.
     :param public: whether nobody authenticates the request: the page says itself who may see it.
+    :param admit: called with a request's head before its body is read; sync or async. What
+        it raises is answered as what `serve` raises. For a public page that goes by a credential.
     :param overrides: whether it takes a path that the proxy or another plugin serves. Without it
         such a page ends the start, and a pattern matches none of the proxy's own paths.
     """
@@ -96,6 +99,7 @@ class Page:
     methods: tuple[str, ...] = ("GET",)
     public: bool = False
     overrides: bool = False
+    admit: Callable[[IncomingRequest], Awaitable[None] | None] | None = None
 
     @property
     def is_pattern(self) -> bool:

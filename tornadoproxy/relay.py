@@ -70,23 +70,18 @@ class RelayHandler(UpstreamHandler):
     def _is_judged(self) -> bool:
         return self.gateway.plugins.authorizes and self.asks_a_model()
 
-    def begin(self, length: int, *, chunked: bool) -> None:
+    def holds(self, length: int, *, chunked: bool) -> bool:
         if self._is_judged():
-            self.hold_whole(length, chunked=chunked)
-        elif chunked or length > HELD_BODY:
-            self._send(None, chunked=chunked)
-        elif length == 0:
-            self._send(b"")
-        elif not self.hold(length):
-            self._send(None)
+            self.check_body_is_plain()
+            return True
+        return not chunked and 0 < length <= HELD_BODY
 
-    async def serve(self) -> None:
-        if self._held is not None:
-            body = self.take_held()
-            if not self._is_judged() or await self.is_permitted_to_send(body):
-                self._send(body)
-        elif self._call is not None:
-            await self._call.end_body()
+    def begin(self, *, has_body: bool, chunked: bool) -> None:
+        self._send(None if has_body else b"", chunked=chunked)
+
+    async def serve_held(self, body: bytes) -> None:
+        if not self._is_judged() or await self.is_permitted_to_send(body):
+            self._send(body)
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         self.answer_began()

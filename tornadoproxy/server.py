@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST_CONNECTIONS = 1_000_000
+_MOST_CONNECTIONS = 20_000  # by default: each may hold 64 kB, authenticated or not
 _OTHER_DESCRIPTORS = 64  # the listening sockets, logs, plugins' files
 _LAST_WORDS = 1.0  # seconds for error events to go out when the drain's time is over
 
@@ -118,7 +118,7 @@ class Server:
         return Status(
             in_flight=len(gateway.in_flight),
             waiting=gateway.admission.waiting,
-            held_bytes=gateway.held_bytes,
+            held_bytes=gateway.body_budget.used,
             client_connections=0 if self._listener is None else self._listener.connections,
             upstream_connections=gateway.upstream.busy_connections,
             idle_upstream_connections=gateway.upstream.idle_connections,

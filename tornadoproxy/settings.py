@@ -228,8 +228,8 @@ MAX_CONNECTIONS: Setting[int] = Setting(
     parsers.integer(0, 1_000_000),
     default=0,
     help=(
-        "Connections from clients at once; 0 is half of the limit of open files. At the limit, "
-        "the one that has been idle longest makes room."
+        "Connections from clients at once; 0 is half of the limit of open files, 20,000 at most. "
+        "At the limit, the one that has been idle or unauthenticated longest makes room."
     ),
 )
 MAX_CONCURRENT_REQUESTS: Setting[int] = Setting(
@@ -252,6 +252,15 @@ MAX_QUEUED_REQUESTS: Setting[int] = Setting(
     parsers.integer(1, 100_000),
     default=1_000,
     help="Requests that wait for their turn at once, before any more are answered 529.",
+)
+MAX_HELD_BODIES: Setting[int] = Setting(
+    "MAX_HELD_BODIES",
+    parsers.size,
+    default=512 << 20,
+    help=(
+        "The most memory for request bodies that are held, of which one principal gets half at "
+        "most; a body without room is answered 529."
+    ),
 )
 MAX_HEADER_SIZE: Setting[int] = Setting(
     "MAX_HEADER_SIZE",
@@ -279,6 +288,15 @@ CLIENT_BODY_TIMEOUT: Setting[float] = Setting(
     _timeout,
     default=60.0,
     help="Seconds that a client may be silent within its request body.",
+)
+MIN_BODY_RATE: Setting[int] = Setting(
+    "MIN_BODY_RATE",
+    parsers.integer(0, 1_000_000_000),
+    default=500,
+    help=(
+        "Bytes a second that a request body must arrive with after its first 20 s, else it is "
+        "answered 408; 0 disables it."
+    ),
 )
 SHUTDOWN_DELAY: Setting[float] = Setting(
     "SHUTDOWN_DELAY",
@@ -453,10 +471,12 @@ CORE_SETTINGS: tuple[Setting[Any], ...] = (
     MAX_CONCURRENT_REQUESTS,
     QUEUE_TIMEOUT,
     MAX_QUEUED_REQUESTS,
+    MAX_HELD_BODIES,
     MAX_HEADER_SIZE,
     MAX_BODY_SIZE,
     CLIENT_IDLE_TIMEOUT,
     CLIENT_BODY_TIMEOUT,
+    MIN_BODY_RATE,
     SHUTDOWN_DELAY,
     DRAIN_TIMEOUT,
     PLUGIN_TIMEOUT,

@@ -10,6 +10,7 @@ from tornado.httpclient import HTTPRequest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.admission import Admission
+from tornadoproxy.body_budget import BodyBudget
 from tornadoproxy.chat_completions import Options
 from tornadoproxy.connector import Origin
 from tornadoproxy.decompression import decompressor
@@ -28,6 +29,7 @@ from tornadoproxy.settings import (
     DEFAULT_ANTHROPIC_VERSION,
     HOST,
     MAX_CONCURRENT_REQUESTS,
+    MAX_HELD_BODIES,
     MAX_QUEUED_REQUESTS,
     QUEUE_TIMEOUT,
     UPSTREAM_AUTH_SCHEME,
@@ -58,7 +60,6 @@ class Gateway:
     :param instance: this process's name in ``Via``, by which it knows a request that comes back.
     :param request_ids: of this proxy's own, one for each request.
     :param in_flight: the protected requests that are not over, those that wait included.
-    :param held_bytes: request bodies held in memory, or promised the room, in bytes.
     :param body_thread: reads and translates bodies that would hold the event loop.
     :param draining: no longer ready: the process is about to stop.
     """
@@ -69,7 +70,6 @@ class Gateway:
     instance: str
     request_ids: Iterator[str] = field(default_factory=request_ids, repr=False)
     in_flight: set[InFlight] = field(default_factory=set, repr=False)
-    held_bytes: int = 0
     body_thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "bodies"), repr=False
     )
@@ -81,6 +81,7 @@ class Gateway:
     allowed_hosts: frozenset[str] = field(init=False)
     allowed_origins: frozenset[str] = field(init=False)
     admission: Admission = field(init=False, repr=False)
+    body_budget: BodyBudget = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._take_key()
@@ -99,6 +100,7 @@ class Gateway:
         own = {self.settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(self.settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(self.settings[ALLOWED_ORIGINS])
+        self.body_budget = BodyBudget(self.settings[MAX_HELD_BODIES])
         self.admission = Admission(
             self.settings[MAX_CONCURRENT_REQUESTS],
             max_waiting=self.settings[MAX_QUEUED_REQUESTS],

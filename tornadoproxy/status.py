@@ -12,7 +12,7 @@ class Status:
 
     :param in_flight: protected requests that are not over, those that wait included.
     :param waiting: those of them that wait for their turn.
-    :param held_bytes: request bodies held in memory, or promised the room, in bytes.
+    :param held_bytes: request bodies, and heads that are not whole, held in memory, in bytes.
     :param client_connections: open connections of clients.
     :param upstream_connections: open connections to the upstream that serve a request.
     :param idle_upstream_connections: open connections to the upstream that wait for one.

@@ -1,8 +1,9 @@
 """What every request that goes upstream has in common: its limits, its call, its answer's way out.
 
 Limits. A request that has been here before, and a body over the limit, are refused before anything
-goes upstream. One too many in flight waits for its turn (`tornadoproxy.admission`); its body is
-not read meanwhile.
+goes upstream. A body that is held is read first (`tornadoproxy.body_budget`), and then the request
+takes its place in flight, or waits for its turn (`tornadoproxy.admission`). One whose body streams
+takes its place first, and nothing of the body is read before.
 
 The answer. Each piece is one write to the client, flushed at once. While the client has not taken
 it, nothing more is read from the upstream. An answer that breaks off is never ended cleanly: a
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.authorization import ModelRequest
+from tornadoproxy.body_budget import HeldBody
 from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
 from tornadoproxy.handlers import ExchangeHandler
 from tornadoproxy.headers import has_been_here, request_head
@@ -52,14 +54,6 @@ MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
 IN_THREAD = 256 * 1024
 """The largest body that is read in the event loop, in bytes. It takes at most 50 ms there."""
 
-HELD_BODIES = 256 * 1024 * 1024
-"""The most that all held request bodies take together, in bytes."""
-
-
-def no_room() -> Overloaded:
-    """What is said where `HELD_BODIES` is reached."""
-    return Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
-
 
 class UpstreamHandler(ExchangeHandler):
     """Serves a request by asking the upstream. It is the `Receiver` of its own call."""
@@ -67,8 +61,8 @@ class UpstreamHandler(ExchangeHandler):
     # What few requests need stands here. An object with more than thirty attributes of its own
     # takes a kilobyte more, and there may be thousands of streams.
     _turn: Turn | None = None
-    _held: list[bytes] | None = None
-    _promised = 0
+    _held: HeldBody | None = None
+    _uploads = False
     _told_length: int | None = None
     _ping_timer: asyncio.TimerHandle | None = None
     _last_write = 0.0
@@ -84,12 +78,23 @@ class UpstreamHandler(ExchangeHandler):
 
     # -- for the routes
 
-    def begin(self, length: int, *, chunked: bool) -> None:
-        """The request may go upstream; decide what becomes of its body.
+    def holds(self, length: int, *, chunked: bool) -> bool:
+        """Decide what becomes of the body: whether it is held until it is whole.
 
         :param length: of the body, in bytes; 0 if it is not told.
         :param chunked: it comes in the chunked transfer coding.
         """
+        raise NotImplementedError
+
+    def begin(self, *, has_body: bool, chunked: bool) -> None:
+        """Send a request whose body is not held.
+
+        :param has_body: there is one, which is to be streamed.
+        """
+        raise NotImplementedError
+
+    async def serve_held(self, body: bytes) -> None:
+        """Send a request whose body was held, now that it is whole and has its place."""
         raise NotImplementedError
 
     def max_body(self) -> int:
@@ -127,21 +132,49 @@ class UpstreamHandler(ExchangeHandler):
         length = int(self.request.headers.get("Content-Length", "0"))
         if length > self.max_body():
             raise self._too_large()
-        if not self.gateway.admission.enter():
-            return self._admit_in_turn(length)
-        self._has_place = True
-        self._admitted(length)
+        chunked = "Transfer-Encoding" in self.request.headers
+        if self.holds(length, chunked=chunked):
+            self._held = HeldBody(self.gateway.body_budget, self._principal)
+            return None
+        has_body = chunked or length > 0
+        if has_body:
+            self.gateway.admission.begin_upload(self._principal)
+            self._uploads = True
+        waiting = self._take_place()
+        if waiting is not None:
+            return self._begin_in_turn(waiting, has_body=has_body, chunked=chunked)
+        self.begin(has_body=has_body, chunked=chunked)
         return None
 
-    async def _admit_in_turn(self, length: int) -> None:
-        assert self.exchange.identity is not None
-        self._turn = self.gateway.admission.queue(self.exchange.identity.principal)
-        await self._turn.wait()
+    async def _begin_in_turn(
+        self, waiting: Awaitable[None], *, has_body: bool, chunked: bool
+    ) -> None:
+        await waiting
         if not self.ended:
-            self._admitted(length)
+            self.begin(has_body=has_body, chunked=chunked)
 
-    def _admitted(self, length: int) -> None:
-        self.begin(length, chunked="Transfer-Encoding" in self.request.headers)
+    @property
+    def _principal(self) -> str:
+        assert self.exchange.identity is not None
+        return self.exchange.identity.principal
+
+    def _take_place(self) -> Awaitable[None] | None:
+        """Take a place in flight, which is given back when the request is over.
+
+        :returns: something to await if none is free. The request may be over then.
+        :raises Overloaded: it cannot even wait.
+        """
+        admission = self.gateway.admission
+        if admission.enter(self._principal):
+            self._has_place = True
+            return None
+        self._turn = admission.queue(self._principal)
+        return self._turn.wait()
+
+    def _end_upload(self) -> None:
+        if self._uploads:
+            self._uploads = False
+            self.gateway.admission.end_upload(self._principal)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         exchange = self.exchange
@@ -150,9 +183,24 @@ class UpstreamHandler(ExchangeHandler):
             self.fail(self._too_large())
             return None
         if self._held is not None:
-            self._held.append(chunk)
+            try:
+                self._held.add(chunk)
+            except Overloaded as error:
+                self.fail(error)
             return None
         return None if self._call is None else self._call.write(chunk)
+
+    async def serve(self) -> None:
+        if self._held is None:
+            self._end_upload()
+            if self._call is not None:
+                await self._call.end_body()
+            return
+        waiting = self._take_place()
+        if waiting is not None:
+            await waiting
+        if not self.ended:
+            await self.serve_held(self._held.take())
 
     async def is_permitted_to_send(self, body: bytes) -> bool:
         """Ask the plugins, as `is_permitted` does, now that it is known what goes upstream.
@@ -190,14 +238,6 @@ class UpstreamHandler(ExchangeHandler):
                 return None
             raise
         return None if self.ended else result
-
-    def take_held(self) -> bytes:
-        """The body that was held, which needs no more room than it has taken."""
-        body = b"".join(self._held or ())
-        self._held = None
-        self.gateway.held_bytes -= self._promised - len(body)
-        self._promised = len(body)
-        return body
 
     def send(
         self,
@@ -237,31 +277,6 @@ class UpstreamHandler(ExchangeHandler):
         )
         self._call = gateway.upstream.send(request, self)
 
-    def hold_whole(self, length: int, *, chunked: bool) -> None:
-        """Hold the body until it is whole, since it has to be read.
-
-        :raises InvalidRequest: it is compressed.
-        :raises Overloaded: there is no room.
-        """
-        self.check_body_is_plain()
-        if not self.hold(self.max_body() if chunked else length):
-            raise no_room()
-
-    def hold(self, length: int) -> bool:
-        """Promise room for `length` bytes of the body, if there is room."""
-        if self.gateway.held_bytes + length > HELD_BODIES:
-            return False
-        self.gateway.held_bytes += length
-        self._promised += length
-        if self._held is None:
-            self._held = []
-        return True
-
-    def give_room_back(self) -> None:
-        """The body is no longer held."""
-        self.gateway.held_bytes -= self._promised
-        self._promised = 0
-
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(
             f"The request body is larger than {self.max_body()} bytes ({self.max_body_hint()})."
@@ -280,7 +295,8 @@ class UpstreamHandler(ExchangeHandler):
     def answer_began(self) -> None:
         """Take note of it: the request's body will not be needed again."""
         self.exchange.first_byte_at = time.monotonic()
-        self.give_room_back()
+        if self._held is not None:
+            self._held.release()
 
     def answer_ended(self) -> None:
         """The client has been given everything."""
@@ -379,14 +395,15 @@ class UpstreamHandler(ExchangeHandler):
         if self._turn is not None:
             self.gateway.admission.withdraw(self._turn)
         elif self._has_place:
-            self.gateway.admission.leave()
+            self.gateway.admission.leave(self._principal)
+        self._end_upload()
         self._stop_pings()
         if self._call is not None:
             self._call.cancel()
         if self._working is not None:
             self._working.cancel()
-        self._held = None
-        self.give_room_back()
+        if self._held is not None:
+            self._held.release()
         if self._usage is not None:
             self._usage.finish()
             self.exchange.model = self._usage.model

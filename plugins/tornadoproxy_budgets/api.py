@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
-    from tornadoproxy import PageRequest
+    from tornadoproxy import IncomingRequest, PageRequest
     from tornadoproxy_budgets.admin_keys import AdminKeys
     from tornadoproxy_budgets.caps import Cap
     from tornadoproxy_budgets.keeper import Keeper
@@ -42,7 +42,7 @@ class SpendLimitsApi:
     def pages(self) -> tuple[Page, ...]:
         """The pages. Nobody authenticates their requests but this."""
         # where Anthropic's own gateway has them, so that its clients find them
-        page = partial(Page, public=True, overrides=True)
+        page = partial(Page, public=True, overrides=True, admit=self._admit)
         return (
             page(PATH, self._serve_all, ("GET", "POST")),
             page(f"{PATH}/effective", self._serve_effective),
@@ -50,12 +50,18 @@ class SpendLimitsApi:
             page(f"{PATH}/([^/]+)", self._serve_one, ("GET", "DELETE")),
         )
 
+    def _admit(self, request: IncomingRequest) -> None:
+        self._key_name(request)
+
+    def _key_name(self, request: IncomingRequest) -> str:
+        """The name of the admin key that a request presents; see `AdminKeys.admit`."""
+        return self.keys.admit(request, to_change=request.method in ("POST", "DELETE"))
+
     async def _serve_all(self, request: PageRequest) -> PageAnswer:
         if request.incoming.method != "POST":
-            self.keys.admit(request.incoming, to_change=False)
             self._keeper.check_known()
             return _answer(self._list(wire.Query(request.query)))
-        name = self.keys.admit(request.incoming, to_change=True)
+        name = self._key_name(request.incoming)
         scope, period, cents = wire.wanted(request.body)
         set_cap = partial(
             storage.set_cap,
@@ -70,11 +76,10 @@ class SpendLimitsApi:
     async def _serve_one(self, request: PageRequest) -> PageAnswer:
         (cap_id,) = request.arguments
         if request.incoming.method != "DELETE":
-            self.keys.admit(request.incoming, to_change=False)
             self._keeper.check_known()
             found = next((cap for cap in self._keeper.engine.caps if cap.id == cap_id), None)
             return _answer(self._cap_document(_existing(found)))
-        name = self.keys.admit(request.incoming, to_change=True)
+        name = self._key_name(request.incoming)
         remove = partial(
             storage.remove_cap, cap_id=cap_id, actor=f"admin-key:{name}", now=time.time()
         )
@@ -82,12 +87,10 @@ class SpendLimitsApi:
         return _answer({"type": "spend_limit_deleted", "id": removed.id})
 
     async def _serve_effective(self, request: PageRequest) -> PageAnswer:
-        self.keys.admit(request.incoming, to_change=False)
         self._keeper.check_known()
         return _answer(self._effective(wire.Query(request.query)))
 
     async def _serve_audit(self, request: PageRequest) -> PageAnswer:
-        self.keys.admit(request.incoming, to_change=False)
         query = wire.Query(request.query)
         limit = query.limit(_AUDIT_LIMIT)
         after = query.value("after_id")

@@ -1,0 +1,71 @@
+"""Who may hold how much in memory."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tornadoproxy.body_budget import BodyBudget, HeldBody, Holding
+from tornadoproxy.errors import Overloaded
+
+CAPACITY = 1600
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.integers(0, 900)), max_size=60)
+)
+def test_budget_stays_within_room_and_leaves_some(steps: list[tuple[int, str, int]]) -> None:
+    budget = BodyBudget(CAPACITY)
+    holdings: dict[tuple[int, str], Holding] = {}
+    for number, principal, size in steps:
+        holding = holdings.setdefault((number, principal), Holding(budget, principal))
+        before = holding.size
+        try:
+            holding.resize(size)
+        except Overloaded:
+            assert size > before == holding.size
+            own = sum(each.size for (_, name), each in holdings.items() if name == principal)
+            assert own + size - before > CAPACITY - budget.used - (size - before)
+        assert budget.used == sum(each.size for each in holdings.values())
+    # whoever comes next may take half of what is left, which is something
+    newcomer = HeldBody(budget, "newcomer")
+    free = CAPACITY - budget.used
+    assert free > 0
+    newcomer.add(b"x" * (free // 2))
+    with pytest.raises(Overloaded):
+        newcomer.add(b"xx")
+    for each in (*holdings.values(), newcomer):
+        each.resize(0)
+    assert budget.used == 0
+    HeldBody(budget, "any").add(b"x" * (CAPACITY // 2))
+
+
+def test_oldest_stranger_gives_way() -> None:
+    budget = BodyBudget(CAPACITY)
+    gone: list[str] = []
+
+    def stranger(name: str) -> HeldBody:
+        return HeldBody(budget, None, lambda: gone.append(name))
+
+    first, second, third = map(stranger, ("first", "second", "third"))
+    for each in (first, second, first):
+        each.add(b"x" * 30)
+    third.add(b"x" * 10)
+    assert (gone, budget.used) == ([], 100)
+    third.add(b"x")
+    assert (gone, budget.used) == (["first"], 41)
+    second.release()
+    third.add(b"x" * 100)
+    assert (gone, budget.used) == (["first", "third"], 0)
+
+
+def test_held_body_is_charged_until_released() -> None:
+    budget = BodyBudget(CAPACITY)
+    body = HeldBody(budget, "a")
+    for piece in (b"to", b"ge", b"ther"):
+        body.add(piece)
+    assert (body.take(), budget.used) == (b"together", 8)
+    for _ in range(2):
+        body.release()
+    assert budget.used == 0

@@ -1,0 +1,137 @@
+"""Shares the memory for what clients have sent and nobody can use yet, so that none takes it all.
+
+The theory. What has arrived is charged, never what was announced: a slow body costs its sender as
+little as it has sent. A principal may hold as much as it leaves free. So one alone gets half of
+the room, the next one half of what is left, and whoever comes finds room, however many bodies
+others have begun; nobody has to wait for anybody's (the dynamic threshold of A. Choudhury and
+E. Hahne, https://doi.org/10.1109/90.664262).
+
+Clients that are not authenticated have a sixteenth of the room, all together. There the oldest
+holding gives way to the newest, since an honest client is done within moments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STRANGERS_PART = 16
+
+
+class BodyBudget:
+    """The room of one process.
+
+    :param capacity: of the room, in bytes.
+    :ivar used: bytes that are charged now.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.used = 0
+        self._capacity = capacity
+        self._by_principal: dict[str, int] = {}
+        self._strangers_used = 0
+        self._strangers: dict[Holding, None] = {}  # the oldest first
+
+    def charge(self, principal: str, more: int) -> None:
+        """Charge `more` bytes to `principal`; less than 0 gives room back.
+
+        :raises Overloaded: that is more than it may hold.
+        """
+        own = self._by_principal.get(principal, 0) + more
+        if more > 0 and own > self._capacity - self.used - more:
+            raise Overloaded("Too many large requests are in flight. Try again.", retry_after=1)
+        self.used += more
+        if own:
+            self._by_principal[principal] = own
+        else:
+            self._by_principal.pop(principal, None)
+
+    def charge_stranger(self, holding: Holding, more: int) -> None:
+        """Charge the `more` bytes that `holding` has; the oldest holdings make room for them."""
+        self.used += more
+        self._strangers_used += more
+        if holding.size:
+            self._strangers[holding] = None
+        else:
+            self._strangers.pop(holding, None)
+        while self._strangers_used > self._capacity // _STRANGERS_PART:
+            next(iter(self._strangers)).give_way()
+
+
+class Holding:
+    """What one client holds.
+
+    :param principal: who that is; ``None`` if it is not authenticated.
+    :param on_give_way: called when it had to make room, as only a stranger's has to.
+    :ivar size: in bytes.
+    """
+
+    __slots__ = ("_budget", "_on_give_way", "_principal", "size")
+
+    def __init__(
+        self,
+        budget: BodyBudget,
+        principal: str | None,
+        on_give_way: Callable[[], None] | None = None,
+    ) -> None:
+        self.size = 0
+        self._budget = budget
+        self._principal = principal
+        self._on_give_way = on_give_way
+
+    def resize(self, size: int) -> None:
+        """Hold `size` bytes from now on.
+
+        :raises Overloaded: that is more than there is room for; it holds what it held before.
+        """
+        more = size - self.size
+        if self._principal is not None:
+            self._budget.charge(self._principal, more)
+            self.size = size
+        elif more:
+            self.size = size
+            self._budget.charge_stranger(self, more)
+
+    def give_way(self) -> None:
+        """Hold nothing more, since others need the room."""
+        self.resize(0)
+        if self._on_give_way is not None:
+            self._on_give_way()
+
+
+class HeldBody(Holding):
+    """A request's body, held until it is whole or for as long as it may be needed again."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(
+        self,
+        budget: BodyBudget,
+        principal: str | None,
+        on_give_way: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(budget, principal, on_give_way)
+        self._pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        """Hold what has come.
+
+        :raises Overloaded: there is no room for it.
+        """
+        self.resize(self.size + len(piece))
+        self._pieces.append(piece)
+
+    def take(self) -> bytes:
+        """Return the body, which stays charged until `release`."""
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        return body
+
+    def release(self) -> None:
+        """Give the room back; harmless the second time."""
+        self._pieces.clear()
+        self.resize(0)
