@@ -225,11 +225,12 @@ class Admitter:
         return self._decide()
 
 
-def raising(error: Exception) -> Callable[[], object]:
-    def decide() -> None:
-        raise error
+def refuse() -> None:
+    raise Denied("Too often.", status=429, retry_after=7)
 
-    return decide
+
+def fail() -> None:
+    raise KeyError(CANARY)
 
 
 every_route = pytest.mark.parametrize("page", [*ASKED, "/v1/files", "/nowhere"])
@@ -239,8 +240,8 @@ every_route = pytest.mark.parametrize("page", [*ASKED, "/v1/files", "/nowhere"])
 @pytest.mark.parametrize(
     ("decide", "status"),
     [
-        (raising(Denied("Too often.", status=429, retry_after=7)), 429),
-        (raising(KeyError(CANARY)), 503),
+        (refuse, 429),
+        (fail, 503),
         (lambda: True, 503),
         (lambda: later(KeyError), 503),
     ],
