@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import sys
@@ -187,18 +188,20 @@ def iterated(*iterations: Mapping[str, object]) -> Mapping[str, object]:
     return {"input_tokens": 10, "output_tokens": 1, "iterations": iterations}
 
 
+DONE = {"type": "text", "text": "done"}
 BESIDES = {"input_tokens": 200_000, "output_tokens": 5_000}
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 @pytest.mark.parametrize("route", ["/v1/messages", "/openai/v1/chat/completions"])
 @pytest.mark.parametrize(
-    ("usage", "dollars"),
+    ("usage", "content", "dollars"),
     [
         # list prices of 2026-10-24, for a million tokens: $2 and $10 of the model that answers,
         # $4 and $20 of the advisor, $10 and $50 of the one that declines
         (
             iterated({"type": "advisor_message", "model": "claude-opus-5-5", **BESIDES}),
+            [DONE],
             "0.90003",
         ),
         (
@@ -206,9 +209,14 @@ BESIDES = {"input_tokens": 200_000, "output_tokens": 5_000}
                 {"type": "message", "model": "claude-fable-5-1", **BESIDES},
                 {"type": "fallback_message", "model": MODEL},
             ),
+            [
+                DONE,
+                {"type": "fallback", "from": {"model": "claude-fable-5-1"}, "to": {"model": MODEL}},
+                DONE,
+            ],
             "2.25003",
         ),
-        (iterated({"type": "compaction", **BESIDES, "output_tokens": 15_000}), "0.55003"),
+        (iterated({"type": "compaction", **BESIDES, "output_tokens": 15_000}), [DONE], "0.55003"),
     ],
     ids=["advisor", "fallback", "compaction"],
 )
@@ -219,19 +227,22 @@ async def test_spend_on_other_models_counts_and_refuses_the_next(
     upstream: ScriptedUpstream,
     records: Records,
     usage: Mapping[str, object],
+    content: list[Mapping[str, object]],
     dollars: str,
     route: str,
     stream: bool,
 ) -> None:
     set_cap(path, EVERYONE, 50)
     await start_proxy(BUDGETS_DB=path)
-    document = message_document("done", usage=usage)
+    document = message_document(content=content, usage=usage)
     upstream.script(sse_answer(message_events(document)) if stream else json_answer(document))
     body = message(stream=stream)
     first, second = [await ask(raw, body, who=TEST_TOKEN, path=route) for _ in range(2)]
     assert (first.status, second.status) == (200, 429)
     record = await records.finished()
     assert (record.model, usd(record.cost or 0)) == (MODEL, dollars)
+    if route == "/openai/v1/chat/completions":
+        assert re.findall(rb'"model":"(.+?)"', first.body)[-1].decode() == MODEL
     assert f"${dollars} of $0.50 is spent" in error_of(second)["message"]
     assert len(upstream.requests) == 1
 
