@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -115,21 +115,26 @@ class ChatHandler(UpstreamHandler):
         return True
 
     async def serve_held(self, body: bytes) -> None:
-        document = chat_completions.parse(body)
+        size = len(body)
+        document = await self.work_on(size, chat_completions.parse, body)
+        if document is None:
+            return
         options = self.gateway.chat_options
+        translate = partial(chat_completions.translate_request, document, options=options)
         model = options.model(chat_completions.requested_model(document))
         able = None
         if chat_completions.depends_on_capabilities(document, options):
             models = self.gateway.models
-            if not models.is_known:  # what is wrong is refused before upstream is asked anything
-                chat_completions.translate_request(document, options=options)
+            # what is wrong is refused before upstream is asked anything
+            if not models.is_known and await self.work_on(size, translate) is None:
+                return
             listed = await models.known()
             if self.ended:
                 return
             able = Capabilities.of_model(listed[model]) if model in listed else None
-        translation = chat_completions.translate_request(
-            document, options=options, capabilities=able
-        )
+        translation = await self.work_on(size, partial(translate, capabilities=able))
+        if translation is None:
+            return
         if self.gateway.plugins.authorizes and not await self.is_permitted_to_send(
             translation.body
         ):

@@ -208,7 +208,7 @@ class UpstreamHandler(ExchangeHandler):
         :param body: a messages request's.
         :raises InvalidRequest: nobody could judge it.
         """
-        fields = await self.work_on(body, read_request)
+        fields = await self.work_on(len(body), read_request, body)
         if fields is None:
             return False
         return await self.is_permitted(
@@ -223,14 +223,15 @@ class UpstreamHandler(ExchangeHandler):
             )
         )
 
-    async def work_on(self, body: bytes, work: Callable[[bytes], T]) -> T | None:
-        """Return ``work(body)``, done in a thread if `body` is larger than `IN_THREAD`.
+    async def work_on(self, size: int, work: Callable[..., T], *arguments: object) -> T | None:
+        """Return what `work` returns. It is done in a thread for a body larger than `IN_THREAD`.
 
+        :param size: of the body that it works on, in bytes.
         :returns: ``None`` if the request ended meanwhile.
         """
-        if len(body) <= IN_THREAD:
-            return work(body)
-        self._working = self.gateway.body_thread.submit(work, body)
+        if size <= IN_THREAD:
+            return work(*arguments)
+        self._working = self.gateway.body_thread.submit(work, *arguments)
         try:
             result = await asyncio.wrap_future(self._working)
         except asyncio.CancelledError:

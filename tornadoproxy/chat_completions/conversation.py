@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec import Raw
+
 from tornadoproxy.chat_completions import content, thinking
 from tornadoproxy.chat_completions.content import cache_control, text_block
 from tornadoproxy.chat_completions.reading import (
@@ -27,6 +29,7 @@ from tornadoproxy.chat_completions.reading import (
     MAX_TOOL_NAME,
     Json,
     array,
+    dump,
     loads,
     obj,
     one_of,
@@ -271,8 +274,11 @@ class _Call(NamedTuple):
     param: str
 
 
-def _arguments(arguments: object, param: str) -> Json:
-    """A call's input. Arguments that are no JSON object go up within one, as text."""
+def _arguments(arguments: object, param: str) -> Json | Raw:
+    """A call's input. Arguments that are no JSON object go up within one, as text.
+
+    It is JSON again: a bound holds for the values of each call, and not for those of all.
+    """
     written = "" if arguments is None else text(arguments, param)
     try:
         document = loads(written) if written.strip() else None
@@ -280,7 +286,7 @@ def _arguments(arguments: object, param: str) -> Json:
         document = written
     if document is None or document == []:  # some languages write an empty object so
         return {}
-    return document if isinstance(document, dict) else {INVALID_JSON: written}
+    return Raw(dump(document)) if isinstance(document, dict) else {INVALID_JSON: written}
 
 
 def _shortest(found: list[Json]) -> str | list[Json]:

@@ -13,6 +13,8 @@ Source: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 
 from __future__ import annotations
 
+import sys
+
 from tornadoproxy.chat_completions.reading import Json, array, integer, obj, one_of, text
 
 KEYS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
@@ -50,6 +52,7 @@ def put_back(
     :raises InvalidRequest: an entry has a wrong type.
     """
     turn: list[Json] = []
+    said = _Text(texts)
     position = used_calls = 0
     for index, entry in enumerate(array(entries, param)):
         where = f"{param}[{index}]"
@@ -64,13 +67,12 @@ def put_back(
         if not block[KEYS[kind][-1]]:
             ignored.append("messages.thinking_blocks")
             continue
-        before, texts = _split(texts, text_before - position)
-        turn += before
+        turn += said.take(text_before - position)
         turn += calls[used_calls:calls_before]
         position = max(position, text_before)
         used_calls = max(used_calls, calls_before)
         turn.append(block)
-    turn += texts + calls[used_calls:]
+    turn += said.take(sys.maxsize) + calls[used_calls:]
     turn = [block for block in turn if block["type"] != "text" or block["text"].strip()]
     while turn and turn[-1]["type"] in KEYS:
         turn.pop()
@@ -78,15 +80,28 @@ def put_back(
     return turn
 
 
-def _split(texts: list[Json], length: int) -> tuple[list[Json], list[Json]]:
-    """The blocks of the first `length` characters of `texts`, and those of the rest."""
-    before: list[Json] = []
-    for index, block in enumerate(texts):
-        content = block["text"]
-        if len(content) > length:
-            head, rest = content[: max(length, 0)], content[max(length, 0) :]
-            before.append({"type": "text", "text": head})
-            return before, [{**block, "text": rest}, *texts[index + 1 :]]
-        before.append(block)
-        length -= len(content)
-    return before, []
+class _Text:
+    """The text of a turn, in blocks, which is taken from its beginning on."""
+
+    def __init__(self, blocks: list[Json]) -> None:
+        self._blocks = blocks
+        self._index = 0
+        self._start = 0  # in the block at that index, in characters
+
+    def take(self, length: int) -> list[Json]:
+        """The blocks of the next `length` characters."""
+        taken: list[Json] = []
+        while self._index < len(self._blocks):
+            block = self._blocks[self._index]
+            left = len(block["text"]) - self._start
+            end = self._start + max(min(length, left), 0)
+            piece = block["text"][self._start : end]
+            if length < left:
+                taken.append({"type": "text", "text": piece})
+                self._start = end
+                break
+            taken.append({**block, "text": piece})
+            self._index += 1
+            self._start = 0
+            length -= left
+        return taken

@@ -168,27 +168,29 @@ def _choose(wanted: object, param: str, tools: list[Json]) -> Offer:
             return _allowed(wanted.get("allowed_tools"), f"{param}.allowed_tools", tools)
         param = f"{param}.function"
         wanted = obj(wanted.get("function"), param)
-    name = _name_among(tools, wanted.get("name"), f"{param}.name")
+    known = {tool["name"] for tool in tools}
+    name = _name_among(known, wanted.get("name"), f"{param}.name")
     return Offer(tools, {"type": "tool", "name": name})
 
 
 def _allowed(allowed: object, param: str, tools: list[Json]) -> Offer:
     choice = obj(allowed, param)
     mode = one_of(choice.get("mode"), f"{param}.mode", ("auto", "required"))
+    known = {tool["name"] for tool in tools}
     names: set[str] = set()
     for index, tool in enumerate(array(choice.get("tools"), f"{param}.tools")):
         where = f"{param}.tools[{index}]"
         function = obj(obj(tool, where).get("function"), f"{where}.function")
-        names.add(_name_among(tools, function.get("name"), f"{where}.function.name"))
+        names.add(_name_among(known, function.get("name"), f"{where}.function.name"))
     if not names:
         refuse(f"{param}.tools", "must not be empty")
     kept = [tool for tool in tools if tool["name"] in names]
     return Offer(kept, {"type": "any" if mode == "required" else "auto"})
 
 
-def _name_among(tools: list[Json], name: object, param: str) -> str:
+def _name_among(known: Collection[str], name: object, param: str) -> str:
     name = tool_name(name, param)
-    if all(tool["name"] != name for tool in tools):
+    if name not in known:
         refuse(param, f"({name}) must be that of one of the tools")
     return name
 
