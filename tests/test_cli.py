@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import re
 import socket
@@ -14,7 +17,7 @@ import pytest
 
 from tornadoproxy import Secret, Setting, Settings, __version__, banner, cli, envfile, parsers
 from tornadoproxy.arguments import COMMANDS
-from tornadoproxy.helptext import default_text, help_text
+from tornadoproxy.helptext import commands_text, default_text, settings_text
 from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import (
     CORE_SETTINGS,
@@ -87,8 +90,9 @@ def authenticate(request):
 
 
 class TestVersionAndToken:
-    def test_version(self, tmp_path: Path) -> None:
-        done = run(tmp_path, "--version")
+    @pytest.mark.parametrize("word", ["version", "--version"])
+    def test_version(self, tmp_path: Path, word: str) -> None:
+        done = run(tmp_path, word)
         assert (done.returncode, done.stdout) == (0, f"tornadoproxy {__version__}\n")
 
     def test_a_token_is_strong_alone_and_new(self, tmp_path: Path) -> None:
@@ -107,8 +111,18 @@ class TestVersionAndToken:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["serve", "--help"]])
-    def test_names_every_setting(self, tmp_path: Path, arguments: list[str]) -> None:
+    @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["help", "--help"]])
+    def test_help_names_every_command(self, tmp_path: Path, arguments: list[str]) -> None:
+        done = run(tmp_path, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        text = " ".join(done.stdout.split())
+        for command, what in COMMANDS.items():
+            assert f" {command} {what} " in text
+        assert "`python -m tornadoproxy help settings`" in text
+        assert "UPSTREAM_BASE_URL" not in text
+
+    @pytest.mark.parametrize("arguments", [["--help", "settings"], ["help", "settings"]])
+    def test_help_settings_names_every_setting(self, tmp_path: Path, arguments: list[str]) -> None:
         done = run(tmp_path, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings()):
@@ -121,32 +135,52 @@ class TestHelp:
             assert re.search(line, done.stdout), setting.name
             if setting.flag:
                 assert f"  {setting.flag}, {setting.name}" in done.stdout
-        for command, what in COMMANDS.items():
-            assert re.search(rf"^  {command} +{re.escape(what)}$", done.stdout, re.MULTILINE)
 
-    def test_has_no_flag_for_a_secret(self, tmp_path: Path) -> None:
-        shown = run(tmp_path, "--help").stdout
+    def test_help_settings_has_no_flag_for_a_secret(self, tmp_path: Path) -> None:
+        shown = run(tmp_path, "help", "settings").stdout
         assert "AUTH_TOKEN (environment or .env only; default: none)" in shown
         assert "--auth-token," not in shown
         assert "--upstream-api-key," not in shown
         assert "--https-proxy" not in shown
 
-    def test_names_the_settings_of_other_plugins(self, tmp_path: Path) -> None:
+    def test_help_settings_names_those_of_other_plugins(self, tmp_path: Path) -> None:
         path = install(tmp_path / "site", "team", AUTHENTICATOR)
-        shown = run(tmp_path, "--help", PYTHONPATH=path).stdout
+        shown = run(tmp_path, "help", "settings", PYTHONPATH=path).stdout
         assert (
             "\nOf the plugin team:\n  --team-name, TEAM_NAME (default: us)\n"
             "      The team that may enter.\n"
         ) in shown
 
+    @pytest.mark.parametrize(
+        ("command", "own"),
+        [
+            *((name, "") for name in COMMANDS if name not in ("plugins", "help")),
+            ("plugins", "--format"),
+            ("plugins new", "--directory"),
+            ("keys create", "--requests-per-minute"),
+            ("usage", "--since"),
+        ],
+    )
+    def test_help_of_a_command_shows_its_own(self, tmp_path: Path, command: str, own: str) -> None:
+        # whatever else is wrong
+        done = run(tmp_path, *command.split(), "--help", PORT="x", file="")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"usage: python -m tornadoproxy {command} [-h]")
+        assert own in done.stdout
+        assert "UPSTREAM_BASE_URL" not in done.stdout
+        assert run(tmp_path, "help", *command.split()).stdout == done.stdout
+
     def test_works_while_the_settings_are_wrong(self, tmp_path: Path) -> None:
-        done = run(tmp_path, "--help", file="nonsense")
+        done = run(tmp_path, "help", "settings", file="nonsense")
         assert done.returncode == 0
         assert "--upstream-base-url" in done.stdout
         assert "`python -m tornadoproxy check` says why" in done.stdout
 
     def test_fits_a_terminal(self) -> None:
-        assert max(map(len, help_text(()).splitlines())) <= 100
+        plugins = Plugins.load().describe()
+        lines = [*commands_text(plugins).splitlines(), *settings_text(plugins).splitlines()]
+        # a setting's names stand on one line
+        assert max(len(line) for line in lines if " (" not in line) <= 80
 
     @pytest.mark.parametrize(
         ("parse", "default", "shown"),
@@ -374,7 +408,7 @@ class Listing:
 
     def __init__(self, text: str) -> None:
         table, *details = text.removesuffix("\n").split("\n\n")
-        head, *self.rows = [re.split(r" {2,}", line) for line in table.splitlines()]
+        head, *self.rows = [re.split(r" {2,}", line.strip()) for line in table.splitlines()]
         assert head == ["order", "name", "distribution", "version", "state"]
         self.states = {row[1]: row[4] for row in self.rows}
         self.heads: dict[str, str] = {}
@@ -389,7 +423,7 @@ class Listing:
                 label = line[2:12].strip() or label
                 found.setdefault(label, []).append(line[12:])
         assert [row[1] for row in self.rows] == list(self.details)
-        assert max(map(len, text.splitlines())) <= 100
+        assert max(map(len, text.splitlines())) <= 80
 
     def setting(self, plugin: str, name: str) -> list[str]:
         """The columns of one setting, after its name."""
@@ -416,7 +450,7 @@ class TestPlugins:
 
     def test_have_pages_with_methods_and_who_may_enter(self, tmp_path: Path) -> None:
         shown = Listing(run(tmp_path, "plugins", "--metrics", "yes").stdout)
-        assert shown.details["metrics"]["pages"] == ["/metrics  GET  authenticated"]
+        assert shown.details["metrics"]["pages"][1:] == ["/metrics  GET      authenticated"]
         assert "pages" not in shown.details["token"]
 
     def test_that_nothing_is_asked_of_are_inactive_and_last(self, tmp_path: Path) -> None:
@@ -460,7 +494,19 @@ class TestPlugins:
         assert long[0].startswith("xxx")
         assert long[0].endswith("…")
 
+    def test_plugins_in_other_formats_say_the_same(self, tmp_path: Path) -> None:
+        of_json = json.loads(run(tmp_path, "plugins", "--format", "json").stdout)
+        (token,) = [each for each in of_json if each["name"] == "token"]
+        assert token["hooks"] == ["declare_settings", "configure", "authenticate"]
+        setting = {"name": "ALLOW_ANONYMOUS", "value": "no", "from": "by default"}
+        assert setting in token["settings"]
+        of_csv = csv.DictReader(io.StringIO(run(tmp_path, "plugins", "--format", "csv").stdout))
+        names = [row["name"] for row in of_csv]
+        assert names == [each["name"] for each in of_json]
+        assert names[0] == "token"
+
     def test_show_no_secret(self, tmp_path: Path) -> None:
+        (tmp_path / ".env").touch(mode=0o600)
         done = run(tmp_path, "plugins", file=f"AUTH_TOKEN={TOKEN}\n")
         assert Listing(done.stdout).setting("token", "AUTH_TOKEN") == ["set", ".env, line 1"]
         assert TOKEN not in done.stdout

@@ -104,12 +104,12 @@ class TestThePackage:
         shown = run("-m", "tornadoproxy", "plugins", directory=tmp_path, path=installed)
         assert shown.returncode == 0
         assert re.search(
-            r"^- +team_budget +tornadoproxy-team-budget +0\.1\.0 +inactive$",
+            r"^ *- +team_budget +tornadoproxy-team-budget +0\.1\.0 +inactive$",
             shown.stdout,
             re.MULTILINE,
         )
         listed = shown.stdout.partition("\nteam_budget (tornadoproxy_team_budget:Plugin)\n")[2]
-        assert "TEAM_BUDGET_MODELS  none  by default" in listed.partition("\n\n")[0]
+        assert "TEAM_BUDGET_MODELS  none   by default" in listed.partition("\n\n")[0]
 
     def test_its_tests_pass_as_they_are(self, package: Path, installed: str) -> None:
         ran = run(
@@ -244,7 +244,7 @@ class TestTheCommand:
         ("arguments", "told"),
         [
             ([], "the following arguments are required: NAME (see "),
-            (["acme", "more"], "there is an argument that belongs to no flag: see "),
+            (["acme", "more"], "there is an argument that belongs to no flag: the command "),
             (["acme", "--direktory", "x"], "unknown flag --direktory: did you mean --directory?"),
         ],
     )

@@ -10,7 +10,7 @@ A plugin is an object with hooks, named by an entry point::
 The hooks are described in `tornadoproxy.hookspecs`.
 """
 
-from tornadoproxy import parsers
+from tornadoproxy import parsers, tables
 from tornadoproxy.authorization import UNKNOWN_MODEL, ModelRequest, Permit
 from tornadoproxy.commands import Command
 from tornadoproxy.database import Database, DatabaseUnavailable
@@ -72,5 +72,6 @@ __all__ = [
     "__version__",
     "hookimpl",
     "parsers",
+    "tables",
     "usd",
 ]

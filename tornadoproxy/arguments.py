@@ -1,8 +1,8 @@
 """Reads the command line: which command, which flags, and a command's own arguments.
 
 Every setting that is not secret has a flag, which every command knows. What is left goes to the
-parser of the command, if it has one. What is wrong becomes a fault, so that it is told together
-with the faults of other places. A fault does not repeat an argument unless it looks like a flag:
+command's own parser. What is wrong becomes a fault, so that it is told together with the faults of
+other places. A fault does not repeat an argument unless it looks like a flag:
 it may be a credential.
 """
 
@@ -30,14 +30,16 @@ COMMANDS = {
     "check": "judge settings and plugins without listening; exits with 2 if there is a fault",
     "plugins": "list the plugins, their hooks and settings; `plugins new NAME` writes one",
     "token": "print a new strong token",
-    "demo": "serve in front of a scripted upstream: needs no key and no network",
+    "demo": "serve in front of a scripted upstream: needs no key, no network and no .env",
+    "help": "print the commands; `help COMMAND` what one takes, `help settings` the settings",
+    "version": "print the version",
 }
 DEFAULT_ENV_FILE = Path(".env")
 _NO_ENV_FILE = Path(os.devnull)
 PROGRAM = "python -m tornadoproxy"
 
 _ENV_FILE = "--env-file"
-_OF_THE_PROGRAM = (_ENV_FILE, "--help", "--version")
+_HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,6 @@ class Arguments:
     :param flags: the text of each flag given, by its setting's variable.
     :param env_file: the ``.env`` file to read.
     :param env_file_named: whether the command line named it, so that it must exist.
-    :param help: whether help is asked for, instead of the command.
-    :param version: whether the version is asked for, instead of the command.
     :param own: what the command's own parser made of the rest; empty without one.
     :param faults: what is wrong, a line each.
     """
@@ -56,15 +56,17 @@ class Arguments:
     flags: Mapping[str, str] = field(repr=False)
     env_file: Path
     env_file_named: bool
-    help: bool
-    version: bool
     own: argparse.Namespace = field(repr=False)
     faults: tuple[str, ...]
 
 
 def command(arguments: Sequence[str]) -> str:
     """The word that names the command; it need not be one of `COMMANDS`, and is not to be shown."""
-    return arguments[0] if arguments and not arguments[0].startswith("-") else "serve"
+    if not arguments or arguments[0] in _HELP:
+        return "help" if arguments else "serve"
+    if arguments[0] == "--version":
+        return "version"
+    return "serve" if arguments[0].startswith("-") else arguments[0]
 
 
 def unknown_command(word: str, known: Iterable[str]) -> str:
@@ -81,21 +83,19 @@ def read(
     """Read `arguments`, those after the program's name.
 
     :param declared: the settings whose flags are known.
-    :param own: the command's own parser, by `own_parser`. Help is its business then: it prints
-        it, and raises `SystemExit`.
+    :param own: the command's own parser, by `own_parser`; ``None`` while it is not known. Help is
+        its business: it prints it, and raises `SystemExit`.
     :raises ConfigurationError: argparse itself can make nothing of them.
     """
     settings = {setting.name: setting for setting in declared}
     rest = arguments[1:] if arguments and not arguments[0].startswith("-") else arguments
-    given, unknown = _parser(settings.values(), with_help=own is None).parse_known_args(rest)
-    known = [*map(_flag, settings.values()), *_OF_THE_PROGRAM]
-    if own is None:
-        namespace = argparse.Namespace()
-        mend = "the command comes first, then flags"
-    else:
+    given, unknown = _parser(settings.values()).parse_known_args(rest)
+    known = [*map(_flag, settings.values()), _ENV_FILE, *_HELP]
+    namespace, mend = argparse.Namespace(), "see --help"
+    if own is not None:
         namespace, unknown = own.parse_known_args(unknown)
         known += _flags(own)
-        mend = f"see `{own.prog} --help`"
+        mend = f"the command comes first, then its own: see `{own.prog} --help`"
     texts: dict[str, str] = {
         name: text for name in settings if (text := getattr(given, name)) is not None
     }
@@ -105,8 +105,6 @@ def read(
         {name: text for name, text in texts.items() if not settings[name].secret},
         env_file=_env_file(command(arguments)) if given.env_file is None else Path(given.env_file),
         env_file_named=given.env_file is not None,
-        help=own is None and given.help,
-        version=own is None and given.version,
         own=namespace,
         faults=tuple(faults),
     )
@@ -128,7 +126,7 @@ def own_parser(
     parser = _Parser(
         prog=f"{PROGRAM} {name}",
         description=what[:1].upper() + what[1:] + ".",
-        epilog=f"The flags of all settings are known here, too: see `{PROGRAM} --help`.",
+        epilog=f"Every setting's flag may follow, too, and --env-file: `{PROGRAM} help settings`.",
     )
     add_arguments(parser)
     return parser
@@ -179,11 +177,8 @@ def _without(argument: str, complaint: str) -> str:
     return told if told and not repeated else "has a wrong value"
 
 
-def _parser(declared: Iterable[Setting[Any]], *, with_help: bool) -> _Parser:
+def _parser(declared: Iterable[Setting[Any]]) -> _Parser:
     parser = _Parser(prog=PROGRAM, add_help=False)
-    if with_help:
-        parser.add_argument("-h", "--help", action="store_true")
-        parser.add_argument("--version", action="store_true")
     parser.add_argument(_ENV_FILE)
     for setting in declared:
         # a flag without its value is set but empty, which is told when the setting is read

@@ -1,4 +1,4 @@
-"""The commands: serve, check, plugins, token, demo, and those of the plugins."""
+"""The commands: those of `tornadoproxy.arguments.COMMANDS`, and those of the plugins."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import contextlib
 import os
 import secrets
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tornadoproxy import banner
+from tornadoproxy import banner, tables
 from tornadoproxy.arguments import COMMANDS, own_parser, unknown_command
 from tornadoproxy.configuration import Configuration, configure
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.helptext import help_text
+from tornadoproxy.helptext import commands_text, settings_text
 from tornadoproxy.logs import logging_to
 from tornadoproxy.pluginmanager import Plugins
 from tornadoproxy.settings import CORE_SETTINGS, LOG_LEVEL, PORT
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from tornadoproxy.arguments import Arguments
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -47,34 +51,52 @@ def _refuse(error: ConfigurationError) -> int:
 
 def _run(configuration: Configuration) -> int:
     command = configuration.command()
-    if command not in COMMANDS:
-        return _plugin_command(configuration, command)
-    if command == "plugins" and "new" in configuration.arguments[1:2]:
-        return _new_plugin(configuration)
-    arguments = configuration.command_line()
-    if arguments.help:
-        return _help(configuration)
-    if arguments.version:
-        _print(f"tornadoproxy {__version__}")
-        return 0
     commands: dict[str, Callable[[Configuration], int]] = {
         "serve": _serve,
         "check": _check,
         "plugins": _plugins,
         "token": _token,
         "demo": _demo,
+        "help": _help,
+        "version": _version,
     }
+    if command not in commands:
+        return _plugin_command(configuration, command)
+    own = own_parser(command, COMMANDS[command], _own_arguments(configuration.arguments))
+    configuration = replace(configuration, own=own)
+    if command != "help":
+        configuration.command_line()  # prints help, whatever else is wrong
     return commands[command](configuration)
 
 
+def _own_arguments(arguments: Sequence[str]) -> Callable[[ArgumentParser], None]:
+    """What adds the own arguments of the core's command that `arguments` begin with."""
+    if arguments[:2] == ["plugins", "new"]:
+        from tornadoproxy import plugin_generator
+
+        return plugin_generator.add_arguments
+    return tables.add_format if arguments[:1] == ["plugins"] else lambda _: None
+
+
 def _help(configuration: Configuration) -> int:
+    topic = next((word for word in configuration.arguments[1:2] if not word.startswith("-")), None)
+    if topic not in (None, "settings"):
+        words = [*configuration.arguments[1:], "--help"]
+        return _run(Configuration(words, configuration.environment))
+    text = settings_text if topic else commands_text
     try:
-        plugins = Plugins.load(configuration.disabled())
+        plugins = Plugins.load(configuration.disabled()).describe()
     except ConfigurationError:
-        _print(help_text(()))
-        _print("  unknown, since they cannot be loaded: `python -m tornadoproxy check` says why")
-        return 0
-    _print(help_text(plugins.describe()))
+        _print(text(()))
+        _print("Plugins cannot be loaded: `python -m tornadoproxy check` says why.")
+    else:
+        _print(text(plugins))
+    return 0
+
+
+def _version(configuration: Configuration) -> int:
+    del configuration
+    _print(f"tornadoproxy {__version__}")
     return 0
 
 
@@ -160,14 +182,18 @@ def _check(configuration: Configuration) -> int:
 
 
 def _plugins(configuration: Configuration) -> int:
+    arguments = configuration.command_line()
+    if "name" in arguments.own:
+        return _new_plugin(arguments)
     from tornadoproxy.plugin_command import judge
     from tornadoproxy.plugin_listing import listing
 
+    form: str = arguments.own.format
     disabled = configuration.disabled()
     try:
         plugins = Plugins.load(disabled)
     except ConfigurationError:
-        _print("\n".join(listing(Plugins.survey(disabled), None, configured=False)))
+        _print(listing(Plugins.survey(disabled), None, form, configured=False).rstrip())
         raise
     sources, configured = None, False
     try:
@@ -179,15 +205,13 @@ def _plugins(configuration: Configuration) -> int:
         configured = True
         judge(plugins.describe())
     finally:
-        _print("\n".join(listing(plugins.describe(), sources, configured=configured)))
+        _print(listing(plugins.describe(), sources, form, configured=configured).rstrip())
     return 0
 
 
-def _new_plugin(configuration: Configuration) -> int:
+def _new_plugin(arguments: Arguments) -> int:
     from tornadoproxy import plugin_generator
 
-    own = own_parser("plugins", COMMANDS["plugins"], plugin_generator.add_arguments)
-    arguments = configuration.command_line(own=own)
     if arguments.faults:
         raise ConfigurationError(*arguments.faults)
     made = plugin_generator.generate(arguments.own.name, arguments.own.directory)

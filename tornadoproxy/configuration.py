@@ -35,10 +35,12 @@ class Configuration:
 
     :param arguments: the command line after the program's name.
     :param environment: the environment. It is read here and nowhere else.
+    :param own: the parser of the command's own arguments; ``None`` while it is not known.
     """
 
     arguments: Sequence[str] = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
+    own: ArgumentParser | None = None
 
     def command(self) -> str:
         """The word that names the command; it need not be one that there is."""
@@ -49,16 +51,18 @@ class Configuration:
     ) -> Arguments:
         """The command line, with the flags of the core and of `plugin_settings`.
 
-        :param own: the parser of the command's own arguments, if it has one.
+        :param own: the parser of the command's own arguments, if it is not `own` already.
         """
-        return command_line.read(self.arguments, (*CORE_SETTINGS, *plugin_settings), own)
+        return command_line.read(
+            self.arguments, (*CORE_SETTINGS, *plugin_settings), own or self.own
+        )
 
     def disabled(self) -> tuple[str, ...]:
         """The names of the plugins that are not to be imported.
 
         :raises ConfigurationError: they cannot be known for sure.
         """
-        sources = self.sources(self.command_line())
+        sources = self.sources(command_line.read(self.arguments, CORE_SETTINGS))
         if sources.env_file.faults:
             raise ConfigurationError(*sources.env_file.faults)
         return sources.read((DISABLED_PLUGINS,))[DISABLED_PLUGINS]

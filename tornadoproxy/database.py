@@ -103,13 +103,14 @@ class Database:
     ``shutdown``. In a command: ``with database:`` opens and closes it, and `transaction` is used
     in the calling thread; `reading` is enough for one that changes nothing.
 
-    :param path: the file. It and its directory are made if they are not there, for the proxy's
-        user alone.
+    :param path: the file. It is made if it is not there, for the proxy's user alone; its directory
+        is not, since a path may be misspelt.
     :param schema: ``schema[i]`` is the SQL script that takes version i to i + 1. What has been
         released is never changed, only added to.
     :param name: the plugin's, which the version is kept under, so that several plugins can share
         a file.
     :param setting: the variable that names the path, for messages.
+    :ivar path: the file.
     :ivar failing: whether the last attempt to use the file failed.
     :ivar lost: how many items that were to be written behind have been lost.
     """
@@ -119,7 +120,7 @@ class Database:
     ) -> None:
         self.failing = False
         self.lost = 0
-        self._path = path
+        self.path = path
         self._schema = tuple(schema)
         self._name = name
         self._title = f"the database {path} of {name}" if setting is None else f"{setting}={path}"
@@ -141,14 +142,14 @@ class Database:
         :raises ConfigurationError: with one line that says why, and what mends it.
         """
         try:
-            path = self._path.absolute()
+            path = self.path.absolute()
             if path.is_dir():
                 raise self._refusal("it is a directory: name a file in it")
             if path.exists() and not path.is_file():
                 raise self._refusal("it is not a file: name one")
             directory = path.parent
-            while not directory.exists():
-                directory = directory.parent
+            if not directory.exists():
+                raise self._refusal(f"there is no directory {directory}: make it, or mend the path")
         except OSError as error:
             raise self._refusal(f"it cannot be reached: {error.strerror}") from None
         if not directory.is_dir():
@@ -277,7 +278,7 @@ class Database:
         import sqlite3
 
         try:
-            self._path.stat()
+            self.path.stat()
         except FileNotFoundError:
             raise self._refusal(
                 "there is no such file: the proxy makes it when it starts"
@@ -325,14 +326,14 @@ class Database:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
         self._migrate(connection)
-        self._file = _identity(self._path)
+        self._file = _identity(self.path)
         self._has_changed(connection)
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         import sqlite3
 
         return sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode={mode}",
+            f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,
             timeout=BUSY_TIMEOUT,
             isolation_level=None,  # transactions begin and end where this module says so
@@ -340,12 +341,11 @@ class Database:
         )
 
     def _make_file(self) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # never opened otherwise: to close a file a second time takes SQLite's locks away from it
         # (https://www.sqlite.org/howtocorrupt.html, 2.2)
         with contextlib.suppress(FileExistsError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            os.close(os.open(self._path, flags, 0o600))
+            os.close(os.open(self.path, flags, 0o600))
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         # without the lock first, for the usual case
@@ -400,7 +400,7 @@ class Database:
         import sqlite3
 
         try:
-            there = _identity(self._path)
+            there = _identity(self.path)
         except OSError as error:
             raise self._unavailable(f"it is gone ({error.strerror}): put it back") from None
         if there != self._file:

@@ -1,4 +1,4 @@
-"""Writes the text of ``--help``."""
+"""Writes the texts of ``help`` and ``help settings``."""
 
 from __future__ import annotations
 
@@ -15,36 +15,47 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin_finder import PluginInfo
     from tornadoproxy.settings import Setting
 
-_WIDTH = 88
-_HEAD = """\
-usage: python -m tornadoproxy [command] [flags]
+_WIDTH = 80
+_COMMANDS = """\
+usage: python -m tornadoproxy [COMMAND] [flags]
 
 A proxy between Claude and everyone who uses it.
 
 Commands:
 {described}
 
-Flags:
+Flags of every command:
   --env-file PATH  read this file instead of .env in the current directory
-  --version        print the version
-  -h, --help       print this; after a plugin's command, print that command's own arguments
+  --help, -h       print what the command takes
+  --SETTING VALUE  set any setting that is not secret
 
-Each setting below is taken from its flag, else from the environment, else from .env, else it has
-its default. In .env, ${{NAME}} is not replaced, and a value stands on one line. On SIGHUP, secrets
-and the settings of plugins are read again."""
+`python -m tornadoproxy help settings` lists the settings."""
+
+_SETTINGS = """\
+Each setting is taken from its flag, else from the environment, else from .env,
+else it has its default. In .env, ${NAME} is not replaced, and a value stands on
+one line. On SIGHUP, secrets and the settings of plugins are read again."""
 
 
-def help_text(plugins: Iterable[PluginInfo]) -> str:
-    """The whole text, with the commands and settings of `plugins`."""
-    plugins = tuple(plugins)
+def commands_text(plugins: Iterable[PluginInfo]) -> str:
+    """The text of ``--help``, with the commands of `plugins`."""
     commands = COMMANDS | {each.name: each.help for info in plugins for each in info.commands}
     width = max(map(len, commands))
-    lines = [
-        _HEAD.format(
-            described="\n".join(f"  {name:<{width}}  {what}" for name, what in commands.items())
-        ),
-        *_group("Settings:", CORE_SETTINGS),
-    ]
+    described = (
+        textwrap.fill(
+            f"  {name:<{width}}  {what[:1].lower()}{what[1:].rstrip('.')}",
+            _WIDTH,
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+        )
+        for name, what in commands.items()
+    )
+    return _COMMANDS.format(described="\n".join(described))
+
+
+def settings_text(plugins: Iterable[PluginInfo]) -> str:
+    """The text of ``help settings``, with the settings of `plugins`."""
+    lines = [_SETTINGS, *_group("Settings:", CORE_SETTINGS)]
     for info in plugins:
         if info.settings:
             lines += _group(f"Of the plugin {info.name}:", info.settings)
@@ -77,7 +88,7 @@ def _group(title: str, settings: Iterable[Setting[Any]]) -> Iterator[str]:
             else f"{setting.flag}, {names} (default: {default_text(setting)})"
         )
         yield "  " + where
-        yield textwrap.fill(setting.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        yield textwrap.indent(textwrap.fill(setting.help, _WIDTH - 6), " " * 6)
 
 
 def _size_text(size: int) -> str:

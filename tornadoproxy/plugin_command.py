@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,13 @@ def run(plugin: str, command: Command, own: argparse.Namespace, settings: Settin
 def with_standard_output(work: Callable[[], int]) -> int:
     """What `work` returns once all that it has written to ``sys.stdout`` is out.
 
+    What its encoding has no bytes for is escaped: a name must not end a list.
+
     :return: `BROKEN_PIPE` if the reader has left, as ``head`` does: nobody is to be told.
     :raises ConfigurationError: it cannot be written.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return work()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from tornadoproxy import tables
 from tornadoproxy.helptext import default_text
 
 if TYPE_CHECKING:
@@ -15,51 +16,83 @@ if TYPE_CHECKING:
     from tornadoproxy.settings import Setting
     from tornadoproxy.sources import Sources
 
-_WIDTH = 100
+_WIDTH = 80
 _INDENT = 12
-_LONGEST_VALUE = 40  # characters
+_LONGEST_VALUE = 36  # characters
+
+_PAGE = ("path", "methods", "access")
+_SETTING = ("name", "value", "from")
+_COLUMNS = {name: name for name in ("order", "name", "distribution", "version", "state")}
 
 
-def listing(infos: Sequence[PluginInfo], sources: Sources | None, *, configured: bool) -> list[str]:
-    """A table of the plugins, and then what is to be told of each.
+def listing(
+    infos: Sequence[PluginInfo], sources: Sources | None, form: str, *, configured: bool
+) -> str:
+    """A table of the plugins, and in text and JSON what is to be told of each.
 
     :param sources: where the settings have their values; ``None`` if they cannot be read.
+    :param form: one of `tables.FORMATS`.
     :param configured: whether the plugins have taken their settings, so that it is known which
         of them are active.
     """
-    lines = _aligned(
-        [
-            ("order", "name", "distribution", "version", "state"),
-            *(
-                (
-                    str(info.order or "-"),
-                    info.name,
-                    info.distribution or "-",
-                    info.version or "-",
-                    "loaded" if info.state == "active" and not configured else info.state,
-                )
-                for info in infos
-            ),
-        ]
-    )
+    rows = [
+        (
+            info.order,
+            info.name,
+            info.distribution,
+            info.version,
+            "loaded" if info.state == "active" and not configured else info.state,
+        )
+        for info in infos
+    ]
+    if form == "csv":
+        return tables.csv_text(_COLUMNS, rows)
+    if form == "json":
+        return tables.json_text(
+            [
+                dict(zip(_COLUMNS, row, strict=True)) | _document(info, sources)
+                for row, info in zip(rows, infos, strict=True)
+            ]
+        )
+    lines = [*tables.text_lines(tuple(_COLUMNS), rows)]
     for info in infos:
         lines += ["", f"{info.name} ({info.module})", *_details(info, sources)]
-    return lines
+    return "\n".join(lines) + "\n"
+
+
+def _document(info: PluginInfo, sources: Sources | None) -> dict[str, object]:
+    return {
+        "module": info.module,
+        "reason": info.reason,
+        "hooks": info.hooks,
+        "commands": [each.name for each in info.commands],
+        "pages": [dict(zip(_PAGE, row, strict=True)) for row in _pages(info)],
+        "settings": [dict(zip(_SETTING, row, strict=False)) for row in _settings(info, sources)],
+    }
 
 
 def _details(info: PluginInfo, sources: Sources | None) -> Iterable[str]:
+    width = _WIDTH - _INDENT
     if info.reason:
-        yield from _labelled("refused", textwrap.wrap(info.reason, _WIDTH - _INDENT))
+        yield from _labelled("refused", textwrap.wrap(info.reason, width))
     if info.hooks:
-        yield from _labelled("hooks", textwrap.wrap(", ".join(info.hooks), _WIDTH - _INDENT))
+        yield from _labelled("hooks", textwrap.wrap(", ".join(info.hooks), width))
     if info.commands:
         yield from _labelled("commands", [each.name for each in info.commands])
     if info.pages:
-        pages = [(page.path, " ".join(page.methods), _access(page)) for page in info.pages]
-        yield from _labelled("pages", _aligned(pages))
+        yield from _labelled("pages", tables.text_lines(_PAGE, _pages(info), width))
     if info.settings:
-        rows = [(setting.name, *_value(setting, sources)) for setting in info.settings]
-        yield from _labelled("settings", _aligned(rows))
+        rows = _settings(info, sources)
+        titles = _SETTING[: len(rows[0])]
+        yield from _labelled("settings", tables.text_lines(titles, rows, width))
+
+
+def _pages(info: PluginInfo) -> list[tuple[str, ...]]:
+    return [(page.path, " ".join(page.methods), _access(page)) for page in info.pages]
+
+
+def _settings(info: PluginInfo, sources: Sources | None) -> list[tuple[str, ...]]:
+    return [(setting.name, *_value(setting, sources)) for setting in info.settings]
 
 
 def _access(page: Page) -> str:
@@ -84,11 +117,3 @@ def _labelled(label: str, lines: Iterable[str]) -> Iterable[str]:
     for line in lines:
         yield f"  {label:<{_INDENT - 2}}{line}"
         label = ""
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

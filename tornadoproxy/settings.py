@@ -106,6 +106,10 @@ class Settings:
         """The variable that `setting` came from, its own or a fallback; ``None`` if defaulted."""
         return self._variables.get(setting)
 
+    def is_set(self, name: str) -> bool:
+        """Whether somebody set the variable `name`, whichever plugin declares it."""
+        return name in self._variables.values()
+
     def replace(self, values: Mapping[Setting[Any], Any]) -> Settings:
         """Settings with `values` in place of, or besides, the present ones."""
         variables = {setting: setting.name for setting in values}

@@ -15,6 +15,7 @@ two seconds. Prices come from the plugins that implement `price`.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,14 @@ BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     secret=True,
 )
 
+ONE_PERSON = (
+    "BUDGETS_DB is set without KEYS_DB: whoever has AUTH_TOKEN counts as one and the same person, "
+    "token. Set KEYS_DB, and give each person a key with `keys create`, unless another "
+    "authenticator tells them apart"
+)
+
+_logger = logging.getLogger(__name__)
+
 
 class Budgets:
     """Refuses what would be spent beyond a cap."""
@@ -111,6 +120,8 @@ class Budgets:
             raise ConfigurationError("BUDGETS_DB has changed, and is open: start the proxy again.")
         else:
             self._opened_api().keys = keys
+        if not settings.is_set("KEYS_DB"):
+            _logger.warning("%s", ONE_PERSON)
         return f"nobody beyond the caps in {path}"
 
     @hookimpl
@@ -166,4 +177,4 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from tornadoproxy_budgets import command
 
-    return command.run(arguments, settings[BUDGETS_DB])
+    return command.run(arguments, settings[BUDGETS_DB], keyed=settings.is_set("KEYS_DB"))

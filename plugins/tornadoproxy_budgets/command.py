@@ -6,20 +6,50 @@ import argparse
 import getpass
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError, Database, usd
+from tornadoproxy import ConfigurationError, Database, tables, usd
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Cap, Scope, check_name
 from tornadoproxy_budgets.engine import EVERYONE, Engine, Subject
 from tornadoproxy_budgets.money import NANOS_PER_CENT, parse_dollars
-from tornadoproxy_budgets.periods import PERIODS, Period, minute_text, reset_time
+from tornadoproxy_budgets.periods import PERIODS, Period, reset_time
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _UNLIMITED = "unlimited"
+
+# each column: its name in JSON and CSV, its title in text
+_CAP_COLUMNS = {
+    "id": "id",
+    "for": "for",
+    "period": "period",
+    "amount": "amount",
+    "spent_together": "spent together",
+}
+_SPENT_COLUMNS = {
+    "who": "who",
+    "period": "period",
+    "amount": "amount",
+    "from": "from",
+    "spent": "spent",
+    "left": "left",
+    "resets": "resets",
+}
+_CHANGE_COLUMNS = {
+    "time": "time",
+    "who": "who",
+    "what": "what",
+    "id": "id",
+    "for": "for",
+    "period": "period",
+    "before": "before",
+    "after": "after",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     set_.set_defaults(do=_set)
 
     list_ = commands.add_parser("list", help="show the caps, and what is spent of shared ones")
+    tables.add_format(list_)
     list_.set_defaults(do=_list)
 
     remove = commands.add_parser("remove", help="take a cap away")
@@ -55,17 +86,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     show = commands.add_parser("show", help="show what each may spend, has spent, and has left")
     show.add_argument("name", nargs="?", type=_name, metavar="NAME", help="of one person only")
+    tables.add_format(show)
     show.set_defaults(do=_show)
 
     audit = commands.add_parser("audit", help="show who changed which cap, the last change first")
     audit.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many")
+    audit.add_argument(
+        "--since", type=tables.since, metavar="AGE|DATE", help="from then on: 7d, 2026-11-30 (UTC)"
+    )
+    tables.add_format(audit)
     audit.set_defaults(do=_audit)
 
 
-def run(arguments: argparse.Namespace, path: Path | None) -> int:
+def run(arguments: argparse.Namespace, path: Path | None, *, keyed: bool) -> int:
     """Do what the arguments ask for.
 
     :param path: the file that holds the budgets.
+    :param keyed: whether ``KEYS_DB`` is set, so that persons are told apart.
     :return: the exit status.
     :raises ConfigurationError: it cannot be done.
     """
@@ -78,6 +115,10 @@ def run(arguments: argparse.Namespace, path: Path | None) -> int:
         raise ConfigurationError(f"BUDGETS_DB={path} is not there: `budgets set` makes it.")
     with database:
         do(arguments, database)
+    if do is _set and not keyed:
+        from tornadoproxy_budgets import ONE_PERSON
+
+        sys.stderr.write(f"{ONE_PERSON}.\n")
     return 0
 
 
@@ -99,10 +140,10 @@ def _set(arguments: argparse.Namespace, database: Database) -> None:
             actor=_actor(),
             now=time.time(),
         )
-    _write(f"{cap.id}: {_described(cap)}\n")
+    sys.stdout.write(f"{cap.id}: {_described(cap)}\n")
 
 
-def _list(_: argparse.Namespace, database: Database) -> None:
+def _list(arguments: argparse.Namespace, database: Database) -> None:
     now = time.time()
     engine = _loaded(database, now)
     rows = [
@@ -113,11 +154,11 @@ def _list(_: argparse.Namespace, database: Database) -> None:
             _limit(cap),
             f"${usd(engine.spent((cap.scope.type, cap.scope.name), cap.period, now))}"
             if cap.scope.shared
-            else "-",
+            else None,
         )
         for cap in engine.caps
     ]
-    _show_table(("id", "for", "period", "amount", "spent together"), rows)
+    tables.write(_CAP_COLUMNS, rows, arguments.format)
 
 
 def _remove(arguments: argparse.Namespace, database: Database) -> None:
@@ -125,13 +166,13 @@ def _remove(arguments: argparse.Namespace, database: Database) -> None:
         cap = storage.remove_cap(connection, arguments.id, actor=_actor(), now=time.time())
     if cap is None:
         raise ConfigurationError("there is no cap with this id: see `budgets list`.")
-    _write(f"removed {cap.id}: {_described(cap)}\n")
+    sys.stdout.write(f"removed {cap.id}: {_described(cap)}\n")
 
 
 def _show(arguments: argparse.Namespace, database: Database) -> None:
     now = time.time()
     engine = _loaded(database, now)
-    rows: list[Sequence[str]] = []
+    rows: list[Sequence[str | None]] = []
     for name in engine.principals() if arguments.name is None else [arguments.name]:
         groups = engine.groups(name)
         for period in PERIODS:
@@ -142,19 +183,22 @@ def _show(arguments: argparse.Namespace, database: Database) -> None:
         if _concerns(cap, arguments.name, engine):
             subject = (cap.scope.type, cap.scope.name)
             rows.append(_row(engine, str(cap.scope), subject, cap.period, cap, now))
-    _show_table(("who", "period", "amount", "from", "spent", "left", "resets"), rows)
+    tables.write(_SPENT_COLUMNS, rows, arguments.format)
 
 
 def _audit(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         changes = storage.read_changes(connection, arguments.limit)
+    first = _first_moment(arguments.since)
     rows = []
     for change in changes:
+        if change.time < first:
+            break
         cap = change.after or change.before
         assert cap is not None
         rows.append(
             (
-                minute_text(change.time),
+                tables.timestamp(change.time),
                 change.actor,
                 change.action,
                 change.cap_id,
@@ -164,7 +208,7 @@ def _audit(arguments: argparse.Namespace, database: Database) -> None:
                 _limit(change.after),
             )
         )
-    _show_table(("time", "who", "what", "id", "for", "period", "before", "after"), rows)
+    tables.write(_CHANGE_COLUMNS, rows, arguments.format)
 
 
 def _loaded(database: Database, now: float) -> Engine:
@@ -176,17 +220,17 @@ def _loaded(database: Database, now: float) -> Engine:
 
 def _row(
     engine: Engine, who: str, subject: Subject, period: Period, cap: Cap | None, now: float
-) -> Sequence[str]:
+) -> Sequence[str | None]:
     spent = engine.spent(subject, period, now)
     nanos = None if cap is None else cap.nanos
     return (
         who,
         period,
         _limit(cap),
-        "-" if cap is None else str(cap.scope),
+        None if cap is None else str(cap.scope),
         f"${usd(spent)}",
-        "-" if nanos is None else f"${usd(max(nanos - spent, 0))}",
-        minute_text(reset_time(period, engine.day)),
+        None if nanos is None else f"${usd(max(nanos - spent, 0))}",
+        tables.timestamp(reset_time(period, engine.day)),
     )
 
 
@@ -201,9 +245,9 @@ def _described(cap: Cap) -> str:
     return f"{_limit(cap)} {cap.period} for {cap.scope}"
 
 
-def _limit(cap: Cap | None) -> str:
+def _limit(cap: Cap | None) -> str | None:
     if cap is None:
-        return "-"
+        return None
     return _UNLIMITED if cap.cents is None else f"${usd(cap.cents * NANOS_PER_CENT)}"
 
 
@@ -236,24 +280,9 @@ def _count(value: str) -> int:
     return int(value)
 
 
-def _show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = [heads, *([_cell(text) for text in row] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
-    for line in _lines(table, widths):
-        _write(line + "\n")
-
-
-def _lines(table: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
-    for row in table:
-        cells = zip(row, widths, strict=True)
-        yield "  ".join(f"{cell:{width}}" for cell, width in cells).rstrip()
-
-
-def _cell(text: str) -> str:
-    """`text` for a terminal, to which no name that an authenticator vouched for may give orders."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def _write(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+def _first_moment(since: date | timedelta | None) -> float:
+    if since is None:
+        return 0.0
+    if isinstance(since, timedelta):
+        return time.time() - since.total_seconds()
+    return datetime.combine(since, time_of_day.min, UTC).timestamp()

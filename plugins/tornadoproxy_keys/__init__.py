@@ -5,10 +5,9 @@ enters as the principal ``ada``, beside whoever the other authenticators let in:
 begin with ``tp-`` is theirs to judge. What is made, revoked or rotated on the command line takes
 effect in running proxies within two seconds.
 
-With ``KEYS_DB`` set, nobody enters without a credential. This plugin cannot know whether the token
-plugin has a token, or lets in everybody for want of one; it need not: in `admit` it refuses
-every identity that is anonymous, whoever vouched for it. So this holds without a setting of its
-own, on any HOST, and with whatever other authenticator is installed.
+With ``KEYS_DB`` set, nobody enters without a credential. The token plugin lets in nobody then but
+those who have a token; and in `admit` this one refuses every identity that is anonymous,
+whoever vouched for it. So this holds on any HOST, with whatever other authenticator is installed.
 
 A key's limits of requests and tokens are asked in `admit`, before the body is read; its models in
 `authorize`.
@@ -24,6 +23,8 @@ A key's limits of requests and tokens are asked in `admit`, before the body is r
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,12 @@ class Keys:
             self._gate = gate
         elif path != self._gate.path:
             raise ConfigurationError("KEYS_DB has changed, and is open: start the proxy again.")
-        return f"whoever has a key in {path}, and nobody who is anonymous"
+        self._gate.has_token = _has_token(settings)
+        if not self._gate.has_keys():
+            create = f"{sys.executable} -m tornadoproxy keys create --name ada --keys-db"
+            where = shlex.quote(str(path.absolute()))
+            return f"nobody yet, as there is no key in {path}: make one with `{create} {where}`"
+        return f"whoever has a key in {path}"
 
     @hookimpl
     async def startup(self) -> None:
@@ -138,4 +144,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     from tornadoproxy_keys import command
 
-    return command.run(arguments, settings[KEYS_DB])
+    return command.run(arguments, settings[KEYS_DB], has_token=_has_token(settings))
+
+
+def _has_token(settings: Settings) -> bool:
+    return settings.is_set("AUTH_TOKEN") or settings.is_set("AUTH_TOKEN_FILE")

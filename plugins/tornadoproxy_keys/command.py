@@ -7,27 +7,50 @@ about it goes to standard error.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError, Database, usd
+from tornadoproxy import ConfigurationError, Database, tables, usd
 from tornadoproxy_keys import store
-from tornadoproxy_keys.store import KeyRow, Limits, UsageRow
+from tornadoproxy_keys.store import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_TEXT = 100  # characters of a name, a group or a pattern
 MAX_WORDS = 20  # groups, or patterns, of a key
-MAX_CELL = 40  # characters of a table's cell
 
-_UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_LONGEST = 10 * 366 * 86_400  # seconds
+# each column: its name in JSON and CSV, its title in text
+_KEY_COLUMNS = {
+    "id": "id",
+    "name": "name",
+    "state": "state",
+    "groups": "groups",
+    "models": "models",
+    "requests_per_minute": "requests/min",
+    "tokens_per_minute": "tokens/min",
+    "concurrency": "at once",
+    "created": "created",
+    "expires": "expires",
+    "revoked": "revoked",
+    "last_used": "last used",
+}
+_USAGE_COLUMNS = {
+    "day": "day",
+    "id": "id",
+    "name": "name",
+    "requests": "requests",
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_input_tokens": "cache read",
+    "cache_creation_input_tokens": "cache written",
+    "cost_usd": "cost",
+    "unpriced_requests": "unpriced",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.set_defaults(do=_create)
 
     list_ = commands.add_parser("list", help="show the keys, without their secrets")
-    _add_format(list_)
+    tables.add_format(list_)
     list_.set_defaults(do=_list)
 
     revoke = commands.add_parser("revoke", help="end a key for good")
@@ -82,8 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rotate.add_argument("key", metavar="ID|NAME")
     rotate.add_argument(
         "--grace",
-        type=_duration,
-        default=0,
+        type=tables.age,
+        default=timedelta(),
         help="how long the old secret stays valid: 24h, 7d; not at all unless given",
     )
     rotate.set_defaults(do=_rotate)
@@ -91,22 +114,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usage = commands.add_parser("usage", help="show what was used, by key and day")
     usage.add_argument("name", nargs="?", metavar="NAME", help="of this name only")
     usage.add_argument(
-        "--days", type=_count, default=30, metavar="N", help="the last days, today included (30)"
+        "--since",
+        type=tables.since,
+        default=timedelta(days=30),
+        metavar="AGE|DATE",
+        help="the first day, in UTC: 7d, 4w, 2026-11-30 (default: 30d)",
     )
-    _add_format(usage)
+    tables.add_format(usage)
     usage.set_defaults(do=_usage)
 
 
-def run(arguments: argparse.Namespace, path: Path | None) -> int:
+def run(arguments: argparse.Namespace, path: Path | None, *, has_token: bool) -> int:
     """Do what the arguments ask for.
 
     :param path: the file that holds the keys.
+    :param has_token: whether ``AUTH_TOKEN`` is set, whose principal's name no key may have.
     :return: the exit status.
     :raises ConfigurationError: it cannot be done.
     """
     if path is None:
         raise ConfigurationError("KEYS_DB is not set: name the file that holds the keys")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
+    if do is _create and has_token and store.is_token_name(arguments.name):
+        raise ConfigurationError(
+            f"the name {arguments.name} is that of everybody who has AUTH_TOKEN: take another one"
+        )
     database = Database(path, store.SCHEMA, name="keys")
     database.check()  # which says why, where nothing below a directory can be looked for
     if do is not _create and not path.exists():
@@ -130,36 +162,34 @@ def _create(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         key = store.create(connection, arguments.name, groups, limits, arguments.expires, _now())
         _show_key(key)
-    _remark(f"This is the key of {arguments.name}. It is shown this once.")
+    _remark(
+        f"This is the key of {arguments.name}, made in {database.path.absolute()}. "
+        "It is shown this once."
+    )
 
 
 def _list(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         keys = store.read(connection).keys
         used = store.last_used(connection)
-    if arguments.format == "json":
-        _show_json([_key_document(row, used.get(row.id)) for row in keys])
-        return
-    _show_table(
-        ("id", "name", "groups", "models", "requests/min", "tokens/min", "at once", "created",
-         "expires", "last used", "state"),
-        [
-            (
-                row.id,
-                row.name,
-                ", ".join(row.groups),
-                ", ".join(row.limits.models),
-                row.limits.requests_per_minute,
-                row.limits.tokens_per_minute,
-                row.limits.concurrency,
-                _time(row.created),
-                _time(row.expires),
-                _time(used.get(row.id)),
-                row.state(_now()),
-            )
-            for row in keys
-        ],
-    )  # fmt: skip
+    rows = [
+        (
+            row.id,
+            row.name,
+            row.state(_now()),
+            row.groups,
+            row.limits.models,
+            row.limits.requests_per_minute,
+            row.limits.tokens_per_minute,
+            row.limits.concurrency,
+            _time(row.created),
+            _time(row.expires),
+            _time(row.revoked),
+            _time(used.get(row.id)),
+        )
+        for row in keys
+    ]
+    tables.write(_KEY_COLUMNS, rows, arguments.format)
 
 
 def _revoke(arguments: argparse.Namespace, database: Database) -> None:
@@ -167,51 +197,50 @@ def _revoke(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         row = store.revoke(connection, arguments.key, now)
     if row.revoked is not None:
-        _write(f"The key {row.id} of {row.name} was revoked at {_time(row.revoked)} already.\n")
+        sys.stdout.write(
+            f"The key {row.id} of {row.name} was revoked at {_time(row.revoked)} already.\n"
+        )
     else:
-        _write(f"The key {row.id} of {row.name} is revoked.\n")
+        sys.stdout.write(f"The key {row.id} of {row.name} is revoked.\n")
 
 
 def _rotate(arguments: argparse.Namespace, database: Database) -> None:
-    now = _now()
+    now, grace = _now(), int(arguments.grace.total_seconds())
     with database.transaction() as connection:
-        row, key = store.rotate(connection, arguments.key, arguments.grace, now)
+        row, key = store.rotate(connection, arguments.key, grace, now)
         _show_key(key)
-    until = f"stays valid until {_time(now + arguments.grace)}" if arguments.grace else "is over"
+    until = f"stays valid until {_time(now + grace)}" if grace else "is over"
     _remark(f"This is the new key of {row.name}. It is shown this once. The old one {until}.")
 
 
 def _usage(arguments: argparse.Namespace, database: Database) -> None:
-    since = datetime.now(UTC).date() - timedelta(days=min(arguments.days, 36_500) - 1)
+    first: date | timedelta = arguments.since
+    if isinstance(first, timedelta):
+        first = (datetime.now(UTC) - first).date()
     with database.transaction() as connection:
         names = {row.id: row.name for row in store.read(connection).keys}
-        rows = store.read_usage(connection, since.isoformat())
+        found = store.read_usage(connection, first.isoformat())
     if arguments.name is not None:
         if arguments.name not in names.values():
             raise ConfigurationError("there is no key of that name: see `keys list`")
-        rows = [row for row in rows if names.get(row.key_id) == arguments.name]
-    if arguments.format == "json":
-        _show_json([_usage_document(row, names.get(row.key_id)) for row in rows])
-        return
-    _show_table(
-        ("day", "id", "name", "requests", "input", "output", "cache read", "cache write",
-         "cost", "unpriced"),
-        [
-            (
-                row.day,
-                row.key_id,
-                names.get(row.key_id),
-                row.requests,
-                row.input_tokens,
-                row.output_tokens,
-                row.cache_read_input_tokens,
-                row.cache_creation_input_tokens,
-                f"${usd(row.cost)}",
-                row.unpriced,
-            )
-            for row in rows
-        ],
-    )  # fmt: skip
+        found = [row for row in found if names.get(row.key_id) == arguments.name]
+    dollar = "$" if arguments.format == "text" else ""
+    rows = [
+        (
+            row.day,
+            row.key_id,
+            names.get(row.key_id),
+            row.requests,
+            row.input_tokens,
+            row.output_tokens,
+            row.cache_read_input_tokens,
+            row.cache_creation_input_tokens,
+            f"{dollar}{usd(row.cost)}",
+            row.unpriced,
+        )
+        for row in found
+    ]
+    tables.write(_USAGE_COLUMNS, rows, arguments.format)
 
 
 # From text to value
@@ -231,21 +260,12 @@ def _count(value: str) -> int:
     return int(value)
 
 
-def _duration(value: str) -> int:
-    """Seconds."""
-    matched = re.fullmatch("([0-9]{1,9})([mhdw])", value)
-    seconds = int(matched[1]) * _UNITS[matched[2]] if matched else 0
-    if not 0 < seconds <= _LONGEST:
-        raise argparse.ArgumentTypeError("must be a time such as 90m, 24h, 30d or 4w, to ten years")
-    return seconds
-
-
 def _end(value: str) -> int | None:
     """When a key ends, in seconds since the epoch."""
     if value == "never":
         return None
     if "-" not in value:
-        return _now() + _duration(value)
+        return _now() + int(tables.age(value).total_seconds())
     try:
         day = datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC)
         end = int((day + timedelta(days=1)).timestamp())
@@ -258,12 +278,6 @@ def _end(value: str) -> int | None:
     return end
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format", choices=("table", "json"), default="table", help="how it is shown"
-    )
-
-
 # From value to text
 
 
@@ -272,78 +286,14 @@ def _now() -> int:
 
 
 def _time(seconds: int | None) -> str | None:
-    """To the minute, in UTC."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
-
-
-def _iso(seconds: int | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _key_document(row: KeyRow, used: int | None) -> dict[str, object]:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "groups": row.groups,
-        "models": row.limits.models,
-        "requests_per_minute": row.limits.requests_per_minute,
-        "tokens_per_minute": row.limits.tokens_per_minute,
-        "concurrency": row.limits.concurrency,
-        "created": _iso(row.created),
-        "expires": _iso(row.expires),
-        "revoked": _iso(row.revoked),
-        "last_used": _iso(used),
-        "state": row.state(_now()),
-    }
-
-
-def _usage_document(row: UsageRow, name: str | None) -> dict[str, object]:
-    return {
-        "day": row.day,
-        "id": row.key_id,
-        "name": name,
-        "requests": row.requests,
-        "input_tokens": row.input_tokens,
-        "output_tokens": row.output_tokens,
-        "cache_read_input_tokens": row.cache_read_input_tokens,
-        "cache_creation_input_tokens": row.cache_creation_input_tokens,
-        "cost_usd": usd(row.cost),
-        "unpriced_requests": row.unpriced,
-    }
+    return None if seconds is None else tables.timestamp(seconds)
 
 
 def _show_key(key: str) -> None:
     """Within the transaction: a key that nobody could see is not made."""
-    _write(f"{key}\n")
+    sys.stdout.write(f"{key}\n")
     sys.stdout.flush()
 
 
 def _remark(text: str) -> None:
-    _write(f"{text}\n", sys.stderr)
-
-
-def _show_json(documents: Sequence[object]) -> None:
-    _write(json.dumps(documents, indent=2) + "\n")
-
-
-def _show_table(head: tuple[str, ...], rows: Sequence[tuple[str | int | None, ...]]) -> None:
-    lines = [head, *(tuple(_cell(value) for value in row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        _write("  ".join(cells).rstrip() + "\n")
-
-
-def _cell(value: str | int | None) -> str:
-    text = "-" if value is None or value == "" else str(value)
-    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
-
-
-def _write(text: str, stream: TextIO | None = None) -> None:
-    stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stderr.write(f"{text}\n")

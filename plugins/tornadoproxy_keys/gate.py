@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +30,7 @@ from tornadoproxy import (
     ModelRequest,
     Permit,
     RequestRecord,
+    tables,
 )
 from tornadoproxy_keys import model_rules, store
 from tornadoproxy_keys.live_key import LiveKey
@@ -59,10 +59,12 @@ class Gate:
     """The keys of one file, in a running proxy.
 
     :ivar path: the file's.
+    :ivar has_token: whether ``AUTH_TOKEN`` is set, so that no key may have its principal's name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.has_token = False
         self._database = Database(path, store.SCHEMA, name="keys")
         self._rows: store.Rows | None = None
         self._stale = True
@@ -82,6 +84,17 @@ class Gate:
         :raises ConfigurationError: with one line that says why.
         """
         self._database.check()
+
+    def has_keys(self) -> bool:
+        """Whether the file holds a live key, as far as it can be read."""
+        if not self.path.exists():
+            return False
+        try:
+            with self._database.reading() as connection:
+                keys = store.read(connection).keys
+        except ConfigurationError:  # no key was ever made in it; or the start says what is wrong
+            return False
+        return any(row.state(time.time()) == "live" for row in keys)
 
     async def open(self) -> None:
         """Read the keys, and go on doing so.
@@ -124,7 +137,12 @@ class Gate:
             entry = self._entries.get(store.hashed(key))
             refusal = _refusal(entry, time.time())
             if entry is not None and refusal is None:
-                return entry.key.identity
+                if not (self.has_token and entry.key.named_as_token):
+                    return entry.key.identity
+                refusal = (
+                    "This key has the name that stands for everybody who has AUTH_TOKEN: ask for "
+                    "one with another name."
+                )
         if refusal is not None and not others:
             raise AuthenticationFailed(refusal)
         return None
@@ -237,13 +255,10 @@ def _refusal(entry: _Entry | None, now: float) -> str | None:
         return "This key is not known here: see that it is whole, or ask for a new one."
     row = entry.key.row
     if row.revoked is not None:
-        return f"This key was revoked at {_time(row.revoked)}: ask for a new one."
+        return f"This key was revoked at {tables.timestamp(row.revoked)}: ask for a new one."
     if row.expires is not None and row.expires <= now:
-        return f"This key expired at {_time(row.expires)}: ask for a new one."
+        return f"This key expired at {tables.timestamp(row.expires)}: ask for a new one."
     if entry.expires is not None and entry.expires <= now:
-        return f"This key was replaced by a new one, and ended at {_time(entry.expires)}: use that."
+        ended = tables.timestamp(entry.expires)
+        return f"This key was replaced by a new one, and ended at {ended}: use that."
     return None
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

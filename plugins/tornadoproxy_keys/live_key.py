@@ -19,6 +19,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from tornadoproxy import Denied, Identity, Outcome
+from tornadoproxy_keys import store
 
 if TYPE_CHECKING:
     from tornadoproxy import ModelRequest, RequestRecord
@@ -69,14 +70,18 @@ class LiveKey:
 
     :ivar row: as it was read last.
     :ivar identity: its principal's; always the same object, by which a request's key is known.
+    :ivar named_as_token: whether its name is the principal of those who have ``AUTH_TOKEN``.
     :ivar models: what matches the models that it may use; ``None`` is all.
     :ivar in_flight: how many of its requests are not over.
     """
 
-    __slots__ = ("_requests", "_tokens", "identity", "in_flight", "models", "row")
+    __slots__ = (
+        "_requests", "_tokens", "identity", "in_flight", "models", "named_as_token", "row"
+    )  # fmt: skip
 
     def __init__(self, row: KeyRow) -> None:
         self.identity = Identity(row.name, groups=row.groups)
+        self.named_as_token = store.is_token_name(row.name)
         self.in_flight = 0
         self._requests = Window()
         self._tokens = Window()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 PREFIX = "tp-"
+
+_TOKEN_NAME = re.compile(r"token(-[0-9]+)?").fullmatch
 
 SCHEMA = (
     """
@@ -152,6 +155,11 @@ class Content:
 
     keys: tuple[KeyRow, ...]
     secrets: tuple[SecretRow, ...]
+
+
+def is_token_name(name: str) -> bool:
+    """Whether `name` is the principal of those who have ``AUTH_TOKEN``, or one of several."""
+    return _TOKEN_NAME(name) is not None
 
 
 def hashed(key: bytes) -> bytes:

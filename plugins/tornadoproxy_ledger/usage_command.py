@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import re
 import sys
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError, usd
+from tornadoproxy import ConfigurationError, tables, usd
 from tornadoproxy_ledger.sums import GROUPINGS, Question, Sum, sums, total
 
 if TYPE_CHECKING:
@@ -43,12 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(GROUPINGS),
         help="what to sum by, several separated by commas (default: key)",
     )
-    parser.add_argument("--since", type=_date, metavar="DATE", help="the first day: 2026-11-30")
-    parser.add_argument("--until", type=_date, metavar="DATE", help="the last day, included")
+    parser.add_argument(
+        "--since", type=tables.since, metavar="AGE|DATE", help="from then on: 7d, 24h, 2026-11-30"
+    )
+    parser.add_argument(
+        "--until", type=tables.since, metavar="AGE|DATE", help="until then; a day is included"
+    )
     parser.add_argument("--principal", help="only this key's requests")
     parser.add_argument("--group", help="only those of this group's members")
     parser.add_argument("--model", help="only those answered by this model")
-    parser.add_argument("--format", choices=tuple(_FORMATS), default="table")
+    tables.add_format(parser)
     parser.add_argument(
         "--tz", choices=("local", "utc"), default="local", help="whose days and months"
     )
@@ -68,17 +68,23 @@ def run(arguments: argparse.Namespace, database: Database) -> int:
 
 def _question(arguments: argparse.Namespace) -> Question:
     zone = UTC if arguments.tz == "utc" else None
+    now = datetime.now(UTC)
 
-    def beginning(day: date) -> float:
+    def moment(given: date | timedelta | None, days: int) -> float | None:
+        if given is None:
+            return None
+        if isinstance(given, timedelta):
+            return (now - given).timestamp()
+        day = given + timedelta(days=days)
         return datetime.combine(day, time_of_day.min, zone).timestamp()
 
-    since, until = arguments.since, arguments.until
-    if since is not None and until is not None and until < since:
-        raise ConfigurationError(f"--until {until} is before --since {since}: exchange them.")
+    since, until = moment(arguments.since, 0), moment(arguments.until, 1)
+    if since is not None and until is not None and until <= since:
+        raise ConfigurationError("--until is before --since: exchange them.")
     return Question(
         by=tuple(dict.fromkeys(arguments.by or ("key",))),
-        since=None if since is None else beginning(since),
-        until=None if until is None else beginning(until + timedelta(days=1)),
+        since=since,
+        until=until,
         principal=arguments.principal,
         group=arguments.group,
         model=arguments.model,
@@ -96,16 +102,6 @@ def _groupings(value: str) -> list[str]:
     return names
 
 
-def _date(value: str) -> date:
-    wanted = f"must be a date such as 2026-11-30, not {value!r}"
-    if not re.fullmatch(r"(19[7-9]|2[0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}", value, re.ASCII):
-        raise argparse.ArgumentTypeError(wanted)
-    try:
-        return date.fromisoformat(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(wanted) from None
-
-
 def _figures(each: Sum) -> dict[str, int | str | None]:
     return {
         "requests": each.requests,
@@ -120,27 +116,18 @@ def _figures(each: Sum) -> dict[str, int | str | None]:
     }
 
 
-def _table(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
-    labels = len(question.by)
+def _text(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     rows = [
-        (*question.by, *_FIGURES.values()),
-        *((*map(_word, each.keys), *_cells(each)) for each in found),
-        ("total", *[""] * (labels - 1), *_cells(all_of_it)),
+        *((*each.keys, *_cells(each)) for each in found),
+        ("total", *[" "] * (len(question.by) - 1), *_cells(all_of_it)),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if at < labels else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = tables.text_lines((*question.by, *_FIGURES.values()), rows)
     return "\n".join([*lines, *_notes(question, all_of_it)]) + "\n"
 
 
-def _cells(each: Sum) -> list[str]:
+def _cells(each: Sum) -> Sequence[str | int | None]:
     cost = "unpriced" if each.cost is None else f"${usd(each.cost)}"
-    return [str(figure) for figure in (_figures(each) | {"cost_usd": cost}).values()]
+    return tuple((_figures(each) | {"cost_usd": cost}).values())
 
 
 def _notes(question: Question, all_of_it: Sum) -> list[str]:
@@ -163,40 +150,17 @@ def _notes(question: Question, all_of_it: Sum) -> list[str]:
 
 def _csv(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     del all_of_it  # a line of sums among the lines would be summed up again
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*question.by, *_FIGURES))
-    for each in found:
-        writer.writerow((*map(_plain, each.keys), *_figures(each).values()))
-    return text.getvalue()
+    rows = [(*each.keys, *_figures(each).values()) for each in found]
+    return tables.csv_text((*question.by, *_FIGURES), rows)
 
 
 def _json(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
     lines = [{**dict(zip(question.by, each.keys, strict=True)), **_figures(each)} for each in found]
-    document = {"by": question.by, "lines": lines, "total": _figures(all_of_it)}
-    return json.dumps(document, indent=2) + "\n"
-
-
-def _plain(value: str | None) -> str | None:
-    """`value` for a spreadsheet, which would take some beginnings for a formula.
-
-    An apostrophe says that it is a text (https://owasp.org/www-community/attacks/CSV_Injection).
-    """
-    if value is None:
-        return None
-    word = _word(value)
-    return f"'{word}" if word.startswith(("=", "+", "-", "@")) else word
-
-
-def _word(value: str | None) -> str:
-    """`value` for a terminal, to which nothing that a client chose may give orders."""
-    if value is None:
-        return "-"
-    return value if value.isprintable() else value.encode("unicode_escape").decode("ascii")
+    return tables.json_text({"by": question.by, "lines": lines, "total": _figures(all_of_it)})
 
 
 _FORMATS: dict[str, Callable[[Question, Sequence[Sum], Sum], str]] = {
-    "table": _table,
+    "text": _text,
     "csv": _csv,
     "json": _json,
 }

@@ -2,7 +2,8 @@
 
 It is asked last, so that any other authenticator goes before it; ``DISABLED_PLUGINS=token`` takes
 it away. Without a token everybody gets in, as an anonymous principal: that is for the loopback
-interface, and binding another address then takes ``ALLOW_ANONYMOUS``.
+interface, and binding another address then takes ``ALLOW_ANONYMOUS``. With ``KEYS_DB`` nobody gets
+in by this plugin then: keys are asked for.
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ class TokenAuthenticator:
             self._anonymous = None
             self._tokens = tuple(zip(tokens, _identities(len(tokens)), strict=True))
             return _who_has(settings) + _remark(tokens)
-        who = _anybody(settings)
+        keyed = settings.is_set("KEYS_DB")
+        who = "nobody: no AUTH_TOKEN is set" if keyed else _anybody(settings)
         if self._tokens and not settings[ALLOW_ANONYMOUS]:
             raise ConfigurationError(
                 "AUTH_TOKEN is gone: set it, or start again to let in everybody on this machine."
             )
-        self._anonymous = Identity("anonymous", anonymous=True)
+        self._anonymous = None if keyed else Identity("anonymous", anonymous=True)
         self._tokens = ()
         return who
 

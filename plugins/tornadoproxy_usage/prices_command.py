@@ -1,14 +1,12 @@
-"""``python -m tornadoproxy prices``: the prices in force, as a table, CSV, JSON or TOML."""
+"""``python -m tornadoproxy prices``: the prices in force, as text, JSON, CSV or TOML."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from typing import TYPE_CHECKING
 
-from tornadoproxy import usd
+from tornadoproxy import tables, usd
 from tornadoproxy_usage.prices import Rates
 
 if TYPE_CHECKING:
@@ -17,22 +15,18 @@ if TYPE_CHECKING:
 
     from tornadoproxy_usage.prices import Prices
 
-FORMATS = ("table", "csv", "json", "toml")
-
 _NANOS_FOR_A_THOUSAND = 1_000_000  # searches, where they cost a dollar
 _COLUMNS = ("model", "over", *Rates._fields)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's own flag."""
-    parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="how they are written: %(choices)s"
-    )
+    tables.add_format(parser, "toml")
 
 
 def show(prices: Prices, form: str) -> int:
     """Write them to standard output, in US dollars for a million tokens."""
-    forms = {"table": _as_table, "csv": _as_csv, "json": _as_json, "toml": _as_toml}
+    forms = {"text": _as_text, "csv": _as_csv, "json": _as_json, "toml": _as_toml}
     sys.stdout.write(forms[form](prices))
     return 0
 
@@ -45,18 +39,11 @@ def _lines(prices: Prices) -> Iterator[tuple[str, int, Rates]]:
             yield name, row.over, row.long
 
 
-def _as_table(prices: Prices) -> str:
+def _as_text(prices: Prices) -> str:
+    titles = [column.replace("_", " ") for column in ("model", *Rates._fields)]
     rows = [
-        tuple(column.replace("_", " ") for column in ("model", *Rates._fields)),
-        *(
-            (f"{name}, prompts over {over:,}" if over else name, *map(_dollars, rates))
-            for name, over, rates in _lines(prices)
-        ),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
-        for first, *rest in rows
+        (f"{name}, prompts over {over:,}" if over else name, *map(_dollars, rates))
+        for name, over, rates in _lines(prices)
     ]
     ends = (
         "US dollars for a million tokens; "
@@ -64,16 +51,14 @@ def _as_table(prices: Prices) -> str:
         "Any other model costs the highest of each column.",
         f"In force: {prices.describe()}.",
     )
-    return "\n".join([*lines, "", *ends, ""])
+    return "\n".join([*tables.text_lines(titles, rows), "", *ends, ""])
 
 
 def _as_csv(prices: Prices) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for name, over, rates in _lines(prices):
-        writer.writerow((name, over, *map(_dollars, rates)))
-    return text.getvalue()
+    rows: list[tuple[str | int, ...]] = [
+        (name, over, *map(_dollars, rates)) for name, over, rates in _lines(prices)
+    ]
+    return tables.csv_text(_COLUMNS, rows)
 
 
 def _as_json(prices: Prices) -> str:
@@ -87,7 +72,7 @@ def _as_json(prices: Prices) -> str:
             for name, over, rates in _lines(prices)
         ],
     }
-    return json.dumps(document, indent=2) + "\n"
+    return tables.json_text(document)
 
 
 def _as_toml(prices: Prices) -> str:

@@ -589,10 +589,15 @@ def budgets(path: Path | None, *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
-def table(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
+def table(path: Path, *arguments: str) -> list[list[str | None]]:
+    """The rows of a list."""
+    done = budgets(path, *arguments, "--format", "json")
     assert (done.returncode, done.stderr) == (0, "")
-    _, *lines = done.stdout.splitlines()
-    return [re.split(" {2,}", line) for line in lines]
+    rows = [list(row.values()) for row in json.loads(done.stdout)]
+    # the same, without what is missing, stands in a terminal
+    words = budgets(path, *arguments).stdout.split()
+    assert all(word in words for row in rows for cell in row for word in (cell or "").split())
+    return rows
 
 
 def test_a_cap_from_its_setting_to_its_end_by_command(path: Path) -> None:
@@ -602,19 +607,20 @@ def test_a_cap_from_its_setting_to_its_end_by_command(path: Path) -> None:
     cap_id = found[1]
     options = ("--group", "team", "--shared", "--period", "daily", "--amount", "$12.5")
     assert "$12.50 daily for all together in group team" in budgets(path, "set", *options).stdout
-    listed = table(budgets(path, "list"))
-    assert listed[0] == [cap_id, "everyone, each", "monthly", "$500.00", "-"]
+    listed = table(path, "list")
+    assert listed[0] == [cap_id, "everyone, each", "monthly", "$500.00", None]
     assert listed[1][1:] == ["all together in group team", "daily", "$12.50", "$0.00"]
     budgets(path, "set", "--everyone", "--period", "monthly", "--amount", "unlimited")
     assert f"removed {cap_id}: unlimited monthly" in budgets(path, "remove", cap_id).stdout
-    trail = table(budgets(path, "audit"))
+    trail = table(path, "audit", "--since", "1d")
     assert [(row[2], row[3], row[6], row[7]) for row in trail if row[3] == cap_id] == [
-        ("delete", cap_id, "unlimited", "-"),
+        ("delete", cap_id, "unlimited", None),
         ("set", cap_id, "$500.00", "unlimited"),
-        ("set", cap_id, "-", "$500.00"),
+        ("set", cap_id, None, "$500.00"),
     ]
-    assert all(row[1].startswith("command-line") for row in trail)
-    assert len(table(budgets(path, "audit", "--limit", "1"))) == 1
+    assert all(str(row[1]).startswith("command-line") for row in trail)
+    assert len(table(path, "audit", "--limit", "1")) == 1
+    assert table(path, "audit", "--since", "2187-01-01") == []
     assert (path.stat().st_mode & 0o777) == 0o600
 
 
@@ -628,17 +634,32 @@ async def test_show_tells_what_is_left(
     await speak(raw, "ada+team")
     await speak(raw, "bob", 1)
     await proxy.server.drain()
-    rows = table(await asyncio.to_thread(budgets, path, "show", "ada"))
+    rows = await asyncio.to_thread(table, path, "show", "ada")
     assert [row[:6] for row in rows] == [
-        ["user ada", "daily", "-", "-", "$0.037037034", "-"],
+        ["user ada", "daily", None, None, "$0.037037034", None],
         ["user ada", "weekly", "$0.05", "each in group team", "$0.037037034", "$0.012962966"],
-        ["user ada", "monthly", "-", "-", "$0.037037034", "-"],
+        ["user ada", "monthly", None, None, "$0.037037034", None],
         ["everyone together", "monthly", "$0.04", "everyone together", "$0.049382712", "$0.00"],
     ]
-    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d 00:00 UTC", row[6]) for row in rows)
-    everybody = table(await asyncio.to_thread(budgets, path, "show"))
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT00:00:00Z", str(row[6])) for row in rows)
+    everybody = await asyncio.to_thread(table, path, "show")
     assert [row[0] for row in everybody[:6]] == ["user ada"] * 3 + ["user bob"] * 3
     assert len(everybody) == 8
+
+
+def test_budgets_set_without_keys_warns(path: Path, tmp_path: Path) -> None:
+    options = ("set", "--user", "ada", "--period", "daily", "--amount", "1")
+    assert "counts as one and the same person, token" in budgets(path, *options).stderr
+    assert budgets(path, *options, "--keys-db", str(tmp_path / "keys.db")).stderr == ""
+
+
+async def test_budgets_without_keys_warn_at_start(
+    start_proxy: StartProxy, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await start_proxy(BUDGETS_DB=path, KEYS_DB=path)
+    assert caplog.text == ""
+    await start_proxy(BUDGETS_DB=path)
+    assert "BUDGETS_DB is set without KEYS_DB" in caplog.text
 
 
 def test_no_name_gives_a_terminal_orders(path: Path) -> None:

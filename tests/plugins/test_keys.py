@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
 import sqlite3
+import subprocess
 import time
 from contextlib import closing, contextmanager
 from functools import partial
@@ -215,7 +218,7 @@ async def test_what_is_wrong_with_a_key_is_said(
     await start_proxy(KEYS_DB=path)
     for key, reason in (
         (revoked, "revoked at 2"),
-        (expired, "expired at 2023-11-14 22:13 UTC"),
+        (expired, "expired at 2023-11-14T22:13:20Z"),
         (replaced, "replaced by a new one"),
         (f"{live}x", "not known here"),
         (live[:-1], "not known here"),
@@ -313,9 +316,28 @@ async def test_without_a_token_only_keys_enter(
     assert (await ask(key)).status == 200
 
 
-async def test_keys_alone_do_not_open_another_address(path: Path, start_proxy: StartProxy) -> None:
-    with pytest.raises(ConfigurationError, match="AUTH_TOKEN"):
-        await start_proxy(KEYS_DB=path, AUTH_TOKEN=None, HOST="0.0.0.0")
+async def test_keys_alone_guard_any_address(
+    path: Path, start_proxy: StartProxy, ask: Asker
+) -> None:
+    key = make_key(path)
+    proxy = await start_proxy(KEYS_DB=path, AUTH_TOKEN=None, HOST="0.0.0.0")
+    assert dict(proxy.lines)["token"] == "nobody: no AUTH_TOKEN is set"
+    assert not [line for _, line in proxy.lines if "ANYONE" in line]
+    assert (await ask("")).status == 401
+    assert (await ask("anything")).status == 401
+    assert (await ask(key)).status == 200
+
+
+async def test_key_named_as_the_token_is_refused_beside_it(
+    path: Path, start_proxy: StartProxy, ask: Asker, records: Records
+) -> None:
+    key = make_key(path, "token")
+    await start_proxy(KEYS_DB=path)
+    response = await ask(key)
+    assert response.status == 401
+    assert "everybody who has AUTH_TOKEN: ask for one with another name" in error_of(response)
+    await start_proxy(KEYS_DB=path, AUTH_TOKEN=None)
+    assert (await ask(key)).status == 200
 
 
 async def test_before_the_first_key_nobody_enters(
@@ -337,8 +359,13 @@ async def test_without_its_setting_it_is_inactive(proxy: Proxy) -> None:
 
 def test_it_says_who_enters_and_writes_nothing(path: Path) -> None:
     line = Keys().configure(Settings.defaults(KEYS_DB).replace({KEYS_DB: path}))
-    assert line == f"whoever has a key in {path}, and nobody who is anonymous"
+    assert str(line).startswith(f"nobody yet, as there is no key in {path}: make one with `")
     assert not path.exists()
+    (command,) = re.findall("`(.*)`", str(line))
+    ran = subprocess.run(shlex.split(command), capture_output=True, check=True, env={}, cwd="/")
+    assert ran.stdout.startswith(b"tp-")
+    line = Keys().configure(Settings.defaults(KEYS_DB).replace({KEYS_DB: path}))
+    assert line == f"whoever has a key in {path}"
 
 
 def test_a_path_that_cannot_be_right_is_refused(tmp_path: Path) -> None:

@@ -455,9 +455,9 @@ async def test_only_a_start_changes_the_file(start_proxy: StartProxy, path: Path
 
 
 def test_checking_writes_nothing(tmp_path: Path) -> None:
-    done = run(tmp_path, "check", LEDGER_DB="./data/ledger.db", UPSTREAM_API_KEY="x")
+    done = run(tmp_path, "check", LEDGER_DB="./ledger.db", UPSTREAM_API_KEY="x")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "a row for each request, to data/ledger.db, kept for ever" in done.stdout
+    assert "a row for each request, to ledger.db, kept for ever" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -688,7 +688,7 @@ def filled(path: Path) -> Path:
 
 
 def usage(path: Path, *arguments: str, zone: str = "UTC") -> str:
-    done = run(path.parent, "usage", *arguments, LEDGER_DB=str(path), TZ=zone)
+    done = run(path.parent, "usage", *arguments, LEDGER_DB=str(path), TZ=zone, COLUMNS="150")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -862,6 +862,19 @@ def test_an_empty_ledger_has_a_total_of_nothing(path: Path) -> None:
     assert lines(path) == []
 
 
+def test_usage_since_an_age_counts_from_then_on(path: Path) -> None:
+    now = time.time()
+    with ledger(path) as opened, opened.transaction() as connection:
+        insert([replace(RECORD, time=now - hours * 3600) for hours in (1, 25, 200)], connection)
+    for options, count in (
+        (["--since", "24h"], 1),
+        (["--since", "7d"], 2),
+        (["--since", "4w", "--until", "2h"], 2),
+    ):
+        (line,) = lines(path, *options)
+        assert line[1] == count
+
+
 def test_what_a_client_chose_gives_a_terminal_no_orders(path: Path) -> None:
     with ledger(path) as opened, opened.transaction() as connection:
         insert([replace(RECORD, model="\x1b[31mred\nline")], connection)
@@ -914,11 +927,11 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
         "LEDGER_DB=none.db cannot be used: there is no such file": ([], {"LEDGER_DB": "none.db"}),
         "LEDGER_DB=notes cannot be used: it is not an SQLite": ([], {"LEDGER_DB": "notes"}),
         "LEDGER_DB=other.db cannot be used: ledger has never": ([], {"LEDGER_DB": "other.db"}),
-        "--until 2026-01-01 is before --since 2026-01-02": (
+        "--until is before --since: exchange them": (
             ["--since", "2026-01-02", "--until=2026-01-01"], {"LEDGER_DB": "none.db"},
         ),
-        "--since: must be a date such as 2026-11-30": (["--since=2026-02-30"], {}),
-        "--until: must be a date such as 2026-11-30": (["--until=today"], {}),
+        "--since: must be a time ago such as 7d, or a": (["--since=2026-02-30"], {}),
+        "--until: must be a time ago such as 7d, or a": (["--until=today"], {}),
         "--by: must be key, group, model, day, month, or several of them": (["--by=key,x"], {}),
     }  # fmt: skip
     for fault, (arguments, variables) in mistakes.items():

@@ -1,0 +1,121 @@
+"""How commands write lists."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from datetime import date, timedelta
+
+import pytest
+
+from tornadoproxy import tables
+
+TITLES = ("name", "groups", "requests", "cost USD", "note")
+ROWS = (
+    ("ada", ("engines", "london"), 7, "1.50", None),
+    ("bob\x1b[31m", (), 1200, "12.000108", None),
+)
+COLUMNS = dict(zip(("name", "groups", "requests", "cost_usd", "note"), TITLES, strict=True))
+
+
+def lines(width: int) -> list[str]:
+    return list(tables.text_lines(TITLES, ROWS, width))
+
+
+def test_text_aligns_numbers_and_leaves_out_empty_columns() -> None:
+    assert lines(80) == [
+        "name         groups           requests   cost USD",
+        "ada          engines, london         7       1.50",
+        "bob\\x1b[31m  -                    1200  12.000108",
+    ]
+
+
+def test_text_in_a_narrow_terminal_goes_on_in_further_lines() -> None:
+    assert lines(36) == [
+        "name         groups",
+        "    requests   cost USD",
+        "ada          engines, london",
+        "           7       1.50",
+        "bob\\x1b[31m  -",
+        "        1200  12.000108",
+    ]
+
+
+def test_text_wraps_titles_before_it_breaks_rows() -> None:
+    titles = ("model", "cache write 5m", "cache write 1h")
+    assert list(tables.text_lines(titles, [("opus", "5.00", "8.00")], 24)) == [
+        "model  cache  cache",
+        "       write  write",
+        "          5m     1h",
+        "opus    5.00   8.00",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_text_wraps_long_cells_without_loss(width: int) -> None:
+    words = [f"group-{at}" for at in range(30)]
+    shown = list(tables.text_lines(("name", "groups"), [("ada", words)], width))
+    assert max(map(len, shown)) <= width
+    assert " ".join(" ".join(shown).split()).endswith(f" ada {', '.join(words)}")
+
+
+def test_text_without_rows_is_the_head() -> None:
+    assert list(tables.text_lines(("a", "b"), [], 80)) == ["a  b"]
+
+
+def test_write_takes_the_width_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "36")
+    tables.write(COLUMNS, ROWS, "text")
+    assert capsys.readouterr().out.splitlines() == lines(36)
+
+
+def test_write_for_programs_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.write(COLUMNS, ROWS, "json")
+    documents = json.loads(capsys.readouterr().out)
+    assert documents[0] == {
+        "name": "ada",
+        "groups": ["engines", "london"],
+        "requests": 7,
+        "cost_usd": "1.50",
+        "note": None,
+    }
+    tables.write(COLUMNS, (*ROWS, ("=1+1", ["-x"], 0, "", "@a")), "csv")
+    read = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert read[:2] == [list(COLUMNS), ["ada", "engines, london", "7", "1.50", ""]]
+    assert read[3] == ["'=1+1", "'-x", "0", "", "'@a"]
+
+
+def test_timestamp_is_rfc_3339() -> None:
+    assert tables.timestamp(1_700_000_000.9) == "2023-11-14T22:13:20Z"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("90m", timedelta(minutes=90)),
+        ("24h", timedelta(days=1)),
+        ("7d", timedelta(days=7)),
+        ("2w", timedelta(days=14)),
+        ("2026-11-30", date(2026, 11, 30)),
+    ],
+)
+def test_since_takes_an_age_or_a_day(text: str, meant: object) -> None:
+    assert tables.since(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", "7", "0d", "-7d", "7y", "99999999d", "today", "2026-02-30"])
+def test_since_refuses_the_rest(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 7d, or a date such as"):
+        tables.since(text)
+
+
+def test_format_has_the_same_choices_everywhere() -> None:
+    parser = argparse.ArgumentParser()
+    tables.add_format(parser, "toml")
+    assert parser.parse_args([]).format == "text"
+    for form in (*tables.FORMATS, "toml"):
+        assert parser.parse_args(["--format", form]).format == form

@@ -1,0 +1,203 @@
+"""Lists that commands print: as text for people, as JSON or CSV for programs.
+
+Every list of this program and of its plugins has the flag ``--format`` of `add_format`, is written
+by `write`, shows times as `timestamp` does, and takes a beginning as `since` does::
+
+    from tornadoproxy import tables
+
+    def add_arguments(parser):
+        tables.add_format(parser)
+
+    def run(arguments, settings):
+        columns = {"name": "name", "used": "last used"}
+        tables.write(columns, [("ada", tables.timestamp(1793404800))], arguments.format)
+        return 0
+
+A row wider than the terminal goes on in further lines, indented, below a head that does the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import zip_longest
+from typing import TypeAlias
+
+FORMATS = ("text", "json", "csv")
+
+MAX_CELL = 36  # characters of a cell's line, in text
+
+_INDENT = "    "  # of the further lines of a row
+_GAP = "  "  # between two cells
+_NUMBER = re.compile(r"\$?[0-9][0-9,]*(\.[0-9]+)?").fullmatch
+_AGE = re.compile(r"([0-9]{1,9})([mhdw])").fullmatch
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST_AGE = timedelta(days=10 * 366)
+_DATE = re.compile(r"(19[7-9]|2[0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}", re.ASCII).fullmatch
+
+Cell: TypeAlias = str | int | Sequence[str] | None
+"""What a row has in a column; ``None`` is nothing, or not known."""
+
+Rows: TypeAlias = Sequence[Sequence[Cell]]
+
+
+def add_format(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Add the flag ``--format`` to a command's parser.
+
+    :param more: formats that the command has besides `FORMATS`, and writes by itself.
+    """
+    parser.add_argument(
+        "--format",
+        choices=(*FORMATS, *more),
+        default="text",
+        help="how the list is written: %(choices)s (default: text)",
+    )
+
+
+def write(columns: Mapping[str, str], rows: Rows, form: str) -> None:
+    """Write a list to standard output.
+
+    :param columns: for each column its name in JSON and CSV, and its title in text.
+    :param rows: a cell for each column.
+    :param form: one of `FORMATS`.
+    """
+    if form == "json":
+        sys.stdout.write(json_text([dict(zip(columns, row, strict=True)) for row in rows]))
+    elif form == "csv":
+        sys.stdout.write(csv_text(columns, rows))
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in text_lines(tuple(columns.values()), rows))
+
+
+def json_text(document: object) -> str:
+    """`document` as indented JSON."""
+    import json  # each format is paid for by who asks for it
+
+    return json.dumps(document, indent=2) + "\n"
+
+
+def csv_text(names: Iterable[str], rows: Rows) -> str:
+    """A line of `names`, and one for each row (RFC 4180, but for its line ends).
+
+    A text that a spreadsheet would take for a formula gets an apostrophe
+    (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow(
+            f"'{word}" if (word := _word(cell)).startswith(("=", "+", "-", "@")) else word
+            for cell in row
+        )
+    return text.getvalue()
+
+
+def text_lines(titles: Sequence[str], rows: Rows, width: int | None = None) -> Iterator[str]:
+    """The lines of a table, without its empty columns. Columns of numbers stand to the right.
+
+    :param width: the most characters of a line; the terminal's, or ``COLUMNS``, unless given.
+    """
+    if width is None:
+        width = shutil.get_terminal_size().columns
+    words = [[_word(cell) for cell in row] for row in rows]
+    columns = [
+        _Column(title, values)
+        for title, *values in zip(titles, *words, strict=True)
+        if any(values) or not rows
+    ]
+    if len(_groups(columns, width)) > 1:
+        for column in columns:
+            column.wrap_title()
+    for at in range(-1, len(rows)):
+        indent = ""
+        for group in _groups(columns, width):
+            for lines in zip_longest(*(column.cells[at + 1] for column in group), fillvalue=""):
+                cells = (column.align(line) for column, line in zip(group, lines, strict=True))
+                yield (indent + _GAP.join(cells)).rstrip()
+            indent = _INDENT
+
+
+class _Column:
+    """A title and what stands below it, each as the lines that it takes."""
+
+    def __init__(self, title: str, values: Sequence[str]) -> None:
+        below = [_wrapped(value or "-", MAX_CELL) for value in values]
+        self.cells = [[title], *below]
+        self._widest = max((len(line) for lines in below for line in lines), default=0)
+        self.width = max(self._widest, len(title))
+        self._right = 2 * sum(_NUMBER(value) is not None for value in values) > len(values)
+
+    def wrap_title(self) -> None:
+        """Let the title take no more room than what stands below it, if its words allow that."""
+        (title,) = self.cells[0]
+        self.cells[0] = _wrapped(title, max(self._widest, *map(len, title.split())))
+        self.width = max(self._widest, *map(len, self.cells[0]))
+
+    def align(self, line: str) -> str:
+        return line.rjust(self.width) if self._right else line.ljust(self.width)
+
+
+def timestamp(seconds: float) -> str:
+    """A time in seconds since the epoch, by RFC 3339, in UTC: ``2026-11-30T08:00:00Z``."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()[:-6] + "Z"
+
+
+def age(text: str) -> timedelta:
+    """A duration such as ``90m``, ``24h``, ``7d`` or ``4w``; for argparse.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    matched = _AGE(text)
+    found = timedelta(**{_UNITS[matched[2]]: int(matched[1])}) if matched else timedelta()
+    if not timedelta() < found <= _LONGEST_AGE:
+        raise argparse.ArgumentTypeError("must be a time such as 90m, 24h, 30d or 4w, to ten years")
+    return found
+
+
+def since(text: str) -> date | timedelta:
+    """A day such as ``2026-11-30``, or how long ago: ``7d``, ``24h``; for argparse.
+
+    :raises argparse.ArgumentTypeError: it is neither.
+    """
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return age(text)
+    with contextlib.suppress(ValueError):
+        if _DATE(text):
+            return date.fromisoformat(text)
+    raise argparse.ArgumentTypeError("must be a time ago such as 7d, or a date such as 2026-11-30")
+
+
+def _word(cell: Cell) -> str:
+    """`cell` for a terminal, to which nothing that a client chose may give orders."""
+    if cell is None or isinstance(cell, int):
+        return "" if cell is None else str(cell)
+    text = cell if isinstance(cell, str) else ", ".join(cell)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
+
+
+def _groups(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """The columns that stand beside each other on the first, second … line of a row."""
+    groups: list[list[_Column]] = []
+    used = width
+    for column in columns:
+        if used + len(_GAP) + column.width > width:
+            used = (len(_INDENT) if groups else 0) + column.width
+            groups.append([column])
+        else:
+            used += len(_GAP) + column.width
+            groups[-1].append(column)
+    return groups
