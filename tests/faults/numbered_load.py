@@ -128,7 +128,8 @@ class Numbered:
             whole = b"".join(message_events(message))
             assert response.body == (whole if self.stream else json.dumps(message).encode())
         elif self.stream:
-            *chunks, done = response.body.decode().removesuffix("\n\n").split("\n\n")
+            stream = response.body.decode().replace(": ping\n\n", "")
+            *chunks, done = stream.removesuffix("\n\n").split("\n\n")
             assert done == "data: [DONE]"
             choices = [json.loads(each.removeprefix("data: "))["choices"][0] for each in chunks]
             assert "".join(each["delta"].get("content") or "" for each in choices) == text

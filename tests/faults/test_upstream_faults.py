@@ -751,7 +751,7 @@ async def test_an_error_of_the_upstreams(
     page = kind == "a page"
     body = b"<h1>It says why.</h1>" if page else json.dumps(document, indent=1).encode()
     content_type = "text/html" if page else "application/json"
-    named = {"content-type": content_type, "request-id": "req_upstream", **HEADERS}
+    named = {"content-type": content_type, "request-id": "req_upstream", "date": "x", **HEADERS}
     lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     head = f"HTTP/1.1 {status} Of its own\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
     got = await scene.ask(Fault(head.encode() + body, end="none"))

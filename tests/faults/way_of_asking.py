@@ -141,8 +141,8 @@ def openai_type(document: Document) -> object:
 
 
 def _chunks(stream: bytes) -> list[Document]:
-    """The data of each event, all of them JSON."""
-    *events, rest = stream.split(b"\n\n")
+    """The data of each event, all of them JSON; comments are passed over."""
+    *events, rest = stream.replace(b": ping\n\n", b"").split(b"\n\n")
     assert rest == b""
     return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
