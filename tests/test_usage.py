@@ -866,11 +866,33 @@ class TestOversized:
         pieces = in_pieces_of(1000, long[:-2] + rest + MESSAGE_STOP)
         assert read(pieces, is_stream=True) == (None, Usage())
 
-    def test_document(self) -> None:
-        content = [{"type": "text", "text": "x" * MAX_JSON}]
+    @pytest.mark.parametrize(
+        "end",
+        [
+            {"stop_reason": "end_turn", "usage": {"output_tokens": 5}},
+            {"usage": {"output_tokens": 5}, "stop_reason": "end_turn"},
+            {"usage": {"output_tokens": 5, "x": {"usage": {"output_tokens": 9}}}, "x": ["usage"]},
+        ],
+    )
+    @pytest.mark.parametrize("size", [1000, 65536, 10 * MEGABYTE])
+    def test_document_is_read_at_both_ends(self, size: int, end: dict[str, Any]) -> None:
+        block = {"type": "tool_use", "input": {"usage": {"output_tokens": 9}, "model": "x"}}
+        content = [block, {"type": "text", "text": "x" * MAX_JSON + '"usage"'}, block]
+        reader = UsageReader(is_stream=False)
+        for piece in in_pieces_of(size, dump({"model": MODEL, "content": content, **end})):
+            reader.feed(piece)
+        reader.finish()
+        assert (reader.model, reader.usage) == (MODEL, Usage(output_tokens=5))
+        assert reader.stop_reason == end.get("stop_reason")
+
+    @pytest.mark.parametrize("cut", [-1, -20, -70_000])
+    def test_cut_document_has_no_usage(self, cut: int) -> None:
+        content = [
+            {"type": "tool_use", "input": {"usage": {"output_tokens": 9}}},
+            "x" * 2 * MAX_JSON,
+        ]
         document = dump({"model": MODEL, "content": content, "usage": {"output_tokens": 5}})
-        for size in (1000, 65536, 10 * MEGABYTE):
-            assert read(in_pieces_of(size, document)) == (None, Usage(partial=True))
+        assert read(in_pieces_of(65536, document[:cut])) == (MODEL, Usage(partial=True))
 
     def test_document_of_just_the_largest_size(self) -> None:
         document = dump({"model": MODEL, "usage": {"output_tokens": 5}}).ljust(MAX_JSON)

@@ -38,7 +38,13 @@ if TYPE_CHECKING:
     from tornadoproxy.decompression import Decompress
 
 MAX_JSON = 1024 * 1024
-"""The largest JSON answer that is looked into, in bytes."""
+"""The largest JSON response that is read as a whole, in bytes.
+
+Of a larger one its beginning, which names the model, and its end, which has the usage, are read.
+"""
+
+JSON_END = 64 * 1024
+"""How much of a larger one is kept for its end, in bytes."""
 
 MAX_EVENT = 64 * 1024
 """The longest event that is looked into, in bytes. Those with a ``usage`` are short."""
@@ -47,6 +53,7 @@ BYTES_PER_TOKEN = 4
 """How many bytes are taken for a token, where none has told how many there are."""
 
 _MAX_COUNT = 2**63 - 1
+_MAX_PLACES = 20  # within the end of a document, where a field may begin
 
 _EVENT_END = re.compile(rb"\n\r?\n")
 
@@ -111,7 +118,7 @@ class UsageReader:
             None if content_encoding == "identity" else decompressor(content_encoding)
         )
         self._kept = bytearray()
-        self._skipping = False  # until the end of an event that is too long
+        self._skipping = False  # until the end of an event, or a document, that is too long
         self._skipping_content = False
         self._given_up = False
 
@@ -167,7 +174,8 @@ class UsageReader:
     def finish(self) -> None:
         """Say that the body is over."""
         if not self._is_stream:
-            self._is_whole = self._learn(self._kept) or self._is_whole
+            learn = self._learn_end if self._skipping else self._learn
+            self._is_whole = learn(self._kept) or self._is_whole
         else:
             self._look_at_rest(len(self._kept.rstrip(b"\r\n")))
         self._give_up()
@@ -189,7 +197,11 @@ class UsageReader:
             return
         self._kept += chunk
         if len(self._kept) > MAX_JSON:
-            self._give_up()
+            if not self._skipping:
+                self._skipping = True
+                content = self._kept.find(b'"content"', 0, JSON_END)
+                self._learn(self._kept[: max(content, 0)].rstrip(b", \t\r\n") + b"}")
+            del self._kept[:-JSON_END]
 
     def _look_for_events(self, chunk: bytes) -> None:
         kept = self._kept
@@ -268,6 +280,23 @@ class UsageReader:
         if told.content_block is not None:
             self._take_block(told.content_block)
         return True
+
+    def _learn_end(self, end: bytearray) -> bool:
+        """Learn from the end of a document; return whether it has a usage.
+
+        From a field of the top level on, and nowhere else, the end is an object without its brace.
+        """
+        found = False
+        for name in (b'"stop_reason"', b'"usage"'):
+            start = len(end)
+            for _ in range(_MAX_PLACES):
+                start = end.rfind(name, 0, start)
+                if start < 0:
+                    break
+                if self._learn(b"{" + end[start:]):
+                    found = name == b'"usage"'
+                    break
+        return found
 
     def _take_iterations(self, iterations: list[_Iteration]) -> None:
         self._iterations = iterations
