@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy import client_connection
+from tornadoproxy import client_connection, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,
@@ -20,7 +20,7 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from tornadoproxy.testing import (
         OpenRaw,
@@ -313,6 +313,84 @@ async def test_head_without_an_end_is_not_read_for_ever(
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(send_on(), 5)
     await check_serving(raw)
+
+
+class SlowAuthenticator:
+    """Takes its time, and fails when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    @hookimpl(tryfirst=True)
+    async def authenticate(self) -> None:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+            raise RuntimeError
+
+
+@pytest.mark.parametrize("what", ["half a head", "what waits for an authenticator"])
+async def test_oldest_of_what_waits_unauthenticated_is_closed(
+    what: str, start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    """Such clients share a sixteenth of the room for held bodies."""
+    plugin = SlowAuthenticator()
+    plugins = [plugin] if "authenticator" in what else []
+    proxy = await start_proxy(MAX_HELD_BODIES=16_000, plugins=plugins)
+    sent = request_bytes("POST", "/v1/files", {"X": "y"}, body=b"x" * 400, token=TEST_TOKEN)
+    if not plugins:
+        sent = b"GET /v1/models HTTP/1.1\r\nX: ".ljust(400, b"x")
+    clients = []
+    for held in (400, 800):
+        clients.append(await raw())
+        await clients[-1].send(sent)
+        while proxy.server.status().held_bytes < held:
+            await asyncio.sleep(0)
+    third = await raw()
+    await third.send(sent)
+    await ended(clients[0])
+    assert proxy.server.status().held_bytes == 800
+    assert proxy.server.status().plugin_refusals == {}
+    for client in (clients[1], third):
+        await client.close()
+    while proxy.server.status().held_bytes:
+        await asyncio.sleep(0)
+
+
+async def _drain(client: RawConnection, proxy: Proxy) -> None:
+    await proxy.server.drain()
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        (lambda client, _: client.close(), "abandoned"),
+        (lambda client, _: client.reset(), "abandoned"),
+        (_drain, "drained"),
+    ],
+    ids=["close", "reset", "drain"],
+)
+async def test_authenticator_is_cancelled_with_its_request(
+    end: Callable[[RawConnection, Proxy], Awaitable[None]],
+    outcome: str,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    records: Records,
+) -> None:
+    """What it raises then is not its failure."""
+    plugin = SlowAuthenticator()
+    proxy = await start_proxy(plugins=[plugin], DRAIN_TIMEOUT=0.05)
+    client = await raw()
+    await client.send(request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN))
+    await plugin.asked.wait()
+    await end(client, proxy)
+    async with asyncio.timeout(2):
+        await plugin.cancelled.wait()
+    assert (await records.finished()).outcome == outcome
+    assert proxy.plugins.refusals == proxy.plugins.failures == {}
 
 
 # -- bodies

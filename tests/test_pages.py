@@ -366,6 +366,89 @@ async def test_public_page_body_is_small(
     assert proxy.server.status().held_bytes == 0
 
 
+async def test_oldest_public_body_gives_way(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    """Clients that are not authenticated share a sixteenth of the room."""
+    page = Recorder()
+    proxy = await start_proxy(
+        plugins=[Pages(Page("/page", page, ("POST",), public=True))], MAX_HELD_BODIES=1600
+    )
+    whole = request_bytes("POST", "/page", body=b"x" * 41)
+    clients = []
+    for held in (40, 80):
+        clients.append(await raw())
+        await clients[-1].send(whole[:-1])
+        while proxy.server.status().held_bytes < held:
+            await asyncio.sleep(0)
+    third = await raw()
+    await third.send(whole)
+    assert (await third.response()).status == 200
+    assert (await clients[0].response()).status == 529
+    await clients[1].send(b"x")
+    assert (await clients[1].response()).status == 200
+    assert proxy.server.status().held_bytes == 0
+
+
+# -- what looks at the head first
+
+
+def refuse(_: IncomingRequest) -> None:
+    raise AuthenticationFailed("Send the admin key.")
+
+
+async def refuse_later(request: IncomingRequest) -> None:
+    refuse(request)
+
+
+def fail(_: IncomingRequest) -> None:
+    raise KeyError
+
+
+async def hang(_: IncomingRequest) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize(
+    ("admit", "status"),
+    [(refuse, 401), (refuse_later, 401), (fail, 500), (lambda _: True, 500), (hang, 503)],
+)
+async def test_admit_of_page_precedes_its_body(
+    admit: Any,  # Any: that is what is tested
+    status: int,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    *,
+    public: bool,
+) -> None:
+    page = Recorder()
+    pages = Pages(Page("/page", page, ("POST",), public=public, admit=admit))
+    await start_proxy(plugins=[pages], PLUGIN_TIMEOUT=0.05)
+    response = await ask(raw, "/page", "POST", [("Content-Length", "1000000")])
+    assert response.status == status
+    assert page.requests == []
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+async def test_admitted_body_of_public_page_may_be_large(
+    coding: str, start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    asked: list[IncomingRequest] = []
+    page = Recorder()
+    pages = Pages(Page("/page", page, ("POST",), public=True, admit=asked.append))
+    proxy = await start_proxy(plugins=[pages])
+    body = b"x" * MAX_PAGE_BODY
+    client = await raw()
+    if coding == "length":
+        await client.send(request_bytes("POST", "/page", body=body))
+    else:
+        await client.send(request_bytes("POST", "/page", {"Transfer-Encoding": "chunked"}))
+        await client.send(chunked(body, 100_000))
+    assert (await client.response()).status == 200
+    assert [request.body for request in page.requests] == [body]
+    assert [request.path for request in asked] == ["/page"]
+    assert proxy.server.status().held_bytes == 0
+
+
 async def test_a_public_page_is_no_way_around_the_strictness_about_paths(
     start_proxy: StartProxy, raw: OpenRaw
 ) -> None:

@@ -450,3 +450,39 @@ async def test_a_head_that_cannot_be_read_is_400_in_the_dialect_of_its_path(
             await client.send(lines % path)
             openai_error(await client.response(), 400, None)
             assert await client.read() == b""  # what follows cannot be read either
+
+
+NO_BODY = [
+    ("GET", "/"),
+    ("HEAD", "/"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/api/hello"),
+    ("GET", "/openai/v1/models"),
+    ("OPTIONS", "/v1/messages"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), NO_BODY)
+@pytest.mark.parametrize("framing", ["Content-Length: 9", "Transfer-Encoding: chunked"])
+async def test_body_where_none_is_taken_is_413(
+    method: str, path: str, framing: str, start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    """The body need not come for that, and nothing behind it is taken for a request."""
+    origin = "https://app.example.com"
+    await start_proxy(ALLOWED_ORIGINS=origin)
+    name, value = framing.split(": ")
+    asked = {name: value, "Origin": origin, "Access-Control-Request-Method": "GET"}
+    client = await raw()
+    await client.send(request_bytes(method, path, asked, token=TEST_TOKEN))
+    response = await client.response(to_head=method == "HEAD")
+    assert (response.status, response.header("Connection")) == (413, "close")
+    await client.send(request_bytes("GET", "/health"))
+    assert await client.read() == b""
+
+
+async def test_empty_body_is_none(proxy: Proxy, raw: OpenRaw) -> None:
+    client = await raw()
+    for _ in range(2):
+        await client.send(request_bytes("GET", "/health", {"Content-Length": "0"}))
+        assert (await client.response()).status == 200

@@ -708,3 +708,12 @@ def test_a_file_has_to_be_named_and_there(path: Path) -> None:
     # as below a directory that may not be searched, but for root, too
     done = budgets(path.with_name("x" * 300), "list")
     assert (done.returncode, "failed in its command" in done.stderr) == (2, False)
+
+
+async def test_key_is_asked_for_before_body(
+    start_proxy: StartProxy, raw: OpenRaw, tmp_path: Path
+) -> None:
+    await start_proxy(BUDGETS_DB=tmp_path / "budgets.db", BUDGETS_ADMIN_KEY=WRITER)
+    client = await raw()
+    await client.send(request_bytes("POST", LIMITS, {"Content-Length": "9999"}, token="guess"))
+    assert (await client.response()).status == 401
