@@ -147,6 +147,19 @@ async def test_it_is_shown_the_model_that_goes_upstream(
     assert (model_request.model, model_request.max_tokens) == (MODEL, 7)
 
 
+async def test_models_own_limit_bounds_the_estimate(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    authorizer = Authorizer()
+    await start_proxy(plugins=[authorizer])
+    client = await raw()
+    await client.send(request_bytes("GET", "/openai/v1/models", token=TEST_TOKEN))
+    await client.response()
+    for fields in ({"max_tokens": 10**12}, {"fallbacks": [{"model": "claude-unheard-of"}]}):
+        asked = {**json.loads(MESSAGE), "max_tokens": 10**12, **fields}
+        await post(raw, "/v1/messages", json.dumps(asked).encode())
+    limits = [each.output_tokens for _, _, each in authorizer.shown if each is not None]
+    assert limits == [64_000, 128_000]
+
+
 @pytest.mark.parametrize("page", ["/v1/messages/", "/v1/%6Dessages", "/v1/messages;x"])
 async def test_a_path_that_a_server_could_take_for_messages_is_judged_as_that(
     page: str, start_proxy: StartProxy, raw: OpenRaw

@@ -265,3 +265,4 @@ def test_input_that_is_only_named_is_estimated_as_large(body: str, tokens: int) 
 @pytest.mark.parametrize(("limit", "output"), [(None, 32_000), (-1, 0), (10**12, 128_000)])
 def test_estimated_output_is_bounded(limit: int | None, output: int) -> None:
     assert ModelRequest("a", ("a",), limit, False, 0).output_tokens == output
+    assert ModelRequest("a", ("a",), limit, False, 0, max_output=9).output_tokens == min(output, 9)

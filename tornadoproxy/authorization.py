@@ -28,7 +28,7 @@ UNTOLD_OUTPUT = 32_000
 """The estimated output, in tokens, of a request that names no limit."""
 
 MAX_OUTPUT = 128_000
-"""The highest estimated output, in tokens: no model's responses are longer.
+"""The longest response of any model, in tokens, where the model's own limit is not known.
 
 Source: https://platform.claude.com/docs/en/about-claude/models/overview
 """
@@ -58,6 +58,7 @@ class ModelRequest(Struct, frozen=True):
     :param stream: whether the response is to be a stream.
     :param size: of the body, as it came, in bytes.
     :param input_tokens: an estimate of its input.
+    :param max_output: the longest response that its models give, in tokens.
     :param price: what the plugins say that tokens cost; see the hook ``price``.
     """
 
@@ -67,14 +68,14 @@ class ModelRequest(Struct, frozen=True):
     stream: bool
     size: int
     input_tokens: int = 0
+    max_output: int = MAX_OUTPUT
     price: Callable[[str | None, Usage], int | None] = _unknown
 
     @property
     def output_tokens(self) -> int:
-        """The most tokens of a response, at most `MAX_OUTPUT`; an estimate without a limit."""
-        if self.max_tokens is None:
-            return UNTOLD_OUTPUT
-        return min(max(self.max_tokens, 0), MAX_OUTPUT)
+        """The most tokens of a response, at most `max_output`; an estimate without a limit."""
+        limit = UNTOLD_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
+        return min(limit, self.max_output)
 
     @property
     def input_cost(self) -> int | None:

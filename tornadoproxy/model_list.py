@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -27,6 +27,8 @@ MAX_PAGES = 20
 
 Model: TypeAlias = dict[str, Any]
 """An entry of upstream's list: JSON, looked at before it is used."""
+
+_UNKNOWN: Model = {}
 
 Get: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes]]]
 """Gets a path with its query from the upstream; the answer's status and body."""
@@ -85,6 +87,16 @@ class ModelList:
             except (TimeoutError, UpstreamError):
                 self._retry_at = time.monotonic() + RETRY_AFTER
         return self._models
+
+    def max_tokens(self, names: Iterable[str]) -> int | None:
+        """The highest output limit of these models; ``None`` if one is not known. Never waits."""
+        highest = 0
+        for name in names:
+            limit = self._models.get(name, _UNKNOWN).get("max_tokens")
+            if type(limit) is not int or limit <= 0:
+                return None
+            highest = max(highest, limit)
+        return highest
 
     def close(self) -> None:
         """Stop fetching."""

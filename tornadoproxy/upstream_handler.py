@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy.authorization import ModelRequest
+from tornadoproxy.authorization import MAX_OUTPUT, ModelRequest
 from tornadoproxy.body_budget import HeldBody
 from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
 from tornadoproxy.handlers import ExchangeHandler
@@ -219,6 +219,7 @@ class UpstreamHandler(ExchangeHandler):
                 stream=bool(fields.stream),
                 size=self.exchange.bytes_in,
                 input_tokens=fields.input_tokens,
+                max_output=self.gateway.models.max_tokens(fields.models) or MAX_OUTPUT,
                 price=self.gateway.plugins.price,
             )
         )
