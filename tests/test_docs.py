@@ -199,7 +199,14 @@ def test_every_part_of_a_setting_and_every_parser_is_told_of() -> None:
         and value.__module__ == parsers.__name__
         and not name.startswith("_")
     }
-    assert set(re.findall(r"`parsers\.(\w+)", text)) == made_here
+    table = dict(
+        re.findall(r"^\| `parsers\.(\w+)[^`]*` \| .+? \| `(.+?)`[^|]*\|$", text, re.MULTILINE)
+    )
+    assert table.keys() == made_here
+    for name, returned in table.items():
+        annotation = str(inspect.signature(getattr(parsers, name)).return_annotation)
+        value = annotation.removeprefix("Callable[[str], ")
+        assert returned.replace("\\|", "|") == (value if value == annotation else value[:-1]), name
 
 
 def test_every_fixture_is_told_of() -> None:

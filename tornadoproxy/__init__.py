@@ -34,6 +34,7 @@ from tornadoproxy.hookspecs import INACTIVE, Inactive, hookimpl
 from tornadoproxy.linewriter import LineWriter
 from tornadoproxy.money import usd
 from tornadoproxy.pages import Page, PageAnswer, PageRequest
+from tornadoproxy.parsers import BaseURL, EgressProxy
 from tornadoproxy.secret import Secret
 from tornadoproxy.settings import HOST, Setting, Settings
 from tornadoproxy.status import Status
@@ -44,12 +45,14 @@ __all__ = [
     "INACTIVE",
     "UNKNOWN_MODEL",
     "AuthenticationFailed",
+    "BaseURL",
     "Command",
     "ConfigurationError",
     "Database",
     "DatabaseUnavailable",
     "Denied",
     "Dialect",
+    "EgressProxy",
     "Identity",
     "Inactive",
     "IncomingRequest",

@@ -3,7 +3,7 @@
 A parser takes the text of a setting, blanks at both ends removed, and returns the value. It raises
 `ValueError` with the end of a sentence that begins with the variable's name, and that says how to
 mend it: ``must be a whole number from 0 to 65535, not 'x'``. Parsers of secrets, and of whatever
-may hold one, never repeat the text.
+may hold one, never repeat the text; of a secret setting, no message with a quotation is shown.
 
 Plugins use them for their own settings::
 
@@ -348,6 +348,10 @@ def egress_proxy(value: str) -> EgressProxy | None:
         raise ValueError("must hold no control characters in its user and password")
     name, port = _split_authority(authority, _DEFAULT_PORTS["http"])
     return EgressProxy(name, port, Secret(credentials) if at else None)
+
+
+NEVER_QUOTE = frozenset({secret, secrets, secret_file, secrets_file, base_url, egress_proxy})
+"""The parsers whose messages hold no part of the text."""
 
 
 def _limits(minimum: float | None, maximum: float | None) -> str:

@@ -165,10 +165,21 @@ def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
     if not isinstance(error, ValueError):
         return f"has a value that its parser fails at ({type(error).__name__}): see --help"
     complaint = str(error)
-    # a plugin's parser may be a bare int, whose errors repeat the text
-    if setting.secret and given.text and given.text in complaint:
+    quiet = not setting.secret or setting.parse in parsers.NEVER_QUOTE
+    if not quiet and _may_quote(complaint, given.text):
         return "has a wrong value, which is not repeated here: see --help"
     return complaint
+
+
+def _may_quote(complaint: str, text: str) -> bool:
+    """Whether `complaint` may repeat a part of `text`: a quotation, or four characters of it.
+
+    A secret's parser may be one for anything, or a bare `int`, whose errors quote what they got.
+    """
+    if "'" in complaint or '"' in complaint:
+        return True
+    pieces = (text[at : at + 4] for at in range(max(len(text) - 3, 1)))
+    return bool(text) and any(piece in complaint for piece in pieces)
 
 
 class _Names:
