@@ -181,6 +181,8 @@ def test_schema_is_said_in_the_subset_or_is_unfit(part: Json, expected: object) 
         ),
         ({"allOf": [STRING, {"type": "integer"}]}, None),
         ({"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"x": CLOSED}}]}, None),
+        ({"allOf": [{"required": 5}, {"required": ["x"]}]}, None),
+        ({"allOf": [{"properties": {}}, {"properties": [5]}]}, None),
         ({"$ref": "https://example.com/a.json"}, None),
         ({"$ref": "#/$defs/missing"}, None),
     ],

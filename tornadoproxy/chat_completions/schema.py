@@ -47,6 +47,7 @@ _COMPOUND = frozenset(("object", "array"))
 _STRUCTURE = frozenset(("properties", "items", "prefixItems", "enum", "const"))
 _ANNOTATIONS = ("title", "description", "default")
 _BESIDE_REF = frozenset(("$ref", "title", "default", "$defs", "definitions", "$schema"))
+_MERGED = {"required": list, "properties": dict}
 _SILENT = frozenset(("$schema", "$id", "$comment", "$defs", "definitions", "discriminator"))
 
 # The keywords that say something of values of one type only.
@@ -154,7 +155,8 @@ class _Fitter:
         if not isinstance(properties, dict | None):
             raise _Unfit
         fitted = {name: self._fit(each, depth + 1) for name, each in (properties or {}).items()}
-        required = [name for name in fitted if name in required]
+        wanted = {name for name in required if isinstance(name, str)}
+        required = [name for name in fitted if name in wanted]
         self.optional += len(fitted) - len(required)
         told: Json = {"required": required} if required else {}
         return {"properties": fitted, **told, "additionalProperties": False}
@@ -199,20 +201,25 @@ class _Fitter:
     def _merged(self, schema: Json, depth: int) -> Json:
         """Return one schema that says what those of an ``allOf``, or beside a ``$ref``, say."""
         merged: Json = {}
+        descriptions: list[str] = []
         for part in self._all_of(schema, depth):
             for key, value in part.items():
-                if key not in merged or merged[key] == value:
-                    merged[key] = value
-                elif key == "description":
-                    merged[key] = f"{merged[key]}\n\n{value}"
-                elif key == "required" and isinstance(value, list):
-                    merged[key] = [*merged[key], *value]
-                elif key == "properties" and isinstance(value, dict):
-                    if any(merged[key].get(name, each) != each for name, each in value.items()):
+                if key == "description" and isinstance(value, str):
+                    descriptions.append(value)
+                elif key in _MERGED and not isinstance(value, _MERGED[key]):
+                    raise _Unfit
+                elif key == "required":
+                    merged.setdefault(key, []).extend(value)
+                elif key == "properties":
+                    known = merged.setdefault(key, {})
+                    if any(known.setdefault(name, each) != each for name, each in value.items()):
                         raise _Unfit
-                    merged[key] = {**merged[key], **value}
+                elif key not in merged or merged[key] == value:
+                    merged[key] = value
                 elif key not in _ANNOTATIONS and key not in _SILENT:
                     raise _Unfit
+        if descriptions:
+            merged["description"] = "\n\n".join(dict.fromkeys(descriptions))
         return merged
 
     def _all_of(self, schema: object, depth: int) -> Iterator[Json]:
