@@ -524,7 +524,6 @@ async def test_too_large_a_body_is_refused_by_its_length(
     ("status", "error_type", "raised"),
     [
         (400, "invalid_request_error", openai.BadRequestError),
-        (401, "authentication_error", openai.AuthenticationError),
         (403, "permission_error", openai.PermissionDeniedError),
         (404, "not_found_error", openai.NotFoundError),
         (413, "request_too_large", openai.APIStatusError),

@@ -196,7 +196,6 @@ async def test_wrong_credential_is_401(
         (529, "overloaded_error", "Overloaded", [("x-should-retry", "true")]),
         (400, "invalid_request_error", "prompt is too long: 200001 tokens > 200000 maximum", []),
         (413, "request_too_large", "Request exceeds the maximum size", []),
-        (401, "authentication_error", "OAuth token has expired.", []),
     ],
     ids=str,
 )

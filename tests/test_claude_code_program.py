@@ -127,6 +127,11 @@ def upstream_down(_home: Path) -> Case:
     return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, once
 
 
+def upstream_refuses_the_proxys_key(_home: Path) -> Case:
+    # the scripted upstream answers 401 where there is none
+    return {"UPSTREAM_API_KEY": None}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+
+
 @pytest.mark.parametrize(
     ("case", "told"),
     [
@@ -135,7 +140,8 @@ def upstream_down(_home: Path) -> Case:
         (revoked_key, "API Error: 401 This key was revoked at "),
         (other_model, "API Error: 403 This key is for the model claude-haiku-*"),
         (spent_budget, "spend limit reached (monthly; resets "),
-        (upstream_down, "API Error: 502 The upstream"),
+        (upstream_down, "API Error: 502 The upstream cannot be reached"),
+        (upstream_refuses_the_proxys_key, "API Error: 502 The upstream refused this proxy's own"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -718,7 +718,6 @@ async def test_the_openai_sdk_surfaces_class_type_code_message_and_request_id(
             "Bad Request",
             b'{"type":"error",  "error":{"message":"prompt is too long: \\u0041"}}',
         ),
-        (401, "Unauthorized", b'{"error":{"type":"authentication_error","message":"no key"}}\n'),
         (402, "Payment Required", b"{}"),
         (403, "No Way", b"<!DOCTYPE html><h1>403</h1>\n"),
         (404, "Not Found", b""),

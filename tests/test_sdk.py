@@ -224,7 +224,6 @@ async def test_headers_of_the_answer(
     ("status", "error_type", "expected"),
     [
         (400, "invalid_request_error", anthropic.BadRequestError),
-        (401, "authentication_error", anthropic.AuthenticationError),
         (403, "permission_error", anthropic.PermissionDeniedError),
         (404, "not_found_error", anthropic.NotFoundError),
         (413, "request_too_large", anthropic.APIStatusError),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "serve": "listen and relay; this is the default",
-    "check": "judge settings and plugins without listening; exits with 2 if there is a fault",
+    "check": "validate settings and plugins, then exit, with 2 if one is wrong",
     "plugins": "list the plugins, their hooks and settings; `plugins new NAME` writes one",
     "token": "print a new strong token",
     "demo": "serve in front of a scripted upstream: needs no key, no network and no .env",

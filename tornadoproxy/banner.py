@@ -9,12 +9,11 @@ from tornadoproxy.parsers import BaseURL
 from tornadoproxy.settings import (
     HOST,
     TLS_CERT,
-    UPSTREAM_API_KEY,
-    UPSTREAM_API_KEY_FILE,
     UPSTREAM_BASE_URL,
     Setting,
     Settings,
     upstream_key,
+    upstream_key_variable,
 )
 from tornadoproxy.version import __version__
 
@@ -125,9 +124,7 @@ def _url(settings: Settings, host: str, port: int) -> str:
 def _key_line(settings: Settings) -> str:
     if upstream_key(settings) is None:
         return "no key"
-    if settings[UPSTREAM_API_KEY_FILE] is not None:
-        return f"key from {UPSTREAM_API_KEY_FILE.name}"
-    return f"key from {settings.variable(UPSTREAM_API_KEY)}"
+    return f"key from {upstream_key_variable(settings)}"
 
 
 def _to_paste(settings: Settings, url: str, sent: str) -> tuple[tuple[str, str], ...]:

@@ -154,6 +154,8 @@ class ChatHandler(UpstreamHandler):
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         assert self._translation is not None
+        if not self.credential_is_accepted(head.status):
+            return
         self.answer_began()
         headers = headers_of([field for field in head.fields if _is_read(field[0])])
         self._answer_status = head.status

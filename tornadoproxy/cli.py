@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -75,7 +76,15 @@ def _own_arguments(arguments: Sequence[str]) -> Callable[[ArgumentParser], None]
         from tornadoproxy import plugin_generator
 
         return plugin_generator.add_arguments
+    if arguments[:1] == ["check"]:
+        return _add_online
     return tables.add_format if arguments[:1] == ["plugins"] else lambda _: None
+
+
+def _add_online(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--online", action="store_true", help="also ask the upstream whether it accepts the key"
+    )
 
 
 def _help(configuration: Configuration) -> int:
@@ -175,9 +184,14 @@ def _check(configuration: Configuration) -> int:
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
         configuration.warn(plugins)
         plugin_lines = configure(plugins, settings)
-    judge(plugins.describe())
-    facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
-    _print("\n".join(banner.aligned(facts)))
+        judge(plugins.describe())
+        facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
+        _print("\n".join(banner.aligned(facts)))
+        if configuration.command_line().own.online:
+            # the other checks start faster without the client
+            from tornadoproxy.online_check import check_upstream
+
+            _print(asyncio.run(check_upstream(settings)))
     return 0
 
 

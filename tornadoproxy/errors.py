@@ -15,6 +15,7 @@
     ├── Overloaded                  529, and 503 in the OpenAI dialect
     ├── PluginFailed                503  a deciding plugin raised, hung or answered nonsense
     └── UpstreamError               the upstream's fault
+        ├── CredentialRefused       502  it refused the proxy's own credential
         ├── UpstreamUnreachable     502  no connection
         ├── UpstreamProtocolError   502  it answered, but not in HTTP
         ├── UpstreamClosed          502  it left before its answer was whole
@@ -144,6 +145,17 @@ class UpstreamError(ProxyError):
     """The upstream's fault."""
 
     status = 502
+
+
+class CredentialRefused(UpstreamError):
+    """The upstream answered 401. No client's credential goes upstream, so the proxy's is meant."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The upstream refused this proxy's own credential, not yours. Tell whoever operates "
+            "this proxy; a retry does not help.",
+            headers={"X-Should-Retry": "false"},
+        )
 
 
 class UpstreamUnreachable(UpstreamError):

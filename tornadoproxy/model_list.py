@@ -131,7 +131,7 @@ class ModelList:
                     f"The upstream answered with status {status}, which is no list of models. Does "
                     "UPSTREAM_BASE_URL lead to the API?"
                 )
-            page = _page(body)
+            page = read_page(body)
             found |= {model["id"]: model for model in page["data"] if _is_model(model)}
             last = page.get("last_id")
             if page.get("has_more") is not True or not isinstance(last, str):
@@ -141,7 +141,11 @@ class ModelList:
         return found
 
 
-def _page(body: bytes) -> dict[str, Any]:  # Any: JSON from upstream
+def read_page(body: bytes) -> dict[str, Any]:  # Any: JSON from upstream
+    """Return one page of the list of models.
+
+    :raises UpstreamProtocolError: it is none.
+    """
     try:
         page = json.loads(body)
     except (ValueError, RecursionError):

@@ -84,6 +84,8 @@ class RelayHandler(UpstreamHandler):
             self._send(body)
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
+        if not self.credential_is_accepted(head.status):
+            return
         self.answer_began()
         headers = response_headers(head.status, self.fields_for_client(head))
         self._headers = headers

@@ -514,3 +514,23 @@ def upstream_key(settings: Settings) -> Secret | None:
     ``UPSTREAM_API_KEY`` is refused at start.
     """
     return settings[UPSTREAM_API_KEY_FILE] or settings[UPSTREAM_API_KEY]
+
+
+def upstream_key_fault(settings: Settings) -> str:
+    """Return what is wrong where the upstream answers 401: the setting, and what to do."""
+    if upstream_key(settings) is None:
+        return (
+            "UPSTREAM_API_KEY is not set, and the upstream requires a credential (it answered "
+            "401): set it"
+        )
+    return (
+        f"{upstream_key_variable(settings)}: the upstream refused this key (it answered 401): "
+        "replace it"
+    )
+
+
+def upstream_key_variable(settings: Settings) -> str | None:
+    """Return the variable that the upstream's key came from."""
+    if settings[UPSTREAM_API_KEY_FILE] is not None:
+        return UPSTREAM_API_KEY_FILE.name
+    return settings.variable(UPSTREAM_API_KEY)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
-
-from tornado.httpclient import HTTPRequest
-from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.admission import Admission
 from tornadoproxy.body_budget import BodyBudget
 from tornadoproxy.chat_completions import Options
 from tornadoproxy.connector import Origin
-from tornadoproxy.decompression import decompressor
-from tornadoproxy.headers import credential_header, is_encoded, via
+from tornadoproxy.errors import CredentialRefused
 from tornadoproxy.model_list import ModelList
 from tornadoproxy.request_ids import request_ids
 from tornadoproxy.settings import (
@@ -26,16 +23,15 @@ from tornadoproxy.settings import (
     CHAT_MODELS,
     CHAT_PREFILL,
     CHAT_STRICT,
-    DEFAULT_ANTHROPIC_VERSION,
     HOST,
     MAX_CONCURRENT_REQUESTS,
     MAX_HELD_BODIES,
     MAX_QUEUED_REQUESTS,
     QUEUE_TIMEOUT,
-    UPSTREAM_AUTH_SCHEME,
     UPSTREAM_BASE_URL,
-    upstream_key,
+    upstream_key_fault,
 )
+from tornadoproxy.upstream import ask, upstream_credential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +40,8 @@ if TYPE_CHECKING:
     from tornadoproxy.pluginmanager import Plugins
     from tornadoproxy.settings import Settings
     from tornadoproxy.upstream import UpstreamClient
+
+logger = logging.getLogger(__name__)
 
 
 class InFlight(Protocol):
@@ -62,6 +60,7 @@ class Gateway:
     :param in_flight: the protected requests that are not over, those that wait included.
     :param body_thread: reads and translates bodies that would hold the event loop.
     :param draining: no longer ready: the process is about to stop.
+    :ivar credential_refused: whether the upstream answered 401 since it last accepted the key.
     """
 
     settings: Settings
@@ -75,6 +74,7 @@ class Gateway:
     )
     draining: bool = False
     credential: tuple[str, str] | None = field(init=False, repr=False)
+    credential_refused: bool = field(init=False)
     models: ModelList = field(init=False, repr=False)
     chat_options: Options = field(init=False)
     origin: Origin = field(init=False)
@@ -117,23 +117,24 @@ class Gateway:
         self._take_key()
 
     def _take_key(self) -> None:
-        key = upstream_key(self.settings)
-        scheme = self.settings[UPSTREAM_AUTH_SCHEME]
-        self.credential = None if key is None else credential_header(key, scheme)
+        self.credential = upstream_credential(self.settings)
+        self.credential_refused = False
+
+    def refuse_credential(self) -> CredentialRefused:
+        """Return the error for an upstream's 401, and log the first one.
+
+        It is logged again after the key was reloaded, or after the upstream accepted it.
+        """
+        if not self.credential_refused:
+            self.credential_refused = True
+            logger.error(
+                "%s, then reload or restart; requests fail with 502 until then",
+                upstream_key_fault(self.settings),
+            )
+        return CredentialRefused()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        """Ask the upstream on the proxy's own behalf.
-
-        :raises UpstreamError: there is no response, or it cannot be read.
-        """
-        headers = HTTPHeaders({"Accept-Encoding": "identity"})
-        headers["Anthropic-Version"] = self.settings[DEFAULT_ANTHROPIC_VERSION]
-        headers["Via"] = via(self.instance)
-        if self.credential is not None:
-            headers.add(*self.credential)
-        url = f"{self.settings[UPSTREAM_BASE_URL]}{path}"
-        answer = await self.upstream.fetch(HTTPRequest(url, headers=headers), raise_error=False)
-        if is_encoded(answer.headers):
-            decompress = decompressor(answer.headers["Content-Encoding"])
-            return answer.code, b"".join(decompress(answer.body))
-        return answer.code, answer.body
+        status, body = await ask(self.upstream, self.settings, path, instance=self.instance)
+        if status == 401:
+            raise self.refuse_credential()
+        return status, body

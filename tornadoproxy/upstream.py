@@ -26,13 +26,19 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.connector import Connector, Origin
-from tornadoproxy.headers import headers_of
+from tornadoproxy.decompression import decompressor
+from tornadoproxy.headers import credential_header, headers_of, is_encoded, via
 from tornadoproxy.settings import (
+    DEFAULT_ANTHROPIC_VERSION,
+    UPSTREAM_AUTH_SCHEME,
+    UPSTREAM_BASE_URL,
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_IDLE_TIMEOUT,
     UPSTREAM_KEEPALIVE_TIMEOUT,
+    upstream_key,
 )
 from tornadoproxy.upstream_call import Call, UpstreamRequest
 
@@ -46,6 +52,35 @@ if TYPE_CHECKING:
 
 MAX_IDLE_CONNECTIONS = 256
 """The most idle connections kept for each origin."""
+
+
+def upstream_credential(settings: Settings) -> tuple[str, str] | None:
+    """Return the header that carries the upstream's key; ``None`` if there is no key."""
+    key = upstream_key(settings)
+    return None if key is None else credential_header(key, settings[UPSTREAM_AUTH_SCHEME])
+
+
+async def ask(
+    client: UpstreamClient, settings: Settings, path: str, *, instance: str
+) -> tuple[int, bytes]:
+    """Get `path` from the upstream on the proxy's own behalf.
+
+    :param instance: this proxy's name in ``Via``.
+    :return: the response's status and body.
+    :raises UpstreamError: there is no response, or it cannot be read.
+    """
+    headers = HTTPHeaders({"Accept-Encoding": "identity"})
+    headers["Anthropic-Version"] = settings[DEFAULT_ANTHROPIC_VERSION]
+    headers["Via"] = via(instance)
+    credential = upstream_credential(settings)
+    if credential is not None:
+        headers.add(*credential)
+    request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{path}", headers=headers)
+    response = await client.fetch(request, raise_error=False)
+    if is_encoded(response.headers):
+        decompress = decompressor(response.headers["Content-Encoding"])
+        return response.code, b"".join(decompress(response.body))
+    return response.code, response.body
 
 
 class UpstreamClient(AsyncHTTPClient):

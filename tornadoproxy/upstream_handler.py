@@ -294,6 +294,18 @@ class UpstreamHandler(ExchangeHandler):
         withheld = permits.withheld_headers
         return [field for field in head.fields if not field[0].lower().startswith(withheld)]
 
+    def credential_is_accepted(self, status: int) -> bool:
+        """Return whether the upstream took the proxy's credential; fail the request if not.
+
+        :param status: the response's.
+        """
+        if status == 401:
+            self.on_failure(self.gateway.refuse_credential())
+            return False
+        if self.gateway.credential_refused and status < 400:
+            self.gateway.credential_refused = False
+        return True
+
     def answer_began(self) -> None:
         """Take note of it: the request's body will not be needed again."""
         self.exchange.first_byte_at = time.monotonic()

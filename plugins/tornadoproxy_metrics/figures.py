@@ -33,6 +33,7 @@ _FIRST = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120)
 _OVERHEAD = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 _KINDS = {
+    "CredentialRefused": "credential",
     "UpstreamUnreachable": "unreachable",
     "UpstreamTimeout": "timeout",
     "UpstreamClosed": "closed",
