@@ -144,6 +144,12 @@ def test_a_text_line_of_which_little_is_known() -> None:
     )
 
 
+def test_text_line_of_a_denied_model_names_what_was_asked_for() -> None:
+    denied = replace(NOTHING_KNOWN, requested_model="claude opus")
+    assert r" claude\x20opus in=" in text_line(denied).decode()
+    assert json.loads(json_line(denied))["requested_model"] == "claude opus"
+
+
 def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
     failed = replace(
         NOTHING_KNOWN, outcome=Outcome.FAILED, error="it broke", usage=Usage(input_tokens=7)
@@ -186,10 +192,12 @@ def test_a_json_line() -> None:
         "method": "POST",
         "route": "/v1/messages",
         "dialect": "anthropic",
+        "scheme": "http",
         "remote_ip": "127.0.0.1",
         "status": 200,
         "outcome": "completed",
         "error": None,
+        "requested_model": None,
         "model": "claude-opus-4-5",
         "input_tokens": 1024,
         "output_tokens": 512,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -126,6 +127,7 @@ async def test_a_page_is_served(
     assert (response.status, response.body) == (201, b"up 1\n")
     assert response.header("content-type") == "text/plain; charset=utf-8"
     assert response.header("x-own") == "yes"
+    assert response.header("cache-control") == "no-store"
     assert response.header("content-length") == "5"
     (asked,) = page.requests
     assert asked.incoming.path == "/figures"
@@ -138,6 +140,12 @@ async def test_a_page_is_served(
     assert (record.principal, record.route, record.status) == ("token", "/figures", 201)
     assert (record.outcome, record.error, record.bytes_out) == ("completed", None, 5)
     assert upstream.requests == []
+
+
+async def test_page_may_say_that_it_is_cached(start_proxy: StartProxy, raw: OpenRaw) -> None:
+    answer = PageAnswer(b"logo", headers={"cache-control": "max-age=60"})
+    await start_proxy(plugins=[Pages(Page("/logo", Recorder(answer)))])
+    assert (await ask(raw, "/logo")).all("cache-control") == ["max-age=60"]
 
 
 @pytest.mark.parametrize("path", DIALECTS)
@@ -343,7 +351,7 @@ async def test_a_public_page_may_refuse_by_itself(
         "message": "Send the admin key.",
     }
     assert (await records.finished()).outcome == "denied"
-    assert proxy.server.status().plugin_failures == {}
+    assert not any(proxy.server.status().plugin_failures.values())
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
@@ -634,7 +642,7 @@ async def test_an_error_of_ours_is_answered_in_the_dialect(
         assert error_of(response, path)["type"] == types[DIALECTS[path]]
         assert response.header("retry-after") == "7"
     assert (await records.finished()).error is not None
-    assert proxy.server.status().plugin_failures == {}
+    assert not any(proxy.server.status().plugin_failures.values())
 
 
 def broken(request: PageRequest) -> PageAnswer:
@@ -720,7 +728,7 @@ async def test_a_page_that_fails_is_an_error_that_says_nothing(
     assert "'fragile'" in logged.getMessage()
     assert FAILURES[serve] in logged.getMessage()
     assert "nobody-reads" not in caplog.text
-    assert proxy.server.status().plugin_failures == {"fragile": 1}
+    assert proxy.server.status().plugin_failures["fragile"] == 1
     assert (await ask(raw, "/sound")).status == 200
 
 
@@ -739,7 +747,7 @@ async def test_a_page_that_takes_too_long_is_unavailable(
     error_of(response, path)
     assert (await records.finished()).outcome == "failed"
     assert re.search("'slow' failed in pages .*no answer in 0.05 s", caplog.text)
-    assert proxy.server.status().plugin_failures == {"slow": 1}
+    assert proxy.server.status().plugin_failures["slow"] == 1
     assert not gate.answered
 
 
@@ -918,7 +926,10 @@ NOTHING = Status(
 async def test_plugins_are_given_the_figures_from_start_to_end(start_proxy: StartProxy) -> None:
     watcher = Watcher()
     proxy = await start_proxy(plugins=[watcher])
-    assert watcher.seen == [NOTHING]
+    (first,) = watcher.seen
+    assert set(first.plugin_failures) == set(first.plugin_refusals) > {"token", "access_log"}
+    assert not any((*first.plugin_failures.values(), *first.plugin_refusals.values()))
+    assert replace(first, plugin_failures={}, plugin_refusals={}) == NOTHING
     await proxy.server.drain()
     assert watcher.seen[1].draining
     assert watcher.seen[1].client_connections == 0
@@ -985,7 +996,8 @@ async def test_failures_and_refusals_are_told_by_plugin(
     assert (await ask(raw, "/v1/models")).status == 503
     await records.finished()
     status = proxy.server.status()
-    assert (status.plugin_failures, status.plugin_refusals) == ({"forgetful": 1}, {"rude": 1})
+    assert (status.plugin_failures["forgetful"], status.plugin_refusals["rude"]) == (1, 1)
+    assert (status.plugin_failures["rude"], status.plugin_refusals["forgetful"]) == (0, 0)
 
 
 def held_back(go_on: asyncio.Event) -> Any:

@@ -209,6 +209,7 @@ async def test_health_and_ready_need_no_credential_and_say_nothing_secret(
 
         assert response.status == 200
         assert response.header("content-type") == "application/json"
+        assert response.header("cache-control") == "no-store"
         assert json.loads(response.body) == {"status": "ok"}
         said = response.raw_head + response.body
         for secret in (TEST_TOKEN, TEST_UPSTREAM_KEY, str(upstream.port), "token"):

@@ -121,7 +121,9 @@ class ChatHandler(UpstreamHandler):
             return
         options = self.gateway.chat_options
         translate = partial(chat_completions.translate_request, document, options=options)
-        model = options.model(chat_completions.requested_model(document))
+        requested = chat_completions.requested_model(document)
+        self.exchange.requested_model = requested
+        model = options.model(requested)
         able = None
         if chat_completions.depends_on_capabilities(document, options):
             models = self.gateway.models
@@ -312,4 +314,5 @@ class ModelsHandler(ExchangeHandler):
                 param="model",
             )
         self.set_header(self.dialect.request_id_header, self.request_id)
+        self.set_header("Cache-Control", "no-store")
         await self.finish(json.dumps(shown).encode())

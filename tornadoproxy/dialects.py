@@ -80,6 +80,7 @@ class Dialect(Enum):
         """The response headers that go with `error`, its body's content type included."""
         headers = {
             "Content-Type": "application/json",
+            "Cache-Control": "no-store",
             self.request_id_header: request_id,
             **error.headers,
         }

@@ -203,10 +203,13 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     :param method: ``POST``.
     :param route: the path without its query.
     :param dialect: ``anthropic`` or ``openai``.
+    :param scheme: ``http`` or ``https``; behind a trusted proxy, the one that it reports.
     :param remote_ip: the client's address.
     :param status: the HTTP status sent; ``None`` if there was none.
     :param outcome: how it ended.
     :param error: what went wrong, in a few words; ``None`` if nothing did.
+    :param requested_model: the model that the request names; ``None`` if it names none, or its
+        body was not read: that of a relayed message is, where a plugin authorizes.
     :param model: the model that answered; after a fallback, the last one.
     :param usage: what the response reports that it used, on all models.
     :param cost: what that costs, in billionths of a US dollar, all models together; ``None`` if
@@ -234,10 +237,12 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     method: str
     route: str
     dialect: str
+    scheme: str = "http"
     remote_ip: str
     status: int | None
     outcome: Outcome
     error: str | None
+    requested_model: str | None = None
     model: str | None
     usage: Usage
     cost: int | None = None
@@ -286,6 +291,8 @@ class Exchange:
         "permits",
         "request",
         "request_id",
+        "requested_model",
+        "scheme",
         "session_id",
         "started",
         "started_at",
@@ -298,9 +305,10 @@ class Exchange:
         "usage",
     )
 
-    def __init__(self, request: IncomingRequest, request_id: str) -> None:
+    def __init__(self, request: IncomingRequest, request_id: str, scheme: str = "http") -> None:
         self.request = request
         self.request_id = request_id
+        self.scheme = scheme
         self.started = time.time()
         self.started_at = time.monotonic()
         self.upstream_started_at: float | None = None
@@ -311,6 +319,7 @@ class Exchange:
         self.permits: Permits | None = None
         self.status: int | None = None
         self.error: str | None = None
+        self.requested_model: str | None = None
         self.model: str | None = None
         self.usage = NOTHING_TOLD
         self.stop_reason: str | None = None
@@ -349,10 +358,12 @@ class Exchange:
             method=request.method,
             route=request.path,
             dialect=request.dialect.value,
+            scheme=self.scheme,
             remote_ip=request.remote_ip,
             status=self.status,
             outcome=outcome,
             error=self.error,
+            requested_model=self.requested_model,
             model=self.model,
             usage=self.usage,
             cost=cost,

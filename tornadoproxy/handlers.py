@@ -189,6 +189,7 @@ class ProbeHandler(BaseHandler):
         self.refuse_body()
 
     async def get(self) -> None:
+        self.set_header("Cache-Control", "no-store")
         await self.finish(self.document)
 
     head = get
@@ -217,16 +218,16 @@ class ExchangeHandler(BaseHandler):
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
         request = self.request
+        told = (request.remote_ip or "", request.headers, gateway.settings[TRUSTED_PROXIES])
         incoming = IncomingRequest(
             method=request.method or "",
             path=request.path,
             headers=request.headers,
-            remote_ip=client_address(
-                request.remote_ip or "", request.headers, gateway.settings[TRUSTED_PROXIES]
-            ),
+            remote_ip=client_address(*told),
             dialect=self.dialect,
         )
-        self.exchange = Exchange(incoming, self.request_id)
+        scheme = client_scheme(request.protocol, *told)
+        self.exchange = Exchange(incoming, self.request_id, scheme)
         self.outcome = Outcome.COMPLETED
         self.ended = False
         gateway.in_flight.add(self)
@@ -270,9 +271,8 @@ class ExchangeHandler(BaseHandler):
     def base_url(self) -> str:
         """Return the URL at which the client finds this proxy, without a slash at its end."""
         request, trusted = self.request, self.gateway.settings[TRUSTED_PROXIES]
-        told = (request.remote_ip or "", request.headers, trusted)
-        scheme = client_scheme(request.protocol, *told)
-        return f"{scheme}://{request.host}{client_prefix(*told)}"
+        prefix = client_prefix(request.remote_ip or "", request.headers, trusted)
+        return f"{self.exchange.scheme}://{request.host}{prefix}"
 
     def check_body_is_plain(self) -> None:
         """Refuse a compressed request body, where it has to be read."""

@@ -159,6 +159,7 @@ class PageHandler(ExchangeHandler):
             assert refusal is not None
             raise refusal
         self.set_status(answer.status)
+        self.set_header("Cache-Control", "no-store")
         for name, value in answer.headers.items():
             self.set_header(name, value)
         self.set_header("Content-Type", answer.content_type)

@@ -59,6 +59,7 @@ class PageAnswer:
     :param content_type: of the body.
     :param status: the HTTP status, a final one.
     :param headers: further headers; not those that frame the answer or rule the connection.
+        ``Cache-Control`` is ``no-store`` unless it is among them.
     :raises ValueError: it cannot be sent.
     """
 

@@ -115,6 +115,7 @@ class Server:
         """The figures of this moment, from the start of the plugins on."""
         gateway = self._gateway
         assert gateway is not None
+        names = [info.name for info in self._plugins.describe() if info.state == "active"]
         return Status(
             in_flight=len(gateway.in_flight),
             waiting=gateway.admission.waiting,
@@ -122,8 +123,8 @@ class Server:
             client_connections=0 if self._listener is None else self._listener.connections,
             upstream_connections=gateway.upstream.busy_connections,
             idle_upstream_connections=gateway.upstream.idle_connections,
-            plugin_failures=dict(self._plugins.failures),
-            plugin_refusals=dict(self._plugins.refusals),
+            plugin_failures={name: self._plugins.failures[name] for name in names},
+            plugin_refusals={name: self._plugins.refusals[name] for name in names},
             draining=gateway.draining,
         )
 

@@ -17,8 +17,8 @@ class Status:
     :param upstream_connections: open connections to the upstream that serve a request.
     :param idle_upstream_connections: open connections to the upstream that wait for one.
     :param plugin_failures: how often each plugin failed so that nothing came of it but a log
-        line, by its name.
-    :param plugin_refusals: how often each plugin failed so that a request was refused.
+        line, by its name; 0 for one that did not.
+    :param plugin_refusals: the same, where a request was refused.
     :param draining: whether the proxy is about to stop.
     """
 

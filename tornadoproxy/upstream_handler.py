@@ -211,6 +211,8 @@ class UpstreamHandler(ExchangeHandler):
         fields = await self.work_on(len(body), read_request, body)
         if fields is None:
             return False
+        if self.exchange.requested_model is None:
+            self.exchange.requested_model = fields.model
         return await self.is_permitted(
             ModelRequest(
                 model=fields.model,

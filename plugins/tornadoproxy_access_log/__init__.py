@@ -4,7 +4,8 @@ What a client may choose (path, model, session ids) cannot forge a line or a fie
 printable ASCII is escaped, in the text form blanks, quotes and backslashes as well, and each value
 is cut at 256 characters.
 
-In the text form what is not known is ``-``, ``tokens`` are those of input + output, ``cache``
+In the text form the model is the one that answered, else the one that was asked for. What is not
+known is ``-``, ``tokens`` are those of input + output, ``cache``
 those read + created, an error's blanks are ``_``, and fields that are seldom there are left out.
 ``tokens`` and ``cache`` are those of the model that answered; ``others`` has each other model that
 the response spent on, with its tokens. ``cost`` is in US dollars, of all models together, and
@@ -136,7 +137,7 @@ def text_line(record: RequestRecord) -> bytes:
     line = (
         f"{_time(record.time)} {record.status or '-':>3} {record.outcome:<9} "
         f"{_known(record.method)} {_plain(record.route)} "
-        f"{_known(record.principal)} {_known(record.model)} "
+        f"{_known(record.principal)} {_known(record.model or record.requested_model)} "
         f"in={record.bytes_in} out={record.bytes_out} "
         f"ttfb={_milliseconds(record.time_to_first_byte)} "
         f"total={_milliseconds(record.duration)} "
@@ -175,10 +176,12 @@ def json_line(record: RequestRecord) -> bytes:
             "method": _cut(record.method),
             "route": _cut(record.route),
             "dialect": record.dialect,
+            "scheme": record.scheme,
             "remote_ip": _cut(record.remote_ip),
             "status": record.status,
             "outcome": record.outcome,
             "error": _cut(record.error),
+            "requested_model": _cut(record.requested_model),
             **_spent(ModelUsage(record.model, usage, record.cost)),
             "partial": usage.partial,
             "others": [_spent(other) for other in usage.others],

@@ -12,6 +12,9 @@ import re
 
 from tornadoproxy import UNKNOWN_MODEL, Denied, IncomingRequest, ModelRequest
 
+MAX_NAME = 100
+"""How much of a model's name is told, in characters."""
+
 _RUNS_NO_MODEL = ("GET", "HEAD", "DELETE", "OPTIONS")
 # counting tokens runs no model; the names of files, batches and skills have no other characters
 _HARMLESS = re.compile(
@@ -51,7 +54,8 @@ def check(
 def _asks(model: str) -> str:
     if model == UNKNOWN_MODEL:
         return "may use a model that it does not name: remove thread, and list models in fallbacks"
-    return "names another one"
+    shown = model if model.isprintable() else model.encode("unicode_escape").decode("ascii")
+    return f"asks for {shown[:MAX_NAME]}"
 
 
 def _told(patterns: tuple[str, ...]) -> str:

@@ -41,6 +41,16 @@ _KINDS = {
     "UpstreamError": "other",
 }
 
+# what starts at 0, since a rate misses the step from nothing to 1
+_ROUTES = {"anthropic": "messages", "openai": "chat_completions"}
+_ENDS = (
+    *((status, "completed") for status in ("200", "400", "429", "500", "529")),
+    *((status, "denied") for status in ("400", "401", "403", "413", "429", "503", "529")),
+    *((status, "failed") for status in ("200", "502", "503", "504")),
+    *((status, "abandoned") for status in ("200", "none")),
+)
+_STATUSES = ("status_429", "status_529", "status_5xx")
+
 
 class _RouteFigures(NamedTuple):
     """What is observed of one kind of route in one dialect."""
@@ -150,6 +160,7 @@ class Figures:
         self._of_answer: dict[tuple[str, str, int | None, str], Counter] = {}
         self._of_route: dict[tuple[str, str], _RouteFigures] = {}
         self._of_model: dict[str, _ModelFigures] = {}
+        self._start_at_zero()
 
     def watch(self, status: Callable[[], Status]) -> None:
         """Ask `status` at each scrape, from now on."""
@@ -189,6 +200,15 @@ class Figures:
         encode, content_type = choose_encoder(accept)
         return encode(_WithoutCreation(self._registry)), content_type
 
+    def _start_at_zero(self) -> None:
+        for dialect, route in _ROUTES.items():
+            self._auth_failures.labels(dialect)
+            self._add_route(dialect, route)
+            for status, outcome in _ENDS:
+                self._requests.labels(dialect, route, status, outcome)
+        for kind in (*_KINDS.values(), *_STATUSES):
+            self._upstream_errors.labels(kind)
+
     def _count_usage(self, record: RequestRecord) -> None:
         parts = record.by_model()
         for part in parts:
@@ -216,8 +236,8 @@ class Figures:
         if record.error is None:
             # what came from upstream is the upstream's own, and was passed on
             if record.upstream_time is not None and (status == 429 or status >= 500):
-                known = status in (429, 529)
-                self._upstream_errors.labels(f"status_{status}" if known else "status_5xx").inc()
+                told = f"status_{status}"
+                self._upstream_errors.labels(told if told in _STATUSES else "status_5xx").inc()
             return
         kind = _KINDS.get(record.error.partition(":")[0])
         if kind is not None:

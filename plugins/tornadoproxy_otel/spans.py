@@ -133,10 +133,12 @@ def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
     usage = record.usage
     found: dict[str, AttributeValue | None] = {
         "http.request.method": record.method if record.method in _METHODS else "_OTHER",
+        "http.request.method_original": None if record.method in _METHODS else _text(record.method),
         "http.response.status_code": record.status,
         "http.route": record.route if record.route in _ROUTES else None,
         "http.request.body.size": record.bytes_in,
         "http.response.body.size": record.bytes_out,
+        "url.scheme": record.scheme,
         "url.path": _text(record.route),
         "client.address": _text(record.remote_ip),
         "enduser.id": _text(record.principal),
@@ -155,6 +157,7 @@ def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
         found |= {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "anthropic",
+            "gen_ai.request.model": _text(record.requested_model),
             "gen_ai.response.model": _text(record.model),
             "gen_ai.response.finish_reasons": (
                 None if record.stop_reason is None else [str(_text(record.stop_reason))]

@@ -146,6 +146,18 @@ def test_an_amount_over_the_limit_counts_for_its_minute_and_no_longer() -> None:
 # Models
 
 
+@pytest.mark.parametrize("target", ["/v1/messages", "/openai/v1/chat/completions"])
+async def test_model_that_is_refused_is_in_the_record(
+    target: str, path: Path, start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    key = Key(raw, make_key(path, Limits(models=("claude-haiku-*",))))
+    await start_proxy(KEYS_DB=path)
+    response = await key.ask("POST", target, message("claude-opus-5-5\x1b[31m"))
+    assert response.status == 403
+    assert error_of(response)["message"].endswith(r"asks for claude-opus-5-5\x1b[31m.")
+    assert (await records.finished()).requested_model == "claude-opus-5-5\x1b[31m"
+
+
 async def test_models_are_held_to_the_patterns(
     path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
@@ -161,7 +173,7 @@ async def test_models_are_held_to_the_patterns(
         error = error_of(response)
         assert error["type"] == "permission_error"
         assert "claude-sonnet-*, claude-haiku-5" in error["message"]
-        assert model in (None, "") or model not in error["message"]
+        assert f"asks for {model}." in error["message"] or not model
     assert len(upstream.requests) == let_in
 
 

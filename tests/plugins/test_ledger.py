@@ -67,7 +67,8 @@ PATHS = {"anthropic": "/v1/messages", "openai": "/openai/v1/chat/completions"}
 OF_A_RECORD = [
     name
     for name in RequestRecord.__struct_fields__
-    if name not in {"groups", "usage", "cost", "traceparent", "tracestate"}
+    if name
+    not in {*("groups", "usage", "cost", "traceparent", "tracestate", "scheme", "requested_model")}
 ]
 OF_USAGE = [name for name in Usage.__struct_fields__ if name != "others"]
 

@@ -334,6 +334,7 @@ async def test_a_span_says_what_a_message_was(
         "http.route": "/v1/messages",
         "http.request.body.size": len(STREAM),
         "http.response.body.size": len(response.body),
+        "url.scheme": "http",
         "url.path": "/v1/messages",
         "client.address": "127.0.0.1",
         "enduser.id": "ada",
@@ -359,6 +360,24 @@ async def test_a_span_says_what_a_message_was(
     }
 
 
+async def test_span_of_a_message_names_the_requested_model(
+    start_proxy: StartProxy, raw: OpenRaw, collector: Collector
+) -> None:
+    class Authorizer:
+        @hookimpl
+        def authorize(self) -> None:
+            """Have the body read."""
+
+    proxy = await traced(
+        start_proxy, collector, plugins=[Authorizer()], TRUSTED_PROXIES="127.0.0.1"
+    )
+    body = b'{"model": "claude-latest", "max_tokens": 9, "messages": []}'
+    await ask(raw, "/v1/messages", body, [("X-Forwarded-Proto", "https")])
+    _, told = await only_span(proxy, collector)
+    assert told["gen_ai.request.model"] == "claude-latest"
+    assert told["url.scheme"] == "https"
+
+
 async def test_a_chat_completion_is_a_chat_as_well(
     start_proxy: StartProxy, raw: OpenRaw, collector: Collector
 ) -> None:
@@ -370,6 +389,7 @@ async def test_a_chat_completion_is_a_chat_as_well(
     assert told["tornadoproxy.dialect"] == "openai"
     assert told["gen_ai.provider.name"] == "anthropic"
     assert told["gen_ai.response.finish_reasons"] == ["end_turn"]
+    assert told["gen_ai.request.model"] == "claude-sonnet-5-5"
     assert "gen_ai.response.time_to_first_chunk" not in told
 
 
@@ -400,7 +420,10 @@ async def test_what_is_no_chat_is_named_after_method_and_route(
     assert span.name == name
     assert told["url.path"] == path
     assert told.get("http.route") == (path if route else None)
-    assert told["http.request.method"] == ("_OTHER" if method == "PURGE" else method)
+    original = told.get("http.request.method_original")
+    known = method != "PURGE"
+    expected = (method, None) if known else ("_OTHER", "PURGE")
+    assert (told["http.request.method"], original) == expected
     assert "gen_ai.operation.name" not in told
 
 
