@@ -13,12 +13,21 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream, StartProxy
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    OpenRaw,
+    Proxy,
+    Records,
+    ScriptedUpstream,
+    StartProxy,
+    request_bytes,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -89,6 +98,25 @@ async def test_everybody_else_needs_the_token(
 
     assert response.code == status
     assert (await records.finished()).principal == principal
+
+
+@pytest.mark.parametrize("forwarded", ["unknown", "10.20.3.4, unknown", "", "10.20.3.4, _gateway"])
+async def test_office_lets_nobody_in_whose_address_is_unknown(
+    forwarded: str,
+    proxy: Proxy,
+    raw: OpenRaw,
+    office: ModuleType,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # the balancer itself is in the office's network
+    monkeypatch.setattr(office, "OFFICE", ip_network("127.0.0.0/8"))
+    connection = await raw()
+    headers = [("X-Forwarded-For", forwarded)]
+    await connection.send(request_bytes("GET", "/v1/models", headers, token=None))
+
+    assert (await connection.response()).status == 401
+    assert (await records.finished()).remote_ip == "unknown"
 
 
 async def test_a_web_page_that_is_read_in_the_office_does_not_get_in(

@@ -35,28 +35,59 @@ class TestClientAddress:
             (["203.0.113.9, 2001:db8::5, 10.9.9.9"], "203.0.113.9"),
             # proxies all the way
             (["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
-            # nothing is made of what is no address, and nothing left of it is believed
-            (["unknown"], "10.0.0.1"),
-            ([""], "10.0.0.1"),
-            (["203.0.113.9, "], "10.0.0.1"),
-            (["203.0.113.9, unknown"], "10.0.0.1"),
-            (["203.0.113.9, unknown, 10.0.0.2"], "10.0.0.2"),
-            (["203.0.113.9:1234"], "10.0.0.1"),
+            # the forms that balancers send
+            (["203.0.113.9:1234"], "203.0.113.9"),
+            (["[2001:db9::9]:1234"], "2001:db9::9"),
+            (["[2001:db9::9]"], "2001:db9::9"),
+            (["::ffff:203.0.113.9"], "203.0.113.9"),
+            (["[::ffff:203.0.113.9]:80"], "203.0.113.9"),
+            (["2001:DB9:0::0:9"], "2001:db9::9"),
+            (["fe80::1%eth0"], "fe80::1"),
+            (
+                ["6.6.6.6, 203.0.113.9:1, 10.0.0.2:2, [2001:db8::5]:3, ::ffff:10.0.0.3"],
+                "203.0.113.9",
+            ),
             (["<script>, 203.0.113.9"], "203.0.113.9"),
-            (["203.0.113.999"], "10.0.0.1"),
+            # nobody's: neither the balancer's own address nor what stands left of it
+            (["unknown"], "unknown"),
+            ([""], "unknown"),
+            (["203.0.113.9, "], "unknown"),
+            (["203.0.113.9, unknown"], "unknown"),
+            (["203.0.113.9, unknown, 10.0.0.2"], "unknown"),
+            (["_hidden"], "unknown"),
+            (["203.0.113.9:123456"], "unknown"),
+            (["203.0.113.9:http"], "unknown"),
+            (["2001:db9::9]:1234"], "unknown"),
+            (["203.0.113.9%eth0"], "unknown"),
+            (["203.0.113.999"], "unknown"),
+            (["0x0a000001"], "unknown"),
+            (["010.0.0.1"], "unknown"),
         ],
     )
     def test_behind_a_trusted_proxy(self, lines: list[str], address: str) -> None:
         headers = forwarded(*(line.strip() for line in lines))
         assert client_address("10.0.0.1", headers, TRUSTED) == address
 
-    @pytest.mark.parametrize("peer", ["10.255.0.1", "192.0.2.1", "2001:db8:1::1"])
+    @pytest.mark.parametrize(
+        "peer", ["10.255.0.1", "192.0.2.1", "2001:db8:1::1", "::ffff:10.0.0.1", "2001:db8::1%2"]
+    )
     def test_any_trusted_network_will_do(self, peer: str) -> None:
         assert client_address(peer, forwarded("203.0.113.9"), TRUSTED) == "203.0.113.9"
 
-    @pytest.mark.parametrize("peer", ["203.0.113.1", "192.0.2.2", "2001:db9::1", "::1", "", "unix"])
+    @pytest.mark.parametrize("peer", ["203.0.113.1", "192.0.2.2", "2001:db9::1", "::1"])
     def test_a_stranger_is_not_believed(self, peer: str) -> None:
         assert client_address(peer, forwarded("127.0.0.1"), TRUSTED) == peer
+
+    @pytest.mark.parametrize(
+        ("peer", "address"),
+        [("::ffff:127.0.0.1", "127.0.0.1"), ("FE80::0:1%eth0", "fe80::1"), ("", "unknown")],
+    )
+    def test_peer_address_is_in_its_shortest_form(self, peer: str, address: str) -> None:
+        assert client_address(peer, forwarded(), ()) == address
+
+    def test_trusted_network_may_be_written_as_ipv4_mapped(self) -> None:
+        trusted = parsers.networks("::ffff:10.0.0.0/104 ::ffff:192.0.2.1")
+        assert trusted == parsers.networks("10.0.0.0/8 192.0.2.1")
 
     def test_nobody_is_trusted_unless_named(self) -> None:
         assert client_address("127.0.0.1", forwarded("203.0.113.9"), ()) == "127.0.0.1"

@@ -65,7 +65,8 @@ class IncomingRequest(Struct, frozen=True):
     :param method: as sent: ``POST``.
     :param path: as sent, without the query, not decoded.
     :param headers: case-insensitive, repeated lines kept (``headers.get_list(name)``).
-    :param remote_ip: the client's address; behind a trusted proxy, the one that it reports.
+    :param remote_ip: the client's address, in its shortest form; behind a trusted proxy, the one
+        that it reports; ``unknown`` if that is no address, which must pass for nobody's.
     :param dialect: the API that the path belongs to.
     """
 
@@ -204,7 +205,7 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     :param route: the path without its query.
     :param dialect: ``anthropic`` or ``openai``.
     :param scheme: ``http`` or ``https``; behind a trusted proxy, the one that it reports.
-    :param remote_ip: the client's address.
+    :param remote_ip: the client's address; ``unknown`` if a trusted proxy reported none.
     :param status: the HTTP status sent; ``None`` if there was none.
     :param outcome: how it ended.
     :param error: what went wrong, in a few words; ``None`` if nothing did.

@@ -394,9 +394,15 @@ def _reason(error: OSError | ValueError) -> str:
 
 def _network(word: str) -> IPNetwork:
     try:
-        return ipaddress.ip_network(word)
+        network = ipaddress.ip_network(word)
     except ValueError:
         pass
+    else:
+        # addresses are compared as IPv4 where they are IPv4-mapped
+        mapped = network.version == 6 and network.network_address.ipv4_mapped
+        if mapped and network.prefixlen >= 96:
+            return ipaddress.ip_network((mapped, network.prefixlen - 96))
+        return network
     try:
         meant = ipaddress.ip_network(word, strict=False)
     except ValueError:

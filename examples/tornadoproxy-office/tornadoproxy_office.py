@@ -9,6 +9,6 @@ OFFICE = ip_network("10.20.0.0/16")
 
 @hookimpl
 def authenticate(request: IncomingRequest) -> Identity | None:
-    if ip_address(request.remote_ip) in OFFICE:
+    if request.remote_ip != "unknown" and ip_address(request.remote_ip) in OFFICE:
         return Identity(principal=f"office {request.remote_ip}", anonymous=True)
     return None  # not mine: the next plugin is asked
