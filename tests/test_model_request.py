@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from anthropic.types import message_create_params
 from anthropic.types.beta import message_create_params as beta_message_create_params
+from hypothesis import given
+from hypothesis import strategies as st
 from typing_extensions import get_type_hints, is_typeddict
 
 from tornadoproxy import UNKNOWN_MODEL, ModelRequest
@@ -87,6 +89,34 @@ def test_each_encoding_that_json_has_had_is_read(encoding: str) -> None:
 def test_field_twice_or_in_another_case_is_refused(body: str) -> None:
     with pytest.raises(InvalidRequest, match=r"twice.*case"):
         read_request(body.encode())
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 99) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+)
+SPACES = st.sampled_from(["", " ", "\n\t"])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c", "é", "\\"]), VALUES), max_size=4),
+    SPACES,
+    st.booleans(),
+)
+def test_any_field_twice_is_refused_and_nothing_else(
+    pairs: list[tuple[str, object]], space: str, ascii_only: bool
+) -> None:
+    def dump(value: object) -> str:
+        return json.dumps(value, ensure_ascii=ascii_only)
+
+    written = [f"{space}{dump(name)}{space}:{space}{dump(value)}" for name, value in pairs]
+    body = f"{space}{{{','.join(written)}{space}}}{space}".encode()
+    if len(dict(pairs)) < len(pairs):
+        with pytest.raises(InvalidRequest):
+            read_request(body)
+    else:
+        assert read_request(body).model is None
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ _KINDS = {
     "tools": "a list of objects",
 }
 _READ = frozenset({"model", "max_tokens", "stream", "fallbacks", "messages", "thread", "tools"})
-_NAME = re.compile(rb'\s*[{,]\s*"(?:[^"\\]|\\.)*"\s*:\s*')
+_NAME = re.compile(rb'\s*[{,]\s*"[^"\\]*(?:\\.[^"\\]*)*"\s*:\s*')
 
 # Lists nested in each other take 4 ns a byte to skip, and text 0.2 ns. A body over 4 MB is mostly
 # text or base64.
