@@ -135,6 +135,7 @@ def test_any_field_twice_is_refused_and_nothing_else(
         b'{"stream": "true"}',
         b'{"tools": {"model": "a"}}',
         b'{"tools": ["a"]}',
+        b'{"fallbacks": [{"model": "a", "max_tokens": 1e9}]}',
         b'{"model": "\xff"}',
         b"[" * 100_000,
         b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",

@@ -147,6 +147,10 @@ def read_request(body: bytes) -> Fields:
                 models.append(value if type(value) is str else UNKNOWN_MODEL)
             elif type(value) is int:
                 max_tokens = max(value, max_tokens or 0)
+            elif value is not None:
+                raise InvalidRequest(
+                    "The request body cannot be read: fallbacks.max_tokens must be a whole number."
+                )
     continues = "thread" in members and _continues(bytes(members["thread"]))
     if continues:
         # the conversation that the upstream holds can have tools with models of their own

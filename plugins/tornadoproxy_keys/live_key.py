@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _MINUTE = 60.0  # seconds
 _STEP = 1.0  # seconds that are counted together
-_BYTES_PER_TOKEN = 4  # of a request's body, for an estimate
-_MOST = 10**9  # tokens of one request: what a client names as max_tokens may be any number
 
 
 class Window:
@@ -142,8 +140,8 @@ def _used(record: RequestRecord, asked: ModelRequest) -> int:
     failed = record.status is not None and record.status >= 400
     if record.upstream_time is None or failed:
         return 0
-    tokens = asked.size // _BYTES_PER_TOKEN
+    tokens = asked.input_tokens
     broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
     if record.time_to_first_byte is not None and not broken:
         tokens += asked.output_tokens
-    return min(tokens, _MOST)
+    return tokens

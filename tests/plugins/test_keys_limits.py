@@ -406,6 +406,17 @@ async def test_an_answer_that_does_not_tell_counts_with_what_was_asked_for(
     assert len(upstream.requests) == 3
 
 
+async def test_named_file_counts_as_large_without_a_usage(
+    path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    key = Key(raw, make_key(path, Limits(tokens_per_minute=100_000)))
+    await start_proxy(KEYS_DB=path)
+    body = json.dumps({**json.loads(message()), "file_id": "file_1"}).encode()
+    upstream.script(json_answer(message_document("Hi"), headers={"Content-Encoding": "secret"}))
+    assert (await key.ask(body=body)).status == 200
+    assert (await key.ask()).status == 429
+
+
 async def test_who_leaves_a_document_before_its_end_has_used_it(
     path: Path,
     start_proxy: StartProxy,
