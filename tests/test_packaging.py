@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.requirements import Requirement
 
 import tornadoproxy
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tornadoproxy.testing import Proxy
 
 ROOT = Path(__file__).parents[1]
+CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "usage", "keys", "ledger", "budgets", "metrics", "otel"}
 PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
 
@@ -154,7 +157,7 @@ def test_a_checkout_that_is_not_installed_does_not_start(
 
 def health_check() -> list[str]:
     """The container's health check, after the interpreter's name."""
-    text = (ROOT / "deploy" / "Containerfile").read_text().replace("\\\n", "")
+    text = CONTAINER.read_text().replace("\\\n", "")
     (line,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.MULTILINE)
     python, *arguments = json.loads(line)
     assert python == "python"
@@ -174,18 +177,87 @@ async def test_the_containers_health_check_tells_well_from_ill(
         assert await status(not_listening.getsockname()[1]) != 0
 
 
-def test_the_container_copies_all_that_the_wheel_is_built_from(tmp_path: Path) -> None:
-    """What the file copies is enough for hatchling, README and licence included."""
-    text = (ROOT / "deploy" / "Containerfile").read_text()
-    copied = [
-        name
-        for line in re.findall(r"^COPY (?!--)(.*)$", text, re.MULTILINE)
-        for name in line.split()[:-1]
-    ]
+@pytest.fixture
+def build_context(tmp_path: Path) -> Path:
+    """A directory with what the container's recipe copies, and nothing else."""
     context = tmp_path / "context"
     context.mkdir()
-    for name in copied:
-        (context / name).symlink_to(ROOT / name)
+    for line in re.findall(r"^COPY (?!--)(.*)$", CONTAINER.read_text(), re.MULTILINE):
+        for name in line.split()[:-1]:
+            (context / Path(name).name).symlink_to(ROOT / name)
+    return context
 
-    built = zipfile.ZipFile(build("wheel", context, tmp_path / "wheel"))
+
+def test_the_container_copies_all_that_the_wheel_is_built_from(
+    build_context: Path, tmp_path: Path
+) -> None:
+    """What the file copies is enough for hatchling, README and licence included."""
+    built = zipfile.ZipFile(build("wheel", build_context, tmp_path / "wheel"))
     assert any(name.startswith("tornadoproxy_token/") for name in built.namelist())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_container_commands_install_every_plugin(build_context: Path, tmp_path: Path) -> None:
+    installed, builder, bare = (tmp_path / name for name in ("install", "builder", "bare"))
+    assert run(["-m", "venv", str(builder)], tmp_path).returncode == 0
+    assert run(["-m", "venv", "--without-pip", str(bare)], tmp_path).returncode == 0
+    build_stage = CONTAINER.read_text().partition("\nFROM")[0]
+    for command in re.findall("^RUN (.*)$", build_stage, re.MULTILINE):
+        subprocess.run(
+            command.replace("=/install", f"={installed}"),
+            shell=True,
+            check=True,
+            cwd=build_context,
+            env={**os.environ, "PATH": f"{builder / 'bin'}:{os.environ['PATH']}"},
+        )
+    (packages,) = installed.glob("lib/python*/site-packages")
+    databases = {f"{name}_DB": str(tmp_path / "db") for name in ("KEYS", "LEDGER", "BUDGETS")}
+    checked = subprocess.run(
+        [
+            *(bare / "bin" / "python", "-c"),
+            "import sys, uvloop; from tornadoproxy.__main__ import main; sys.exit(main())",
+            "check",
+        ],
+        cwd=tmp_path,
+        env={
+            "PYTHONPATH": str(packages),
+            "UPSTREAM_API_KEY": "key",
+            "METRICS": "yes",
+            "OTEL_TRACES": "yes",
+            **databases,
+        },
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (line,) = re.findall(r"^  plugins +(.*) \(in the order asked\)$", checked.stdout, re.MULTILINE)
+    assert set(line.split(", ")) == PLUGINS
+
+
+def pinned(lock: str) -> dict[str, str]:
+    """The version of each requirement in `lock`; those without a hash are left out."""
+    text = (ROOT / "deploy" / lock).read_text()
+    assert "://" not in text, "a lock file names no index"
+    return dict(re.findall(r"^([\w.-]+)==(\S+)[^\n]* \\\n    --hash=sha256:\w{64}", text, re.M))
+
+
+@pytest.mark.parametrize("lock", ["requirements.txt", "build-requirements.txt"])
+def test_lock_file_holds_what_pyproject_requires(lock: str) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = pyproject["project"]["optional-dependencies"]
+    required = {
+        "requirements.txt": [
+            *pyproject["project"]["dependencies"],
+            *(each for name in ("uvloop", "metrics", "otel") for each in extras[name]),
+        ],
+        "build-requirements.txt": pyproject["build-system"]["requires"],
+    }
+    versions = pinned(lock)
+    for requirement in map(Requirement, required[lock]):
+        assert requirement.specifier.contains(versions[requirement.name]), requirement.name
+
+
+def test_group_build_is_what_builds_the_wheel() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pyproject["dependency-groups"]["build"] == pyproject["build-system"]["requires"]

@@ -126,9 +126,8 @@ def test_what_is_quoted_stands_in_the_file(path: str, block: str) -> None:
 
 
 def test_every_file_that_is_for_deployment_or_the_ten_lines_is_quoted() -> None:
-    # nobody types a dashboard in: it is imported as a file
-    linked = "deploy/grafana-dashboard.json"
-    assert f"]({linked})" in README
+    # nobody types in a dashboard, or a lock file
+    linked = set(re.findall(r"\]\((deploy/[^)]+)\)", README))
     directories = ("deploy", "examples/tornadoproxy-office")
     files = {
         path.relative_to(ROOT).as_posix()
@@ -137,7 +136,7 @@ def test_every_file_that_is_for_deployment_or_the_ten_lines_is_quoted() -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert files
-    assert files == {path for path, _ in QUOTED} | {linked}
+    assert files == {path for path, _ in QUOTED} | linked
 
 
 def test_the_plugin_in_ten_lines_has_no_more() -> None:
