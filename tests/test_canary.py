@@ -217,7 +217,7 @@ class Program:
             stderr=asyncio.subprocess.PIPE,
         )
         program = cls(directory, process)
-        await program.hears(b"  curl ")
+        await program.hears(b"\ncurl ")
         command_line = Path(f"/proc/{process.pid}/cmdline")
         program.arguments = command_line.read_bytes() if command_line.exists() else b"not Linux"
         address = program.said.partition(b"  address ")[2].split()[0]

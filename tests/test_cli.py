@@ -621,16 +621,17 @@ class TestBanner:
         lines = "\n".join(banner.banner(self.SETTINGS, 9, [("a", "b")], "$AUTH_TOKEN"))
         assert 'export ANTHROPIC_AUTH_TOKEN="$AUTH_TOKEN"' in lines
         assert 'api_key=os.environ["AUTH_TOKEN"]' in lines
-        lines = "\n".join(banner.banner(self.SETTINGS, 9, [("a", "b")], "your-token"))
-        assert 'api_key="your-token"' in lines
+        lines = "\n".join(banner.banner(self.SETTINGS, 9, [("a", "b")], "throw-away"))
+        assert 'api_key="throw-away"' in lines
 
-    def test_knows_whether_there_is_a_token(self) -> None:
+    def test_credential_of_others_is_a_placeholder(self) -> None:
         declared = Plugins.load().declared_settings()
+        nothing = Sources({}, {}, envfile.EnvFile(Path(".env"), {}))
         settings = Settings.defaults(*declared)
-        assert banner.credential(settings, declared) == "your-token"
-        (token,) = [setting for setting in declared if setting.name == "AUTH_TOKEN"]
-        with_token = settings.replace({token: (Secret(TOKEN),)})
-        assert banner.credential(with_token, declared) == "$AUTH_TOKEN"
+        assert banner.credential(settings, nothing, declared) == "export AUTH_TOKEN=your-token"
+        (keys,) = [setting for setting in declared if setting.name == "KEYS_DB"]
+        keyed = settings.replace({keys: Path("keys.db")})
+        assert banner.credential(keyed, nothing, declared) == "export AUTH_TOKEN=your-key"
 
 
 def test_an_interruption_before_it_serves_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

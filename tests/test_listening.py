@@ -137,7 +137,7 @@ async def test_line_to_paste_works_by_unix_socket(start_proxy: StartProxy, tmp_p
     proxy = await start_proxy(HOST=f"unix:{path}")
     lines = banner.banner(proxy.settings, 0, [("address", proxy.url)], TEST_TOKEN)
     (line,) = [line for line in lines if line.lstrip().startswith("curl ")]
-    _, *words = shlex.split(line)
+    words = shlex.split(line)
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
     curl = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)

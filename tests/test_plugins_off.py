@@ -241,7 +241,7 @@ def test_a_start_imports_no_library_of_a_plugin_that_is_off(
         assert program.stdout is not None
         for line in program.stdout:
             lines.append(line)
-            if line.startswith("  curl "):
+            if line.startswith("curl "):
                 program.send_signal(signal.SIGTERM)
     assert program.returncode == 0, "".join(lines)
 

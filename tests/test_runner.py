@@ -8,8 +8,10 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,7 +69,7 @@ class Program:
     async def port(self) -> int:
         """The port, once it listens."""
         port = int((await self.line(r"^  address +https?://\S+:(\d+)$"))[1])
-        await self.line(r"^  curl ")
+        await self.line(r"^curl ")
         return port
 
     async def ended(self) -> int:
@@ -181,11 +183,9 @@ async def test_serves_and_says_how_to_use_it(serve: Start, upstream: ScriptedUps
         rf"  upstream +{re.escape(upstream.url)}, key from UPSTREAM_API_KEY",
         r"  plugins +token, access_log\b.* \(in the order asked\)",
         r"  token +whoever has AUTH_TOKEN",
-        rf"  Claude Code +export ANTHROPIC_BASE_URL=http://127\.0\.0\.1:{port}",
-        r' +export ANTHROPIC_AUTH_TOKEN="\$AUTH_TOKEN"',
-        rf'  Anthropic SDK +anthropic\.Anthropic\(base_url="http://127\.0\.0\.1:{port}", .*',
-        rf'  OpenAI SDK +openai\.OpenAI\(base_url="http://127\.0\.0\.1:{port}/openai/v1", .*',
-        rf'  curl +curl http://127\.0\.0\.1:{port}/v1/models -H "x-api-key: \$AUTH_TOKEN"',
+        rf"export ANTHROPIC_BASE_URL=http://127\.0\.0\.1:{port}",
+        r'export ANTHROPIC_AUTH_TOKEN="\$AUTH_TOKEN"',
+        rf'curl http://127\.0\.0\.1:{port}/v1/models -H "x-api-key: \$AUTH_TOKEN"',
     ):
         assert [each for each in program.lines if re.fullmatch(line, each)], line
     program.process.terminate()
@@ -193,6 +193,47 @@ async def test_serves_and_says_how_to_use_it(serve: Start, upstream: ScriptedUps
     assert TOKEN not in program.text
     assert KEY not in program.text
     assert "Traceback" not in program.text
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+@pytest.mark.parametrize(
+    ("file", "content", "variables"),
+    [
+        (None, "", {"AUTH_TOKEN": TOKEN}),
+        (None, "", {"AUTH_TOKEN": f"{TOKEN} {OTHER_TOKEN}"}),
+        (".env", f"AUTH_TOKEN={TOKEN}\n", {}),
+        (".env", f"\n# ours\nexport AUTH_TOKEN = '{TOKEN} {OTHER_TOKEN}' # two\n", {}),
+        ("a file", f"\n{TOKEN}\n{OTHER_TOKEN}\n", {"AUTH_TOKEN_FILE": "a file"}),
+    ],
+)
+async def test_printed_lines_work_when_pasted(
+    start: Start,
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    file: str | None,
+    content: str,
+    variables: dict[str, str],
+) -> None:
+    if file is not None:
+        (tmp_path / file).touch(mode=0o600)
+        (tmp_path / file).write_text(content)
+    program = await start(UPSTREAM_BASE_URL=upstream.url, UPSTREAM_API_KEY=KEY, **variables)
+    await program.port()
+    shown = program.lines[program.lines.index("to paste first:") :]
+    lines = [line for line in shown if not line.startswith("to paste")]
+    code = "\n".join(
+        f"{line}; print(client.models.list().data[0].id)" for line in lines if "client = " in line
+    )
+    in_shell = [line for line in lines if "client = " not in line]
+    script = "\n".join([*in_shell, f"{sys.executable} -c {shlex.quote(code)}"])
+    # another terminal, elsewhere
+    pasted = await asyncio.to_thread(
+        subprocess.run, ["sh", "-ec", script], cwd="/", env={"PATH": os.environ["PATH"]},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert pasted.returncode == 0, pasted.stderr
+    assert pasted.stdout.count("claude-") > 3
+    assert TOKEN not in program.text
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -501,7 +542,7 @@ class TestDemo:
     async def test_streams_an_answer_by_the_line_it_shows(self, start: Start) -> None:
         program = await start("demo", UPSTREAM_API_KEY=KEY)
         port = await program.port()
-        command = shlex.split((await program.line(r"^  curl -N .*$"))[0])
+        command = shlex.split((await program.line(r"^curl -N .*$"))[0])
         assert program.lines[0] == (
             "This is a demo: the answers come from a script, not from Claude."
         )
@@ -559,7 +600,7 @@ def authenticate(request):
 """,
         )
         program = await start("demo", "--disabled-plugins", "token", PYTHONPATH=path)
-        await program.line('ANTHROPIC_AUTH_TOKEN="your-token"')
+        await program.line("export AUTH_TOKEN=your-token")
         assert (await program.ask()).status == 200
 
     async def test_keeps_its_upstream_and_its_token_on_reload(self, start: Start) -> None:

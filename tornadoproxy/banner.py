@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.parsers import BaseURL
@@ -18,15 +20,16 @@ from tornadoproxy.settings import (
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tornadoproxy.plugin_finder import PluginInfo
+    from tornadoproxy.sources import Sources
 
 # what a client on this machine connects to where every address is listened on
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here
 
-# the default authenticator's
-_TOKENS = frozenset({"AUTH_TOKEN", "AUTH_TOKEN_FILE"})
+VARIABLE = "$AUTH_TOKEN"
+"""What a client sends, as a shell reads it, once the line of `credential` was pasted."""
 
 
 def listening_url(settings: Settings, port: int) -> str:
@@ -64,30 +67,43 @@ def facts(
     )
 
 
-def credential(settings: Settings, plugin_settings: Iterable[Setting[Any]]) -> str:
-    """What a client sends, as a shell reads it: the token's variable, or else a placeholder.
+def credential(settings: Settings, sources: Sources, declared: Iterable[Setting[Any]]) -> str:
+    """A shell command that takes the proxy's token from where it stands, into ``AUTH_TOKEN``.
 
-    :param plugin_settings: those that the plugins declare.
+    It holds no token, and works in another terminal, as a user who may read the token. Of several
+    tokens it takes the first. For another authenticator's credential it has a placeholder.
+
+    :param declared: the settings that the plugins declare.
     """
-    is_set = any(
-        settings.variable(setting) for setting in plugin_settings if setting.name in _TOKENS
-    )
-    return "$AUTH_TOKEN" if is_set else "your-token"
+    by_name = {setting.name: setting for setting in declared}
+    if settings.is_set("AUTH_TOKEN_FILE"):
+        path = sources.origin(by_name["AUTH_TOKEN_FILE"])[0] or ""
+        found = f"cat {_quoted(path)}"
+    elif not settings.is_set("AUTH_TOKEN"):
+        return f"export AUTH_TOKEN=your-{'key' if settings.is_set('KEYS_DB') else 'token'}"
+    elif "AUTH_TOKEN" in sources.environment:
+        found = f"tr '\\0' '\\n' < /proc/{os.getpid()}/environ | sed -n 's/^AUTH_TOKEN=//p'"
+    else:
+        file = sources.env_file
+        line = file.entries["AUTH_TOKEN"].line
+        found = f"sed -n '{line}s/[^=]*=//p' {_quoted(file.path)} | tr -d \\\"\\'"
+    return f"export AUTH_TOKEN=\"$({found} | awk 'NF {{print $1; exit}}')\""
 
 
 def banner(
-    settings: Settings, port: int, shown: Sequence[tuple[str, str]], sent: str
+    settings: Settings, port: int, shown: Sequence[tuple[str, str]], sent: str, *before: str
 ) -> tuple[str, ...]:
-    """The lines to show.
+    """The lines to show. Those to paste are not indented, for Python's sake.
 
     :param shown: pairs of a name and a line; see `facts`.
-    :param sent: see `credential`; or the demo's own throw-away token.
+    :param sent: what a client sends, as a shell reads it: `VARIABLE`, or a throw-away token.
+    :param before: commands to paste first; see `credential`.
     """
     return (
         f"tornadoproxy {__version__}",
         *aligned(shown),
-        "to paste",
-        *aligned(_to_paste(settings, client_url(settings, port), sent)),
+        *(("to paste first:", *before) if before else ()),
+        *_to_paste(settings, client_url(settings, port), sent),
     )
 
 
@@ -127,15 +143,22 @@ def _key_line(settings: Settings) -> str:
     return f"key from {upstream_key_variable(settings)}"
 
 
-def _to_paste(settings: Settings, url: str, sent: str) -> tuple[tuple[str, str], ...]:
-    curl = ("curl", f'{_curl(settings)} {url}/v1/models -H "x-api-key: {sent}"')
-    if settings[HOST].startswith("unix:"):  # the others take a URL alone
-        return (curl,)
-    in_python = f'os.environ["{sent[1:]}"]' if sent.startswith("$") else f'"{sent}"'
-    return (
-        ("Claude Code", f"export ANTHROPIC_BASE_URL={url}"),
-        ("", f'export ANTHROPIC_AUTH_TOKEN="{sent}"'),
-        ("Anthropic SDK", f'anthropic.Anthropic(base_url="{url}", api_key={in_python})'),
-        ("OpenAI SDK", f'openai.OpenAI(base_url="{url}/openai/v1", api_key={in_python})'),
-        curl,
-    )
+def _to_paste(settings: Settings, url: str, sent: str) -> Iterator[str]:
+    if not settings[HOST].startswith("unix:"):  # which only curl takes
+        in_python = f'os.environ["{sent[1:]}"]' if sent.startswith("$") else f'"{sent}"'
+        yield "to paste for Claude Code:"
+        yield f"export ANTHROPIC_BASE_URL={url}"
+        yield f'export ANTHROPIC_AUTH_TOKEN="{sent}"'
+        yield "to paste into Python, for Anthropic's and OpenAI's client:"
+        for package, made, base in (
+            ("anthropic", "Anthropic", url),
+            ("openai", "OpenAI", f"{url}/openai/v1"),
+        ):
+            client = f'{package}.{made}(base_url="{base}", api_key={in_python})'
+            yield f"import os, {package}; client = {client}"
+    yield "to paste for a list of the models:"
+    yield f'{_curl(settings)} {url}/v1/models -H "x-api-key: {sent}"'
+
+
+def _quoted(path: str | Path) -> str:
+    return shlex.quote(str(Path(path).absolute()))

@@ -138,15 +138,16 @@ def _serve(configuration: Configuration) -> int:
     from tornadoproxy import runner
 
     plugins, settings = configuration.load()
+    sources = configuration.sources(plugins)
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
         configuration.warn(plugins)
         plugin_lines = configure(plugins, settings)
 
         def announce(port: int) -> None:
             facts = banner.facts(settings, port, plugin_lines, plugins.describe())
-            credential = banner.credential(settings, plugins.declared_settings())
             loop = ("event loop", runner.loop_name())
-            for line in banner.banner(settings, port, (*facts, loop), credential):
+            token = banner.credential(settings, sources, plugins.declared_settings())
+            for line in banner.banner(settings, port, (*facts, loop), banner.VARIABLE, token):
                 writer.write(line.encode())
 
         serving = runner.serve(
@@ -212,7 +213,7 @@ def _plugins(configuration: Configuration) -> int:
     sources, configured = None, False
     try:
         settings = configuration.settings(plugins)
-        sources = configuration.sources(configuration.command_line(*plugins.declared_settings()))
+        sources = configuration.sources(plugins)
         with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
             configuration.warn(plugins)
             plugins.configure(settings)

@@ -62,7 +62,7 @@ class Configuration:
 
         :raises ConfigurationError: they cannot be known for sure.
         """
-        sources = self.sources(command_line.read(self.arguments, CORE_SETTINGS))
+        sources = self._sources(command_line.read(self.arguments, CORE_SETTINGS))
         if sources.env_file.faults:
             raise ConfigurationError(*sources.env_file.faults)
         return sources.read((DISABLED_PLUGINS,))[DISABLED_PLUGINS]
@@ -89,7 +89,7 @@ class Configuration:
         declared = (*CORE_SETTINGS, *plugins.declared_settings())
         if arguments is None:
             arguments = self.command_line(*plugins.declared_settings())
-        sources = self.sources(arguments)
+        sources = self._sources(arguments)
         faults = (
             *arguments.faults,
             *sources.env_file.faults,
@@ -105,18 +105,20 @@ class Configuration:
 
     def warn(self, plugins: Plugins) -> None:
         """Log what is probably not meant in the settings' sources."""
-        sources = self.sources(self.command_line(*plugins.declared_settings()))
-        for line in sources.warnings((*CORE_SETTINGS, *plugins.declared_settings())):
+        for line in self.sources(plugins).warnings((*CORE_SETTINGS, *plugins.declared_settings())):
             _logger.warning(line)
 
-    def sources(self, arguments: Arguments) -> Sources:
-        """Where the settings have their values, given what the command line says."""
+    def sources(self, plugins: Plugins) -> Sources:
+        """Where the core's and the plugins' settings have their values."""
+        return self._sources(self.command_line(*plugins.declared_settings()))
+
+    def _sources(self, arguments: Arguments) -> Sources:
         env_file = envfile.read(arguments.env_file, required=arguments.env_file_named)
         return Sources(arguments.flags, self.environment, env_file)
 
     def _core_faults(self) -> tuple[str, ...]:
         try:
-            self.sources(self.command_line()).read(CORE_SETTINGS)
+            self._sources(self.command_line()).read(CORE_SETTINGS)
         except ConfigurationError as error:
             return error.faults
         return ()

@@ -60,13 +60,16 @@ async def serve_demo(
                 "upstream": "a script in this process",
                 "event loop": runner.loop_name(),
             }
-            credential = token or banner.credential(settings, plugins.declared_settings())
-            lines = banner.banner(settings, port, tuple(facts.items()), credential)
+            sent, before = token or banner.VARIABLE, []
+            if token is None:
+                sources = configuration.sources(plugins)
+                before = [banner.credential(settings, sources, plugins.declared_settings())]
+            lines = banner.banner(settings, port, tuple(facts.items()), sent, *before)
             for line in (
                 "This is a demo: the answers come from a script, not from Claude.",
                 *lines,
-                "to see an answer stream",
-                f"  {banner.streaming_curl(settings, port, credential)}",
+                "to see an answer stream:",
+                banner.streaming_curl(settings, port, sent),
             ):
                 writer.write(line.encode())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from tornadoproxy.linewriter import LineWriter
@@ -77,6 +78,11 @@ class _LineHandler(logging.Handler):
 
 class _Formatter(logging.Formatter):
     """Keeps a record's message on its line, whatever is in it; a traceback follows below."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """By RFC 3339, in UTC, as the access log has it."""
+        time = datetime.fromtimestamp(record.created, UTC)
+        return time.isoformat(timespec="milliseconds")[:-6] + "Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
         return super().formatMessage(record).translate(_CONTROLS)

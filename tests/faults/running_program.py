@@ -79,7 +79,7 @@ class Program:
     async def port(self) -> int:
         """The port, once it serves."""
         port = int((await self.errors.wait_for(r"^  address +https?://\S+:(\d+)$"))[1])
-        await self.errors.wait_for(r"^  curl ")
+        await self.errors.wait_for(r"^curl ")
         return port
 
     async def connect(self) -> RawConnection:

@@ -546,7 +546,7 @@ async def serving(
     )  # fmt: skip
     assert process.stderr is not None
     try:
-        said = await process.stderr.readuntil(b"  curl ")
+        said = await process.stderr.readuntil(b"\ncurl ")
         (port,) = re.findall(rb"^  address +https?://\S+:(\d+)$", said, re.MULTILINE)
         yield process, int(port)
     finally:
