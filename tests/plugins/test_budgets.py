@@ -31,7 +31,6 @@ from tornadoproxy import (
     hookimpl,
     usd,
 )
-from tornadoproxy.authorization import MAX_OUTPUT
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -597,7 +596,7 @@ async def test_no_number_of_a_client_is_too_large_for_the_file(
     for _ in range(3):
         upstream.script(json_answer({"type": "message"}))
         assert (await ask(raw, message(10**30))).status == 200
-    charged = 3 * (MAX_OUTPUT * CENT + len(message(10**30)) // 4 * CENT // 100)
+    charged = 3 * (128_000 * CENT + len(message(10**30)) // 4 * CENT // 100)
     assert await spent(raw) == charged
     await proxy.server.drain()
     await start(start_proxy, path)
