@@ -213,5 +213,6 @@ def test_each_hook_is_documented(hook: str) -> None:
 
 @pytest.mark.parametrize("hook", hooks())
 def test_each_hook_is_used_by_a_plugin_of_ours(hook: str) -> None:
-    used = set().union(*(implemented(ast.parse(path.read_text())) for path in plugin_files()))
+    paths = [*plugin_files(), *(ROOT / "examples").rglob("*.py")]
+    used = set().union(*(implemented(ast.parse(path.read_text())) for path in paths))
     assert hook in used

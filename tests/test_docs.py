@@ -326,6 +326,19 @@ class FakeTime:
     tm_hour: int
 
 
+async def test_credential_headers_works(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    await start_proxy(plugins={"badge": load("credential_headers")})
+    connection = await raw()
+    badge = [("x-BADGE", "alices-long-badge")]
+    await connection.send(request_bytes("GET", "/v1/models", badge, token=None))
+
+    assert (await connection.response()).status == 200
+    assert (await records.finished()).principal == "alice"
+    assert upstream.requests[0].header("x-badge") is None
+
+
 async def test_pages_works(start_proxy: StartProxy, ask: Ask) -> None:
     proxy = await start_proxy(plugins={"whoami": load("pages")})
 

@@ -692,6 +692,50 @@ def test_a_plugin_that_does_not_take_the_settings_before_is_named(
 # Asking
 
 
+class Badges(Answers):
+    """Declares these headers to carry credentials."""
+
+    def __init__(self, *names: object) -> None:
+        super().__init__(None)
+        self.names: Any = names
+
+    @hookimpl
+    def credential_headers(self) -> Any:
+        return self.names
+
+
+def test_credential_headers_are_those_of_all_plugins_ever_named() -> None:
+    badges = Badges("x-badge", "X-OTHER")
+    plugins = plugins_of(a=badges, b=Badges("X-Third"))
+    plugins.configure(Settings.defaults())
+    assert plugins.credential_headers == {"X-Badge", "X-Other", "X-Third"}
+    badges.names = ("x-new",)
+    plugins.configure(Settings.defaults())
+    assert plugins.credential_headers == {"X-Badge", "X-Other", "X-Third", "X-New"}
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["X Badge"], "'X Badge' is not a header's name"),
+        ([""], "'' is not a header's name"),
+        ([b"X-Badge"], "b'X-Badge' is not a header's name"),
+        (["content-length"], "'content-length' is a header that the protocol needs"),
+        (["traceparent"], "'traceparent' is a header that the protocol needs or that logs show"),
+        ("X-Badge", "it must name headers in a list, not in a text"),
+        (None, "TypeError"),
+    ],
+)
+def test_credential_headers_that_cannot_be_are_refused(named: Any, said: str) -> None:
+    badges = Badges()
+    badges.names = named
+    with pytest.raises(ConfigurationError) as caught:
+        plugins_of(a=badges).configure(Settings.defaults())
+    (fault,) = caught.value.faults
+    assert fault.startswith("plugin 'a' failed in credential_headers: ")
+    assert said in fault
+
+
 class Sleeper:
     """Has every hook, and is inactive as long as the settings say so."""
 

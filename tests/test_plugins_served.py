@@ -697,3 +697,94 @@ async def test_with_the_token_plugin_disabled_it_is_not_even_imported(
 
     assert process.returncode == 0
     assert record["principal"] == "alice:token-not-imported"
+
+
+# -- what a request's headers are to a plugin
+
+
+class Badge:
+    """Reads a credential of its own, and leaves everybody to the next plugin."""
+
+    @hookimpl
+    def credential_headers(self) -> list[str]:
+        return ["x-badge"]
+
+    @hookimpl
+    def authenticate(self, request: IncomingRequest) -> None:
+        logging.getLogger("badge").warning("asked about %s %s", request, request.headers)
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/v1/models", b""),
+        ("/v1/files", b"%PDF"),
+        ("/v1/messages", b'{"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": []}'),
+        (
+            "/openai/v1/chat/completions",
+            b'{"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]}',
+        ),
+    ],
+)
+async def test_credential_header_goes_neither_upstream_nor_to_a_log(
+    target: str,
+    body: bytes,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    await start_proxy(plugins=[Badge()], LOG_LEVEL="debug")
+    client = await raw()
+    fields = [("X-Badge", "secret-badge-1"), ("x-BADGE", "secret-badge-2"), ("X-Own", "crosses")]
+    method = "POST" if body else "GET"
+    await client.send(request_bytes(method, target, fields, body, token=TEST_TOKEN))
+    await client.response()
+
+    (received,) = upstream.requests
+    assert received.header("x-own") == "crosses"
+    assert "secret-badge" not in str(received.headers)
+    assert "asked about" in caplog.text
+    assert "secret-badge" not in caplog.text + str(await records.finished())
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {  # Any: as careless as a plugin
+    "add": lambda headers: headers.add("X-Own", "changed"),
+    "assign": lambda headers: headers.__setitem__("X-Own", "changed"),
+    "update": lambda headers: headers.update({"X-Own": "changed"}),
+    "delete": lambda headers: headers.pop("Host"),
+    "clear": lambda headers: headers.clear(),
+    "parse": lambda headers: headers.parse_line("X-Own: changed"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_headers_changed_by_a_plugin_are_a_failure(
+    change: Callable[[Any], object],
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plugin = First(lambda request: change(request.headers) and None)
+    await start_proxy(plugins={"meddles": plugin})
+    assert (await get(raw, "/v1/models")).status == 503
+    assert "plugin 'meddles' failed in authenticate" in caplog.text
+    assert "TypeError" in caplog.text
+    assert upstream.requests == []
+
+
+async def test_headers_copied_by_a_plugin_change_nothing_upstream(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    def meddle(request: IncomingRequest) -> None:
+        request.headers.get_list("X-Own").append("changed")
+        request.headers.copy()["X-Own"] = "changed"
+
+    await start_proxy(plugins=[First(meddle)])
+    client = await raw()
+    await client.send(request_bytes("GET", "/v1/models", [("X-Own", "1")], token=TEST_TOKEN))
+    assert (await client.response()).status == 200
+    assert [value for name, value in upstream.requests[0].headers if name == "X-Own"] == ["1"]

@@ -64,7 +64,8 @@ class IncomingRequest(Struct, frozen=True):
 
     :param method: as sent: ``POST``.
     :param path: as sent, without the query, not decoded.
-    :param headers: case-insensitive, repeated lines kept (``headers.get_list(name)``).
+    :param headers: case-insensitive, repeated lines kept (``headers.get_list(name)``); to change
+        them is a `TypeError`.
     :param remote_ip: the client's address, in its shortest form; behind a trusted proxy, the one
         that it reports; ``unknown`` if that is no address, which must pass for nobody's.
     :param dialect: the API that the path belongs to.

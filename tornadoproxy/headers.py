@@ -5,7 +5,8 @@ Headers are open lists: all cross but those named here, repeated lines included.
 - Hop-by-hop fields end here (RFC 9110 §7.6.1), those that ``Connection`` names included. The
   framing of each side is that side's own, but a ``Content-Length`` crosses as it came.
 - Credentials and cookies end here: the client's are for this proxy, and upstream gets one
-  credential, its own. Upstream's cookies are not for the client.
+  credential, its own. So do the headers that plugins declare by the hook ``credential_headers``.
+  Upstream's cookies are not for the client.
 - ``Expect`` ends here, since this proxy has answered it.
 - ``Origin``, ``Referer`` and ``Sec-Fetch-*`` end here: the API refuses requests from web pages, and
   which of them may use this proxy is decided here (`tornadoproxy.cors`).
@@ -15,9 +16,10 @@ Headers are open lists: all cross but those named here, repeated lines included.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tornado.httputil import HTTPHeaders, _normalize_header
 
@@ -59,6 +61,42 @@ _FRAMING = frozenset({"Content-Length"})
 _VIA = "1.1 tornadoproxy-"
 
 
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+# what the protocol needs, and what a `RequestRecord` holds, which logs show
+_NO_CREDENTIAL = frozenset(
+    {
+        "Accept-Encoding",
+        "Anthropic-Version",
+        "Connection",
+        "Content-Encoding",
+        "Content-Length",
+        "Content-Type",
+        "Host",
+        "Traceparent",
+        "Tracestate",
+        "Transfer-Encoding",
+        "Via",
+        "X-Claude-Code-Agent-Id",
+        "X-Claude-Code-Parent-Agent-Id",
+        "X-Claude-Code-Session-Id",
+    }
+)
+
+
+def credential_name(name: object) -> str:
+    """Return the name of a header that carries a plugin's credential, in ``Http-Header-Case``.
+
+    :raises ValueError: with the end of a sentence that begins with `name`, which is none.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError("is not a header's name")
+    canonical = _normalize_header(name)
+    if canonical in _NO_CREDENTIAL:
+        raise ValueError("is a header that the protocol needs or that logs show: choose another")
+    return canonical
+
+
 def credential_header(key: Secret, scheme: str) -> tuple[str, str]:
     """The one credential that upstream gets, as ``x-api-key`` or as ``bearer``."""
     value = key.reveal().decode("latin-1")
@@ -73,6 +111,36 @@ def via(instance: str) -> str:
 def has_been_here(headers: HTTPHeaders, instance: str) -> bool:
     """Whether a request has been through this proxy before (RFC 9110 §7.6.3, ``Via``)."""
     return any(via(instance) in line for line in headers.get_list("Via"))
+
+
+class RequestHeaders(HTTPHeaders):
+    """A client's headers, as plugins are given them and as they go upstream: nobody changes them.
+
+    They hold credentials, so `str` does not show them. ``copy()`` can be changed.
+    """
+
+    def add(self, name: str, value: str, **options: bool) -> NoReturn:
+        raise TypeError("a request's headers cannot be changed")
+
+    def __setitem__(self, name: str, value: str) -> NoReturn:
+        raise TypeError("a request's headers cannot be changed")
+
+    def __delitem__(self, name: str) -> NoReturn:
+        raise TypeError("a request's headers cannot be changed")
+
+    def get_list(self, name: str) -> list[str]:
+        """Return the values of each line of a header, in a list of the caller's own."""
+        return super().get_list(name).copy()
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def request_headers(fields: Iterable[tuple[str, str]]) -> RequestHeaders:
+    """A request's headers, from fields as `headers_of` takes them."""
+    headers = RequestHeaders()
+    add_fields(headers, fields)
+    return headers
 
 
 def headers_of(fields: Iterable[tuple[str, str]]) -> HTTPHeaders:

@@ -85,6 +85,20 @@ def configure(settings: Settings) -> str | Inactive | None:
 
 
 @hookspec
+def credential_headers() -> Iterable[str]:  # type: ignore[empty-body]  # a specification
+    """Name the request headers that carry a credential of the plugin's own. Declaring.
+
+    Runs after every `configure`, at start and on SIGHUP: a setting may name the header. From then
+    on, none of them goes upstream or into a log, whichever plugin authenticates a request, and a
+    SIGHUP takes none back. ``x-api-key``, ``authorization`` and ``cookie`` need not be named: those
+    never go upstream.
+
+    A name that is no header's, or is that of one that the protocol needs or logs show, ends the
+    start.
+    """
+
+
+@hookspec
 def pages() -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
     """Offer pages of the plugin's own, such as ``/metrics``. Declaring.
 

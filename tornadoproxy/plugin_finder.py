@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.pages import Page
 
-_DECLARING = ("declare_settings", "commands", "pages")
+_DECLARING = ("declare_settings", "commands", "credential_headers", "pages")
 _SYNC_HOOKS = (*_DECLARING, "configure", "price", "request_finished")
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

@@ -38,6 +38,7 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.exchange import Identity
+from tornadoproxy.headers import credential_name
 from tornadoproxy.hookspecs import INACTIVE
 from tornadoproxy.pages import Page, hidden_paths
 from tornadoproxy.plugin_answers import discard, failure, outcome
@@ -111,6 +112,8 @@ class Plugins:
         name.
     :ivar refusals: how often each failed so that a request was refused.
     :ivar admits: whether `admit` has any plugin to ask.
+    :ivar credential_headers: names of request headers that do not go upstream, in
+        ``Http-Header-Case``.
     :ivar authorizes: whether `authorize` has anybody to ask.
     """
 
@@ -122,6 +125,7 @@ class Plugins:
         self._settings: Settings | None = None
         self._timeout = PLUGIN_TIMEOUT.default
         self._configurers = found.calls("configure")
+        self._header_namers = found.calls("credential_headers")
         self._page_makers = found.calls("pages")
         self._starters = found.calls("startup")
         self._authenticators = found.calls("authenticate")
@@ -135,6 +139,7 @@ class Plugins:
         self._pages: tuple[tuple[str, Page], ...] = ()
         self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
+        self.credential_headers: frozenset[str] = frozenset()
 
     @classmethod
     def load(
@@ -194,6 +199,8 @@ class Plugins:
                 )
             else:
                 self._check_still_inactive(inactive)
+            # a request in flight may have one of those that were named before
+            self.credential_headers |= self._all_credential_headers()
         except ConfigurationError:
             if self._settings is not None:
                 self._go_back_to(self._settings)
@@ -457,6 +464,7 @@ class Plugins:
                 "No plugin authenticates requests, so nobody may be let in: these could, but their "
                 f"settings are not set: {' '.join(call.plugin for call in self._authenticators)}"
             )
+        self._header_namers = active(self._header_namers)
         self._page_makers = active(self._page_makers)
         self._starters = active(self._starters)
         self._authenticators = active(self._authenticators)
@@ -480,6 +488,18 @@ class Plugins:
                     for plugin in sorted(inactive ^ self._inactive)
                 )
             )
+
+    def _all_credential_headers(self) -> frozenset[str]:
+        names: set[str] = set()
+        faults: list[str] = []
+        for plugin, name_them in self._header_namers:
+            try:
+                names.update(_credential_names(name_them()))
+            except BaseException as error:
+                faults += faults_of(plugin, "credential_headers", error)
+        if faults:
+            raise ConfigurationError(*faults)
+        return frozenset(names)
 
     def _all_pages(self) -> tuple[tuple[str, Page], ...]:
         pages: list[tuple[str, Page]] = []
@@ -532,6 +552,16 @@ def _nonsense(question: _Question, answer: object) -> OurOwnError:
     if isinstance(answer, Identity) and (fault := _fault_of(answer)):
         return OurOwnError(fault)
     return OurOwnError(f"its {type(answer).__name__} is neither None nor {question.answer}")
+
+
+def _credential_names(named: Iterable[object]) -> Iterator[str]:
+    if isinstance(named, str):
+        raise OurOwnError("it must name headers in a list, not in a text")
+    for name in named:
+        try:
+            yield credential_name(name)
+        except ValueError as error:
+            raise OurOwnError(f"{name!r} {error}") from None
 
 
 def _checked(page: object) -> Page:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tornadoproxy.headers import headers_of
+from tornadoproxy.headers import request_headers
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
@@ -107,7 +107,7 @@ def parse_head(head: bytes) -> RequestHead:
     if match is None:
         raise MalformedRequest(_fault_of_syntax(head), _path(head))
     method, target, version = (match[at].decode("latin-1") for at in (1, 2, 3))
-    headers = headers_of(_FIELD.findall(match[4].decode("latin-1")))
+    headers = request_headers(_FIELD.findall(match[4].decode("latin-1")))
     fault = _fault_of_framing(version, headers)
     if fault is not None:
         raise MalformedRequest(fault, target.partition("?")[0])

@@ -264,6 +264,8 @@ class UpstreamHandler(ExchangeHandler):
         gateway = self.gateway
         base = gateway.settings[UPSTREAM_BASE_URL]
         method = self.request.method or ""
+        if gateway.plugins.credential_headers:
+            drop |= gateway.plugins.credential_headers
         head = request_head(
             method,
             base.prefix + target,

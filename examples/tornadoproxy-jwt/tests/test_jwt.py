@@ -174,6 +174,22 @@ async def test_one_whose_time_is_up_does_not_end_the_reading_for_the_others(
     assert len(provider.requests) == 1
 
 
+async def test_token_in_a_header_of_its_own_ends_here(
+    start: Callable[..., Awaitable[Proxy]],
+    http_client: AsyncHTTPClient,
+    upstream: ScriptedUpstream,
+    rsa_key: rsa.RSAPrivateKey,
+    records: Records,
+) -> None:
+    proxy = await start(JWT_HEADER="x-goog-iap-jwt-assertion")
+    headers = {"X-Goog-IAP-JWT-Assertion": token(rsa_key)}
+    response = await http_client.fetch(f"{proxy.url}/v1/models", headers=headers)
+
+    assert response.code == 200
+    assert (await records.finished()).principal == "alice"
+    assert upstream.requests[0].header("x-goog-iap-jwt-assertion") is None
+
+
 async def test_what_is_no_jwt_is_left_to_the_next_plugin(
     proxy: Proxy, ask: Ask, records: Records, provider: Provider
 ) -> None:

@@ -17,6 +17,7 @@ from tornadoproxy import (
     Identity,
     Inactive,
     IncomingRequest,
+    Secret,
     Setting,
     Settings,
     hookimpl,
@@ -26,6 +27,8 @@ from tornadoproxy import (
 if TYPE_CHECKING:
     from tornadoproxy_jwt.keys import KeySet
     from tornadoproxy_jwt.tokens import TokenReader
+
+MAX_LINES = 8  # of JWT_HEADER in one request, as of x-api-key
 
 # only those of a private and a public key: with an HMAC, whoever can check could sign as well
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
@@ -75,6 +78,15 @@ GROUPS_CLAIM: Setting[str] = Setting(
     default="groups",
     help="The claim that lists the groups that the person belongs to.",
 )
+HEADER: Setting[str] = Setting(
+    "JWT_HEADER",
+    parsers.text,
+    default="",
+    help=(
+        "The header that carries the token, as X-Goog-IAP-JWT-Assertion does behind an "
+        "identity-aware proxy; without it, tokens come as any credential does."
+    ),
+)
 KEYS_SECONDS: Setting[float] = Setting(
     "JWT_KEYS_SECONDS",
     parsers.seconds(),
@@ -95,6 +107,7 @@ class JWTAuthenticator:
     def __init__(self) -> None:
         self._keys: KeySet | None = None
         self._reader: TokenReader | None = None
+        self._header = HEADER.default
 
     @hookimpl
     def declare_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
@@ -105,6 +118,7 @@ class JWTAuthenticator:
             SIGNED_BY,
             LEEWAY,
             GROUPS_CLAIM,
+            HEADER,
             KEYS_SECONDS,
             RETRY_SECONDS,
         )
@@ -123,6 +137,7 @@ class JWTAuthenticator:
             raise ConfigurationError(*faults)
         if self._keys is None or self._keys.url != settings[JWKS_URL]:
             self._keys = KeySet(settings[JWKS_URL])
+        self._header = settings[HEADER]
         self._keys.lifetime = settings[KEYS_SECONDS]
         self._keys.retry = settings[RETRY_SECONDS]
         self._reader = TokenReader(
@@ -135,15 +150,25 @@ class JWTAuthenticator:
         return f"whoever has a token of {settings[ISSUER]}"
 
     @hookimpl
+    def credential_headers(self) -> tuple[str, ...]:
+        return (self._header,) if self._header else ()
+
+    @hookimpl
     def authenticate(
         self, request: IncomingRequest
     ) -> Coroutine[None, None, Identity | None] | None:
         assert self._keys is not None, "configured"
         assert self._reader is not None, "configured"
-        tokens = self._reader.tokens(request.candidates())
+        tokens = self._reader.tokens(self._candidates(request))
         if not tokens:
             return None  # not mine, which is known without a coroutine
         return self._reader.identify(tokens, self._keys)
+
+    def _candidates(self, request: IncomingRequest) -> tuple[Secret, ...]:
+        if not self._header:
+            return request.candidates()
+        lines = request.headers.get_list(self._header)[:MAX_LINES]
+        return tuple(Secret(line.encode("latin-1")) for line in lines)
 
     @hookimpl
     async def shutdown(self) -> None:
