@@ -1618,5 +1618,10 @@ def test_a_number_over_all_bounds_is_refused() -> None:
 
 
 def test_messages_quote_little_of_the_client() -> None:
-    error = refused(HI, result("x" * 100_000))
-    assert len(error.message) < 300
+    long = "x" * 100_000
+    for messages in (
+        (HI, result(long)),
+        (HI, assistant(None, call(long))),
+        (HI, assistant(function_call={"name": long})),
+    ):
+        assert len(refused(*messages).message) < 300

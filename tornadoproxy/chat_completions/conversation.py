@@ -265,7 +265,8 @@ class _Translator:
             quoted = repr(client_id[:MAX_QUOTED])
             refuse(call.param, f"({quoted}) must be answered by a tool message right after it")
         if self._legacy is not None:
-            refuse("messages", f"must answer the function_call of {self._legacy.name!r}")
+            quoted = repr(self._legacy.name[:MAX_QUOTED])
+            refuse("messages", f"must answer the function_call of {quoted}")
 
 
 class _Call(NamedTuple):
