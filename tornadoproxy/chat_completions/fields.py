@@ -54,7 +54,10 @@ _TRANSLATED = {
     "safety_identifier": "as `user`, unless `user` or `metadata.user_id` is there",
     "metadata": "its `user_id` as `user`; other keys are ignored",
     "stream": "`stream`",
-    "stream_options": "`include_usage` adds the chunk with the usage",
+    "stream_options": (
+        "`include_usage` adds the chunk with the usage, which is that of all models of a response "
+        "(an advisor's, and a declined attempt's before a fallback)"
+    ),
     "service_tier": "`service_tier`, for Anthropic's own values; others are ignored",
 }
 
