@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING
 
@@ -369,17 +368,6 @@ async def test_options_that_are_no_preflight_are_an_ordinary_request(
     assert (await ask(raw, "OPTIONS", "/v1/x", page, RIGHT)).body == b"fine"
     assert (await ask(raw, "OPTIONS", "/v1/x", *preflight(), RIGHT)).body == b"fine"
     assert [request.method for request in upstream.requests] == ["OPTIONS", "OPTIONS"]
-
-
-async def test_a_preflight_does_not_wait_for_its_body(
-    start_proxy: StartProxy, raw: OpenRaw
-) -> None:
-    await start_proxy(ALLOWED_ORIGINS=APP)
-    client = await raw()
-    lines = [("Origin", APP), *preflight(), ("Content-Length", "1000000")]
-    await client.send(request_bytes("OPTIONS", "/v1/x", lines))
-    async with asyncio.timeout(10):
-        assert (await client.response()).status == 204
 
 
 # -- without a token

@@ -302,7 +302,7 @@ class _StatusCollector(Collector):
         yield connections
         yield GaugeMetricFamily(
             "tornadoproxy_held_bytes",
-            "Request bodies held in memory, or promised the room.",
+            "Request bodies, and heads that are not whole, held in memory.",
             value=status.held_bytes,
         )
         yield GaugeMetricFamily(
