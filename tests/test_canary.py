@@ -374,7 +374,7 @@ async def _go_wrong(program: Program, upstream: ScriptedUpstream, token: str) ->
         (f"/openai/nothing?key={QUERY}", x_api_key, 404),
         (f"/v1/../admin?key={QUERY}", x_api_key, 400),
         (f"/v1//x?key={QUERY}", x_api_key, 400),
-        (f"/v1/models?key={QUERY}" + "&x" * 1000, x_api_key, 400),
+        (f"/v1/models\\?key={QUERY}", x_api_key, 400),
     ]:
         answer = await program.ask(request_bytes("POST", path, [line], MESSAGE))
         assert b" %d " % status in answer, path
@@ -459,7 +459,6 @@ async def test_no_canary_in_any_log_or_answer_or_in_the_wrong_direction(
         f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY} {KEY}\n",
         f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}\nAUTH_TOKENS={TOKEN}\n",
         f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}\n{TOKEN}\n",
-        f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}\n{TOKEN}={KEY}\n",
         f"AUTH_TOKEN='{NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}\n",
         f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}\nMOOD=configure\n",
         f"AUTH_TOKEN_FILE={NEW_TOKEN}\nUPSTREAM_API_KEY_FILE={NEW_KEY}\n",
@@ -680,6 +679,7 @@ def secret_files(directory: Path) -> dict[str, Path]:
     }
     for name, text in texts.items():
         (directory / name).write_text(text)
+        (directory / name).chmod(0o600)
     return {name: directory / name for name in texts}
 
 
@@ -719,7 +719,6 @@ BAD: dict[str, tuple[list[str], dict[str, str]]] = {
     "a short flag": ([f"-k{TOKEN}"], {}),
     "an unknown name in .env": (["--env-file", "{unknown.env}"], {}),
     "a bare token in .env": (["--env-file", "{bare.env}"], {}),
-    "an assignment to a token in .env": (["--env-file", "{assignment.env}"], {}),
     "an open quote in .env": (["--env-file", "{quote.env}"], {}),
     "a key of two words in .env": (["--env-file", "{blank.env}"], {"UPSTREAM_API_KEY": ""}),
     "an exported token in .env": (["--env-file", "{export.env}"], {}),
@@ -772,6 +771,21 @@ def test_no_canary_in_a_start_up_fault(
     assert all(line.startswith("tornadoproxy: ") for line in errors.splitlines())
     assert errors.strip() != ""
     assert found(EVERYTHING, errors.encode()) == []
+
+
+def test_no_canary_in_a_warning_about_ignored_names(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ignored = secret_files(tmp_path)["assignment.env"]
+    ignored.chmod(0o644)
+    environment = {**GOOD, f"{TOKEN}_NAME": KEY}
+
+    assert cli.main(["check", "--env-file", str(ignored)], environment) == 0
+
+    output, errors = capfd.readouterr()
+    assert "1 name that is no setting" in errors
+    assert found(EVERYTHING, f"{output}{errors}".encode()) == []
 
 
 @pytest.mark.parametrize("command", ["check", "plugins", "token", "--help", "--version"])
