@@ -147,9 +147,10 @@ def encode_string(value: str) -> bytes:
     """A JSON string in UTF-8; see `encode`."""
     try:
         written = encode_basestring(value).encode()
-        return written if value.isascii() else escape_line_separators(written)
     except UnicodeEncodeError:
         return json.dumps(value).encode()
+    has_separators = "\x85" in value or "\u2028" in value or "\u2029" in value
+    return escape_line_separators(written) if has_separators else written
 
 
 # made once: json.dumps makes one for each call that asks for more than its defaults
