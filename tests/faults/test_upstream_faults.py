@@ -721,7 +721,6 @@ async def test_a_message_of_nothing(framing: str, proxy: Proxy, scene: Scene) ->
 
 ERRORS = {
     400: "invalid_request_error",
-    401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
