@@ -91,7 +91,7 @@ def read(
     rest = arguments[1:] if arguments and not arguments[0].startswith("-") else arguments
     given, unknown = _parser(settings.values()).parse_known_args(rest)
     known = [*map(_flag, settings.values()), _ENV_FILE, *_HELP]
-    namespace, mend = argparse.Namespace(), "see --help"
+    namespace, mend = argparse.Namespace(), "see `help`"
     if own is not None:
         namespace, unknown = own.parse_known_args(unknown)
         known += _flags(own)
@@ -217,6 +217,6 @@ def _unknown(arguments: Sequence[str], known: Iterable[str], mend: str) -> list[
     return [
         f"unknown flag {flag}{nearest(flag, known)}"
         if re.fullmatch(r"--[a-z][a-z0-9-]{1,60}", flag)
-        else "there is an unknown flag, which is not repeated here: see --help"
+        else "there is an unknown flag, which is not repeated here: see `help settings`"
         for flag in flags
     ]

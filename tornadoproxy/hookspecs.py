@@ -52,7 +52,8 @@ def declare_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]  #
 
     Runs once, after the plugins are loaded and before any setting is read; also for ``--help``,
     ``check`` and ``plugins``. Each `Setting` then works like one of the core's: as a flag (unless
-    it is secret), in the environment, in ``.env``, in ``--help``, and as ``settings[SETTING]``.
+    it is secret), in the environment, in ``.env``, in ``help settings``, and as
+    ``settings[SETTING]``.
 
     An exception, a name that is taken, or anything but settings ends the start.
     """

@@ -163,11 +163,11 @@ def _parsed(setting: Setting[Any], given: _Given) -> object:
 
 def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
     if not isinstance(error, ValueError):
-        return f"has a value that its parser fails at ({type(error).__name__}): see --help"
+        return f"has a value that its parser fails at ({type(error).__name__}): see `help settings`"
     complaint = str(error)
     quiet = not setting.secret or setting.parse in parsers.NEVER_QUOTE
     if not quiet and _may_quote(complaint, given.text):
-        return "has a wrong value, which is not repeated here: see --help"
+        return "has a wrong value, which is not repeated here: see `help settings`"
     return complaint
 
 
