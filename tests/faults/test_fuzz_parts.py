@@ -205,7 +205,15 @@ class TestEvents:
 
     @both
     def test_usage_is_the_same_at_any_split(self, examples: int) -> None:
-        source = b"".join(message_events(message_document("Hi there", id="msg_1")))
+        content = [
+            {"type": "text", "text": "Hi there"},
+            {"type": "server_tool_use", "name": "advisor", "input": {}},
+            {"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}},
+        ]
+        counts = {"input_tokens": 7, "output_tokens": 5}
+        iterations = [{"type": "advisor_message", "model": "c", **counts}, {"type": "compaction"}]
+        document = message_document(content=content, usage={**counts, "iterations": iterations})
+        source = b"".join(message_events(document))
 
         def check(seed: int, sizes: list[int], is_stream: bool) -> None:
             stream = damaged(source, random.Random(seed), [source])
