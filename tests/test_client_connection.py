@@ -353,7 +353,7 @@ async def test_oldest_of_what_waits_unauthenticated_is_closed(
     await third.send(sent)
     await ended(clients[0])
     assert proxy.server.status().held_bytes == 800
-    assert proxy.server.status().plugin_refusals == {}
+    assert not any(proxy.server.status().plugin_refusals.values())
     for client in (clients[1], third):
         await client.close()
     while proxy.server.status().held_bytes:

@@ -144,7 +144,7 @@ async def test_unauthenticated_connections_make_room(
     if b"X-Slow" in sent:
         await slow.cancelled.wait()
     assert proxy.server.status().upstream_connections == 1
-    assert proxy.server.status().plugin_refusals == {}
+    assert not any(proxy.server.status().plugin_refusals.values())
 
 
 async def test_silent_tls_handshakes_make_room(
