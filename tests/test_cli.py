@@ -628,10 +628,12 @@ class TestBanner:
         declared = Plugins.load().declared_settings()
         nothing = Sources({}, {}, envfile.EnvFile(Path(".env"), {}))
         settings = Settings.defaults(*declared)
-        assert banner.credential(settings, nothing, declared) == "export AUTH_TOKEN=your-token"
+        title, command = banner.credential(settings, nothing, declared)
+        assert title == "to paste first, with a credential of yours in place of your-token:"
+        assert command == "export AUTH_TOKEN=your-token"
         (keys,) = [setting for setting in declared if setting.name == "KEYS_DB"]
         keyed = settings.replace({keys: Path("keys.db")})
-        assert banner.credential(keyed, nothing, declared) == "export AUTH_TOKEN=your-key"
+        assert banner.credential(keyed, nothing, declared)[1] == "export AUTH_TOKEN=your-key"
 
 
 def test_an_interruption_before_it_serves_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,10 @@ def facts(
     )
 
 
-def credential(settings: Settings, sources: Sources, declared: Iterable[Setting[Any]]) -> str:
-    """A shell command that takes the proxy's token from where it stands, into ``AUTH_TOKEN``.
+def credential(
+    settings: Settings, sources: Sources, declared: Iterable[Setting[Any]]
+) -> tuple[str, str]:
+    """What takes the proxy's token from where it stands, into ``AUTH_TOKEN``: a title, a command.
 
     It holds no token, and works in another terminal, as a user who may read the token. Of several
     tokens it takes the first. For another authenticator's credential it has a placeholder.
@@ -80,14 +82,17 @@ def credential(settings: Settings, sources: Sources, declared: Iterable[Setting[
         path = sources.origin(by_name["AUTH_TOKEN_FILE"])[0] or ""
         found = f"cat {_quoted(path)}"
     elif not settings.is_set("AUTH_TOKEN"):
-        return f"export AUTH_TOKEN=your-{'key' if settings.is_set('KEYS_DB') else 'token'}"
+        placeholder = "your-key" if settings.is_set("KEYS_DB") else "your-token"
+        title = f"to paste first, with a credential of yours in place of {placeholder}:"
+        return title, f"export AUTH_TOKEN={placeholder}"
     elif "AUTH_TOKEN" in sources.environment:
         found = f"tr '\\0' '\\n' < /proc/{os.getpid()}/environ | sed -n 's/^AUTH_TOKEN=//p'"
     else:
         file = sources.env_file
         line = file.entries["AUTH_TOKEN"].line
         found = f"sed -n '{line}s/[^=]*=//p' {_quoted(file.path)} | tr -d \\\"\\'"
-    return f"export AUTH_TOKEN=\"$({found} | awk 'NF {{print $1; exit}}')\""
+    command = f"export AUTH_TOKEN=\"$({found} | awk 'NF {{print $1; exit}}')\""
+    return "to paste first:", command
 
 
 def banner(
@@ -97,12 +102,12 @@ def banner(
 
     :param shown: pairs of a name and a line; see `facts`.
     :param sent: what a client sends, as a shell reads it: `VARIABLE`, or a throw-away token.
-    :param before: commands to paste first; see `credential`.
+    :param before: lines to show before those that send it; see `credential`.
     """
     return (
         f"tornadoproxy {__version__}",
         *aligned(shown),
-        *(("to paste first:", *before) if before else ()),
+        *before,
         *_to_paste(settings, client_url(settings, port), sent),
     )
 

@@ -147,7 +147,7 @@ def _serve(configuration: Configuration) -> int:
             facts = banner.facts(settings, port, plugin_lines, plugins.describe())
             loop = ("event loop", runner.loop_name())
             token = banner.credential(settings, sources, plugins.declared_settings())
-            for line in banner.banner(settings, port, (*facts, loop), banner.VARIABLE, token):
+            for line in banner.banner(settings, port, (*facts, loop), banner.VARIABLE, *token):
                 writer.write(line.encode())
 
         serving = runner.serve(

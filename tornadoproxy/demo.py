@@ -60,10 +60,11 @@ async def serve_demo(
                 "upstream": "a script in this process",
                 "event loop": runner.loop_name(),
             }
-            sent, before = token or banner.VARIABLE, []
+            sent = token or banner.VARIABLE
+            before: tuple[str, ...] = ()
             if token is None:
                 sources = configuration.sources(plugins)
-                before = [banner.credential(settings, sources, plugins.declared_settings())]
+                before = banner.credential(settings, sources, plugins.declared_settings())
             lines = banner.banner(settings, port, tuple(facts.items()), sent, *before)
             for line in (
                 "This is a demo: the answers come from a script, not from Claude.",

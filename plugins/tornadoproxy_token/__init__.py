@@ -141,8 +141,8 @@ def _anybody(settings: Settings) -> str:
         return "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set"
     raise ConfigurationError(
         f"HOST is {settings[HOST]} and no AUTH_TOKEN is set: set one "
-        "(`python -m tornadoproxy token` makes one), or say ALLOW_ANONYMOUS=1 to let in everybody "
-        "who reaches it."
+        "(`python -m tornadoproxy token` makes one), or KEYS_DB for a key for each person, or say "
+        "ALLOW_ANONYMOUS=1 to let in everybody who reaches it."
     )
 
 
