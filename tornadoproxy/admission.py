@@ -79,7 +79,7 @@ class Admission:
         if self._in_flight >= self._limit:
             return False
         self._in_flight += 1
-        _change(self._places, principal, 1)
+        self._places[principal] = self._places.get(principal, 0) + 1
         return True
 
     def leave(self, principal: str) -> None:

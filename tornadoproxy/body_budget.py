@@ -133,5 +133,6 @@ class HeldBody(Holding):
 
     def release(self) -> None:
         """Give the room back; harmless the second time."""
-        self._pieces.clear()
-        self.resize(0)
+        if self.size:
+            self._pieces.clear()
+            self.resize(0)

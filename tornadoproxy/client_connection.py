@@ -577,16 +577,16 @@ class ClientConnection(asyncio.Protocol):
         except MalformedChunk:
             self._give_up(request, InvalidRequest("A chunk of the request's body is malformed."))
             return False
-        if not request.answered:
+        if piece and not request.answered:
             self._body_size += len(piece)
-            self._await_body()
-            if piece:
-                busy = request.delegate.data_received(piece)
-                if busy is not None:
-                    self._wait(request, busy)
-                    return False
+            busy = request.delegate.data_received(piece)
+            if busy is not None:
+                self._wait(request, busy)
+                return False
         if request.has_come:
             self._end_body(request)
+        elif not request.answered:
+            self._await_body()
         return True
 
     def _wait(self, request: RequestConnection, busy: Awaitable[None]) -> None:
