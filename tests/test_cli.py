@@ -111,7 +111,7 @@ class TestVersionAndToken:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["help", "--help"]])
+    @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["help", "help"]])
     def test_help_names_every_command(self, tmp_path: Path, arguments: list[str]) -> None:
         done = run(tmp_path, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
