@@ -119,9 +119,7 @@ def hidden_paths(pages: Sequence[tuple[str, Page]]) -> Iterator[tuple[str, str]]
     """
     for at, (plugin, page) in enumerate(pages):
         mend = "choose another path, or declare it with overrides=True"
-        if page.overrides:
-            pass
-        elif is_served(page.path) or any(map(page.matches, SAMPLES)):
+        if not page.overrides and (is_served(page.path) or any(map(page.matches, SAMPLES))):
             yield plugin, f"its page {page.path} hides a path of the proxy's own: {mend}"
         for other, earlier in pages[:at]:
             if page.overrides != earlier.overrides:
