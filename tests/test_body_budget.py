@@ -41,14 +41,14 @@ def test_budget_stays_within_room_and_leaves_some(steps: list[tuple[int, str, in
     HeldBody(budget, "any").add(b"x" * (CAPACITY // 2))
 
 
-def test_oldest_stranger_gives_way() -> None:
+def test_oldest_unauthenticated_holding_gives_way() -> None:
     budget = BodyBudget(CAPACITY)
     gone: list[str] = []
 
-    def stranger(name: str) -> HeldBody:
+    def unknown(name: str) -> HeldBody:
         return HeldBody(budget, None, lambda: gone.append(name))
 
-    first, second, third = map(stranger, ("first", "second", "third"))
+    first, second, third = map(unknown, ("first", "second", "third"))
     for each in (first, second, first):
         each.add(b"x" * 30)
     third.add(b"x" * 10)

@@ -1,13 +1,12 @@
-"""Shares the memory for what clients have sent and nobody can use yet, so that none takes it all.
+"""Divides the memory for what clients have sent and nobody can use yet.
 
-The theory. What has arrived is charged, never what was announced: a slow body costs its sender as
-little as it has sent. A principal may hold as much as it leaves free. So one alone gets half of
-the room, the next one half of what is left, and whoever comes finds room, however many bodies
-others have begun; nobody has to wait for anybody's (the dynamic threshold of A. Choudhury and
-E. Hahne, https://doi.org/10.1109/90.664262).
+The theory. What has arrived is charged, never what was announced: a slow body costs as much room as
+it has sent. A principal may hold as much as it leaves free. So one principal alone gets half of the
+room, the next one half of what is left, and there is always room for one that holds nothing (the
+dynamic threshold of A. Choudhury and E. Hahne, https://doi.org/10.1109/90.664262).
 
 Clients that are not authenticated have a sixteenth of the room, all together. There the oldest
-holding gives way to the newest, since an honest client is done within moments.
+holding gives way to the newest, since a client in good faith needs its room for moments only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tornadoproxy.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_STRANGERS_PART = 16
+_UNKNOWN_PART = 16
 
 
 class BodyBudget:
@@ -33,8 +32,8 @@ class BodyBudget:
         self.used = 0
         self._capacity = capacity
         self._by_principal: dict[str, int] = {}
-        self._strangers_used = 0
-        self._strangers: dict[Holding, None] = {}  # the oldest first
+        self._unknown_used = 0
+        self._unknown: dict[Holding, None] = {}  # the oldest first
 
     def charge(self, principal: str, more: int) -> None:
         """Charge `more` bytes to `principal`; less than 0 gives room back.
@@ -50,23 +49,23 @@ class BodyBudget:
         else:
             self._by_principal.pop(principal, None)
 
-    def charge_stranger(self, holding: Holding, more: int) -> None:
+    def charge_unknown(self, holding: Holding, more: int) -> None:
         """Charge the `more` bytes that `holding` has; the oldest holdings make room for them."""
         self.used += more
-        self._strangers_used += more
+        self._unknown_used += more
         if holding.size:
-            self._strangers[holding] = None
+            self._unknown[holding] = None
         else:
-            self._strangers.pop(holding, None)
-        while self._strangers_used > self._capacity // _STRANGERS_PART:
-            next(iter(self._strangers)).give_way()
+            self._unknown.pop(holding, None)
+        while self._unknown_used > self._capacity // _UNKNOWN_PART:
+            next(iter(self._unknown)).give_way()
 
 
 class Holding:
     """What one client holds.
 
     :param principal: who that is; ``None`` if it is not authenticated.
-    :param on_give_way: called when it had to make room, as only a stranger's has to.
+    :param on_give_way: called when it had to make room, as only unauthenticated clients have to.
     :ivar size: in bytes.
     """
 
@@ -94,7 +93,7 @@ class Holding:
             self.size = size
         elif more:
             self.size = size
-            self._budget.charge_stranger(self, more)
+            self._budget.charge_unknown(self, more)
 
     def give_way(self) -> None:
         """Hold nothing more, since others need the room."""

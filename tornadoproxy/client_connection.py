@@ -16,7 +16,7 @@ ends after an answer is closed only when the client has had its time to read it:
 something unread would reset it (RFC 9112 §9.6).
 
 A client that is not authenticated takes nothing from others: a head that is not whole, and what
-waits while an authenticator takes its time, is charged to the strangers of
+waits while an authenticator takes its time, is charged to the unauthenticated clients' part of
 `tornadoproxy.body_budget`, and the listener may close the connection to make room for another.
 
 There is one timer for each connection. It is moved, not made anew, for each request. A body has two

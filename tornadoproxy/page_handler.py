@@ -89,8 +89,8 @@ class PageHandler(ExchangeHandler):
     def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # made by the application, which knows
         super().initialize(gateway)
         self._plugin, self._page, self._arguments = found
-        self._is_strangers = self._page.public and self._page.admit is None
-        self._max_body = MAX_PUBLIC_BODY if self._is_strangers else MAX_PAGE_BODY
+        self._is_unauthenticated = self._page.public and self._page.admit is None
+        self._max_body = MAX_PUBLIC_BODY if self._is_unauthenticated else MAX_PAGE_BODY
         self._held: HeldBody | None = None
 
     async def prepare(self) -> None:
@@ -123,7 +123,7 @@ class PageHandler(ExchangeHandler):
         """Who the body is charged to; a page that admits its clients answers for them."""
         if self.exchange.identity is not None:
             return self.exchange.identity.principal
-        return None if self._is_strangers else f"plugin {self._plugin}"
+        return None if self._is_unauthenticated else f"plugin {self._plugin}"
 
     def _give_way(self) -> None:
         self.fail(Overloaded("Too many requests to pages are in flight. Try again.", retry_after=1))

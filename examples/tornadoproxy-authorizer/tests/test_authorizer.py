@@ -175,7 +175,6 @@ async def test_a_person_has_so_many_in_flight(
     assert (refused.code, refused.headers["retry-after"]) == (429, "1")
     assert json.loads(refused.body)["error"]["type"] == "rate_limit_error"
     assert (await ask(proxy, "bob")).code == 200
-    assert (await ask(proxy, "ann", "/v1/models", None)).code == 200, "that is no message"
     await proxy.server.drain()
     await asyncio.gather(*waiting, return_exceptions=True)
 

@@ -56,7 +56,7 @@ CONCURRENT: Setting[int] = Setting(
     "CONCURRENT_REQUESTS",
     parsers.integer(minimum=0),
     default=0,
-    help="Requests for messages that a person may have in flight; 0 is no limit.",
+    help="Requests that a person may have in flight; 0 is no limit.",
 )
 
 
@@ -82,23 +82,25 @@ class Authorizer:
             return INACTIVE
         return "models, answer lengths and concurrency have limits"
 
+    # by the head: a slow body must not get around it
+    @hookimpl
+    def admit(self, identity: Identity) -> Permit | None:
+        return self._count(identity.principal) if self._concurrent else None
+
     @hookimpl
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
-    ) -> Permit | None:
+    ) -> None:
         if self._models:
             self._check_model(request, identity, model_request)
         if model_request is None:
-            return None
+            return
         asked = model_request.max_tokens
         if self._max_tokens and asked is not None and asked > self._max_tokens:
             raise Denied(
                 f"max_tokens may be {self._max_tokens} at most, not {asked}: ask for less.",
                 status=400,
             )
-        if not self._concurrent:
-            return None
-        return self._count(identity.principal)
 
     def _check_model(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
