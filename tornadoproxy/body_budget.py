@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornadoproxy.errors import Overloaded
+from tornadoproxy.errors import BodyTooLarge, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,17 @@ class BodyBudget:
             self._by_principal[principal] = own
         else:
             self._by_principal.pop(principal, None)
+
+    def check_may_fit(self, size: int) -> None:
+        """Refuse a body that a principal could not hold if nobody else held any.
+
+        :raises BodyTooLarge: `size` is more than half of the room.
+        """
+        most = self._capacity // 2
+        if size > most:
+            raise BodyTooLarge(
+                f"The request body is larger than {most} bytes, which is half of MAX_HELD_BODIES."
+            ) from None
 
     def charge_unknown(self, holding: Holding, more: int) -> None:
         """Charge the `more` bytes that `holding` has; the oldest holdings make room for them."""
@@ -119,9 +130,15 @@ class HeldBody(Holding):
     def add(self, piece: bytes) -> None:
         """Hold what has come.
 
-        :raises Overloaded: there is no room for it.
+        :raises Overloaded: there is no room for it now.
+        :raises BodyTooLarge: there never is.
         """
-        self.resize(self.size + len(piece))
+        size = self.size + len(piece)
+        try:
+            self.resize(size)
+        except Overloaded:
+            self._budget.check_may_fit(size)
+            raise
         self._pieces.append(piece)
 
     def take(self) -> bytes:

@@ -80,11 +80,6 @@ LINGER = 30.0
 MAX_PENDING = 64 * 1024
 """With so many bytes waiting to be used, no more are read."""
 
-RATE_GRACE = 20.0
-"""How long a body may take before its least rate counts, in seconds. Apache's own
-(https://httpd.apache.org/docs/2.4/mod/mod_reqtimeout.html), as is the rate's default.
-"""
-
 
 class Peer(NamedTuple):
     """Who is at the other end, as `HTTPServerRequest` asks for it."""
@@ -610,7 +605,8 @@ class ClientConnection(asyncio.Protocol):
         """Set the deadline for more of the body."""
         patience, rate = self._host.body_timeout, self._host.min_body_rate
         if rate:
-            due = self._body_began + RATE_GRACE + self._body_size / rate
+            # the first seconds are free, so that a body may begin with a silence
+            due = self._body_began + patience + self._body_size / rate
             patience = min(patience, due - self._loop.time())
         self._set_deadline(patience)
 

@@ -298,8 +298,8 @@ MIN_BODY_RATE: Setting[int] = Setting(
     parsers.integer(0, 1_000_000_000),
     default=500,
     help=(
-        "Bytes a second that a request body must arrive with after its first 20 s, else it is "
-        "answered 408; 0 disables it."
+        "Bytes a second that a request body must arrive with on average after CLIENT_BODY_TIMEOUT "
+        "seconds, else it is answered 408; 0 disables it."
     ),
 )
 SHUTDOWN_DELAY: Setting[float] = Setting(

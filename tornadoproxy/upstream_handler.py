@@ -185,7 +185,7 @@ class UpstreamHandler(ExchangeHandler):
         if self._held is not None:
             try:
                 self._held.add(chunk)
-            except Overloaded as error:
+            except (BodyTooLarge, Overloaded) as error:
                 self.fail(error)
             return None
         return None if self._call is None else self._call.write(chunk)
