@@ -343,7 +343,7 @@ async def test_client_that_falls_silent_within_its_body(
 async def test_slow_upload_lasts_longer_than_the_silence_it_may_hold(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    await start_proxy(CLIENT_BODY_TIMEOUT=0.3)
+    await start_proxy(CLIENT_BODY_TIMEOUT=0.3, MIN_BODY_RATE=10)
     client = await raw()
     await client.send(
         request_bytes("POST", "/v1/messages", {"Content-Length": "8"}, token=TEST_TOKEN)
