@@ -103,6 +103,8 @@ STRING = {"type": "string"}
         ({"type": "string", "enum": ["a", "b"]}, {"enum": ["a", "b"]}),
         ({"type": "string", "const": "a"}, {"const": "a"}),
         ({"enum": [{"a": 1}]}, None),
+        ({"anyOf": []}, None),
+        ({"type": "array", "prefixItems": []}, None),
         (
             {"type": "object", "properties": {}, "const": {"a": 1}},
             CLOSED | {"description": '{"const": {"a": 1}}'},
@@ -217,6 +219,28 @@ def test_work_is_bounded_however_references_multiply() -> None:
     nested: Json = STRING
     for _ in range(500):
         nested = {"type": "array", "items": nested}
+    assert fitted(nested) is None
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        {"description": "x" * 100_000},
+        {"title": "x" * 100_000},
+        {"minLength": [0] * 50_000},
+        {"enum": ["a"] * 50_000},
+    ],
+    ids=lambda long: next(iter(long)),
+)
+def test_long_definition_is_not_copied_to_each_reference(long: Json) -> None:
+    definition = STRING | long
+    references = {f"p{n}": {"$ref": "#/$defs/A", "description": "D"} for n in range(50)}
+    assert fitted(of(**references), A=definition) is None
+    references = {f"p{n}": {"$ref": "#/$defs/A"} for n in range(50)}
+    assert fitted(of(**references), A=definition) is not None
+    nested: Json = definition
+    for _ in range(20):
+        nested = {"type": "array", "prefixItems": [nested]}
     assert fitted(nested) is None
 
 

@@ -31,6 +31,7 @@ MAX_UNIONS = 16
 # Far above what the upstream compiles. They bound the work that a request can ask for.
 _MAX_PARTS = 5_000
 _MAX_DEPTH = 64
+_PART_LENGTH = 100  # characters, of a schema that is copied
 
 _FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
@@ -143,6 +144,8 @@ class _Fitter:
         return _with_rest(fitted, schema, {"required"})
 
     def _union(self, branches: list[Any], depth: int) -> list[Json]:  # Any: JSON
+        if not branches:
+            raise _Unfit
         self.unions += 1
         return [self._fit(branch, depth + 1) for branch in branches]
 
@@ -165,7 +168,8 @@ class _Fitter:
         items = schema.get("items")
         if isinstance(schema.get("prefixItems"), list):
             # a tuple, of which the subset can say which items there are, but not where
-            items = {"anyOf": [*schema["prefixItems"], *([items] if items else [])]}
+            prefix = self._copied(schema["prefixItems"])
+            items = {"anyOf": [*prefix, *([items] if items else [])]}
         fitted: Json = {"items": self._fit(items, depth + 1)}
         if schema.get("minItems") in (0, 1):
             fitted["minItems"] = schema["minItems"]
@@ -231,9 +235,16 @@ class _Fitter:
         if not isinstance(others, list):
             raise _Unfit
         if "$ref" in schema:
-            others = [*others, self._target(schema["$ref"])]
+            others = [*others, self._copied(self._target(schema["$ref"]))]
         for other in others:
             yield from self._all_of(other, depth + 1)
+
+    def _copied(self, value: Any) -> Any:  # Any: JSON
+        """Return `value`, which stands in the result once more: without a bound it could multiply."""
+        self.parts -= len(json.dumps(value)) // _PART_LENGTH
+        if self.parts < 0:
+            raise _Unfit
+        return value
 
     def _visit(self, depth: int) -> None:
         self.parts -= 1
