@@ -1075,6 +1075,7 @@ def test_limits_on_the_answer() -> None:
         (100, None, 10_000, 20_000),
         (100, 15_000, 10_000, 15_000),
         (None, 64_000, 60_000, 64_000),
+        (None, None, 10**4300 - 1, 10_000_000),  # twice of it is no number that JSON can have
     ],
 )
 def test_limit_of_request_without_one_is_above_its_budget(

@@ -159,7 +159,7 @@ async def test_another_address_without_a_token_stops_at_start_and_names_both_way
         await start_proxy(AUTH_TOKEN=None, HOST=host)
 
     (fault,) = caught.value.faults
-    for part in (f"HOST is {host}", "no AUTH_TOKEN is set: set one", "ALLOW_ANONYMOUS=1"):
+    for part in (f"HOST is {host}", "no AUTH_TOKEN is set: set one", "ALLOW_ANONYMOUS=yes"):
         assert part in fault
 
 

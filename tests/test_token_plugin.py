@@ -145,7 +145,7 @@ def test_no_token_elsewhere_names_both_ways_out(host: str) -> None:
     assert host in fault
     assert "AUTH_TOKEN" in fault
     assert "python -m tornadoproxy token" in fault
-    assert "ALLOW_ANONYMOUS=1" in fault
+    assert "ALLOW_ANONYMOUS=yes" in fault
     assert "ANYONE who reaches it" in line(settings(host=host, allow_anonymous=True))
     assert "whoever has" in line(settings(secrets(TOKEN), host=host))
 

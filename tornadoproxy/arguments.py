@@ -120,16 +120,28 @@ def own_parser(
 ) -> argparse.ArgumentParser:
     """A parser for the own arguments of the command `name`.
 
+    The help of each sub-command says what it does, and that every setting's flag may follow.
+
     :param what: what the command does.
     :param add_arguments: adds them.
     """
     parser = _Parser(
         prog=f"{PROGRAM} {name}",
-        description=what[:1].upper() + what[1:] + ".",
+        description=_sentence(what),
         epilog=f"Every setting's flag may follow, too, and --env-file: `{PROGRAM} help settings`.",
     )
     add_arguments(parser)
+    for action in parser._actions:  # nothing public names the sub-commands
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                sub = action.choices[choice.dest]
+                sub.description = sub.description or _sentence(choice.help or "")
+                sub.epilog = sub.epilog or parser.epilog
     return parser
+
+
+def _sentence(phrase: str) -> str:
+    return phrase and phrase[:1].upper() + phrase[1:].rstrip(".") + "."
 
 
 def taken_flags(

@@ -82,8 +82,10 @@ def credential(
         path = sources.origin(by_name["AUTH_TOKEN_FILE"])[0] or ""
         found = f"cat {_quoted(path)}"
     elif not settings.is_set("AUTH_TOKEN"):
-        placeholder = "your-key" if settings.is_set("KEYS_DB") else "your-token"
-        title = f"to paste first, with a credential of yours in place of {placeholder}:"
+        placeholder, own = "your-token", "your credential, if you need one"
+        if settings.is_set("KEYS_DB"):
+            placeholder, own = "your-key", "a key of yours"
+        title = f"to paste first; replace {placeholder} with {own}:"
         return title, f"export AUTH_TOKEN={placeholder}"
     elif "AUTH_TOKEN" in sources.environment:
         found = f"tr '\\0' '\\n' < /proc/{os.getpid()}/environ | sed -n 's/^AUTH_TOKEN=//p'"

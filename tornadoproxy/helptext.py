@@ -83,11 +83,11 @@ def _group(title: str, settings: Iterable[Setting[Any]]) -> Iterator[str]:
     for setting in settings:
         names = " or ".join((setting.name, *setting.fallbacks))
         where = (
-            f"{names} (environment or .env only; default: {default_text(setting)})"
+            f"{names} (no flag; default: {default_text(setting)})"
             if setting.flag is None
             else f"{setting.flag}, {names} (default: {default_text(setting)})"
         )
-        yield "  " + where
+        yield textwrap.fill(where, _WIDTH, initial_indent=" " * 2, subsequent_indent=" " * 4)
         yield textwrap.indent(textwrap.fill(setting.help, _WIDTH - 6), " " * 6)
 
 

@@ -142,7 +142,7 @@ def _anybody(settings: Settings) -> str:
     raise ConfigurationError(
         f"HOST is {settings[HOST]} and no AUTH_TOKEN is set: set one "
         "(`python -m tornadoproxy token` makes one), or KEYS_DB for a key for each person, or say "
-        "ALLOW_ANONYMOUS=1 to let in everybody who reaches it."
+        "ALLOW_ANONYMOUS=yes to let in everybody who reaches it."
     )
 
 

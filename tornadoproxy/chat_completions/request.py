@@ -32,6 +32,7 @@ from tornadoproxy.errors import InvalidRequest
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 UNKNOWN_MAX_TOKENS = 32_000
 """The limit of an answer where neither the request nor the list of models names one."""
+_ANY_MAX_TOKENS = 10_000_000  # above the maximum of any model
 MAX_USER_ID = 256  # characters
 MAX_IGNORED = 32  # names: what is ignored is told in a header
 
@@ -225,7 +226,7 @@ def _max_tokens(document: Json, options: Options, able: Capabilities) -> int:
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
     if isinstance(budget, int):  # upstream wants a limit above it
         limit = max(limit, 2 * budget)
-    return min(limit, able.max_tokens or limit)
+    return min(limit, able.max_tokens or _ANY_MAX_TOKENS)
 
 
 def _plain_fields(document: Json, ignored: list[str]) -> Json:

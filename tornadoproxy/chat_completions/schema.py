@@ -240,7 +240,7 @@ class _Fitter:
             yield from self._all_of(other, depth + 1)
 
     def _copied(self, value: Any) -> Any:  # Any: JSON
-        """Return `value`, which stands in the result once more: without a bound it could multiply."""
+        """Return `value`, which the result holds once more: unbounded, copies fill the memory."""
         self.parts -= len(json.dumps(value)) // _PART_LENGTH
         if self.parts < 0:
             raise _Unfit
