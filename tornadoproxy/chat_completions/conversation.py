@@ -282,7 +282,8 @@ def _arguments(arguments: object, param: str) -> Json | Raw:
     """
     written = "" if arguments is None else text(arguments, param)
     try:
-        document = loads(written) if written.strip() else None
+        encoded = written.encode(errors="surrogatepass")
+        document = loads(encoded, "surrogatepass") if written.strip() else None
     except ValueError:
         document = written
     if document is None or document == []:  # some languages write an empty object so

@@ -25,7 +25,7 @@ many are decoded within 40 ms, during which no other thread runs.
 """
 
 _STEP = 1024 * 1024
-_NO_BACKSLASH = re.compile(r"[^\\]")
+_NO_BACKSLASH = re.compile(rb"[^\\]")
 
 MAX_TOOL_NAME = 128  # characters
 _TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
@@ -41,7 +41,7 @@ def parse(body: bytes) -> Json:
         values, or not an object.
     """
     try:
-        document = loads(body.decode())
+        document = loads(body)
     except UnicodeDecodeError:
         raise InvalidRequest("The request body is not valid UTF-8.") from None
     except ValueError as error:
@@ -51,21 +51,25 @@ def parse(body: bytes) -> Json:
     return document
 
 
-def loads(document: str) -> object:
+def loads(document: bytes, errors: str = "strict") -> object:
     """The JSON in `document`, within bounds.
 
+    :param errors: see `bytes.decode`.
+    :raises UnicodeDecodeError: it is not UTF-8.
     :raises ValueError: it is not JSON, or over a bound; the message says which.
     """
     at_most = _count_values(document)  # most texts have few of these signs
     if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
         raise ValueError(f"it holds more than {MAX_VALUES} values")
     try:
-        value: object = fast_json.loads_text(document, _DECODER)
+        value: object = fast_json.loads_judged(document, _DECODER, errors)
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise ValueError(reason) from None
+    except UnicodeDecodeError:
+        raise
     except ValueError as error:  # a constant, or a number that is too large
         raise ValueError(str(error).partition(";")[0]) from None
     if at_most > MAX_DEPTH:
@@ -157,7 +161,7 @@ def _without_halves(value: Any) -> Any:  # Any: JSON
     return [_without_halves(each) for each in value] if isinstance(value, list) else value
 
 
-def _is_over(document: str, limit: int) -> bool:
+def _is_over(document: bytes, limit: int) -> bool:
     """Whether JSON has more values than `limit`, without the memory that it takes to read it.
 
     It goes in steps, since no other thread runs during one.
@@ -169,8 +173,8 @@ def _is_over(document: str, limit: int) -> bool:
         end = len(document) if cut is None else cut.end()
         if end - start > 2 * _STEP:
             return True
-        pieces = document[start:end].replace("\\\\", "").replace('\\"', "").split('"')
-        values += _count_values("".join(pieces[in_string::2]))
+        pieces = document[start:end].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        values += _count_values(b"".join(pieces[in_string::2]))
         if values > limit:
             return True
         in_string ^= len(pieces) % 2 == 0
@@ -178,8 +182,8 @@ def _is_over(document: str, limit: int) -> bool:
     return False
 
 
-def _count_values(structure: str) -> int:
-    return structure.count(",") + structure.count("[") + structure.count("{")
+def _count_values(structure: bytes) -> int:
+    return structure.count(b",") + structure.count(b"[") + structure.count(b"{")
 
 
 def _check_depth(value: object) -> None:
