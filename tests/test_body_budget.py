@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +71,15 @@ def test_held_body_is_charged_until_released() -> None:
     for _ in range(2):
         body.release()
     assert budget.used == 0
+
+
+def test_held_body_in_small_pieces_takes_what_is_charged() -> None:
+    body = HeldBody(BodyBudget(1_000_000), "a")
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            body.add(b"%02d" % (number % 100))
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * body.size
+    finally:
+        tracemalloc.stop()
+    assert body.take() == b"".join(b"%02d" % number for number in range(100)) * 1000

@@ -116,7 +116,7 @@ class Holding:
 class HeldBody(Holding):
     """A request's body, held until it is whole or for as long as it may be needed again."""
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_body",)
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class HeldBody(Holding):
         on_give_way: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(budget, principal, on_give_way)
-        self._pieces: list[bytes] = []
+        self._body = bytearray()  # small pieces in a list would take 30 times what is charged
 
     def add(self, piece: bytes) -> None:
         """Hold what has come.
@@ -139,16 +139,16 @@ class HeldBody(Holding):
         except Overloaded:
             self._budget.check_may_fit(size)
             raise
-        self._pieces.append(piece)
+        self._body += piece
 
     def take(self) -> bytes:
         """Return the body, which stays charged until `release`."""
-        body = b"".join(self._pieces)
-        self._pieces.clear()
+        body = bytes(self._body)
+        self._body.clear()
         return body
 
     def release(self) -> None:
         """Give the room back; harmless the second time."""
         if self.size:
-            self._pieces.clear()
+            self._body.clear()
             self.resize(0)
