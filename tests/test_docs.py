@@ -547,10 +547,11 @@ async def test_the_code_on_the_page_works(
     start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean_environment(monkeypatch)
-    proxy = await start_proxy(AUTH_TOKEN="a-token-of-yours")
+    proxy = await start_proxy()
     (code,) = blocks(ANTHROPIC)
     names: dict[str, Any] = {}  # Any: whatever it defines
-    compiled = compile(code.replace("http://localhost:8000", proxy.url), "anthropic.md", "exec")
+    pasted = code.replace("http://localhost:8000", proxy.url)
+    compiled = compile(pasted.replace("your-secret-token-here", TEST_TOKEN), "anthropic.md", "exec")
     await asyncio.to_thread(exec, compiled, names)
 
     assert "Why is the sky blue?" in capsys.readouterr().out

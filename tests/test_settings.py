@@ -405,6 +405,7 @@ class TestPlaceholders:
     SECRET_ASSIGNED = re.compile(
         r"\b([A-Z_]+_(?:TOKEN|KEY)|OTEL_EXPORTER_OTLP_HEADERS)=\"?([^\s\"`]+)"
     )
+    CLIENT_SENDS = re.compile(r"(?:api_key=|apiKey: |ANTHROPIC_AUTH_TOKEN=)\"?([\w-]+)")
 
     def test_of_the_documentation_are_refused(self, tmp_path: Path) -> None:
         root = Path(__file__).parents[1]
@@ -420,6 +421,11 @@ class TestPlaceholders:
             for name, value in self.SECRET_ASSIGNED.findall(file.read_text())
             if name in secret and not value.startswith("$")
         }
+        # what clients are shown in a token's place, too; a plugin's own credentials are others
+        for name in ("README.md", "docs/anthropic.md", "docs/openai.md"):
+            shown = set(self.CLIENT_SENDS.findall((root / name).read_text())) - {"dummy", "null"}
+            assert shown
+            found |= {("AUTH_TOKEN", value) for value in shown}
         assert len(found) >= 5
         for name, value in found:
             (fault,) = faults_of(sources(tmp_path, environment={name: value}), secret[name])

@@ -53,8 +53,8 @@ class Sources:
     """Where settings come from.
 
     :param flags: texts by variable, as the command line gave them.
-    :param environment: the process's environment. Names that nobody declared are ignored.
-    :param env_file: the ``.env`` file. Names that nobody declared are faults.
+    :param environment: the process's environment.
+    :param env_file: the ``.env`` file. A name that is nearly a declared one is a fault.
     """
 
     flags: Mapping[str, str] = field(repr=False)

@@ -134,13 +134,10 @@ def _notes(question: Question, all_of_it: Sum) -> list[str]:
     notes = []
     if "group" in question.by:
         notes.append(
-            "A request of somebody in several groups counts for each of them, and once in the "
-            "total."
+            "A request of somebody in several groups counts for each, and once in the total."
         )
     if "model" in question.by:
-        notes.append(
-            "A request that spent on several models counts for each of them, and once in the total."
-        )
+        notes.append("A request on several models counts for each, and once in the total.")
     if all_of_it.unpriced:
         notes.append("Unpriced requests are not in the cost: nobody knows what they cost.")
     if all_of_it.partial:

@@ -740,7 +740,7 @@ def test_who_is_in_several_groups_counts_for_each_and_once_in_the_total(filled: 
     table = usage(filled, "--by", "group")
     found = [line.split()[:2] for line in table.splitlines()[1:5]]
     assert found == [["-", "2"], ["engineers", "3"], ["leads", "5"], ["total", "7"]]
-    assert "A request of somebody in several groups counts for each of them, and once" in table
+    assert "A request of somebody in several groups counts for each, and once" in table
     assert "several groups" not in usage(filled, "--by", "key")
 
 
