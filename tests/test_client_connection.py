@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy import client_connection, hookimpl
+from tornadoproxy import Page, PageAnswer, client_connection, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,
@@ -22,6 +22,7 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from tornadoproxy import IncomingRequest, PageRequest
     from tornadoproxy.testing import (
         OpenRaw,
         Proxy,
@@ -316,14 +317,14 @@ async def test_head_without_an_end_is_not_read_for_ever(
 
 
 class SlowAuthenticator:
-    """Takes its time, and fails when it is cancelled."""
+    """Takes its time, and fails when it is cancelled; so do its public pages."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
 
     @hookimpl(tryfirst=True)
-    async def authenticate(self) -> None:
+    async def authenticate(self, request: IncomingRequest) -> None:
         self.asked.set()
         try:
             await asyncio.Event().wait()
@@ -331,18 +332,31 @@ class SlowAuthenticator:
             self.cancelled.set()
             raise RuntimeError
 
+    @hookimpl
+    def pages(self) -> list[Page]:
+        async def serve(request: PageRequest) -> PageAnswer:
+            await self.authenticate(request.incoming)
+            return PageAnswer(b"")
 
-@pytest.mark.parametrize("what", ["half a head", "what waits for an authenticator"])
+        admitting = Page("/admitting", serve, ("POST",), public=True, admit=self.authenticate)
+        return [Page("/serving", serve, public=True), admitting]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /v1/models HTTP/1.1\r\nX: ".ljust(400, b"x"),
+        request_bytes("POST", "/v1/files", body=b"x" * 400, token=TEST_TOKEN),
+        request_bytes("POST", "/admitting", body=b"x" * 400),
+        request_bytes("GET", "/serving") + b"x" * 400,
+    ],
+    ids=["half a head", "an authenticator", "admit of a page", "behind a page"],
+)
 async def test_oldest_of_what_waits_unauthenticated_is_closed(
-    what: str, start_proxy: StartProxy, raw: OpenRaw
+    sent: bytes, start_proxy: StartProxy, raw: OpenRaw
 ) -> None:
     """Such clients share a sixteenth of the room for held bodies."""
-    plugin = SlowAuthenticator()
-    plugins = [plugin] if "authenticator" in what else []
-    proxy = await start_proxy(MAX_HELD_BODIES=16_000, plugins=plugins)
-    sent = request_bytes("POST", "/v1/files", {"X": "y"}, body=b"x" * 400, token=TEST_TOKEN)
-    if not plugins:
-        sent = b"GET /v1/models HTTP/1.1\r\nX: ".ljust(400, b"x")
+    proxy = await start_proxy(MAX_HELD_BODIES=16_000, plugins=[SlowAuthenticator()])
     clients = []
     for held in (400, 800):
         clients.append(await raw())
@@ -364,6 +378,7 @@ async def _drain(client: RawConnection, proxy: Proxy) -> None:
     await proxy.server.drain()
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/admitting"])
 @pytest.mark.parametrize(
     ("end", "outcome"),
     [
@@ -374,6 +389,7 @@ async def _drain(client: RawConnection, proxy: Proxy) -> None:
     ids=["close", "reset", "drain"],
 )
 async def test_authenticator_is_cancelled_with_its_request(
+    path: str,
     end: Callable[[RawConnection, Proxy], Awaitable[None]],
     outcome: str,
     start_proxy: StartProxy,
@@ -384,7 +400,7 @@ async def test_authenticator_is_cancelled_with_its_request(
     plugin = SlowAuthenticator()
     proxy = await start_proxy(plugins=[plugin], DRAIN_TIMEOUT=0.05)
     client = await raw()
-    await client.send(request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN))
+    await client.send(request_bytes("POST", path, body=b"{}", token=TEST_TOKEN))
     await plugin.asked.wait()
     await end(client, proxy)
     async with asyncio.timeout(2):
@@ -638,6 +654,34 @@ async def test_a_flood_of_requests_in_one_go(token: str, raw: OpenRaw, proxy: Pr
     statuses = {(await client.response()).status for _ in range(2_000)}
     await sending
     assert statuses == {404 if token == TEST_TOKEN else 401}
+
+
+async def test_responses_that_nobody_reads_do_not_pile_up(
+    start_proxy: StartProxy, raw: OpenRaw
+) -> None:
+    class Figures:
+        served = 0
+
+        @hookimpl
+        def pages(self) -> list[Page]:
+            return [Page("/figures", self._serve, public=True)]
+
+        def _serve(self, _: PageRequest) -> PageAnswer:
+            self.served += 1
+            return PageAnswer(bytes(100_000))
+
+    figures = Figures()
+    proxy = await start_proxy(plugins=[figures])
+    client, other = await raw(receive_buffer=4096), await raw()
+    await client.send(request_bytes("GET", "/figures") * 300)
+    for _ in range(400):  # each takes a turn of the event loop at least
+        await other.send(HEALTH)
+        assert (await other.response()).status == 200
+    assert 0 < figures.served < 150
+    assert proxy.server.status().held_bytes > 0
+    for _ in range(300):
+        assert len((await client.response()).body) == 100_000
+    assert proxy.server.status().held_bytes == 0
 
 
 async def test_line_ends_between_requests_are_passed_over(raw: OpenRaw, proxy: Proxy) -> None:

@@ -15,9 +15,10 @@ What is refused before there is a handler gets an error in the dialect's shape. 
 ends after an answer is closed only when the client has had its time to read it: to close with
 something unread would reset it (RFC 9112 §9.6).
 
-A client that is not authenticated takes nothing from others: a head that is not whole, and what
-waits while an authenticator takes its time, is charged to the unauthenticated clients' part of
-`tornadoproxy.body_budget`, and the listener may close the connection to make room for another.
+A client that is not authenticated takes nothing from others: what waits of it, such as a head that
+is not whole, is charged to the unauthenticated clients' part of `tornadoproxy.body_budget`, and the
+listener may close the connection to make room for another. No client has a request begun before it
+has taken the response to the one before: responses that nobody reads would pile up.
 
 There is one timer for each connection. It is moved, not made anew, for each request. A body has two
 deadlines: for the silence within it, and for the whole, by a least rate, since a client that sends
@@ -238,7 +239,7 @@ class RequestConnection(HTTPConnection):
         self._client.answer_ended(self)
 
     def authenticating(self) -> None:
-        """It takes a while to find out who sent the request."""
+        """It takes a while to find out who sent the request, or nobody does."""
         self._client.authenticating()
 
     def authenticated(self) -> None:
@@ -393,7 +394,7 @@ class ClientConnection(asyncio.Protocol):
 
     def authenticating(self) -> None:
         """See `RequestConnection.authenticating`."""
-        self._charge().resize(len(self._pending))
+        self._charge()
 
     def authenticated(self) -> None:
         """See `RequestConnection.authenticated`."""
@@ -461,6 +462,9 @@ class ClientConnection(asyncio.Protocol):
         self._flushed.set_result(None)
         if self._is_closing:
             self._set_deadline(LINGER)
+        elif self._request is None:
+            self._await_head()
+            return
         if not self.is_busy:
             self._host.became_idle(self)
 
@@ -487,19 +491,19 @@ class ClientConnection(asyncio.Protocol):
         while self._pending and not (self._is_closing or self._is_yielding):
             request = self._request
             if request is None:
-                if not self._take_head():
+                if not (self._flushed.done() and self._take_head()):
                     break
             elif request.is_whole or not self._take_body(request):
                 break
         self._set_reading(len(self._pending) < MAX_PENDING)
-        if self._holding is not None:
-            self._holding.resize(len(self._pending))
+        if self._holding is not None or (self._request is None and self._pending):
+            self._charge()
 
-    def _charge(self) -> Holding:
-        """Charge what waits from now on."""
+    def _charge(self) -> None:
+        """Charge what waits, now and from now on."""
         if self._holding is None:
             self._holding = Holding(self._host.body_budget, None, self.abort)
-        return self._holding
+        self._holding.resize(len(self._pending))
 
     def _charge_no_more(self) -> None:
         if self._holding is not None:
@@ -523,7 +527,6 @@ class ClientConnection(asyncio.Protocol):
             if data and not self._searched:
                 self._set_deadline(self._host.idle_timeout)
             self._searched = len(data)
-            self._charge()
             return False
         self._searched = 0
         self._charge_no_more()
@@ -572,6 +575,8 @@ class ClientConnection(asyncio.Protocol):
         except MalformedChunk:
             self._give_up(request, InvalidRequest("A chunk of the request's body is malformed."))
             return False
+        if self._holding is not None:
+            self._charge()  # the piece is the handler's to charge now
         if piece and not request.answered:
             self._body_size += len(piece)
             busy = request.delegate.data_received(piece)
@@ -635,9 +640,15 @@ class ClientConnection(asyncio.Protocol):
         assert self._request is not None
         self._request.release()
         self._request = None
+        self._await_head()
+
+    def _await_head(self) -> None:
         self._set_deadline(self._host.idle_timeout)
-        if self._flushed.done():
-            self._host.became_idle(self)
+        if self._pending:
+            self._charge()
+        if not self._flushed.done():
+            return  # `resume_writing` comes back here
+        self._host.became_idle(self)
         if self._pending:
             # requests that have come already must not starve other connections
             self._is_yielding = True

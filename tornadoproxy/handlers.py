@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
     from tornadoproxy.authorization import ModelRequest
     from tornadoproxy.state import Gateway
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +237,7 @@ class ExchangeHandler(BaseHandler):
 
     async def prepare(self) -> None:
         answer = self.gateway.plugins.authenticate(self.exchange.request)
-        identity = answer if isinstance(answer, Identity) else await self._awaited(answer)
+        identity = answer if isinstance(answer, Identity) else await self.until_known(answer)
         self.exchange.identity = identity
         if self.ended:
             return
@@ -255,7 +257,7 @@ class ExchangeHandler(BaseHandler):
         if waiting is not None:
             await waiting
 
-    async def _awaited(self, waiting: Awaitable[Identity]) -> Identity:
+    async def until_known(self, waiting: Awaitable[T]) -> T:
         """Wait for an authenticator; that is cancelled if the request ends meanwhile."""
         self._authenticating = asyncio.current_task()
         self.request.connection.authenticating()  # type: ignore[union-attr]  # ours

@@ -99,8 +99,10 @@ class PageHandler(ExchangeHandler):
             return
         check_target(self.request.uri or "")
         waiting = self.admit()
-        if waiting is not None:
-            await waiting
+        if waiting is None:
+            self.request.connection.authenticating()  # type: ignore[union-attr]  # ours
+        else:
+            await self.until_known(waiting)
 
     def admit(self) -> Awaitable[None] | None:
         methods = self._page.methods
