@@ -330,16 +330,17 @@ async def test_held_bodies_of_one_principal_leave_room(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     """One gets half of the room, the next half of what is left."""
-    proxy = await start_proxy(MAX_HELD_BODIES=4000, plugins=[Names()])
-    for held in (1000, 2000):
-        await (await raw()).send(post("/v1/x", b"x" * 1001, "greedy")[:-1])
+    proxy = await start_proxy(MAX_HELD_BODIES=80_000, plugins=[Names()])
+    for held in (20_000, 40_000):
+        await (await raw()).send(post("/v1/x", b"x" * 20_001, "greedy")[:-1])
         while proxy.server.status().held_bytes < held:
             await asyncio.sleep(0)
     for name, size, status in (
-        ("greedy", 1, 529),
-        ("other", 1001, 529),
-        ("other", 1000, 404),
-        ("other", 2001, 413),  # it would not fit into an empty room either
+        ("greedy", 20_000, 529),
+        ("other", 20_001, 529),
+        ("other", 20_000, 404),
+        ("greedy", 1, 404),  # it comes in one piece, and is small
+        ("other", 40_001, 413),  # it would not fit into an empty room either
     ):
         client = await raw()
         await client.send(post("/v1/x", b"x" * size, name))

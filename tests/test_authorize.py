@@ -21,7 +21,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.upstream_handler import IN_THREAD
+from tornadoproxy.upstream_handler import IN_THREAD, UNCHARGED_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -567,9 +567,10 @@ async def test_a_body_that_is_whole_takes_no_more_room_than_it_needs(
     upstream.script(silent_answer())
     client = await raw()
     head = request_bytes("POST", page, {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
-    await client.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(MESSAGE), MESSAGE))
+    body = MESSAGE + b" " * UNCHARGED_BODY
+    await client.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
     await upstream.received()
-    assert proxy.server.status().held_bytes == len(MESSAGE)
+    assert proxy.server.status().held_bytes == len(body)
     await client.close()
     await records.finished()
     assert proxy.server.status().held_bytes == 0

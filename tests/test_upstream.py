@@ -586,7 +586,7 @@ async def test_held_bodies_give_room_back_however_they_end(
         await connection.send(post(b"x" * 10_000)[:-1])
     while proxy.server.status().held_bytes < 39_996:
         await asyncio.sleep(0)
-    refused = await ask(await raw(), post(b"12345"))
+    refused = await ask(await raw(), post(b"x" * 20_000))
     assert (refused.status, refused.header("retry-after")) == (529, "1")
 
     await holding[0].close()

@@ -8,7 +8,6 @@ delegate, which runs the handler at once, as far as that comes without waiting.
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from functools import partial
@@ -41,8 +40,6 @@ _PROBES: dict[str, type[BaseHandler]] = {
     "/ready": ReadyHandler,
 }
 
-_DOUBLE = re.compile("/v1/v1(?:/|$)")
-
 
 class GatewayApplication(Application):
     """The Tornado application of one proxy. Two can live in one process."""
@@ -74,7 +71,8 @@ class GatewayApplication(Application):
     def _handler_class(self, path: str) -> type[BaseHandler]:
         if path.startswith(RELAY):
             # a base URL that ends in /v1 where the client adds it
-            return NotFoundHandler if _DOUBLE.match(path) else RelayHandler
+            is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
+            return NotFoundHandler if is_double else RelayHandler
         if path in _PROBES:
             return _PROBES[path]
         if CHAT.fullmatch(path):

@@ -399,11 +399,13 @@ class ClientConnection(asyncio.Protocol):
     def authenticated(self) -> None:
         """See `RequestConnection.authenticated`."""
         self._host.became_known(self)
-        self._charge_no_more()
+        if self._holding is not None:
+            self._charge_no_more()
 
     def answer_ended(self, request: RequestConnection) -> None:
         """The answer has been sent; what still comes of the request is dropped."""
-        self._charge_no_more()
+        if self._holding is not None:
+            self._charge_no_more()
         if self._is_closing:
             return
         if not request.is_whole:
@@ -471,7 +473,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
         self._pending = b""
-        self._charge_no_more()
+        if self._holding is not None:
+            self._charge_no_more()
         if self._timer is not None:
             self._timer.cancel()
         if self._is_paused:
@@ -506,9 +509,9 @@ class ClientConnection(asyncio.Protocol):
         self._holding.resize(len(self._pending))
 
     def _charge_no_more(self) -> None:
-        if self._holding is not None:
-            self._holding.resize(0)
-            self._holding = None
+        assert self._holding is not None
+        self._holding.resize(0)
+        self._holding = None
 
     def _take_head(self) -> bool:
         """Begin with the request whose head has come; whether there is one."""
@@ -529,7 +532,8 @@ class ClientConnection(asyncio.Protocol):
             self._searched = len(data)
             return False
         self._searched = 0
-        self._charge_no_more()
+        if self._holding is not None:
+            self._charge_no_more()
         self._pending = data[end:]
         try:
             head = parse_head(data[:end])
@@ -564,7 +568,8 @@ class ClientConnection(asyncio.Protocol):
                 self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._body_began = self._loop.time()
             self._body_size = 0
-            self._await_body()
+            if not self._pending:
+                self._await_body()
 
     def _take_body(self, request: RequestConnection) -> bool:
         """Give the handler what has come of the body; whether it takes more."""

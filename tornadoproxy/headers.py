@@ -130,7 +130,8 @@ class RequestHeaders(HTTPHeaders):
 
     def get_list(self, name: str) -> list[str]:
         """Return the values of each line of a header, in a list of the caller's own."""
-        return super().get_list(name).copy()
+        values = self._as_list.get(_normalize_header(name))
+        return values.copy() if values else []
 
     def __str__(self) -> str:
         return repr(self)

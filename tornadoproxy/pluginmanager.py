@@ -543,7 +543,7 @@ def _fault_of(identity: Identity) -> str | None:
         return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
     if not isinstance(groups, tuple):
         return f"its Identity's groups must be a tuple of texts, not a {type(groups).__name__}"
-    if not all(isinstance(group, str) and group for group in groups):
+    if groups and not all(isinstance(group, str) and group for group in groups):
         return "its Identity's groups must be texts that are not empty"
     return None
 

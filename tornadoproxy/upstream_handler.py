@@ -51,6 +51,12 @@ MAX_MESSAGE_BODY = 32 * 1024 * 1024
 MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
 """What is said of that limit."""
 
+UNCHARGED_BODY = 16 * 1024
+"""The largest body that is held without a charge if it comes in one piece, in bytes.
+
+It is whole by then, so there are no more of them than requests that are in flight or queued.
+"""
+
 IN_THREAD = 256 * 1024
 """The largest body that is read in the event loop, in bytes. It takes at most 50 ms there."""
 
@@ -61,7 +67,9 @@ class UpstreamHandler(ExchangeHandler):
     # What few requests need stands here. An object with more than thirty attributes of its own
     # takes a kilobyte more, and there may be thousands of streams.
     _turn: Turn | None = None
+    _holds = False
     _held: HeldBody | None = None
+    _small_body: bytes | None = None
     _uploads = False
     _told_length: int | None = None
     _ping_timer: asyncio.TimerHandle | None = None
@@ -134,7 +142,7 @@ class UpstreamHandler(ExchangeHandler):
             raise self._too_large()
         chunked = "Transfer-Encoding" in self.request.headers
         if self.holds(length, chunked=chunked):
-            self._held = HeldBody(self.gateway.body_budget, self._principal)
+            self._holds = True
             return None
         has_body = chunked or length > 0
         if has_body:
@@ -164,17 +172,16 @@ class UpstreamHandler(ExchangeHandler):
         :returns: something to await if none is free. The request may be over then.
         :raises Overloaded: it cannot even wait.
         """
-        admission = self.gateway.admission
-        if admission.enter(self._principal):
+        admission, principal = self.gateway.admission, self._principal
+        if admission.enter(principal):
             self._has_place = True
             return None
-        self._turn = admission.queue(self._principal)
+        self._turn = admission.queue(principal)
         return self._turn.wait()
 
     def _end_upload(self) -> None:
-        if self._uploads:
-            self._uploads = False
-            self.gateway.admission.end_upload(self._principal)
+        self._uploads = False
+        self.gateway.admission.end_upload(self._principal)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         exchange = self.exchange
@@ -182,17 +189,32 @@ class UpstreamHandler(ExchangeHandler):
         if exchange.bytes_in > self.max_body():
             self.fail(self._too_large())
             return None
-        if self._held is not None:
-            try:
-                self._held.add(chunk)
-            except (BodyTooLarge, Overloaded) as error:
-                self.fail(error)
+        if self._holds:
+            self._hold(chunk)
             return None
         return None if self._call is None else self._call.write(chunk)
 
-    async def serve(self) -> None:
+    def _hold(self, chunk: bytes) -> None:
         if self._held is None:
-            self._end_upload()
+            if len(chunk) <= UNCHARGED_BODY and self.request.connection.has_come:  # type: ignore[union-attr]  # ours
+                self._small_body = chunk
+                return
+            self._held = HeldBody(self.gateway.body_budget, self._principal)
+        try:
+            self._held.add(chunk)
+        except (BodyTooLarge, Overloaded) as error:
+            self.fail(error)
+
+    def _take_body(self) -> bytes:
+        if self._held is not None:
+            return self._held.take()
+        body, self._small_body = self._small_body, None
+        return body or b""
+
+    async def serve(self) -> None:
+        if not self._holds:
+            if self._uploads:
+                self._end_upload()
             if self._call is not None:
                 await self._call.end_body()
             return
@@ -200,7 +222,7 @@ class UpstreamHandler(ExchangeHandler):
         if waiting is not None:
             await waiting
         if not self.ended:
-            await self.serve_held(self._held.take())
+            await self.serve_held(self._take_body())
 
     async def is_permitted_to_send(self, body: bytes) -> bool:
         """Ask the plugins, as `is_permitted` does, now that it is known what goes upstream.
@@ -414,7 +436,8 @@ class UpstreamHandler(ExchangeHandler):
             self.gateway.admission.withdraw(self._turn)
         elif self._has_place:
             self.gateway.admission.leave(self._principal)
-        self._end_upload()
+        if self._uploads:
+            self._end_upload()
         self._stop_pings()
         if self._call is not None:
             self._call.cancel()
