@@ -136,6 +136,10 @@ class Budgets:
     async def shutdown(self) -> None:
         await self._opened().close()
 
+    @hookimpl(trylast=True)
+    def admit(self, request: IncomingRequest, identity: Identity) -> None:
+        self._opened().admit(request, identity)
+
     # after those that refuse without counting anything
     @hookimpl(trylast=True)
     def authorize(

@@ -153,6 +153,21 @@ class Engine:
                 found.append(shared)
         return found
 
+    def check(self, applying: Iterable[Applying], now: float) -> None:
+        """Refuse a person who has a cap of which nothing is left, whatever may be reserved.
+
+        :param applying: what `applying` says of this person.
+        :raises CapReached: there is one.
+        """
+        self._roll(now)
+        reached = [
+            each
+            for each in applying
+            if self._spent[each.cap.period].get(each.subject, 0) >= each.nanos
+        ]
+        if reached:
+            raise self._refusal(reached)
+
     def reserve(
         self,
         principal: str,

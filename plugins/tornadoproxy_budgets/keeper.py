@@ -117,6 +117,19 @@ class Keeper:
 
     # -- requests
 
+    def admit(self, request: IncomingRequest, identity: Identity) -> None:
+        """Refuse a request that may spend, before its body is read, if nothing is left to spend.
+
+        :raises Denied: 429.
+        """
+        if request.method in _SPENDS_NOTHING or _COSTS_NOTHING(request.path):
+            return
+        applying = self.engine.applying(identity.principal, identity.groups)
+        try:
+            self.engine.check(applying, time.time())
+        except CapReached as reached:
+            raise _refusal(reached) from None
+
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | None:

@@ -182,6 +182,19 @@ async def test_at_the_cap_nothing_goes_upstream(
     assert (await ask(raw, message(), who="bob")).status == 200
 
 
+@pytest.mark.parametrize("route", ["/v1/messages", "/openai/v1/chat/completions"])
+async def test_at_the_cap_body_is_not_waited_for(
+    start_proxy: StartProxy, path: Path, raw: OpenRaw, route: str
+) -> None:
+    set_cap(path, EVERYONE, 0)
+    await start(start_proxy, path)
+    connection = await raw()
+    await connection.send(
+        request_bytes("POST", route, {"Content-Length": "1000000"}, token="ada") + b"{"
+    )
+    assert (await connection.response()).status == 429
+
+
 def iterated(*iterations: Mapping[str, object]) -> Mapping[str, object]:
     """A usage of 10 tokens in and 1 out, and what was spent besides."""
     return {"input_tokens": 10, "output_tokens": 1, "iterations": iterations}
