@@ -156,6 +156,12 @@ STRING = {"type": "string"}
         ({"type": "object", "properties": {}, "patternProperties": {"^x": {}}}, None),
         ({}, None),
         ({"type": "any"}, None),
+        ({"type": {}}, None),
+        ({"type": [{}]}, None),
+        (
+            {"type": "string", "format": {}},
+            {"type": "string", "description": '{"format": {}}'},
+        ),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )

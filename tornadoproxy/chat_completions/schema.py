@@ -33,9 +33,11 @@ _MAX_PARTS = 5_000
 _MAX_DEPTH = 64
 _PART_LENGTH = 100  # characters, of a schema that is copied
 
-_FORMATS = frozenset(
-    ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
+# Tuples: what a client sends in the place of a name may have no hash.
+_FORMATS = (
+    *("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"),
 )
+_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
 # No lookaround, backreference, word boundary or large repetition.
 _PATTERN = re.compile(r"(?:[^\\({]|\\[dws\W_]|\((?!\?)|\{\d{1,2}(?:,\d{0,2})?\})*")
@@ -43,7 +45,6 @@ _PATTERN = re.compile(r"(?:[^\\({]|\\[dws\W_]|\((?!\?)|\{\d{1,2}(?:,\d{0,2})?\})
 _MAX_PATTERN = 1_000  # characters
 
 _SCALARS = (str, int, float, bool, type(None))
-_TYPES = frozenset(("object", "array", "string", "integer", "number", "boolean", "null"))
 _COMPOUND = frozenset(("object", "array"))
 _STRUCTURE = frozenset(("properties", "items", "prefixItems", "enum", "const"))
 _ANNOTATIONS = ("title", "description", "default")
