@@ -536,7 +536,7 @@ SHAPES = {
         TEXT,
     ),
     "compaction": shape(
-        Usage(150_010, 3001, 7, None),
+        Usage(10, 1, others=(ModelUsage(MODEL, Usage(150_000, 3000, 7)),)),
         {
             **TEN,
             "iterations": [

@@ -147,8 +147,8 @@ def presents_both_credentials(headers: HTTPHeaders) -> bool:
 class Usage(Struct, frozen=True):
     """The tokens and tool calls that a response reports, as far as it was read.
 
-    The counts are those of one model: of a record's usage, the model that answered. A response
-    may also spend on other models, which `others` holds. ``None`` means not reported.
+    The counts are those of one model: of a record's usage, the model that answered. `others` holds
+    what a response spent besides. ``None`` means not reported.
 
     :param input_tokens: those neither read from the cache nor written to it.
     :param output_tokens: of the response; if `partial`, those that were reported or, if that is
@@ -159,8 +159,8 @@ class Usage(Struct, frozen=True):
     :param web_search_requests: searches that the API's own tool did.
     :param web_fetch_requests: pages that the API's own tool fetched.
     :param partial: the response was cut, or could not be read, so that there may have been more.
-    :param others: what was spent besides: each call of an advisor, and each attempt that declined
-        before a fallback and had output by then.
+    :param others: each call of an advisor, each compaction, and each attempt that declined before a
+        fallback and had output by then.
     """
 
     input_tokens: int | None = None
@@ -179,7 +179,7 @@ class Usage(Struct, frozen=True):
 
 
 class ModelUsage(Struct, frozen=True):
-    """What a response spent on a model other than the one that answered.
+    """What one call to a model used within a response that took several.
 
     :param model: its name; ``None`` if it was not reported.
     :param usage: its own counts.

@@ -288,7 +288,7 @@ class Plugins:
         return min(sum(known), MAX_COST) if len(known) == len(costs) else None
 
     def priced(self, usage: Usage) -> Usage:
-        """`usage`, with what each of its parts for other models costs."""
+        """`usage`, with what each of its `others` costs."""
         others = (
             structs.replace(other, cost=self._price_of_one(other.model, other.usage))
             for other in usage.others

@@ -7,9 +7,9 @@ on the side, a little at a time (`tornadoproxy.decompression`).
 A stream tells its output tokens at its end. One that is cut before has told of one or a few, so
 that its content is counted as well, in bytes: a token is about four of them.
 
-A response may spend on several models, and its ``usage`` says so in ``iterations``. Its top level
-has the ``message`` entries of the model that answered, and no others: see `_all_spent`. Until a
-stream reports its iterations, the blocks of its content tell that there will be some.
+A response may take several calls to models, and its ``usage`` says so in ``iterations``. Its top
+level has the ``message`` entries of the model that answered, and no others: see `_all_spent`. Until
+a stream reports its iterations, the blocks of its content tell that there will be some.
 
 Sources: https://docs.anthropic.com/en/api/messages-streaming (``usage`` in ``message_delta`` is
 cumulative: the last figure counts, and nothing is summed);
@@ -127,7 +127,7 @@ class UsageReader:
         """What the response has reported so far; partial until it has reported that it is over."""
         usage = self._told if self._is_whole else self._seen()
         if self._iterations:
-            usage = _all_spent(usage, self._iterations)
+            usage = _all_spent(usage, self._iterations, self.model)
         if self._declined or self._unreported:
             unreported = (_NOT_REPORTED,) if self._unreported else ()
             usage = replace(usage, others=usage.others + self._declined + unreported)
@@ -454,44 +454,33 @@ def _with(counts: _Tokens, before: Usage) -> Usage:
     return replace(before, **news)
 
 
-def _all_spent(top: Usage, iterations: list[_Iteration]) -> Usage:
+def _all_spent(top: Usage, iterations: list[_Iteration], model: str | None) -> Usage:
     """`top`, the top level's counts, with all that `iterations` report besides.
 
-    A ``compaction`` is added to the counts of the model that answered. An entry of any other model
-    is apart, be it of a type that is not known yet; but an attempt that declined without any output
-    is not billed. Without a fallback each ``message`` is in the top level, whatever alias of the
-    model it names.
+    A ``compaction`` is a call of its own to the model that answered, and has a price of its own. An
+    entry of any other model is apart, also if its type is not known yet; but an attempt that
+    declined without any output is not billed. Without a fallback each ``message`` is in the top
+    level, whatever alias of the model it names.
+
+    :param model: the one that answered.
     """
     answered = [each.model for each in iterations if each.type == "fallback_message"]
     within: list[_Iteration] = []
-    compactions: list[_Iteration] = []
     others: list[ModelUsage] = []
     for each in iterations:
-        if each.type == "compaction":
-            compactions.append(each)
-        elif each.type == "fallback_message" or (
+        if each.type == "fallback_message" or (
             each.type == "message" and (not answered or each.model in answered)
         ):
             within.append(each)
         elif each.type != "message" or each.output_tokens != 0:
-            others.append(ModelUsage(each.model, _with(each, NOTHING_TOLD)))
+            spent_on = model if each.type == "compaction" else each.model
+            others.append(ModelUsage(spent_on, _with(each, NOTHING_TOLD)))
     lifetimes = [each.cache_creation for each in within if each.cache_creation is not None]
     if within and len(lifetimes) == len(within):
         hourly = sum(each.ephemeral_1h_input_tokens or 0 for each in lifetimes)
         written = top.cache_creation_input_tokens or 0
         top = replace(top, cache_creation_1h_input_tokens=min(hourly, written))
-    for each in compactions:
-        top = _sum(top, _with(each, NOTHING_TOLD))
     return replace(top, others=tuple(others)) if others else top
-
-
-def _sum(usage: Usage, more: Usage) -> Usage:
-    added = {
-        name: (getattr(usage, name) or 0) + count
-        for name, count in asdict(more).items()
-        if type(count) is int
-    }
-    return replace(usage, **added)
 
 
 class Message(NamedTuple):
@@ -512,7 +501,7 @@ def read_message(message: dict[str, Any]) -> Message:  # Any: JSON
     if told.usage is not None:
         usage = _with(told.usage, usage)
         if told.usage.iterations:
-            usage = _all_spent(usage, told.usage.iterations)
+            usage = _all_spent(usage, told.usage.iterations, told.model)
     return Message(told.model, told.stop_reason, usage)
 
 

@@ -7,8 +7,8 @@ is cut at 256 characters.
 In the text form the model is the one that answered, else the one that was asked for. What is not
 known is ``-``, ``tokens`` are those of input + output, ``cache``
 those read + created, an error's blanks are ``_``, and fields that are seldom there are left out.
-``tokens`` and ``cache`` are those of the model that answered; ``others`` has each other model that
-the response spent on, with its tokens. ``cost`` is in US dollars, of all models together, and
+``tokens`` and ``cache`` are those of the model that answered; ``others`` has the model and
+the tokens of each other call. ``cost`` is in US dollars, of all calls together, and
 ``partial`` says that the answer was cut, so that there may have been more than was told.
 In the JSON form every line has every field, ``null`` if it is not known, so that lines can be
 loaded as columns. Durations are in milliseconds, in JSON to a tenth.

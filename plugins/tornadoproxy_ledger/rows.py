@@ -5,8 +5,8 @@ are none; ``time`` is in seconds since the epoch, durations are in seconds, ``co
 billionths of a US dollar. ``NULL`` is what is not known.
 
 The token counts are those of ``model``. ``other_models`` is a JSON array with an object for each
-part that was spent on another model, ``NULL`` if there is none: its ``model``, its counts under the
-names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
+other call to a model (`Usage.others`), ``NULL`` if there is none: its ``model``, its counts under
+the names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
 """
 
 from __future__ import annotations

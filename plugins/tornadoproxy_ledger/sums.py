@@ -36,7 +36,7 @@ def _sum_of_parts(name: str) -> str:
     return f"sum(json_extract(part.value, '$.{name}'))"
 
 
-# A request's own part, of the model that answered, and one of each other model that it spent on.
+# A request's own part, of the model that answered, and one of each model of its other calls.
 # `counted` is whether the part counts as a request. No cost is known of a part unless it is of all.
 _OTHER_MODEL = "json_extract(part.value, '$.model')"
 _PARTS = f"""(

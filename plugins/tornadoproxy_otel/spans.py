@@ -175,7 +175,7 @@ def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
 
 
 def _others(usage: Usage) -> dict[str, AttributeValue]:
-    """The other models that were spent on: what stands at one place of each list belongs together.
+    """The other calls to models: what stands at one place of each list belongs together.
 
     ``gen_ai.usage`` is that of ``gen_ai.response.model``, which is what prices it.
     """
