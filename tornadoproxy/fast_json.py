@@ -29,15 +29,15 @@ def loads(document: bytes | bytearray) -> Any:  # Any: JSON
         return json.loads(document)
 
 
-def loads_judged(document: bytes, judge: json.JSONDecoder, errors: str) -> Any:  # Any: JSON
-    """The same; `judge` decides on what msgspec does not take, and raises what it raises.
+def loads_with(decoder: json.JSONDecoder, document: bytes, errors: str) -> Any:  # Any: JSON
+    """The same; `decoder` reads what msgspec does not take, and raises errors of its own.
 
-    :param errors: of decoding the UTF-8 that `judge` is given; see `bytes.decode`.
+    :param errors: of decoding the UTF-8 that `decoder` is given; see `bytes.decode`.
     """
     try:
         return _decode(document)
     except msgspec.DecodeError:
-        return judge.decode(document.decode(errors=errors))
+        return decoder.decode(document.decode(errors=errors))
 
 
 def escape_line_separators(document: bytes) -> bytes:

@@ -62,7 +62,7 @@ def loads(document: bytes, errors: str = "strict") -> object:
     if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
         raise ValueError(f"it holds more than {MAX_VALUES} values")
     try:
-        value: object = fast_json.loads_judged(document, _DECODER, errors)
+        value: object = fast_json.loads_with(_DECODER, document, errors)
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
