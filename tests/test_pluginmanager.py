@@ -1230,6 +1230,18 @@ def test_async_authenticate_that_blocks_does_not_count(caplog: pytest.LogCapture
     assert "plugin 'blocks' failed in authenticate" in caplog.text
 
 
+def test_answer_in_time_counts_though_another_held_the_loop() -> None:
+    plugins = with_timeout(plugins_of(quick=AnswersLater(Identity("me"))), 0.02)
+
+    async def main() -> Identity:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.03)
+        answer = plugins.authenticate(REQUEST)
+        assert not isinstance(answer, Identity)
+        return await answer
+
+    assert asyncio.run(main()) == Identity("me")
+
+
 def test_authorize_that_blocks_is_refused_and_its_permit_settled() -> None:
     settled: list[RequestRecord] = []
     plugins = plugins_of(blocks=Blocks(Permit(settle=settled.append)), z=Answers(None))

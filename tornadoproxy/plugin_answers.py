@@ -38,14 +38,15 @@ async def outcome(
     :param late: told the result that comes after all.
     """
     task = asyncio.ensure_future(_ended(waiting))
-    began = time.monotonic()
     try:
         done, _ = await asyncio.wait((task,), timeout=seconds)
     finally:
         task.cancel()  # which does nothing to one that is done
-    # it may have been done by then, and have kept the loop from noticing that its time was over
-    if done and time.monotonic() - began <= seconds:
-        return task.result()
+    if done:
+        answer, error, took = task.result()
+        # it may have kept the loop from noticing that its time was over
+        if took <= seconds:
+            return answer, error
     if late is not None:
         task.add_done_callback(lambda task: task.cancelled() or late(task.result()[0]))
     return None, _late(seconds)
@@ -55,12 +56,19 @@ def _late(seconds: float) -> OurOwnError:
     return OurOwnError(f"no answer in {seconds:.3g} s")
 
 
-async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | None]:
-    """`outcome` in its task, which never raises: asyncio would log the text of what it raised."""
+async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | None, float]:
+    """`outcome` in its task, and the seconds that `waiting` took, whatever held the loop then.
+
+    It never raises: asyncio would log the text of what it raised.
+    """
+    answer: object = None
+    failed: BaseException | None = None
+    began = time.monotonic()
     try:
-        return await waiting, None
+        answer = await waiting
     except BaseException as error:
-        return None, error
+        failed = error
+    return answer, failed, time.monotonic() - began
 
 
 def discard(answer: object) -> None:
