@@ -413,6 +413,9 @@ async def test_authorize_works(start_proxy: StartProxy, ask: Ask) -> None:
     ]
     assert [answer.code for answer in answers] == [200, 403, 200, 200]
     assert (await ask(proxy)).code == 200, "that is no message"
+    elsewhere = {**MESSAGE, "fallbacks": [{"model": "claude-opus-5-5"}]}
+    assert (await ask(proxy, "/v1/messages", body=elsewhere)).code == 403
+    assert (await ask(proxy, "/v1/messages/batches", body={})).code == 403
 
 
 async def test_price_works(
