@@ -172,12 +172,13 @@ def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
 
 
 def _may_quote(complaint: str, text: str) -> bool:
-    """Whether `complaint` may repeat a part of `text`: a quotation, or four characters of it.
+    """Whether `complaint` may repeat `text`: it has a quotation, or four characters in any case.
 
     A secret's parser may be one for anything, or a bare `int`, whose errors quote what they got.
     """
     if "'" in complaint or '"' in complaint:
         return True
+    complaint, text = complaint.casefold(), text.casefold()
     pieces = (text[at : at + 4] for at in range(max(len(text) - 3, 1)))
     return bool(text) and any(piece in complaint for piece in pieces)
 
