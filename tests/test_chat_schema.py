@@ -103,6 +103,7 @@ STRING = {"type": "string"}
         ({"type": "string", "enum": ["a", "b"]}, {"enum": ["a", "b"]}),
         ({"type": "string", "const": "a"}, {"const": "a"}),
         ({"enum": [{"a": 1}]}, None),
+        ({"const": 0, "enum": [{}]}, {"const": 0, "description": '{"enum": [{}]}'}),
         ({"anyOf": []}, None),
         ({"type": "array", "prefixItems": []}, None),
         (
@@ -165,7 +166,7 @@ STRING = {"type": "string"}
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
-def test_schema_is_said_in_the_subset_or_is_unfit(part: Json, expected: object) -> None:
+def test_schema_is_rewritten_into_the_subset_or_unfit(part: Json, expected: object) -> None:
     assert fitted(part) == expected
 
 

@@ -308,7 +308,7 @@ SHUTDOWN_DELAY: Setting[float] = Setting(
     default=0.0,
     help=(
         "Seconds that requests are still accepted when the process is told to stop, while /ready "
-        "answers 503, so that load balancers can look away first; DRAIN_TIMEOUT begins after it."
+        "answers 503, so that load balancers stop sending them; DRAIN_TIMEOUT begins after it."
     ),
 )
 DRAIN_TIMEOUT: Setting[float] = Setting(

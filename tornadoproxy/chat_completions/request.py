@@ -274,7 +274,7 @@ def _user(document: Json, ignored: list[str]) -> str | None:
 
 
 def _opaque(user: str) -> str:
-    """`user`, or its digest where upstream refuses it: it takes no addresses, nor long texts."""
+    """Return `user`, or its SHA-256 if the upstream would refuse it."""
     if len(user) <= MAX_USER_ID and not _EMAIL.search(user) and not _PHONE.fullmatch(user):
         return user
     return hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
@@ -415,7 +415,7 @@ def _cache(document: Json, body: Json, options: Options, ignored: list[str]) -> 
 
 
 def _is_marked(body: Json) -> bool:
-    """Whether the client says itself what is to be cached."""
+    """Whether the client marks what to cache."""
     holders = [body, *body.get("tools", ()), *_listed(body.get("system"))]
     for message in body["messages"]:
         for block in _listed(message["content"]):

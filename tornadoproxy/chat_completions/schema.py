@@ -2,10 +2,10 @@
 
 The theory. The upstream compiles the strict schemas of a request into one grammar. It accepts
 closed, non-recursive objects and a short list of keywords, and limits what all schemas of a request
-may use together. OpenAI's API accepts more. The same schema is said in the subset where that is
+may use together. OpenAI's API accepts more. A schema is rewritten into the subset where that is
 possible: objects are closed, ``oneOf`` becomes ``anyOf``, ``allOf`` is merged. Keywords outside the
-subset move into the description, where the model reads them, as the SDK for Anthropic's API does
-it. A schema that the subset cannot express, such as an object with free keys, does not fit.
+subset move into the description, which the model reads; the SDK for Anthropic's API does the same.
+A schema that the subset cannot express, such as an object with free keys, does not fit.
 
 Sources: https://docs.anthropic.com/en/docs/build-with-claude/structured-outputs (the subset and the
 limits); ``anthropic.transform_schema``
@@ -28,12 +28,12 @@ MAX_OPTIONAL = 24
 MAX_UNIONS = 16
 """Schemas with ``anyOf`` or several types in all strict schemas of a request."""
 
-# Far above what the upstream compiles. They bound the work that a request can ask for.
+# Far above what the upstream compiles; they bound the work for one request.
 _MAX_PARTS = 5_000
 _MAX_DEPTH = 64
 _PART_LENGTH = 100  # characters, of a schema that is copied
 
-# Tuples: what a client sends in the place of a name may have no hash.
+# Tuples: a client may send an unhashable value in the place of a name.
 _FORMATS = (
     *("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"),
 )
@@ -52,7 +52,7 @@ _BESIDE_REF = frozenset(("$ref", "title", "default", "$defs", "definitions", "$s
 _MERGED = {"required": list, "properties": dict}
 _SILENT = frozenset(("$schema", "$id", "$comment", "$defs", "definitions", "discriminator"))
 
-# The keywords that say something of values of one type only.
+# The keywords that constrain values of one type only.
 _TYPE_OF = {
     keyword: kind
     for kind, keywords in {
@@ -79,7 +79,7 @@ class Grammar:
         self._parts = _MAX_PARTS
 
     def fit(self, schema: Json) -> Json | None:
-        """Return `schema` in the subset, or `None` if it does not fit, or not any more."""
+        """Rewrite `schema` into the subset; `None` if it does not fit or exceeds what is left."""
         fitter = _Fitter(schema, self._parts)
         try:
             fitted = fitter.fit()
@@ -127,9 +127,8 @@ class _Fitter:
             if isinstance(schema.get(union), list) and _STRUCTURE.isdisjoint(schema):
                 fitted["anyOf"] = self._union(schema[union], depth)
                 return _with_rest(fitted, schema, {union, "type"})
-        if _is_literal(schema):
-            fitted |= {name: schema[name] for name in ("enum", "const") if name in schema}
-            return _with_rest(fitted, schema, {"type"})
+        if literal := _literal(schema):
+            return _with_rest(fitted | literal, schema, {"type"})
         types = _types(schema)
         if len(types) > 1 and not _COMPOUND.isdisjoint(types):
             fitted["anyOf"] = self._union([_of_type(schema, kind) for kind in types], depth)
@@ -168,7 +167,7 @@ class _Fitter:
     def _array(self, schema: Json, depth: int) -> Json:
         items = schema.get("items")
         if isinstance(schema.get("prefixItems"), list):
-            # a tuple, of which the subset can say which items there are, but not where
+            # a tuple: the subset can list its items' types, but not their positions
             prefix = self._copied(schema["prefixItems"])
             items = {"anyOf": [*prefix, *([items] if items else [])]}
         fitted: Json = {"items": self._fit(items, depth + 1)}
@@ -177,7 +176,7 @@ class _Fitter:
         return fitted
 
     def _define(self, reference: object, depth: int) -> str:
-        """Return the name of the definition that `reference` leads to, fitted."""
+        """Fit the definition that `reference` names, once, and return its name in ``$defs``."""
         if not isinstance(reference, str) or reference in self._unfinished:
             raise _Unfit
         if reference not in self._names:
@@ -192,7 +191,7 @@ class _Fitter:
         return self._names[reference]
 
     def _target(self, reference: object) -> object:
-        """Return what a reference within the schema leads to (RFC 6901, section 6)."""
+        """Return the schema that a local reference names (RFC 6901, section 6)."""
         if not isinstance(reference, str) or not reference.startswith("#/"):
             raise _Unfit
         target: Any = self._root  # Any: JSON
@@ -204,7 +203,7 @@ class _Fitter:
         return target
 
     def _merged(self, schema: Json, depth: int) -> Json:
-        """Return one schema that says what those of an ``allOf``, or beside a ``$ref``, say."""
+        """Merge a schema with those of its ``allOf`` and its ``$ref``."""
         merged: Json = {}
         descriptions: list[str] = []
         for part in self._all_of(schema, depth):
@@ -241,7 +240,7 @@ class _Fitter:
             yield from self._all_of(other, depth + 1)
 
     def _copied(self, value: Any) -> Any:  # Any: JSON
-        """Return `value`, which the result holds once more: unbounded, copies fill the memory."""
+        """Charge `value` for its length: without a bound, copies of it would fill the memory."""
         self.parts -= len(json.dumps(value)) // _PART_LENGTH
         if self.parts < 0:
             raise _Unfit
@@ -257,18 +256,17 @@ def _is_scalar(schema: Json, name: str) -> bool:
     return name in schema and isinstance(schema[name], _SCALARS)
 
 
-def _is_literal(schema: Json) -> bool:
-    """Whether it lists its values, as the subset can."""
+def _literal(schema: Json) -> Json:
+    """Return the ``const`` or ``enum`` of `schema`, if the subset has it: it lists scalars."""
     if "const" in schema:
-        return _is_scalar(schema, "const")
+        return {"const": schema["const"]} if _is_scalar(schema, "const") else {}
     values = schema.get("enum")
-    return (
-        isinstance(values, list) and values != [] and all(isinstance(v, _SCALARS) for v in values)
-    )
+    fits = isinstance(values, list) and values and all(isinstance(v, _SCALARS) for v in values)
+    return {"enum": values} if fits else {}
 
 
 def _types(schema: Json) -> list[str]:
-    """Return the types of the values, which keywords tell where ``type`` does not."""
+    """Return the types of its values; without ``type``, the one that its keywords are about."""
     given = schema.get("type")
     if given is None:
         given = [_TYPE_OF[keyword] for keyword in schema if keyword in _TYPE_OF][:1]
@@ -279,7 +277,7 @@ def _types(schema: Json) -> list[str]:
 
 
 def _of_type(schema: Json, kind: str) -> Json:
-    """Return what `schema` says of values of one of its types."""
+    """Return the keywords of `schema` that constrain one of its types."""
     own = "number" if kind == "integer" else kind
     return {"type": kind} | {key: schema[key] for key in schema if _TYPE_OF.get(key) == own}
 
@@ -295,7 +293,7 @@ def _string(schema: Json) -> Json:
 
 
 def _with_rest(fitted: Json, schema: Json, done: set[str]) -> Json:
-    """Return `fitted`, whose description says what it cannot say otherwise."""
+    """Add the other keywords of `schema` to the description of `fitted`."""
     rest = {
         key: value
         for key, value in schema.items()
