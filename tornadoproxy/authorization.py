@@ -52,8 +52,8 @@ class ModelRequest(Struct, frozen=True):
     :param model: the model, as it goes upstream; ``None`` if the request names none.
     :param models: every model that the request can spend on, each once: `model`, those of
         ``fallbacks``, and those of tools such as the advisor. `UNKNOWN_MODEL` is among them if one
-        cannot be read from the request, as with ``"fallbacks": "default"``. Whoever permits some
-        models only has to compare all of them.
+        cannot be read from the request, as with ``"fallbacks": "default"``. A plugin that permits
+        some models only must compare all of them.
     :param max_tokens: the most tokens of a response, in any attempt; ``None`` without a limit.
     :param stream: whether the response is to be a stream.
     :param size: of the body, as it came, in bytes.

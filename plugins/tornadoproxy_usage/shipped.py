@@ -4,7 +4,7 @@ A dollar for a million tokens is 1,000. The columns are those of `Rates`: input,
 the cache, written to it for five minutes, and for an hour. Above `over` tokens of a prompt, those
 included that are in the cache, its `long` prices hold.
 
-Not in it, since an answer does not tell whether it was so: batches, fast mode, data residency,
+Not in it, since the proxy does not read whether it was so: batches, fast mode, data residency,
 other clouds, and what was agreed upon with a sales department.
 """
 
