@@ -16,7 +16,7 @@ import pytest
 from tornadoproxy import chat_completions
 from tornadoproxy.chat_completions import Capabilities, Options, Translation
 from tornadoproxy.chat_completions.conversation import CONTINUING
-from tornadoproxy.chat_completions.reading import MAX_DEPTH, MAX_VALUES
+from tornadoproxy.chat_completions.reading import MAX_BACKSLASHES, MAX_DEPTH, MAX_VALUES
 from tornadoproxy.errors import InvalidRequest
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
@@ -1573,6 +1573,13 @@ def test_signs_within_strings_do_not_count() -> None:
     text = '[{,"\\' * MAX_VALUES
     body = json.dumps({"a": text}).encode()
     assert chat_completions.parse(body) == {"a": text}
+
+
+def test_json_of_too_many_escapes_is_refused() -> None:
+    most = b'{"a":"' + b'\\"' * MAX_BACKSLASHES + b'"}'
+    assert chat_completions.parse(most) == {"a": '"' * MAX_BACKSLASHES}
+    with pytest.raises(InvalidRequest, match="backslashes"):
+        chat_completions.parse(most[:-2] + b'\\t"}')
 
 
 @pytest.mark.parametrize(

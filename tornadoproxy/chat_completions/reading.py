@@ -24,6 +24,9 @@ A short value takes tens of times its length in memory: this, not the body's len
 many are decoded within 40 ms, during which no other thread runs.
 """
 
+MAX_BACKSLASHES = 8_000_000
+"""The most backslashes that are accepted: so many escapes are written again within 40 ms."""
+
 _STEP = 1024 * 1024
 _NO_BACKSLASH = re.compile(rb"[^\\]")
 
@@ -61,6 +64,8 @@ def loads(document: bytes, errors: str = "strict") -> object:
     at_most = _count_values(document)  # most texts have few of these signs
     if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
         raise ValueError(f"it holds more than {MAX_VALUES} values")
+    if len(document) > MAX_BACKSLASHES and document.count(b"\\") > MAX_BACKSLASHES:
+        raise ValueError(f"it holds more than {MAX_BACKSLASHES} backslashes")
     try:
         value: object = fast_json.loads_with(_DECODER, document, errors)
     except RecursionError:
