@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -765,6 +766,17 @@ async def test_refused_expectation_ends_the_connection(
     assert response.header("Connection") == "close"
     await ended(client)
     assert not upstream.requests
+
+
+async def test_client_that_has_left_before_its_refusal_is_no_error(
+    raw: OpenRaw, proxy: Proxy, records: Records
+) -> None:
+    headers = {"Expect": "100-continue"}
+    with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+        client.setblocking(False)  # the kernel keeps more than the proxy reads at once
+        client.send(request_bytes("POST", "/v1/messages", headers, bytes(400_000), token="wrong"))
+    assert (await records.finished()).status == 401
+    await check_serving(raw)
 
 
 async def test_truncated_body_is_no_request(

@@ -32,6 +32,7 @@ import logging
 import socket
 import struct
 import time
+from contextlib import suppress
 from functools import lru_cache
 from http.client import responses
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
@@ -685,7 +686,8 @@ class ClientConnection(asyncio.Protocol):
         self._set_reading(True)
         self._set_deadline(LINGER)
         if self._transport.can_write_eof() and not self._is_half_closed:
-            self._transport.write_eof()
+            with suppress(OSError):  # a reset, which `connection_lost` is about to tell of
+                self._transport.write_eof()
         else:  # TLS has an end of its own, and is closed behind what waits to be sent
             self._transport.close()
         if not self.is_busy:
