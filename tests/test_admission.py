@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tornadoproxy import AuthenticationFailed, Identity, hookimpl
-from tornadoproxy.admission import Admission, Turn
+from tornadoproxy.admission import Admission, FairThread, Turn
 from tornadoproxy.errors import Overloaded
 from tornadoproxy.testing import (
     Truncated,
@@ -693,6 +694,29 @@ async def test_hundreds_that_end_in_every_way_leave_every_place_free_and_no_more
 
 
 # -- the queue by itself
+
+
+async def test_thread_works_for_principals_in_turn() -> None:
+    thread, go_on, done = FairThread(), threading.Event(), list[int]()
+
+    def work(number: int) -> int:
+        assert go_on.wait(10)
+        done.append(number)
+        return number
+
+    tasks = [
+        asyncio.create_task(thread.run(principal, work, number))
+        for number, principal in enumerate(("greedy",) * 4 + ("other",))
+    ]
+    await asyncio.sleep(0)
+    for gone in (tasks[0], tasks[1]):  # at work, and waiting
+        gone.cancel()
+    go_on.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[2:] == [2, 3, 4]
+    assert done == [0, 4, 2, 3]
+    assert await thread.run("greedy", work, 5) == 5
+    thread.close()
 
 
 async def test_a_handed_place_goes_on_if_its_request_is_over_before_it_heard_of_it() -> None:

@@ -591,7 +591,7 @@ async def test_large_body_is_read_in_a_thread(
     proxy = await start_proxy(plugins=[authorizer])
     gateway = proxy.server._gateway
     assert gateway is not None
-    gateway.body_thread.submit(may_go_on.wait)
+    before = asyncio.create_task(gateway.body_thread.run("another", may_go_on.wait))
     try:
         large = await raw()
         body = MESSAGE.replace(b"Hi", b"x" * (IN_THREAD + 1))
@@ -603,6 +603,7 @@ async def test_large_body_is_read_in_a_thread(
             await records.finished(2)
     finally:
         may_go_on.set()
+        await before
     if not leaves:
         assert (await large.response()).status == 200
     assert len(authorizer.shown) == len(upstream.requests) == (1 if leaves else 2)

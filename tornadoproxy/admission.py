@@ -17,8 +17,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from tornadoproxy.errors import Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+THREAD_PATIENCE = 60.0
+"""How long work may wait for its turn in a `FairThread`, in seconds."""
 
 
 class Turn:
@@ -154,6 +164,36 @@ class Admission:
             turn.timer.cancel()
         if not turn.decided.done():  # it is if the task that waits was cancelled
             turn.decided.set_result(None)
+
+
+class FairThread:
+    """A thread that does one piece of work at a time; principals take turns."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, "bodies")
+        self._turns = Admission(1, max_waiting=1_000_000, patience=THREAD_PATIENCE)
+
+    async def run(self, principal: str, work: Callable[..., T], *arguments: object) -> T:
+        """Return what `work` returns. Cancelled before it begins, it is never done.
+
+        :raises Overloaded: its turn did not come in time.
+        """
+        if not self._turns.enter(principal):
+            turn = self._turns.queue(principal)
+            try:
+                await turn.wait()
+            except asyncio.CancelledError:
+                self._turns.withdraw(turn)
+                raise
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor, work, *arguments)
+        finally:
+            self._turns.leave(principal)
+
+    def close(self) -> None:
+        """Begin no further work."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _change(counts: dict[str, int], principal: str, by: int) -> None:

@@ -155,7 +155,7 @@ class Server:
             self.abort()
             await self._say_last_words()
         await self._listener.close()
-        self._gateway.body_thread.shutdown(wait=False, cancel_futures=True)
+        self._gateway.body_thread.close()
         self._gateway.models.close()
         self._gateway.upstream.close()
         await self._plugins.shutdown()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from tornadoproxy.admission import Admission
+from tornadoproxy.admission import Admission, FairThread
 from tornadoproxy.body_budget import BodyBudget
 from tornadoproxy.chat_completions import Options
 from tornadoproxy.connector import Origin
@@ -69,9 +68,7 @@ class Gateway:
     instance: str
     request_ids: Iterator[str] = field(default_factory=request_ids, repr=False)
     in_flight: set[InFlight] = field(default_factory=set, repr=False)
-    body_thread: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, "bodies"), repr=False
-    )
+    body_thread: FairThread = field(default_factory=FairThread, repr=False)
     draining: bool = False
     credential: tuple[str, str] | None = field(init=False, repr=False)
     credential_refused: bool = field(init=False)

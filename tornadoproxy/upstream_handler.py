@@ -35,7 +35,6 @@ from tornadoproxy.upstream_call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-    from concurrent.futures import Future
 
     from tornadoproxy.admission import Turn
     from tornadoproxy.errors import ProxyError, UpstreamError
@@ -74,7 +73,7 @@ class UpstreamHandler(ExchangeHandler):
     _told_length: int | None = None
     _ping_timer: asyncio.TimerHandle | None = None
     _last_write = 0.0
-    _working: Future[Any] | None = None  # Any: what the work returns
+    _working: asyncio.Future[Any] | None = None  # Any: what the work returns
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
@@ -256,9 +255,10 @@ class UpstreamHandler(ExchangeHandler):
         """
         if size <= IN_THREAD:
             return work(*arguments)
-        self._working = self.gateway.body_thread.submit(work, *arguments)
+        thread = self.gateway.body_thread
+        self._working = asyncio.ensure_future(thread.run(self._principal, work, *arguments))
         try:
-            result = await asyncio.wrap_future(self._working)
+            result: T = await self._working
         except asyncio.CancelledError:
             if self.ended:
                 return None
