@@ -30,6 +30,7 @@ from tornadoproxy import (
     Outcome,
     Page,
     PageAnswer,
+    PageRequest,
     Permit,
     RequestRecord,
     Setting,
@@ -930,11 +931,19 @@ def test_a_price_that_is_none_is_logged_and_the_next_is_asked(
     assert CANARY not in caplog.text
 
 
+def answer_nothing(_: PageRequest) -> PageAnswer:
+    return PageAnswer(b"")
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ([Page("metrics", lambda request: PageAnswer(b""))], "begins with a slash"),
-        ([Page("/(", lambda request: PageAnswer(b""))], "no regular expression"),
+        ([Page("metrics", answer_nothing)], "begins with a slash"),
+        ([Page("/(", answer_nothing)], "no regular expression"),
+        ([Page("/a", answer_nothing, public="no")], "public of its page /a must be a bool"),  # type: ignore[arg-type]  # what a careless plugin may offer
+        ([Page("/a", answer_nothing, overrides=0)], "overrides of its page /a must be a bool"),  # type: ignore[arg-type]  # likewise
+        ([Page("/a", answer_nothing, "GET")], "methods of its page /a must be a tuple"),  # type: ignore[arg-type]  # likewise
+        ([Page("/a", answer_nothing, ("get",))], "methods of its page /a must be a tuple"),
         (["/metrics"], "its str is not a Page"),
         (None, "TypeError"),
     ],

@@ -573,4 +573,10 @@ def _checked(page: object) -> Page:
         re.compile(page.path)
     except re.error as error:
         raise OurOwnError(f"{page.path!r} is no regular expression: {error}") from None
+    for name in ("public", "overrides"):
+        if not isinstance(getattr(page, name), bool):  # "no" would be a yes
+            raise OurOwnError(f"{name} of its page {page.path} must be a bool")
+    methods: object = page.methods
+    if not isinstance(methods, (tuple, list)) or not all(str(each).isupper() for each in methods):
+        raise OurOwnError(f"methods of its page {page.path} must be a tuple such as ('GET',)")
     return page
