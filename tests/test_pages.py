@@ -32,6 +32,7 @@ from tornadoproxy.testing import (
     request_bytes,
     silent_answer,
 )
+from tornadoproxy.upstream_handler import UNCHARGED_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -943,12 +944,13 @@ async def test_the_figures_are_those_of_the_moment(
     go_on = asyncio.Event()
     upstream.script(held_back(go_on))
     first, second = await raw(), await raw()
-    request = request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN)
+    size = UNCHARGED_BODY + 1
+    request = request_bytes("POST", "/v1/messages", body=bytes(size), token=TEST_TOKEN)
     await first.send(request)
     await upstream.received()
     assert (status().in_flight, status().waiting) == (1, 0)
     assert (status().upstream_connections, status().idle_upstream_connections) == (1, 0)
-    assert status().held_bytes == 2
+    assert status().held_bytes == size
     await second.send(request)
     while not status().waiting:
         await asyncio.sleep(0)
