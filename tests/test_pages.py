@@ -397,6 +397,19 @@ async def test_oldest_public_body_gives_way(start_proxy: StartProxy, raw: OpenRa
     assert proxy.server.status().held_bytes == 0
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize("header", [("Content-Length", "9"), ("Transfer-Encoding", "chunked")])
+async def test_get_of_page_takes_no_body(
+    method: str, header: tuple[str, str], start_proxy: StartProxy, raw: OpenRaw, *, public: bool
+) -> None:
+    page = Recorder()
+    await start_proxy(plugins=[Pages(Page("/page", page, public=public))])
+    response = await ask(raw, "/page", method, [header])
+    assert (response.status, response.header("connection")) == (413, "close")
+    assert page.requests == []
+
+
 # -- what looks at the head first
 
 

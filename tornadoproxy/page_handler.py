@@ -109,6 +109,8 @@ class PageHandler(ExchangeHandler):
         allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
         if self.request.method not in allowed:
             raise MethodNotAllowed("This page is not asked for with this method.", allowed)
+        if self.request.method in ("GET", "HEAD"):
+            self.refuse_body()
         self.check_body_is_plain()
         if int(self.request.headers.get("Content-Length", "0")) > self._max_body:
             raise self._too_large()

@@ -375,8 +375,8 @@ async def test_without_an_admin_key_it_is_off_and_never_open(
     off = {"BUDGETS_ADMIN_KEY": None, "BUDGETS_ADMIN_READ_KEY": None}
     await start(start_proxy, path, **off)
     for key in (WRITER, TEST_TOKEN, None):
-        for method in ("GET", "POST"):
-            answer = await send(raw, method, "", {"scope": EVERYONE, "amount": "1"}, key=key)
+        for method, body in (("GET", None), ("POST", {"scope": EVERYONE, "amount": "1"})):
+            answer = await send(raw, method, "", body, key=key)
             status, kind, text = error_of(answer)
             assert (status, kind) == (404, "not_found_error")
             assert "BUDGETS_ADMIN_KEY" in text
