@@ -378,6 +378,7 @@ class ClientConnection(asyncio.Protocol):
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._is_closing = True
+        self._pending = b""  # or it would be charged again until the connection is lost
         self._transport.abort()
 
     # -- for the request that is being served
