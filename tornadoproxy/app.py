@@ -104,7 +104,7 @@ class _Request(HTTPServerRequest):
         self.remote_ip = peer.remote_ip
         self.protocol = peer.protocol
         # only HTTP/1.0 can do without
-        self.host = headers["Host"] if "Host" in headers else "127.0.0.1"  # noqa: SIM401
+        self.host = headers.get("Host", "127.0.0.1")
         self.connection = connection
         self.server_connection = server_connection
         self._start_time = time.time()

@@ -9,6 +9,7 @@ Every exchange ends in exactly one record, with exactly one `Outcome`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -325,13 +326,12 @@ class Exchange:
         self.model: str | None = None
         self.usage = NOTHING_TOLD
         self.stop_reason: str | None = None
-        self.session_id = _value(request.headers, "X-Claude-Code-Session-Id")
-        self.agent_id = _value(request.headers, "X-Claude-Code-Agent-Id")
-        self.parent_agent_id = _value(request.headers, "X-Claude-Code-Parent-Agent-Id")
-        self.traceparent = _value(request.headers, "Traceparent")
-        self.tracestate = (
-            None if self.traceparent is None else _value(request.headers, "Tracestate")
-        )
+        header: Callable[[str], str | None] = request.headers.get
+        self.session_id = header("X-Claude-Code-Session-Id")
+        self.agent_id = header("X-Claude-Code-Agent-Id")
+        self.parent_agent_id = header("X-Claude-Code-Parent-Agent-Id")
+        self.traceparent = header("Traceparent")
+        self.tracestate = None if self.traceparent is None else header("Tracestate")
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -386,10 +386,6 @@ class Exchange:
             traceparent=self.traceparent,
             tracestate=self.tracestate,
         )
-
-
-def _value(headers: HTTPHeaders, name: str) -> str | None:
-    return headers[name] if name in headers else None  # noqa: SIM401  # get() raises, and catches
 
 
 def _since(start: float, end: float | None) -> float | None:

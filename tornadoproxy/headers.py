@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tornado.httputil import HTTPHeaders, _normalize_header
 
@@ -128,10 +128,22 @@ class RequestHeaders(HTTPHeaders):
     def __delitem__(self, name: str) -> NoReturn:
         raise TypeError("a request's headers cannot be changed")
 
+    # Reading is what each request does some thirty times. Tornado's own methods cache joined values
+    # and raise where a header is missing, which takes 2 % of a small request's time.
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _normalize_header(name) in self._as_list
+
+    def __getitem__(self, name: str) -> str:
+        return ",".join(self._as_list[_normalize_header(name)])
+
+    def get(self, name: str, default: Any = None) -> Any:  # Any: the mapping's own signature
+        values = self._as_list.get(_normalize_header(name))
+        return default if values is None else ",".join(values)
+
     def get_list(self, name: str) -> list[str]:
         """Return the values of each line of a header, in a list of the caller's own."""
-        values = self._as_list.get(_normalize_header(name))
-        return values.copy() if values else []
+        return [*self._as_list.get(_normalize_header(name), ())]
 
     def __str__(self) -> str:
         return repr(self)
@@ -188,8 +200,7 @@ def request_head(
     :param drop: the names of what does not cross this time, in ``Http-Header-Case``.
     :param add: what the request gets besides.
     """
-    connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
-    ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, connection)
+    ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, headers.get("Connection", ""))
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
     lines += [
         f"{name}: {value}"
