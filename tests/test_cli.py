@@ -447,7 +447,7 @@ class TestPlugins:
             ["1", "token", "tornadoproxy", __version__, "active"],
             ["2", "access_log", "tornadoproxy", __version__, "active"],
         ]
-        assert shown.heads["token"] == "token (tornadoproxy_token:plugin)"
+        assert shown.heads["token"] == "token (tornadoproxy_token:TokenAuthenticator)"
         assert shown.details["token"]["hooks"] == ["declare_settings, configure, authenticate"]
         assert "request_finished" in shown.details["access_log"]["hooks"][0]
 

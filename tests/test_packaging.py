@@ -87,7 +87,14 @@ def test_the_wheel_registers_the_plugins_as_anybody_would(wheel: zipfile.ZipFile
     registered = entry_points(wheel)
 
     assert dict(registered["tornadoproxy"]) == {
-        name: f"tornadoproxy_{name}:plugin" for name in PLUGINS
+        "access_log": "tornadoproxy_access_log:AccessLog",
+        "budgets": "tornadoproxy_budgets:Budgets",
+        "keys": "tornadoproxy_keys:Keys",
+        "ledger": "tornadoproxy_ledger:Ledger",
+        "metrics": "tornadoproxy_metrics:PrometheusMetrics",
+        "otel": "tornadoproxy_otel:OpenTelemetry",
+        "token": "tornadoproxy_token:TokenAuthenticator",
+        "usage": "tornadoproxy_usage:Pricer",
     }
     assert dict(registered["console_scripts"]) == {"tornadoproxy": "tornadoproxy.__main__:main"}
 

@@ -127,10 +127,6 @@ class AccessLog:
             self._writer.close(timeout)
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = AccessLog
-
-
 def text_line(record: RequestRecord) -> bytes:
     """One record as readable text, fields separated by blanks, without the line end."""
     usage = record.usage

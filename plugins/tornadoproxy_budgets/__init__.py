@@ -156,10 +156,6 @@ class Budgets:
         return self._api
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = Budgets
-
-
 def _admin_keys(settings: Settings) -> AdminKeys:
     write, read = settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY]
     if settings[BUDGETS_DB] is None and (write or read):

@@ -131,10 +131,6 @@ class Keys:
         return self._gate
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = Keys
-
-
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from tornadoproxy_keys import command
 

@@ -135,10 +135,6 @@ class Ledger:
             await asyncio.sleep(PAUSE)
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = Ledger
-
-
 def _ledger(path: Path) -> Database:
     return Database(path, SCHEMA, name="ledger", setting=LEDGER_DB.name)
 

@@ -115,10 +115,6 @@ class PrometheusMetrics:
         return PageAnswer(body, content_type)
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = PrometheusMetrics
-
-
 def _figures(path: str) -> Figures:
     if find_spec("prometheus_client") is None:
         raise ConfigurationError(

@@ -137,10 +137,6 @@ class OpenTelemetry:
         await asyncio.to_thread(self._tracing.close)
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = OpenTelemetry
-
-
 def _require_library() -> None:
     try:
         import tornadoproxy_otel.spans  # noqa: F401  # whether it can be

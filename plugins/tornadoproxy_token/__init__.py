@@ -91,10 +91,6 @@ class TokenAuthenticator:
         return user
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = TokenAuthenticator
-
-
 def _tokens(settings: Settings) -> tuple[Secret, ...]:
     tokens = settings[AUTH_TOKEN] or settings[AUTH_TOKEN_FILE]
     allow_anonymous = settings[ALLOW_ANONYMOUS]

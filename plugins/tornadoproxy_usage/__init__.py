@@ -104,10 +104,6 @@ class Pricer:
         )
 
 
-# what the entry point names: each proxy makes one of its own
-plugin = Pricer
-
-
 def _prices(settings: Settings) -> Prices:
     # not loaded where the plugin is not asked
     from tornadoproxy_usage.prices import Prices

@@ -181,7 +181,7 @@ async def test_there_is_none_unless_it_is_asked_for(
     assert (await ask(raw, "/metrics")).status == 404
     assert "metrics" not in dict(proxy.lines)
     assert (
-        tornadoproxy_metrics.plugin().configure(
+        tornadoproxy_metrics.PrometheusMetrics().configure(
             Settings.defaults(METRICS, METRICS_PATH, METRICS_PUBLIC)
         )
         is INACTIVE
@@ -190,7 +190,7 @@ async def test_there_is_none_unless_it_is_asked_for(
 
 def test_nothing_is_imported_for_it_unless_it_is_asked_for() -> None:
     code = (
-        "import sys, tornadoproxy_metrics as metrics; metrics.plugin();"
+        "import sys, tornadoproxy_metrics as metrics; metrics.PrometheusMetrics();"
         "sys.exit('prometheus_client' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -204,7 +204,7 @@ def test_without_the_library_the_start_says_what_to_install(
     with pytest.raises(
         ConfigurationError, match=r"METRICS .*pip install 'tornadoproxy\[metrics\]'"
     ):
-        tornadoproxy_metrics.plugin().configure(settings)
+        tornadoproxy_metrics.PrometheusMetrics().configure(settings)
 
 
 async def test_the_page_is_behind_authentication(start_proxy: StartProxy, raw: OpenRaw) -> None:

@@ -171,12 +171,12 @@ async def test_nothing_is_sent_unless_it_is_asked_for(
     await proxy.server.drain()
     assert collector.requests == []
     assert "otel" not in dict(proxy.lines)
-    assert tornadoproxy_otel.plugin().configure(DEFAULTS) is INACTIVE
+    assert tornadoproxy_otel.OpenTelemetry().configure(DEFAULTS) is INACTIVE
 
 
 def test_nothing_is_imported_for_it_unless_it_is_asked_for() -> None:
     code = (
-        "import sys, tornadoproxy_otel as otel; otel.plugin();"
+        "import sys, tornadoproxy_otel as otel; otel.OpenTelemetry();"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -187,9 +187,9 @@ def test_without_the_library_the_start_says_what_to_install() -> None:
         import sys
         sys.modules["opentelemetry.sdk.trace"] = None
         import tornadoproxy, tornadoproxy_otel as otel
-        settings = tornadoproxy.Settings.defaults(*otel.plugin().declare_settings())
+        settings = tornadoproxy.Settings.defaults(*otel.OpenTelemetry().declare_settings())
         try:
-            otel.plugin().configure(settings.replace({otel.OTEL_TRACES: True}))
+            otel.OpenTelemetry().configure(settings.replace({otel.OTEL_TRACES: True}))
         except tornadoproxy.ConfigurationError as error:
             print(error)
     """
