@@ -34,7 +34,7 @@ JUDGED = (USAGE, "keys+ledger")
 """The names of the rows that have a target."""
 
 _NOT_LOOKED_INTO = (
-    "from tornadoproxy.usage import UsageReader; "
+    "from tornadoproxy.protocol.usage_reader import UsageReader; "
     "UsageReader.for_answer = classmethod(lambda *_: None); "
 )
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tornadoproxy_access_log import ACCESS_LOG, ACCESS_LOG_FORMAT, AccessLog, json_line, text_line
 
 from tornadoproxy import ConfigurationError, ModelUsage, Outcome, RequestRecord, Settings, Usage
-from tornadoproxy.pluginmanager import Plugins
+from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

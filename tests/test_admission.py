@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tornadoproxy import AuthenticationFailed, Identity, hookimpl
-from tornadoproxy.admission import Admission, FairThread, Turn
 from tornadoproxy.errors import Overloaded
+from tornadoproxy.handlers.admission import Admission, FairThread, Turn
 from tornadoproxy.testing import (
     Truncated,
     bytes_answer,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tornadoproxy
-from tornadoproxy import hookspecs, testing
+from tornadoproxy import testing
+from tornadoproxy.plugin import hookspecs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tornadoproxy import Denied, Identity, IncomingRequest, ModelRequest, Permit, hookimpl
+from tornadoproxy.handlers.proxying import IN_THREAD, UNCHARGED_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
     json_answer,
@@ -21,7 +22,6 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.upstream_handler import IN_THREAD, UNCHARGED_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

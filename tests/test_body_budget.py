@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tornadoproxy.body_budget import BodyBudget, HeldBody, Holding
 from tornadoproxy.errors import BodyTooLarge, Overloaded
+from tornadoproxy.handlers.body_budget import BodyBudget, HeldBody, Holding
 
 CAPACITY = 1600
 

@@ -19,8 +19,9 @@ from urllib.parse import quote
 
 import pytest
 
-import tornadoproxy.handlers
-from tornadoproxy import Setting, cli, hookimpl, parsers
+import tornadoproxy.handlers.base
+from tornadoproxy import Setting, hookimpl, parsers
+from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
     RawConnection,
     ReceivedRequest,
@@ -38,7 +39,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.upstream import UpstreamClient
+from tornadoproxy.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
     from tornadoproxy.testing import Answer, OpenRaw, Records, StartProxy
-    from tornadoproxy.upstream_call import Call, Receiver, UpstreamRequest
+    from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
 
 TOKEN = "canary-token-Wq7Zr2Lx9/+"
 OTHER_TOKEN = "canary-other-token-Kd83Jf0"
@@ -944,7 +945,7 @@ async def test_no_canary_in_the_traceback_of_a_mistake_of_ours(
     def broken(target: str) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(tornadoproxy.handlers, "check_target", broken)
+    monkeypatch.setattr(tornadoproxy.handlers.base, "check_target", broken)
     caplog.set_level(logging.DEBUG)
     await start_proxy(AUTH_TOKEN=TOKEN, UPSTREAM_API_KEY=KEY)
 
@@ -974,7 +975,7 @@ from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, request_bytes
 
 
 def test_in_a_record():
-    logging.getLogger("tornadoproxy.relay").debug("sent %s", TEST_UPSTREAM_KEY)
+    logging.getLogger("tornadoproxy.handlers.relay").debug("sent %s", TEST_UPSTREAM_KEY)
 
 
 def test_in_a_traceback():

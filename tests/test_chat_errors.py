@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tornadoproxy import chat_completions
-from tornadoproxy.dialects import Dialect
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.protocol.dialects import Dialect
 
 
 def shown(status: int, body: bytes) -> tuple[int, dict[str, Any]]:  # Any: JSON

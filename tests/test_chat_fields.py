@@ -15,9 +15,9 @@ from anthropic.types import message_create_params as anthropic_params
 from anthropic.types.beta import message_create_params as anthropic_beta_params
 from openai.types.chat import completion_create_params as openai_params
 
-from tornadoproxy import chat_completions
-from tornadoproxy.chat_completions import FIELDS, Options, Translation, Treatment
 from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import FIELDS, Options, Translation, Treatment
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from openai.types import Model
 
-from tornadoproxy import chat_completions
-from tornadoproxy.chat_completions import Options
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import Options
 
 OPUS = {
     "type": "model",

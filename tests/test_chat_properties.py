@@ -24,9 +24,9 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import TypeAdapter, ValidationError
 
-from tornadoproxy import chat_completions
-from tornadoproxy.chat_completions import Capabilities, Options, StreamTranslator
 from tornadoproxy.errors import InvalidRequest, UpstreamProtocolError
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import Capabilities, Options, StreamTranslator
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tornadoproxy import chat_completions
-from tornadoproxy.chat_completions import Capabilities, Options, Translation
-from tornadoproxy.chat_completions.conversation import CONTINUING
-from tornadoproxy.chat_completions.reading import MAX_BACKSLASHES, MAX_DEPTH, MAX_VALUES
 from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import Capabilities, Options, Translation
+from tornadoproxy.openai.chat_completions.conversation import CONTINUING
+from tornadoproxy.openai.reading import MAX_BACKSLASHES, MAX_DEPTH, MAX_VALUES
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from tornadoproxy import chat_completions
 from tornadoproxy.errors import UpstreamProtocolError
+from tornadoproxy.openai import chat_completions
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from openai.lib._parsing._completions import type_to_response_format_param
 from pydantic import BaseModel, Field
 
-from tornadoproxy import chat_completions
-from tornadoproxy.chat_completions.schema import MAX_OPTIONAL, MAX_UNIONS, Grammar
-from tornadoproxy.chat_completions.tools import MAX_STRICT
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.schema import MAX_OPTIONAL, MAX_UNIONS, Grammar
+from tornadoproxy.openai.tools import MAX_STRICT
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from tornadoproxy import sse
-from tornadoproxy.chat_completions import StreamTranslator
 from tornadoproxy.errors import UpstreamProtocolError
-from tornadoproxy.sse import EventReader
+from tornadoproxy.openai.chat_completions import StreamTranslator
+from tornadoproxy.protocol import sse
+from tornadoproxy.protocol.sse import EventReader
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from tornadoproxy import Secret, Setting, Settings, __version__, banner, cli, envfile, parsers
-from tornadoproxy.arguments import COMMANDS
-from tornadoproxy.helptext import commands_text, default_text, settings_text
-from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.settings import (
+from tornadoproxy import Secret, Setting, Settings, __version__, parsers
+from tornadoproxy.cli import banner
+from tornadoproxy.cli import main as cli
+from tornadoproxy.cli.help_text import commands_text, default_text, settings_text
+from tornadoproxy.config import env_file
+from tornadoproxy.config.command_line import COMMANDS
+from tornadoproxy.config.core_settings import (
     CORE_SETTINGS,
     HOST,
     TLS_CERT,
@@ -28,7 +30,8 @@ from tornadoproxy.settings import (
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_CA_FILE,
 )
-from tornadoproxy.sources import Sources
+from tornadoproxy.config.sources import Sources
+from tornadoproxy.plugin.manager import Plugins
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "canary-token-9f2c7b5e41"
@@ -562,14 +565,14 @@ class TestExampleFile:
     FILES = frozenset({TLS_CERT, TLS_KEY, UPSTREAM_API_KEY_FILE, UPSTREAM_CA_FILE})
 
     def test_sets_nothing(self) -> None:
-        example = envfile.read(ROOT / ".env.example", required=True)
+        example = env_file.read(ROOT / ".env.example", required=True)
         assert (example.faults, dict(example.entries)) == ((), {})
 
     def test_knows_every_name_and_default(self, tmp_path: Path) -> None:
         text = (ROOT / ".env.example").read_text()
         path = tmp_path / ".env"
         path.write_text(re.sub(r"^#(?=[A-Z])", "", text, flags=re.MULTILINE))
-        example = Sources({}, {}, envfile.read(path, required=True))
+        example = Sources({}, {}, env_file.read(path, required=True))
         declared = (*CORE_SETTINGS, *Plugins.load().declared_settings())
         assert example.env_file.faults == ()
         assert example.env_file.entries.keys() == {setting.name for setting in declared}
@@ -629,7 +632,7 @@ class TestBanner:
 
     def test_credential_of_others_is_a_placeholder(self) -> None:
         declared = Plugins.load().declared_settings()
-        nothing = Sources({}, {}, envfile.EnvFile(Path(".env"), {}))
+        nothing = Sources({}, {}, env_file.EnvFile(Path(".env"), {}))
         settings = Settings.defaults(*declared)
         title, command = banner.credential(settings, nothing, declared)
         assert title == "to paste first; replace your-token with your credential, if you need one:"

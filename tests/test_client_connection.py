@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy import Page, PageAnswer, client_connection, hookimpl
+from tornadoproxy import Page, PageAnswer, hookimpl
+from tornadoproxy.server import client_connection
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tornadoproxy import ConfigurationError, Setting, parsers
-from tornadoproxy.arguments import COMMANDS, own_parser, read
-from tornadoproxy.helptext import settings_text
-from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.settings import CORE_SETTINGS
+from tornadoproxy.cli.help_text import settings_text
+from tornadoproxy.config.command_line import COMMANDS, own_parser, read
+from tornadoproxy.config.core_settings import CORE_SETTINGS
+from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tornadoproxy.arguments import Arguments
+    from tornadoproxy.config.command_line import Arguments
 
 CREDENTIAL = "sk-canary-51d0a79c"
 PATIENCE = 20.0  # seconds; a limit for what would otherwise hang, never an expectation

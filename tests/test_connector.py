@@ -17,7 +17,6 @@ import openai
 import pytest
 import trustme
 
-from tornadoproxy import connector
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -27,6 +26,7 @@ from tornadoproxy.testing import (
     raw_answer,
     request_bytes,
 )
+from tornadoproxy.upstream import connector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,8 @@ from typing import TypeAlias
 
 import pytest
 
-from tornadoproxy import ConfigurationError, Database, DatabaseUnavailable, database
+from tornadoproxy import ConfigurationError, Database, DatabaseUnavailable
+from tornadoproxy.storage import database
 
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
 Numbers: TypeAlias = list[int]

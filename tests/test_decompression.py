@@ -11,8 +11,8 @@ import brotli  # type: ignore[import-untyped]  # it has no types
 import openai
 import pytest
 
-from tornadoproxy import decompression
-from tornadoproxy.decompression import readable_codings
+from tornadoproxy.protocol import decompression
+from tornadoproxy.protocol.decompression import readable_codings
 from tornadoproxy.testing import (
     TEST_TOKEN,
     bytes_answer,

@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from tornadoproxy import AuthenticationFailed, Denied, ProxyError, errors
-from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import (
     BodyTooLarge,
     ClientError,
@@ -30,6 +29,7 @@ from tornadoproxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from tornadoproxy.protocol.dialects import Dialect
 
 MESSAGE = 'Nothing "here" \\ there\r\n\u2028 é 世 😀'
 REQUEST_ID = "req_0123456789abcdef"

@@ -34,12 +34,11 @@ from tornadoproxy import (
     Status,
     Usage,
     errors,
-    hookspecs,
     parsers,
-    pluginmanager,
     testing,
 )
-from tornadoproxy.settings import CORE_SETTINGS
+from tornadoproxy.config.core_settings import CORE_SETTINGS
+from tornadoproxy.plugin import hookspecs, manager
 from tornadoproxy.testing import (
     TEST_TOKEN,
     OpenRaw,
@@ -133,8 +132,8 @@ def test_a_hooks_section_says_what_the_contract_says(hook: str) -> None:
     assert manner.startswith("Sync or async, within" if awaitable else "Sync")
     assert ("PLUGIN_TIMEOUT" in manner) == (awaitable and "PLUGIN_TIMEOUT" in contract)
     seconds = {
-        "startup": pluginmanager.STARTUP_TIMEOUT,
-        "shutdown": pluginmanager.SHUTDOWN_TIMEOUT,
+        "startup": manager.STARTUP_TIMEOUT,
+        "shutdown": manager.SHUTDOWN_TIMEOUT,
     }
     if hook in seconds:
         assert f"within {seconds[hook]:.0f} s" in manner

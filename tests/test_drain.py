@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from tornado import netutil
 
-from tornadoproxy import RequestRecord, hookimpl, listening
+from tornadoproxy import RequestRecord, hookimpl
+from tornadoproxy.server import listening
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,

@@ -8,8 +8,8 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import AuthenticationFailed, Identity, IncomingRequest, RequestRecord
-from tornadoproxy.dialects import Dialect
-from tornadoproxy.exchange import Exchange, Outcome, Usage
+from tornadoproxy.handlers.exchange import Exchange, Outcome, Usage
+from tornadoproxy.protocol.dialects import Dialect
 
 
 def incoming(*lines: tuple[str, str], path: str = "/v1/messages") -> IncomingRequest:

@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import parsers
-from tornadoproxy.forwarded import client_address, client_prefix, client_scheme
+from tornadoproxy.protocol.client_address import client_address, client_prefix, client_scheme
 
 TRUSTED = parsers.networks("10.0.0.0/8, 192.0.2.1, 2001:db8::/32")
 

@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import Secret
-from tornadoproxy.headers import (
+from tornadoproxy.protocol.headers import (
     credential_header,
     has_been_here,
     is_encoded,

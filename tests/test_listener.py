@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from tornadoproxy import Page, PageAnswer, hookimpl
-from tornadoproxy.server import _raise_descriptor_limit
+from tornadoproxy.server.server import _raise_descriptor_limit
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawConnection,

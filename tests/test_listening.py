@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy import ConfigurationError, banner, parsers
-from tornadoproxy.byte_stream import ByteStream
+from tornadoproxy import ConfigurationError, parsers
+from tornadoproxy.cli import banner
+from tornadoproxy.fakes.byte_stream import ByteStream
 from tornadoproxy.testing import TEST_TOKEN, RawConnection, request_bytes
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy.logs import logging_to, set_level
+from tornadoproxy.server.logs import logging_to, set_level
 
 if TYPE_CHECKING:
     from pathlib import Path

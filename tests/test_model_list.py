@@ -6,9 +6,9 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from tornadoproxy import model_list
 from tornadoproxy.errors import UpstreamUnreachable
-from tornadoproxy.model_list import ModelList
+from tornadoproxy.upstream import model_list
+from tornadoproxy.upstream.model_list import ModelList
 
 if TYPE_CHECKING:
     import pytest

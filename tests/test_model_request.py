@@ -15,7 +15,12 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from tornadoproxy import UNKNOWN_MODEL, ModelRequest
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.model_request import MAX_MODELS, MAX_OTHER_FIELDS, NAMED_INPUT, read_request
+from tornadoproxy.protocol.request_fields import (
+    MAX_MODELS,
+    MAX_OTHER_FIELDS,
+    NAMED_INPUT,
+    read_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

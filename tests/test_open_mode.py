@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import Denied
-from tornadoproxy.open_mode import check_not_from_web_page
+from tornadoproxy.protocol.browser_guard import check_not_from_web_page
 
 ALLOWED = frozenset({"claude.example", "192.0.2.7", "2001:db8::7"})
 

@@ -25,14 +25,14 @@ from tornadoproxy import (
     hookimpl,
 )
 from tornadoproxy.errors import Overloaded
-from tornadoproxy.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY
+from tornadoproxy.handlers.proxying import UNCHARGED_BODY
+from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
     json_answer,
     request_bytes,
     silent_answer,
 )
-from tornadoproxy.upstream_handler import UNCHARGED_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

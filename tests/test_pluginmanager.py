@@ -40,11 +40,11 @@ from tornadoproxy import (
     hookimpl,
     parsers,
 )
+from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import ClientError, Overloaded, PluginFailed
-from tornadoproxy.permits import Permits
-from tornadoproxy.plugin_finder import PluginInfo
-from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.settings import PLUGIN_TIMEOUT
+from tornadoproxy.plugin.discovery import PluginInfo
+from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.plugin.permits import Permits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -1465,7 +1465,7 @@ def test_a_startup_that_hangs_is_named_and_undoes_those_before(
     async def hang() -> None:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr("tornadoproxy.pluginmanager.STARTUP_TIMEOUT", 0.01)
+    monkeypatch.setattr("tornadoproxy.plugin.manager.STARTUP_TIMEOUT", 0.01)
     events: list[str] = []
     plugins = plugins_of(a=Lives("a", events), slow=Lives("b", events, hang))
     with pytest.raises(ConfigurationError) as caught:
@@ -1475,7 +1475,7 @@ def test_a_startup_that_hangs_is_named_and_undoes_those_before(
 
 
 def test_a_startup_that_blocks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tornadoproxy.pluginmanager.STARTUP_TIMEOUT", 0.01)
+    monkeypatch.setattr("tornadoproxy.plugin.manager.STARTUP_TIMEOUT", 0.01)
     with pytest.raises(ConfigurationError) as caught:
         run(started(plugins_of(slow=Lives("a", [], lambda: time.sleep(0.02)))))
     assert caught.value.faults == ("plugin 'slow' failed in startup: no answer in 0.01 s",)
@@ -1508,7 +1508,7 @@ def test_a_shutdown_that_hangs_is_left_behind(
     async def hang() -> None:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr("tornadoproxy.pluginmanager.SHUTDOWN_TIMEOUT", 0.01)
+    monkeypatch.setattr("tornadoproxy.plugin.manager.SHUTDOWN_TIMEOUT", 0.01)
     events: list[str] = []
     plugins = plugins_of(a=Lives("a", events), slow=Lives("b", events, stop=hang))
     run(started(plugins), plugins.shutdown)

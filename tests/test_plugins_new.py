@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tornadoproxy import ConfigurationError, __version__, plugin_generator
+from tornadoproxy import ConfigurationError, __version__
+from tornadoproxy.cli import new_plugin
 
 PATIENCE = 50.0  # seconds; a limit for what would otherwise hang, never an expectation
 
@@ -43,7 +44,7 @@ def new(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of a new plugin."""
-    return plugin_generator.generate("team-budget", tmp_path_factory.mktemp("new"))
+    return new_plugin.generate("team-budget", tmp_path_factory.mktemp("new"))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ class TestThePackage:
     @pytest.mark.skipif(not importlib.util.find_spec("ruff"), reason="ruff is not installed")
     @pytest.mark.parametrize("name", ["a", "team-budget"])
     def test_is_as_its_linter_wants_it(self, tmp_path: Path, name: str) -> None:
-        package = plugin_generator.generate(name, tmp_path)
+        package = new_plugin.generate(name, tmp_path)
         for arguments in (["check"], ["format", "--check"]):
             ran = run("-m", "ruff", *arguments, "--no-cache", directory=package)
             assert ran.returncode == 0, ran.stdout
@@ -188,7 +189,7 @@ class TestTheCommand:
     )
     def test_a_bad_name(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(ConfigurationError, match="the name must be at most 40 lower-case"):
-            plugin_generator.generate(name, tmp_path)
+            new_plugin.generate(name, tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     # a plugin's, a package's, and one whose setting would be CHAT_MODELS
@@ -237,7 +238,7 @@ class TestTheCommand:
 
         monkeypatch.setattr(Path, "write_text", full)
         with pytest.raises(ConfigurationError, match="No space left on device"):
-            plugin_generator.generate("acme", tmp_path)
+            new_plugin.generate("acme", tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

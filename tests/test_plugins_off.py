@@ -190,10 +190,13 @@ async def test_an_active_one_costs_its_own_calls_alone(
 
     assert expected - found == Counter()
     added = {(module, name) for module, name, _ in found - expected}
-    added.remove(("tornadoproxy.pluginmanager", "Plugins.tell"))
-    assert {module for module, _ in added} == {"tornadoproxy_ledger", "tornadoproxy.database"}
+    added.remove(("tornadoproxy.plugin.manager", "Plugins.tell"))
+    assert {module for module, _ in added} == {
+        "tornadoproxy_ledger",
+        "tornadoproxy.storage.database",
+    }
     assert ("tornadoproxy_ledger", "Ledger.request_finished") in added
-    assert ("tornadoproxy.database", "Database.write_behind") in added
+    assert ("tornadoproxy.storage.database", "Database.write_behind") in added
 
 
 # -- what they cost: the libraries that a start imports

@@ -18,11 +18,12 @@ import openai
 import pytest
 from tornadoproxy_access_log import text_line
 
-from tornadoproxy import Outcome, RequestRecord, Setting, Usage, hookspecs
-from tornadoproxy.arguments import COMMANDS
-from tornadoproxy.helptext import default_text
-from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.settings import CORE_SETTINGS
+from tornadoproxy import Outcome, RequestRecord, Setting, Usage
+from tornadoproxy.cli.help_text import default_text
+from tornadoproxy.config.command_line import COMMANDS
+from tornadoproxy.config.core_settings import CORE_SETTINGS
+from tornadoproxy.plugin import hookspecs
+from tornadoproxy.plugin.manager import Plugins
 from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, StartProxy, clean_environment
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tornadoproxy.request_framing import (
+from tornadoproxy.protocol.request_framing import (
     ChunkedBody,
     MalformedChunk,
     MalformedRequest,

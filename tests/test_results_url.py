@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tornadoproxy.results_url import PATH_PREFIX, rewrite
+from tornadoproxy.protocol.results_url import PATH_PREFIX, rewrite
 
 ORIGIN = "https://claude.example:8443"
 PATH = "/v1/messages/batches/msgbatch_01/results"

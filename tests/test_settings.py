@@ -13,11 +13,10 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from tornadoproxy import ConfigurationError, Secret, Setting, Settings, envfile, parsers
-from tornadoproxy.consistency import contradictions
-from tornadoproxy.parsers import BaseURL, EgressProxy
-from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.settings import (
+from tornadoproxy import ConfigurationError, Secret, Setting, Settings, parsers
+from tornadoproxy.config import env_file
+from tornadoproxy.config.consistency import contradictions
+from tornadoproxy.config.core_settings import (
     ALLOWED_HOSTS,
     CORE_SETTINGS,
     DEFAULT_ANTHROPIC_VERSION,
@@ -46,7 +45,9 @@ from tornadoproxy.settings import (
     UPSTREAM_IDLE_TIMEOUT,
     upstream_key,
 )
-from tornadoproxy.sources import Sources
+from tornadoproxy.config.parsers import BaseURL, EgressProxy
+from tornadoproxy.config.sources import Sources
+from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,7 +74,7 @@ def sources(
     path = directory / ".env"
     if file is not None:
         path.write_bytes(file.encode() if isinstance(file, str) else file)
-    return Sources(flags or {}, environment or {}, envfile.read(path, required=False))
+    return Sources(flags or {}, environment or {}, env_file.read(path, required=False))
 
 
 def faults_of(read: Sources, *declared: Setting[Any]) -> tuple[str, ...]:
@@ -523,7 +524,7 @@ class TestEnvFile:
         )
 
     def test_may_be_turned_off(self) -> None:
-        assert envfile.read(Path(os.devnull), required=True).faults == ()
+        assert env_file.read(Path(os.devnull), required=True).faults == ()
 
     def test_that_cannot_be_opened(self, tmp_path: Path) -> None:
         path = tmp_path / ".env"
@@ -533,15 +534,15 @@ class TestEnvFile:
 
     def test_that_does_not_exist(self, tmp_path: Path) -> None:
         path = tmp_path / ".env"
-        assert envfile.read(path, required=False).faults == ()
-        assert envfile.read(path, required=True).faults == (
+        assert env_file.read(path, required=False).faults == ()
+        assert env_file.read(path, required=True).faults == (
             f"{path} does not exist: create it or name another",
         )
 
     def test_that_is_a_link_to_nowhere(self, tmp_path: Path) -> None:
         path = tmp_path / ".env"
         path.symlink_to(tmp_path / "moved-away")
-        assert envfile.read(path, required=False).faults == (
+        assert env_file.read(path, required=False).faults == (
             f"{path} does not exist: create it or name another",
         )
 

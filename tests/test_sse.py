@@ -16,9 +16,9 @@ import pytest
 from anthropic.types import RawMessageStreamEvent
 from openai.types.chat import ChatCompletionChunk
 
-from tornadoproxy.dialects import Dialect
 from tornadoproxy.errors import UpstreamClosed
-from tornadoproxy.sse import PING, EventBoundary
+from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.sse import PING, EventBoundary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

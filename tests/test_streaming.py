@@ -13,7 +13,7 @@ import anthropic
 import pytest
 
 from tornadoproxy import Permit, hookimpl
-from tornadoproxy.settings import SSE_KEEPALIVE_INTERVAL
+from tornadoproxy.config.core_settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tornadoproxy import InvalidRequest
-from tornadoproxy.target import asks_a_model, check_target
+from tornadoproxy.protocol.request_target import asks_a_model, check_target
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tornadoproxy import (
     Settings,
     hookimpl,
 )
-from tornadoproxy.pluginmanager import Plugins
+from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
     from pathlib import Path

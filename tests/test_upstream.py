@@ -15,9 +15,9 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from tornadoproxy import Settings, hookimpl
+from tornadoproxy.config.core_settings import UPSTREAM_FIRST_BYTE_TIMEOUT
 from tornadoproxy.errors import UpstreamClosed, UpstreamTimeout, UpstreamUnreachable
-from tornadoproxy.relay import HELD_BODY
-from tornadoproxy.settings import UPSTREAM_FIRST_BYTE_TIMEOUT
+from tornadoproxy.handlers.relay import HELD_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
     bytes_answer,
@@ -28,7 +28,7 @@ from tornadoproxy.testing import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.upstream import MAX_IDLE_CONNECTIONS, UpstreamClient
+from tornadoproxy.upstream.client import MAX_IDLE_CONNECTIONS, UpstreamClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

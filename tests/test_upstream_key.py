@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tornadoproxy import Outcome, cli
+from tornadoproxy import Outcome
+from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -102,7 +103,11 @@ async def test_upstream_401_amid_an_upload_is_a_502(
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "tornadoproxy.state"]
+    return [
+        record.message
+        for record in caplog.records
+        if record.name == "tornadoproxy.handlers.gateway"
+    ]
 
 
 def sources(directory: Path) -> list[tuple[dict[str, Any], str]]:

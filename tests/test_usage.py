@@ -17,10 +17,10 @@ import zstandard
 from msgspec.structs import asdict
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy.decompression import MAX_DECOMPRESSED
-from tornadoproxy.exchange import ModelUsage, Usage
+from tornadoproxy.handlers.exchange import ModelUsage, Usage
+from tornadoproxy.protocol.decompression import MAX_DECOMPRESSED
+from tornadoproxy.protocol.usage_reader import MAX_EVENT, MAX_JSON, UsageReader, read_message
 from tornadoproxy.testing import message_document, message_events
-from tornadoproxy.usage import MAX_EVENT, MAX_JSON, UsageReader, read_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,14 +7,12 @@ A plugin is an object with hooks, named by an entry point::
     @hookimpl
     def authenticate(request: IncomingRequest) -> Identity | None: ...
 
-The hooks are described in `tornadoproxy.hookspecs`.
+The hooks are described in `tornadoproxy.plugin.hookspecs`.
 """
 
-from tornadoproxy import parsers, tables
-from tornadoproxy.authorization import UNKNOWN_MODEL, ModelRequest, Permit
-from tornadoproxy.commands import Command
-from tornadoproxy.database import Database, DatabaseUnavailable
-from tornadoproxy.dialects import Dialect
+from tornadoproxy.config import parsers
+from tornadoproxy.config.core_settings import HOST, Setting, Settings
+from tornadoproxy.config.parsers import BaseURL, EgressProxy
 from tornadoproxy.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -22,7 +20,7 @@ from tornadoproxy.errors import (
     InvalidRequest,
     ProxyError,
 )
-from tornadoproxy.exchange import (
+from tornadoproxy.handlers.exchange import (
     Identity,
     IncomingRequest,
     ModelUsage,
@@ -30,14 +28,17 @@ from tornadoproxy.exchange import (
     RequestRecord,
     Usage,
 )
-from tornadoproxy.hookspecs import INACTIVE, Inactive, hookimpl
-from tornadoproxy.linewriter import LineWriter
-from tornadoproxy.money import usd
-from tornadoproxy.pages import Page, PageAnswer, PageRequest
-from tornadoproxy.parsers import BaseURL, EgressProxy
+from tornadoproxy.plugin import tables
+from tornadoproxy.plugin.authorization import UNKNOWN_MODEL, ModelRequest, Permit
+from tornadoproxy.plugin.commands import Command
+from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, hookimpl
+from tornadoproxy.plugin.money import usd
+from tornadoproxy.plugin.pages import Page, PageAnswer, PageRequest
+from tornadoproxy.plugin.status import Status
+from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.secret import Secret
-from tornadoproxy.settings import HOST, Setting, Settings
-from tornadoproxy.status import Status
+from tornadoproxy.server.line_writer import LineWriter
+from tornadoproxy.storage.database import Database, DatabaseUnavailable
 from tornadoproxy.version import __version__
 
 __all__ = [

@@ -11,7 +11,7 @@ def main() -> int:
     """Run the command line, and return the exit status."""
     # nothing that is loaded now is garbage, and to look takes a tenth of the start
     gc.disable()
-    from tornadoproxy import cli
+    from tornadoproxy.cli import main as cli
 
     _open_standard_streams()
     return cli.main(sys.argv[1:], os.environ)

@@ -23,7 +23,7 @@
 
     ConfigurationError              a start-up mistake, in one line for the person who can mend it
 
-How an error looks on the wire is the dialect's business: see `tornadoproxy.dialects`.
+How an error looks on the wire is the dialect's business: see `tornadoproxy.protocol.dialects`.
 Messages are read by clients: they say what to do and never hold a credential.
 """
 

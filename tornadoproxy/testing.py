@@ -30,12 +30,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import pytest
 from tornado.ioloop import IOLoop
 
-from tornadoproxy.configuration import Configuration, configure
+from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.hookspecs import PROJECT, hookimpl
-from tornadoproxy.pluginmanager import Plugins
-from tornadoproxy.raw_connection import RawConnection, RawResponse, Truncated, request_bytes
-from tornadoproxy.scripted_upstream import (
+from tornadoproxy.fakes.anthropic_api import (
     Answer,
     Document,
     ProtocolError,
@@ -54,8 +51,11 @@ from tornadoproxy.scripted_upstream import (
     silent_answer,
     sse_answer,
 )
-from tornadoproxy.server import Server
-from tornadoproxy.settings import CORE_SETTINGS
+from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, Truncated, request_bytes
+from tornadoproxy.plugin.hookspecs import PROJECT, hookimpl
+from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.server.configuration import Configuration, configure
+from tornadoproxy.server.server import Server
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from openai import AsyncOpenAI
 
-    from tornadoproxy.exchange import RequestRecord
-    from tornadoproxy.settings import Settings
+    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.handlers.exchange import RequestRecord
 
 __all__ = [
     "TEST_TOKEN",

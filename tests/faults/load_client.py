@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from load_content import ORDINARY, TOKEN, Dialect, How, fault_of, request
 from peer_script import commands, say, start
 
-from tornadoproxy.raw_connection import RawConnection, request_bytes
+from tornadoproxy.fakes.raw_client import RawConnection, request_bytes
 
 _AT_ONCE = 100  # connections being opened
 _PATIENCE = 20.0  # seconds for one request

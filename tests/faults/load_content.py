@@ -11,8 +11,8 @@ import random
 import re
 from typing import Literal
 
-from tornadoproxy.raw_connection import RawResponse, request_bytes
-from tornadoproxy.scripted_upstream import Document, message_document, message_events
+from tornadoproxy.fakes.anthropic_api import Document, message_document, message_events
+from tornadoproxy.fakes.raw_client import RawResponse, request_bytes
 
 TOKEN = "token-of-clients-in-numbers"
 

@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import AsyncIterator, Coroutine
 
-from tornadoproxy import runner
+from tornadoproxy.server import runner
 
 
 def start(main: Coroutine[object, object, int]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from load_content import ORDINARY, TOKEN, request
 
-from tornadoproxy.raw_connection import RawConnection, RawResponse
+from tornadoproxy.fakes.raw_client import RawConnection, RawResponse
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")

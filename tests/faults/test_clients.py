@@ -20,7 +20,7 @@ from load_content import TOKEN
 from peer_process import Peer, peer_process
 from proxy_process import ProxyProcess, proxy_process, until
 
-from tornadoproxy.settings import CLIENT_IDLE_TIMEOUT
+from tornadoproxy.config.core_settings import CLIENT_IDLE_TIMEOUT
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawConnection,

@@ -19,14 +19,17 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from strict_reading import Request, read
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy import InvalidRequest, chat_completions, sse
-from tornadoproxy.chat_completions import Capabilities, Options, StreamTranslator
-from tornadoproxy.dialects import Dialect
+from tornadoproxy import InvalidRequest
 from tornadoproxy.errors import UpstreamClosed, UpstreamProtocolError
-from tornadoproxy.headers import credential_header, request_head, response_headers
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import Capabilities, Options, StreamTranslator
+from tornadoproxy.protocol import sse
+from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.headers import credential_header, request_head, response_headers
+from tornadoproxy.protocol.request_target import check_target
+from tornadoproxy.protocol.sse import EventBoundary, EventReader
+from tornadoproxy.protocol.usage_reader import UsageReader
 from tornadoproxy.secret import Secret
-from tornadoproxy.sse import EventBoundary, EventReader
-from tornadoproxy.target import check_target
 from tornadoproxy.testing import (
     TEST_TOKEN,
     json_answer,
@@ -34,7 +37,6 @@ from tornadoproxy.testing import (
     message_events,
     request_bytes,
 )
-from tornadoproxy.usage import UsageReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

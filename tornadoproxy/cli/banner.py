@@ -1,0 +1,171 @@
+"""Writes what is shown once the proxy listens: what it does, and lines to paste."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy.config.core_settings import (
+    HOST,
+    TLS_CERT,
+    UPSTREAM_BASE_URL,
+    Setting,
+    Settings,
+    upstream_key,
+    upstream_key_variable,
+)
+from tornadoproxy.config.parsers import BaseURL
+from tornadoproxy.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tornadoproxy.config.sources import Sources
+    from tornadoproxy.plugin.discovery import PluginInfo
+
+# what a client on this machine connects to where every address is listened on
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here
+
+VARIABLE = "$AUTH_TOKEN"
+"""What a client sends, as a shell reads it, once the line of `credential` was pasted."""
+
+
+def listening_url(settings: Settings, port: int) -> str:
+    """The URL that is listened on, or ``unix:/path``."""
+    if settings[HOST].startswith("unix:"):
+        return settings[HOST]
+    return _url(settings, settings[HOST], port)
+
+
+def client_url(settings: Settings, port: int) -> str:
+    """The URL for a client on the same machine, which may have to go by a Unix socket."""
+    if settings[HOST].startswith("unix:"):
+        return "http://localhost"
+    return _url(settings, _LOOPBACK.get(settings[HOST], settings[HOST]), port)
+
+
+def facts(
+    settings: Settings,
+    port: int,
+    plugin_lines: Iterable[tuple[str, str]],
+    plugins: Iterable[PluginInfo],
+) -> tuple[tuple[str, str], ...]:
+    """What this proxy is, as pairs of a name and a line; holds no credential.
+
+    :param port: the port that is, or will be, listened on.
+    :param plugin_lines: what `Plugins.configure` returned.
+    :param plugins: the plugins in the order asked.
+    """
+    asked = ", ".join(info.name for info in plugins if info.state == "active")
+    return (
+        ("address", listening_url(settings, port)),
+        ("upstream", f"{settings[UPSTREAM_BASE_URL]}, {_key_line(settings)}"),
+        ("plugins", f"{asked} (in the order asked)"),
+        *plugin_lines,
+    )
+
+
+def credential(
+    settings: Settings, sources: Sources, declared: Iterable[Setting[Any]]
+) -> tuple[str, str]:
+    """What takes the proxy's token from where it stands, into ``AUTH_TOKEN``: a title, a command.
+
+    It holds no token, and works in another terminal, as a user who may read the token. Of several
+    tokens it takes the first. For another authenticator's credential it has a placeholder.
+
+    :param declared: the settings that the plugins declare.
+    """
+    by_name = {setting.name: setting for setting in declared}
+    if settings.is_set("AUTH_TOKEN_FILE"):
+        path = sources.origin(by_name["AUTH_TOKEN_FILE"])[0] or ""
+        found = f"cat {_quoted(path)}"
+    elif not settings.is_set("AUTH_TOKEN"):
+        placeholder, own = "your-token", "your credential, if you need one"
+        if settings.is_set("KEYS_DB"):
+            placeholder, own = "your-key", "a key of yours"
+        title = f"to paste first; replace {placeholder} with {own}:"
+        return title, f"export AUTH_TOKEN={placeholder}"
+    elif "AUTH_TOKEN" in sources.environment:
+        found = f"tr '\\0' '\\n' < /proc/{os.getpid()}/environ | sed -n 's/^AUTH_TOKEN=//p'"
+    else:
+        file = sources.env_file
+        line = file.entries["AUTH_TOKEN"].line
+        found = f"sed -n '{line}s/[^=]*=//p' {_quoted(file.path)} | tr -d \\\"\\'"
+    command = f"export AUTH_TOKEN=\"$({found} | awk 'NF {{print $1; exit}}')\""
+    return "to paste first:", command
+
+
+def banner(
+    settings: Settings, port: int, shown: Sequence[tuple[str, str]], sent: str, *before: str
+) -> tuple[str, ...]:
+    """The lines to show. Those to paste are not indented, for Python's sake.
+
+    :param shown: pairs of a name and a line; see `facts`.
+    :param sent: what a client sends, as a shell reads it: `VARIABLE`, or a throw-away token.
+    :param before: lines to show before those that send it; see `credential`.
+    """
+    return (
+        f"tornadoproxy {__version__}",
+        *aligned(shown),
+        *before,
+        *_to_paste(settings, client_url(settings, port), sent),
+    )
+
+
+def aligned(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """A line for each pair: a name that pads to the longest of them, and a text."""
+    width = max(len(name) for name, _ in pairs)
+    return tuple(f"  {name:<{width}}  {text}" for name, text in pairs)
+
+
+def streaming_curl(settings: Settings, port: int, sent: str) -> str:
+    """A command that shows a streamed answer."""
+    body = (
+        '{"model": "claude-sonnet-5-5", "max_tokens": 200, "stream": true, '
+        '"messages": [{"role": "user", "content": "Say hello, one word at a time."}]}'
+    )
+    return (
+        f'{_curl(settings)} -N {client_url(settings, port)}/v1/messages -H "x-api-key: {sent}" '
+        f"-H 'content-type: application/json' -d '{body}'"
+    )
+
+
+def _curl(settings: Settings) -> str:
+    """``curl``, by way of the Unix socket if there is one."""
+    host = settings[HOST]
+    if host.startswith("unix:"):
+        return f"curl --unix-socket {shlex.quote(host.removeprefix('unix:'))}"
+    return "curl"
+
+
+def _url(settings: Settings, host: str, port: int) -> str:
+    return BaseURL("https" if settings[TLS_CERT] else "http", host, port).origin
+
+
+def _key_line(settings: Settings) -> str:
+    if upstream_key(settings) is None:
+        return "no key"
+    return f"key from {upstream_key_variable(settings)}"
+
+
+def _to_paste(settings: Settings, url: str, sent: str) -> Iterator[str]:
+    if not settings[HOST].startswith("unix:"):  # which only curl takes
+        in_python = f'os.environ["{sent[1:]}"]' if sent.startswith("$") else f'"{sent}"'
+        yield "to paste for Claude Code:"
+        yield f"export ANTHROPIC_BASE_URL={url}"
+        yield f'export ANTHROPIC_AUTH_TOKEN="{sent}"'
+        yield "to paste into Python, for Anthropic's and OpenAI's client:"
+        for package, made, base in (
+            ("anthropic", "Anthropic", url),
+            ("openai", "OpenAI", f"{url}/openai/v1"),
+        ):
+            client = f'{package}.{made}(base_url="{base}", api_key={in_python})'
+            yield f"import os, {package}; client = {client}"
+    yield "to paste for a list of the models:"
+    yield f'{_curl(settings)} {url}/v1/models -H "x-api-key: {sent}"'
+
+
+def _quoted(path: str | Path) -> str:
+    return shlex.quote(str(Path(path).absolute()))

@@ -1,0 +1,256 @@
+"""The commands: those of `tornadoproxy.config.command_line.COMMANDS`, and those of the plugins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tornadoproxy.cli import banner
+from tornadoproxy.cli.help_text import commands_text, settings_text
+from tornadoproxy.config.command_line import COMMANDS, own_parser, unknown_command
+from tornadoproxy.config.core_settings import CORE_SETTINGS, LOG_LEVEL, PORT
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.plugin import tables
+from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.server.configuration import Configuration, configure
+from tornadoproxy.server.logs import logging_to
+from tornadoproxy.version import __version__
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from tornadoproxy.config.command_line import Arguments
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the command that `arguments`, those after the program's name, ask for.
+
+    :return: the exit status: 0; 1 if it was ended in a hurry; 2 for mistakes in the settings,
+        which have been told on standard error, a line each; or what a plugin's command returns.
+    """
+    try:
+        return _run(Configuration(arguments, environment))
+    except ConfigurationError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _refuse(error: ConfigurationError) -> int:
+    """Tell of the faults, a line each, and return the exit status."""
+    # the status says the same to those who cannot be told
+    with contextlib.suppress(OSError):
+        for fault in error.faults:
+            _write(f"tornadoproxy: {' '.join(fault.splitlines())}", sys.stderr)
+    return 2
+
+
+def _run(configuration: Configuration) -> int:
+    command = configuration.command()
+    commands: dict[str, Callable[[Configuration], int]] = {
+        "serve": _serve,
+        "check": _check,
+        "plugins": _plugins,
+        "token": _token,
+        "demo": _demo,
+        "help": _help,
+        "version": _version,
+    }
+    if command not in commands:
+        return _plugin_command(configuration, command)
+    own = own_parser(command, COMMANDS[command], _own_arguments(configuration.arguments))
+    configuration = replace(configuration, own=own)
+    if command != "help":
+        configuration.command_line()  # prints help, whatever else is wrong
+    return commands[command](configuration)
+
+
+def _own_arguments(arguments: Sequence[str]) -> Callable[[ArgumentParser], None]:
+    """What adds the own arguments of the core's command that `arguments` begin with."""
+    if arguments[:2] == ["plugins", "new"]:
+        from tornadoproxy.cli import new_plugin
+
+        return new_plugin.add_arguments
+    if arguments[:1] == ["check"]:
+        return _add_online
+    return tables.add_format if arguments[:1] == ["plugins"] else lambda _: None
+
+
+def _add_online(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--online", action="store_true", help="also ask the upstream whether it accepts the key"
+    )
+
+
+def _help(configuration: Configuration) -> int:
+    topic = next((word for word in configuration.arguments[1:2] if not word.startswith("-")), None)
+    if topic not in (None, "settings"):
+        words = [*configuration.arguments[1:], "--help"]
+        return _run(Configuration(words, configuration.environment))
+    text = settings_text if topic else commands_text
+    try:
+        plugins = Plugins.load(configuration.disabled()).describe()
+    except ConfigurationError:
+        _print(text(()))
+        _print("Plugins cannot be loaded: `python -m tornadoproxy check` says why.")
+    else:
+        _print(text(plugins))
+    return 0
+
+
+def _version(configuration: Configuration) -> int:
+    del configuration
+    _print(f"tornadoproxy {__version__}")
+    return 0
+
+
+def _plugin_command(configuration: Configuration, word: str) -> int:
+    # most starts are for one of the core's commands
+    from tornadoproxy.cli import plugin_command
+
+    plugins = Plugins.load(configuration.disabled())
+    offered = {
+        command.name: (info.name, command)
+        for info in plugins.describe()
+        for command in info.commands
+    }
+    if word not in offered:
+        raise ConfigurationError(unknown_command(word, (*COMMANDS, *offered)))
+    plugin, command = offered[word]
+    declared = plugins.declared_settings()
+
+    def work() -> int:
+        own = plugin_command.parser_of(plugin, command, (*CORE_SETTINGS, *declared))
+        arguments = configuration.command_line(*declared, own=own)
+        settings = configuration.settings(plugins, arguments)
+        return plugin_command.run(plugin, command, arguments.own, settings)
+
+    return plugin_command.with_standard_output(work)
+
+
+def _serve(configuration: Configuration) -> int:
+    # the other commands start faster without the server
+    from tornadoproxy.server import runner
+
+    plugins, settings = configuration.load()
+    sources = configuration.sources(plugins)
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
+        configuration.warn(plugins)
+        plugin_lines = configure(plugins, settings)
+
+        def announce(port: int) -> None:
+            facts = banner.facts(settings, port, plugin_lines, plugins.describe())
+            loop = ("event loop", runner.loop_name())
+            token = banner.credential(settings, sources, plugins.declared_settings())
+            for line in banner.banner(settings, port, (*facts, loop), banner.VARIABLE, *token):
+                writer.write(line.encode())
+
+        serving = runner.serve(
+            settings,
+            plugins,
+            read_again=lambda: configuration.settings(plugins),
+            announce=announce,
+        )
+        return runner.run(_ended(serving))
+
+
+async def _ended(serving: Coroutine[Any, Any, int]) -> int:  # Any: what it yields is the loop's
+    """What `serving` returns. Faults are told at once: a plugin may hold up the loop's end."""
+    try:
+        return await serving
+    except ConfigurationError as error:
+        return _refuse(error)
+
+
+def _demo(configuration: Configuration) -> int:
+    # nobody but the demo pays for the scripted upstream
+    from tornadoproxy.cli.demo import serve_demo
+    from tornadoproxy.server import runner
+
+    plugins, settings = configuration.load()
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
+        configuration.warn(plugins)
+        return runner.run(_ended(serve_demo(configuration, plugins, settings, writer)))
+
+
+def _check(configuration: Configuration) -> int:
+    from tornadoproxy.cli.plugin_command import judge
+
+    plugins, settings = configuration.load()
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
+        configuration.warn(plugins)
+        plugin_lines = configure(plugins, settings)
+        judge(plugins.describe())
+        facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
+        _print("\n".join(banner.aligned(facts)))
+        if configuration.command_line().own.online:
+            # the other checks start faster without the client
+            from tornadoproxy.server.online_check import check_upstream
+
+            _print(asyncio.run(check_upstream(settings)))
+    return 0
+
+
+def _plugins(configuration: Configuration) -> int:
+    arguments = configuration.command_line()
+    if "name" in arguments.own:
+        return _new_plugin(arguments)
+    from tornadoproxy.cli.plugin_command import judge
+    from tornadoproxy.cli.plugin_listing import listing
+
+    form: str = arguments.own.format
+    disabled = configuration.disabled()
+    try:
+        plugins = Plugins.load(disabled)
+    except ConfigurationError:
+        _print(listing(Plugins.survey(disabled), None, form, configured=False).rstrip())
+        raise
+    sources, configured = None, False
+    try:
+        settings = configuration.settings(plugins)
+        sources = configuration.sources(plugins)
+        with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
+            configuration.warn(plugins)
+            plugins.configure(settings)
+        configured = True
+        judge(plugins.describe())
+    finally:
+        _print(listing(plugins.describe(), sources, form, configured=configured).rstrip())
+    return 0
+
+
+def _new_plugin(arguments: Arguments) -> int:
+    from tornadoproxy.cli import new_plugin
+
+    if arguments.faults:
+        raise ConfigurationError(*arguments.faults)
+    made = new_plugin.generate(arguments.own.name, arguments.own.directory)
+    _print("\n".join(new_plugin.told(made)))
+    return 0
+
+
+def _token(configuration: Configuration) -> int:
+    if len(configuration.arguments) > 1:
+        raise ConfigurationError("token takes no flags: leave out what follows it")
+    _print(secrets.token_urlsafe(32))
+    return 0
+
+
+def _print(line: str) -> None:
+    try:
+        _write(line, sys.stdout)
+    except OSError as error:
+        raise ConfigurationError(f"standard output takes nothing: {error.strerror}") from None
+
+
+def _write(line: str, stream: TextIO) -> None:
+    # not through its buffer: Python would try again at the end, with a traceback
+    data = f"{line}\n".encode(stream.encoding, "backslashreplace")
+    while data:
+        data = data[os.write(stream.fileno(), data) :]

@@ -1,0 +1,118 @@
+"""Runs a plugin's own command."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy.config.command_line import own_parser, taken_flags
+from tornadoproxy.config.core_settings import CORE_SETTINGS
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.plugin.answers import discard
+from tornadoproxy.plugin.failures import OurOwnError, faults_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tornadoproxy.config.core_settings import Setting, Settings
+    from tornadoproxy.plugin.commands import Command
+    from tornadoproxy.plugin.discovery import PluginInfo
+
+BROKEN_PIPE = 141  # what a shell makes of SIGPIPE, 128 + 13
+
+
+def parser_of(
+    plugin: str, command: Command, declared: Iterable[Setting[Any]]
+) -> argparse.ArgumentParser:
+    """The parser of the own arguments of `plugin`'s `command`.
+
+    :param declared: all settings, whose flags it must leave alone.
+    :raises ConfigurationError: it has one of them, or cannot be made.
+    """
+    try:
+        parser = own_parser(command.name, command.help, command.add_arguments)
+    # a plugin may fail in any way
+    except Exception as error:
+        raise _failed(plugin, command, error) from None
+    taken = taken_flags(parser, declared)
+    if taken:
+        fault = OurOwnError(f"its flag {taken[0]} is the program's or a setting's: rename it")
+        raise _failed(plugin, command, fault)
+    return parser
+
+
+def judge(plugins: Iterable[PluginInfo]) -> None:
+    """See that the commands of `plugins` can be used, which the other commands do not look at.
+
+    :raises ConfigurationError: with every fault.
+    """
+    plugins = tuple(plugins)
+    declared = (*CORE_SETTINGS, *(setting for info in plugins for setting in info.settings))
+    faults: list[str] = []
+    for info in plugins:
+        for command in info.commands:
+            try:
+                parser_of(info.name, command, declared)
+            except ConfigurationError as error:
+                faults += error.faults
+    if faults:
+        raise ConfigurationError(*faults)
+
+
+def run(plugin: str, command: Command, own: argparse.Namespace, settings: Settings) -> int:
+    """Run `plugin`'s `command`, and return the exit status.
+
+    :param own: what its parser made of its arguments.
+    :raises ConfigurationError: its own, about a mistake of the user's; or it failed in another way.
+    """
+    gc.enable()
+    try:
+        status: object = command.run(own, settings)
+    except BrokenPipeError:
+        raise
+    # a plugin may fail in any way
+    except Exception as error:
+        raise _failed(plugin, command, error) from None
+    if type(status) is int:
+        return status
+    discard(status)
+    fault = OurOwnError(f"it must return the exit status, not a {type(status).__name__}")
+    raise _failed(plugin, command, fault)
+
+
+def with_standard_output(work: Callable[[], int]) -> int:
+    """What `work` returns once all that it has written to ``sys.stdout`` is out.
+
+    What its encoding has no bytes for is escaped: a name must not end a list.
+
+    :return: `BROKEN_PIPE` if the reader has left, as ``head`` does: nobody is to be told.
+    :raises ConfigurationError: it cannot be written.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return work()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _write_nothing_more()
+        return BROKEN_PIPE
+    except OSError as error:
+        _write_nothing_more()
+        raise ConfigurationError(f"standard output takes nothing: {error.strerror}") from None
+
+
+def _failed(plugin: str, command: Command, error: Exception) -> ConfigurationError:
+    return ConfigurationError(*faults_of(plugin, f"its command {command.name}", error))
+
+
+def _write_nothing_more() -> None:
+    """Spare what is still held: Python would try again at the end, with a traceback."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)

@@ -1,0 +1,1 @@
+"""Text into settings: parsers, sources, and what settings there are."""

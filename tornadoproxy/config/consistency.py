@@ -1,0 +1,107 @@
+"""Finds the core's settings that are right one by one and wrong together."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from typing import TYPE_CHECKING
+
+from tornadoproxy.config.core_settings import (
+    HOST,
+    PORT,
+    REUSE_PORT,
+    TLS_CERT,
+    TLS_KEY,
+    UPSTREAM_ALLOW_CLEARTEXT,
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+    UPSTREAM_BASE_URL,
+    Settings,
+    upstream_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def contradictions(settings: Settings) -> tuple[str, ...]:
+    """A fault for each contradiction within the core's settings; opens no socket."""
+    return (
+        *_of_listening(settings),
+        *_of_tls(settings),
+        *_of_upstream_key(settings),
+        *_of_upstream(settings),
+    )
+
+
+def _of_listening(settings: Settings) -> Iterator[str]:
+    if settings[HOST].startswith("unix:") and settings[REUSE_PORT]:
+        yield "REUSE_PORT is for ports, and HOST is a Unix socket: give each process its own file"
+
+
+def _of_tls(settings: Settings) -> Iterator[str]:
+    certificate, key = settings[TLS_CERT], settings[TLS_KEY]
+    if certificate and key:
+        reason = _not_loadable(certificate, key)
+        if reason:
+            yield f"TLS_CERT and TLS_KEY must be a certificate and its key in PEM: {reason}"
+    elif certificate:
+        yield "TLS_CERT is set without TLS_KEY: set both, or neither to listen without TLS"
+    elif key:
+        yield "TLS_KEY is set without TLS_CERT: set both, or neither to listen without TLS"
+
+
+def _not_loadable(certificate: Path, key: Path) -> str | None:
+    def no_password() -> str:
+        # without this, OpenSSL would ask the terminal
+        raise ValueError("the key is encrypted, and there is nobody to ask for its password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_password)
+    except ssl.SSLError as error:
+        return f"{error.reason or 'they cannot be loaded'}".replace("_", " ").lower()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _of_upstream_key(settings: Settings) -> Iterator[str]:
+    own_key = settings.variable(UPSTREAM_API_KEY) == UPSTREAM_API_KEY.name
+    if own_key and settings[UPSTREAM_API_KEY_FILE]:
+        yield "UPSTREAM_API_KEY and UPSTREAM_API_KEY_FILE are both set: unset one of them"
+    if upstream_key(settings) is None and settings[UPSTREAM_BASE_URL] == UPSTREAM_BASE_URL.default:
+        yield (
+            f"{UPSTREAM_BASE_URL.default} needs a key: set UPSTREAM_API_KEY or ANTHROPIC_API_KEY, "
+            "or UPSTREAM_BASE_URL for another upstream, or try `python -m tornadoproxy demo`"
+        )
+
+
+def _of_upstream(settings: Settings) -> Iterator[str]:
+    upstream, own = settings[UPSTREAM_BASE_URL], settings[HOST]
+    is_local = _on_this_machine(upstream.host)
+    is_own = upstream.host == own or (is_local and _on_this_machine(own))
+    if is_own and upstream.port == settings[PORT]:
+        yield (
+            f"UPSTREAM_BASE_URL is {upstream}, where this proxy itself listens: set it to the API, "
+            "or set another PORT"
+        )
+    elif upstream.scheme == "http" and not (is_local or settings[UPSTREAM_ALLOW_CLEARTEXT]):
+        # private networks and container names are others' too: who listens there is not known
+        yield (
+            f"UPSTREAM_BASE_URL is {upstream}: the key and all messages would leave this machine "
+            "unencrypted; use https://, or set UPSTREAM_ALLOW_CLEARTEXT=yes if that network is "
+            "yours alone"
+        )
+
+
+def _on_this_machine(host: str) -> bool:
+    """Whether `host` is loopback, or every address, by its look: no name is resolved."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified

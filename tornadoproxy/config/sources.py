@@ -1,0 +1,240 @@
+"""Reads settings from flags, then the environment, then ``.env``, then their defaults.
+
+The first that has a variable wins. A fallback variable is asked only when none of them has the
+setting's own. Every fault is collected: whoever mends one shall not meet the next at the next
+start. No fault repeats what a secret setting, or a name nobody knows, was set to.
+
+A ``.env`` may be shared with other programs, so unknown names in it are ignored. A name that is
+nearly a setting's is a mistake: one letter too many, too few or wrong, other capitals or
+underscores, or a word left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy.config import parsers
+from tornadoproxy.config.core_settings import TLS_KEY, Setting, Settings
+from tornadoproxy.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from tornadoproxy.config.env_file import EnvFile
+
+_ANTHROPIC_BASE_URL = "ANTHROPIC_BASE_URL"
+
+# nearly HTTPS_PROXY, and what other programs read
+_OTHERS_OWN = frozenset({"HTTPPROXY"})
+
+# what anybody but the owner and the group may do with a file
+_OTHERS_READ = 0o004
+_OTHERS_WRITE = 0o002
+
+# the places of a `_Given` that are no file
+_COMMAND_LINE = "on the command line"
+_ENVIRONMENT = "in the environment"
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A text that somebody set, where it stood, and under which name."""
+
+    variable: str
+    text: str = field(repr=False)
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where settings come from.
+
+    :param flags: texts by variable, as the command line gave them.
+    :param environment: the process's environment.
+    :param env_file: the ``.env`` file. A name that is nearly a declared one is a fault.
+    """
+
+    flags: Mapping[str, str] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+    env_file: EnvFile
+
+    def read(self, declared: Iterable[Setting[Any]]) -> Settings:
+        """The values of the `declared` settings.
+
+        :raises ConfigurationError: with a line for each value that is wrong.
+        """
+        values: dict[Setting[Any], Any] = {}
+        variables: dict[Setting[Any], str] = {}
+        faults: list[str] = []
+        for setting in declared:
+            given = self._given(setting)
+            if given is None:
+                values[setting] = setting.default
+                continue
+            try:
+                values[setting] = _parsed(setting, given)
+            # a plugin's parser may fail in any way
+            except Exception as error:
+                place = "" if given.place == _ENVIRONMENT else f" ({given.place})"
+                faults.append(f"{given.variable} {_complaint(setting, given, error)}{place}")
+            variables[setting] = given.variable
+        if faults:
+            raise ConfigurationError(*faults)
+        return Settings(values, variables)
+
+    def misspelt(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
+        """A fault for each name in the ``.env`` file that is nearly that of a declared setting."""
+        names = _Names(declared)
+        return tuple(
+            f"{self.env_file.path}, line {entry.line}: unknown setting {name}: "
+            f"did you mean {meant}?"
+            for name, entry in self.env_file.entries.items()
+            if (meant := names.meant(name)) is not None
+        )
+
+    def warnings(self, declared: Iterable[Setting[Any]]) -> Iterator[str]:
+        """What is probably not meant, a line each."""
+        declared = tuple(declared)
+        names = _Names(declared)
+        file = self.env_file
+        for name in self.environment:
+            meant = names.meant(name)
+            if meant is not None:
+                yield f"{name} in the environment is not read: did you mean {meant}?"
+        ignored = [name for name in file.entries if name not in names.known]
+        if ignored:
+            count = f"{len(ignored)} name{'s that are' if len(ignored) > 1 else ' that is'}"
+            yield f"{file.path}: {count} no setting of tornadoproxy: ignored"
+        if _ANTHROPIC_BASE_URL in ignored:
+            yield (
+                f"{file.path}: {_ANTHROPIC_BASE_URL} is for clients, and leads to this proxy: "
+                "set UPSTREAM_BASE_URL for another upstream"
+            )
+        if any(each.secret and each.name in file.entries for each in declared):
+            yield from _too_open(str(file.path), Path(file.path), _OTHERS_READ)
+        for setting in declared:
+            rights = _forbidden_rights(setting)
+            given = self._given(setting) if rights else None
+            if given is not None:
+                title = f"{given.variable}={given.text}"
+                yield from _too_open(title, Path(given.text), rights)
+
+    def origin(self, setting: Setting[Any]) -> tuple[str | None, str]:
+        """The text that `setting` was given, and where; ``None`` if it is left to its default."""
+        given = self._given(setting)
+        if given is None:
+            return None, "by default"
+        if given.variable == setting.name:
+            return given.text, given.place
+        return given.text, f"as {given.variable} {given.place}"
+
+    def _given(self, setting: Setting[Any]) -> _Given | None:
+        own = self._look_up(setting.name)
+        if own is not None:
+            return own
+        fallbacks = (self._look_up(name) for name in setting.fallbacks)
+        return next((given for given in fallbacks if given and given.text), None)
+
+    def _look_up(self, name: str) -> _Given | None:
+        if name in self.flags:
+            return _Given(name, self.flags[name].strip(), _COMMAND_LINE)
+        if name in self.environment:
+            return _Given(name, self.environment[name].strip(), _ENVIRONMENT)
+        if name in self.env_file.entries:
+            entry = self.env_file.entries[name]
+            return _Given(name, entry.value.strip(), f"{self.env_file.path}, line {entry.line}")
+        return None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a fault about an unknown `name`: the one that is meant, if one is near."""
+    found = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {found[0]}?" if found else ""
+
+
+def _parsed(setting: Setting[Any], given: _Given) -> object:
+    if not given.text and not setting.blank:
+        raise ValueError("is set but empty: give it a value or unset it")
+    return setting.parse(given.text)
+
+
+def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
+    if not isinstance(error, ValueError):
+        return f"has a value that its parser fails at ({type(error).__name__}): see `help settings`"
+    complaint = str(error)
+    quiet = not setting.secret or setting.parse in parsers.NEVER_QUOTE
+    if not quiet and _may_quote(complaint, given.text):
+        return "has a wrong value, which is not repeated here: see `help settings`"
+    return complaint
+
+
+def _may_quote(complaint: str, text: str) -> bool:
+    """Whether `complaint` may repeat `text`: it has a quotation, or four characters in any case.
+
+    A secret's parser may be one for anything, or a bare `int`, whose errors quote what they got.
+    """
+    if "'" in complaint or '"' in complaint:
+        return True
+    complaint, text = complaint.casefold(), text.casefold()
+    pieces = (text[at : at + 4] for at in range(max(len(text) - 3, 1)))
+    return bool(text) and any(piece in complaint for piece in pieces)
+
+
+class _Names:
+    """The names of settings, and what is nearly one of them.
+
+    Two names are near if they are equal once each has lost at most one letter: an environment of
+    hundreds of names is compared with all of them in a millisecond.
+    """
+
+    def __init__(self, declared: Iterable[Setting[Any]]) -> None:
+        self.known = {name for each in declared for name in (each.name, *each.fallbacks)}
+        self._near: dict[str, str] = {}
+        for name in sorted(self.known):
+            first, *words = name.split("_")
+            for at in range(len(words)) if len(words) > 1 else ():
+                self._near.setdefault("".join((first, *words[:at], *words[at + 1 :])), name)
+            for short in _shortened(_letters(name)):
+                self._near.setdefault(short, name)
+
+    def meant(self, name: str) -> str | None:
+        """The setting that `name` is nearly the name of; ``None`` if it is one, or near none."""
+        if name in self.known:
+            return None
+        letters = _letters(name)
+        if letters in _OTHERS_OWN:
+            return None
+        found = (self._near.get(each) for each in (letters, *_shortened(letters)))
+        return next((each for each in found if each and each[0] == letters[0]), None)
+
+
+def _letters(name: str) -> str:
+    return name.upper().replace("_", "").replace("-", "")
+
+
+def _shortened(letters: str) -> Iterator[str]:
+    """`letters`, and all that is left of them without one."""
+    yield letters
+    for at in range(len(letters)):
+        yield letters[:at] + letters[at + 1 :]
+
+
+def _forbidden_rights(setting: Setting[Any]) -> int:
+    """What others must not have of the file that `setting` names; 0 if it names none."""
+    if setting.parse in (parsers.secret_file, parsers.secrets_file) or setting is TLS_KEY:
+        return _OTHERS_READ
+    # a database is what a plugin keeps: who can write it lets themselves in
+    return _OTHERS_WRITE if setting.parse is parsers.path else 0
+
+
+def _too_open(title: str, path: Path, rights: int) -> Iterator[str]:
+    try:
+        open_to_others = path.stat().st_mode & rights
+    except (OSError, ValueError):
+        return  # whoever needs it says so
+    if open_to_others:
+        what, mend = ("read", "o-r") if rights == _OTHERS_READ else ("write", "o-w")
+        yield f"{title}: every user of this machine can {what} it: chmod {mend} {path}"

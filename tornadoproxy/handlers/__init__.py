@@ -1,0 +1,1 @@
+"""A request's life: who sends it, whether it may go on, and the response."""

@@ -1,0 +1,318 @@
+"""``/openai/*``: chat completions and models, asked of the upstream in its own dialect.
+
+The translation itself is in `tornadoproxy.openai.chat_completions`; here are its ends: a body that
+is held until it is whole, since only a whole one can be translated, and an answer that goes out
+piece by piece if it is a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from tornadoproxy.config.core_settings import MAX_BODY_SIZE
+from tornadoproxy.errors import (
+    MethodNotAllowed,
+    NotFound,
+    UpstreamClosed,
+    UpstreamError,
+    UpstreamProtocolError,
+)
+from tornadoproxy.handlers.base import ExchangeHandler
+from tornadoproxy.handlers.exchange import Usage
+from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator, Translation
+from tornadoproxy.protocol.decompression import CorruptBody, UnreadableCoding, decompressor
+from tornadoproxy.protocol.headers import add_fields, headers_of, is_encoded, is_event_stream
+from tornadoproxy.protocol.usage_reader import UsageReader, read_message
+from tornadoproxy.upstream.model_list import UpstreamRefused
+
+if TYPE_CHECKING:
+    from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.protocol.decompression import Decompress
+    from tornadoproxy.upstream.connection import ResponseHead
+
+MAX_CHAT_ANSWER = 64 * 1024 * 1024
+"""The largest answer that is not a stream, in bytes."""
+
+# The last version of the API that takes temperature, top_p and top_k.
+SAMPLING_VERSION = "2023-06-01"
+
+# What describes the client's own message and not the one that is made of it.
+_CLIENTS_OWN = frozenset(
+    {
+        "Accept",
+        "Accept-Encoding",
+        "Content-Encoding",
+        "Content-Length",
+        "Content-Type",
+        "Openai-Beta",
+        "Openai-Organization",
+        "Openai-Project",
+        "Transfer-Encoding",
+    }
+)
+
+_NOT_FOR_SAMPLES = _CLIENTS_OWN | {"Anthropic-Version"}
+
+# what is known of a message until it has been read
+_UNREAD = Usage(partial=True)
+
+_READ = frozenset({"content-encoding", "content-type", "request-id"})
+
+_KEPT = re.compile(
+    r"(anthropic-ratelimit-.*|anthropic-organization-id|retry-after|retry-after-ms|x-should-retry)",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(128)
+def _is_read(name: str) -> bool:
+    return name.lower() in _READ
+
+
+@lru_cache(128)
+def _is_kept(name: str) -> bool:
+    return _KEPT.fullmatch(name) is not None
+
+
+class ChatHandler(UpstreamHandler):
+    """One chat completion."""
+
+    # not in the dictionary, which is full: see `UpstreamHandler`
+    __slots__ = ("_answer", "_answer_size", "_answer_status", "_decompress", "_stream")
+
+    # asked for by `set_default_headers`, which Tornado calls before `initialize`
+    _translation: Translation | None = None
+    _kept: Sequence[tuple[str, str]] = ()
+
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        self._stream: StreamTranslator | None = None
+        self._answer: list[bytes] = []
+        self._answer_size = 0
+        self._answer_status = 0
+        self._decompress: Decompress | None = None
+
+    def asks_a_model(self) -> bool:
+        return True
+
+    def max_body(self) -> int:
+        return min(MAX_MESSAGE_BODY, self.gateway.settings[MAX_BODY_SIZE])
+
+    def max_body_hint(self) -> str:
+        return MESSAGE_HINT
+
+    def holds(self, length: int, *, chunked: bool) -> bool:
+        if self.request.method != "POST":
+            raise MethodNotAllowed("Chat completions are asked for with POST.", ["POST"])
+        self.check_body_is_plain()
+        return True
+
+    async def serve_held(self, body: bytes) -> None:
+        size = len(body)
+        document = await self.work_on(size, chat_completions.parse, body)
+        if document is None:
+            return
+        options = self.gateway.chat_options
+        translate = partial(chat_completions.translate_request, document, options=options)
+        requested = chat_completions.requested_model(document)
+        self.exchange.requested_model = requested
+        model = options.model(requested)
+        able = None
+        if chat_completions.depends_on_capabilities(document, options):
+            models = self.gateway.models
+            # what is wrong is refused before upstream is asked anything
+            if not models.is_known and await self.work_on(size, translate) is None:
+                return
+            listed = await models.known()
+            if self.ended:
+                return
+            able = Capabilities.of_model(listed[model]) if model in listed else None
+        translation = await self.work_on(size, partial(translate, capabilities=able))
+        if translation is None:
+            return
+        if self.gateway.plugins.authorizes and not await self.is_permitted_to_send(
+            translation.body
+        ):
+            return
+        self._translation = translation
+        self.send(
+            "/v1/messages",
+            translation.body,
+            version=SAMPLING_VERSION if translation.samples else None,
+            drop=_NOT_FOR_SAMPLES if translation.samples else _CLIENTS_OWN,
+            add=[
+                ("Accept-Encoding", "identity"),
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(translation.body))),
+            ],
+        )
+
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        assert self._translation is not None
+        if not self.credential_is_accepted(head.status):
+            return
+        self.answer_began()
+        headers = headers_of([field for field in head.fields if _is_read(field[0])])
+        self._answer_status = head.status
+        self._kept = [field for field in self.fields_for_client(head) if _is_kept(field[0])]
+        if "Request-Id" in headers:
+            self.request_id = headers["Request-Id"]
+        self.exchange.request_id = self.request_id
+        if head.status == 200:
+            self.exchange.usage = _UNREAD
+        if is_encoded(headers):
+            try:
+                self._decompress = decompressor(headers["Content-Encoding"])
+            except UnreadableCoding as error:
+                self._give_up(error)
+                return
+        if head.status == 200 and self._translation.stream and is_event_stream(headers):
+            self._usage = UsageReader(is_stream=True)
+            self._start_stream(self._translation)
+        self.on_data(first)
+        self.forget_heads()
+
+    def on_data(self, chunk: bytes) -> None:
+        if self._decompress is not None:
+            try:
+                chunk = b"".join(self._decompress(chunk))
+            except CorruptBody as error:
+                self._give_up(error)
+                return
+        if self._usage is not None:
+            self._usage.feed(chunk)
+        if self._stream is not None:
+            self._pass_on_translated(self._stream, chunk)
+            return
+        self._answer_size += len(chunk)
+        if self._answer_size > MAX_CHAT_ANSWER:
+            self._give_up(UpstreamProtocolError("The upstream's answer is too large."))
+            return
+        self._answer.append(chunk)
+
+    def on_end(self) -> None:
+        if self._stream is not None:
+            if not self._stream.ended:
+                self.on_failure(
+                    UpstreamClosed("The upstream ended its answer before it was whole.")
+                )
+                return
+        elif self._answer_status == 200:
+            if not self._write_answer(b"".join(self._answer)):
+                return
+        elif self._answer_status < 400:
+            # neither a message nor an error: to keep such a status would be to call it a success
+            self.on_failure(
+                UpstreamProtocolError(
+                    f"The upstream answered with status {self._answer_status}, which is no answer"
+                    " to a message. Does UPSTREAM_BASE_URL lead to the API?"
+                )
+            )
+            return
+        else:
+            body = b"".join(self._answer)
+            self.clear()
+            self.write_proxy_error(chat_completions.translate_error(self._answer_status, body))
+        self.answer_ended()
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        add_fields(self._headers, self._kept)
+        if self._translation is not None and self._translation.ignored:
+            self.set_header("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))
+
+    def _start_stream(self, translation: Translation) -> None:
+        self._stream = StreamTranslator(
+            include_usage=translation.include_usage,
+            legacy_functions=translation.legacy_functions,
+        )
+        self.clear()
+        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        self.follow_events()
+
+    def _pass_on_translated(self, stream: StreamTranslator, chunk: bytes) -> None:
+        try:
+            translated = stream.feed(chunk)
+        except UpstreamProtocolError as error:
+            self._give_up(error)
+            return
+        if translated or not self._headers_written:
+            self.pass_on(translated)
+        if stream.failed:
+            told = UpstreamError("The upstream failed in the middle of its answer.")
+            self.describe_error(told)
+            self.cut_when_flushed(told)
+
+    def _write_answer(self, body: bytes) -> bool:
+        assert self._translation is not None
+        try:
+            message = chat_completions.read_message(body)
+        except UpstreamProtocolError as error:
+            self.on_failure(error)
+            return False
+        exchange = self.exchange
+        exchange.model, exchange.stop_reason, exchange.usage = read_message(message)
+        answer = chat_completions.translate_message(
+            message, legacy_functions=self._translation.legacy_functions
+        )
+        self.set_default_headers()  # there is more to them now
+        add_fields(
+            self._headers,
+            [
+                (self.dialect.request_id_header, self.request_id),
+                ("Content-Length", str(len(answer))),
+            ],
+        )
+        self.write(answer)
+        return True
+
+    def _give_up(self, error: UpstreamError) -> None:
+        assert self._call is not None
+        self._call.cancel()
+        self.on_failure(error)
+
+
+class ModelsHandler(ExchangeHandler):
+    """The upstream's models, all or one."""
+
+    def admit(self) -> None:
+        if self.request.method not in {"GET", "HEAD"}:
+            raise MethodNotAllowed("Models are asked for with GET.", ["GET", "HEAD"])
+        self.refuse_body()
+
+    async def serve(self) -> None:
+        try:
+            models = await self.gateway.models.models()
+        except UpstreamRefused as refused:
+            if not self.ended:
+                self.write_proxy_error(
+                    chat_completions.translate_error(refused.status, refused.body)
+                )
+            return
+        if self.ended:
+            return
+        options = self.gateway.chat_options
+        wanted = unquote(self.request.path.partition("/models")[2][1:])
+        if wanted:
+            shown = chat_completions.find_model(models.values(), wanted, options)
+        else:
+            shown = chat_completions.translate_models(models.values(), options.models)
+        if shown is None:
+            raise NotFound(
+                f"The model '{wanted[:100]}' does not exist or you do not have access to it.",
+                code="model_not_found",
+                param="model",
+            )
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        self.set_header("Cache-Control", "no-store")
+        await self.finish(json.dumps(shown).encode())

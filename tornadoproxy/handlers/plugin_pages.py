@@ -1,0 +1,217 @@
+"""Serves the pages of plugins.
+
+A page has the whole path to itself: with a slash at its end, or written with other escapes, it is
+another path, and not the page's.
+
+A page fails by whatever it raises but a `ProxyError`, by an answer that cannot be sent, and by
+taking longer than ``PLUGIN_TIMEOUT``. Its client gets an error in the path's dialect then, and the
+log the type of what it raised.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import parse_qs, unquote
+
+from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
+from tornadoproxy.errors import (
+    BodyTooLarge,
+    MethodNotAllowed,
+    Overloaded,
+    PluginFailed,
+    ProxyError,
+)
+from tornadoproxy.handlers.base import ExchangeHandler
+from tornadoproxy.handlers.body_budget import HeldBody
+from tornadoproxy.plugin.answers import discard, outcome
+from tornadoproxy.plugin.failures import OurOwnError, held_the_loop
+from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageAnswer, PageRequest
+from tornadoproxy.protocol.request_target import check_target
+from tornadoproxy.protocol.routes import is_served
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from tornadoproxy.handlers.exchange import IncomingRequest
+    from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.plugin.pages import Page
+
+T = TypeVar("T")
+
+
+class FoundPage(NamedTuple):
+    """A page, and what the groups of its path matched.
+
+    :param plugin: whose it is.
+    """
+
+    plugin: str
+    page: Page
+    arguments: tuple[str, ...]
+
+
+class PageFinder:
+    """Finds the page of a path: the first of those that match.
+
+    :param pages: each after its plugin's name; those that override come first.
+    """
+
+    def __init__(self, pages: Iterable[tuple[str, Page]]) -> None:
+        self._literal: dict[str, FoundPage] = {}
+        self._patterns: list[tuple[re.Pattern[str], str, Page]] = []
+        for plugin, page in pages:
+            if page.is_pattern:
+                self._patterns.append((re.compile(page.path), plugin, page))
+            elif page.overrides or not any(
+                other.overrides and owner != plugin and pattern.fullmatch(page.path)
+                for pattern, owner, other in self._patterns
+            ):
+                self._literal.setdefault(page.path, FoundPage(plugin, page, ()))
+
+    def find(self, path: str) -> FoundPage | None:
+        """The page of `path`, which is as it came."""
+        found = self._literal.get(path)
+        if found is not None:
+            return found
+        for pattern, plugin, page in self._patterns:
+            match = pattern.fullmatch(path)
+            if match is not None and (page.overrides or not is_served(path)):
+                return FoundPage(plugin, page, tuple(map(unquote, match.groups(""))))
+        return None
+
+
+class PageHandler(ExchangeHandler):
+    """Serves one request for a page. Its body is held until it is whole."""
+
+    def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # made by the application, which knows
+        super().initialize(gateway)
+        self._plugin, self._page, self._arguments = found
+        self._is_unauthenticated = self._page.public and self._page.admit is None
+        self._max_body = MAX_PUBLIC_BODY if self._is_unauthenticated else MAX_PAGE_BODY
+        self._held: HeldBody | None = None
+
+    async def prepare(self) -> None:
+        if not self._page.public:
+            await super().prepare()
+            return
+        check_target(self.request.uri or "")
+        waiting = self.admit()
+        if waiting is None:
+            self.request.connection.authenticating()  # type: ignore[union-attr]  # ours
+        else:
+            await self.until_known(waiting)
+
+    def admit(self) -> Awaitable[None] | None:
+        methods = self._page.methods
+        allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
+        if self.request.method not in allowed:
+            raise MethodNotAllowed("This page is not asked for with this method.", allowed)
+        if self.request.method in ("GET", "HEAD"):
+            self.refuse_body()
+        self.check_body_is_plain()
+        if int(self.request.headers.get("Content-Length", "0")) > self._max_body:
+            raise self._too_large()
+        self._held = HeldBody(self.gateway.body_budget, self._holder(), self._give_way)
+        return None if self._page.admit is None else self._ask_page(self._page.admit)
+
+    async def _ask_page(self, admit: Callable[[IncomingRequest], object]) -> None:
+        refusal = (await self._called(admit, self.exchange.request, type(None)))[1]
+        if refusal is not None:
+            raise refusal
+        self.request.connection.authenticated()  # type: ignore[union-attr]  # ours
+
+    def _holder(self) -> str | None:
+        """Who the body is charged to; a page that admits its clients answers for them."""
+        if self.exchange.identity is not None:
+            return self.exchange.identity.principal
+        return None if self._is_unauthenticated else f"plugin {self._plugin}"
+
+    def _give_way(self) -> None:
+        self.fail(Overloaded("Too many requests to pages are in flight. Try again.", retry_after=1))
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        assert self._held is not None
+        self.exchange.bytes_in += len(chunk)
+        try:
+            if self.exchange.bytes_in > self._max_body:
+                raise self._too_large()
+            self._held.add(chunk)
+        except ProxyError as error:
+            self.fail(error)
+        return None
+
+    async def serve(self) -> None:
+        assert self._held is not None
+        answer, refusal = await self._called(
+            self._page.serve,
+            PageRequest(
+                incoming=self.exchange.request,
+                identity=self.exchange.identity,
+                query=_fields(self.request.query),
+                arguments=self._arguments,
+                body=self._held.take(),
+            ),
+            PageAnswer,
+        )
+        if self.ended:
+            return
+        if answer is None:
+            # out here, so that the plugin's own exception does not come along as the context
+            assert refusal is not None
+            raise refusal
+        self.set_status(answer.status)
+        self.set_header("Cache-Control", "no-store")
+        for name, value in answer.headers.items():
+            self.set_header(name, value)
+        self.set_header("Content-Type", answer.content_type)
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        if answer.body:
+            self.write(answer.body)
+        self.finish()
+
+    def release(self) -> None:
+        if self._held is not None:
+            self._held.release()
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self._max_body} bytes.")
+
+    async def _called(
+        self, function: Callable[[Any], object], asked: object, kind: type[T]
+    ) -> tuple[T | None, ProxyError | None]:
+        """What a function of the page answers, or what its client is told instead.
+
+        :param kind: what it has to answer.
+        """
+        answer: object = None
+        error: BaseException | None = None
+        timeout = self.gateway.settings[PLUGIN_TIMEOUT]
+        began = time.monotonic()
+        try:
+            answer = function(asked)
+        except BaseException as raised:
+            error = raised
+        if inspect.isawaitable(answer):
+            answer, error = await outcome(answer, timeout)
+        elif (took := time.monotonic() - began) > timeout:
+            answer, error = None, held_the_loop(took, timeout)
+        if isinstance(error, ProxyError) and 400 <= error.status <= 599:
+            return None, error
+        if error is None and isinstance(answer, kind):
+            return answer, None
+        late = isinstance(error, OurOwnError)
+        if error is None:
+            discard(answer)
+            error = OurOwnError(f"its {type(answer).__name__} is not a {kind.__name__}")
+        self.gateway.plugins.count_failure(self._plugin, "pages", error)
+        if late:
+            return None, PluginFailed("This page took too long. Try again.", retry_after=1)
+        return None, PluginFailed("This page failed. The proxy's log says more.", status=500)
+
+
+def _fields(query: str) -> dict[str, tuple[str, ...]]:
+    fields = parse_qs(query, keep_blank_values=True)
+    return {name: tuple(values) for name, values in fields.items()}

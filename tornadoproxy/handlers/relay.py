@@ -1,0 +1,159 @@
+"""``/v1/*``: the request goes upstream as it is, and so does the answer to the client.
+
+The request's body. Without one, the request goes upstream as soon as it is admitted. A body up to
+`HELD_BODY` bytes is held until it is whole, so that the request goes out in one write and can be
+sent again if a kept connection turns out to be dead. Everything else streams: a part is read from
+the client only when the upstream has room for it. A messages request that plugins have to permit is
+held whatever its size.
+
+Usage is read from the response to a messages request, so that only the codings that can be read
+here are asked for (`tornadoproxy.protocol.decompression`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tornadoproxy.config.core_settings import (
+    MAX_BODY_SIZE,
+    REWRITE_RESULTS_URL,
+    SSE_KEEPALIVE_INTERVAL,
+)
+from tornadoproxy.errors import UpstreamClosed
+from tornadoproxy.handlers.exchange import Usage
+from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
+from tornadoproxy.protocol import results_url
+from tornadoproxy.protocol.decompression import readable_codings
+from tornadoproxy.protocol.headers import (
+    is_encoded,
+    is_event_stream,
+    is_json,
+    response_headers,
+)
+from tornadoproxy.protocol.request_target import asks_a_model
+from tornadoproxy.protocol.usage_reader import UsageReader
+
+if TYPE_CHECKING:
+    from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.upstream.connection import ResponseHead
+
+HELD_BODY = 1024 * 1024
+"""The largest request body that is held until it is whole, in bytes."""
+
+
+_CODING = frozenset({"Accept-Encoding"})
+_STREAM = re.compile(rb'"stream"\s*:\s*true')
+_FRAMING = frozenset({"Transfer-Encoding"})
+
+
+class RelayHandler(UpstreamHandler):
+    """Relays one exchange."""
+
+    _rewriting: list[bytes] | None = None
+    _ends_with_connection = False
+
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        self._asks_a_model = asks_a_model(self.request.method or "", self.request.path)
+
+    def asks_a_model(self) -> bool:
+        return self._asks_a_model
+
+    def max_body(self) -> int:
+        largest = self.gateway.settings[MAX_BODY_SIZE]
+        return min(largest, MAX_MESSAGE_BODY) if self._is_judged() else largest
+
+    def max_body_hint(self) -> str:
+        return MESSAGE_HINT if self._is_judged() else MAX_BODY_SIZE.name
+
+    def _is_judged(self) -> bool:
+        return self.gateway.plugins.authorizes and self.asks_a_model()
+
+    def holds(self, length: int, *, chunked: bool) -> bool:
+        if self._is_judged():
+            self.check_body_is_plain()
+            return True
+        return not chunked and 0 < length <= HELD_BODY
+
+    def begin(self, *, has_body: bool, chunked: bool) -> None:
+        self._send(None if has_body else b"", chunked=chunked)
+
+    async def serve_held(self, body: bytes) -> None:
+        if not self._is_judged() or await self.is_permitted_to_send(body):
+            self._send(body)
+
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        if not self.credential_is_accepted(head.status):
+            return
+        self.answer_began()
+        headers = response_headers(head.status, self.fields_for_client(head))
+        self._headers = headers
+        self.set_status(head.status, head.reason)
+        if not head.reason:
+            self._reason = ""
+        self.exchange.request_id = headers.get("Request-Id", self.request_id)
+        if head.status < 300 and self.asks_a_model():
+            self._usage = UsageReader.for_answer(headers)
+            if self._usage is None:
+                self.exchange.usage = Usage(partial=True)
+        if is_event_stream(headers) and not is_encoded(headers):
+            self.follow_events()
+            if head.ends_with_connection:
+                self._ends_with_connection = True
+        if self._rewriting is not None and not is_json(headers):
+            self._rewriting = None
+        self.on_data(first)
+        self.forget_heads()
+
+    def on_data(self, chunk: bytes) -> None:
+        if self._rewriting is not None:
+            self._rewriting.append(chunk)
+            return
+        if self._usage is not None:
+            self._usage.feed(chunk)
+        self.pass_on(chunk)
+
+    def on_end(self) -> None:
+        if self._ends_with_connection and self._boundary and not self._boundary.between_events:
+            # HTTP cannot tell it from a whole answer, but an event without its end tells
+            self.on_failure(UpstreamClosed("The upstream ended its answer within an event."))
+            return
+        if self._rewriting is not None:
+            self._pass_on_rewritten(b"".join(self._rewriting))
+        self.answer_ended()
+
+    def _send(self, body: bytes | None, *, chunked: bool = False) -> None:
+        drop: frozenset[str] = frozenset()
+        add: list[tuple[str, str]] = []
+        codings = self._codings(body)
+        if codings is not None:
+            drop, add = _CODING, [("Accept-Encoding", codings)]
+        if body and "Transfer-Encoding" in self.request.headers:
+            drop |= _FRAMING
+            add.append(("Content-Length", str(len(body))))
+        self.send(self.request.uri or "", body, chunked=chunked, drop=drop, add=add)
+
+    def _codings(self, body: bytes | None) -> str | None:
+        """Return the ``Accept-Encoding`` that goes upstream; ``None``: the client's, as it came."""
+        settings, headers = self.gateway.settings, self.request.headers
+        if self._asks_a_model:
+            # neither a ping nor an error event can be put into a compressed stream
+            if settings[SSE_KEEPALIVE_INTERVAL] and (body is None or _STREAM.search(body)):
+                return "identity"
+            if "Accept-Encoding" in headers:
+                accepted = headers["Accept-Encoding"]
+                readable = readable_codings(accepted)
+                return None if readable == accepted else readable
+        elif settings[REWRITE_RESULTS_URL] and self.request.path.startswith(
+            results_url.PATH_PREFIX
+        ):
+            self._rewriting = []
+            return "identity"
+        return None
+
+    def _pass_on_rewritten(self, body: bytes) -> None:
+        body = results_url.rewrite(body, self.base_url())
+        if "Content-Length" in self._headers and self.request.method != "HEAD":
+            self._headers["Content-Length"] = str(len(body))
+        self.pass_on(body)

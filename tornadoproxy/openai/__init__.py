@@ -1,0 +1,1 @@
+"""OpenAI's APIs translated to Anthropic messages and back, without I/O."""

@@ -1,0 +1,54 @@
+"""Translates between OpenAI's chat completions and Anthropic's messages. Sans-io.
+
+Dicts and bytes go in, dicts and bytes come out; there is no server and no client in it::
+
+    from tornadoproxy import chat_completions
+
+    document = chat_completions.parse(request_body)
+    translation = chat_completions.translate_request(document)
+    ...                                          # send translation.body to /v1/messages
+    answer = chat_completions.translate_response(
+        response_body, legacy_functions=translation.legacy_functions
+    )
+
+A stream is translated piece by piece with `StreamTranslator`, an error with `translate_error`.
+"""
+
+from tornadoproxy.openai.capabilities import Capabilities
+from tornadoproxy.openai.chat_completions.fields import FIELDS, Treatment
+from tornadoproxy.openai.chat_completions.request import (
+    Options,
+    Translation,
+    depends_on_capabilities,
+    requested_model,
+    translate_request,
+)
+from tornadoproxy.openai.chat_completions.response import (
+    read_message,
+    translate_message,
+    translate_response,
+)
+from tornadoproxy.openai.chat_completions.stream import StreamTranslator
+from tornadoproxy.openai.errors import translate_error
+from tornadoproxy.openai.models import find_model, translate_model, translate_models
+from tornadoproxy.openai.reading import parse
+
+__all__ = [
+    "FIELDS",
+    "Capabilities",
+    "Options",
+    "StreamTranslator",
+    "Translation",
+    "Treatment",
+    "depends_on_capabilities",
+    "find_model",
+    "parse",
+    "read_message",
+    "requested_model",
+    "translate_error",
+    "translate_message",
+    "translate_model",
+    "translate_models",
+    "translate_request",
+    "translate_response",
+]

@@ -1,0 +1,299 @@
+"""Translates the messages: turns, tool calls and their results, thinking that comes back.
+
+The theory. OpenAI's list is flat; Anthropic's alternates between user and assistant. System and
+developer messages leave the list. Every other message becomes blocks under one of two roles, and
+neighbours under the same role become one message, so that the results of parallel calls and the
+user's next words are one turn, results first.
+
+A call must be answered by the messages right after it, each id once; this is checked here, so that
+the error names the client's own message.
+
+A client sends back what the proxy has answered, so that all of it is accepted: arguments that were
+cut and are no JSON, names that no tool can have, ids that a later turn uses again, thinking without
+a signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec import Raw
+
+from tornadoproxy.openai import content, thinking
+from tornadoproxy.openai.content import cache_control, text_block
+from tornadoproxy.openai.reading import (
+    MAX_QUOTED,
+    MAX_TOOL_NAME,
+    Json,
+    array,
+    dump,
+    loads,
+    obj,
+    one_of,
+    refuse,
+    text,
+)
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+# Upstream wants the user to speak first, and continues an answer that stands last. Where the
+# client's messages leave the user nothing to say there, this is said.
+OPENING = "(The conversation begins.)"
+CONTINUING = "(Continue.)"
+
+INVALID_JSON = "INVALID_JSON"
+"""The key under which upstream is sent arguments that are no JSON object.
+
+Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
+"""
+
+_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+
+
+@dataclass
+class Conversation:
+    """What the messages become.
+
+    :param system: the system prompt's blocks, in order.
+    :param messages: user and assistant turns, alternating.
+    :param called: the names of the tools that were called, in order.
+    """
+
+    system: list[Json] = field(default_factory=list)
+    messages: list[Json] = field(default_factory=list)
+    called: list[str] = field(default_factory=list)
+
+    @property
+    def lacks_thinking(self) -> bool:
+        """Whether it goes on with the results of calls that came without thinking.
+
+        With a budget for thinking, upstream does not take that.
+        """
+        return (
+            len(self.messages) > 1
+            and isinstance(self.messages[-1]["content"], list)
+            and self.messages[-1]["content"][0]["type"] == "tool_result"
+            and self.messages[-2]["content"][0]["type"] not in thinking.KEYS
+        )
+
+
+def translate(messages: object, ignored: list[str], *, prefill: bool = False) -> Conversation:
+    """Translate a request's ``messages``.
+
+    :param ignored: takes the names of what is dropped.
+    :param prefill: the model continues an assistant message that stands last. Without it, the user
+        asks for a new message.
+    :raises InvalidRequest: a message is wrong; the error names it.
+    """
+    listed = array(messages, "messages")
+    if not listed:
+        refuse("messages", "must not be empty")
+    translator = _Translator(ignored, prefill=prefill)
+    for index, message in enumerate(listed):
+        param = f"messages[{index}]"
+        translator.take(obj(message, param), param)
+    return translator.finish()
+
+
+class _Translator:
+    def __init__(self, ignored: list[str], *, prefill: bool) -> None:
+        self._ignored = ignored
+        self._prefill = prefill
+        self._conversation = Conversation()
+        self._role = ""  # of the client's last message
+        self._counts: dict[str, int] = {}  # how often a call had each of the client's ids
+        self._waiting: dict[str, _Call] = {}  # calls without a result, by the client's ids
+        self._legacy: _Call | None = None  # the last function_call
+
+    def take(self, message: Json, param: str) -> None:
+        role = one_of(message.get("role"), f"{param}.role", ROLES)
+        if role not in {"tool", "function"}:
+            self._refuse_unanswered()
+        if message.get("name") is not None and role != "function":
+            text(message["name"], f"{param}.name")
+            self._ignored.append("messages.name")
+        if role in {"system", "developer"}:
+            self._conversation.system += self._content(message, param, content.IN_SYSTEM)
+        elif role == "user":
+            self._add("user", self._content(message, param, content.IN_USER))
+        elif role == "assistant":
+            self._add("assistant", self._turn(message, param))
+        elif role == "tool":
+            self._take_result(message, param)
+        else:
+            self._take_function_result(message, param)
+        self._role = role
+
+    def finish(self) -> Conversation:
+        self._refuse_unanswered()
+        messages = self._conversation.messages
+        if not messages or messages[0]["role"] != "user":
+            messages.insert(0, {"role": "user", "content": [text_block(OPENING)]})
+        if messages[-1]["role"] == "assistant":
+            if self._prefill and self._role == "assistant":
+                # upstream continues from here, and takes no blanks at the end
+                last = messages[-1]["content"][-1]
+                last["text"] = last["text"].rstrip()
+            else:
+                self._add("user", [text_block(CONTINUING)])
+        for message in messages:
+            message["content"] = _shortest(message["content"])
+        return self._conversation
+
+    def _turn(self, message: Json, param: str) -> list[Json]:
+        if message.get("audio") is not None:
+            refuse(f"{param}.audio", "is not supported: there is no audio")
+        texts = self._content(message, param, content.IN_ASSISTANT)
+        if message.get("refusal") is not None:
+            refusal = text(message["refusal"], f"{param}.refusal")
+            texts += [text_block(refusal)] if refusal.strip() else []
+        calls = self._calls(message, param)
+        given = message.get("thinking_blocks")
+        if given is not None:
+            where = f"{param}.thinking_blocks"
+            return thinking.put_back(given, where, texts, calls, self._ignored)
+        if message.get("reasoning_content"):
+            self._ignored.append("messages.reasoning_content")  # unsigned, it is not accepted
+        return texts + calls
+
+    def _calls(self, message: Json, param: str) -> list[Json]:
+        calls: list[Json] = []
+        if message.get("tool_calls") is not None:
+            param_of_calls = f"{param}.tool_calls"
+            for index, call in enumerate(array(message["tool_calls"], param_of_calls)):
+                calls.append(self._call(call, f"{param_of_calls}[{index}]"))
+        if message.get("function_call") is not None:
+            calls.append(self._function_call(message["function_call"], f"{param}.function_call"))
+        return calls
+
+    def _take_result(self, message: Json, param: str) -> None:
+        client_id = text(message.get("tool_call_id"), f"{param}.tool_call_id")
+        call = self._waiting.pop(client_id, None)
+        if call is None:
+            refuse(
+                f"{param}.tool_call_id",
+                f"({client_id[:MAX_QUOTED]!r}) must be the id of a call in the assistant message "
+                "before, each answered once",
+            )
+        self._add_result(call.id, message, param)
+
+    def _take_function_result(self, message: Json, param: str) -> None:
+        name = text(message.get("name"), f"{param}.name")
+        call = self._legacy
+        if call is None or call.name != name:
+            refuse(f"{param}.name", "must be that of the function_call right before")
+        self._legacy = None
+        self._add_result(call.id, message, param)
+
+    def _add_result(self, call_id: str, message: Json, param: str) -> None:
+        result: Json = {"type": "tool_result", "tool_use_id": call_id}
+        found = content.blocks(
+            message.get("content"), f"{param}.content", content.IN_USER, self._ignored
+        )
+        if found:
+            result["content"] = _shortest(found)
+        cached = cache_control(message, param, self._ignored)
+        if cached is not None:
+            result["cache_control"] = cached
+        self._add("user", [result])
+
+    def _content(self, message: Json, param: str, kinds: tuple[str, ...]) -> list[Json]:
+        found = content.blocks(message.get("content"), f"{param}.content", kinds, self._ignored)
+        cached = cache_control(message, param, self._ignored)
+        if cached is not None and found:
+            found[-1]["cache_control"] = cached
+        return found
+
+    def _call(self, call: object, param: str) -> Json:
+        call = obj(call, param)
+        if call.get("type", "function") != "function":
+            refuse(f"{param}.type", "must be function")
+        client_id = text(call.get("id"), f"{param}.id")
+        if not client_id or client_id in self._waiting:
+            refuse(f"{param}.id", "must be unique in its message, and not empty")
+        function = obj(call.get("function"), f"{param}.function")
+        block = self._tool_use(client_id, function, f"{param}.function")
+        self._waiting[client_id] = _Call(function["name"], block["id"], param)
+        return block
+
+    def _function_call(self, call: object, param: str) -> Json:
+        function = obj(call, param)
+        block = self._tool_use("function_call", function, param)
+        self._legacy = _Call(function["name"], block["id"], param)
+        return block
+
+    def _tool_use(self, client_id: str, function: Json, param: str) -> Json:
+        called = text(function.get("name"), f"{param}.name")
+        # a model may call what no tool is called, and upstream takes no such name back
+        name = _NOT_IN_A_NAME.sub("_", called)[:MAX_TOOL_NAME] or "_"
+        self._conversation.called.append(name)
+        return {
+            "type": "tool_use",
+            "id": self._tool_id(client_id),
+            "name": name,
+            "input": _arguments(function.get("arguments"), f"{param}.arguments"),
+        }
+
+    def _tool_id(self, client_id: str) -> str:
+        """`client_id`, or where upstream does not take it, an id that follows from it.
+
+        Upstream takes an id once in a conversation, and some clients count anew in each turn. The
+        same history has the same ids each time, since the cache goes by them.
+        """
+        count = self._counts.get(client_id, 0)
+        self._counts[client_id] = count + 1
+        if not count and _TOOL_ID.fullmatch(client_id):
+            return client_id
+        told = f"{count}:{client_id}".encode("utf-8", "surrogatepass")
+        return f"call_{hashlib.sha256(told).hexdigest()[:32]}"
+
+    def _add(self, role: str, turn: list[Json]) -> None:
+        messages = self._conversation.messages
+        if not turn:
+            return
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += turn
+        else:
+            messages.append({"role": role, "content": turn})
+
+    def _refuse_unanswered(self) -> None:
+        for client_id, call in self._waiting.items():
+            quoted = repr(client_id[:MAX_QUOTED])
+            refuse(call.param, f"({quoted}) must be answered by a tool message right after it")
+        if self._legacy is not None:
+            quoted = repr(self._legacy.name[:MAX_QUOTED])
+            refuse("messages", f"must answer the function_call of {quoted}")
+
+
+class _Call(NamedTuple):
+    name: str  # the client's
+    id: str  # upstream's
+    param: str
+
+
+def _arguments(arguments: object, param: str) -> Json | Raw:
+    """A call's input. Arguments that are no JSON object go up within one, as text.
+
+    It is JSON again: a bound holds for the values of each call, and not for those of all.
+    """
+    written = "" if arguments is None else text(arguments, param)
+    try:
+        encoded = written.encode(errors="surrogatepass")
+        document = loads(encoded, "surrogatepass") if written.strip() else None
+    except ValueError:
+        document = written
+    if document is None or document == []:  # some languages write an empty object so
+        return {}
+    return Raw(dump(document)) if isinstance(document, dict) else {INVALID_JSON: written}
+
+
+def _shortest(found: list[Json]) -> str | list[Json]:
+    """The content, as a string where one block of plain text is all there is."""
+    if len(found) == 1 and found[0].keys() == {"type", "text"}:
+        plain: str = found[0]["text"]
+        return plain
+    return found

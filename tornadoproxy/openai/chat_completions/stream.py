@@ -1,0 +1,276 @@
+"""Translates an answer that is streamed: events into chunks, piece by piece.
+
+The theory. Upstream's stream has a start, blocks that open, grow and close, and an end; blocks can
+be of kinds that have no place in a chunk, and those are passed over. What goes out::
+
+    message_start          a chunk with the role
+    fallback opens         nothing; the chunks after it name the model that answers from here on
+    ping                   a comment, which clients pass over
+    text_delta             a chunk with content
+    thinking_delta …       a chunk with reasoning_content and thinking_blocks
+    tool_use opens         a chunk with index, id, type and name; indexes count calls, not blocks
+    input_json_delta       a chunk with a fragment of the arguments
+    message_delta          noted: why it stopped, and the usage, which is cumulative
+    message_stop           a chunk with finish_reason, perhaps one with usage, and [DONE]
+    error                  an error in OpenAI's shape, and nothing after it
+
+A second message, or a block that opens again, shows that two responses were mixed: an error.
+
+A stream that ends before `StreamTranslator.ended` is one that broke, and only whoever reads it can
+tell: nothing that was translated until then looks like an end.
+
+Sources: https://docs.anthropic.com/en/docs/build-with-claude/streaming and
+https://platform.openai.com/docs/api-reference/chat-streaming
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import UpstreamProtocolError
+from tornadoproxy.openai import errors, thinking
+from tornadoproxy.openai.chat_completions import response
+from tornadoproxy.openai.chat_completions.response import encode, encode_string, string
+from tornadoproxy.protocol import json_codec
+from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.sse import EventReader
+
+if TYPE_CHECKING:
+    from tornadoproxy.openai.reading import Json
+
+DONE = b"data: [DONE]\n\n"
+PING = Dialect.OPENAI.ping
+
+
+class StreamTranslator:
+    """Translates one stream. Feed it what arrives; what it returns is whole chunks.
+
+    :param include_usage: end with a chunk that tells the usage.
+    :param legacy_functions: tell a call as ``function_call``: the request named ``functions``.
+    :param created: when, in seconds since the epoch; now if not given.
+
+    :ivar ended: nothing more will come of it: the answer is whole, or has failed. While it is
+        false, an end of the stream is one before its time.
+    :ivar failed: it ended with an error, which has been told.
+    """
+
+    def __init__(
+        self,
+        *,
+        include_usage: bool = False,
+        legacy_functions: bool = False,
+        created: int | None = None,
+    ) -> None:
+        self.ended = False
+        self.failed = False
+        self._include_usage = include_usage
+        self._legacy_functions = legacy_functions
+        self._created = int(time.time()) if created is None else created
+        self._reader = EventReader()
+        self._head = b""  # a chunk up to its delta; what every chunk has in common
+        self._tail = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._usage_field()
+        self._blocks: dict[int, _Block | None] = {}  # by upstream's indexes; None is closed
+        self._message_id: object = None
+        self._characters = 0  # of text that was told
+        self._calls = 0
+        self._thoughts = 0
+        self._stop: Json = {}
+        self._usage: Json = {}
+
+    def feed(self, piece: bytes) -> bytes:
+        """The chunks that come of the next piece of the stream; empty if there are none yet.
+
+        :raises UpstreamProtocolError: it is not a stream of a message's events; not to be fed more.
+        """
+        out: list[bytes] = []
+        for data in self._reader.feed(piece):
+            if self.ended:
+                break  # nothing goes out after the end
+            out.append(self._event(data))
+        return b"".join(out)
+
+    def _event(self, data: bytes) -> bytes:
+        try:
+            event = json_codec.loads(data)
+        except (ValueError, RecursionError):
+            raise UpstreamProtocolError("The upstream sent an event that is not JSON.") from None
+        kind = event.get("type") if isinstance(event, dict) else None
+        if kind == "content_block_delta":
+            return self._delta(event)
+        if kind == "content_block_start":
+            return self._open(event)
+        if kind == "content_block_stop":
+            return self._close(_index(event))
+        if kind == "message_start":
+            return self._start(_object(event.get("message")))
+        if kind == "message_delta":
+            self._stop |= _told(event.get("delta"))
+            self._usage |= _told(event.get("usage"))
+        elif kind == "message_stop":
+            return self._end()
+        elif kind == "ping":
+            return PING
+        elif kind == "error":
+            return self._fail(event)
+        return b""
+
+    def _start(self, message: Json) -> bytes:
+        self._usage |= _told(message.get("usage"))
+        if self._head:
+            if message.get("id") != self._message_id:
+                raise UpstreamProtocolError("The upstream began a second message in its stream.")
+            return b""  # told twice
+        self._message_id = message.get("id")
+        self._name_model(message)
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def _name_model(self, named: Json) -> None:
+        head = {
+            "id": response.completion_id(self._message_id),
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": string(named.get("model")),
+        }
+        self._head = b"data: " + encode(head)[:-1] + b',"choices":[{"index":0,"delta":{'
+
+    def _open(self, event: Json) -> bytes:
+        self._require_start()
+        index = _index(event)
+        if index in self._blocks:
+            raise UpstreamProtocolError("The upstream opened a block of its stream again.")
+        given = _object(event.get("content_block"))
+        kind = given.get("type")
+        block = self._blocks[index] = _Block(kind)
+        if kind == "fallback":
+            self._name_model(_object(given.get("to")))
+            return b""
+        if kind == "text":
+            return self._text(given.get("text")) if given.get("text") else b""
+        if kind in ("thinking", "redacted_thinking"):
+            block.place = self._thoughts
+            self._thoughts += 1
+            return self._thought(block, thinking.shown(given, self._characters, self._calls))
+        if kind != "tool_use" or (self._legacy_functions and self._calls):
+            block.kind = None  # not told: a function_call has room for one
+            return b""
+        block.place = self._calls
+        block.input = given.get("input")
+        self._calls += 1
+        function = {"name": string(given.get("name")), "arguments": ""}
+        if self._legacy_functions:
+            return self._chunk({"function_call": function})
+        call = {"index": block.place, "id": string(given.get("id")), "type": "function"}
+        return self._chunk({"tool_calls": [{**call, "function": function}]})
+
+    def _delta(self, event: Json) -> bytes:
+        block = self._blocks.get(_index(event))
+        delta = event.get("delta")
+        if not isinstance(delta, dict):
+            return b""
+        kind = delta.get("type")
+        if kind == "text_delta" and (block is None or block.kind == "text"):
+            self._require_start()
+            return self._text(delta.get("text"))
+        if block is None:
+            return b""
+        if kind == "input_json_delta" and block.kind == "tool_use":
+            fragment = string(delta.get("partial_json"))
+            return self._arguments(block, fragment) if fragment else b""
+        if kind == "thinking_delta" and block.kind == "thinking":
+            return self._thought(block, {"thinking": string(delta.get("thinking"))})
+        if kind == "signature_delta" and block.kind == "thinking":
+            return self._thought(block, {"signature": string(delta.get("signature"))})
+        return b""
+
+    def _close(self, index: int) -> bytes:
+        block = self._blocks.get(index)
+        if block is None:
+            return b""
+        self._blocks[index] = None
+        if block.kind != "tool_use" or block.has_arguments:
+            return b""
+        return self._arguments(block, response.arguments(block.input))
+
+    def _text(self, told: object) -> bytes:
+        content = string(told)
+        self._characters += len(content)
+        return b'%b"content":%b%b' % (self._head, encode_string(content), self._tail)
+
+    def _thought(self, block: _Block, told: Json) -> bytes:
+        """A chunk that tells of thinking: its text, and all that is needed to send it back."""
+        delta: Json = {"thinking_blocks": [{"index": block.place, **told}]}
+        if "thinking" in told:
+            delta["reasoning_content"] = told["thinking"]
+        return self._chunk(delta)
+
+    def _arguments(self, block: _Block, fragment: str) -> bytes:
+        block.has_arguments = True
+        form = b'%b"tool_calls":[{"index":%d,"function":{"arguments":%b}}]%b'
+        if self._legacy_functions:
+            return b'%b"function_call":{"arguments":%b}%b' % (
+                self._head,
+                encode_string(fragment),
+                self._tail,
+            )
+        return form % (self._head, block.place, encode_string(fragment), self._tail)
+
+    def _end(self) -> bytes:
+        self._require_start()
+        self.ended = True
+        out = b"".join([self._close(index) for index in self._blocks])
+        stop_reason = self._stop.get("stop_reason")
+        refused = response.refusal(stop_reason, self._stop.get("stop_details"))
+        if refused is not None:
+            out += self._chunk({"refusal": refused})
+        reason = response.finish_reason(stop_reason, legacy_functions=self._legacy_functions)
+        out += b'%b},"logprobs":null,"finish_reason":"%b"}]%b}\n\n' % (
+            self._head,
+            reason.encode(),
+            self._usage_field(),
+        )
+        if self._include_usage:
+            account = encode(response.usage(self._usage))
+            shared = self._head.partition(b',"choices":')[0]
+            out += b'%b,"choices":[],"usage":%b}\n\n' % (shared, account)
+        return out + DONE
+
+    def _fail(self, event: Json) -> bytes:
+        self.ended = self.failed = True
+        return b"data: " + errors.translate_event(event) + b"\n\n"
+
+    def _require_start(self) -> None:
+        if not self._head:
+            raise UpstreamProtocolError("The upstream's stream has no beginning.")
+
+    def _chunk(self, delta: Json) -> bytes:
+        return self._head + encode(delta)[1:-1] + self._tail
+
+    def _usage_field(self) -> bytes:
+        return b',"usage":null' if self._include_usage else b""
+
+
+class _Block:
+    """A block that is open: its kind, its place among its like, and what was told of it."""
+
+    __slots__ = ("has_arguments", "input", "kind", "place")
+
+    def __init__(self, kind: object) -> None:
+        self.kind = kind
+        self.place = 0
+        self.input: object = None
+        self.has_arguments = False
+
+
+def _index(event: Json) -> int:
+    index = event.get("index")
+    return index if isinstance(index, int) else -1
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _told(value: object) -> Json:
+    """What an event says. It is cumulative: what is told again replaces what was told."""
+    return {key: each for key, each in _object(value).items() if each is not None}

@@ -1,0 +1,224 @@
+"""Reads JSON from a client: bounded, strict, and with errors that name the parameter at fault."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn, TypeAlias
+
+from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.protocol import json_codec
+
+Json: TypeAlias = dict[str, Any]
+"""A JSON object. Its values can be anything that JSON has; each is looked at before it is used."""
+
+MAX_DEPTH = 200
+"""The deepest nesting that is accepted. Real requests stay below twenty."""
+
+MAX_VALUES = 200_000
+"""The most values that are accepted, objects and lists counted as well.
+
+A short value takes tens of times its length in memory: this, not the body's length, bounds it. So
+many are decoded within 40 ms, during which no other thread runs.
+"""
+
+MAX_BACKSLASHES = 8_000_000
+"""The most backslashes that are accepted: so many escapes are written again within 40 ms."""
+
+_STEP = 1024 * 1024
+_NO_BACKSLASH = re.compile(rb"[^\\]")
+
+MAX_TOOL_NAME = 128  # characters
+_TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
+
+MAX_QUOTED = 64
+"""The most characters of a client's own that are quoted in an error."""
+
+
+def parse(body: bytes) -> Json:
+    """The JSON object in `body`.
+
+    :raises InvalidRequest: it is not UTF-8, not JSON (``NaN`` is not), too deep, of too many
+        values, or not an object.
+    """
+    try:
+        document = loads(body)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The request body is not valid UTF-8.") from None
+    except ValueError as error:
+        raise InvalidRequest(f"The request body cannot be read as JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    return document
+
+
+def loads(document: bytes, errors: str = "strict") -> object:
+    """The JSON in `document`, within bounds.
+
+    :param errors: see `bytes.decode`.
+    :raises UnicodeDecodeError: it is not UTF-8.
+    :raises ValueError: it is not JSON, or over a bound; the message says which.
+    """
+    at_most = _count_values(document)  # most texts have few of these signs
+    if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    if len(document) > MAX_BACKSLASHES and document.count(b"\\") > MAX_BACKSLASHES:
+        raise ValueError(f"it holds more than {MAX_BACKSLASHES} backslashes")
+    try:
+        value: object = json_codec.loads_with(_DECODER, document, errors)
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise ValueError(reason) from None
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:  # a constant, or a number that is too large
+        raise ValueError(str(error).partition(";")[0]) from None
+    if at_most > MAX_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """Return `document` as JSON in UTF-8.
+
+    A client that cuts its history between the halves of a surrogate pair sends one half, which
+    UTF-8 cannot encode: it becomes U+FFFD.
+    """
+    try:
+        return json_codec.dump(document)
+    except UnicodeEncodeError:
+        return json_codec.dump(_without_halves(document))
+
+
+def text(value: object, param: str) -> str:
+    """`value`, which must be a string."""
+    if not isinstance(value, str):
+        refuse(param, "must be a string")
+    return value
+
+
+def boolean(value: object, param: str) -> bool:
+    """`value`, which must be true or false."""
+    if not isinstance(value, bool):
+        refuse(param, "must be true or false")
+    return value
+
+
+def integer(value: object, param: str, minimum: int) -> int:
+    """`value`, which must be a whole number of at least `minimum`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        refuse(param, f"must be a whole number of at least {minimum}")
+    return value
+
+
+def number(value: object, param: str, minimum: float, maximum: float) -> float:
+    """`value`, which must be a number from `minimum` to `maximum`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        refuse(param, "must be a number")
+    if not minimum <= value <= maximum:
+        refuse(param, f"must be from {minimum:g} to {maximum:g}")
+    return value
+
+
+def obj(value: object, param: str) -> Json:
+    """`value`, which must be an object."""
+    if not isinstance(value, dict):
+        refuse(param, "must be an object")
+    return value
+
+
+def array(value: object, param: str) -> list[Any]:
+    """`value`, which must be a list."""
+    if not isinstance(value, list):
+        refuse(param, "must be a list")
+    return value
+
+
+def one_of(value: object, param: str, options: Collection[str]) -> str:
+    """`value`, which must be one of `options`."""
+    if not isinstance(value, str) or value not in options:
+        refuse(param, f"must be one of {', '.join(options)}")
+    return value
+
+
+def tool_name(value: object, param: str) -> str:
+    """`value`, which must be a name that upstream takes for a tool."""
+    name = text(value, param)
+    if not _TOOL_NAME.fullmatch(name):
+        refuse(param, "must be 1 to 128 letters, digits, underscores or dashes")
+    return name
+
+
+def refuse(param: str, must: str) -> NoReturn:
+    """Refuse the request for the sake of one parameter."""
+    raise InvalidRequest(f"'{param}' {must}.", param=param)
+
+
+def _without_halves(value: Any) -> Any:  # Any: JSON
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_halves(name): _without_halves(each) for name, each in value.items()}
+    return [_without_halves(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_over(document: bytes, limit: int) -> bool:
+    """Whether JSON has more values than `limit`, without the memory that it takes to read it.
+
+    It goes in steps, since no other thread runs during one.
+    """
+    values = start = in_string = 0
+    while start < len(document):
+        # no cut within an escape
+        cut = _NO_BACKSLASH.search(document, start + _STEP)
+        end = len(document) if cut is None else cut.end()
+        if end - start > 2 * _STEP:
+            return True
+        pieces = document[start:end].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        values += _count_values(b"".join(pieces[in_string::2]))
+        if values > limit:
+            return True
+        in_string ^= len(pieces) % 2 == 0
+        start = end
+    return False
+
+
+def _count_values(structure: bytes) -> int:
+    return structure.count(b",") + structure.count(b"[") + structure.count(b"{")
+
+
+def _check_depth(value: object) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        children: list[object] = []
+        for container in level:
+            if isinstance(container, dict):
+                children += [each for each in container.values() if isinstance(each, (dict, list))]
+            elif isinstance(container, list):
+                children += [each for each in container if isinstance(each, (dict, list))]
+        if not children:
+            return
+        level = children
+    raise _too_deep()
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

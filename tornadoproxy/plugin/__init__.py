@@ -1,0 +1,1 @@
+"""The plugin contract, and the calls to plugins."""

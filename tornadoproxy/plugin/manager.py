@@ -1,0 +1,582 @@
+"""Calls the plugins' hooks, in order.
+
+The calls are ours, and not pluggy's, since its own takes a coroutine for an answer, and lets one
+failing plugin keep the rest from running. Which plugins there are, and in which order, is found in
+`tornadoproxy.plugin.discovery`.
+
+*Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other.
+It fails closed: a plugin that raises, answers nonsense or is late refuses the request, and the next
+is not asked. While all answer synchronously there is no coroutine. A hook that blocks is late as
+well: it keeps every client waiting, and its answer does not count.
+
+*Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
+
+A plugin that `configure` says is inactive is neither asked nor told.
+
+A plugin fails by whatever it raises. `SystemExit` is meant for a program of its own and must not
+end this one, nor may a `KeyboardInterrupt`: while the loop runs, the real one is a signal that it
+takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT, Setting
+from tornadoproxy.errors import (
+    ClientError,
+    ConfigurationError,
+    PluginFailed,
+    ProxyError,
+)
+from tornadoproxy.handlers.exchange import Identity
+from tornadoproxy.plugin.answers import discard, failure, outcome
+from tornadoproxy.plugin.discovery import FoundPlugins, PluginCall, PluginInfo, find, in_order
+from tornadoproxy.plugin.failures import (
+    OurOwnError,
+    faults_of,
+    held_the_loop,
+    log_failure,
+    log_now_and_then,
+)
+from tornadoproxy.plugin.hookspecs import INACTIVE
+from tornadoproxy.plugin.pages import Page, hidden_paths
+from tornadoproxy.protocol.headers import credential_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+    from importlib.metadata import EntryPoint
+
+    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.handlers.exchange import IncomingRequest, RequestRecord, Usage
+    from tornadoproxy.plugin.authorization import ModelRequest
+    from tornadoproxy.plugin.permits import Permits
+    from tornadoproxy.plugin.status import Status
+
+STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
+SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
+MAX_COST = 2**63 - 1  # billionths of a US dollar: what a database can hold
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A deciding hook that the plugins are asked.
+
+    :param hook: its name.
+    :param first_counts: the first answer settles it; otherwise all are asked.
+    :param answer: what an answer that is not ``None`` must be, in words.
+    :param unavailable: what the client is told of a plugin that failed.
+    """
+
+    hook: str
+    first_counts: bool
+    answer: str
+    unavailable: str
+
+
+_WHO = _Question(
+    "authenticate",
+    first_counts=True,
+    answer="an Identity with a principal",
+    unavailable="Authentication is unavailable at the moment: try again.",
+)
+_MAY_ENTER = _Question(
+    "admit",
+    first_counts=False,
+    answer="a Permit",
+    unavailable="Whether this is permitted cannot be known at the moment: try again.",
+)
+_MAY = _Question(
+    "authorize",
+    first_counts=False,
+    answer="a Permit",
+    unavailable="Whether this is permitted cannot be known at the moment: try again.",
+)
+
+
+class Plugins:
+    """The plugins of one proxy, in order. Made by `load`.
+
+    :ivar failures: how often each plugin failed so that nothing came of it but a log line, by its
+        name.
+    :ivar refusals: how often each failed so that a request was refused.
+    :ivar admits: whether `admit` has any plugin to ask.
+    :ivar credential_headers: names of request headers that do not go upstream, in
+        ``Http-Header-Case``.
+    :ivar authorizes: whether `authorize` has anybody to ask.
+    """
+
+    def __init__(self, found: FoundPlugins) -> None:
+        self.failures: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self._infos = found.described()
+        self._declared = tuple(found.settings)
+        self._settings: Settings | None = None
+        self._timeout = PLUGIN_TIMEOUT.default
+        self._configurers = found.calls("configure")
+        self._header_namers = found.calls("credential_headers")
+        self._page_makers = found.calls("pages")
+        self._starters = found.calls("startup")
+        self._authenticators = found.calls("authenticate")
+        self._admitters = found.calls("admit")
+        self._authorizers = found.calls("authorize")
+        self._pricers = found.calls("price")
+        self._observers = found.calls("request_finished")
+        self._stoppers = found.calls("shutdown")
+        self._unstarted = {starter.plugin for starter in self._starters}
+        self._inactive: frozenset[str] = frozenset()
+        self._pages: tuple[tuple[str, Page], ...] = ()
+        self.admits = bool(self._admitters)
+        self.authorizes = bool(self._authorizers)
+        self.credential_headers: frozenset[str] = frozenset()
+
+    @classmethod
+    def load(
+        cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
+    ) -> Plugins:
+        """Load and validate the plugins.
+
+        :param disabled: names of those that are not even imported.
+        :param entry_points: those to load, instead of the installed ones in the group
+            ``tornadoproxy``.
+        :raises ConfigurationError: with a line for each plugin that cannot be used, since it may
+            be the one that was to keep people out; for each disabled one that does not exist; for
+            two of one name; or because nobody authenticates.
+        """
+        found = find(disabled, entry_points)
+        if found.faults:
+            raise ConfigurationError(*found.faults)
+        return cls(found)
+
+    @classmethod
+    def survey(
+        cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
+    ) -> tuple[PluginInfo, ...]:
+        """What `load` would find, described as `describe` does, then the broken ones."""
+        return find(disabled, entry_points).described()
+
+    def describe(self) -> tuple[PluginInfo, ...]:
+        """The active plugins in the order asked, then the inactive, then the disabled ones."""
+        return self._infos
+
+    def pages(self) -> tuple[tuple[str, Page], ...]:
+        """The plugins' own pages, each after its plugin's name; known once `configure` has run."""
+        return self._pages
+
+    def declared_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
+        """The settings that the plugins declare."""
+        return self._declared
+
+    def configure(self, settings: Settings) -> tuple[tuple[str, str], ...]:
+        """Hand out the settings: at start, and again when they have been read anew.
+
+        :return: the name and the line of each plugin that gave one.
+        :raises ConfigurationError: with the faults of all plugins. If there were settings before,
+            all plugins have been given those again.
+        """
+        first = self._settings is None
+        try:
+            lines, inactive = self._configure_all(settings)
+            if first:
+                self._leave_out(inactive)
+                self._pages = self._all_pages()
+                self._infos = tuple(
+                    replace(
+                        info, pages=tuple(page for name, page in self._pages if name == info.name)
+                    )
+                    for info in self._infos
+                )
+            else:
+                self._check_still_inactive(inactive)
+            # a request in flight may have one of those that were named before
+            self.credential_headers |= self._all_credential_headers()
+        except ConfigurationError:
+            if self._settings is not None:
+                self._go_back_to(self._settings)
+            raise
+        self._settings = settings
+        self._timeout = settings[PLUGIN_TIMEOUT]
+        return lines
+
+    async def startup(self, status: Callable[[], Status]) -> None:
+        """Start the plugins in order.
+
+        :param status: gives them the figures of the moment.
+        :raises ConfigurationError: one failed; those that were started have been shut down.
+        """
+        for plugin, start in self._starters:
+            error = await failure(partial(start, status), STARTUP_TIMEOUT)
+            if error is not None:
+                await self.shutdown()
+                raise ConfigurationError(*faults_of(plugin, "startup", error)) from None
+            self._unstarted.discard(plugin)
+
+    async def shutdown(self) -> None:
+        """Shut the plugins down, once, in the reverse order; not those that were never started."""
+        while self._stoppers:
+            plugin, stop = self._stoppers.pop()
+            if plugin in self._unstarted:
+                continue
+            error = await failure(stop, SHUTDOWN_TIMEOUT)
+            if error is not None:
+                log_failure("plugin %r failed in shutdown: %s", plugin, error)
+
+    def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
+        """Ask who a request comes from, until one plugin answers.
+
+        :return: the identity; an awaitable of it as soon as one plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
+        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        """
+        identity = self._ask(_WHO, iter(self._authenticators), (request,), _vouches)
+        if isinstance(identity, Identity):
+            return identity
+        if identity is None:
+            raise request.authentication_failed()
+        return self._awaited(request, identity)
+
+    def admit(
+        self, request: IncomingRequest, identity: Identity, permits: Permits
+    ) -> Awaitable[object] | None:
+        """Ask whether a request's body may be read; add to `permits` what the plugins grant.
+
+        :return: an awaitable of that as soon as one plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal.
+        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        """
+        asked = (request, identity)
+        return self._ask(_MAY_ENTER, iter(self._admitters), asked, permits.add)  # type: ignore[return-value]  # no answer counts
+
+    def authorize(
+        self,
+        request: IncomingRequest,
+        identity: Identity,
+        model_request: ModelRequest | None,
+        permits: Permits,
+    ) -> Awaitable[object] | None:
+        """Ask whether a request may go on; what the plugins grant is added to `permits`.
+
+        :return: an awaitable of that as soon as one plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal.
+        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        """
+        asked = (request, identity, model_request)
+        return self._ask(_MAY, iter(self._authorizers), asked, permits.add)  # type: ignore[return-value]  # no answer counts
+
+    def price(self, model: str | None, usage: Usage) -> int | None:
+        """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known.
+
+        `others` cost what `priced` found. If the cost of one part is not known, neither is the
+        cost of the whole.
+        """
+        if not usage.others:
+            return self._price_of_one(model, usage)
+        own = self._price_of_one(model, structs.replace(usage, others=()))
+        costs = [own, *(other.cost for other in usage.others)]
+        known = [cost for cost in costs if cost is not None]
+        return min(sum(known), MAX_COST) if len(known) == len(costs) else None
+
+    def priced(self, usage: Usage) -> Usage:
+        """`usage`, with what each of its `others` costs."""
+        others = (
+            structs.replace(other, cost=self._price_of_one(other.model, other.usage))
+            for other in usage.others
+        )
+        return structs.replace(usage, others=tuple(others))
+
+    def _price_of_one(self, model: str | None, usage: Usage) -> int | None:
+        if model is None or (usage.input_tokens is None and usage.output_tokens is None):
+            return None
+        for plugin, ask in self._pricers:
+            began = monotonic()
+            try:
+                cost = ask(model, usage)
+            except BaseException as error:
+                self.count_failure(plugin, "price", error)
+                continue
+            if (took := monotonic() - began) > self._timeout:
+                self.count_failure(plugin, "price", held_the_loop(took, self._timeout))
+                continue
+            if type(cost) is int and cost >= 0:
+                return cost
+            if cost is not None:
+                discard(cost)
+                kind = type(cost).__name__
+                nonsense = OurOwnError(f"its {kind} is neither None nor a whole number from 0 on")
+                self.count_failure(plugin, "price", nonsense)
+        return None
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """Tell what became of a request. Never raises."""
+        for plugin, function in self._observers:
+            self.tell(plugin, "request_finished", function, record)
+
+    def tell(
+        self,
+        plugin: str,
+        hook: str,
+        function: Callable[[RequestRecord], object],
+        record: RequestRecord,
+    ) -> None:
+        """Call `function` with `record`; what goes wrong is `plugin`'s failure in `hook`."""
+        began = monotonic()
+        try:
+            answer = function(record)
+        except BaseException as error:
+            self.count_failure(plugin, hook, error)
+            return
+        if answer is not None and inspect.isawaitable(answer):
+            discard(answer)
+            self.count_failure(plugin, hook, OurOwnError("an awaitable, which nobody awaits"))
+        elif (took := monotonic() - began) > self._timeout:
+            self.count_failure(plugin, hook, held_the_loop(took, self._timeout))
+
+    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
+        """Count that `plugin` failed in `hook` so that nothing came of it, and log it."""
+        self.failures[plugin] += 1
+        log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
+
+    def _ask(
+        self,
+        question: _Question,
+        remaining: Iterator[PluginCall],
+        asked: tuple[object, ...],
+        take: Callable[[str, object], bool],
+    ) -> object:
+        """Ask those that remain.
+
+        :param take: whether a plugin's answer is one; keeps it, if need be.
+        :return: the first answer, if that counts; or an awaitable of what this would return.
+        """
+        for plugin, ask in remaining:
+            answer: object = None
+            failed: BaseException | None = None
+            began = monotonic()
+            try:
+                answer = ask(*asked)
+            except BaseException as error:
+                failed = error
+            if (took := monotonic() - began) > self._timeout:
+                take(plugin, answer)  # it may be a permit, whose end must be told
+                discard(answer)
+                failed = held_the_loop(took, self._timeout)
+            if failed is None:
+                if answer is None:
+                    continue
+                if take(plugin, answer):
+                    if question.first_counts:
+                        return answer
+                    continue
+                if inspect.isawaitable(answer):
+                    return self._ask_on(question, plugin, answer, remaining, asked, take)
+                failed = _nonsense(question, answer)
+            # out here, so that the plugin's own exception does not come along as the context
+            raise self._refusal(question, plugin, failed)
+        return None
+
+    async def _ask_on(
+        self,
+        question: _Question,
+        plugin: str,
+        waiting: Awaitable[object],
+        remaining: Iterator[PluginCall],
+        asked: tuple[object, ...],
+        take: Callable[[str, object], bool],
+    ) -> object:
+        """Wait for `plugin`'s answer, then ask those that remain."""
+        # what comes too late to count may still be a permit, whose end must be told
+        answer, error = await outcome(
+            waiting, self._timeout, late=lambda answer: take(plugin, answer)
+        )
+        if error is not None:
+            raise self._refusal(question, plugin, error)
+        if answer is not None:
+            if not take(plugin, answer):
+                discard(answer)
+                raise self._refusal(question, plugin, _nonsense(question, answer))
+            if question.first_counts:
+                return answer
+        more = self._ask(question, remaining, asked, take)
+        return await more if inspect.isawaitable(more) else more
+
+    async def _awaited(self, request: IncomingRequest, waiting: object) -> Identity:
+        identity = await waiting  # type: ignore[misc]  # `_ask` says that it is one
+        if isinstance(identity, Identity):
+            return identity
+        raise request.authentication_failed()
+
+    def _refusal(self, question: _Question, plugin: str, error: BaseException) -> ProxyError:
+        """What ends a request when `plugin` raised `error`: that, if it was meant to."""
+        if isinstance(error, ClientError) and 400 <= error.status <= 599:
+            return error
+        self.refusals[plugin] += 1
+        log_now_and_then(
+            f"plugin %r failed in {question.hook}, request refused",
+            self.refusals[plugin],
+            plugin,
+            error,
+        )
+        return PluginFailed(question.unavailable, retry_after=1)
+
+    def _configure_all(
+        self, settings: Settings
+    ) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
+        """Configure every plugin; return their lines, and the names of those that are inactive."""
+        lines: list[tuple[str, str]] = []
+        inactive: set[str] = set()
+        faults: list[str] = []
+        for plugin, configure in self._configurers:
+            try:
+                line = configure(settings)
+            except BaseException as error:
+                faults += faults_of(plugin, "configure", error)
+                continue
+            if line is INACTIVE:
+                inactive.add(plugin)
+            elif isinstance(line, str) and len(line.splitlines()) == 1:
+                lines.append((plugin, line))
+            elif line is not None:
+                discard(line)
+                faults.append(f"plugin {plugin!r}: configure must answer one line of text, or None")
+        if faults:
+            raise ConfigurationError(*faults)
+        return tuple(lines), frozenset(inactive)
+
+    def _leave_out(self, inactive: frozenset[str]) -> None:
+        """Neither ask nor tell those plugins from now on."""
+
+        def active(calls: list[PluginCall]) -> list[PluginCall]:
+            return [call for call in calls if call.plugin not in inactive]
+
+        if not active(self._authenticators):
+            raise ConfigurationError(
+                "No plugin authenticates requests, so nobody may be let in: these could, but their "
+                f"settings are not set: {' '.join(call.plugin for call in self._authenticators)}"
+            )
+        self._header_namers = active(self._header_namers)
+        self._page_makers = active(self._page_makers)
+        self._starters = active(self._starters)
+        self._authenticators = active(self._authenticators)
+        self._admitters = active(self._admitters)
+        self._authorizers = active(self._authorizers)
+        self._pricers = active(self._pricers)
+        self._observers = active(self._observers)
+        self._stoppers = active(self._stoppers)
+        self.admits = bool(self._admitters)
+        self.authorizes = bool(self._authorizers)
+        self._inactive = inactive
+        at_rest = [replace(each, state="inactive") for each in self._infos if each.name in inactive]
+        others = [each for each in self._infos if each.name not in inactive]
+        self._infos = in_order([*at_rest, *others])
+
+    def _check_still_inactive(self, inactive: frozenset[str]) -> None:
+        if inactive != self._inactive:
+            raise ConfigurationError(
+                *(
+                    f"plugin {plugin!r} is turned on or off only by a start: start again"
+                    for plugin in sorted(inactive ^ self._inactive)
+                )
+            )
+
+    def _all_credential_headers(self) -> frozenset[str]:
+        names: set[str] = set()
+        faults: list[str] = []
+        for plugin, name_them in self._header_namers:
+            try:
+                names.update(_credential_names(name_them()))
+            except BaseException as error:
+                faults += faults_of(plugin, "credential_headers", error)
+        if faults:
+            raise ConfigurationError(*faults)
+        return frozenset(names)
+
+    def _all_pages(self) -> tuple[tuple[str, Page], ...]:
+        pages: list[tuple[str, Page]] = []
+        faults: list[str] = []
+        for plugin, make in self._page_makers:
+            try:
+                made = [(plugin, _checked(page)) for page in make()]
+            except BaseException as error:
+                faults += faults_of(plugin, "pages", error)
+            else:
+                pages += made
+        faults += (
+            f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages)
+        )
+        if faults:
+            raise ConfigurationError(*faults)
+        pages.sort(key=lambda each: not each[1].overrides)
+        return tuple(pages)
+
+    def _go_back_to(self, settings: Settings) -> None:
+        try:
+            self._configure_all(settings)
+        except ConfigurationError as error:
+            faults = "; ".join(error.faults)
+            # TRY400 wants a traceback, which would say nothing more here
+            _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
+
+
+def _vouches(_plugin: str, answer: object) -> bool:
+    return isinstance(answer, Identity) and _fault_of(answer) is None
+
+
+def _fault_of(identity: Identity) -> str | None:
+    """What is wrong with `identity`, in words without its values: they may be a credential."""
+    principal: object = identity.principal
+    anonymous: object = identity.anonymous
+    groups: object = identity.groups
+    if not isinstance(principal, str) or not principal:
+        return "its Identity's principal must be a text that is not empty"
+    if not isinstance(anonymous, bool):
+        return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
+    if not isinstance(groups, tuple):
+        return f"its Identity's groups must be a tuple of texts, not a {type(groups).__name__}"
+    if groups and not all(isinstance(group, str) and group for group in groups):
+        return "its Identity's groups must be texts that are not empty"
+    return None
+
+
+def _nonsense(question: _Question, answer: object) -> OurOwnError:
+    if isinstance(answer, Identity) and (fault := _fault_of(answer)):
+        return OurOwnError(fault)
+    return OurOwnError(f"its {type(answer).__name__} is neither None nor {question.answer}")
+
+
+def _credential_names(named: Iterable[object]) -> Iterator[str]:
+    if isinstance(named, str):
+        raise OurOwnError("it must name headers in a list, not in a text")
+    for name in named:
+        try:
+            yield credential_name(name)
+        except ValueError as error:
+            raise OurOwnError(f"{name!r} {error}") from None
+
+
+def _checked(page: object) -> Page:
+    if not isinstance(page, Page):
+        raise OurOwnError(f"its {type(page).__name__} is not a Page")
+    if not page.path.startswith("/"):
+        raise OurOwnError(f"the path of a page begins with a slash, not like {page.path!r}")
+    try:
+        re.compile(page.path)
+    except re.error as error:
+        raise OurOwnError(f"{page.path!r} is no regular expression: {error}") from None
+    for name in ("public", "overrides"):
+        if not isinstance(getattr(page, name), bool):  # "no" would be a yes
+            raise OurOwnError(f"{name} of its page {page.path} must be a bool")
+    methods: object = page.methods
+    if not isinstance(methods, (tuple, list)) or not all(str(each).isupper() for each in methods):
+        raise OurOwnError(f"methods of its page {page.path} must be a tuple such as ('GET',)")
+    return page

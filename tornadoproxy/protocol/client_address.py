@@ -1,0 +1,92 @@
+"""Who a request comes from when a trusted proxy passes it on. Pure.
+
+``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Forwarded-Prefix`` are believed only from peers
+in ``TRUSTED_PROXIES``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from tornado.httputil import HTTPHeaders
+
+    from tornadoproxy.config.parsers import IPNetwork
+
+    IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
+
+
+UNKNOWN = "unknown"
+"""Stands for an address that cannot be known (RFC 7239 §6.2). It is none, so no network has it."""
+
+
+def client_address(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
+    """Return the client's address: the last in ``X-Forwarded-For`` that is not a trusted proxy's.
+
+    It is in its shortest form, an IPv4-mapped one as IPv4. An entry may have a port, as some
+    balancers send it. One that is no address makes the client's `UNKNOWN`: what stands left of it
+    cannot be believed, and the balancer's own address would let a stranger pass for it.
+
+    :param peer: the address that the connection comes from.
+    """
+    address, parsed = _parsed(peer)
+    if not trusted or not _is_trusted(parsed, trusted) or "X-Forwarded-For" not in headers:
+        return address
+    for entry in reversed(headers["X-Forwarded-For"].split(",")):
+        address, parsed = _parsed(entry.strip())
+        if not _is_trusted(parsed, trusted):
+            break
+    return address
+
+
+def client_scheme(
+    scheme: str, peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]
+) -> str:
+    """``http`` or ``https``, as the client sees it.
+
+    :param scheme: the connection's own.
+    """
+    if trusted and _is_trusted(_parsed(peer)[1], trusted):
+        forwarded = headers.get("X-Forwarded-Proto", "").split(",")[-1].strip().lower()
+        if forwarded in {"http", "https"}:
+            return forwarded
+    return scheme
+
+
+def client_prefix(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
+    """Return the path below which the client finds this proxy, such as ``/claude``; mostly empty.
+
+    A proxy in front that takes it off tells it in ``X-Forwarded-Prefix``, which is ignored if it is
+    no path.
+    """
+    if trusted and _is_trusted(_parsed(peer)[1], trusted):
+        forwarded = headers.get("X-Forwarded-Prefix", "").split(",")[-1].strip().rstrip("/")
+        if _PREFIX.fullmatch(forwarded):
+            return forwarded
+    return ""
+
+
+@lru_cache(4096)
+def _parsed(text: str) -> tuple[str, IPAddress | None]:
+    """The address that `text` names, in its shortest form and parsed."""
+    with_port = _WITH_PORT.fullmatch(text)
+    try:
+        address = ipaddress.ip_address((with_port[1] or with_port[2]) if with_port else text)
+    except ValueError:
+        return UNKNOWN, None
+    if isinstance(address, ipaddress.IPv6Address):
+        # without a zone, which means something on the sender's machine alone
+        address = address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+    return str(address), address
+
+
+def _is_trusted(address: IPAddress | None, trusted: Collection[IPNetwork]) -> bool:
+    return address is not None and any(address in network for network in trusted)

@@ -1,0 +1,139 @@
+"""The two dialects that clients speak, and how an error looks in each.
+
+The dialect follows from the path alone, before anything else happens to a request, and decides
+the shape of every error, authentication's included.
+
+Sources: https://docs.anthropic.com/en/api/errors and
+https://platform.openai.com/docs/guides/error-codes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from enum import Enum
+from typing import Any
+
+from tornadoproxy.errors import Overloaded, ProxyError, UpstreamError
+from tornadoproxy.protocol.json_codec import escape_line_separators
+from tornadoproxy.protocol.sse import PING
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+_OPENAI_TYPES = {
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+# what OpenAI calls, as type and as code, what a plugin names in Anthropic's words
+_OPENAI_NAMES = {"billing_error": "insufficient_quota"}
+
+
+class Dialect(Enum):
+    """Which API a client speaks."""
+
+    ANTHROPIC = "anthropic"
+    OPENAI = "openai"
+
+    # members are singletons: identity serves, and spares a Python call for each look-up
+    __hash__ = object.__hash__
+
+    @staticmethod
+    def of_path(path: str) -> Dialect:
+        """The dialect of a request path: OpenAI's below ``/openai``, Anthropic's elsewhere."""
+        if path.startswith("/openai/") or path == "/openai":
+            return Dialect.OPENAI
+        return Dialect.ANTHROPIC
+
+    @property
+    def request_id_header(self) -> str:
+        """The response header that carries the request id."""
+        return "X-Request-Id" if self is Dialect.OPENAI else "Request-Id"
+
+    @property
+    def ping(self) -> bytes:
+        """What keeps a quiet stream of events alive.
+
+        OpenAI's clients know no events but chunks: there it is a comment.
+        """
+        return b": ping\n\n" if self is Dialect.OPENAI else PING
+
+    def error_status(self, error: ProxyError) -> int:
+        """The HTTP status of `error`. OpenAI's clients do not know 529; they know 503."""
+        if self is Dialect.OPENAI and isinstance(error, Overloaded):
+            return 503
+        return error.status
+
+    def error_headers(self, error: ProxyError, request_id: str) -> dict[str, str]:
+        """The response headers that go with `error`, its body's content type included."""
+        headers = {
+            "Content-Type": "application/json",
+            "Cache-Control": "no-store",
+            self.request_id_header: request_id,
+            **error.headers,
+        }
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(math.ceil(error.retry_after))
+        return headers
+
+    def error_body(self, error: ProxyError, request_id: str) -> bytes:
+        """The response body of `error`: JSON, UTF-8."""
+        return _dump(self._error_document(error, request_id))
+
+    def stream_error(self, error: ProxyError, request_id: str) -> bytes:
+        """The server-sent event that tells of `error` in a stream whose head has gone out."""
+        document = self._error_document(error, request_id)
+        if self is Dialect.OPENAI:
+            return b"data: " + _dump(document) + b"\n\n"
+        if isinstance(error, UpstreamError):
+            document["error"]["type"] = "api_error"  # whatever the status would have been
+        return b"event: error\ndata: " + _dump(document) + b"\n\n"
+
+    def _error_document(self, error: ProxyError, request_id: str) -> dict[str, Any]:
+        status = self.error_status(error)
+        if self is Dialect.OPENAI:
+            named = error.error_type or _openai_type(status)
+            return {
+                "error": {
+                    "message": error.message,
+                    "type": _OPENAI_NAMES.get(named, named),
+                    "param": error.param,
+                    "code": error.code or _OPENAI_NAMES.get(named),
+                }
+            }
+        return {
+            "type": "error",
+            "error": {
+                "type": error.error_type or _anthropic_type(status),
+                "message": error.message,
+            },
+            "request_id": request_id,
+        }
+
+
+def _anthropic_type(status: int) -> str:
+    fallback = "api_error" if status >= 500 else "invalid_request_error"
+    return _ANTHROPIC_TYPES.get(status, fallback)
+
+
+def _openai_type(status: int) -> str:
+    fallback = "server_error" if status >= 500 else "invalid_request_error"
+    return _OPENAI_TYPES.get(status, fallback)
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    # a message may repeat half of a surrogate pair from a request: JSON has an escape for it
+    return escape_line_separators(text.encode(errors="backslashreplace"))

@@ -1,0 +1,227 @@
+"""Where a request begins and ends in the bytes of a connection, told strictly and without I/O.
+
+A message that two servers could frame differently is not framed at all: bare line feeds, folded
+lines, ``Transfer-Encoding`` beside ``Content-Length`` or with HTTP/1.0, several or malformed
+lengths, anything but digits as a chunk's size. (RFC 9112 §2.2, §5.2, §6, §7.1, §11.2.) Nor is one
+whose target has bytes beyond ASCII (RFC 3986 §2), which servers decode in different ways.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tornadoproxy.protocol.headers import request_headers
+
+if TYPE_CHECKING:
+    from tornado.httputil import HTTPHeaders
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = rb"(%b) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n" % _TOKEN
+# possessive (*+): no line can be read in two ways, so there is nothing to go back to
+_FIELD_LINES = rb"((?:%b+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
+_HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
+_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # in lines that are known to be well-formed
+_FIRST_LINE = re.compile(_REQUEST_LINE)
+_BLANK_LINES = re.compile(rb"(?:\r\n)*")
+_BARE_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+# RFC 9110 §7.2, but for a comma; Tornado makes a number of the port, and cannot of any length
+_HOST = re.compile(
+    r"(\[[A-Za-z0-9\-._~%:]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
+)
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_START_OF_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{0,16}|[0-9A-Fa-f]{1,16}\r")
+
+
+class MalformedRequest(Exception):
+    """A request that cannot be framed or read safely.
+
+    :param path: as far as it can be told: it decides the dialect of the refusal.
+    """
+
+    def __init__(self, message: str, path: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.path = path
+        self.status = status
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A request's head.
+
+    :param target: as sent.
+    :param version: ``HTTP/1.1`` or ``HTTP/1.0``.
+    :param length: of the body, in bytes; 0 if there is none, or if it is chunked.
+    :param expects_continue: the client waits for a 100 before it sends the body.
+    """
+
+    method: str
+    target: str = field(repr=False)
+    version: str
+    headers: HTTPHeaders = field(repr=False)
+    length: int
+    chunked: bool
+    expects_continue: bool
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether another request may follow. With HTTP/1.0, the answer has no other end."""
+        if self.version == "HTTP/1.0":
+            return False
+        lines = self.headers.get_list("Connection")
+        return not lines or "close" not in {
+            option.strip().lower() for line in lines for option in line.split(",")
+        }
+
+
+def end_of_head(data: bytes | bytearray, searched: int) -> int:
+    """Where the first head in `data` ends, its blank line included; 0 if it does not.
+
+    :param searched: how much of `data` is known to have no end.
+    """
+    start = max(0, searched - 3)
+    end = data.find(b"\r\n\r\n", start)
+    if end >= 0:
+        return end + 4  # if a bare line feed stands before it, that is refused all the same
+    found = _BARE_END_OF_HEAD.search(data, start)
+    return 0 if found is None else found.end()
+
+
+def blank_lines(data: bytes | bytearray) -> int:
+    """The length of the empty lines before a request (RFC 9112 §2.2)."""
+    found = _BLANK_LINES.match(data)
+    assert found is not None
+    return found.end()
+
+
+def parse_head(head: bytes) -> RequestHead:
+    """Read a request's head, its blank line included.
+
+    :raises MalformedRequest: it is not one, or leaves doubts about its framing.
+    """
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise MalformedRequest(_fault_of_syntax(head), _path(head))
+    method, target, version = (match[at].decode("latin-1") for at in (1, 2, 3))
+    headers = request_headers(_FIELD.findall(match[4].decode("latin-1")))
+    fault = _fault_of_framing(version, headers)
+    if fault is not None:
+        raise MalformedRequest(fault, target.partition("?")[0])
+    expects = "Expect" in headers and headers["Expect"].lower() == "100-continue"
+    return RequestHead(
+        method,
+        target,
+        version,
+        headers,
+        int(headers.get("Content-Length", "0")),
+        "Transfer-Encoding" in headers,
+        # RFC 9110 §10.1.1: an expectation in an HTTP/1.0 request is to be ignored
+        expects and version == "HTTP/1.1",
+    )
+
+
+def head_too_large(head: bytes, limit: int) -> MalformedRequest:
+    """The refusal of a head over `limit` bytes; `head` is its beginning, or all of it."""
+    return MalformedRequest(f"The request's head is larger than {limit} bytes.", _path(head), 431)
+
+
+def _path(head: bytes) -> str:
+    """The path in a head's first line, as far as that can be told."""
+    target = head.partition(b"\n")[0].partition(b" ")[2].partition(b" ")[0]
+    return target.strip().partition(b"?")[0].decode("latin-1")
+
+
+def _fault_of_syntax(head: bytes) -> str:
+    # no text of the head: it may hold a credential
+    if _BARE_LF.search(head):
+        return "A line of the request's head ends in a bare line feed."
+    if not _FIRST_LINE.match(head):
+        if not head.partition(b"\r\n")[0].isascii():
+            return "The request target is not ASCII: send it percent-encoded."
+        return "The request line is not one of HTTP/1.1."
+    return "A header line of the request is malformed."
+
+
+def _fault_of_framing(version: str, headers: HTTPHeaders) -> str | None:
+    lengths = headers.get_list("Content-Length")
+    if lengths and (len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0])):
+        return "The request needs one Content-Length, a whole number."
+    if "Transfer-Encoding" in headers:
+        if lengths:
+            return "The request has both Transfer-Encoding and Content-Length."
+        if version == "HTTP/1.0":
+            return "Transfer-Encoding needs HTTP/1.1."
+        if [line.lower() for line in headers.get_list("Transfer-Encoding")] != ["chunked"]:
+            return "The only Transfer-Encoding supported is chunked."
+    hosts = headers.get_list("Host")
+    if len(hosts) > 1 or (not hosts and version == "HTTP/1.1"):
+        return "The request needs one Host header."
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        return "The request's Host header is malformed."
+    return None
+
+
+class MalformedChunk(Exception):
+    """The body is not in the chunked transfer coding."""
+
+
+class ChunkedBody:
+    """Takes the chunked transfer coding off a body (RFC 9112 §7.1).
+
+    Extensions and trailers are malformed: they mean nothing to anybody but attackers.
+    """
+
+    __slots__ = ("_before_line_end", "_held", "_is_last", "_left", "complete", "rest")
+
+    def __init__(self) -> None:
+        self._left = 0  # of a chunk's data, in bytes
+        self._before_line_end = False  # the one behind a chunk's data
+        self._is_last = False
+        self._held = b""  # a line of which the end has yet to come
+        self.complete = False
+        self.rest = b""
+        """What came behind the body."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What `data` holds of the body.
+
+        :raises MalformedChunk: it is not in this coding.
+        """
+        if self._held:
+            data = self._held + data
+        pieces = []
+        at, end = 0, len(data)
+        while at < end and not self.complete:
+            if self._left:
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._before_line_end = not self._left
+            elif self._before_line_end:
+                line_end = data[at : at + 2]
+                if line_end == b"\r":
+                    break
+                if line_end != b"\r\n":
+                    raise MalformedChunk
+                at += 2
+                self._before_line_end = False
+                self.complete = self._is_last
+            else:
+                size = _CHUNK_SIZE.match(data, at)
+                if size is None:
+                    if _START_OF_CHUNK_SIZE.fullmatch(data, at):
+                        break
+                    raise MalformedChunk
+                at = size.end()
+                self._left = int(size[1], 16)
+                self._is_last = self._before_line_end = not self._left
+        if self.complete:
+            self.rest = data[at:]
+        else:
+            self._held = data[at:]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,1 @@
+"""One running proxy: its listener, connections, logs and signals."""

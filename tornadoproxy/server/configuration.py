@@ -1,0 +1,139 @@
+"""Brings command line, environment, ``.env`` and plugins together into settings.
+
+Which settings there are depends on the plugins, and which plugins are loaded depends on a setting:
+so ``DISABLED_PLUGINS`` is read first and alone, then the plugins are loaded, then everything is
+read. Misspelt names can be found only at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy.config import command_line, env_file
+from tornadoproxy.config.consistency import contradictions
+from tornadoproxy.config.core_settings import CORE_SETTINGS, DISABLED_PLUGINS
+from tornadoproxy.config.sources import Sources
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.plugin.manager import Plugins
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Mapping, Sequence
+
+    from tornadoproxy.config.command_line import Arguments
+    from tornadoproxy.config.core_settings import Setting, Settings
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a process was started with.
+
+    :param arguments: the command line after the program's name.
+    :param environment: the environment. It is read here and nowhere else.
+    :param own: the parser of the command's own arguments; ``None`` while it is not known.
+    """
+
+    arguments: Sequence[str] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+    own: ArgumentParser | None = None
+
+    def command(self) -> str:
+        """The word that names the command; it need not be one that there is."""
+        return command_line.command(self.arguments)
+
+    def command_line(
+        self, *plugin_settings: Setting[Any], own: ArgumentParser | None = None
+    ) -> Arguments:
+        """The command line, with the flags of the core and of `plugin_settings`.
+
+        :param own: the parser of the command's own arguments, if it is not `own` already.
+        """
+        return command_line.read(
+            self.arguments, (*CORE_SETTINGS, *plugin_settings), own or self.own
+        )
+
+    def disabled(self) -> tuple[str, ...]:
+        """The names of the plugins that are not to be imported.
+
+        :raises ConfigurationError: they cannot be known for sure.
+        """
+        sources = self._sources(command_line.read(self.arguments, CORE_SETTINGS))
+        if sources.env_file.faults:
+            raise ConfigurationError(*sources.env_file.faults)
+        return sources.read((DISABLED_PLUGINS,))[DISABLED_PLUGINS]
+
+    def load(self) -> tuple[Plugins, Settings]:
+        """Load the plugins and read all settings.
+
+        :raises ConfigurationError: with every fault of either.
+        """
+        try:
+            plugins = Plugins.load(self.disabled())
+        except ConfigurationError as error:
+            # the core's own settings can be judged all the same
+            more = self._core_faults()
+            raise ConfigurationError(*dict.fromkeys((*error.faults, *more))) from None
+        return plugins, self.settings(plugins)
+
+    def settings(self, plugins: Plugins, arguments: Arguments | None = None) -> Settings:
+        """Read all settings, those of `plugins` included, from what is there now.
+
+        :param arguments: the command line, if it has been read with a command's own parser.
+        :raises ConfigurationError: with every fault.
+        """
+        declared = (*CORE_SETTINGS, *plugins.declared_settings())
+        if arguments is None:
+            arguments = self.command_line(*plugins.declared_settings())
+        sources = self._sources(arguments)
+        faults = (
+            *arguments.faults,
+            *sources.env_file.faults,
+            *sources.misspelt(declared),
+        )
+        try:
+            settings = sources.read(declared)
+        except ConfigurationError as error:
+            raise ConfigurationError(*faults, *error.faults) from None
+        if faults:
+            raise ConfigurationError(*faults)
+        return settings
+
+    def warn(self, plugins: Plugins) -> None:
+        """Log what is probably not meant in the settings' sources."""
+        for line in self.sources(plugins).warnings((*CORE_SETTINGS, *plugins.declared_settings())):
+            _logger.warning(line)
+
+    def sources(self, plugins: Plugins) -> Sources:
+        """Where the core's and the plugins' settings have their values."""
+        return self._sources(self.command_line(*plugins.declared_settings()))
+
+    def _sources(self, arguments: Arguments) -> Sources:
+        values = env_file.read(arguments.env_file, required=arguments.env_file_named)
+        return Sources(arguments.flags, self.environment, values)
+
+    def _core_faults(self) -> tuple[str, ...]:
+        try:
+            self._sources(self.command_line()).read(CORE_SETTINGS)
+        except ConfigurationError as error:
+            return error.faults
+        return ()
+
+
+def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ...]:
+    """See that `settings` go together, and hand them to the plugins.
+
+    :return: the name and the line of each plugin that has something to say.
+    :raises ConfigurationError: with every fault of the core's and the plugins'.
+    """
+    faults = contradictions(settings)
+    try:
+        lines = plugins.configure(settings)
+    except ConfigurationError as error:
+        raise ConfigurationError(*faults, *error.faults) from None
+    if faults:
+        raise ConfigurationError(*faults)
+    return lines

@@ -1,0 +1,42 @@
+"""``check --online``: asks the upstream one question with the proxy's key."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL, Settings, upstream_key_fault
+from tornadoproxy.errors import ConfigurationError, UpstreamError
+from tornadoproxy.openai.chat_completions import translate_error
+from tornadoproxy.upstream.client import UpstreamClient, ask
+from tornadoproxy.upstream.model_list import read_page
+
+PATH = "/v1/models?limit=1"
+"""The cheapest request that needs a valid key: it runs no model and costs nothing."""
+
+TIMEOUT = 20.0
+"""How long the upstream may take to answer it, in seconds."""
+
+
+async def check_upstream(settings: Settings) -> str:
+    """Ask the upstream for one of its models, and return a line that says that it answered.
+
+    :raises ConfigurationError: it refuses the key, cannot be reached, or answers anything else.
+    """
+    client = UpstreamClient(force_instance=True, settings=settings)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            status, body = await ask(client, settings, PATH, instance=secrets.token_hex(8))
+        if status == 200:
+            read_page(body)
+            return f"the upstream accepts the key (GET {PATH})"
+        fault = f"it answered GET {PATH} with {status}: {translate_error(status, body).message}"
+    except TimeoutError:
+        status, fault = 0, f"no response to GET {PATH} within {TIMEOUT:g} seconds"
+    except UpstreamError as error:
+        status, fault = 0, error.message
+    finally:
+        client.close()
+    if status == 401:
+        raise ConfigurationError(upstream_key_fault(settings))
+    raise ConfigurationError(f"UPSTREAM_BASE_URL is {settings[UPSTREAM_BASE_URL]}: {fault}")

@@ -1,0 +1,210 @@
+"""One running proxy: its sockets, its readiness, and its end.
+
+::
+
+    server = Server(settings, plugins)      # plugins are loaded and configured
+    await server.start()
+    ...
+    await server.drain()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import secrets
+import ssl
+from typing import TYPE_CHECKING
+
+from tornadoproxy.config.core_settings import (
+    DRAIN_TIMEOUT,
+    HOST,
+    MAX_CONNECTIONS,
+    PORT,
+    REUSE_PORT,
+    SHUTDOWN_DELAY,
+    TLS_CERT,
+    TLS_KEY,
+)
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.handlers.exchange import Outcome
+from tornadoproxy.handlers.gateway import Gateway
+from tornadoproxy.plugin.status import Status
+from tornadoproxy.server.app import GatewayApplication
+from tornadoproxy.server.listener import Listener
+from tornadoproxy.server.listening import UNIX, SocketFile, open_sockets
+from tornadoproxy.upstream.client import UpstreamClient
+
+if TYPE_CHECKING:
+    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.plugin.manager import Plugins
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 20_000  # by default: each may hold 64 kB, authenticated or not
+_OTHER_DESCRIPTORS = 64  # the listening sockets, logs, plugins' files
+_LAST_WORDS = 1.0  # seconds for error events to go out when the drain's time is over
+
+
+class Server:
+    """A proxy that listens, serves, and stops in good order."""
+
+    def __init__(self, settings: Settings, plugins: Plugins) -> None:
+        self._settings = settings
+        self._plugins = plugins
+        self._gateway: Gateway | None = None
+        self._listener: Listener | None = None
+        self._socket_file: SocketFile | None = None
+        self.port = 0
+        """The port that is listened on; 0 with a Unix socket."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens: ``http://127.0.0.1:8000``, or ``unix:/path``."""
+        host = self._settings[HOST]
+        if host.startswith(UNIX):
+            return host
+        scheme = "https" if self._settings[TLS_CERT] else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def start(self) -> None:
+        """Start the plugins, then listen.
+
+        :raises ConfigurationError: the address cannot be listened on, or a plugin does not start.
+        """
+        max_connections = _raise_descriptor_limit()
+        tls = _tls_context(self._settings)
+        # before the plugins start, which may ask for its status
+        self._gateway = Gateway(
+            settings=self._settings,
+            plugins=self._plugins,
+            upstream=UpstreamClient(force_instance=True, settings=self._settings),
+            instance=secrets.token_hex(8),
+        )
+        await self._plugins.startup(self.status)
+        host = self._settings[HOST]
+        try:
+            sockets = open_sockets(
+                host, self._settings[PORT], reuse_port=self._settings[REUSE_PORT]
+            )
+        except OSError as error:
+            await self._plugins.shutdown()
+            raise ConfigurationError(_bind_fault(self._settings, error)) from None
+        if host.startswith(UNIX):
+            self._socket_file = SocketFile(host.removeprefix(UNIX))
+        else:
+            self.port = sockets[0].getsockname()[1]
+        self._listener = Listener(
+            self._gateway,
+            GatewayApplication(self._gateway),
+            sockets,
+            tls=tls,
+            max_connections=self._settings[MAX_CONNECTIONS] or max_connections,
+        )
+
+    def reload(self, settings: Settings) -> None:
+        """Go on with tokens and keys read anew; requests in flight are not touched.
+
+        :raises ConfigurationError: a plugin refuses them; all is as it was.
+        """
+        assert self._gateway is not None
+        self._gateway.reload(settings)
+
+    def status(self) -> Status:
+        """The figures of this moment, from the start of the plugins on."""
+        gateway = self._gateway
+        assert gateway is not None
+        names = [info.name for info in self._plugins.describe() if info.state == "active"]
+        return Status(
+            in_flight=len(gateway.in_flight),
+            waiting=gateway.admission.waiting,
+            held_bytes=gateway.body_budget.used,
+            client_connections=0 if self._listener is None else self._listener.connections,
+            upstream_connections=gateway.upstream.busy_connections,
+            idle_upstream_connections=gateway.upstream.idle_connections,
+            plugin_failures={name: self._plugins.failures[name] for name in names},
+            plugin_refusals={name: self._plugins.refusals[name] for name in names},
+            draining=gateway.draining,
+        )
+
+    async def drain(self) -> None:
+        """Stop in good order: take no new connections, close idle ones, let the rest finish.
+
+        Before that, requests are served for ``SHUTDOWN_DELAY`` seconds as they were, but that
+        readiness is 503 and that each connection is closed after its response.
+
+        What is not over after ``DRAIN_TIMEOUT`` seconds is cut. Then the plugins are shut down.
+        """
+        assert self._gateway is not None
+        assert self._listener is not None
+        self._gateway.draining = True
+        delay = self._settings[SHUTDOWN_DELAY]
+        if delay:
+            logger.info("stopping in %g seconds (SHUTDOWN_DELAY): /ready answers 503", delay)
+            await asyncio.sleep(delay)
+        logger.info("stopping: no new connections, requests in flight may finish")
+        if self._socket_file is not None:
+            self._socket_file.remove()
+        await self._listener.stop()
+        try:
+            async with asyncio.timeout(self._settings[DRAIN_TIMEOUT]):
+                await self._listener.all_answered()
+        except TimeoutError:
+            logger.warning("cutting %d requests: DRAIN_TIMEOUT", len(self._gateway.in_flight))
+            self.abort()
+            await self._say_last_words()
+        await self._listener.close()
+        self._gateway.body_thread.close()
+        self._gateway.models.close()
+        self._gateway.upstream.close()
+        await self._plugins.shutdown()
+
+    def abort(self) -> None:
+        """Cut every request in flight, now."""
+        if self._gateway is not None:
+            for handler in list(self._gateway.in_flight):
+                handler.cut(Outcome.DRAINED)
+
+    async def _say_last_words(self) -> None:
+        assert self._listener is not None
+        try:
+            async with asyncio.timeout(_LAST_WORDS):
+                await self._listener.all_answered()
+        except TimeoutError:
+            pass
+
+
+def _raise_descriptor_limit() -> int:
+    """Allow as many open descriptors as the system lets us.
+
+    :return: how many connections that is enough for: each may need another one, upstream.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError) as error:
+            logger.debug("the limit of open files stays at %d: %s", soft, error)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(_MOST_CONNECTIONS, max(1, (soft - _OTHER_DESCRIPTORS) // 2))
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    cert, key = settings[TLS_CERT], settings[TLS_KEY]
+    if cert is None or key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _bind_fault(settings: Settings, error: OSError) -> str:
+    reason = error.strerror or error
+    if settings[HOST].startswith(UNIX):
+        return f"cannot listen on HOST {settings[HOST]}: {reason}; choose another path"
+    where = f"HOST {settings[HOST]}, PORT {settings[PORT]}"
+    return f"cannot listen on {where}: {reason}; choose another PORT or HOST"

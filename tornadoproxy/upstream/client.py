@@ -1,0 +1,231 @@
+"""The client to the upstream: an `AsyncHTTPClient` with kept connections, made for relaying.
+
+Tornado's own clients do not suit a proxy: they open a connection for each request or cap the
+whole at seconds, follow redirects with the credential, decompress, and cannot cancel. This one
+
+- keeps connections and takes the one used last; there is no queue;
+- hands head and data on as they arrive, and stops reading while its user is paused;
+- has deadlines for connecting, for the first byte and for the silence between bytes, none for
+  the whole;
+- closes the connection at once when an exchange is cancelled;
+- tries once more, on a new connection, only when a kept one turns out to have been closed before
+  the upstream took in a byte, and the request's body is at hand.
+
+`UpstreamClient.send` is what the relay uses; `fetch` works as on any `AsyncHTTPClient`::
+
+    client = UpstreamClient(force_instance=True, settings=settings)
+    response = await client.fetch("https://api.example/v1/models", raise_error=False)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy.config.core_settings import (
+    DEFAULT_ANTHROPIC_VERSION,
+    UPSTREAM_AUTH_SCHEME,
+    UPSTREAM_BASE_URL,
+    UPSTREAM_FIRST_BYTE_TIMEOUT,
+    UPSTREAM_IDLE_TIMEOUT,
+    UPSTREAM_KEEPALIVE_TIMEOUT,
+    upstream_key,
+)
+from tornadoproxy.protocol.decompression import decompressor
+from tornadoproxy.protocol.headers import credential_header, headers_of, is_encoded, via
+from tornadoproxy.upstream.call import Call, UpstreamRequest
+from tornadoproxy.upstream.connector import Connector, Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.errors import UpstreamError
+    from tornadoproxy.upstream.call import Receiver
+    from tornadoproxy.upstream.connection import ResponseHead, UpstreamConnection
+
+MAX_IDLE_CONNECTIONS = 256
+"""The most idle connections kept for each origin."""
+
+
+def upstream_credential(settings: Settings) -> tuple[str, str] | None:
+    """Return the header that carries the upstream's key; ``None`` if there is no key."""
+    key = upstream_key(settings)
+    return None if key is None else credential_header(key, settings[UPSTREAM_AUTH_SCHEME])
+
+
+async def ask(
+    client: UpstreamClient, settings: Settings, path: str, *, instance: str
+) -> tuple[int, bytes]:
+    """Get `path` from the upstream on the proxy's own behalf.
+
+    :param instance: this proxy's name in ``Via``.
+    :return: the response's status and body.
+    :raises UpstreamError: there is no response, or it cannot be read.
+    """
+    headers = HTTPHeaders({"Accept-Encoding": "identity"})
+    headers["Anthropic-Version"] = settings[DEFAULT_ANTHROPIC_VERSION]
+    headers["Via"] = via(instance)
+    credential = upstream_credential(settings)
+    if credential is not None:
+        headers.add(*credential)
+    request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{path}", headers=headers)
+    response = await client.fetch(request, raise_error=False)
+    if is_encoded(response.headers):
+        decompress = decompressor(response.headers["Content-Encoding"])
+        return response.code, b"".join(decompress(response.body))
+    return response.code, response.body
+
+
+class UpstreamClient(AsyncHTTPClient):
+    """See the module's docstring. Make it with ``force_instance=True``: it belongs to one proxy."""
+
+    def initialize(  # type: ignore[override]  # the base class takes the defaults only
+        self, *, settings: Settings, defaults: dict[str, Any] | None = None
+    ) -> None:
+        super().initialize(defaults=defaults)
+        self.first_byte_timeout = settings[UPSTREAM_FIRST_BYTE_TIMEOUT]
+        self.idle_timeout = settings[UPSTREAM_IDLE_TIMEOUT]
+        self._keepalive_timeout = settings[UPSTREAM_KEEPALIVE_TIMEOUT]
+        self._connector = Connector(settings)
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[Origin, list[UpstreamConnection]] = {}
+        self._made: WeakSet[UpstreamConnection] = WeakSet()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def send(self, request: UpstreamRequest, receiver: Receiver) -> Call:
+        """Start an exchange. What comes of it is told to `receiver`, never before this returns
+        unless a kept connection is at hand and refuses the first write.
+        """
+        call = Call(self, request, receiver)
+        call.start()
+        return call
+
+    def close(self) -> None:
+        """Close the idle connections; exchanges in flight go on."""
+        super().close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.on_idle_closed = None
+                connection.abort()
+        self._idle.clear()
+
+    def fetch_impl(self, request: HTTPRequest, callback: Callable[[HTTPResponse], None]) -> None:
+        """Send one of Tornado's requests and call back with the whole answer.
+
+        Redirects are not followed, and nothing is decompressed. Failures are `UpstreamError`.
+        """
+        _Fetch(self, request, callback)
+
+    @property
+    def idle_connections(self) -> int:
+        """How many connections are kept for the next request."""
+        return sum(map(len, self._idle.values()))
+
+    @property
+    def busy_connections(self) -> int:
+        """How many connections serve a request."""
+        return sum(not each.closed for each in self._made) - self.idle_connections
+
+    # -- the pool, for `Call`
+
+    def take(self, origin: Origin) -> UpstreamConnection | None:
+        """The idle connection to `origin` that was used last."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            connection.on_idle_closed = None
+            age = self._loop.time() - connection.idle_since
+            if age < self._keepalive_timeout and connection.is_quiet:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, origin: Origin) -> UpstreamConnection:
+        """A new connection to `origin`."""
+        connection = await self._connector.connect(origin)
+        self._made.add(connection)
+        return connection
+
+    def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
+        """Keep a connection whose exchange is over."""
+        idle = self._idle.setdefault(origin, [])
+        if self._closed or len(idle) >= MAX_IDLE_CONNECTIONS:
+            connection.abort()
+            return
+        self._connector.keep_session(origin, connection)
+        connection.idle_since = self._loop.time()
+        connection.on_idle_closed = idle.remove
+        idle.append(connection)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._keepalive_timeout, self._close_expired)
+
+    def _close_expired(self) -> None:
+        oldest_allowed = self._loop.time() - self._keepalive_timeout
+        for idle in self._idle.values():
+            while idle and idle[0].idle_since <= oldest_allowed:
+                connection = idle.pop(0)
+                connection.on_idle_closed = None
+                connection.abort()
+        self._sweep = None
+        if any(self._idle.values()):
+            self._sweep = self._loop.call_later(self._keepalive_timeout, self._close_expired)
+
+
+class _Fetch:
+    """Collects an answer for `AsyncHTTPClient.fetch`."""
+
+    def __init__(
+        self,
+        client: UpstreamClient,
+        request: HTTPRequest,
+        callback: Callable[[HTTPResponse], None],
+    ) -> None:
+        self._request = request
+        self._callback = callback
+        self._head: ResponseHead | None = None
+        self._pieces: list[bytes] = []
+        url = urlsplit(request.url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        origin = Origin(url.scheme, url.hostname or "", port)
+        body = request.body or b""
+        headers = request.headers
+        lines = [
+            f"{request.method} {url.path or '/'}{'?' if url.query else ''}{url.query} HTTP/1.1",
+            f"Host: {origin.authority}",
+            *(f"{name}: {value}" for name, value in headers.get_all()),
+        ]
+        if body or request.method in {"POST", "PUT", "PATCH"}:
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        client.send(UpstreamRequest(origin, request.method, head, body), self)
+
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        self._head = head
+        self._pieces.append(first)
+
+    def on_data(self, chunk: bytes) -> None:
+        self._pieces.append(chunk)
+
+    def on_end(self) -> None:
+        assert self._head is not None
+        self._callback(
+            HTTPResponse(
+                self._request,
+                self._head.status,
+                headers=headers_of(self._head.fields),
+                buffer=io.BytesIO(b"".join(self._pieces)),
+                reason=self._head.reason or None,
+            )
+        )
+
+    def on_failure(self, error: UpstreamError) -> None:
+        self._callback(HTTPResponse(self._request, 599, error=error))
