@@ -8,8 +8,10 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import AuthenticationFailed, Identity, IncomingRequest, RequestRecord
-from tornadoproxy.handlers.exchange import Exchange, Outcome, Usage
+from tornadoproxy.handlers.exchange import Exchange
+from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.usage import Usage
 
 
 def incoming(*lines: tuple[str, str], path: str = "/v1/messages") -> IncomingRequest:

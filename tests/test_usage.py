@@ -17,8 +17,8 @@ import zstandard
 from msgspec.structs import asdict
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy.handlers.exchange import ModelUsage, Usage
 from tornadoproxy.protocol.decompression import MAX_DECOMPRESSED
+from tornadoproxy.protocol.usage import ModelUsage, Usage
 from tornadoproxy.protocol.usage_reader import MAX_EVENT, MAX_JSON, UsageReader, read_message
 from tornadoproxy.testing import message_document, message_events
 

@@ -20,22 +20,17 @@ from tornadoproxy.errors import (
     InvalidRequest,
     ProxyError,
 )
-from tornadoproxy.handlers.exchange import (
-    Identity,
-    IncomingRequest,
-    ModelUsage,
-    Outcome,
-    RequestRecord,
-    Usage,
-)
 from tornadoproxy.plugin import tables
-from tornadoproxy.plugin.authorization import UNKNOWN_MODEL, ModelRequest, Permit
+from tornadoproxy.plugin.authorization import ModelRequest, Permit
 from tornadoproxy.plugin.commands import Command
 from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, hookimpl
 from tornadoproxy.plugin.money import usd
 from tornadoproxy.plugin.pages import Page, PageAnswer, PageRequest
+from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, RequestRecord
 from tornadoproxy.plugin.status import Status
 from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.request_fields import UNKNOWN_MODEL
+from tornadoproxy.protocol.usage import ModelUsage, Usage
 from tornadoproxy.secret import Secret
 from tornadoproxy.server.line_writer import LineWriter
 from tornadoproxy.storage.database import Database, DatabaseUnavailable

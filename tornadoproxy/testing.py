@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from tornadoproxy.config.core_settings import Settings
-    from tornadoproxy.handlers.exchange import RequestRecord
+    from tornadoproxy.plugin.request import RequestRecord
 
 __all__ = [
     "TEST_TOKEN",

@@ -14,12 +14,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tornadoproxy.config import parsers
-from tornadoproxy.config.parsers import BaseURL, EgressProxy, IPNetwork
+from tornadoproxy.config.parsers import BaseURL, EgressProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tornadoproxy.protocol.client_address import IPNetwork
     from tornadoproxy.secret import Secret
 
 T = TypeVar("T")

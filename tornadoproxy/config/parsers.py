@@ -25,7 +25,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from tornadoproxy.secret import Secret
@@ -33,7 +33,8 @@ from tornadoproxy.secret import Secret
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+    from tornadoproxy.protocol.client_address import IPNetwork
+
 
 A_YEAR = 31_536_000.0
 MAX_SECRET_FILE_SIZE = 65_536

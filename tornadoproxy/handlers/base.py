@@ -33,14 +33,14 @@ from tornadoproxy.errors import (
     Overloaded,
     ProxyError,
 )
-from tornadoproxy.handlers.exchange import (
-    Exchange,
+from tornadoproxy.handlers.exchange import Exchange
+from tornadoproxy.plugin.permits import Permits
+from tornadoproxy.plugin.request import (
     Identity,
     IncomingRequest,
     Outcome,
     presents_both_credentials,
 )
-from tornadoproxy.plugin.permits import Permits
 from tornadoproxy.protocol.browser_guard import check_not_from_web_page
 from tornadoproxy.protocol.client_address import client_address, client_prefix, client_scheme
 from tornadoproxy.protocol.dialects import Dialect

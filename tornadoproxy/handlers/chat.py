@@ -23,12 +23,12 @@ from tornadoproxy.errors import (
     UpstreamProtocolError,
 )
 from tornadoproxy.handlers.base import ExchangeHandler
-from tornadoproxy.handlers.exchange import Usage
 from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator, Translation
 from tornadoproxy.protocol.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.protocol.headers import add_fields, headers_of, is_encoded, is_event_stream
+from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader, read_message
 from tornadoproxy.upstream.model_list import UpstreamRefused
 

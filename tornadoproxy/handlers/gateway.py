@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tornadoproxy.config.core_settings import Settings
-    from tornadoproxy.handlers.exchange import Outcome
     from tornadoproxy.plugin.manager import Plugins
+    from tornadoproxy.plugin.request import Outcome
     from tornadoproxy.upstream.client import UpstreamClient
 
 logger = logging.getLogger(__name__)

@@ -35,9 +35,9 @@ from tornadoproxy.protocol.routes import is_served
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from tornadoproxy.handlers.exchange import IncomingRequest
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.request import IncomingRequest
 
 T = TypeVar("T")
 

@@ -21,7 +21,6 @@ from tornadoproxy.config.core_settings import (
     SSE_KEEPALIVE_INTERVAL,
 )
 from tornadoproxy.errors import UpstreamClosed
-from tornadoproxy.handlers.exchange import Usage
 from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.protocol import results_url
 from tornadoproxy.protocol.decompression import readable_codings
@@ -32,6 +31,7 @@ from tornadoproxy.protocol.headers import (
     response_headers,
 )
 from tornadoproxy.protocol.request_target import asks_a_model
+from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader
 
 if TYPE_CHECKING:

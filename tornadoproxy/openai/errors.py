@@ -6,10 +6,10 @@ https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tornadoproxy.errors import ProxyError, UpstreamError
+from tornadoproxy.protocol.api_error import error_of, read_error
 from tornadoproxy.protocol.dialects import Dialect
 
 _STATUS_OF_TYPE = {
@@ -43,7 +43,7 @@ def translate_error(status: int, body: bytes) -> ProxyError:
     :param status: its HTTP status, which stays.
     :param body: Anthropic's shape; anything else, such as a load balancer's page, is quoted.
     """
-    kind, message = _read(body)
+    kind, message = read_error(body)
     if message is None:
         message = body[:_MAX_QUOTED].decode("utf-8", "replace").strip()
         message = message or f"The upstream answered with status {status} and nothing else."
@@ -52,7 +52,7 @@ def translate_error(status: int, body: bytes) -> ProxyError:
 
 def translate_event(event: dict[str, Any]) -> bytes:  # Any: JSON from upstream
     """The error that upstream sent in the middle of a stream, as a JSON document."""
-    kind, message = _of_document(event)
+    kind, message = error_of(event)
     status = _STATUS_OF_TYPE.get(kind or "", 500)
     error = _error(status, kind, message or "The upstream failed in the middle of its answer.")
     return Dialect.OPENAI.error_body(error, "")
@@ -65,23 +65,3 @@ def _error(status: int, kind: str | None, message: str) -> ProxyError:
     elif kind == "invalid_request_error" and message.startswith(_TOO_LONG):
         code = "context_length_exceeded"
     return UpstreamError(message, status=status, error_type=_TYPES.get(kind or ""), code=code)
-
-
-def _read(body: bytes) -> tuple[str | None, str | None]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None, None
-    return _of_document(document)
-
-
-def _of_document(document: object) -> tuple[str | None, str | None]:
-    error = document.get("error") if isinstance(document, dict) else None
-    if not isinstance(error, dict):
-        return None, None
-    kind, message = error.get("type"), error.get("message")
-    return (
-        kind if isinstance(kind, str) else None,
-        # half of a surrogate pair, which JSON can express, has no place in UTF-8
-        message.encode(errors="replace").decode() if isinstance(message, str) else None,
-    )

@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from tornadoproxy.handlers.exchange import Usage
+from tornadoproxy.protocol.usage import Usage
 
 if TYPE_CHECKING:
-    from tornadoproxy.handlers.exchange import RequestRecord
+    from tornadoproxy.plugin.request import RequestRecord
 
-
-UNKNOWN_MODEL = "(unknown)"
-"""Stands in `ModelRequest.models` for a model that cannot be read from the request.
-
-No list of permitted models contains it, and only a pattern that permits every model matches it.
-"""
 
 UNTOLD_OUTPUT = 32_000
 """The estimated output, in tokens, of a request that names no limit."""

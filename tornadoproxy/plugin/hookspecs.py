@@ -24,11 +24,12 @@ import pluggy
 
 if TYPE_CHECKING:
     from tornadoproxy.config.core_settings import Setting, Settings
-    from tornadoproxy.handlers.exchange import Identity, IncomingRequest, RequestRecord, Usage
     from tornadoproxy.plugin.authorization import ModelRequest, Permit
     from tornadoproxy.plugin.commands import Command
     from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
     from tornadoproxy.plugin.status import Status
+    from tornadoproxy.protocol.usage import Usage
 
 PROJECT = "tornadoproxy"
 

@@ -38,7 +38,6 @@ from tornadoproxy.errors import (
     PluginFailed,
     ProxyError,
 )
-from tornadoproxy.handlers.exchange import Identity
 from tornadoproxy.plugin.answers import discard, failure, outcome
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginCall, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import (
@@ -50,6 +49,7 @@ from tornadoproxy.plugin.failures import (
 )
 from tornadoproxy.plugin.hookspecs import INACTIVE
 from tornadoproxy.plugin.pages import Page, hidden_paths
+from tornadoproxy.plugin.request import Identity
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
@@ -57,10 +57,11 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from tornadoproxy.config.core_settings import Settings
-    from tornadoproxy.handlers.exchange import IncomingRequest, RequestRecord, Usage
     from tornadoproxy.plugin.authorization import ModelRequest
     from tornadoproxy.plugin.permits import Permits
+    from tornadoproxy.plugin.request import IncomingRequest, RequestRecord
     from tornadoproxy.plugin.status import Status
+    from tornadoproxy.protocol.usage import Usage
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin

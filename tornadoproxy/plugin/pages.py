@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tornadoproxy.protocol.routes import SAMPLES, is_served
 
 if TYPE_CHECKING:
-    from tornadoproxy.handlers.exchange import Identity, IncomingRequest
+    from tornadoproxy.plugin.request import Identity, IncomingRequest
 
 MAX_PAGE_BODY = 1024 * 1024
 """The largest request body that a page is given, in bytes."""

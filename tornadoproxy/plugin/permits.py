@@ -9,7 +9,7 @@ from tornadoproxy.plugin.authorization import Permit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.handlers.exchange import RequestRecord
+    from tornadoproxy.plugin.request import RequestRecord
 
     Settle = Callable[[RequestRecord], None]
     Tell = Callable[[str, str, Settle, RequestRecord], None]

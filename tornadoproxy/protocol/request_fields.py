@@ -22,8 +22,13 @@ import msgspec
 from msgspec import Raw
 
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.plugin.authorization import UNKNOWN_MODEL
 from tornadoproxy.protocol.usage_reader import BYTES_PER_TOKEN
+
+UNKNOWN_MODEL = "(unknown)"
+"""Stands in `ModelRequest.models` for a model that cannot be read from the request.
+
+No list of permitted models contains it, and only a pattern that permits every model matches it.
+"""
 
 NAMED_INPUT = 200_000
 """The estimated input, in tokens, of a request that names a file, a URL or an earlier request."""

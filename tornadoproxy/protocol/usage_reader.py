@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 import msgspec
 from msgspec.structs import asdict, replace
 
-from tornadoproxy.handlers.exchange import NOTHING_TOLD, ModelUsage, Usage
 from tornadoproxy.protocol import json_codec
 from tornadoproxy.protocol.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.protocol.headers import is_event_stream, is_json
+from tornadoproxy.protocol.usage import NOTHING_TOLD, ModelUsage, Usage
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders

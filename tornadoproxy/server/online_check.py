@@ -7,7 +7,7 @@ import secrets
 
 from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL, Settings, upstream_key_fault
 from tornadoproxy.errors import ConfigurationError, UpstreamError
-from tornadoproxy.openai.chat_completions import translate_error
+from tornadoproxy.protocol.api_error import read_error
 from tornadoproxy.upstream.client import UpstreamClient, ask
 from tornadoproxy.upstream.model_list import read_page
 
@@ -16,6 +16,8 @@ PATH = "/v1/models?limit=1"
 
 TIMEOUT = 20.0
 """How long the upstream may take to answer it, in seconds."""
+
+_MAX_QUOTED = 500  # characters of a response that is no error of the API
 
 
 async def check_upstream(settings: Settings) -> str:
@@ -30,7 +32,9 @@ async def check_upstream(settings: Settings) -> str:
         if status == 200:
             read_page(body)
             return f"the upstream accepts the key (GET {PATH})"
-        fault = f"it answered GET {PATH} with {status}: {translate_error(status, body).message}"
+        _, message = read_error(body)
+        message = message or body[:_MAX_QUOTED].decode("utf-8", "replace").strip() or "nothing else"
+        fault = f"it answered GET {PATH} with {status}: {message}"
     except TimeoutError:
         status, fault = 0, f"no response to GET {PATH} within {TIMEOUT:g} seconds"
     except UpstreamError as error:

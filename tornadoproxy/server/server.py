@@ -28,8 +28,8 @@ from tornadoproxy.config.core_settings import (
     TLS_KEY,
 )
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.handlers.exchange import Outcome
 from tornadoproxy.handlers.gateway import Gateway
+from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.plugin.status import Status
 from tornadoproxy.server.app import GatewayApplication
 from tornadoproxy.server.listener import Listener
