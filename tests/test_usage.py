@@ -344,6 +344,14 @@ class TestMeaning:
         assert read_message({"usage": usage}).usage == Usage(output_tokens=5)
         assert read_stream(message_delta(usage))[1] == Usage(output_tokens=5)
 
+    def test_half_of_a_surrogate_pair_hides_no_figure(self) -> None:
+        body = (
+            rb'{"model": "m\ud83d", "usage": {"output_tokens": 5, "cache\ud83d": {"a": "\udc00"}}}'
+        )
+        expected = Usage(output_tokens=5)
+        assert read_message(json.loads(body)).usage == expected
+        assert read([body])[1] == expected
+
     @pytest.mark.parametrize("value", [0, 1, 2**63 - 1])
     def test_what_is_a_count_is_told(self, value: int) -> None:
         assert read([dump({"usage": {"input_tokens": value}})])[1] == Usage(input_tokens=value)

@@ -87,7 +87,8 @@ def _streamed_chat(body: bytes) -> object:
     *chunks, done, rest = body.split(b"\n\n")
     if (done, rest) != (b"data: [DONE]", b""):
         return body
-    documents = [json.loads(chunk.removeprefix(b"data: ")) for chunk in chunks]
+    data = [chunk.removeprefix(b"data: ") for chunk in chunks if chunk != b": ping"]
+    documents = [json.loads(each) for each in data]
     choices = [choice for document in documents for choice in document["choices"]]
     if len({document["id"] for document in documents}) != 1 or choices[-1]["delta"]:
         return documents

@@ -423,7 +423,7 @@ def _picked(document: object, kind: type[S]) -> S:
         value = document.get(name)
         try:
             setattr(told, name, getattr(msgspec.convert({name: value}, kind), name))
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeError):  # half of a surrogate pair
             if name in _PARTS and isinstance(value, dict):
                 setattr(told, name, _picked(value, _PARTS[name]))
             elif name == "iterations" and isinstance(value, list):
@@ -495,7 +495,7 @@ def read_message(message: dict[str, Any]) -> Message:  # Any: JSON
     """What `message`, a whole one, tells of itself."""
     try:
         told = msgspec.convert(message, _Message)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeError):
         told = _picked(message, _Message)
     usage = NOTHING_TOLD
     if told.usage is not None:
