@@ -29,7 +29,6 @@ from tornadoproxy.errors import (
     ClientError,
     InvalidRequest,
     MethodNotAllowed,
-    NotFound,
     Overloaded,
     ProxyError,
 )
@@ -178,37 +177,6 @@ class BaseHandler(RequestHandler):
             logger.error("%s failed", where, exc_info=(type(value), value, tb))
 
 
-class ProbeHandler(BaseHandler):
-    """Pages that need no credential and say nothing secret."""
-
-    SUPPORTED_METHODS = ("GET", "HEAD")
-
-    def initialize(self, gateway: Gateway, document: bytes = b'{"status":"ok"}') -> None:
-        super().initialize(gateway)
-        self.document = document
-
-    def prepare(self) -> None:
-        self.refuse_body()
-
-    async def get(self) -> None:
-        self.set_header("Cache-Control", "no-store")
-        await self.finish(self.document)
-
-    head = get
-
-
-class ReadyHandler(ProbeHandler):
-    """Readiness: 503 while draining, so that a load balancer sends nothing more."""
-
-    async def get(self) -> None:
-        if self.gateway.draining:
-            self.set_status(503)
-            self.document = b'{"status":"draining"}'
-        await super().get()
-
-    head = get
-
-
 class ExchangeHandler(BaseHandler):
     """A route behind authentication; each request ends in exactly one record."""
 
@@ -349,7 +317,7 @@ class ExchangeHandler(BaseHandler):
     def break_off(self, error: ProxyError) -> None:
         """End an answer that has begun, in a way that cannot be taken for its clean end."""
         assert self.request.connection is not None
-        self.request.connection.abort()  # type: ignore[attr-defined]  # ours: see client_connection
+        self.request.connection.abort()  # type: ignore[attr-defined]  # ours: see request_connection
         if not self._finished:
             self.finish()
 
@@ -389,18 +357,6 @@ class ExchangeHandler(BaseHandler):
 
     def release(self) -> None:
         """Let go of what the route held for this request."""
-
-
-class NotFoundHandler(ExchangeHandler):
-    """Every other path: who asks must be known before it is said that there is nothing."""
-
-    def admit(self) -> None:
-        path, hint = self.request.path, ""
-        if self.dialect is Dialect.OPENAI:
-            hint = f" The base URL for OpenAI clients is {self.base_url()}/openai/v1."
-        elif path.startswith("/v1/v1"):
-            hint = f" The base URL for Anthropic clients is {self.base_url()}, without /v1."
-        raise NotFound(f"There is nothing at {path[:200]}.{hint}")
 
 
 for _method in METHODS:

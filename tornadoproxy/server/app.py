@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStartLine
 from tornado.web import Application
 
-from tornadoproxy.handlers.base import NotFoundHandler, ProbeHandler, ReadyHandler
 from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
 from tornadoproxy.handlers.cors import AnswerToPages, PreflightHandler, is_preflight
 from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
+from tornadoproxy.handlers.probes import NotFoundHandler, ProbeHandler, ReadyHandler
 from tornadoproxy.handlers.relay import RelayHandler
 from tornadoproxy.protocol.routes import CHAT, MODELS, PROBES, RELAY
 
@@ -100,7 +100,7 @@ class _Request(HTTPServerRequest):
         self.path, _, self.query = start_line.path.partition("?")
         self.headers = headers
         self.body = b""
-        peer = connection.context  # type: ignore[attr-defined]  # ours: see client_connection
+        peer = connection.context  # type: ignore[attr-defined]  # ours: see request_connection
         self.remote_ip = peer.remote_ip
         self.protocol = peer.protocol
         # only HTTP/1.0 can do without

@@ -32,17 +32,12 @@ import asyncio
 import logging
 import socket
 import struct
-import time
 from contextlib import suppress
-from functools import lru_cache
 from http.client import responses
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from tornado.httputil import (
-    HTTPConnection,
     RequestStartLine,
-    ResponseStartLine,
-    format_timestamp,
 )
 from tornado.iostream import StreamClosedError
 
@@ -50,7 +45,6 @@ from tornadoproxy.errors import ClientError, ClientTimeout, InvalidRequest
 from tornadoproxy.handlers.body_budget import Holding
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_framing import (
-    ChunkedBody,
     MalformedChunk,
     MalformedRequest,
     blank_lines,
@@ -58,18 +52,21 @@ from tornadoproxy.protocol.request_framing import (
     head_too_large,
     parse_head,
 )
+from tornadoproxy.server.request_connection import (
+    Peer,
+    RequestConnection,
+    date,
+    response_head,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Iterator
 
     from tornado.httputil import (
-        HTTPHeaders,
-        HTTPMessageDelegate,
         HTTPServerConnectionDelegate,
     )
 
     from tornadoproxy.handlers.body_budget import BodyBudget
-    from tornadoproxy.protocol.request_framing import RequestHead
     from tornadoproxy.server.hangup import HangupWatch
 
 logger = logging.getLogger(__name__)
@@ -82,13 +79,6 @@ LINGER = 30.0
 
 MAX_PENDING = 64 * 1024
 """With so many bytes waiting to be used, no more are read."""
-
-
-class Peer(NamedTuple):
-    """Who is at the other end, as `HTTPServerRequest` asks for it."""
-
-    remote_ip: str
-    protocol: str
 
 
 class Host(Protocol):
@@ -126,188 +116,6 @@ class Host(Protocol):
 
     def refused_tls(self, peer: Peer) -> None:
         """A client has begun with TLS where none is spoken, and is cut off."""
-
-
-@lru_cache(1)
-def _http_date(seconds: int) -> str:
-    """The time in seconds since the epoch, as HTTP writes it (RFC 9110 §5.6.7)."""
-    return format_timestamp(seconds)
-
-
-def _date() -> tuple[str, str]:
-    """What each response tells (RFC 9110 §6.6.1)."""
-    return ("Date", _http_date(int(time.time())))
-
-
-def _response_head(status: int, reason: str, fields: Iterable[tuple[str, str]]) -> bytes:
-    lines = [f"HTTP/1.1 {status} {reason}", *[f"{name}: {value}" for name, value in fields], "\r\n"]
-    return "\r\n".join(lines).encode("latin-1")
-
-
-class RequestConnection(HTTPConnection):
-    """One request on a connection, and how its answer gets out: what handlers write to."""
-
-    __slots__ = (
-        "_body",
-        "_body_left",
-        "_chunked",
-        "_client",
-        "_close_callback",
-        "_left",
-        "answered",
-        "context",
-        "delegate",
-        "expects_continue",
-        "is_ready",
-        "is_whole",
-        "method",
-        "must_close",
-        "on_fault",
-        "response_began",
-        "target",
-        "version",
-    )
-
-    delegate: HTTPMessageDelegate
-    """What the request is told to, until it is over."""
-
-    def __init__(self, client: ClientConnection, head: RequestHead, peer: Peer) -> None:
-        self._client = client
-        # not the head itself: its headers need not live as long as a stream
-        self.method = head.method
-        self.target = head.target
-        self.version = head.version
-        self.expects_continue = head.expects_continue
-        self.context = peer
-        self._body = ChunkedBody() if head.chunked else None
-        self._body_left = head.length
-        self.is_ready = False
-        """The handler takes the body."""
-        self.is_whole = False
-        """The handler has the body."""
-        self.response_began = False
-        self.answered = False
-        self.must_close = not head.keeps_alive
-        self.on_fault: Callable[[ClientError], None] | None = None
-        """Told when the rest of the body is malformed, or does not come in time."""
-        self._close_callback: Callable[[], None] | None = None
-        self._chunked = False
-        self._left: int | None = None  # of the answer's body, where its length is told
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Have `callback` called when the client leaves before it has its answer."""
-        self._close_callback = callback
-
-    def write_headers(
-        self,
-        start_line: RequestStartLine | ResponseStartLine,
-        headers: HTTPHeaders,
-        chunk: bytes | None = None,
-    ) -> asyncio.Future[None]:
-        assert isinstance(start_line, ResponseStartLine)
-        client, status = self._client, start_line.code
-        self.response_began = True
-        if client.is_draining or not (self.is_whole or self._may_read_on):
-            self.must_close = True
-        bodyless = self.method == "HEAD" or status in (204, 304)
-        length = headers.get("Content-Length")
-        if bodyless:
-            self._left = 0
-        elif length is not None:
-            self._left = int(length)
-        else:
-            self._chunked = self.version == "HTTP/1.1"
-            self.must_close = self.must_close or not self._chunked
-        fields = [*headers.get_all()]
-        if "Date" not in headers:
-            fields.append(_date())
-        if self._chunked:
-            fields.append(("Transfer-Encoding", "chunked"))
-        if self.must_close and self.version == "HTTP/1.1":
-            fields.append(("Connection", "close"))
-        data = _response_head(status, start_line.reason, fields)
-        return client.send(data + self._framed(chunk) if chunk else data)
-
-    def write(self, chunk: bytes) -> asyncio.Future[None]:
-        return self._client.send(self._framed(chunk) if chunk else b"")
-
-    def finish(self) -> None:
-        if self._left:
-            self.abort()  # the length that was told cannot be kept
-            return
-        if self._chunked:
-            self._client.send(b"0\r\n\r\n")
-        self.answered = True
-        self._client.answer_ended(self)
-
-    def authenticating(self) -> None:
-        """It takes a while to find out who sent the request, or nobody does."""
-        self._client.authenticating()
-
-    def authenticated(self) -> None:
-        """It is known who sent the request: it makes room for no other."""
-        self._client.authenticated()
-
-    def abort(self) -> None:
-        """Close so that the client cannot take what it has for the whole answer."""
-        self._client.abort(reset=self.response_began and self.version == "HTTP/1.0")
-
-    @property
-    def may_continue(self) -> bool:
-        """Whether another request may follow this one, now that it is answered."""
-        return not self.must_close and (self.is_whole or self._may_read_on)
-
-    # -- for the connection
-
-    @property
-    def has_come(self) -> bool:
-        """Whether nothing more of the body is to come."""
-        return self._body.complete if self._body is not None else not self._body_left
-
-    @property
-    def is_answered_at_once(self) -> bool:
-        """Whether the request is whole and its handler, such as a probe's, waits for nobody."""
-        return self.has_come and self.on_fault is None
-
-    def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split `data` into what is of the body, and what came behind it.
-
-        :raises MalformedChunk: it is not in the coding that the head named.
-        """
-        if self._body is not None:
-            piece = self._body.feed(data)
-            return piece, self._body.rest
-        piece = data[: self._body_left]
-        self._body_left -= len(piece)
-        return piece, data[len(piece) :]
-
-    def connection_lost(self) -> None:
-        """The client has left, or was cut off: tell the handler that waits for it, if one does."""
-        callback, self._close_callback = self._close_callback, None
-        if callback is not None:
-            callback()
-        elif not self.is_whole:
-            self.delegate.on_connection_close()
-        self.release()
-
-    def release(self) -> None:
-        """It is over: let go of the handler, which refers to this, so that nothing is left."""
-        del self.delegate
-        self.on_fault = None
-
-    @property
-    def _may_read_on(self) -> bool:
-        """Whether what still comes is certain to be the rest of the request's body."""
-        # a client that expects a 100 may send its next request in place of the body
-        return not self.expects_continue
-
-    def _framed(self, chunk: bytes) -> bytes:
-        if self._left is not None:
-            self._left -= len(chunk)
-            if self._left < 0:
-                self.abort()
-                raise ValueError("more was written than Content-Length told")
-        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
 
 
 class ClientConnection(asyncio.Protocol):
@@ -674,11 +482,11 @@ class ClientConnection(asyncio.Protocol):
         body = dialect.error_body(error, request_id)
         fields = [
             *dialect.error_headers(error, request_id).items(),
-            _date(),
+            date(),
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
         ]
-        self.send(_response_head(error.status, responses[error.status], fields) + body)
+        self.send(response_head(error.status, responses[error.status], fields) + body)
         self._close_when_read()
 
     def _close_when_read(self) -> None:

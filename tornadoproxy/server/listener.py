@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPServerConnectionDelegate
 
     from tornadoproxy.handlers.gateway import Gateway
-    from tornadoproxy.server.client_connection import Peer
+    from tornadoproxy.server.request_connection import Peer
 
 logger = logging.getLogger(__name__)
 
