@@ -33,7 +33,7 @@ from tornadoproxy import (
     tables,
 )
 from tornadoproxy_keys import model_rules, store
-from tornadoproxy_keys.live_key import LiveKey
+from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
 from tornadoproxy_keys.usage_count import UsageCount
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ class Gate:
         self._reason = "it has not been looked at for too long"
         self._refused = False
         self._entries: dict[bytes, _Entry] = {}
-        # neither forgets a key, lest a request that is on its way had none any more
         self._keys: dict[str, LiveKey] = {}
-        self._by_identity: dict[int, LiveKey] = {}
         self._usage = UsageCount()
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -155,9 +153,9 @@ class Gate:
         """
         if identity.anonymous:
             raise request.authentication_failed("a key of this proxy")
-        key = self._by_identity.get(id(identity))
-        if key is None:
+        if not isinstance(identity, KeyIdentity):
             return None
+        key = identity.key
         key.admit(time.monotonic())
         return Permit(partial(self._settle, key))
 
@@ -168,9 +166,9 @@ class Gate:
 
         :raises Denied: 403.
         """
-        key = self._by_identity.get(id(identity))
-        if key is None:
+        if not isinstance(identity, KeyIdentity):
             return None
+        key = identity.key
         if key.models is not None:
             model_rules.check(key.models, key.row.limits.models, request, model_request)
         if model_request is None or key.row.limits.tokens_per_minute is None:
@@ -225,8 +223,7 @@ class Gate:
         for row in content.keys:
             key = self._keys.get(row.id)
             if key is None:
-                key = self._keys[row.id] = LiveKey(row)
-                self._by_identity[id(key.identity)] = key
+                self._keys[row.id] = LiveKey(row)
             elif key.row != row:
                 key.update(row)
         self._entries = {

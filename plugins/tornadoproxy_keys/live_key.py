@@ -63,11 +63,20 @@ class Window:
         return min(free_at - now, _MINUTE)  # a sum of floats may be a little more
 
 
+class KeyIdentity(Identity, frozen=True, kw_only=True):
+    """The identity of a request that presented a key.
+
+    :param key: that key.
+    """
+
+    key: LiveKey
+
+
 class LiveKey:
     """A key, from when it is first read until the proxy ends.
 
     :ivar row: as it was read last.
-    :ivar identity: its principal's; always the same object, by which a request's key is known.
+    :ivar identity: its principal's.
     :ivar named_as_token: whether its name is the principal of those who have ``AUTH_TOKEN``.
     :ivar models: what matches the models that it may use; ``None`` is all.
     :ivar in_flight: how many of its requests are not over.
@@ -78,7 +87,7 @@ class LiveKey:
     )  # fmt: skip
 
     def __init__(self, row: KeyRow) -> None:
-        self.identity = Identity(row.name, groups=row.groups)
+        self.identity = KeyIdentity(row.name, groups=row.groups, key=self)
         self.named_as_token = store.is_token_name(row.name)
         self.in_flight = 0
         self._requests = Window()
