@@ -42,9 +42,9 @@ from tornadoproxy import (
 )
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import ClientError, Overloaded, PluginFailed
+from tornadoproxy.plugin.authorization import Permits
 from tornadoproxy.plugin.discovery import PluginInfo
 from tornadoproxy.plugin.manager import Plugins
-from tornadoproxy.plugin.permits import Permits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator

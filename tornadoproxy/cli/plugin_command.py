@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tornadoproxy.config.command_line import own_parser, taken_flags
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.plugin.answers import discard
-from tornadoproxy.plugin.failures import OurOwnError, faults_of
+from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -33,7 +33,7 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.handlers.exchange import Exchange
-from tornadoproxy.plugin.permits import Permits
+from tornadoproxy.plugin.authorization import Permits
 from tornadoproxy.plugin.request import (
     Identity,
     IncomingRequest,

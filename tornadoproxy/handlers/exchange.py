@@ -13,7 +13,7 @@ from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, Requ
 from tornadoproxy.protocol.usage import NOTHING_TOLD, Usage
 
 if TYPE_CHECKING:
-    from tornadoproxy.plugin.permits import Permits
+    from tornadoproxy.plugin.authorization import Permits
 
 
 class Exchange:

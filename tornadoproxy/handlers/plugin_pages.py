@@ -26,8 +26,7 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.handlers.base import ExchangeHandler
 from tornadoproxy.handlers.body_budget import HeldBody
-from tornadoproxy.plugin.answers import discard, outcome
-from tornadoproxy.plugin.failures import OurOwnError, held_the_loop
+from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
 from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageAnswer, PageRequest
 from tornadoproxy.protocol.request_target import check_target
 from tornadoproxy.protocol.routes import is_served

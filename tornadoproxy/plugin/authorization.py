@@ -1,4 +1,4 @@
-"""What a request asks of a model, as authorizers see it, and what they answer.
+"""What a request asks of a model, as authorizers see it, and what they grant.
 
 Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, ``stream``).
 """
@@ -17,6 +17,8 @@ from tornadoproxy.protocol.usage import Usage
 if TYPE_CHECKING:
     from tornadoproxy.plugin.request import RequestRecord
 
+    Settle = Callable[[RequestRecord], None]
+    Tell = Callable[[str, str, Settle, RequestRecord], None]
 
 UNTOLD_OUTPUT = 32_000
 """The estimated output, in tokens, of a request that names no limit."""
@@ -119,3 +121,43 @@ class Permit(Struct, frozen=True):
             # it would withhold nothing, or everything
             if prefix != prefix.lower() or not prefix:
                 raise ValueError(f"the prefix of a header's name is in lower case, not {prefix!r}")
+
+
+class Permits:
+    """The permits of one request, kept until it is over.
+
+    :param tell: `Plugins.tell`, by which a permit's plugin learns that the request is over.
+    :ivar withheld_headers: prefixes, in lower case, of the upstream's headers that do not go to
+        the client.
+    """
+
+    __slots__ = ("_record", "_settlements", "_tell", "withheld_headers")
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._settlements: list[tuple[str, Settle]] = []
+        self._record: RequestRecord | None = None
+        self.withheld_headers: tuple[str, ...] = ()
+
+    def add(self, plugin: str, answer: object) -> bool:
+        """Keep what `plugin` answered, if it is a permit; return whether it is.
+
+        If the request is over already, it is settled at once.
+        """
+        if not isinstance(answer, Permit):
+            return False
+        self.withheld_headers += answer.withheld_headers
+        if answer.settle is None:
+            return True
+        if self._record is None:
+            self._settlements.append((plugin, answer.settle))
+        else:
+            self._tell(plugin, "settle", answer.settle, self._record)
+        return True
+
+    def settle(self, record: RequestRecord) -> None:
+        """Tell that the request is over. Never raises."""
+        self._record = record
+        for plugin, settle in self._settlements:
+            self._tell(plugin, "settle", settle, record)
+        self._settlements.clear()

@@ -20,8 +20,8 @@ from tornadoproxy.config.command_line import COMMANDS
 from tornadoproxy.config.core_settings import CORE_SETTINGS, Setting
 from tornadoproxy.config.sources import nearest
 from tornadoproxy.plugin import hookspecs
-from tornadoproxy.plugin.answers import discard
 from tornadoproxy.plugin.commands import Command
+from tornadoproxy.plugin.failures import discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping

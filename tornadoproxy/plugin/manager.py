@@ -38,14 +38,16 @@ from tornadoproxy.errors import (
     PluginFailed,
     ProxyError,
 )
-from tornadoproxy.plugin.answers import discard, failure, outcome
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginCall, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import (
     OurOwnError,
+    discard,
+    failure,
     faults_of,
     held_the_loop,
     log_failure,
     log_now_and_then,
+    outcome,
 )
 from tornadoproxy.plugin.hookspecs import INACTIVE
 from tornadoproxy.plugin.pages import Page, hidden_paths
@@ -57,8 +59,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from tornadoproxy.config.core_settings import Settings
-    from tornadoproxy.plugin.authorization import ModelRequest
-    from tornadoproxy.plugin.permits import Permits
+    from tornadoproxy.plugin.authorization import ModelRequest, Permits
     from tornadoproxy.plugin.request import IncomingRequest, RequestRecord
     from tornadoproxy.plugin.status import Status
     from tornadoproxy.protocol.usage import Usage
