@@ -55,7 +55,7 @@ from tornadoproxy.plugin.request import Identity
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator
     from importlib.metadata import EntryPoint
 
     from tornadoproxy.config.core_settings import Settings
@@ -63,6 +63,10 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.request import IncomingRequest, RequestRecord
     from tornadoproxy.plugin.status import Status
     from tornadoproxy.protocol.usage import Usage
+
+    _Ended = tuple[object, BaseException | None]  # as `outcome` returns it
+    # Any: an answer that was accepted, of the type that the question is about
+    _Asking = Generator[Awaitable[_Ended], _Ended, Any]
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
@@ -76,7 +80,8 @@ class _Question:
     """A deciding hook that the plugins are asked.
 
     :param hook: its name.
-    :param first_counts: the first answer settles it; otherwise all are asked.
+    :param first_counts: the first answer settles it, and without one the request is refused;
+        otherwise all are asked.
     :param answer: what an answer that is not ``None`` must be, in words.
     :param unavailable: what the client is told of a plugin that failed.
     """
@@ -241,12 +246,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
-        identity = self._ask(_WHO, iter(self._authenticators), (request,), _vouches)
-        if isinstance(identity, Identity):
-            return identity
-        if identity is None:
-            raise request.authentication_failed()
-        return self._awaited(request, identity)
+        return _run(self._ask(_WHO, self._authenticators, (request,), _vouches))
 
     def admit(
         self, request: IncomingRequest, identity: Identity, permits: Permits
@@ -258,7 +258,7 @@ class Plugins:
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
         asked = (request, identity)
-        return self._ask(_MAY_ENTER, iter(self._admitters), asked, permits.add)  # type: ignore[return-value]  # no answer counts
+        return _run(self._ask(_MAY_ENTER, self._admitters, asked, permits.add))
 
     def authorize(
         self,
@@ -274,7 +274,7 @@ class Plugins:
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
         asked = (request, identity, model_request)
-        return self._ask(_MAY, iter(self._authorizers), asked, permits.add)  # type: ignore[return-value]  # no answer counts
+        return _run(self._ask(_MAY, self._authorizers, asked, permits.add))
 
     def price(self, model: str | None, usage: Usage) -> int | None:
         """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known.
@@ -352,16 +352,16 @@ class Plugins:
     def _ask(
         self,
         question: _Question,
-        remaining: Iterator[PluginCall],
-        asked: tuple[object, ...],
+        calls: list[PluginCall],
+        asked: tuple[IncomingRequest, *tuple[object, ...]],
         take: Callable[[str, object], bool],
-    ) -> object:
-        """Ask those that remain.
+    ) -> _Asking:
+        """Ask each plugin; yield what has to be awaited, and be sent what came of it.
 
         :param take: whether a plugin's answer is one; keeps it, if need be.
-        :return: the first answer, if that counts; or an awaitable of what this would return.
+        :return: the first answer, if that counts.
         """
-        for plugin, ask in remaining:
+        for plugin, ask in calls:
             answer: object = None
             failed: BaseException | None = None
             began = monotonic()
@@ -373,50 +373,24 @@ class Plugins:
                 take(plugin, answer)  # it may be a permit, whose end must be told
                 discard(answer)
                 failed = held_the_loop(took, self._timeout)
-            if failed is None:
-                if answer is None:
-                    continue
-                if take(plugin, answer):
-                    if question.first_counts:
-                        return answer
-                    continue
-                if inspect.isawaitable(answer):
-                    return self._ask_on(question, plugin, answer, remaining, asked, take)
+            elif answer is None or take(plugin, answer):
+                pass
+            elif inspect.isawaitable(answer):
+                # what comes too late to count may still be a permit, whose end must be told
+                answer, failed = yield outcome(answer, self._timeout, late=partial(take, plugin))
+                if answer is not None and not take(plugin, answer):
+                    discard(answer)
+                    failed = _nonsense(question, answer)
+            else:
                 failed = _nonsense(question, answer)
-            # out here, so that the plugin's own exception does not come along as the context
-            raise self._refusal(question, plugin, failed)
-        return None
-
-    async def _ask_on(
-        self,
-        question: _Question,
-        plugin: str,
-        waiting: Awaitable[object],
-        remaining: Iterator[PluginCall],
-        asked: tuple[object, ...],
-        take: Callable[[str, object], bool],
-    ) -> object:
-        """Wait for `plugin`'s answer, then ask those that remain."""
-        # what comes too late to count may still be a permit, whose end must be told
-        answer, error = await outcome(
-            waiting, self._timeout, late=lambda answer: take(plugin, answer)
-        )
-        if error is not None:
-            raise self._refusal(question, plugin, error)
-        if answer is not None:
-            if not take(plugin, answer):
-                discard(answer)
-                raise self._refusal(question, plugin, _nonsense(question, answer))
-            if question.first_counts:
+            if failed is not None:
+                # out here, so that the plugin's own exception does not come along as the context
+                raise self._refusal(question, plugin, failed)
+            if answer is not None and question.first_counts:
                 return answer
-        more = self._ask(question, remaining, asked, take)
-        return await more if inspect.isawaitable(more) else more
-
-    async def _awaited(self, request: IncomingRequest, waiting: object) -> Identity:
-        identity = await waiting  # type: ignore[misc]  # `_ask` says that it is one
-        if isinstance(identity, Identity):
-            return identity
-        raise request.authentication_failed()
+        if question.first_counts:
+            raise asked[0].authentication_failed()
+        return None
 
     def _refusal(self, question: _Question, plugin: str, error: BaseException) -> ProxyError:
         """What ends a request when `plugin` raised `error`: that, if it was meant to."""
@@ -528,6 +502,23 @@ class Plugins:
             faults = "; ".join(error.faults)
             # TRY400 wants a traceback, which would say nothing more here
             _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
+
+
+def _run(asking: _Asking) -> Any | Awaitable[Any]:
+    """Return what `asking` returns, or an awaitable of that if it has to wait for a plugin."""
+    try:
+        waiting = next(asking)
+    except StopIteration as done:
+        return done.value
+    return _run_on(asking, waiting)
+
+
+async def _run_on(asking: _Asking, waiting: Awaitable[_Ended]) -> Any:  # Any: as there
+    try:
+        while True:
+            waiting = asking.send(await waiting)
+    except StopIteration as done:
+        return done.value
 
 
 def _vouches(_plugin: str, answer: object) -> bool:
