@@ -23,6 +23,7 @@ from tornadoproxy.errors import (
     UpstreamProtocolError,
 )
 from tornadoproxy.handlers.base import ExchangeHandler
+from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator, Translation
@@ -238,7 +239,7 @@ class ChatHandler(UpstreamHandler):
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")
         self.set_header(self.dialect.request_id_header, self.request_id)
-        self.follow_events()
+        self._events = EventStream(self, self._headers)
 
     def _pass_on_translated(self, stream: StreamTranslator, chunk: bytes) -> None:
         try:

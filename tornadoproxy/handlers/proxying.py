@@ -21,7 +21,6 @@ from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.config.core_settings import (
     DEFAULT_ANTHROPIC_VERSION,
-    SSE_KEEPALIVE_INTERVAL,
     UPSTREAM_BASE_URL,
 )
 from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
@@ -30,7 +29,6 @@ from tornadoproxy.handlers.body_budget import HeldBody
 from tornadoproxy.plugin.authorization import MAX_OUTPUT, ModelRequest
 from tornadoproxy.protocol.headers import has_been_here, request_head
 from tornadoproxy.protocol.request_fields import read_request
-from tornadoproxy.protocol.sse import EventBoundary
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 
 if TYPE_CHECKING:
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.errors import ProxyError, UpstreamError
     from tornadoproxy.handlers.admission import Turn
+    from tornadoproxy.handlers.event_stream import EventStream
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.protocol.usage_reader import UsageReader
     from tornadoproxy.upstream.connection import ResponseHead
@@ -70,9 +69,7 @@ class UpstreamHandler(ExchangeHandler):
     _held: HeldBody | None = None
     _small_body: bytes | None = None
     _uploads = False
-    _told_length: int | None = None
-    _ping_timer: asyncio.TimerHandle | None = None
-    _last_write = 0.0
+    _events: EventStream | None = None
     _working: asyncio.Future[Any] | None = None  # Any: what the work returns
 
     def initialize(self, gateway: Gateway) -> None:
@@ -80,7 +77,6 @@ class UpstreamHandler(ExchangeHandler):
         self._call: Call | None = None
         self._has_place = False
         self._usage: UsageReader | None = None
-        self._boundary: EventBoundary | None = None
         self._auto_finish = False  # the answer's end is its own, and not the end of `serve`
 
     # -- for the routes
@@ -351,10 +347,8 @@ class UpstreamHandler(ExchangeHandler):
     def pass_on(self, chunk: bytes) -> None:
         """Write and flush; head included if it is the first. Read on when the client took it."""
         if chunk:
-            if self._boundary is not None:
-                self._boundary.feed(chunk)
-                if self._ping_timer is not None:
-                    self._last_write = time.monotonic()
+            if self._events is not None:
+                self._events.feed(chunk)
             self.write(chunk)
         flushed = self.flush()
         if not flushed.done() and self._call is not None:
@@ -365,66 +359,34 @@ class UpstreamHandler(ExchangeHandler):
         if self._call is not None:
             self._call.resume()
 
-    # -- event streams
-
-    def follow_events(self) -> None:
-        """The answer is a stream of events, to which more can be added between two of them."""
-        self._boundary = EventBoundary()
-        if "Content-Length" in self._headers:
-            self._told_length = int(self._headers["Content-Length"])
-            return
-        interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
-        if interval:
-            self._last_write = time.monotonic()
-            self._ping_timer = asyncio.get_running_loop().call_later(interval, self._ping)
-
     def forget_heads(self) -> None:
         """A stream may be long, and what its two heads said has been passed on: a fifth of it."""
-        if self._boundary is not None and self._headers_written:
+        if self._events is not None and self._headers_written:
             nothing = HTTPHeaders()
             self._headers = self.request.headers = nothing
             self.exchange.request = replace(self.exchange.request, headers=nothing)
-
-    def _ping(self) -> None:
-        """Keep a quiet stream alive. A dead upstream still runs into its idle deadline."""
-        assert self._boundary is not None
-        interval = self.gateway.settings[SSE_KEEPALIVE_INTERVAL]
-        quiet_since = time.monotonic() - self._last_write
-        if quiet_since >= interval and self._boundary.between_events:
-            self._last_write = time.monotonic()
-            self.write(self.dialect.ping)
-            self.flush()
-            quiet_since = 0.0
-        delay = interval - quiet_since if quiet_since < interval else interval
-        self._ping_timer = asyncio.get_running_loop().call_later(delay, self._ping)
-
-    def _stop_pings(self) -> None:
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-            self._ping_timer = None
 
     # -- the end
 
     def break_off(self, error: ProxyError) -> None:
         if self._call is not None:
             self._call.cancel()
-        if self._boundary is None or self._finished:
-            super().break_off(error)
-            return
-        last_words = self._boundary.discard() + self.dialect.stream_error(error, self.request_id)
-        length = self._told_length
-        if length is not None and self.exchange.bytes_out + len(last_words) > length:
+        last_words = b""
+        if self._events is not None and not self._finished:
+            last_words = self._events.last_words(error)
+        if not last_words:
             super().break_off(error)
             return
         self.write(last_words)
-        self._boundary = None
         self.cut_when_flushed(error)
+        self._events = None  # no second error event
 
     def cut_when_flushed(self, error: ProxyError) -> None:
         """Cut the answer short once the client has what was written of it."""
         if self._call is not None:
             self._call.cancel()
-        self._stop_pings()
+        if self._events is not None:
+            self._events.stop_pings()
         flushed = self.flush()
         if flushed.done():
             super().break_off(error)
@@ -438,7 +400,9 @@ class UpstreamHandler(ExchangeHandler):
             self.gateway.admission.leave(self._principal)
         if self._uploads:
             self._end_upload()
-        self._stop_pings()
+        if self._events is not None:
+            self._events.stop_pings()
+            self._events = None
         if self._call is not None:
             self._call.cancel()
         if self._working is not None:

@@ -21,6 +21,7 @@ from tornadoproxy.config.core_settings import (
     SSE_KEEPALIVE_INTERVAL,
 )
 from tornadoproxy.errors import UpstreamClosed
+from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.protocol import results_url
 from tornadoproxy.protocol.decompression import readable_codings
@@ -98,7 +99,7 @@ class RelayHandler(UpstreamHandler):
             if self._usage is None:
                 self.exchange.usage = Usage(partial=True)
         if is_event_stream(headers) and not is_encoded(headers):
-            self.follow_events()
+            self._events = EventStream(self, headers)
             if head.ends_with_connection:
                 self._ends_with_connection = True
         if self._rewriting is not None and not is_json(headers):
@@ -115,7 +116,7 @@ class RelayHandler(UpstreamHandler):
         self.pass_on(chunk)
 
     def on_end(self) -> None:
-        if self._ends_with_connection and self._boundary and not self._boundary.between_events:
+        if self._ends_with_connection and self._events and not self._events.between_events:
             # HTTP cannot tell it from a whole answer, but an event without its end tells
             self.on_failure(UpstreamClosed("The upstream ended its answer within an event."))
             return
