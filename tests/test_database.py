@@ -20,7 +20,7 @@ from typing import TypeAlias
 import pytest
 
 from tornadoproxy import ConfigurationError, Database, DatabaseUnavailable
-from tornadoproxy.storage import database
+from tornadoproxy.storage import database, sqlite_file
 
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
 Numbers: TypeAlias = list[int]
@@ -83,8 +83,8 @@ def refusal(path: Path, schema: tuple[str, ...] = SCHEMA) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock of another connection is waited for only shortly."""
-    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.02)
-    monkeypatch.setattr(database, "OPEN_TIMEOUT", 0.1)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr(sqlite_file, "OPEN_TIMEOUT", 0.1)
 
 
 async def failing(opened: Database) -> None:
@@ -568,7 +568,7 @@ async def test_a_lock_fails_who_waits_and_holds_what_is_written_behind(
 async def test_who_waits_for_a_lock_is_not_failed_one_after_the_other(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.5)
     async with started(path) as opened:
         with locked(path):
             first = asyncio.create_task(opened.run(numbers))
@@ -658,8 +658,7 @@ async def test_a_full_disk_holds_what_is_written_behind(path: Path) -> None:
         assert opened.failing
         assert numbers_in(path) == [-1]
         # not by run(): it first writes what is held
-        assert opened._connection is not None
-        opened._connection.execute("PRAGMA max_page_count = 1000000")
+        opened._file.connection.execute("PRAGMA max_page_count = 1000000")
         assert await opened.run(numbers) == [-1, *range(5_000)]
         assert opened.lost == 0
 

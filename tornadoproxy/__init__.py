@@ -16,6 +16,7 @@ from tornadoproxy.config.parsers import BaseURL, EgressProxy
 from tornadoproxy.errors import (
     AuthenticationFailed,
     ConfigurationError,
+    DatabaseUnavailable,
     Denied,
     InvalidRequest,
     ProxyError,
@@ -33,7 +34,7 @@ from tornadoproxy.protocol.request_fields import UNKNOWN_MODEL
 from tornadoproxy.protocol.usage import ModelUsage, Usage
 from tornadoproxy.secret import Secret
 from tornadoproxy.server.line_writer import LineWriter
-from tornadoproxy.storage.database import Database, DatabaseUnavailable
+from tornadoproxy.storage.database import Database
 from tornadoproxy.version import __version__
 
 __all__ = [

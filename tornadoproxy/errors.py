@@ -22,6 +22,7 @@
         └── UpstreamTimeout         504  it was silent for too long
 
     ConfigurationError              a start-up mistake, in one line for the person who can mend it
+    DatabaseUnavailable             what a plugin keeps cannot be read or written at present
 
 How an error looks on the wire is the dialect's business: see `tornadoproxy.protocol.dialects`.
 Messages are read by clients: they say what to do and never hold a credential.
@@ -185,3 +186,7 @@ class ConfigurationError(Exception):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class DatabaseUnavailable(Exception):
+    """A plugin's database cannot be used at present; the text says why and what mends it."""

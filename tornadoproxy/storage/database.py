@@ -1,21 +1,11 @@
-"""An SQLite file, and the one thread that reads and writes it while the proxy runs.
+"""The thread that reads and writes a plugin's database while the proxy runs.
 
 The event loop never waits for the file. `Database.run` is awaited, for what a request has to wait
-for; `Database.write_behind` leaves word of what is to be written, and returns.
+for; `Database.write_behind` queues what is to be written, and returns.
 
-The file is in WAL mode, with ``synchronous=NORMAL`` (https://www.sqlite.org/wal.html): other
-processes may read it at any time, and write to it in between; whatever kills the process, the
-file stays sound and has all that was committed. A crash of the machine may take the last commits.
-
-While the file cannot be used (locked for seconds, full, corrupt, no longer there), `run` raises
-`DatabaseUnavailable`, so that its caller can refuse a request, and what is to be written behind is
-held and tried again. How often that failed is logged at 1, 2, 4, 8 … A file that was deleted,
-moved or replaced while the proxy runs counts as one that cannot be used, and nothing is made in
-its place: writing to what nobody can find would be a loss that nobody sees, and an empty file
-would let in whom the lost one kept out. It goes on when the same file is back. Another one is
-opened by the next start.
-
-`sqlite3` is imported when a file is opened: whoever uses none does not pay for it.
+While the file cannot be used, `run` raises `DatabaseUnavailable`, so that its caller can refuse a
+request, and what is to be written behind is held and tried again. Of failures in a row the 1st,
+2nd, 4th, 8th … are logged.
 """
 
 from __future__ import annotations
@@ -23,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import threading
 import time
@@ -35,7 +24,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
+from tornadoproxy.storage.sqlite_file import SQLiteFile
 
 if TYPE_CHECKING:
     import sqlite3
@@ -49,43 +39,16 @@ MAX_HELD = 10_000
 """How many items may be held that are to be written behind."""
 
 LINGER = 0.25  # seconds that items are gathered for one transaction
-BUSY_TIMEOUT = 2.0  # seconds that another connection's lock is waited for
-OPEN_TIMEOUT = 10.0  # the same, for all that opening takes
 CLOSE_TIMEOUT = 4.0  # seconds that what is held may take to be written at the end
 
-# SQLite's result codes (https://www.sqlite.org/rescode.html), without their extensions
-_REASONS = {
-    3: "access is denied: let the proxy's user read and write it",
-    5: "it is locked by another program: end that one's transaction",
-    6: "it is locked by another program: end that one's transaction",
-    8: "it cannot be written: let the proxy's user write it and its directory",
-    10: "the disk fails, or cannot be reached",
-    11: "it is corrupt: stop the proxy and put a backup in its place",
-    13: "the disk is full: make room",
-    14: "it cannot be opened: let the proxy's user read and write it and its directory",
-    26: "it is not an SQLite database: name another file, or put a backup in its place",
-}
-_BUSY = (5, 6)
-# Python's own module, ERROR (such as no such table), TOOBIG, CONSTRAINT, MISMATCH, MISUSE, RANGE
-_FAULTS_OF_A_WORK = (0, 1, 18, 19, 20, 21, 25)
-
-_VERSIONS = (
-    "CREATE TABLE IF NOT EXISTS tornadoproxy_schema "
-    "(name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
-)
-
 _logger = logging.getLogger(__name__)
-
-
-class DatabaseUnavailable(Exception):
-    """The file cannot be used at present; the text says why, in a line, and what mends it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What somebody waits for. Any: the future has the type of what it is made of."""
 
-    do: Callable[[sqlite3.Connection], Any]
+    do: Callable[[], Any]
     done: Future[Any]
 
 
@@ -121,12 +84,9 @@ class Database:
         self.failing = False
         self.lost = 0
         self.path = path
-        self._schema = tuple(schema)
+        self._file = SQLiteFile(path, schema, name, setting)
+        self._title = self._file.title
         self._name = name
-        self._title = f"the database {path} of {name}" if setting is None else f"{setting}={path}"
-        self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
-        self._data_version = 0
         self._thread: threading.Thread | None = None
         # guards what follows; is told of all that the thread is to act upon
         self._condition = threading.Condition()
@@ -141,23 +101,8 @@ class Database:
 
         :raises ConfigurationError: with one line that says why, and what mends it.
         """
-        try:
-            path = self.path.absolute()
-            if path.is_dir():
-                raise self._refusal("it is a directory: name a file in it")
-            if path.exists() and not path.is_file():
-                raise self._refusal("it is not a file: name one")
-            directory = path.parent
-            if not directory.exists():
-                raise self._refusal(f"there is no directory {directory}: make it, or mend the path")
-        except OSError as error:
-            raise self._refusal(f"it cannot be reached: {error.strerror}") from None
-        if not directory.is_dir():
-            raise self._refusal(f"{directory} is not a directory: name another one")
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-            raise self._refusal(_REASONS[3])
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise self._refusal(f"{directory} cannot be written by the proxy's user: let it")
+        with _refusing():
+            self._file.check()
 
     def open(self) -> None:
         """Open the file, make it if it is absent, and bring its schema up to date. Blocks.
@@ -165,33 +110,12 @@ class Database:
         :raises ConfigurationError: with one line that says why it cannot be used, and what mends
             it.
         """
-        import sqlite3
-
-        self.check()
-        deadline = time.monotonic() + OPEN_TIMEOUT
-        while True:
-            try:
-                self._open()
-            except sqlite3.Error as error:
-                self._disconnect()
-                if _is_fault_of_a_work(error):
-                    raise
-                # the switch to WAL mode does not wait for others that open the file as well
-                if _code(error) not in _BUSY or time.monotonic() > deadline:
-                    raise self._refusal(_reason(error)) from None
-                time.sleep(0.05)
-            except OSError as error:
-                self._disconnect()
-                raise self._refusal(f"it cannot be made: {error.strerror}") from None
-            except BaseException:
-                self._disconnect()
-                raise
-            else:
-                return
+        with _refusing():
+            self._file.open()
 
     def start(self) -> None:
         """Start the thread. The file must be open."""
-        assert self._connection is not None, "open() comes first"
+        assert self._file.connection  # raises unless it is open
         name = f"database of {self._name}"
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -206,8 +130,8 @@ class Database:
         :raises DatabaseUnavailable: the file cannot be used; nothing was changed.
         """
 
-        def do(connection: sqlite3.Connection) -> T:
-            with self._transaction():
+        def do() -> T:
+            with self._file.transaction() as connection:
                 return work(connection)
 
         return await self._ask(do)
@@ -240,12 +164,12 @@ class Database:
 
         :raises DatabaseUnavailable: the file cannot be used.
         """
-        return await self._ask(self._has_changed)
+        return await self._ask(self._file.has_changed)
 
     async def close(self) -> None:
         """Write out what is held, for at most 4 seconds, and close the file."""
         if self._thread is None:
-            self._disconnect()
+            self._file.close()
             return
         with self._condition:
             self._closing_at = time.monotonic() + CLOSE_TIMEOUT
@@ -260,12 +184,10 @@ class Database:
 
         :raises ConfigurationError: the file cannot be used; nothing was changed.
         """
-        assert self._connection is not None, "open() comes first"
-        try:
-            with self._guarded(), self._transaction():
-                yield self._connection
-        except DatabaseUnavailable as error:
-            raise ConfigurationError(str(error)) from None
+        with _refusing():
+            self._file.verify()
+            with self._file.transaction() as connection:
+                yield connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -275,32 +197,8 @@ class Database:
 
         :raises ConfigurationError: there is none, or it cannot be read.
         """
-        import sqlite3
-
-        try:
-            self.path.stat()
-        except FileNotFoundError:
-            raise self._refusal(
-                "there is no such file: the proxy makes it when it starts"
-            ) from None
-        except OSError as error:
-            raise self._refusal(f"it cannot be reached: {error.strerror}") from None
-        try:
-            with contextlib.closing(self._connect("ro")) as connection:
-                connection.execute("BEGIN")
-                version = self._version(connection)
-                if version == 0:
-                    raise self._refusal(f"{self._name} has never written to it: name its own file")
-                if version != len(self._schema):
-                    raise self._refusal(
-                        "it was written by another version of the plugin: start the proxy of this "
-                        "one, which brings it up to date"
-                    )
-                yield connection
-        except sqlite3.Error as error:
-            if _is_fault_of_a_work(error):
-                raise
-            raise self._refusal(_reason(error)) from None
+        with _refusing(), self._file.reading() as connection:
+            yield connection
 
     def __enter__(self) -> Database:
         self.open()
@@ -312,123 +210,15 @@ class Database:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._disconnect()
-
-    # In whichever thread has the connection
-
-    def _open(self) -> None:
-        """One attempt to open the file."""
-        self._make_file()
-        self._connection = connection = self._connect("rw")
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise self._refusal(f"its journal cannot be WAL there ({mode}): name a local disk")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        self._migrate(connection)
-        self._file = _identity(self.path)
-        self._has_changed(connection)
-
-    def _connect(self, mode: str) -> sqlite3.Connection:
-        import sqlite3
-
-        return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=BUSY_TIMEOUT,
-            isolation_level=None,  # transactions begin and end where this module says so
-            check_same_thread=False,  # it is handed from the thread that opens to the one that uses
-        )
-
-    def _make_file(self) -> None:
-        # never opened otherwise: to close a file a second time takes SQLite's locks away from it
-        # (https://www.sqlite.org/howtocorrupt.html, 2.2)
-        with contextlib.suppress(FileExistsError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            os.close(os.open(self.path, flags, 0o600))
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        # without the lock first, for the usual case
-        if self._version(connection) == len(self._schema):
-            return
-        with self._transaction():
-            connection.execute(_VERSIONS)
-            version = self._version(connection)
-            if version > len(self._schema):
-                raise self._refusal(
-                    f"it was written by a newer version of the plugin (schema {version}, and this "
-                    f"one knows {len(self._schema)}): install that one, or name another file"
-                )
-            for script in self._schema[version:]:
-                for statement in _statements(script):
-                    connection.execute(statement)
-            connection.execute(
-                "INSERT OR REPLACE INTO tornadoproxy_schema VALUES (?, ?)",
-                (self._name, len(self._schema)),
-            )
-
-    def _version(self, connection: sqlite3.Connection) -> int:
-        if not connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = 'tornadoproxy_schema'"
-        ).fetchone():
-            return 0
-        row = connection.execute(
-            "SELECT version FROM tornadoproxy_schema WHERE name = ?", (self._name,)
-        ).fetchone()
-        return int(row[0]) if row else 0
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        connection = self._connection
-        assert connection is not None
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            # some errors have rolled it back already
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Tell the file's faults from those of the body.
-
-        :raises DatabaseUnavailable: in place of SQLite's error, if it is the file's.
-        """
-        import sqlite3
-
-        try:
-            there = _identity(self.path)
-        except OSError as error:
-            raise self._unavailable(f"it is gone ({error.strerror}): put it back") from None
-        if there != self._file:
-            raise self._unavailable("another file is in its place: start the proxy again to use it")
-        try:
-            yield
-        except sqlite3.Error as error:
-            if _is_fault_of_a_work(error):
-                raise
-            raise self._unavailable(_reason(error)) from error
-
-    def _has_changed(self, connection: sqlite3.Connection) -> bool:
-        before = self._data_version
-        (self._data_version,) = connection.execute("PRAGMA data_version").fetchone()
-        return self._data_version != before
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._file.close()
 
     # In the loop's thread
 
-    async def _ask(self, do: Callable[[sqlite3.Connection], T]) -> T:
+    async def _ask(self, do: Callable[[], T]) -> T:
         job = _Job(do, Future())
         with self._condition:
             if self._closing_at is not None:
-                raise self._unavailable("it is closed")
+                raise self._file.unavailable("it is closed")
             self._jobs.append(job)
             self._condition.notify()
         result: T = await asyncio.wrap_future(job.done)
@@ -444,21 +234,21 @@ class Database:
             with self._condition:
                 jobs, self._jobs = self._jobs, []
             try:
-                with self._guarded():
-                    self._write_held()
-                    _do(jobs, self._existing())
+                self._file.verify()
+                self._write_held()
+                _do(jobs)
             except DatabaseUnavailable as error:
                 self._failed(error, jobs)
             except BaseException as error:
-                self._failed(self._unavailable(_where(error)), jobs)
+                self._failed(self._file.unavailable(_where(error)), jobs)
             else:
                 self._succeeded()
-        _fail(self._jobs, self._unavailable("it is closed"))
+        _fail(self._jobs, self._file.unavailable("it is closed"))
         if self._held:
             self._lose(len(self._held), "they could not be written until the end")
         if self.lost:
             _logger.error("%s: %d items have been lost in all", self._title, self.lost)
-        self._disconnect()
+        self._file.close()
 
     def _wait(self) -> bool:
         """Wait until there is something to do: for a job no longer than needed.
@@ -487,12 +277,12 @@ class Database:
                 held = list(self._held)
             done = 0
             try:
-                with self._transaction():
+                with self._file.transaction() as connection:
                     for write, items in _groups(held, alone=alone):
-                        write(items, self._existing())
+                        write(items, connection)
                         done += len(items)
             except BaseException as error:
-                if done == len(held) or not _is_fault_of_a_work(error):
+                if done == len(held) or isinstance(error, DatabaseUnavailable):
                     raise
                 if not alone:
                     alone = True
@@ -505,10 +295,6 @@ class Database:
                     for _ in held:
                         self._held.popleft()
                 return
-
-    def _existing(self) -> sqlite3.Connection:
-        assert self._connection is not None
-        return self._connection
 
     def _failed(self, error: DatabaseUnavailable, jobs: list[_Job]) -> None:
         """Count it, log it now and then, and let nobody wait for the same again."""
@@ -545,11 +331,14 @@ class Database:
                 self._title, self.lost, reason,
             )  # fmt: skip
 
-    def _refusal(self, reason: str) -> ConfigurationError:
-        return ConfigurationError(f"{self._title} cannot be used: {reason}")
 
-    def _unavailable(self, reason: str) -> DatabaseUnavailable:
-        return DatabaseUnavailable(f"{self._title} cannot be used: {reason}")
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise `ConfigurationError` in place of `DatabaseUnavailable`: for starts and commands."""
+    try:
+        yield
+    except DatabaseUnavailable as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _groups(
@@ -563,10 +352,10 @@ def _groups(
             yield write, [each.item for each in group]
 
 
-def _do(jobs: list[_Job], connection: sqlite3.Connection) -> None:
+def _do(jobs: list[_Job]) -> None:
     """Do `jobs` one after the other, each taken out when it is done.
 
-    :raises sqlite3.Error: the file cannot be used; those that remain have not been done.
+    :raises DatabaseUnavailable: the file cannot be used; those that remain have not been done.
     """
     while jobs:
         job = jobs[0]
@@ -574,10 +363,10 @@ def _do(jobs: list[_Job], connection: sqlite3.Connection) -> None:
             del jobs[0]
             continue
         try:
-            result = job.do(connection)
+            result = job.do()
+        except DatabaseUnavailable:
+            raise
         except BaseException as error:
-            if not _is_fault_of_a_work(error):
-                raise
             job.done.set_exception(error)
         else:
             job.done.set_result(result)
@@ -590,41 +379,7 @@ def _fail(jobs: list[_Job], error: DatabaseUnavailable) -> None:
             job.done.set_exception(DatabaseUnavailable(*error.args))
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's result code without its extension; 0 if Python's own module raised `error`."""
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF
-
-
-def _reason(error: sqlite3.Error) -> str:
-    name: str = getattr(error, "sqlite_errorname", type(error).__name__)
-    return _REASONS.get(_code(error), name)
-
-
-def _is_fault_of_a_work(error: BaseException) -> bool:
-    import sqlite3
-
-    return not isinstance(error, sqlite3.Error) or _code(error) in _FAULTS_OF_A_WORK
-
-
 def _where(error: BaseException) -> str:
     """What was raised and where, without its text, which may hold what is secret."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"it raised {type(error).__name__} in {last.filename}, line {last.lineno}"
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of `script`: Python's own way to do one ends the transaction first."""
-    import sqlite3
-
-    statement = ""
-    for piece in script.split(";"):
-        statement += f"{piece};"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

@@ -1,0 +1,281 @@
+"""An SQLite file: its path, schema, transactions and errors.
+
+The file is in WAL mode, with ``synchronous=NORMAL`` (https://www.sqlite.org/wal.html): other
+processes may read it at any time, and write to it in between; whatever kills the process, the
+file stays sound and has all that was committed. A crash of the machine may take the last commits.
+
+What SQLite raises because the file cannot be used (locked for seconds, full, corrupt) becomes
+`DatabaseUnavailable` here and nowhere else. What it raises because a statement is wrong is left as
+it is.
+
+A file that was deleted, moved or replaced since it was opened counts as one that cannot be used,
+and nothing is made in its place: writing to what nobody can find would be a loss that nobody sees,
+and an empty file would let in whom the lost one kept out. It can be used again when the same file
+is back; another one is opened by the next start.
+
+`sqlite3` is imported when a file is opened: whoever uses none does not pay for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+BUSY_TIMEOUT = 2.0  # seconds that another connection's lock is waited for
+OPEN_TIMEOUT = 10.0  # the same, for all that opening takes
+
+# SQLite's result codes (https://www.sqlite.org/rescode.html), without their extensions
+_REASONS = {
+    3: "access is denied: let the proxy's user read and write it",
+    5: "it is locked by another program: end that one's transaction",
+    6: "it is locked by another program: end that one's transaction",
+    8: "it cannot be written: let the proxy's user write it and its directory",
+    10: "the disk fails, or cannot be reached",
+    11: "it is corrupt: stop the proxy and put a backup in its place",
+    13: "the disk is full: make room",
+    14: "it cannot be opened: let the proxy's user read and write it and its directory",
+    26: "it is not an SQLite database: name another file, or put a backup in its place",
+}
+_BUSY = (5, 6)
+# Python's own module, ERROR (such as no such table), TOOBIG, CONSTRAINT, MISMATCH, MISUSE, RANGE
+_ERRORS_OF_STATEMENTS = (0, 1, 18, 19, 20, 21, 25)
+
+_VERSIONS = (
+    "CREATE TABLE IF NOT EXISTS tornadoproxy_schema "
+    "(name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
+)
+
+
+class SQLiteFile:
+    """One SQLite file and the connection to it, for one thread at a time.
+
+    Its parameters are those of `Database`. Each method that uses the file raises
+    `DatabaseUnavailable` if it cannot be used.
+
+    :ivar title: what messages call the file.
+    """
+
+    def __init__(self, path: Path, schema: Sequence[str], name: str, setting: str | None) -> None:
+        self.title = f"the database {path} of {name}" if setting is None else f"{setting}={path}"
+        self._path = path
+        self._schema = tuple(schema)
+        self._name = name
+        self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        self._data_version = 0
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        assert self._connection is not None, "open() comes first"
+        return self._connection
+
+    def unavailable(self, reason: str) -> DatabaseUnavailable:
+        return DatabaseUnavailable(f"{self.title} cannot be used: {reason}")
+
+    def check(self) -> None:
+        """Refuse a path that cannot be right, without opening or making anything."""
+        try:
+            path = self._path.absolute()
+            if path.is_dir():
+                raise self.unavailable("it is a directory: name a file in it")
+            if path.exists() and not path.is_file():
+                raise self.unavailable("it is not a file: name one")
+            directory = path.parent
+            if not directory.exists():
+                raise self.unavailable(
+                    f"there is no directory {directory}: make it, or mend the path"
+                )
+        except OSError as error:
+            raise self.unavailable(f"it cannot be reached: {error.strerror}") from None
+        if not directory.is_dir():
+            raise self.unavailable(f"{directory} is not a directory: name another one")
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            raise self.unavailable(_REASONS[3])
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise self.unavailable(f"{directory} cannot be written by the proxy's user: let it")
+
+    def open(self) -> None:
+        """Open the file, make it if it is absent, and bring its schema up to date."""
+        self.check()
+        deadline = time.monotonic() + OPEN_TIMEOUT
+        while True:
+            try:
+                with self._mapped():
+                    self._open()
+            except BaseException as error:
+                self.close()
+                if isinstance(error, OSError):
+                    raise self.unavailable(f"it cannot be made: {error.strerror}") from None
+                # the switch to WAL mode does not wait for others that open the file as well
+                if _code(error.__cause__) not in _BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def verify(self) -> None:
+        """Raise unless the file that was opened is still at its path."""
+        assert self._opened is not None, "open() comes first"
+        try:
+            there = _identity(self._path)
+        except OSError as error:
+            raise self.unavailable(f"it is gone ({error.strerror}): put it back") from None
+        if there != self._opened:
+            raise self.unavailable("another file is in its place: start the proxy again to use it")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that may write; rolled back if its body raises."""
+        connection = self.connection
+        with self._mapped():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # some errors have rolled it back already
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own that sees the file as of one moment, and cannot change it."""
+        try:
+            self._path.stat()
+        except FileNotFoundError:
+            raise self.unavailable(
+                "there is no such file: the proxy makes it when it starts"
+            ) from None
+        except OSError as error:
+            raise self.unavailable(f"it cannot be reached: {error.strerror}") from None
+        with self._mapped(), contextlib.closing(self._connect("ro")) as connection:
+            connection.execute("BEGIN")
+            version = self._version(connection)
+            if version == 0:
+                raise self.unavailable(f"{self._name} has never written to it: name its own file")
+            if version != len(self._schema):
+                raise self.unavailable(
+                    "it was written by another version of the plugin: start the proxy of this "
+                    "one, which brings it up to date"
+                )
+            yield connection
+
+    def has_changed(self) -> bool:
+        """Whether another connection has changed the file since this was last asked."""
+        before = self._data_version
+        with self._mapped():
+            (self._data_version,) = self.connection.execute("PRAGMA data_version").fetchone()
+        return self._data_version != before
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Raise `DatabaseUnavailable` in place of an error of SQLite's that is the file's."""
+        import sqlite3
+
+        try:
+            yield
+        except sqlite3.Error as error:
+            if _code(error) in _ERRORS_OF_STATEMENTS:
+                raise
+            name: str = getattr(error, "sqlite_errorname", type(error).__name__)
+            raise self.unavailable(_REASONS.get(_code(error), name)) from error
+
+    def _open(self) -> None:
+        """Try once to open the file."""
+        self._make_file()
+        self._connection = connection = self._connect("rw")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise self.unavailable(f"its journal cannot be WAL there ({mode}): name a local disk")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        self._migrate(connection)
+        self._opened = _identity(self._path)
+        self.has_changed()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        import sqlite3
+
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT,
+            isolation_level=None,  # transactions begin and end where this module says so
+            check_same_thread=False,  # it is handed from the thread that opens to the one that uses
+        )
+
+    def _make_file(self) -> None:
+        # never opened otherwise: to close a file a second time takes SQLite's locks away from it
+        # (https://www.sqlite.org/howtocorrupt.html, 2.2)
+        with contextlib.suppress(FileExistsError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(self._path, flags, 0o600))
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        # without the lock first, for the usual case
+        if self._version(connection) == len(self._schema):
+            return
+        with self.transaction():
+            connection.execute(_VERSIONS)
+            version = self._version(connection)
+            if version > len(self._schema):
+                raise self.unavailable(
+                    f"it was written by a newer version of the plugin (schema {version}, and this "
+                    f"one knows {len(self._schema)}): install that one, or name another file"
+                )
+            for script in self._schema[version:]:
+                for statement in _statements(script):
+                    connection.execute(statement)
+            connection.execute(
+                "INSERT OR REPLACE INTO tornadoproxy_schema VALUES (?, ?)",
+                (self._name, len(self._schema)),
+            )
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        if not connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'tornadoproxy_schema'"
+        ).fetchone():
+            return 0
+        row = connection.execute(
+            "SELECT version FROM tornadoproxy_schema WHERE name = ?", (self._name,)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _code(error: BaseException | None) -> int:
+    """SQLite's result code without its extension; 0 if SQLite itself did not raise `error`."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of `script`: Python's own way to do one ends the transaction first."""
+    import sqlite3
+
+    statement = ""
+    for piece in script.split(";"):
+        statement += f"{piece};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
