@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -32,11 +31,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT, Setting
-from tornadoproxy.errors import (
-    ClientError,
-    ConfigurationError,
-    PluginFailed,
-    ProxyError,
+from tornadoproxy.errors import ClientError, ConfigurationError, PluginFailed, ProxyError
+from tornadoproxy.plugin.declarations import (
+    check_unchanged,
+    configure_all,
+    credential_headers_of,
+    pages_of,
 )
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginCall, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import (
@@ -49,67 +49,33 @@ from tornadoproxy.plugin.failures import (
     log_now_and_then,
     outcome,
 )
-from tornadoproxy.plugin.hookspecs import INACTIVE
-from tornadoproxy.plugin.pages import Page, hidden_paths
-from tornadoproxy.plugin.request import Identity
-from tornadoproxy.protocol.headers import credential_name
+from tornadoproxy.plugin.questions import (
+    MAY,
+    MAY_ENTER,
+    WHO,
+    Asking,
+    Question,
+    nonsense,
+    run,
+    vouches,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterable
     from importlib.metadata import EntryPoint
 
     from tornadoproxy.config.core_settings import Settings
     from tornadoproxy.plugin.authorization import ModelRequest, Permits
-    from tornadoproxy.plugin.request import IncomingRequest, RequestRecord
+    from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
     from tornadoproxy.plugin.status import Status
     from tornadoproxy.protocol.usage import Usage
-
-    _Ended = tuple[object, BaseException | None]  # as `outcome` returns it
-    # Any: an answer that was accepted, of the type that the question is about
-    _Asking = Generator[Awaitable[_Ended], _Ended, Any]
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
 MAX_COST = 2**63 - 1  # billionths of a US dollar: what a database can hold
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A deciding hook that the plugins are asked.
-
-    :param hook: its name.
-    :param first_counts: the first answer settles it, and without one the request is refused;
-        otherwise all are asked.
-    :param answer: what an answer that is not ``None`` must be, in words.
-    :param unavailable: what the client is told of a plugin that failed.
-    """
-
-    hook: str
-    first_counts: bool
-    answer: str
-    unavailable: str
-
-
-_WHO = _Question(
-    "authenticate",
-    first_counts=True,
-    answer="an Identity with a principal",
-    unavailable="Authentication is unavailable at the moment: try again.",
-)
-_MAY_ENTER = _Question(
-    "admit",
-    first_counts=False,
-    answer="a Permit",
-    unavailable="Whether this is permitted cannot be known at the moment: try again.",
-)
-_MAY = _Question(
-    "authorize",
-    first_counts=False,
-    answer="a Permit",
-    unavailable="Whether this is permitted cannot be known at the moment: try again.",
-)
 
 
 class Plugins:
@@ -127,25 +93,16 @@ class Plugins:
     def __init__(self, found: FoundPlugins) -> None:
         self.failures: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
+        self._found = found
         self._infos = found.described()
         self._declared = tuple(found.settings)
         self._settings: Settings | None = None
         self._timeout = PLUGIN_TIMEOUT.default
         self._configurers = found.calls("configure")
-        self._header_namers = found.calls("credential_headers")
-        self._page_makers = found.calls("pages")
-        self._starters = found.calls("startup")
-        self._authenticators = found.calls("authenticate")
-        self._admitters = found.calls("admit")
-        self._authorizers = found.calls("authorize")
-        self._pricers = found.calls("price")
-        self._observers = found.calls("request_finished")
-        self._stoppers = found.calls("shutdown")
+        self._list_calls()
         self._unstarted = {starter.plugin for starter in self._starters}
         self._inactive: frozenset[str] = frozenset()
         self._pages: tuple[tuple[str, Page], ...] = ()
-        self.admits = bool(self._admitters)
-        self.authorizes = bool(self._authorizers)
         self.credential_headers: frozenset[str] = frozenset()
 
     @classmethod
@@ -194,10 +151,10 @@ class Plugins:
         """
         first = self._settings is None
         try:
-            lines, inactive = self._configure_all(settings)
+            lines, inactive = configure_all(self._configurers, settings)
             if first:
                 self._leave_out(inactive)
-                self._pages = self._all_pages()
+                self._pages = pages_of(self._page_makers)
                 self._infos = tuple(
                     replace(
                         info, pages=tuple(page for name, page in self._pages if name == info.name)
@@ -205,9 +162,9 @@ class Plugins:
                     for info in self._infos
                 )
             else:
-                self._check_still_inactive(inactive)
+                check_unchanged(self._inactive, inactive)
             # a request in flight may have one of those that were named before
-            self.credential_headers |= self._all_credential_headers()
+            self.credential_headers |= credential_headers_of(self._header_namers)
         except ConfigurationError:
             if self._settings is not None:
                 self._go_back_to(self._settings)
@@ -246,7 +203,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
-        return _run(self._ask(_WHO, self._authenticators, (request,), _vouches))
+        return run(self._ask(WHO, self._authenticators, (request,), vouches))
 
     def admit(
         self, request: IncomingRequest, identity: Identity, permits: Permits
@@ -257,8 +214,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal.
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
-        asked = (request, identity)
-        return _run(self._ask(_MAY_ENTER, self._admitters, asked, permits.add))
+        return run(self._ask(MAY_ENTER, self._admitters, (request, identity), permits.add))
 
     def authorize(
         self,
@@ -274,7 +230,7 @@ class Plugins:
         :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
         """
         asked = (request, identity, model_request)
-        return _run(self._ask(_MAY, self._authorizers, asked, permits.add))
+        return run(self._ask(MAY, self._authorizers, asked, permits.add))
 
     def price(self, model: str | None, usage: Usage) -> int | None:
         """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known.
@@ -315,8 +271,8 @@ class Plugins:
             if cost is not None:
                 discard(cost)
                 kind = type(cost).__name__
-                nonsense = OurOwnError(f"its {kind} is neither None nor a whole number from 0 on")
-                self.count_failure(plugin, "price", nonsense)
+                failed = OurOwnError(f"its {kind} is neither None nor a whole number from 0 on")
+                self.count_failure(plugin, "price", failed)
         return None
 
     def request_finished(self, record: RequestRecord) -> None:
@@ -351,11 +307,11 @@ class Plugins:
 
     def _ask(
         self,
-        question: _Question,
+        question: Question,
         calls: list[PluginCall],
         asked: tuple[IncomingRequest, *tuple[object, ...]],
         take: Callable[[str, object], bool],
-    ) -> _Asking:
+    ) -> Asking:
         """Ask each plugin; yield what has to be awaited, and be sent what came of it.
 
         :param take: whether a plugin's answer is one; keeps it, if need be.
@@ -380,9 +336,9 @@ class Plugins:
                 answer, failed = yield outcome(answer, self._timeout, late=partial(take, plugin))
                 if answer is not None and not take(plugin, answer):
                     discard(answer)
-                    failed = _nonsense(question, answer)
+                    failed = nonsense(question, answer)
             else:
-                failed = _nonsense(question, answer)
+                failed = nonsense(question, answer)
             if failed is not None:
                 # out here, so that the plugin's own exception does not come along as the context
                 raise self._refusal(question, plugin, failed)
@@ -392,184 +348,51 @@ class Plugins:
             raise asked[0].authentication_failed()
         return None
 
-    def _refusal(self, question: _Question, plugin: str, error: BaseException) -> ProxyError:
+    def _refusal(self, question: Question, plugin: str, error: BaseException) -> ProxyError:
         """What ends a request when `plugin` raised `error`: that, if it was meant to."""
         if isinstance(error, ClientError) and 400 <= error.status <= 599:
             return error
         self.refusals[plugin] += 1
-        log_now_and_then(
-            f"plugin %r failed in {question.hook}, request refused",
-            self.refusals[plugin],
-            plugin,
-            error,
-        )
+        message = f"plugin %r failed in {question.hook}, request refused"
+        log_now_and_then(message, self.refusals[plugin], plugin, error)
         return PluginFailed(question.unavailable, retry_after=1)
 
-    def _configure_all(
-        self, settings: Settings
-    ) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
-        """Configure every plugin; return their lines, and the names of those that are inactive."""
-        lines: list[tuple[str, str]] = []
-        inactive: set[str] = set()
-        faults: list[str] = []
-        for plugin, configure in self._configurers:
-            try:
-                line = configure(settings)
-            except BaseException as error:
-                faults += faults_of(plugin, "configure", error)
-                continue
-            if line is INACTIVE:
-                inactive.add(plugin)
-            elif isinstance(line, str) and len(line.splitlines()) == 1:
-                lines.append((plugin, line))
-            elif line is not None:
-                discard(line)
-                faults.append(f"plugin {plugin!r}: configure must answer one line of text, or None")
-        if faults:
-            raise ConfigurationError(*faults)
-        return tuple(lines), frozenset(inactive)
+    def _list_calls(self, inactive: frozenset[str] = frozenset()) -> None:
+        """List, for each hook, the implementations of the plugins that are not inactive."""
+
+        def active(hook: str) -> list[PluginCall]:
+            return [call for call in self._found.calls(hook) if call.plugin not in inactive]
+
+        self._header_namers = active("credential_headers")
+        self._page_makers = active("pages")
+        self._starters = active("startup")
+        self._authenticators = active("authenticate")
+        self._admitters = active("admit")
+        self._authorizers = active("authorize")
+        self._pricers = active("price")
+        self._observers = active("request_finished")
+        self._stoppers = active("shutdown")
+        self.admits = bool(self._admitters)
+        self.authorizes = bool(self._authorizers)
 
     def _leave_out(self, inactive: frozenset[str]) -> None:
         """Neither ask nor tell those plugins from now on."""
-
-        def active(calls: list[PluginCall]) -> list[PluginCall]:
-            return [call for call in calls if call.plugin not in inactive]
-
-        if not active(self._authenticators):
+        able = [call.plugin for call in self._authenticators]
+        if inactive.issuperset(able):
             raise ConfigurationError(
                 "No plugin authenticates requests, so nobody may be let in: these could, but their "
-                f"settings are not set: {' '.join(call.plugin for call in self._authenticators)}"
+                f"settings are not set: {' '.join(able)}"
             )
-        self._header_namers = active(self._header_namers)
-        self._page_makers = active(self._page_makers)
-        self._starters = active(self._starters)
-        self._authenticators = active(self._authenticators)
-        self._admitters = active(self._admitters)
-        self._authorizers = active(self._authorizers)
-        self._pricers = active(self._pricers)
-        self._observers = active(self._observers)
-        self._stoppers = active(self._stoppers)
-        self.admits = bool(self._admitters)
-        self.authorizes = bool(self._authorizers)
+        self._list_calls(inactive)
         self._inactive = inactive
         at_rest = [replace(each, state="inactive") for each in self._infos if each.name in inactive]
         others = [each for each in self._infos if each.name not in inactive]
         self._infos = in_order([*at_rest, *others])
 
-    def _check_still_inactive(self, inactive: frozenset[str]) -> None:
-        if inactive != self._inactive:
-            raise ConfigurationError(
-                *(
-                    f"plugin {plugin!r} is turned on or off only by a start: start again"
-                    for plugin in sorted(inactive ^ self._inactive)
-                )
-            )
-
-    def _all_credential_headers(self) -> frozenset[str]:
-        names: set[str] = set()
-        faults: list[str] = []
-        for plugin, name_them in self._header_namers:
-            try:
-                names.update(_credential_names(name_them()))
-            except BaseException as error:
-                faults += faults_of(plugin, "credential_headers", error)
-        if faults:
-            raise ConfigurationError(*faults)
-        return frozenset(names)
-
-    def _all_pages(self) -> tuple[tuple[str, Page], ...]:
-        pages: list[tuple[str, Page]] = []
-        faults: list[str] = []
-        for plugin, make in self._page_makers:
-            try:
-                made = [(plugin, _checked(page)) for page in make()]
-            except BaseException as error:
-                faults += faults_of(plugin, "pages", error)
-            else:
-                pages += made
-        faults += (
-            f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages)
-        )
-        if faults:
-            raise ConfigurationError(*faults)
-        pages.sort(key=lambda each: not each[1].overrides)
-        return tuple(pages)
-
     def _go_back_to(self, settings: Settings) -> None:
         try:
-            self._configure_all(settings)
+            configure_all(self._configurers, settings)
         except ConfigurationError as error:
             faults = "; ".join(error.faults)
             # TRY400 wants a traceback, which would say nothing more here
             _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
-
-
-def _run(asking: _Asking) -> Any | Awaitable[Any]:
-    """Return what `asking` returns, or an awaitable of that if it has to wait for a plugin."""
-    try:
-        waiting = next(asking)
-    except StopIteration as done:
-        return done.value
-    return _run_on(asking, waiting)
-
-
-async def _run_on(asking: _Asking, waiting: Awaitable[_Ended]) -> Any:  # Any: as there
-    try:
-        while True:
-            waiting = asking.send(await waiting)
-    except StopIteration as done:
-        return done.value
-
-
-def _vouches(_plugin: str, answer: object) -> bool:
-    return isinstance(answer, Identity) and _fault_of(answer) is None
-
-
-def _fault_of(identity: Identity) -> str | None:
-    """What is wrong with `identity`, in words without its values: they may be a credential."""
-    principal: object = identity.principal
-    anonymous: object = identity.anonymous
-    groups: object = identity.groups
-    if not isinstance(principal, str) or not principal:
-        return "its Identity's principal must be a text that is not empty"
-    if not isinstance(anonymous, bool):
-        return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
-    if not isinstance(groups, tuple):
-        return f"its Identity's groups must be a tuple of texts, not a {type(groups).__name__}"
-    if groups and not all(isinstance(group, str) and group for group in groups):
-        return "its Identity's groups must be texts that are not empty"
-    return None
-
-
-def _nonsense(question: _Question, answer: object) -> OurOwnError:
-    if isinstance(answer, Identity) and (fault := _fault_of(answer)):
-        return OurOwnError(fault)
-    return OurOwnError(f"its {type(answer).__name__} is neither None nor {question.answer}")
-
-
-def _credential_names(named: Iterable[object]) -> Iterator[str]:
-    if isinstance(named, str):
-        raise OurOwnError("it must name headers in a list, not in a text")
-    for name in named:
-        try:
-            yield credential_name(name)
-        except ValueError as error:
-            raise OurOwnError(f"{name!r} {error}") from None
-
-
-def _checked(page: object) -> Page:
-    if not isinstance(page, Page):
-        raise OurOwnError(f"its {type(page).__name__} is not a Page")
-    if not page.path.startswith("/"):
-        raise OurOwnError(f"the path of a page begins with a slash, not like {page.path!r}")
-    try:
-        re.compile(page.path)
-    except re.error as error:
-        raise OurOwnError(f"{page.path!r} is no regular expression: {error}") from None
-    for name in ("public", "overrides"):
-        if not isinstance(getattr(page, name), bool):  # "no" would be a yes
-            raise OurOwnError(f"{name} of its page {page.path} must be a bool")
-    methods: object = page.methods
-    if not isinstance(methods, (tuple, list)) or not all(str(each).isupper() for each in methods):
-        raise OurOwnError(f"methods of its page {page.path} must be a tuple such as ('GET',)")
-    return page

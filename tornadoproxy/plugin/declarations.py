@@ -1,0 +1,123 @@
+"""Asks the plugins what they declare, at start and at a reload, and validates it.
+
+What is wrong raises a `ConfigurationError` with the faults of all plugins.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
+from tornadoproxy.plugin.hookspecs import INACTIVE
+from tornadoproxy.plugin.pages import Page, hidden_paths
+from tornadoproxy.protocol.headers import credential_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.plugin.discovery import PluginCall
+
+T = TypeVar("T")
+
+
+def configure_all(
+    calls: list[PluginCall], settings: Settings
+) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
+    """Configure every plugin; return their lines, and the names of those that are inactive."""
+    answers, faults = _ask_all("configure", calls, _checked_line, settings)
+    if faults:
+        raise ConfigurationError(*faults)
+    lines = tuple((plugin, line) for plugin, line in answers if isinstance(line, str))
+    return lines, frozenset(plugin for plugin, line in answers if line is INACTIVE)
+
+
+def check_unchanged(before: frozenset[str], inactive: frozenset[str]) -> None:
+    """Refuse a reload by which other plugins are inactive than `before`."""
+    if inactive != before:
+        raise ConfigurationError(
+            *(
+                f"plugin {plugin!r} is turned on or off only by a start: start again"
+                for plugin in sorted(inactive ^ before)
+            )
+        )
+
+
+def credential_headers_of(calls: list[PluginCall]) -> frozenset[str]:
+    """Return the names of all credential headers, in ``Http-Header-Case``."""
+    answers, faults = _ask_all("credential_headers", calls, _checked_names)
+    if faults:
+        raise ConfigurationError(*faults)
+    return frozenset(name for _, names in answers for name in names)
+
+
+def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
+    """Return all pages, each after its plugin's name; those that override come first."""
+    answers, faults = _ask_all("pages", calls, _checked_pages)
+    pages = [(plugin, page) for plugin, made in answers for page in made]
+    faults += (f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages))
+    if faults:
+        raise ConfigurationError(*faults)
+    pages.sort(key=lambda each: not each[1].overrides)
+    return tuple(pages)
+
+
+def _ask_all(
+    hook: str,
+    calls: list[PluginCall],
+    check: Callable[[str, Any], T],  # Any: a plugin may answer anything
+    *asked: object,
+) -> tuple[list[tuple[str, T]], list[str]]:
+    """Return what `check` makes of each answer, after its plugin's name; and all faults."""
+    answers: list[tuple[str, T]] = []
+    faults: list[str] = []
+    for plugin, ask in calls:
+        try:
+            answers.append((plugin, check(plugin, ask(*asked))))
+        except BaseException as error:
+            faults += faults_of(plugin, hook, error)
+    return answers, faults
+
+
+def _checked_line(plugin: str, line: object) -> object:
+    if line is None or line is INACTIVE or (isinstance(line, str) and len(line.splitlines()) == 1):
+        return line
+    discard(line)
+    raise ConfigurationError(f"plugin {plugin!r}: configure must answer one line of text, or None")
+
+
+def _checked_names(_plugin: str, names: Iterable[object]) -> list[str]:
+    if isinstance(names, str):
+        raise OurOwnError("it must name headers in a list, not in a text")
+    return [_checked_name(name) for name in names]
+
+
+def _checked_name(name: object) -> str:
+    try:
+        return credential_name(name)
+    except ValueError as error:
+        raise OurOwnError(f"{name!r} {error}") from None
+
+
+def _checked_pages(_plugin: str, pages: Iterable[object]) -> list[Page]:
+    return [_checked_page(page) for page in pages]
+
+
+def _checked_page(page: object) -> Page:
+    if not isinstance(page, Page):
+        raise OurOwnError(f"its {type(page).__name__} is not a Page")
+    if not page.path.startswith("/"):
+        raise OurOwnError(f"the path of a page begins with a slash, not like {page.path!r}")
+    try:
+        re.compile(page.path)
+    except re.error as error:
+        raise OurOwnError(f"{page.path!r} is no regular expression: {error}") from None
+    for name in ("public", "overrides"):
+        if not isinstance(getattr(page, name), bool):  # "no" would be a yes
+            raise OurOwnError(f"{name} of its page {page.path} must be a bool")
+    methods: object = page.methods
+    if not isinstance(methods, (tuple, list)) or not all(str(each).isupper() for each in methods):
+        raise OurOwnError(f"methods of its page {page.path} must be a tuple such as ('GET',)")
+    return page
