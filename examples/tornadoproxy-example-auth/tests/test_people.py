@@ -151,7 +151,7 @@ async def test_it_does_not_start_without_a_file(start_proxy: StartProxy) -> None
 def test_the_token_plugin_is_not_even_imported(tmp_path: Path, people_file: Path) -> None:
     script = (
         "import os, sys\n"
-        "from tornadoproxy import cli\n"
+        "from tornadoproxy.cli import main as cli\n"
         "status = cli.main(['check'], os.environ)\n"
         "print([status, *(name in sys.modules for name in sys.argv[1:])])\n"
     )

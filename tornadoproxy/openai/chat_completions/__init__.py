@@ -2,7 +2,7 @@
 
 Dicts and bytes go in, dicts and bytes come out; there is no server and no client in it::
 
-    from tornadoproxy import chat_completions
+    from tornadoproxy.openai import chat_completions
 
     document = chat_completions.parse(request_body)
     translation = chat_completions.translate_request(document)
