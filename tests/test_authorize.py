@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from tornadoproxy import Denied, Identity, IncomingRequest, ModelRequest, Permit, hookimpl
-from tornadoproxy.handlers.proxying import IN_THREAD, UNCHARGED_BODY
+from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
+from tornadoproxy.handlers.proxying import IN_THREAD
 from tornadoproxy.testing import (
     TEST_TOKEN,
     json_answer,

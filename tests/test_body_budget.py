@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tornadoproxy.errors import BodyTooLarge, Overloaded
-from tornadoproxy.handlers.body_budget import BodyBudget, HeldBody, Holding
+from tornadoproxy.handlers.body_budget import UNCHARGED_BODY, BodyBudget, HeldBody, Holding
 
 CAPACITY = 1600
 
@@ -70,6 +70,25 @@ def test_held_body_is_charged_until_released() -> None:
     assert (body.take(), budget.used) == (b"together", 8)
     for _ in range(2):
         body.release()
+    assert budget.used == 0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "charged"),
+    [
+        ([UNCHARGED_BODY], 0),
+        ([UNCHARGED_BODY + 1], UNCHARGED_BODY + 1),
+        ([1, 1], 2),
+    ],
+)
+def test_only_small_body_in_one_piece_is_uncharged(pieces: list[int], charged: int) -> None:
+    budget = BodyBudget(1_000_000)
+    body = HeldBody(budget, "a")
+    for number, size in enumerate(pieces, 1):
+        body.add(b"x" * size, is_last=number == len(pieces))
+    assert budget.used == charged
+    assert body.take() == b"x" * sum(pieces)
+    body.release()
     assert budget.used == 0
 
 

@@ -25,7 +25,7 @@ from tornadoproxy import (
     hookimpl,
 )
 from tornadoproxy.errors import Overloaded
-from tornadoproxy.handlers.proxying import UNCHARGED_BODY
+from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,

@@ -18,6 +18,12 @@ from tornadoproxy.errors import BodyTooLarge, Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+UNCHARGED_BODY = 16 * 1024
+"""The largest body that is held without a charge if it comes in one piece, in bytes.
+
+It is whole by then, so there are no more of them than requests that are in flight or queued.
+"""
+
 _UNKNOWN_PART = 16
 
 
@@ -125,30 +131,35 @@ class HeldBody(Holding):
         on_give_way: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(budget, principal, on_give_way)
-        self._body = bytearray()  # small pieces in a list would take 30 times what is charged
+        self._body: bytes | bytearray = b""
 
-    def add(self, piece: bytes) -> None:
+    def add(self, piece: bytes, *, is_last: bool = False) -> None:
         """Hold what has come.
 
+        :param is_last: the body is whole with it, so that it costs nothing if it is small.
         :raises Overloaded: there is no room for it now.
         :raises BodyTooLarge: there never is.
         """
+        if is_last and not self.size and len(piece) <= UNCHARGED_BODY:
+            self._body = piece
+            return
         size = self.size + len(piece)
         try:
             self.resize(size)
         except Overloaded:
             self._budget.check_may_fit(size)
             raise
+        if isinstance(self._body, bytes):
+            self._body = bytearray()  # small pieces in a list would take 30 times what is charged
         self._body += piece
 
     def take(self) -> bytes:
         """Return the body, which stays charged until `release`."""
-        body = bytes(self._body)
-        self._body.clear()
+        body, self._body = bytes(self._body), b""
         return body
 
     def release(self) -> None:
         """Give the room back; harmless the second time."""
         if self.size:
-            self._body.clear()
+            self._body = b""
             self.resize(0)

@@ -49,12 +49,6 @@ MAX_MESSAGE_BODY = 32 * 1024 * 1024
 MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
 """What is said of that limit."""
 
-UNCHARGED_BODY = 16 * 1024
-"""The largest body that is held without a charge if it comes in one piece, in bytes.
-
-It is whole by then, so there are no more of them than requests that are in flight or queued.
-"""
-
 IN_THREAD = 256 * 1024
 """The largest body that is read in the event loop, in bytes. It takes at most 50 ms there."""
 
@@ -65,9 +59,7 @@ class UpstreamHandler(ExchangeHandler):
     # What few requests need stands here. An object with more than thirty attributes of its own
     # takes a kilobyte more, and there may be thousands of streams.
     _turn: Turn | None = None
-    _holds = False
     _held: HeldBody | None = None
-    _small_body: bytes | None = None
     _uploads = False
     _events: EventStream | None = None
     _working: asyncio.Future[Any] | None = None  # Any: what the work returns
@@ -137,7 +129,7 @@ class UpstreamHandler(ExchangeHandler):
             raise self._too_large()
         chunked = "Transfer-Encoding" in self.request.headers
         if self.holds(length, chunked=chunked):
-            self._holds = True
+            self._held = HeldBody(self.gateway.body_budget, self._principal)
             return None
         has_body = chunked or length > 0
         if has_body:
@@ -184,30 +176,17 @@ class UpstreamHandler(ExchangeHandler):
         if exchange.bytes_in > self.max_body():
             self.fail(self._too_large())
             return None
-        if self._holds:
-            self._hold(chunk)
-            return None
-        return None if self._call is None else self._call.write(chunk)
-
-    def _hold(self, chunk: bytes) -> None:
         if self._held is None:
-            if len(chunk) <= UNCHARGED_BODY and self.request.connection.has_come:  # type: ignore[union-attr]  # ours
-                self._small_body = chunk
-                return
-            self._held = HeldBody(self.gateway.body_budget, self._principal)
+            return None if self._call is None else self._call.write(chunk)
         try:
-            self._held.add(chunk)
+            self._held.add(chunk, is_last=self.request.connection.has_come)  # type: ignore[union-attr]  # ours
         except (BodyTooLarge, Overloaded) as error:
             self.fail(error)
-
-    def _take_body(self) -> bytes:
-        if self._held is not None:
-            return self._held.take()
-        body, self._small_body = self._small_body, None
-        return body or b""
+        return None
 
     async def serve(self) -> None:
-        if not self._holds:
+        held = self._held
+        if held is None:
             if self._uploads:
                 self._end_upload()
             if self._call is not None:
@@ -217,7 +196,7 @@ class UpstreamHandler(ExchangeHandler):
         if waiting is not None:
             await waiting
         if not self.ended:
-            await self.serve_held(self._take_body())
+            await self.serve_held(held.take())
 
     async def is_permitted_to_send(self, body: bytes) -> bool:
         """Ask the plugins, as `is_permitted` does, now that it is known what goes upstream.
@@ -333,6 +312,7 @@ class UpstreamHandler(ExchangeHandler):
         self.exchange.first_byte_at = time.monotonic()
         if self._held is not None:
             self._held.release()
+            self._held = None
 
     def answer_ended(self) -> None:
         """The client has been given everything."""
