@@ -805,12 +805,13 @@ async def test_who_sends_and_leaves_at_once_is_recorded(
         assert (await records.finished(count)).route == "/v1/messages"
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/messages", "/openai/v1/chat/completions"])
 async def test_request_that_is_over_leaves_nothing_behind(
-    path: str, raw: OpenRaw, proxy: Proxy, records: Records
+    path: str, stream: bool, raw: OpenRaw, proxy: Proxy, records: Records
 ) -> None:
     """Nothing that only the garbage collector would find: that is a tenth of a request's time."""
-    document = {"model": "claude-sonnet-5-5", "max_tokens": 9, "stream": False}
+    document = {"model": "claude-sonnet-5-5", "max_tokens": 9, "stream": stream}
     document["messages"] = [{"role": "user", "content": "hello"}]
     body = json.dumps(document).encode()
     client = await raw()
