@@ -151,9 +151,6 @@ async def test_it_is_shown_the_model_that_goes_upstream(
 async def test_models_own_limit_bounds_the_estimate(start_proxy: StartProxy, raw: OpenRaw) -> None:
     authorizer = Authorizer()
     await start_proxy(plugins=[authorizer])
-    client = await raw()
-    await client.send(request_bytes("GET", "/openai/v1/models", token=TEST_TOKEN))
-    await client.response()
     for fields in ({"max_tokens": 10**12}, {"fallbacks": [{"model": "claude-unheard-of"}]}):
         asked = {**json.loads(MESSAGE), "max_tokens": 10**12, **fields}
         await post(raw, "/v1/messages", json.dumps(asked).encode())

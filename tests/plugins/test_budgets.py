@@ -606,6 +606,7 @@ async def test_no_number_of_a_client_is_too_large_for_the_file(
     start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(start_proxy, path)
+    upstream.script(error_answer(500, "api_error", "There is no list of models."))
     for _ in range(3):
         upstream.script(json_answer({"type": "message"}))
         assert (await ask(raw, message(10**30))).status == 200

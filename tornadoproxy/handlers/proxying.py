@@ -26,7 +26,7 @@ from tornadoproxy.config.core_settings import (
 from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
 from tornadoproxy.handlers.base import ExchangeHandler
 from tornadoproxy.handlers.body_budget import HeldBody
-from tornadoproxy.plugin.authorization import MAX_OUTPUT, ModelRequest
+from tornadoproxy.plugin.authorization import MAX_OUTPUT, UNTOLD_OUTPUT, ModelRequest
 from tornadoproxy.protocol.headers import has_been_here, request_head
 from tornadoproxy.protocol.request_fields import read_request
 from tornadoproxy.upstream.call import Call, UpstreamRequest
@@ -209,6 +209,12 @@ class UpstreamHandler(ExchangeHandler):
             return False
         if self.exchange.requested_model is None:
             self.exchange.requested_model = fields.model
+        models = self.gateway.models
+        if (fields.max_tokens or 0) > UNTOLD_OUTPUT:
+            # most requests ask for less than any model's limit, and need not know it
+            await models.known()
+            if self.ended:
+                return False
         return await self.is_permitted(
             ModelRequest(
                 model=fields.model,
@@ -217,7 +223,7 @@ class UpstreamHandler(ExchangeHandler):
                 stream=bool(fields.stream),
                 size=self.exchange.bytes_in,
                 input_tokens=fields.input_tokens,
-                max_output=self.gateway.models.max_tokens(fields.models) or MAX_OUTPUT,
+                max_output=models.max_tokens(fields.models) or MAX_OUTPUT,
                 price=self.gateway.plugins.price,
             )
         )
