@@ -66,8 +66,8 @@ BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
 )
 
 ONE_PERSON = (
-    "BUDGETS_DB is set without KEYS_DB: whoever has AUTH_TOKEN counts as one and the same person, "
-    "token. Set KEYS_DB, and give each person a key with `keys create`, unless another "
+    "BUDGETS_DB is set without KEYS_DB: everyone with AUTH_TOKEN counts as one and the same "
+    "person, token. Set KEYS_DB, and give each person a key with `keys create`, unless another "
     "authenticator tells them apart"
 )
 
