@@ -54,7 +54,7 @@ class Bench:
 
     programs: Programs
     upstream: int
-    answer: int
+    response: int
     folder: Path
     cpus: set[int]
     sizes: Sizes
@@ -76,8 +76,8 @@ def _hello(peer: Running) -> bytes:
 
 def json_cpu(bench: Bench, peer: Running) -> list[float]:
     """Microseconds of processor time for a JSON request that is relayed."""
-    answer = bench.answer if peer.peer.relays else None
-    return [_request_cpu(bench, peer, _hello(peer), answer)]
+    response = bench.response if peer.peer.relays else None
+    return [_request_cpu(bench, peer, _hello(peer), response)]
 
 
 def chat_cpu(bench: Bench, peer: Running) -> list[float]:
@@ -86,12 +86,12 @@ def chat_cpu(bench: Bench, peer: Running) -> list[float]:
     return [_request_cpu(bench, peer, request, None)]
 
 
-def _request_cpu(bench: Bench, peer: Running, request: bytes, answer: int | None) -> float:
+def _request_cpu(bench: Bench, peer: Running, request: bytes, response: int | None) -> float:
     count = max(int(bench.sizes.requests * peer.peer.share), 1)
     used, _ = _cpu(
         peer,
         lambda: bench.programs.load(
-            peer.port, request, connections=CONNECTIONS, count=count, expected_bytes=answer
+            peer.port, request, connections=CONNECTIONS, count=count, expected_bytes=response
         ),
     )
     return used / count * 1e6

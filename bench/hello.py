@@ -7,12 +7,12 @@ import sys
 
 from tornado.web import Application, RequestHandler
 
-ANSWER = b"x" * 800
+RESPONSE = b"x" * 800
 
 
 class Hello(RequestHandler):
     def post(self) -> None:
-        self.write(ANSWER)
+        self.write(RESPONSE)
 
 
 class Health(RequestHandler):

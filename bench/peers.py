@@ -276,7 +276,7 @@ def running(peer: Peer, upstream: int, folder: Path, cpus: set[int]) -> Iterator
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        _first_answer(peer, process, port, began + 120, folder)
+        _first_response(peer, process, port, began + 120, folder)
         started = time.perf_counter() - began
         own = folder / "token"
         token = own.read_text() if own.exists() else TOKEN
@@ -290,7 +290,7 @@ def running(peer: Peer, upstream: int, folder: Path, cpus: set[int]) -> Iterator
             process.wait()
 
 
-def _first_answer(
+def _first_response(
     peer: Peer, process: subprocess.Popen[bytes], port: int, deadline: float, folder: Path
 ) -> None:
     request = f"GET {peer.health} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"

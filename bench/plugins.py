@@ -10,32 +10,32 @@ from bench.peers import Peer, proxy
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPTIONAL = ("usage", "keys", "ledger", "budgets", "metrics", "otel")
+OPTIONAL = ("prices", "keys", "ledger", "budgets", "metrics", "otel")
 
 BARE = "bare"
 """The name of the row with none of them, where answers are not looked into either."""
 
-USAGE = "usage"
+PRICES = "prices"
 """The name of the row that one has without doing anything: tokens are read, and priced."""
 
 ROWS = {
     BARE: (),
-    USAGE: ("usage",),
-    "keys": ("usage", "keys"),
-    "ledger": ("usage", "ledger"),
-    "keys+ledger": ("usage", "keys", "ledger"),
-    "budgets": ("usage", "budgets"),
-    "metrics": ("usage", "metrics"),
-    "otel": ("usage", "otel"),
+    PRICES: ("prices",),
+    "keys": ("prices", "keys"),
+    "ledger": ("prices", "ledger"),
+    "keys+ledger": ("prices", "keys", "ledger"),
+    "budgets": ("prices", "budgets"),
+    "metrics": ("prices", "metrics"),
+    "otel": ("prices", "otel"),
     "all": OPTIONAL,
 }
 
-JUDGED = (USAGE, "keys+ledger")
+JUDGED = (PRICES, "keys+ledger")
 """The names of the rows that have a target."""
 
 _NOT_LOOKED_INTO = (
     "from tornadoproxy.protocol.usage_reader import UsageReader; "
-    "UsageReader.for_answer = classmethod(lambda *_: None); "
+    "UsageReader.for_response = classmethod(lambda *_: None); "
 )
 
 

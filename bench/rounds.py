@@ -52,8 +52,8 @@ def measure(
         stack.enter_context(pinned(cpus - ours or cpus))
         upstream = stack.enter_context(programs.upstream())
         request = prompts.message(DIRECT.messages, "hello")
-        answer = programs.load(upstream, request, connections=1, count=1).bytes
-        bench = Bench(programs, upstream, answer, folder, ours, sizes)
+        response = programs.load(upstream, request, connections=1, count=1).bytes
+        bench = Bench(programs, upstream, response, folder, ours, sizes)
         steady = [figure for figure in figures if figure.steady]
         processes = [Running(DIRECT, os.getpid(), upstream, 0.0)]
         for peer in peers:

@@ -173,6 +173,8 @@ def test_the_tests_of_plugins_reach_no_further_than_anybodys(path: Path) -> None
     for module, taken in imports(ast.parse(path.read_text()), for_types=True):
         if module == "tornadoproxy":
             assert taken in {*tornadoproxy.__all__, "testing"}
+        elif module == "tornadoproxy.plugin.manager":
+            assert taken == "Plugins"
         elif module == "tornadoproxy.testing":
             assert taken in testing.__all__
         else:

@@ -13,11 +13,11 @@ from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     Truncated,
-    bytes_answer,
-    raw_answer,
+    bytes_response,
+    raw_response,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ async def test_a_cut_answer_never_looks_whole(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(
-        sse_answer([b"event: ping\ndata: {}\n\n"], end="close"),
-        raw_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart", end="reset"),
+        sse_response([b"event: ping\ndata: {}\n\n"], end="close"),
+        raw_response(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart", end="reset"),
     )
     for _ in range(2):
         connection = await raw(proxy)
@@ -142,7 +142,7 @@ async def test_a_cut_answer_never_looks_whole(
 async def test_a_client_that_leaves_is_seen_upstream(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
-    upstream.script(silent_answer())
+    upstream.script(silent_response())
     connection = await raw(proxy)
     await connection.send(request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN))
     request = await upstream.received()
@@ -156,7 +156,7 @@ async def test_a_response_to_the_end_of_the_connection_and_interim_ones(
     raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(
-        raw_answer(
+        raw_response(
             b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 \r\n\r\nall", end="close"
         )
     )
@@ -170,7 +170,7 @@ async def test_a_response_to_the_end_of_the_connection_and_interim_ones(
 async def test_a_half_closed_connection_is_still_answered(
     raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    upstream.script(bytes_answer(b"still"))
+    upstream.script(bytes_response(b"still"))
     connection = await raw(upstream)
     await connection.send(request_bytes("GET", "/"))
     connection.half_close()
@@ -180,7 +180,7 @@ async def test_a_half_closed_connection_is_still_answered(
 
 LEAKING_TESTS = """
 import asyncio
-from tornadoproxy.testing import TEST_TOKEN, request_bytes, silent_answer
+from tornadoproxy.testing import TEST_TOKEN, request_bytes, silent_response
 
 async def test_callback(io_loop):
     asyncio.get_running_loop().call_soon(lambda: 1 / 0)
@@ -206,7 +206,7 @@ async def test_leftovers_that_harm_nobody(upstream, raw, start_proxy):
     await anext(numbers())
     await asyncio.to_thread(int)
     await start_proxy(DRAIN_TIMEOUT=0)
-    upstream.script(silent_answer())
+    upstream.script(silent_response())
     connection = await raw()
     await connection.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
     await upstream.received()

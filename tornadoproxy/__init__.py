@@ -26,7 +26,7 @@ from tornadoproxy.plugin.authorization import ModelRequest, Permit
 from tornadoproxy.plugin.commands import Command
 from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, hookimpl
 from tornadoproxy.plugin.money import usd
-from tornadoproxy.plugin.pages import Page, PageAnswer, PageRequest
+from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse
 from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, RequestRecord
 from tornadoproxy.plugin.status import Status
 from tornadoproxy.protocol.dialects import Dialect
@@ -36,6 +36,9 @@ from tornadoproxy.secret import Secret
 from tornadoproxy.server.line_writer import LineWriter
 from tornadoproxy.storage.database import Database
 from tornadoproxy.version import __version__
+
+PageAnswer = PageResponse
+"""The earlier name of `PageResponse`, until 0.2."""
 
 __all__ = [
     "HOST",
@@ -59,8 +62,8 @@ __all__ = [
     "ModelUsage",
     "Outcome",
     "Page",
-    "PageAnswer",
     "PageRequest",
+    "PageResponse",
     "Permit",
     "ProxyError",
     "RequestRecord",

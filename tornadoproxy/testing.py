@@ -33,23 +33,23 @@ from tornado.ioloop import IOLoop
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.fakes.anthropic_api import (
-    Answer,
     Document,
     ProtocolError,
     ReceivedRequest,
+    Response,
     ScriptedServer,
     ScriptedUpstream,
     UpstreamExchange,
-    bytes_answer,
-    error_answer,
+    bytes_response,
+    error_response,
     event,
-    json_answer,
+    json_response,
     message_document,
     message_events,
-    raw_answer,
+    raw_response,
     response_head,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, Truncated, request_bytes
 from tornadoproxy.plugin.hookspecs import PROJECT, hookimpl
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TEST_TOKEN",
     "TEST_UPSTREAM_KEY",
-    "Answer",
     "Document",
     "OpenRaw",
     "ProtocolError",
@@ -78,28 +77,38 @@ __all__ = [
     "RawResponse",
     "ReceivedRequest",
     "Records",
+    "Response",
     "ScriptedServer",
     "ScriptedUpstream",
     "StartProxy",
     "Truncated",
     "UpstreamExchange",
-    "bytes_answer",
+    "bytes_response",
     "clean_environment",
-    "error_answer",
+    "error_response",
     "event",
-    "json_answer",
+    "json_response",
     "message_document",
     "message_events",
-    "raw_answer",
+    "raw_response",
     "request_bytes",
     "response_head",
-    "silent_answer",
-    "sse_answer",
+    "silent_response",
+    "sse_response",
 ]
 
 TEST_TOKEN = "test-token-that-clients-present"  # noqa: S105 - opens nothing but a test's proxy
 TEST_UPSTREAM_KEY = "test-key-that-the-upstream-gets"
 TIDY_TIMEOUT = 20.0  # seconds for each step of taking a test's fixtures down
+
+# the earlier names, until 0.2
+Answer = Response
+bytes_answer = bytes_response
+error_answer = error_response
+json_answer = json_response
+raw_answer = raw_response
+silent_answer = silent_response
+sse_answer = sse_response
 
 ExtraPlugins: TypeAlias = Iterable[object] | Mapping[str, object]
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tornadoproxy import DatabaseUnavailable, Denied, InvalidRequest, Page, PageAnswer
+from tornadoproxy import DatabaseUnavailable, Denied, InvalidRequest, Page, PageResponse
 from tornadoproxy_budgets import storage, wire
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ class SpendLimitsApi:
         """The name of the admin key that a request presents; see `AdminKeys.admit`."""
         return self.keys.admit(request, to_change=request.method in ("POST", "DELETE"))
 
-    async def _serve_all(self, request: PageRequest) -> PageAnswer:
+    async def _serve_all(self, request: PageRequest) -> PageResponse:
         if request.incoming.method != "POST":
             self._keeper.check_known()
-            return _answer(self._list(wire.Query(request.query)))
+            return _response(self._list(wire.Query(request.query)))
         name = self._key_name(request.incoming)
         scope, period, cents = wire.wanted(request.body)
         set_cap = partial(
@@ -71,26 +71,26 @@ class SpendLimitsApi:
             actor=f"admin-key:{name}",
             now=time.time(),
         )
-        return _answer(self._cap_document(await self._change(set_cap)))
+        return _response(self._cap_document(await self._change(set_cap)))
 
-    async def _serve_one(self, request: PageRequest) -> PageAnswer:
+    async def _serve_one(self, request: PageRequest) -> PageResponse:
         (cap_id,) = request.arguments
         if request.incoming.method != "DELETE":
             self._keeper.check_known()
             found = next((cap for cap in self._keeper.engine.caps if cap.id == cap_id), None)
-            return _answer(self._cap_document(_existing(found)))
+            return _response(self._cap_document(_existing(found)))
         name = self._key_name(request.incoming)
         remove = partial(
             storage.remove_cap, cap_id=cap_id, actor=f"admin-key:{name}", now=time.time()
         )
         removed = _existing(await self._change(remove))
-        return _answer({"type": "spend_limit_deleted", "id": removed.id})
+        return _response({"type": "spend_limit_deleted", "id": removed.id})
 
-    async def _serve_effective(self, request: PageRequest) -> PageAnswer:
+    async def _serve_effective(self, request: PageRequest) -> PageResponse:
         self._keeper.check_known()
-        return _answer(self._effective(wire.Query(request.query)))
+        return _response(self._effective(wire.Query(request.query)))
 
-    async def _serve_audit(self, request: PageRequest) -> PageAnswer:
+    async def _serve_audit(self, request: PageRequest) -> PageResponse:
         query = wire.Query(request.query)
         limit = query.limit(_AUDIT_LIMIT)
         after = query.value("after_id")
@@ -104,7 +104,7 @@ class SpendLimitsApi:
         )
         changes = await self._change(read)
         events = [wire.change_document(change) for change in changes[:limit]]
-        return _answer(wire.list_document(events, has_more=len(changes) > limit))
+        return _response(wire.list_document(events, has_more=len(changes) > limit))
 
     def _list(self, query: Query) -> Document:
         types = query.scope_types()
@@ -183,8 +183,8 @@ class SpendLimitsApi:
             ) from None
 
 
-def _answer(document: Document) -> PageAnswer:
-    return PageAnswer(json.dumps(document, separators=(",", ":")).encode())
+def _response(document: Document) -> PageResponse:
+    return PageResponse(json.dumps(document, separators=(",", ":")).encode())
 
 
 def _existing(cap: Cap | None) -> Cap:

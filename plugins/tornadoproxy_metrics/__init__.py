@@ -15,8 +15,8 @@ from tornadoproxy import (
     ConfigurationError,
     Inactive,
     Page,
-    PageAnswer,
     PageRequest,
+    PageResponse,
     RequestRecord,
     Setting,
     Settings,
@@ -109,10 +109,10 @@ class PrometheusMetrics:
         assert self._figures is not None
         self._figures.count(record)
 
-    def _serve(self, request: PageRequest) -> PageAnswer:
+    def _serve(self, request: PageRequest) -> PageResponse:
         assert self._figures is not None
         body, content_type = self._figures.exposition(request.incoming.headers.get("Accept", ""))
-        return PageAnswer(body, content_type)
+        return PageResponse(body, content_type)
 
 
 def _figures(path: str) -> Figures:

@@ -157,7 +157,7 @@ class Figures:
         )
         build.labels(__version__, platform.python_version()).set(1)
         # to look a child up in these takes a third of the time that `labels` takes
-        self._of_answer: dict[tuple[str, str, int | None, str], Counter] = {}
+        self._of_response: dict[tuple[str, str, int | None, str], Counter] = {}
         self._of_route: dict[tuple[str, str], _RouteFigures] = {}
         self._of_model: dict[str, _ModelFigures] = {}
         self._start_at_zero()
@@ -170,12 +170,12 @@ class Figures:
         """Count a request that has ended."""
         dialect, status, outcome = record.dialect, record.status, record.outcome
         route = "page" if record.route == self._path else route_class(record.route)
-        answer = (dialect, route, status, outcome)
-        requests = self._of_answer.get(answer)
+        response = (dialect, route, status, outcome)
+        requests = self._of_response.get(response)
         if requests is None:
             told = "none" if status is None else str(status)
             requests = self._requests.labels(dialect, route, told, outcome.value)
-            self._of_answer[answer] = requests
+            self._of_response[response] = requests
         requests.inc()
         of_route = self._of_route.get((dialect, route)) or self._add_route(dialect, route)
         of_route.duration.observe(record.duration)

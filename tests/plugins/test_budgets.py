@@ -37,24 +37,24 @@ from tornadoproxy.testing import (
     RawConnection,
     Truncated,
     clean_environment,
-    error_answer,
-    json_answer,
+    error_response,
+    json_response,
     message_document,
     message_events,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tornadoproxy.testing import (
-        Answer,
         OpenRaw,
         Proxy,
         RawResponse,
         Records,
+        Response,
         ScriptedUpstream,
         StartProxy,
         UpstreamExchange,
@@ -106,7 +106,7 @@ def set_cap(path: Path, scope: Scope, cents: int | None, period: Any = "daily") 
 
 
 async def start(start_proxy: StartProxy, path: Path, **variables: object) -> Proxy:
-    given = {"BUDGETS_DB": path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "usage"}
+    given = {"BUDGETS_DB": path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "prices"}
     return await start_proxy(plugins=[People(), Prices()], **{**given, **variables})
 
 
@@ -121,10 +121,10 @@ def message(max_tokens: int = 10, *, model: str = MODEL, stream: bool = False) -
     return json.dumps(document).encode()
 
 
-def told(output_tokens: int) -> Answer:
+def told(output_tokens: int) -> Response:
     """An answer that costs so many cents."""
     usage = {"input_tokens": 0, "output_tokens": output_tokens}
-    return json_answer(message_document("done", usage=usage))
+    return json_response(message_document("done", usage=usage))
 
 
 async def ask(
@@ -152,8 +152,8 @@ async def spent(raw: OpenRaw, who: str = "ada", to: Proxy | None = None) -> int:
     return int(whole) * CENT + int(thousandths.ljust(3, "0")) * CENT // 1000
 
 
-def error_of(answer: RawResponse) -> dict[str, str]:
-    error: dict[str, str] = json.loads(answer.body)["error"]
+def error_of(response: RawResponse) -> dict[str, str]:
+    error: dict[str, str] = json.loads(response.body)["error"]
     return error
 
 
@@ -247,7 +247,7 @@ async def test_spend_on_other_models_counts_and_refuses_the_next(
     set_cap(path, EVERYONE, 50)
     await start_proxy(BUDGETS_DB=path)
     document = message_document(content=content, usage=usage)
-    upstream.script(sse_answer(message_events(document)) if stream else json_answer(document))
+    upstream.script(sse_response(message_events(document)) if stream else json_response(document))
     body = message(stream=stream)
     first, second = [await ask(raw, body, who=TEST_TOKEN, path=route) for _ in range(2)]
     assert (first.status, second.status) == (200, 429)
@@ -271,7 +271,7 @@ async def test_refusal_before_any_output_costs_nothing(
     set_cap(path, EVERYONE, 50)
     await start(start_proxy, path)
     usage = {"input_tokens": 0 if output_tokens else 4_000, "output_tokens": output_tokens}
-    upstream.script(json_answer(message_document("", stop_reason="refusal", usage=usage)))
+    upstream.script(json_response(message_document("", stop_reason="refusal", usage=usage)))
     assert (await ask(raw, message())).status == 200
     assert await spent(raw) == cents * CENT
 
@@ -282,7 +282,7 @@ async def test_part_without_a_price_charges_the_estimate(
     set_cap(path, EVERYONE, 50)
     await start(start_proxy, path)
     advice = {"type": "advisor_message", "model": UNPRICED, "output_tokens": 1}
-    upstream.script(json_answer(message_document("done", usage=iterated(advice))))
+    upstream.script(json_response(message_document("done", usage=iterated(advice))))
     body = message(max_tokens=9)
     assert (await ask(raw, body)).status == 200
     estimate = len(body) // 4 * CENT // 100 + 9 * CENT
@@ -369,7 +369,7 @@ async def test_a_capped_person_spends_on_no_path_that_is_not_counted(
     assert (refused.status, error_of(refused)["type"]) == (403, "permission_error")
     assert f"POST {target}" in error_of(refused)["message"]
     assert upstream.requests == []
-    upstream.script(json_answer({}), json_answer({}), json_answer({}))
+    upstream.script(json_response({}), json_response({}), json_response({}))
     assert (await ask(raw, b"{}", path=target, who="bob")).status == 200
     assert (await ask(raw, b"", path=target, method="GET")).status == 200
     cancel = "/v1/messages/batches/msgbatch_1/cancel"
@@ -448,7 +448,7 @@ async def test_request_for_huge_output_leaves_the_shared_cap(
     set_cap(path, TOGETHER, 100_000)
     set_cap(path, EVERYONE, 100)
     await start(start_proxy, path)
-    upstream.script(silent_answer())
+    upstream.script(silent_response())
     connection = await raw()
     await connection.send(request_bytes("POST", "/v1/messages", body=message(10**12), token="ada"))
     await upstream.received()
@@ -463,10 +463,10 @@ async def test_the_upstreams_shared_quota_is_no_business_of_a_capped_person(
     await start(start_proxy, path)
     for who, withheld in (("ada+team", True), ("bob", False)):
         for target in ("/v1/messages", "/v1/messages/count_tokens"):
-            upstream.script(json_answer(message_document("Hi"), headers=UNIFIED))
-            answer = await ask(raw, message(), who=who, path=target)
-            assert answer.header("anthropic-ratelimit-tokens-limit") == "9"
-            assert (answer.header("anthropic-ratelimit-unified-status") is None) == withheld
+            upstream.script(json_response(message_document("Hi"), headers=UNIFIED))
+            response = await ask(raw, message(), who=who, path=target)
+            assert response.header("anthropic-ratelimit-tokens-limit") == "9"
+            assert (response.header("anthropic-ratelimit-unified-status") is None) == withheld
 
 
 # -- what is counted
@@ -478,7 +478,7 @@ async def test_an_upstreams_error_costs_nothing(
     set_cap(path, EVERYONE, 5)
     await start(start_proxy, path)
     for status in (400, 429, 500, 529):
-        upstream.script(error_answer(status, "api_error", "no"))
+        upstream.script(error_response(status, "api_error", "no"))
         assert (await ask(raw, message())).status == status
     assert await spent(raw) == 0
     assert (await ask(raw, message())).status == 200
@@ -511,7 +511,7 @@ async def test_an_answer_that_does_not_tell_is_never_free(
 ) -> None:
     set_cap(path, EVERYONE, 100)
     await start(start_proxy, path)
-    upstream.script(json_answer({"type": "message"}))
+    upstream.script(json_response({"type": "message"}))
     assert (await ask(raw, message(10))).status == 200
     assert await spent(raw) == 10 * CENT + len(message(10)) // 4 * CENT // 100
 
@@ -525,7 +525,7 @@ async def test_a_client_that_leaves_before_the_usage_pays_for_its_input(
 ) -> None:
     set_cap(path, EVERYONE, 100)
     await start(start_proxy, path)
-    upstream.script(silent_answer())
+    upstream.script(silent_response())
     connection = await raw()
     await connection.send(request_bytes("POST", "/v1/messages", body=message(), token="ada"))
     await upstream.received()
@@ -545,10 +545,10 @@ BEGINNINGS = {
 }
 
 
-def begun(headers: Mapping[str, str], *, breaks: bool) -> Answer:
+def begun(headers: Mapping[str, str], *, breaks: bool) -> Response:
     """An answer that begins, and then breaks or waits."""
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await exchange.head(200, headers)
         await exchange.send(b'{"type":"message","content":[{"type":"text","text":"All of it"}],')
@@ -557,7 +557,7 @@ def begun(headers: Mapping[str, str], *, breaks: bool) -> Answer:
         else:
             await exchange.gone()
 
-    return answer
+    return response
 
 
 @pytest.mark.parametrize("kind", BEGINNINGS)
@@ -606,9 +606,9 @@ async def test_no_number_of_a_client_is_too_large_for_the_file(
     start_proxy: StartProxy, path: Path, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(start_proxy, path)
-    upstream.script(error_answer(500, "api_error", "There is no list of models."))
+    upstream.script(error_response(500, "api_error", "There is no list of models."))
     for _ in range(3):
-        upstream.script(json_answer({"type": "message"}))
+        upstream.script(json_response({"type": "message"}))
         assert (await ask(raw, message(10**30))).status == 200
     charged = 3 * (128_000 * CENT + len(message(10**30)) // 4 * CENT // 100)
     assert await spent(raw) == charged
@@ -626,7 +626,7 @@ async def test_a_cut_stream_costs_what_it_told(
 ) -> None:
     set_cap(path, EVERYONE, 1000)
     await start(start_proxy, path)
-    upstream.script(sse_answer(message_events(message_document("Hello"))[:3], end="reset"))
+    upstream.script(sse_response(message_events(message_document("Hello"))[:3], end="reset"))
     connection = await raw()
     body = message(stream=True)
     await connection.send(request_bytes("POST", "/v1/messages", body=body, token="ada"))
@@ -651,18 +651,18 @@ async def test_a_storm_overspends_by_less_than_one_estimate_and_leaks_nothing(
     turns = asyncio.Semaphore(12)
     events = message_events(message_document("Hello you there"))
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.body()
         await asyncio.sleep(chance.random() / 50)  # so that they end in another order
         kind = chance.choice(("told", "told", "told", "error", "cut", "silent"))
         if kind == "told":
             await told(chance.randint(1, 4))(exchange)
         elif kind == "error":
-            await error_answer(500, "api_error", "no")(exchange)
+            await error_response(500, "api_error", "no")(exchange)
         elif kind == "cut":
-            await sse_answer(events[: chance.randint(0, len(events))], end="reset")(exchange)
+            await sse_response(events[: chance.randint(0, len(events))], end="reset")(exchange)
         else:
-            await silent_answer()(exchange)
+            await silent_response()(exchange)
 
     async def client(number: int) -> None:
         async with turns:
@@ -677,7 +677,7 @@ async def test_a_storm_overspends_by_less_than_one_estimate_and_leaks_nothing(
                 pass
             await connection.close()
 
-    upstream.script(*(answer for _ in range(80)))
+    upstream.script(*(response for _ in range(80)))
     await asyncio.gather(*(client(number) for number in range(80)))
     await records.finished(80)
     costs = {"a": 0, "b": 0, "c": 0, "d": 0}
@@ -832,11 +832,11 @@ async def serving(
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     """A proxy in a process of its own, which has `Prices` as an installed plugin, and its port."""
     installed = path.parent / "installed"
-    information = installed / "prices-1.dist-info"
+    information = installed / "cents-1.dist-info"
     information.mkdir(parents=True, exist_ok=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: prices\nVersion: 1\n")
-    (information / "entry_points.txt").write_text("[tornadoproxy]\nprices = prices\n")
-    (installed / "prices.py").write_text(
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: cents\nVersion: 1\n")
+    (information / "entry_points.txt").write_text("[tornadoproxy]\ncents = cents\n")
+    (installed / "cents.py").write_text(
         "from tornadoproxy import hookimpl\n"
         "@hookimpl(tryfirst=True)\n"
         "def price(model, usage):\n"
@@ -880,9 +880,9 @@ async def serving(
 async def post(port: int, body: bytes) -> RawResponse:
     connection = await RawConnection.open(port)
     await connection.send(request_bytes("POST", "/v1/messages", body=body, token=TEST_TOKEN))
-    answer = await connection.response()
+    response = await connection.response()
     await connection.close()
-    return answer
+    return response
 
 
 @pytest.mark.gen_test(timeout=60)
@@ -890,7 +890,7 @@ async def test_a_killed_process_leaves_no_reservation_and_what_was_settled(
     upstream: ScriptedUpstream, path: Path
 ) -> None:
     set_cap(path, EVERYONE, 30)
-    upstream.script(told(20), silent_answer())
+    upstream.script(told(20), silent_response())
     async with serving(upstream, path) as (process, port):
         assert (await post(port, message(100))).status == 200
         with closing(sqlite3.connect(path)) as connection:
@@ -924,9 +924,9 @@ async def test_it_is_inactive_unless_asked_for(
 ) -> None:
     proxy = await start_proxy()
     assert "budgets" not in dict(proxy.lines)
-    upstream.script(json_answer({}))
-    answer = await ask(raw, b"", path=LIMITS, method="GET", who=TEST_TOKEN)
-    assert (answer.status, len(upstream.requests)) == (200, 1), "it is relayed like any path"
+    upstream.script(json_response({}))
+    response = await ask(raw, b"", path=LIMITS, method="GET", who=TEST_TOKEN)
+    assert (response.status, len(upstream.requests)) == (200, 1), "it is relayed like any path"
 
 
 @pytest.mark.parametrize(

@@ -87,17 +87,17 @@ async def send(
     await connection.send(
         request_bytes(method, LIMITS + target, body=b"" if document is None else body, token=key)
     )
-    answer = await connection.response(to_head=method == "HEAD")
+    response = await connection.response(to_head=method == "HEAD")
     await connection.close()
-    assert answer.header("request-id")
-    assert answer.header("content-type") == "application/json"
-    return answer
+    assert response.header("request-id")
+    assert response.header("content-type") == "application/json"
+    return response
 
 
 async def call(raw: OpenRaw, method: str, target: str = "", document: object = None) -> Any:
-    answer = await send(raw, method, target, document)
-    assert answer.status == 200, answer.body
-    return json.loads(answer.body)
+    response = await send(raw, method, target, document)
+    assert response.status == 200, response.body
+    return json.loads(response.body)
 
 
 async def set_limit(
@@ -120,11 +120,11 @@ async def speak(raw: OpenRaw, who: str, words: int = 3) -> None:
     assert (await connection.response()).status == 200
 
 
-def error_of(answer: RawResponse) -> tuple[int, str, str]:
-    document = json.loads(answer.body)
+def error_of(response: RawResponse) -> tuple[int, str, str]:
+    document = json.loads(response.body)
     assert document["type"] == "error"
-    assert document["request_id"] == answer.header("request-id")
-    return answer.status, document["error"]["type"], document["error"]["message"]
+    assert document["request_id"] == response.header("request-id")
+    return response.status, document["error"]["type"], document["error"]["message"]
 
 
 # -- limits
@@ -304,9 +304,9 @@ async def test_methods_and_paths(
 ) -> None:
     await start(start_proxy, path)
     for method, target in (("PUT", ""), ("DELETE", ""), ("POST", "/effective"), ("POST", "/x")):
-        answer = await send(raw, method, target, {})
-        assert answer.status == 405
-        assert "GET" in (answer.header("allow") or "")
+        response = await send(raw, method, target, {})
+        assert response.status == 405
+        assert "GET" in (response.header("allow") or "")
     assert (await send(raw, "HEAD")).status == 200
     assert error_of(await send(raw, "GET", "/increase_requests"))[0] == 404
     assert upstream.requests == []
@@ -328,10 +328,10 @@ async def test_only_an_admin_key_opens_it(
             ("GET", "/effective"),
             ("GET", "/audit"),
         ):
-            answer = await send(raw, method, target, key=key)
-            status, kind, text = error_of(answer)
+            response = await send(raw, method, target, key=key)
+            status, kind, text = error_of(response)
             assert (status, kind) == (401, "authentication_error")
-            assert answer.header("www-authenticate") == "Bearer"
+            assert response.header("www-authenticate") == "Bearer"
             assert WRITER not in text
             assert text.startswith("No credential was sent") == (key is None)
             assert "an admin key of this proxy's BUDGETS_ADMIN_KEY" in text
@@ -376,8 +376,8 @@ async def test_without_an_admin_key_it_is_off_and_never_open(
     await start(start_proxy, path, **off)
     for key in (WRITER, TEST_TOKEN, None):
         for method, body in (("GET", None), ("POST", {"scope": EVERYONE, "amount": "1"})):
-            answer = await send(raw, method, "", body, key=key)
-            status, kind, text = error_of(answer)
+            response = await send(raw, method, "", body, key=key)
+            status, kind, text = error_of(response)
             assert (status, kind) == (404, "not_found_error")
             assert "BUDGETS_ADMIN_KEY" in text
     assert upstream.requests == []

@@ -253,14 +253,14 @@ async def test_a_key_that_ends_during_its_stream_ends_no_stream(
     await start_proxy(KEYS_DB=path)
     over = asyncio.Event()
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await exchange.head(200, {"Content-Length": "4"})
         await exchange.send(b"be")
         await over.wait()
         await exchange.send(b"st")
 
-    upstream.script(answer)
+    upstream.script(response)
     connection = await raw()
     await connection.send(request_bytes("POST", "/v1/messages", body=MESSAGE, token=key))
     await upstream.received()

@@ -23,14 +23,14 @@ from tornadoproxy import Database, Denied, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
     clean_environment,
-    error_answer,
+    error_response,
     event,
-    json_answer,
+    json_response,
     message_document,
     message_events,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ async def test_models_besides_the_first_are_held_to_the_patterns(
 ) -> None:
     key = Key(raw, make_key(path, Limits(models=(allowed,))))
     await start_proxy(KEYS_DB=path)
-    upstream.script(json_answer(message_document("Hi")))
+    upstream.script(json_response(message_document("Hi")))
     body = json.dumps({**json.loads(message()), **fields}).encode()
     response = await key.ask("POST", target, body)
     assert (response.status, len(upstream.requests)) == ((200, 1) if allowed == "*" else (403, 0))
@@ -241,7 +241,7 @@ async def test_a_key_for_some_models_is_of_no_use_where_they_are_not_looked_for(
     assert MODEL in error["message"]
     assert "batches" in error["message"]
     assert upstream.requests == []
-    upstream.script(json_answer({}))
+    upstream.script(json_response({}))
     assert (await free.ask(method, target, body)).status == 200
 
 
@@ -368,8 +368,8 @@ async def test_tokens_count_when_they_are_known(
                 ],
             },
         )
-        answer = sse_answer(message_events(document)) if stream else json_answer(document)
-        upstream.script(answer)
+        scripted = sse_response(message_events(document)) if stream else json_response(document)
+        upstream.script(scripted)
 
     script(20, 30, 1_000_000, 39, 10)
     assert (await key.ask(body=message(stream=stream))).status == 200
@@ -394,13 +394,13 @@ async def test_an_answer_that_does_not_tell_counts_with_what_was_asked_for(
     # more than an error, less than its question alone, and its question and 50 tokens
     key = Key(raw, make_key(path, Limits(tokens_per_minute=len(body) // 4 + 1)))
     await start_proxy(KEYS_DB=path)
-    upstream.script(error_answer(500, "api_error", "No"), silent_answer())
+    upstream.script(error_response(500, "api_error", "No"), silent_response())
     assert (await key.ask(body=body)).status == 500
     left = await key.send(body=body)
     await upstream.received(2)
     await left.close()
     assert (await records.finished(2)).outcome == "abandoned"
-    upstream.script(json_answer(message_document("Hi"), headers={"Content-Encoding": "secret"}))
+    upstream.script(json_response(message_document("Hi"), headers={"Content-Encoding": "secret"}))
     assert (await key.ask(body=body)).status == 200
     assert (await records.finished(3)).usage.output_tokens is None
     assert (await key.ask(body=body)).status == 429
@@ -413,7 +413,7 @@ async def test_named_file_counts_as_large_without_a_usage(
     key = Key(raw, make_key(path, Limits(tokens_per_minute=100_000)))
     await start_proxy(KEYS_DB=path)
     body = json.dumps({**json.loads(message()), "file_id": "file_1"}).encode()
-    upstream.script(json_answer(message_document("Hi"), headers={"Content-Encoding": "secret"}))
+    upstream.script(json_response(message_document("Hi"), headers={"Content-Encoding": "secret"}))
     assert (await key.ask(body=body)).status == 200
     assert (await key.ask()).status == 429
 
@@ -429,13 +429,13 @@ async def test_who_leaves_a_document_before_its_end_has_used_it(
     key = Key(raw, make_key(path, Limits(tokens_per_minute=len(body) // 4 + 50)))
     await start_proxy(KEYS_DB=path)
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await exchange.head(200, {"Content-Type": "application/json", "Content-Length": "999"})
         await exchange.send(b'{"type":"message","content":"All of it"')
         await exchange.gone()
 
-    upstream.script(answer)
+    upstream.script(response)
     connection = await key.send(body=body)
     await connection.read_until(b"All of it")
     await connection.close()
@@ -453,13 +453,13 @@ async def test_of_parallel_requests_no_more_run_than_may(
     await start_proxy(KEYS_DB=path)
     over = asyncio.Event()
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def scripted(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await over.wait()
         await exchange.head(200, {"Content-Length": "2"})
         await exchange.send(b"{}")
 
-    upstream.script(*[answer] * 3)
+    upstream.script(*[scripted] * 3)
     asking = [asyncio.ensure_future(key.ask()) for _ in range(12)]
     for refused in islice(asyncio.as_completed(asking), 9):
         response = await refused
@@ -502,9 +502,9 @@ async def test_a_place_is_free_again_however_a_request_ends(
         assert (await connection.response()).status == status
     # an upstream that refuses, cuts, or goes silent
     upstream.script(
-        error_answer(529, "overloaded_error", "Overloaded"),
-        sse_answer([event({"type": "ping"})], end="reset"),
-        sse_answer([event({"type": "ping"})], end="hang"),
+        error_response(529, "overloaded_error", "Overloaded"),
+        sse_response([event({"type": "ping"})], end="reset"),
+        sse_response([event({"type": "ping"})], end="hang"),
     )
     assert (await key.ask()).status == 529
     for _ in range(2):
@@ -513,7 +513,7 @@ async def test_a_place_is_free_again_however_a_request_ends(
     # a message that is none
     assert (await key.ask(body=b"not JSON")).status == 400
     # a client that leaves
-    upstream.script(silent_answer())
+    upstream.script(silent_response())
     before = len(records.all)
     connection = await key.send()
     await upstream.received(4)
@@ -535,8 +535,8 @@ async def test_slow_bodies_count_against_limits_of_key(
     clients = [await raw() for _ in range(3)]
     for client in clients:
         await client.send(slow)
-    answers = [asyncio.ensure_future(client.response()) for client in clients]
-    refused, slow_ones = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+    responses = [asyncio.ensure_future(client.response()) for client in clients]
+    refused, slow_ones = await asyncio.wait(responses, return_when=asyncio.FIRST_COMPLETED)
     assert [task.result().status for task in refused] == [429]
     for task in slow_ones:
         task.cancel()
@@ -558,13 +558,13 @@ async def test_nothing_leaks_after_many_aborted_streams(
     await start_proxy(KEYS_DB=path)
     aborted = 60
     for count in range(1, aborted + 1):
-        upstream.script(sse_answer([event({"type": "ping"})], end="hang"))
+        upstream.script(sse_response([event({"type": "ping"})], end="hang"))
         connection = await key.send(body=message(stream=True))
         await connection.head()
         await connection.reset()
         assert (await records.finished(count)).outcome == "abandoned"
     # two places, no more and no fewer
-    upstream.script(silent_answer(), silent_answer())
+    upstream.script(silent_response(), silent_response())
     held = [await key.send(), await key.send()]
     await upstream.received(aborted + 2)
     assert (await key.ask()).status == 429

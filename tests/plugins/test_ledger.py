@@ -41,12 +41,12 @@ from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
     RawConnection,
     Truncated,
-    error_answer,
+    error_response,
     message_document,
     message_events,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tornadoproxy.testing import (
-        Answer,
         OpenRaw,
         RawResponse,
         Records,
+        Response,
         ScriptedUpstream,
         StartProxy,
     )
@@ -206,7 +206,7 @@ async def test_all_kinds_of_tokens(
         "server_tool_use": {"web_search_requests": 6, "web_fetch_requests": 7},
     }
     proxy = await start_proxy(LEDGER_DB=path)
-    upstream.script(sse_answer(message_events(message_document("Hi", usage=usage))))
+    upstream.script(sse_response(message_events(message_document("Hi", usage=usage))))
     await ask(raw, message(dialect, stream=True))
     record = await records.finished()
     await proxy.server.drain()
@@ -230,9 +230,9 @@ async def test_a_row_for_who_was_not_let_in(
 
 
 FIRST_EVENTS = message_events(message_document("Some words of an answer"))[:3]
-FAILURES: Mapping[str, tuple[Answer, str, int]] = {
-    "refused": (error_answer(429, "rate_limit_error", "slower"), "completed", 429),
-    "cut": (sse_answer(FIRST_EVENTS, end="reset"), "failed", 200),
+FAILURES: Mapping[str, tuple[Response, str, int]] = {
+    "refused": (error_response(429, "rate_limit_error", "slower"), "completed", 429),
+    "cut": (sse_response(FIRST_EVENTS, end="reset"), "failed", 200),
 }
 
 
@@ -246,9 +246,9 @@ async def test_a_row_for_what_failed(
     dialect: str,
     kind: str,
 ) -> None:
-    answer, outcome, status = FAILURES[kind]
+    response, outcome, status = FAILURES[kind]
     proxy = await start_proxy(LEDGER_DB=path)
-    upstream.script(answer)
+    upstream.script(response)
     connection = await RawConnection.open(proxy.port)
     await connection.send(message(dialect, stream=True))
     with contextlib.suppress(Truncated):
@@ -270,7 +270,7 @@ async def test_a_row_for_who_left(
     path: Path,
 ) -> None:
     proxy = await start_proxy(LEDGER_DB=path)
-    upstream.script(silent_answer(), sse_answer(FIRST_EVENTS, end="hang"))
+    upstream.script(silent_response(), sse_response(FIRST_EVENTS, end="hang"))
     first = await raw()
     await first.send(message(stream=True, session="before the head"))
     await upstream.received(1)
@@ -319,7 +319,7 @@ async def test_each_of_a_thousand_aborted_streams_has_exactly_one_row(
     start_proxy: StartProxy, upstream: ScriptedUpstream, records: Records, path: Path
 ) -> None:
     proxy = await start_proxy(LEDGER_DB=path)
-    upstream.script(*[sse_answer(FIRST_EVENTS, end="hang") for _ in range(1_000)])
+    upstream.script(*[sse_response(FIRST_EVENTS, end="hang") for _ in range(1_000)])
     turns = asyncio.Semaphore(50)
 
     async def abort(number: int) -> None:
@@ -385,8 +385,8 @@ async def test_nothing_is_lost_through_a_lock(
         with locked(path):
             async with logged("it is locked by another program"):
                 for number in range(100):
-                    answer = await ask(raw, message(session=f"s-{number}"))
-                    assert answer.status == 200
+                    response = await ask(raw, message(session=f"s-{number}"))
+                    assert response.status == 200
             assert rows(path) == []
             for number in range(100, 150):
                 assert (await ask(raw, message(session=f"s-{number}"))).status == 200

@@ -31,24 +31,24 @@ from tornadoproxy import (
 )
 from tornadoproxy.testing import (
     TEST_TOKEN,
-    error_answer,
+    error_response,
     message_document,
     message_events,
-    raw_answer,
+    raw_response,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tornadoproxy.testing import (
-        Answer,
         OpenRaw,
         Proxy,
         RawResponse,
         Records,
+        Response,
         ScriptedUpstream,
         StartProxy,
         UpstreamExchange,
@@ -309,7 +309,7 @@ async def test_a_message_is_counted(
         "cache_creation": {"ephemeral_5m_input_tokens": 20, "ephemeral_1h_input_tokens": 10},
     }
     document = message_document("Hello", model="claude-opus-5", usage=usage)
-    upstream.script(sse_answer(message_events(document)))
+    upstream.script(sse_response(message_events(document)))
     await send(raw, MESSAGE[:-1] + b', "stream": true}')
     ended = await records.finished()
     shown = await scrape(raw)
@@ -419,20 +419,20 @@ async def resets(exchange: UpstreamExchange) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"),
+    ("response", "kind"),
     [
-        (silent_answer(), "timeout"),
+        (silent_response(), "timeout"),
         (resets, "closed"),
-        (raw_answer(b"HTTP/9 nonsense\r\n\r\n"), "protocol"),
-        (error_answer(401, "authentication_error", "no"), "credential"),
-        (error_answer(429, "rate_limit_error", "slow down"), "status_429"),
-        (error_answer(529, "overloaded_error", "later"), "status_529"),
-        (error_answer(500, "api_error", "oh"), "status_5xx"),
+        (raw_response(b"HTTP/9 nonsense\r\n\r\n"), "protocol"),
+        (error_response(401, "authentication_error", "no"), "credential"),
+        (error_response(429, "rate_limit_error", "slow down"), "status_429"),
+        (error_response(529, "overloaded_error", "later"), "status_529"),
+        (error_response(500, "api_error", "oh"), "status_5xx"),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/messages", "/openai/v1/chat/completions"])
 async def test_what_the_upstream_fails_is_counted_by_its_kind(
-    answer: Answer,
+    response: Response,
     kind: str,
     path: str,
     start_proxy: StartProxy,
@@ -441,7 +441,7 @@ async def test_what_the_upstream_fails_is_counted_by_its_kind(
     records: Records,
 ) -> None:
     await start_proxy(METRICS="yes", UPSTREAM_FIRST_BYTE_TIMEOUT=0.2)
-    upstream.script(answer)
+    upstream.script(response)
     assert (await send(raw, path=path)).status >= 429
     await records.finished()
     assert (await scrape(raw)).all("tornadoproxy_upstream_errors_total") == {(kind,): 1}
@@ -462,7 +462,7 @@ async def test_a_client_that_left_is_counted_without_a_status(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     await start_proxy(METRICS="yes")
-    upstream.script(silent_answer())
+    upstream.script(silent_response())
     client = await raw()
     await client.send(request_bytes("POST", "/v1/messages", body=MESSAGE, token=TEST_TOKEN))
     await upstream.received()

@@ -37,16 +37,16 @@ from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
     ScriptedServer,
     UpstreamExchange,
-    bytes_answer,
+    bytes_response,
     clean_environment,
-    error_answer,
+    error_response,
     event,
-    json_answer,
+    json_response,
     message_document,
     message_events,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ DEFAULTS = Settings.defaults(
 class Collector(ScriptedServer):
     """Takes all spans in."""
 
-    async def default_answer(self, exchange: UpstreamExchange) -> None:
-        await bytes_answer(b"", {"Content-Type": "application/x-protobuf"})(exchange)
+    async def default_response(self, exchange: UpstreamExchange) -> None:
+        await bytes_response(b"", {"Content-Type": "application/x-protobuf"})(exchange)
 
     def resources(self) -> list[Attributes]:
         """The attributes of what each batch says of its sender."""
@@ -310,7 +310,7 @@ async def test_a_span_says_what_a_message_was(
         ],
     }
     document = message_document("An answer", model="claude-opus-5", usage=usage)
-    upstream.script(sse_answer(message_events(document), headers={"Request-Id": "req_theirs"}))
+    upstream.script(sse_response(message_events(document), headers={"Request-Id": "req_theirs"}))
     headers = [
         ("X-Claude-Code-Session-Id", "session-1"),
         ("X-Claude-Code-Agent-Id", "agent-2"),
@@ -460,8 +460,8 @@ async def test_the_upstreams_error_is_one(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, collector: Collector
 ) -> None:
     proxy = await traced(start_proxy, collector)
-    upstream.script(error_answer(529, "overloaded_error", "later"))
-    upstream.script(error_answer(429, "rate_limit_error", "later"))
+    upstream.script(error_response(529, "overloaded_error", "later"))
+    upstream.script(error_response(429, "rate_limit_error", "later"))
     assert [(await ask(raw)).status for _ in range(2)] == [529, 429]
     await proxy.server.drain()
     first, second = collector.spans()
@@ -476,7 +476,7 @@ async def test_an_answer_that_breaks_off_is_an_error_and_partial(
 ) -> None:
     proxy = await traced(start_proxy, collector)
     events = message_events(message_document("a few words"))
-    upstream.script(sse_answer([*events[:3], event({"type": "ping"})], end="reset"))
+    upstream.script(sse_response([*events[:3], event({"type": "ping"})], end="reset"))
     client = await raw()
     await client.send(request_bytes("POST", "/v1/messages", body=STREAM, token=TEST_TOKEN))
     await client.gone()
@@ -492,7 +492,7 @@ async def test_half_a_surrogate_pair_loses_no_batch(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, collector: Collector
 ) -> None:
     proxy = await traced(start_proxy, collector)
-    upstream.script(json_answer(message_document("x", model="claude-\ud800" + "y" * 1000)))
+    upstream.script(json_response(message_document("x", model="claude-\ud800" + "y" * 1000)))
     await ask(raw)
     await ask(raw)
     await proxy.server.drain()
@@ -605,7 +605,7 @@ async def test_a_collector_that_hangs_holds_the_stop_up_only_so_long(
 ) -> None:
     monkeypatch.setattr(spans, "EXPORT_TIMEOUT", 30)
     monkeypatch.setattr(spans, "FLUSH_TIMEOUT", 0.1)
-    collector.script(silent_answer())
+    collector.script(silent_response())
     proxy = await traced(start_proxy, collector)
     await ask(raw)
     async with asyncio.timeout(5):
@@ -621,7 +621,7 @@ async def test_a_collector_that_hangs_holds_the_stop_up_only_so_long(
 async def test_what_a_collector_refuses_is_told(
     start_proxy: StartProxy, raw: OpenRaw, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collector.script(bytes_answer(b"", status=401))
+    collector.script(bytes_response(b"", status=401))
     proxy = await traced(start_proxy, collector, OTEL_EXPORTER_OTLP_HEADERS="x-key=hidden-word")
     await ask(raw)
     await proxy.server.drain()

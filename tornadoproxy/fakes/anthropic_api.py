@@ -4,7 +4,7 @@ It needs no key and no network, repeats what it is told, and says that it is not
 
     upstream = ScriptedUpstream()
     await upstream.start()
-    upstream.script(error_answer(529, "overloaded_error", "Overloaded"))  # the next request
+    upstream.script(error_response(529, "overloaded_error", "Overloaded"))  # the next request
     ...
     await upstream.stop()
 
@@ -31,20 +31,20 @@ from urllib.parse import parse_qsl, unquote
 
 from tornadoproxy.fakes.http_server import (
     KEEP_BODY,
-    Answer,
     Ending,
     Headers,
     ProtocolError,
     ReceivedRequest,
+    Response,
     ScriptedServer,
     UpstreamExchange,
-    bytes_answer,
+    bytes_response,
     header_lines,
-    json_answer,
-    raw_answer,
+    json_response,
+    raw_response,
     response_head,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -52,24 +52,24 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 __all__ = [
-    "Answer",
     "Ending",
     "Headers",
     "ProtocolError",
     "ReceivedRequest",
+    "Response",
     "ScriptedServer",
     "ScriptedUpstream",
     "UpstreamExchange",
-    "bytes_answer",
-    "error_answer",
+    "bytes_response",
+    "error_response",
     "event",
-    "json_answer",
+    "json_response",
     "message_document",
     "message_events",
-    "raw_answer",
+    "raw_response",
     "response_head",
-    "silent_answer",
-    "sse_answer",
+    "silent_response",
+    "sse_response",
 ]
 
 Document = dict[str, Any]
@@ -133,44 +133,46 @@ class ScriptedUpstream(ScriptedServer):
         super().__init__(ssl=ssl, delay=delay, keep_body=keep_body)
         self._batches: dict[str, tuple[Document, bytes]] = {}
 
-    async def default_answer(self, exchange: UpstreamExchange) -> None:
+    async def default_response(self, exchange: UpstreamExchange) -> None:
         """Answer as the API does: messages, count_tokens, models, batches, and its errors."""
         await exchange.read_all()
         request_id = _new_id("req")
         headers = _api_headers(request_id)
         try:
-            answer = self._route(exchange.request, headers)
+            response = self._route(exchange.request, headers)
         except _Refusal as refusal:
-            answer = error_answer(
+            response = error_response(
                 refusal.status, refusal.error_type, refusal.message, headers, request_id
             )
-        await answer(exchange)
+        await response(exchange)
 
-    def _route(self, request: ReceivedRequest, headers: Headers) -> Answer:
+    def _route(self, request: ReceivedRequest, headers: Headers) -> Response:
         _authenticate(request)
         method = "GET" if request.method == "HEAD" else request.method
         match [method, *(unquote(part) for part in request.path.split("/")[1:])]:
             case ["POST", "v1", "messages"]:
-                return _message_answer(_document(request), request, headers)
+                return _message_response(_document(request), request, headers)
             case ["POST", "v1", "messages", "count_tokens"]:
                 asked = _document(request)
                 _validate({"max_tokens": 1, **asked}, request)
-                return json_answer({"input_tokens": _input_tokens(asked)}, headers=headers)
+                return json_response({"input_tokens": _input_tokens(asked)}, headers=headers)
             case ["GET", "v1", "models"]:
-                return json_answer(_page([_model(*row) for row in _MODELS], request), 200, headers)
+                return json_response(
+                    _page([_model(*row) for row in _MODELS], request), 200, headers
+                )
             case ["GET", "v1", "models", name]:
-                return json_answer(_find_model(name), headers=headers)
+                return json_response(_find_model(name), headers=headers)
             case ["POST", "v1", "messages", "batches"]:
                 batch = self._new_batch(_document(request), request)
-                return json_answer(batch, headers=headers)
+                return json_response(batch, headers=headers)
             case ["GET", "v1", "messages", "batches"]:
                 batches = [batch for batch, _ in self._batches.values()]
-                return json_answer(_page(batches, request), 200, headers)
+                return json_response(_page(batches, request), 200, headers)
             case ["GET", "v1", "messages", "batches", name] if name in self._batches:
-                return json_answer(self._batches[name][0], headers=headers)
+                return json_response(self._batches[name][0], headers=headers)
             case ["GET", "v1", "messages", "batches", name, "results"] if name in self._batches:
                 lines = [*header_lines(headers), ("Content-Type", "application/x-jsonl")]
-                return bytes_answer(self._batches[name][1], lines)
+                return bytes_response(self._batches[name][1], lines)
         raise _Refusal(404, "not_found_error", f"Not found: {request.method} {request.path}")
 
     def _new_batch(self, asked: Document, request: ReceivedRequest) -> Document:
@@ -204,18 +206,18 @@ class ScriptedUpstream(ScriptedServer):
         return batch
 
 
-def error_answer(
+def error_response(
     status: int,
     error_type: str,
     message: str,
     headers: Headers = (),
     request_id: str = "req_scripted",
-) -> Answer:
+) -> Response:
     """Reads the request, then answers with an error in the Anthropic API's shape."""
     lines = header_lines(headers)
     if not any(name.lower() == "request-id" for name, _ in lines):
         lines = [("request-id", request_id), *lines]
-    return json_answer(_error(error_type, message, request_id), status, lines)
+    return json_response(_error(error_type, message, request_id), status, lines)
 
 
 def event(document: Document) -> bytes:
@@ -312,12 +314,12 @@ def _pieces(text: str) -> list[str]:
     return ["".join(tokens[start : start + size]) for start in range(0, len(tokens), size)]
 
 
-def _message_answer(asked: Document, request: ReceivedRequest, headers: Headers) -> Answer:
+def _message_response(asked: Document, request: ReceivedRequest, headers: Headers) -> Response:
     _validate(asked, request)
     reply = _reply(asked)
     if asked.get("stream"):
-        return sse_answer(message_events(reply), headers=headers)
-    return json_answer(reply, headers=headers)
+        return sse_response(message_events(reply), headers=headers)
+    return json_response(reply, headers=headers)
 
 
 def _reply(asked: Document) -> Document:

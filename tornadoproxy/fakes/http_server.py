@@ -8,13 +8,13 @@ disagree about is found instead of shared. Such a message, and an answer that ra
 An answer is an async function of an `UpstreamExchange`. It starts when the request's head has
 arrived, so that it may answer before the body has, or never::
 
-    async def half_an_answer(exchange: UpstreamExchange) -> None:
+    async def half_a_response(exchange: UpstreamExchange) -> None:
         await exchange.body()
         await exchange.head(200, [("Content-Length", "10")])
         await exchange.send(b"hello")
         exchange.reset()
 
-    server.script(half_an_answer)
+    server.script(half_a_response)
 
 Requests that share a connection are answered one after the other.
 """
@@ -281,7 +281,7 @@ class UpstreamExchange:
                 pass
 
 
-Answer = Callable[[UpstreamExchange], Awaitable[None]]
+Response = Callable[[UpstreamExchange], Awaitable[None]]
 
 
 class ScriptedServer:
@@ -309,7 +309,7 @@ class ScriptedServer:
         self._ssl = ssl
         self._delay = delay
         self._keep_body = keep_body
-        self._script: deque[Answer] = deque()
+        self._script: deque[Response] = deque()
         self._live: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
@@ -364,16 +364,16 @@ class ScriptedServer:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def script(self, *answers: Answer) -> None:
+    def script(self, *responses: Response) -> None:
         """Answer the next requests so, in the order in which their heads arrive.
 
-        After those, `default_answer` answers again.
+        After those, `default_response` answers again.
         """
-        self._script.extend(answers)
+        self._script.extend(responses)
 
-    async def default_answer(self, exchange: UpstreamExchange) -> None:
+    async def default_response(self, exchange: UpstreamExchange) -> None:
         """Answer a request that nothing was scripted for: 404."""
-        await bytes_answer(b"", status=404)(exchange)
+        await bytes_response(b"", status=404)(exchange)
 
     async def received(self, count: int = 1) -> ReceivedRequest:
         """Wait until `count` heads have arrived since the server was made; return that one."""
@@ -407,7 +407,7 @@ class ScriptedServer:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            while await self._answer_next(connection):
+            while await self._respond_next(connection):
                 pass
             # what still arrives is read, for the sake of a FIN instead of an RST
             await connection.discard()
@@ -419,16 +419,16 @@ class ScriptedServer:
         finally:
             connection.close()
 
-    async def _answer_next(self, connection: _Connection) -> bool:
+    async def _respond_next(self, connection: _Connection) -> bool:
         """Answer the connection's next request; whether another one may follow."""
         raw_head = await connection.until(b"\r\n\r\n")
         request = ReceivedRequest(raw_head, connection, self._keep_body)
         exchange = UpstreamExchange(request, connection, self._delay)
         self.requests.append(request)
         self._notify()
-        answer = self._script.popleft() if self._script else self.default_answer
+        response = self._script.popleft() if self._script else self.default_response
         try:
-            await answer(exchange)
+            await response(exchange)
             if not exchange.keep_alive and not exchange._ended:
                 exchange.close()
             if exchange._ended:
@@ -447,7 +447,7 @@ def response_head(status: int, headers: Headers = (), reason: str = "") -> bytes
     return "\r\n".join([f"HTTP/1.1 {status} {reason}", *lines, "", ""]).encode("latin-1")
 
 
-def bytes_answer(body: bytes, headers: Headers = (), status: int = 200) -> Answer:
+def bytes_response(body: bytes, headers: Headers = (), status: int = 200) -> Response:
     """Reads the request, then answers with `body` and its length, and with `headers`.
 
     A 204, a 304 and any 1xx have no body; the answer to HEAD has its length alone.
@@ -457,31 +457,31 @@ def bytes_answer(body: bytes, headers: Headers = (), status: int = 200) -> Answe
     if not bodiless and not _has(lines, "Content-Length"):
         lines.append(("Content-Length", str(len(body))))
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         head = response_head(status, lines)
         await exchange.send(head if bodiless or exchange.request.method == "HEAD" else head + body)
 
-    return answer
+    return response
 
 
-def json_answer(
+def json_response(
     document: Any,  # a JSON document may be anything
     status: int = 200,
     headers: Headers = (),
-) -> Answer:
+) -> Response:
     """Reads the request, then answers with `document` as JSON."""
     lines = _with_default(header_lines(headers), "Content-Type", "application/json")
-    return bytes_answer(json.dumps(document).encode(), lines, status)
+    return bytes_response(json.dumps(document).encode(), lines, status)
 
 
-def sse_answer(
+def sse_response(
     events: bytes | Sequence[bytes],
     *,
     split: int | None = None,
     headers: Headers = (),
     end: Ending = "keep",
-) -> Answer:
+) -> Response:
     """Reads the request, then streams server-sent events, each piece a chunk and a write.
 
     :param events: the pieces; bytes are one piece.
@@ -497,7 +497,7 @@ def sse_answer(
     lines = _with_default(lines, "Cache-Control", "no-cache")
     lines = _with_default(lines, "Transfer-Encoding", "chunked")
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await exchange.head(200, lines)
         for piece in pieces:
@@ -507,25 +507,25 @@ def sse_answer(
             await exchange.last_chunk()
         await exchange.end(end)
 
-    return answer
+    return response
 
 
-def raw_answer(*pieces: bytes, end: Ending = "keep") -> Answer:
+def raw_response(*pieces: bytes, end: Ending = "keep") -> Response:
     """Reads the request, then sends exactly these bytes, each piece a write."""
 
-    async def answer(exchange: UpstreamExchange) -> None:
+    async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         for piece in pieces:
             await exchange.send(piece)
             await exchange.pause()
         await exchange.end(end)
 
-    return answer
+    return response
 
 
-def silent_answer() -> Answer:
+def silent_response() -> Response:
     """Reads the request, and never answers; ends when the peer leaves."""
-    return raw_answer(end="hang")
+    return raw_response(end="hang")
 
 
 class _Connection(ByteStream):

@@ -204,8 +204,8 @@ class ExchangeHandler(BaseHandler):
         self.request.connection.on_fault = self.fail  # type: ignore[union-attr]  # ours
 
     async def prepare(self) -> None:
-        answer = self.gateway.plugins.authenticate(self.exchange.request)
-        identity = answer if isinstance(answer, Identity) else await self.until_known(answer)
+        response = self.gateway.plugins.authenticate(self.exchange.request)
+        identity = response if isinstance(response, Identity) else await self.until_known(response)
         self.exchange.identity = identity
         if self.ended:
             return

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tornadoproxy.protocol.decompression import Decompress
     from tornadoproxy.upstream.connection import ResponseHead
 
-MAX_CHAT_ANSWER = 64 * 1024 * 1024
+MAX_CHAT_RESPONSE = 64 * 1024 * 1024
 """The largest answer that is not a stream, in bytes."""
 
 # The last version of the API that takes temperature, top_p and top_k.
@@ -86,7 +86,7 @@ class ChatHandler(UpstreamHandler):
     """One chat completion."""
 
     # not in the dictionary, which is full: see `UpstreamHandler`
-    __slots__ = ("_answer", "_answer_size", "_answer_status", "_decompress", "_stream")
+    __slots__ = ("_decompress", "_response", "_response_size", "_response_status", "_stream")
 
     # asked for by `set_default_headers`, which Tornado calls before `initialize`
     _translation: Translation | None = None
@@ -95,9 +95,9 @@ class ChatHandler(UpstreamHandler):
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
         self._stream: StreamTranslator | None = None
-        self._answer: list[bytes] = []
-        self._answer_size = 0
-        self._answer_status = 0
+        self._response: list[bytes] = []
+        self._response_size = 0
+        self._response_status = 0
         self._decompress: Decompress | None = None
 
     def asks_a_model(self) -> bool:
@@ -159,9 +159,9 @@ class ChatHandler(UpstreamHandler):
         assert self._translation is not None
         if not self.credential_is_accepted(head.status):
             return
-        self.answer_began()
+        self.response_began()
         headers = headers_of([field for field in head.fields if _is_read(field[0])])
-        self._answer_status = head.status
+        self._response_status = head.status
         self._kept = [field for field in self.fields_for_client(head) if _is_kept(field[0])]
         if "Request-Id" in headers:
             self.request_id = headers["Request-Id"]
@@ -192,11 +192,11 @@ class ChatHandler(UpstreamHandler):
         if self._stream is not None:
             self._pass_on_translated(self._stream, chunk)
             return
-        self._answer_size += len(chunk)
-        if self._answer_size > MAX_CHAT_ANSWER:
+        self._response_size += len(chunk)
+        if self._response_size > MAX_CHAT_RESPONSE:
             self._give_up(UpstreamProtocolError("The upstream's answer is too large."))
             return
-        self._answer.append(chunk)
+        self._response.append(chunk)
 
     def on_end(self) -> None:
         if self._stream is not None:
@@ -205,23 +205,23 @@ class ChatHandler(UpstreamHandler):
                     UpstreamClosed("The upstream ended its answer before it was whole.")
                 )
                 return
-        elif self._answer_status == 200:
-            if not self._write_answer(b"".join(self._answer)):
+        elif self._response_status == 200:
+            if not self._write_response(b"".join(self._response)):
                 return
-        elif self._answer_status < 400:
+        elif self._response_status < 400:
             # neither a message nor an error: to keep such a status would be to call it a success
             self.on_failure(
                 UpstreamProtocolError(
-                    f"The upstream answered with status {self._answer_status}, which is no answer"
-                    " to a message. Does UPSTREAM_BASE_URL lead to the API?"
+                    f"The upstream answered with status {self._response_status}, which is no"
+                    " response to a message. Does UPSTREAM_BASE_URL lead to the API?"
                 )
             )
             return
         else:
-            body = b"".join(self._answer)
+            body = b"".join(self._response)
             self.clear()
-            self.write_proxy_error(chat_completions.translate_error(self._answer_status, body))
-        self.answer_ended()
+            self.write_proxy_error(chat_completions.translate_error(self._response_status, body))
+        self.response_ended()
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -254,7 +254,7 @@ class ChatHandler(UpstreamHandler):
             self.describe_error(told)
             self.cut_when_flushed(told)
 
-    def _write_answer(self, body: bytes) -> bool:
+    def _write_response(self, body: bytes) -> bool:
         assert self._translation is not None
         try:
             message = chat_completions.read_message(body)
@@ -263,7 +263,7 @@ class ChatHandler(UpstreamHandler):
             return False
         exchange = self.exchange
         exchange.model, exchange.stop_reason, exchange.usage = read_message(message)
-        answer = chat_completions.translate_message(
+        response = chat_completions.translate_message(
             message, legacy_functions=self._translation.legacy_functions
         )
         self.set_default_headers()  # there is more to them now
@@ -271,10 +271,10 @@ class ChatHandler(UpstreamHandler):
             self._headers,
             [
                 (self.dialect.request_id_header, self.request_id),
-                ("Content-Length", str(len(answer))),
+                ("Content-Length", str(len(response))),
             ],
         )
-        self.write(answer)
+        self.write(response)
         return True
 
     def _give_up(self, error: UpstreamError) -> None:

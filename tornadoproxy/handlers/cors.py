@@ -63,7 +63,7 @@ class PreflightHandler(BaseHandler):
         self.finish()
 
 
-class AnswerToPages(OutputTransform):
+class ResponseToPages(OutputTransform):
     """Adds to an answer, wherever it comes from, that the page which asked may read it.
 
     :param origins: those whose pages may.

@@ -27,7 +27,7 @@ from tornadoproxy.errors import (
 from tornadoproxy.handlers.base import ExchangeHandler
 from tornadoproxy.handlers.body_budget import HeldBody
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
-from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageAnswer, PageRequest
+from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageRequest, PageResponse
 from tornadoproxy.protocol.request_target import check_target
 from tornadoproxy.protocol.routes import is_served
 
@@ -144,7 +144,7 @@ class PageHandler(ExchangeHandler):
 
     async def serve(self) -> None:
         assert self._held is not None
-        answer, refusal = await self._called(
+        response, refusal = await self._called(
             self._page.serve,
             PageRequest(
                 incoming=self.exchange.request,
@@ -153,22 +153,22 @@ class PageHandler(ExchangeHandler):
                 arguments=self._arguments,
                 body=self._held.take(),
             ),
-            PageAnswer,
+            PageResponse,
         )
         if self.ended:
             return
-        if answer is None:
+        if response is None:
             # out here, so that the plugin's own exception does not come along as the context
             assert refusal is not None
             raise refusal
-        self.set_status(answer.status)
+        self.set_status(response.status)
         self.set_header("Cache-Control", "no-store")
-        for name, value in answer.headers.items():
+        for name, value in response.headers.items():
             self.set_header(name, value)
-        self.set_header("Content-Type", answer.content_type)
+        self.set_header("Content-Type", response.content_type)
         self.set_header(self.dialect.request_id_header, self.request_id)
-        if answer.body:
-            self.write(answer.body)
+        if response.body:
+            self.write(response.body)
         self.finish()
 
     def release(self) -> None:
@@ -185,26 +185,26 @@ class PageHandler(ExchangeHandler):
 
         :param kind: what it has to answer.
         """
-        answer: object = None
+        response: object = None
         error: BaseException | None = None
         timeout = self.gateway.settings[PLUGIN_TIMEOUT]
         began = time.monotonic()
         try:
-            answer = function(asked)
+            response = function(asked)
         except BaseException as raised:
             error = raised
-        if inspect.isawaitable(answer):
-            answer, error = await outcome(answer, timeout)
+        if inspect.isawaitable(response):
+            response, error = await outcome(response, timeout)
         elif (took := time.monotonic() - began) > timeout:
-            answer, error = None, held_the_loop(took, timeout)
+            response, error = None, held_the_loop(took, timeout)
         if isinstance(error, ProxyError) and 400 <= error.status <= 599:
             return None, error
-        if error is None and isinstance(answer, kind):
-            return answer, None
+        if error is None and isinstance(response, kind):
+            return response, None
         late = isinstance(error, OurOwnError)
         if error is None:
-            discard(answer)
-            error = OurOwnError(f"its {type(answer).__name__} is not a {kind.__name__}")
+            discard(response)
+            error = OurOwnError(f"its {type(response).__name__} is not a {kind.__name__}")
         self.gateway.plugins.count_failure(self._plugin, "pages", error)
         if late:
             return None, PluginFailed("This page took too long. Try again.", retry_after=1)

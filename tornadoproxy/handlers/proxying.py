@@ -313,14 +313,14 @@ class UpstreamHandler(ExchangeHandler):
             self.gateway.credential_refused = False
         return True
 
-    def answer_began(self) -> None:
+    def response_began(self) -> None:
         """Take note of it: the request's body will not be needed again."""
         self.exchange.first_byte_at = time.monotonic()
         if self._held is not None:
             self._held.release()
             self._held = None
 
-    def answer_ended(self) -> None:
+    def response_ended(self) -> None:
         """The client has been given everything."""
         self.exchange.upstream_ended_at = time.monotonic()
         if not self._finished:

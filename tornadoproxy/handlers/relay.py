@@ -87,7 +87,7 @@ class RelayHandler(UpstreamHandler):
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         if not self.credential_is_accepted(head.status):
             return
-        self.answer_began()
+        self.response_began()
         headers = response_headers(head.status, self.fields_for_client(head))
         self._headers = headers
         self.set_status(head.status, head.reason)
@@ -95,7 +95,7 @@ class RelayHandler(UpstreamHandler):
             self._reason = ""
         self.exchange.request_id = headers.get("Request-Id", self.request_id)
         if head.status < 300 and self.asks_a_model():
-            self._usage = UsageReader.for_answer(headers)
+            self._usage = UsageReader.for_response(headers)
             if self._usage is None:
                 self.exchange.usage = Usage(partial=True)
         if is_event_stream(headers) and not is_encoded(headers):
@@ -122,7 +122,7 @@ class RelayHandler(UpstreamHandler):
             return
         if self._rewriting is not None:
             self._pass_on_rewritten(b"".join(self._rewriting))
-        self.answer_ended()
+        self.response_ended()
 
     def _send(self, body: bytes | None, *, chunked: bool = False) -> None:
         drop: frozenset[str] = frozenset()

@@ -139,20 +139,20 @@ class Permits:
         self._record: RequestRecord | None = None
         self.withheld_headers: tuple[str, ...] = ()
 
-    def add(self, plugin: str, answer: object) -> bool:
+    def add(self, plugin: str, response: object) -> bool:
         """Keep what `plugin` answered, if it is a permit; return whether it is.
 
         If the request is over already, it is settled at once.
         """
-        if not isinstance(answer, Permit):
+        if not isinstance(response, Permit):
             return False
-        self.withheld_headers += answer.withheld_headers
-        if answer.settle is None:
+        self.withheld_headers += response.withheld_headers
+        if response.settle is None:
             return True
         if self._record is None:
-            self._settlements.append((plugin, answer.settle))
+            self._settlements.append((plugin, response.settle))
         else:
-            self._tell(plugin, "settle", answer.settle, self._record)
+            self._tell(plugin, "settle", response.settle, self._record)
         return True
 
     def settle(self, record: RequestRecord) -> None:

@@ -27,11 +27,11 @@ def configure_all(
     calls: list[PluginCall], settings: Settings
 ) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
     """Configure every plugin; return their lines, and the names of those that are inactive."""
-    answers, faults = _ask_all("configure", calls, _checked_line, settings)
+    results, faults = _ask_all("configure", calls, _checked_line, settings)
     if faults:
         raise ConfigurationError(*faults)
-    lines = tuple((plugin, line) for plugin, line in answers if isinstance(line, str))
-    return lines, frozenset(plugin for plugin, line in answers if line is INACTIVE)
+    lines = tuple((plugin, line) for plugin, line in results if isinstance(line, str))
+    return lines, frozenset(plugin for plugin, line in results if line is INACTIVE)
 
 
 def check_unchanged(before: frozenset[str], inactive: frozenset[str]) -> None:
@@ -47,16 +47,16 @@ def check_unchanged(before: frozenset[str], inactive: frozenset[str]) -> None:
 
 def credential_headers_of(calls: list[PluginCall]) -> frozenset[str]:
     """Return the names of all credential headers, in ``Http-Header-Case``."""
-    answers, faults = _ask_all("credential_headers", calls, _checked_names)
+    results, faults = _ask_all("credential_headers", calls, _checked_names)
     if faults:
         raise ConfigurationError(*faults)
-    return frozenset(name for _, names in answers for name in names)
+    return frozenset(name for _, names in results for name in names)
 
 
 def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
     """Return all pages, each after its plugin's name; those that override come first."""
-    answers, faults = _ask_all("pages", calls, _checked_pages)
-    pages = [(plugin, page) for plugin, made in answers for page in made]
+    results, faults = _ask_all("pages", calls, _checked_pages)
+    pages = [(plugin, page) for plugin, made in results for page in made]
     faults += (f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages))
     if faults:
         raise ConfigurationError(*faults)
@@ -71,14 +71,14 @@ def _ask_all(
     *asked: object,
 ) -> tuple[list[tuple[str, T]], list[str]]:
     """Return what `check` makes of each answer, after its plugin's name; and all faults."""
-    answers: list[tuple[str, T]] = []
+    results: list[tuple[str, T]] = []
     faults: list[str] = []
     for plugin, ask in calls:
         try:
-            answers.append((plugin, check(plugin, ask(*asked))))
+            results.append((plugin, check(plugin, ask(*asked))))
         except BaseException as error:
             faults += faults_of(plugin, hook, error)
-    return answers, faults
+    return results, faults
 
 
 def _checked_line(plugin: str, line: object) -> object:

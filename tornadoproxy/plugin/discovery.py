@@ -270,9 +270,9 @@ class FoundPlugins:
         answered: list[Any] = []
         for name, ask in self.calls(hook):
             if name == plugin:
-                answer = ask()
-                discard(answer)
-                answered += answer
+                result = ask()
+                discard(result)
+                answered += result
         return answered
 
 

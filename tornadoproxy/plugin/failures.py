@@ -32,11 +32,11 @@ async def failure(function: Callable[[], object], seconds: float) -> BaseExcepti
     """What calling `function` ended with, and waiting for what it answers; ``None`` is well."""
     began = monotonic()
     try:
-        answer = function()
+        result = function()
     except BaseException as error:
         return error
-    if inspect.isawaitable(answer):
-        _, failed = await outcome(answer, seconds)
+    if inspect.isawaitable(result):
+        _, failed = await outcome(result, seconds)
         return failed
     return _late(seconds) if monotonic() - began > seconds else None
 
@@ -58,10 +58,10 @@ async def outcome(
     finally:
         task.cancel()  # which does nothing to one that is done
     if done:
-        answer, error, took = task.result()
+        result, error, took = task.result()
         # it may have kept the loop from noticing that its time was over
         if took <= seconds:
-            return answer, error
+            return result, error
     if late is not None:
         task.add_done_callback(lambda task: task.cancelled() or late(task.result()[0]))
     return None, _late(seconds)
@@ -76,20 +76,20 @@ async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | No
 
     It never raises: asyncio would log the text of what it raised.
     """
-    answer: object = None
+    result: object = None
     failed: BaseException | None = None
     began = monotonic()
     try:
-        answer = await waiting
+        result = await waiting
     except BaseException as error:
         failed = error
-    return answer, failed, monotonic() - began
+    return result, failed, monotonic() - began
 
 
-def discard(answer: object) -> None:
+def discard(result: object) -> None:
     """End a coroutine that nobody will await, lest Python warn of it."""
-    if inspect.iscoroutine(answer):
-        answer.close()
+    if inspect.iscoroutine(result):
+        result.close()
 
 
 def held_the_loop(seconds: float, timeout: float) -> OurOwnError:

@@ -290,12 +290,12 @@ class Plugins:
         """Call `function` with `record`; what goes wrong is `plugin`'s failure in `hook`."""
         began = monotonic()
         try:
-            answer = function(record)
+            result = function(record)
         except BaseException as error:
             self.count_failure(plugin, hook, error)
             return
-        if answer is not None and inspect.isawaitable(answer):
-            discard(answer)
+        if result is not None and inspect.isawaitable(result):
+            discard(result)
             self.count_failure(plugin, hook, OurOwnError("an awaitable, which nobody awaits"))
         elif (took := monotonic() - began) > self._timeout:
             self.count_failure(plugin, hook, held_the_loop(took, self._timeout))
@@ -318,32 +318,32 @@ class Plugins:
         :return: the first answer, if that counts.
         """
         for plugin, ask in calls:
-            answer: object = None
+            result: object = None
             failed: BaseException | None = None
             began = monotonic()
             try:
-                answer = ask(*asked)
+                result = ask(*asked)
             except BaseException as error:
                 failed = error
             if (took := monotonic() - began) > self._timeout:
-                take(plugin, answer)  # it may be a permit, whose end must be told
-                discard(answer)
+                take(plugin, result)  # it may be a permit, whose end must be told
+                discard(result)
                 failed = held_the_loop(took, self._timeout)
-            elif answer is None or take(plugin, answer):
+            elif result is None or take(plugin, result):
                 pass
-            elif inspect.isawaitable(answer):
+            elif inspect.isawaitable(result):
                 # what comes too late to count may still be a permit, whose end must be told
-                answer, failed = yield outcome(answer, self._timeout, late=partial(take, plugin))
-                if answer is not None and not take(plugin, answer):
-                    discard(answer)
-                    failed = nonsense(question, answer)
+                result, failed = yield outcome(result, self._timeout, late=partial(take, plugin))
+                if result is not None and not take(plugin, result):
+                    discard(result)
+                    failed = nonsense(question, result)
             else:
-                failed = nonsense(question, answer)
+                failed = nonsense(question, result)
             if failed is not None:
                 # out here, so that the plugin's own exception does not come along as the context
                 raise self._refusal(question, plugin, failed)
-            if answer is not None and question.first_counts:
-                return answer
+            if result is not None and question.first_counts:
+                return result
         if question.first_counts:
             raise asked[0].authentication_failed()
         return None

@@ -52,7 +52,7 @@ class PageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class PageAnswer:
+class PageResponse:
     """What a page answers.
 
     :param body: the whole body; none with 204 and 304.
@@ -96,7 +96,7 @@ class Page:
     """
 
     path: str
-    serve: Callable[[PageRequest], PageAnswer | Awaitable[PageAnswer]]
+    serve: Callable[[PageRequest], PageResponse | Awaitable[PageResponse]]
     methods: tuple[str, ...] = ("GET",)
     public: bool = False
     overrides: bool = False

@@ -28,20 +28,20 @@ class Question:
 
     hook: str
     first_counts: bool
-    answer: str
+    result: str
     unavailable: str
 
 
 WHO = Question(
     "authenticate",
     first_counts=True,
-    answer="an Identity with a principal",
+    result="an Identity with a principal",
     unavailable="Authentication is unavailable at the moment: try again.",
 )
 MAY_ENTER = Question(
     "admit",
     first_counts=False,
-    answer="a Permit",
+    result="a Permit",
     unavailable="Whether this is permitted cannot be known at the moment: try again.",
 )
 MAY = replace(MAY_ENTER, hook="authorize")
@@ -64,16 +64,16 @@ async def _run_on(asking: Asking, waiting: Awaitable[_Ended]) -> Any:  # Any: as
         return done.value
 
 
-def vouches(_plugin: str, answer: object) -> bool:
+def vouches(_plugin: str, result: object) -> bool:
     """Whether `answer` counts as an answer to `WHO`."""
-    return isinstance(answer, Identity) and _fault_of(answer) is None
+    return isinstance(result, Identity) and _fault_of(result) is None
 
 
-def nonsense(question: Question, answer: object) -> OurOwnError:
+def nonsense(question: Question, result: object) -> OurOwnError:
     """Return the failure of a plugin whose `answer` does not count."""
-    if isinstance(answer, Identity) and (fault := _fault_of(answer)):
+    if isinstance(result, Identity) and (fault := _fault_of(result)):
         return OurOwnError(fault)
-    return OurOwnError(f"its {type(answer).__name__} is neither None nor {question.answer}")
+    return OurOwnError(f"its {type(result).__name__} is neither None nor {question.result}")
 
 
 def _fault_of(identity: Identity) -> str | None:

@@ -142,7 +142,7 @@ class UsageReader:
         return replace(told, partial=True)
 
     @classmethod
-    def for_answer(cls, headers: HTTPHeaders) -> UsageReader | None:
+    def for_response(cls, headers: HTTPHeaders) -> UsageReader | None:
         """The reader for an answer with these headers; ``None`` if it cannot be read."""
         is_stream = is_event_stream(headers)
         if not is_stream and not is_json(headers):

@@ -17,7 +17,7 @@ from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStar
 from tornado.web import Application
 
 from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
-from tornadoproxy.handlers.cors import AnswerToPages, PreflightHandler, is_preflight
+from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_preflight
 from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
 from tornadoproxy.handlers.probes import NotFoundHandler, ProbeHandler, ReadyHandler
 from tornadoproxy.handlers.relay import RelayHandler
@@ -51,7 +51,7 @@ class GatewayApplication(Application):
         self._pages = PageFinder(pages) if pages else None
         super().__init__(
             # it is called, and that is all
-            transforms=[partial(AnswerToPages, self._origins)] if self._origins else [],  # type: ignore[list-item]
+            transforms=[partial(ResponseToPages, self._origins)] if self._origins else [],  # type: ignore[list-item]
             log_function=lambda handler: None,  # the access log is a plugin's
         )
 

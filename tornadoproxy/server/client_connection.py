@@ -213,7 +213,7 @@ class ClientConnection(asyncio.Protocol):
         if self._holding is not None:
             self._charge_no_more()
 
-    def answer_ended(self, request: RequestConnection) -> None:
+    def response_ended(self, request: RequestConnection) -> None:
         """The answer has been sent; what still comes of the request is dropped."""
         if self._holding is not None:
             self._charge_no_more()

@@ -64,7 +64,7 @@ class Client(Protocol):
     def authenticated(self) -> None:
         """See `RequestConnection.authenticated`."""
 
-    def answer_ended(self, request: RequestConnection) -> None:
+    def response_ended(self, request: RequestConnection) -> None:
         """The response has been sent; the rest of the request is dropped."""
 
     def abort(self, *, reset: bool = False) -> None:
@@ -165,7 +165,7 @@ class RequestConnection(HTTPConnection):
         if self._chunked:
             self._client.send(b"0\r\n\r\n")
         self.answered = True
-        self._client.answer_ended(self)
+        self._client.response_ended(self)
 
     def authenticating(self) -> None:
         """It takes a while to find out who sent the request, or nobody does."""

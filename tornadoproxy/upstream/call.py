@@ -179,7 +179,7 @@ class Call:
 
     # -- told by the connection
 
-    def answer_began(self, head: ResponseHead, first: bytes) -> None:
+    def response_began(self, head: ResponseHead, first: bytes) -> None:
         self._began = True
         self._payload = b""
         self._patience = self._client.idle_timeout
@@ -187,12 +187,12 @@ class Call:
         if self._receiver is not None:
             self._receiver.on_head(head, first)
 
-    def answer_continued(self, chunk: bytes) -> None:
+    def response_continued(self, chunk: bytes) -> None:
         self._extend_deadline()
         if self._receiver is not None:
             self._receiver.on_data(chunk)
 
-    def answer_ended(self, *, reusable: bool) -> None:
+    def response_ended(self, *, reusable: bool) -> None:
         receiver, connection = self._receiver, self._connection
         assert receiver is not None
         assert connection is not None
@@ -205,7 +205,7 @@ class Call:
         self._finish()
         receiver.on_end()
 
-    def answer_failed(self, error: UpstreamError, *, unheard: bool) -> None:
+    def response_failed(self, error: UpstreamError, *, unheard: bool) -> None:
         if unheard and not self._written:
             self._connection = None
             self._connecting = self._loop.create_task(self._connect())

@@ -49,16 +49,16 @@ class ResponseHead(NamedTuple):
 class ConnectionUser(Protocol):
     """Who is told what arrives on a connection, synchronously."""
 
-    def answer_began(self, head: ResponseHead, first: bytes) -> None:
+    def response_began(self, head: ResponseHead, first: bytes) -> None:
         """The head, and what of the body came in the same read; it may be empty."""
 
-    def answer_continued(self, chunk: bytes) -> None:
+    def response_continued(self, chunk: bytes) -> None:
         """More of the body."""
 
-    def answer_ended(self, *, reusable: bool) -> None:
+    def response_ended(self, *, reusable: bool) -> None:
         """The answer is whole. The connection is idle, and fit for another exchange or not."""
 
-    def answer_failed(self, error: UpstreamError, *, unheard: bool) -> None:
+    def response_failed(self, error: UpstreamError, *, unheard: bool) -> None:
         """The answer will never be whole.
 
         :param unheard: the peer closed without having taken in a byte of the request.
@@ -71,7 +71,7 @@ class ConnectionUser(Protocol):
         """It was set by `UpstreamConnection.set_deadline`, and not again since."""
 
 
-class _Answer:
+class _Response:
     """One answer, as llhttp parses it: what has come of it, and what has yet to be told."""
 
     __slots__ = (
@@ -196,7 +196,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._socket: socket.socket | None = None
         self._arrival = select.poll()
         self._user: ConnectionUser | None = None
-        self._answer: _Answer | None = None
+        self._response: _Response | None = None
         self._eof = False
         self._reused = False
         self._acknowledged = 0
@@ -210,9 +210,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def begin(self, user: ConnectionUser, *, head_only: bool) -> None:
         """Start an exchange. `head_only`: the answer has no body whatever it says (``HEAD``)."""
-        self._reused = self._answer is not None
+        self._reused = self._response is not None
         self._user = user
-        self._answer = _Answer(head_only=head_only)
+        self._response = _Response(head_only=head_only)
         if self._reused:
             self._acknowledged = self._bytes_acknowledged()
 
@@ -251,8 +251,8 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once. Nobody is told."""
         self._user = None
-        if self._answer is not None:
-            self._answer.release()
+        if self._response is not None:
+            self._response.release()
         self.closed = True
         self._transport.abort()
 
@@ -277,25 +277,25 @@ class UpstreamConnection(asyncio.Protocol):
             self._user.writing_resumed()
 
     def data_received(self, data: bytes) -> None:
-        answer, user = self._answer, self._user
-        if answer is None or user is None:
+        response, user = self._response, self._user
+        if response is None or user is None:
             self._transport.abort()  # bytes that nobody asked for
             return
-        error = answer.feed(data)
-        head, chunk = answer.take_head(), answer.take_body()
+        error = response.feed(data)
+        head, chunk = response.take_head(), response.take_body()
         if head is not None:
-            user.answer_began(head, chunk)
+            user.response_began(head, chunk)
         elif chunk:
-            user.answer_continued(chunk)
+            user.response_continued(chunk)
         if self._user is None:
             return  # what it was told made the user abort
-        if answer.complete:
+        if response.complete:
             self._user = None
-            answer.release()
-            user.answer_ended(reusable=answer.keep_alive and error is None and not self.closed)
+            response.release()
+            user.response_ended(reusable=response.keep_alive and error is None and not self.closed)
         elif error is not None:
             self.abort()
-            user.answer_failed(error, unheard=False)
+            user.response_failed(error, unheard=False)
 
     def eof_received(self) -> None:
         self._eof = self._is_peers_own_end()
@@ -305,23 +305,23 @@ class UpstreamConnection(asyncio.Protocol):
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
-        answer, user = self._answer, self._user
-        if answer is None or user is None:
+        response, user = self._response, self._user
+        if response is None or user is None:
             if self.on_idle_closed is not None:
                 self.on_idle_closed(self)
             return
         self._user = None
-        answer.release()
-        if self._eof and exc is None and answer.ends_with_connection:
-            user.answer_ended(reusable=False)
+        response.release()
+        if self._eof and exc is None and response.ends_with_connection:
+            user.response_ended(reusable=False)
             return
         message = (
             "The upstream closed the connection in the middle of its answer."
-            if answer.has_head
+            if response.has_head
             else "The upstream closed the connection without an answer."
         )
-        unheard = self._unheard and not answer.received
-        user.answer_failed(UpstreamClosed(message), unheard=unheard)
+        unheard = self._unheard and not response.received
+        user.response_failed(UpstreamClosed(message), unheard=unheard)
 
     # -- within
 

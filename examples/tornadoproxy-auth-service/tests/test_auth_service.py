@@ -20,9 +20,9 @@ from tornadoproxy.testing import (
     ScriptedUpstream,
     StartProxy,
     UpstreamExchange,
-    bytes_answer,
-    json_answer,
-    silent_answer,
+    bytes_response,
+    json_response,
+    silent_response,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def ask(http_client: AsyncHTTPClient) -> Ask:
 async def test_who_the_service_knows_gets_in_by_name(
     proxy: Proxy, ask: Ask, service: ScriptedServer, records: Records
 ) -> None:
-    service.script(json_answer({**YES, "groups": ["staff", "research"]}))
+    service.script(json_response({**YES, "groups": ["staff", "research"]}))
 
     assert (await ask(proxy, "a & b = ü")).code == 200
     record = await records.finished()
@@ -93,7 +93,7 @@ async def test_who_the_service_knows_gets_in_by_name(
 async def test_a_no_is_a_401_and_is_asked_again(
     proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
 ) -> None:
-    service.script(json_answer({"active": False}), json_answer(YES))
+    service.script(json_response({"active": False}), json_response(YES))
 
     refused = await ask(proxy, "new")
     assert refused.code == 401
@@ -112,13 +112,13 @@ async def test_without_a_credential_nobody_is_asked(
 async def test_of_several_credentials_one_that_is_right_is_enough(
     proxy: Proxy, ask: Ask, service: ScriptedServer
 ) -> None:
-    service.script(json_answer({"active": False}), json_answer(YES))
+    service.script(json_response({"active": False}), json_response(YES))
 
     assert (await ask(proxy, "dummy", "right")).code == 200
 
 
 async def test_a_yes_is_remembered(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
-    service.script(json_answer(YES), json_answer({"active": False}))
+    service.script(json_response(YES), json_response({"active": False}))
 
     assert (await ask(proxy, "alices")).code == 200
     assert (await ask(proxy, "alices")).code == 200
@@ -127,7 +127,7 @@ async def test_a_yes_is_remembered(proxy: Proxy, ask: Ask, service: ScriptedServ
 
 
 @pytest.mark.parametrize(
-    ("variables", "answer"),
+    ("variables", "response"),
     [({"AUTH_SERVICE_CACHE_SECONDS": 0}, YES), ({}, {**YES, "exp": int(time.time())})],
     ids=["cache off", "exp"],
 )
@@ -136,17 +136,17 @@ async def test_a_yes_is_remembered_no_longer_than_it_holds(
     ask: Ask,
     service: ScriptedServer,
     variables: dict[str, object],
-    answer: dict[str, Any],
+    response: dict[str, Any],
 ) -> None:
     proxy = await start(**variables)
-    service.script(json_answer(answer), json_answer({"active": False}))
+    service.script(json_response(response), json_response({"active": False}))
 
     assert (await ask(proxy, "alices")).code == 200
     assert (await ask(proxy, "alices")).code == 401
 
 
 async def test_sighup_forgets(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
-    service.script(json_answer(YES), json_answer({"active": False}))
+    service.script(json_response(YES), json_response({"active": False}))
     assert (await ask(proxy, "alices")).code == 200
 
     proxy.reload()
@@ -169,13 +169,13 @@ async def test_those_who_come_at_once_wait_for_one_call(
 
     async def slow(exchange: UpstreamExchange) -> None:
         await all_are_there.wait()
-        await json_answer(YES)(exchange)
+        await json_response(YES)(exchange)
 
     proxy = await start(plugins=[Counter()])
     service.script(slow)
 
-    answers = await asyncio.gather(*(ask(proxy, "alices") for _ in range(5)))
-    assert [answer.code for answer in answers] == [200] * 5
+    responses = await asyncio.gather(*(ask(proxy, "alices") for _ in range(5)))
+    assert [response.code for response in responses] == [200] * 5
     assert len(service.requests) == 1
 
 
@@ -195,7 +195,7 @@ async def test_one_whose_time_is_up_does_not_end_the_call_for_the_others(
 
     async def slow(exchange: UpstreamExchange) -> None:
         await second_is_there.wait()
-        await json_answer(YES)(exchange)
+        await json_response(YES)(exchange)
 
     proxy = await start(plugins=[Counter()], PLUGIN_TIMEOUT=0.3)
     service.script(slow)
@@ -206,28 +206,28 @@ async def test_one_whose_time_is_up_does_not_end_the_call_for_the_others(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
-        json_answer({}, 500),
-        json_answer(YES, 401),
-        json_answer(YES, 302, {"Location": "/elsewhere"}),
-        json_answer({}),
-        json_answer([]),
-        json_answer({"active": True}),
-        json_answer({"active": True, "sub": ""}),
-        json_answer({"active": True, "sub": 5}),
-        json_answer({**YES, "active": "false"}),
-        json_answer({**YES, "groups": "interns"}),
-        json_answer({**YES, "groups": ["interns", 7]}),
-        json_answer({**YES, "groups": [""]}),
-        json_answer({**YES, "exp": "tomorrow"}),
-        bytes_answer(b"<html>"),
+        json_response({}, 500),
+        json_response(YES, 401),
+        json_response(YES, 302, {"Location": "/elsewhere"}),
+        json_response({}),
+        json_response([]),
+        json_response({"active": True}),
+        json_response({"active": True, "sub": ""}),
+        json_response({"active": True, "sub": 5}),
+        json_response({**YES, "active": "false"}),
+        json_response({**YES, "groups": "interns"}),
+        json_response({**YES, "groups": ["interns", 7]}),
+        json_response({**YES, "groups": [""]}),
+        json_response({**YES, "exp": "tomorrow"}),
+        bytes_response(b"<html>"),
     ],
 )
 async def test_any_other_answer_fails_closed(
-    proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream, answer: Any
+    proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream, response: Any
 ) -> None:
-    service.script(answer, json_answer(YES))
+    service.script(response, json_response(YES))
 
     refused = await ask(proxy, "alices")
     assert refused.code == 503
@@ -248,7 +248,7 @@ async def test_a_service_that_hangs_fails_closed_in_time(
     start: Start, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(AUTH_SERVICE_TIMEOUT=0.2)
-    service.script(silent_answer())
+    service.script(silent_response())
 
     assert (await ask(proxy, "alices")).code == 503
     assert upstream.requests == []

@@ -70,7 +70,7 @@ CACHE_SECONDS: Setting[float] = Setting(
 )
 
 
-class Answer(msgspec.Struct):
+class Response(msgspec.Struct):
     """What the service answers. A text where a list is asked for is no list of its letters."""
 
     active: bool
@@ -156,13 +156,13 @@ class AuthService:
             request_timeout=settings[TIMEOUT],
             follow_redirects=False,
         )
-        answer = msgspec.json.decode(response.body, type=Answer)
-        if not answer.active:
+        scripted = msgspec.json.decode(response.body, type=Response)
+        if not scripted.active:
             return None
-        if not answer.sub:
+        if not scripted.sub:
             raise ValueError("the service names nobody")
-        identity = Identity(principal=answer.sub, groups=answer.groups)
-        self._remember(key, identity, min(time.time() + settings[CACHE_SECONDS], answer.exp))
+        identity = Identity(principal=scripted.sub, groups=scripted.groups)
+        self._remember(key, identity, min(time.time() + settings[CACHE_SECONDS], scripted.exp))
         return identity
 
     def _remember(self, key: bytes, identity: Identity, until: float) -> None:

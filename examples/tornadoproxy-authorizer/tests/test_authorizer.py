@@ -16,11 +16,11 @@ from tornadoproxy.testing import (
     Records,
     ScriptedUpstream,
     StartProxy,
-    error_answer,
+    error_response,
     event,
     request_bytes,
-    silent_answer,
-    sse_answer,
+    silent_response,
+    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ async def test_what_names_no_model_is_no_way_around(
 ) -> None:
     proxy = await start(GROUP_MODELS=MODELS)
     if path.endswith("unheard-of"):
-        upstream.script(error_answer(404, "not_found_error", "there is no such batch"))
+        upstream.script(error_response(404, "not_found_error", "there is no such batch"))
 
     assert (await ask(proxy, "ann:interns", path, model)).code == status
     assert len(upstream.requests) == (status != 403)
@@ -167,7 +167,7 @@ async def test_a_person_has_so_many_in_flight(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(CONCURRENT_REQUESTS=2)
-    upstream.script(silent_answer(), silent_answer())
+    upstream.script(silent_response(), silent_response())
     waiting = [asyncio.ensure_future(ask(proxy, "ann")) for _ in range(2)]
     await upstream.received(2)
 
@@ -190,9 +190,9 @@ async def test_however_a_request_ends_its_place_is_given_back(
 ) -> None:
     proxy = await start(CONCURRENT_REQUESTS=1)
     if ending is Outcome.FAILED:
-        upstream.script(sse_answer([event({"type": "ping"})], end="reset"))
+        upstream.script(sse_response([event({"type": "ping"})], end="reset"))
     elif ending is Outcome.ABANDONED:
-        upstream.script(silent_answer())
+        upstream.script(silent_response())
     connection = await raw(proxy)
     body = json.dumps({"model": SONNET, "max_tokens": 10, "messages": [], "stream": True})
     head = request_bytes("POST", "/v1/messages", body=body.encode(), token="ann")

@@ -16,15 +16,15 @@ from tornadoproxy.testing import (
     Records,
     ScriptedServer,
     StartProxy,
-    bytes_answer,
-    silent_answer,
+    bytes_response,
+    silent_response,
 )
 
 if TYPE_CHECKING:
     from tornado.httpclient import AsyncHTTPClient, HTTPResponse
     from tornado.ioloop import IOLoop
 
-DONE = bytes_answer(b"", status=204)
+DONE = bytes_response(b"", status=204)
 
 Ask: TypeAlias = "Callable[[Proxy], Awaitable[HTTPResponse]]"
 Start: TypeAlias = Callable[..., Awaitable[Proxy]]
@@ -99,8 +99,8 @@ async def test_what_waits_at_the_stop_is_sent(
 ) -> None:
     collector.script(DONE, DONE)
     proxy = await start(BATCH_LOG_RECORDS=2, BATCH_LOG_SECONDS=3600)
-    answers = [ask(proxy) for _ in range(3)]
-    await asyncio.gather(*answers)
+    responses = [ask(proxy) for _ in range(3)]
+    await asyncio.gather(*responses)
     await proxy.server.drain()
 
     assert [len(await lines(request)) for request in collector.requests] == [2, 1]
@@ -110,7 +110,7 @@ async def test_what_waits_at_the_stop_is_sent(
 async def test_what_fails_is_sent_again(
     start: Start, ask: Ask, collector: ScriptedServer, status: int
 ) -> None:
-    collector.script(bytes_answer(b"", status=status), DONE)
+    collector.script(bytes_response(b"", status=status), DONE)
     proxy = await start(BATCH_LOG_RECORDS=1)
     await ask(proxy)
 
@@ -121,7 +121,7 @@ async def test_what_fails_is_sent_again(
 async def test_what_is_refused_is_not_sent_again_and_is_told(
     start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collector.script(bytes_answer(b"", status=400), DONE)
+    collector.script(bytes_response(b"", status=400), DONE)
     proxy = await start(BATCH_LOG_RECORDS=1)
     await ask(proxy)
     refused = await lines(await collector.received())
@@ -158,7 +158,7 @@ async def test_a_stop_does_not_wait_for_a_collector_that_is_gone(
 async def test_a_stop_gives_up_on_a_collector_that_hangs(
     start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collector.script(silent_answer())
+    collector.script(silent_response())
     proxy = await start(BATCH_LOG_RECORDS=1)
     await ask(proxy)
     await collector.received()
@@ -171,7 +171,7 @@ async def test_a_stop_gives_up_on_a_collector_that_hangs(
 async def test_requests_do_not_wait_for_the_collector(
     start: Start, ask: Ask, collector: ScriptedServer, records: Records
 ) -> None:
-    collector.script(silent_answer())
+    collector.script(silent_response())
     proxy = await start(BATCH_LOG_RECORDS=1)
     await ask(proxy)
     stuck = await collector.received()

@@ -23,7 +23,7 @@ from tornadoproxy.testing import (
     ScriptedUpstream,
     StartProxy,
     UpstreamExchange,
-    json_answer,
+    json_response,
 )
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class Provider(ScriptedServer):
         super().__init__()
         self.keys: dict[str, Key] = {}
 
-    async def default_answer(self, exchange: UpstreamExchange) -> None:
+    async def default_response(self, exchange: UpstreamExchange) -> None:
         document = {"keys": [public(key, kid) for kid, key in self.keys.items()]}
-        await json_answer(document)(exchange)
+        await json_response(document)(exchange)
 
 
 def public(key: Key, kid: str) -> dict[str, Any]:
@@ -141,10 +141,10 @@ async def test_elliptic_curves_work_as_well(
 async def test_the_keys_are_read_once(
     proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key
 ) -> None:
-    answers = await asyncio.gather(*(ask(proxy, token(rsa_key)) for _ in range(5)))
-    answers.append(await ask(proxy, token(rsa_key)))
+    responses = await asyncio.gather(*(ask(proxy, token(rsa_key)) for _ in range(5)))
+    responses.append(await ask(proxy, token(rsa_key)))
 
-    assert [answer.code for answer in answers] == [200] * 6
+    assert [response.code for response in responses] == [200] * 6
     assert len(provider.requests) == 1
 
 
@@ -164,7 +164,7 @@ async def test_one_whose_time_is_up_does_not_end_the_reading_for_the_others(
 
     async def slow(exchange: UpstreamExchange) -> None:
         await second_is_there.wait()
-        await provider.default_answer(exchange)
+        await provider.default_response(exchange)
 
     proxy = await start(plugins=[Counter()], PLUGIN_TIMEOUT=0.3)
     provider.script(slow)
@@ -344,18 +344,18 @@ async def test_without_the_provider_nobody_new_gets_in_and_known_keys_go_on(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
-        json_answer({"keys": []}),
-        json_answer([]),
-        json_answer({"error": "gone"}, 500),
-        json_answer({}, 302, {"Location": "/elsewhere"}),
+        json_response({"keys": []}),
+        json_response([]),
+        json_response({"error": "gone"}, 500),
+        json_response({}, 302, {"Location": "/elsewhere"}),
     ],
 )
 async def test_an_answer_that_holds_no_keys_fails_closed(
-    proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key, answer: Any
+    proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key, response: Any
 ) -> None:
-    provider.script(answer)
+    provider.script(response)
 
     assert (await ask(proxy, token(rsa_key))).code == 503
 
@@ -367,7 +367,7 @@ async def test_the_stop_waits_for_a_reading_and_leaves_nothing_behind(
 
     async def slow(exchange: UpstreamExchange) -> None:
         await go_on.wait()
-        await provider.default_answer(exchange)
+        await provider.default_response(exchange)
 
     provider.script(slow)
     asked = asyncio.ensure_future(ask(proxy, token(rsa_key)))

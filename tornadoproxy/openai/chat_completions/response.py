@@ -62,7 +62,7 @@ def translate_message(
     :param legacy_functions: tell a call as ``function_call``: the request named ``functions``.
     :param created: when, in seconds since the epoch; now if not given.
     """
-    answer = _assistant(message, legacy_functions=legacy_functions)
+    response = _assistant(message, legacy_functions=legacy_functions)
     document = {
         "id": completion_id(message.get("id")),
         "object": "chat.completion",
@@ -71,7 +71,7 @@ def translate_message(
         "choices": [
             {
                 "index": 0,
-                "message": answer,
+                "message": response,
                 "logprobs": None,
                 "finish_reason": finish_reason(
                     message.get("stop_reason"), legacy_functions=legacy_functions
@@ -169,24 +169,24 @@ def _assistant(message: Json, *, legacy_functions: bool) -> Json:
             thoughts.append(thinking.shown(block, len(content), len(calls)))
         elif kind == "tool_use" and not (legacy_functions and calls):
             calls.append(block)  # a function_call has room for one
-    answer: Json = {
+    response: Json = {
         "role": "assistant",
         "content": content or None,
         "refusal": refusal(message.get("stop_reason"), message.get("stop_details")),
     }
     readable = [each["thinking"] for each in thoughts if "thinking" in each]
     if readable:
-        answer["reasoning_content"] = "".join(readable)
+        response["reasoning_content"] = "".join(readable)
     if thoughts:
-        answer["thinking_blocks"] = thoughts
+        response["thinking_blocks"] = thoughts
     if calls and legacy_functions:
-        answer["function_call"] = _function(calls[0])
+        response["function_call"] = _function(calls[0])
     elif calls:
-        answer["tool_calls"] = [
+        response["tool_calls"] = [
             {"id": string(call.get("id")), "type": "function", "function": _function(call)}
             for call in calls
         ]
-    return answer
+    return response
 
 
 def _function(call: Json) -> Json:

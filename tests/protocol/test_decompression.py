@@ -1,0 +1,232 @@
+"""Content codings: which may be asked for, and what happens to a response that has one anyway."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import brotli  # type: ignore[import-untyped]  # it has no types
+import openai
+import pytest
+
+from tornadoproxy.protocol import decompression
+from tornadoproxy.protocol.decompression import readable_codings
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    bytes_response,
+    json_response,
+    message_document,
+    message_events,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletionMessageParam
+
+    from tornadoproxy.testing import OpenRaw, Proxy, Records, ScriptedUpstream, StartProxy
+
+    MonkeyPatch = pytest.MonkeyPatch
+
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+STREAM = b"".join(message_events(message_document("Hi there")))
+
+
+def forget() -> None:
+    """What is known of the installed packages."""
+    readable_codings.cache_clear()
+    decompression._readable.cache_clear()
+
+
+@pytest.fixture
+def plain_install(monkeypatch: MonkeyPatch) -> Iterator[None]:
+    """No package that reads br or zstd."""
+    for package in ("brotli", "zstandard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "sent"),
+    [
+        ("gzip", "gzip"),
+        ("GZIP ;q=0.5,  x-gzip", "GZIP ;q=0.5,  x-gzip"),
+        ("gzip, deflate, br, zstd", "gzip, deflate"),
+        ("br;q=1.0, gzip;q=0.2", "gzip;q=0.2"),
+        ("br", "identity"),
+        ("", ""),
+        ("*", "gzip, deflate"),
+        ("*;q=0.3, gzip;q=0.9, br", "deflate;q=0.3, gzip;q=0.9"),
+        ("gzip;q=0, *", "gzip;q=0, deflate"),
+        ("br, identity;q=0", "identity;q=0"),
+        ("br, gzip, identity; q=0.000", "gzip, identity; q=0.000"),
+        ("gzip, *;q=0", "gzip, *;q=0"),
+        ("br;q=0, gzip", "br;q=0, gzip"),
+        ("br;q=0.001, compress, x-of-tomorrow;q=2", "identity"),
+        ("gzip,br", "gzip"),
+        (", ,", ", ,"),
+        (",".join("*" * 1000), "identity"),
+    ],
+)
+def test_accept_encoding_of_plain_install(plain_install: None, accepted: str, sent: str) -> None:
+    assert readable_codings(accepted) == sent
+
+
+def test_accept_encoding_with_packages_keeps_br_and_zstd() -> None:
+    forget()
+    assert readable_codings("gzip, br, zstd, compress") == "gzip, br, zstd"
+    assert readable_codings("*;q=0.1") == "gzip;q=0.1, deflate;q=0.1, br;q=0.1, zstd;q=0.1"
+
+
+def test_brotli_without_output_limit_is_not_readable(monkeypatch: MonkeyPatch) -> None:
+    class Old:
+        def process(self, data: bytes) -> bytes:
+            return data
+
+    monkeypatch.setattr(brotli, "Decompressor", Old)
+    forget()
+    assert readable_codings("br") == "identity"
+    forget()
+
+
+def post(path: str, *lines: tuple[str, str], stream: bool = False) -> bytes:
+    body = json.dumps({"model": "m", "stream": stream}).encode()
+    return request_bytes("POST", path, list(lines), body, token=TEST_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("path", "lines", "sent"),
+    [
+        ("/v1/messages", ["gzip, br"], ["gzip"]),
+        ("/v1/messages", ["br", "gzip;q=0.5", "zstd"], ["gzip;q=0.5"]),
+        ("/v1/messages", ["gzip", "deflate"], ["gzip", "deflate"]),
+        ("/v1/messages", [], []),
+        ("/v1/messages/count_tokens", ["zstd", "br"], ["zstd", "br"]),
+        ("/v1/files", ["gzip, br, zstd"], ["gzip, br, zstd"]),
+    ],
+)
+async def test_relay_asks_for_readable_codings_for_usage(
+    plain_install: None,
+    proxy: Proxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    path: str,
+    lines: list[str],
+    sent: list[str],
+) -> None:
+    upstream.script(json_response({}))
+    connection = await raw()
+    await connection.send(post(path, *(("Accept-Encoding", line) for line in lines)))
+    await connection.response()
+    assert upstream.requests[0].all("Accept-Encoding") == sent
+
+
+@pytest.mark.parametrize(
+    ("interval", "stream", "sent"), [(9, True, "identity"), (9, False, "gzip"), (0, True, "gzip")]
+)
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_relay_asks_for_plain_stream_to_ping_into(
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    interval: int,
+    stream: bool,
+    sent: str,
+    chunked: bool,
+) -> None:
+    await start_proxy(SSE_KEEPALIVE_INTERVAL=interval)
+    upstream.script(json_response({}))
+    connection = await raw()
+    data = post("/v1/messages", ("Accept-Encoding", "gzip"), stream=stream)
+    if chunked:  # it is not held, so that nobody knows what it asks for
+        head, _, body = data.partition(b"\r\n\r\n")
+        head = head.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
+        data = head + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        sent = "identity" if interval else sent
+    await connection.send(data)
+    await connection.response()
+    assert upstream.requests[0].all("Accept-Encoding") == [sent]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, brotli.compress])
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_chat_reads_response_compressed_unasked(
+    openai_client: AsyncOpenAI,
+    upstream: ScriptedUpstream,
+    records: Records,
+    compress: Callable[[bytes], bytes],
+    is_stream: bool,
+) -> None:
+    coding = "gzip" if compress is gzip.compress else "br"
+    body = STREAM if is_stream else json.dumps(message_document("Hi there")).encode()
+    content_type = "text/event-stream" if is_stream else "application/json"
+    headers = {"Content-Type": content_type, "Content-Encoding": coding}
+    upstream.script(bytes_response(compress(body), headers))
+    create = openai_client.chat.completions.create
+    if is_stream:
+        chunks = [each async for each in await create(model="m", messages=HELLO, stream=True)]
+        text = "".join(each.choices[0].delta.content or "" for each in chunks)
+    else:
+        completion = await create(model="m", messages=HELLO)
+        text = completion.choices[0].message.content or ""
+    assert text == "Hi there"
+    assert upstream.requests[0].all("Accept-Encoding") == ["identity"]
+    usage = (await records.finished()).usage
+    assert not usage.partial
+    assert usage.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "told"),
+    [
+        ("gzip", b"not gzip", "corrupt"),
+        ("compress", b"x", "content-encoding 'compress'"),
+        ("gzip", gzip.compress(bytes(9 * 1024 * 1024)), "corrupt"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 429])
+async def test_chat_unreadable_response_is_502(
+    openai_client: AsyncOpenAI,
+    upstream: ScriptedUpstream,
+    coding: str,
+    body: bytes,
+    told: str,
+    status: int,
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    upstream.script(bytes_response(body, headers, status=status))
+    with pytest.raises(openai.InternalServerError) as caught:
+        await openai_client.chat.completions.create(model="m", messages=HELLO)
+    assert caught.value.status_code == 502
+    assert told in caught.value.message
+
+
+async def test_chat_reads_compressed_error(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    error = {"type": "error", "error": {"type": "rate_limit_error", "message": "Too fast."}}
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    upstream.script(bytes_response(gzip.compress(json.dumps(error).encode()), headers, status=429))
+    with pytest.raises(openai.RateLimitError, match="Too fast"):
+        await openai_client.chat.completions.create(model="m", messages=HELLO)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "compress"])
+async def test_models_compressed_unasked(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, coding: str
+) -> None:
+    models = {"data": [{"type": "model", "id": "claude-x"}], "has_more": False}
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    upstream.script(bytes_response(gzip.compress(json.dumps(models).encode()), headers))
+    if coding == "gzip":
+        assert [each.id async for each in openai_client.models.list()] == ["claude-x"]
+    else:
+        with pytest.raises(openai.InternalServerError, match="content-encoding 'compress'"):
+            await openai_client.models.list()
+    assert upstream.requests[0].all("Accept-Encoding") == ["identity"]

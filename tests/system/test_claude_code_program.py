@@ -1,0 +1,189 @@
+"""The real Claude Code against the real proxy: what a person reads there.
+
+It runs where ``npm install --prefix tests/system/claude_code`` has been run, as ``.ci/run`` does.
+It reaches loopback only: everything else would go through an HTTPS proxy that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tornadoproxy_budgets import storage as budgets
+from tornadoproxy_budgets.caps import Scope
+from tornadoproxy_keys import store as keys
+
+from tornadoproxy import Database
+from tornadoproxy.testing import TEST_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornadoproxy.testing import Records, ScriptedUpstream, StartProxy
+
+CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
+
+pytestmark = pytest.mark.skipif(
+    not CLAUDE.exists(), reason="needs npm install --prefix tests/system/claude_code"
+)
+
+MODEL = "claude-sonnet-5-5"
+
+
+class ClaudeCode:
+    """Runs one prompt in print mode, with a home directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    async def __call__(self, url: str, **variables: str) -> tuple[int, str]:
+        """Ask once; return the exit status and what is printed."""
+        process = await asyncio.create_subprocess_exec(
+            *(CLAUDE, "-p", "Say hello", "--model", MODEL),
+            cwd=self.home,
+            env={
+                "HOME": str(self.home),
+                "PATH": os.environ["PATH"],
+                "ANTHROPIC_BASE_URL": url,
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "DISABLE_AUTOUPDATER": "1",
+                "DISABLE_TELEMETRY": "1",
+                "HTTPS_PROXY": "http://127.0.0.1:9",
+                "NO_PROXY": "127.0.0.1",
+                **variables,
+            },
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            printed, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        return process.returncode or 0, printed.decode()
+
+
+@pytest.fixture
+def claude(tmp_path: Path) -> ClaudeCode:
+    return ClaudeCode(tmp_path)
+
+
+def make_key(path: Path, *, models: tuple[str, ...] = (), revoked: bool = False) -> str:
+    now = int(time.time())
+    with Database(path, keys.SCHEMA, name="keys") as database, database.transaction() as connection:
+        key = keys.create(connection, "ada", (), keys.Limits(models), None, now)
+        if revoked:
+            keys.revoke(connection, "ada", now)
+    return key
+
+
+def spend_all(path: Path) -> None:
+    with (
+        Database(path, budgets.SCHEMA, name="budgets") as database,
+        database.transaction() as connection,
+    ):
+        everyone = Scope("organization")
+        budgets.set_cap(connection, everyone, "monthly", 0, actor="test", now=time.time())
+
+
+Case = tuple[dict[str, Any], dict[str, str]]
+"""Settings of the proxy, and variables of Claude Code."""
+
+
+def wrong_token(_home: Path) -> Case:
+    return {}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}
+
+
+def wrong_api_key(_home: Path) -> Case:
+    return {}, {"ANTHROPIC_API_KEY": "wrong"}
+
+
+def revoked_key(home: Path) -> Case:
+    path = home / "keys.db"
+    return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": make_key(path, revoked=True)}
+
+
+def other_model(home: Path) -> Case:
+    path = home / "keys.db"
+    key = make_key(path, models=("claude-haiku-*",))
+    return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": key}
+
+
+def spent_budget(home: Path) -> Case:
+    path = home / "budgets.db"
+    spend_all(path)
+    return {"BUDGETS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+
+
+def upstream_down(_home: Path) -> Case:
+    # Claude Code retries these for three minutes by default
+    once = {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
+    return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, once
+
+
+def upstream_refuses_the_proxys_key(_home: Path) -> Case:
+    # the scripted upstream answers 401 where there is none
+    return {"UPSTREAM_API_KEY": None}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        (wrong_token, "API Error: 401 The credential sent is not known here: send a token or key"),
+        (wrong_api_key, "API Error: 401 The credential sent is not known here: send a token"),
+        (revoked_key, "API Error: 401 This key was revoked at "),
+        (other_model, "API Error: 403 This key is for the model claude-haiku-*"),
+        (spent_budget, "spend limit reached (monthly; resets "),
+        (upstream_down, "API Error: 502 The upstream cannot be reached"),
+        (upstream_refuses_the_proxys_key, "API Error: 502 The upstream refused this proxy's own"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_claude_code_refused_shows_why_and_asks_once(
+    case: Callable[[Path], Case],
+    told: str,
+    claude: ClaudeCode,
+    start_proxy: StartProxy,
+    records: Records,
+) -> None:
+    settings, variables = case(claude.home)
+    proxy = await start_proxy(**settings)
+
+    status, printed = await claude(proxy.url, **variables)
+
+    assert told in printed
+    assert "/login" not in printed
+    assert status == 1
+    assert len(records.all) == 1
+
+
+async def test_claude_code_prints_the_response(
+    claude: ClaudeCode, start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    proxy = await start_proxy()
+
+    status, printed = await claude(proxy.url, ANTHROPIC_AUTH_TOKEN=TEST_TOKEN)
+
+    assert (status, printed.endswith("Say hello\n")) == (0, True)
+    assert [request.target for request in upstream.requests] == ["/v1/messages?beta=true"]
+
+
+async def test_claude_code_runs_its_key_helper_again_after_a_401(
+    claude: ClaudeCode, start_proxy: StartProxy, records: Records
+) -> None:
+    proxy = await start_proxy()
+    helper = f"cat fresh 2>&1 || echo {TEST_TOKEN} > fresh"
+    settings = claude.home / ".claude" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"apiKeyHelper": helper}))
+
+    status, printed = await claude(proxy.url)
+
+    assert (status, printed.endswith("Say hello\n")) == (0, True)
+    assert [record.status for record in records.all] == [401, 200]

@@ -1,0 +1,629 @@
+"""Clients that leave, are slow, do not read, or are too many: nobody else suffers, nothing is left.
+
+`tests/handlers/test_leaving.py` has what a client may leave unread, and how that is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from load_content import TOKEN
+from peer_process import Peer, peer_process
+from proxy_process import ProxyProcess, proxy_process, until
+
+from tornadoproxy.config.core_settings import CLIENT_IDLE_TIMEOUT
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    RawConnection,
+    ScriptedUpstream,
+    UpstreamExchange,
+    event,
+    message_document,
+    message_events,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tornadoproxy.testing import OpenRaw, Records, Response, StartProxy
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+
+MEGABYTE = 1 << 20
+
+
+# -- who leaves
+
+
+PATHS = {"anthropic": "/v1/messages", "openai": "/openai/v1/chat/completions"}
+EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
+DOCUMENT = message_document("one two three")
+EVENTS = message_events(DOCUMENT)
+JSON = json.dumps(DOCUMENT).encode()
+
+
+async def close(client: RawConnection) -> None:
+    await client.close()
+
+
+async def reset(client: RawConnection) -> None:
+    await client.reset()
+
+
+WAYS = (close, reset)
+
+
+class Kind(NamedTuple):
+    """What a client asks for."""
+
+    dialect: str
+    streams: bool
+
+    def request(self, token: str) -> bytes:
+        """The request."""
+        document = {
+            "model": "claude-sonnet-5-5",
+            "max_tokens": 9,
+            "stream": self.streams,
+            "messages": [{"role": "user", "content": "Hi"}],
+        }
+        body = json.dumps(document).encode()
+        return request_bytes("POST", PATHS[self.dialect], {}, body, token=token)
+
+
+STREAM = Kind("anthropic", streams=True)
+KINDS = [Kind(dialect, streams) for dialect in PATHS for streams in (False, True)]
+EACH_KIND = pytest.mark.parametrize(
+    "kind", KINDS, ids=[f"{dialect}-{'SSE' if sse else 'JSON'}" for dialect, sse in KINDS]
+)
+EACH_WAY = pytest.mark.parametrize("leave", WAYS)
+
+
+# How much of its request a client has sent when it leaves: all of these are before its end.
+
+
+def nothing(request: bytes) -> int:
+    return 0
+
+
+def half_a_line(request: bytes) -> int:
+    return 6
+
+
+def half_a_head(request: bytes) -> int:
+    return request.index(b"\r\n\r\n") - 3
+
+
+def head_alone(request: bytes) -> int:
+    return request.index(b"\r\n\r\n") + 4
+
+
+def half_a_body(request: bytes) -> int:
+    return len(request) - 5
+
+
+PARTS = (nothing, half_a_line, half_a_head, head_alone, half_a_body)
+HAS_HEAD = (head_alone, half_a_body)
+
+
+# What the upstream has answered by then, before it falls silent.
+
+
+async def no_response(exchange: UpstreamExchange, kind: Kind) -> None:
+    pass
+
+
+async def part_of_a_head(exchange: UpstreamExchange, kind: Kind) -> None:
+    await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Ty")
+
+
+async def head(exchange: UpstreamExchange, kind: Kind) -> None:
+    if kind.streams:
+        await exchange.head(200, EVENT_STREAM)
+    else:
+        await exchange.head(200, {"Content-Length": str(len(JSON))})
+
+
+async def part_of_the_body(exchange: UpstreamExchange, kind: Kind) -> None:
+    await head(exchange, kind)
+    if kind.streams:
+        await exchange.chunk(b"".join(EVENTS[:5]) + EVENTS[5][:9])
+    else:
+        await exchange.send(JSON[:9])
+
+
+async def all_but_the_end(exchange: UpstreamExchange, kind: Kind) -> None:
+    await head(exchange, kind)
+    if kind.streams:
+        await exchange.chunk(b"".join(EVENTS))
+    else:
+        await exchange.send(JSON[:-1])
+
+
+ANSWERED = (no_response, part_of_a_head, head, part_of_the_body, all_but_the_end)
+Answered = Callable[[UpstreamExchange, Kind], Awaitable[None]]
+
+
+def responses(kind: Kind, answered: Answered) -> Response:
+    """Answers as far as that, and falls silent."""
+
+    async def response(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await answered(exchange, kind)
+        await exchange.gone()
+
+    return response
+
+
+async def reached(client: RawConnection, answered: Answered, kind: Kind) -> None:
+    """Read what a client gets of that; a chat completion that is no stream is held till whole."""
+    begins = answered in {head, part_of_the_body, all_but_the_end}
+    if not begins or (kind.dialect == "openai" and not kind.streams):
+        return
+    response = await client.head()
+    assert response.status == 200
+    if answered is not head:
+        assert await client.read()
+
+
+def own_descriptors() -> int:
+    """Those of this process, the proxy's among them."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@EACH_WAY
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("dialect", PATHS)
+async def test_leaving_within_the_request(
+    dialect: str,
+    part: Callable[[bytes], int],
+    leave: Callable[[RawConnection], Awaitable[None]],
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    """Nothing has gone upstream, and nothing goes; it is recorded once it had a head."""
+    await start_proxy(UPSTREAM_KEEPALIVE_TIMEOUT=0)
+    before = own_descriptors()
+    client, other = await raw(), await raw()
+    request = Kind(dialect, streams=True).request(TEST_TOKEN)
+    await client.send(request[: part(request)])
+    await other.send(request)
+    await other.response()  # by now what the first one sent has been read
+    await leave(client)
+    await other.close()
+    await until(lambda: own_descriptors() <= before, 1)
+    outcomes = Counter(record.outcome for record in records.all)
+    assert outcomes == Counter(["completed", *["abandoned"] * (part in HAS_HEAD)])
+    assert len(upstream.requests) == 1
+
+
+@EACH_WAY
+@pytest.mark.parametrize("answered", ANSWERED)
+@EACH_KIND
+async def test_leaving_within_the_answer(
+    kind: Kind,
+    answered: Answered,
+    leave: Callable[[RawConnection], Awaitable[None]],
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    await start_proxy()
+    before = own_descriptors()
+    upstream.script(responses(kind, answered))
+    client = await raw()
+    await client.send(kind.request(TEST_TOKEN))
+    await (await upstream.received()).complete()
+    await reached(client, answered, kind)
+    await leave(client)
+    async with asyncio.timeout(1):
+        await upstream.all_closed()
+        record = await records.finished()
+    assert record.outcome == "abandoned"
+    await until(lambda: own_descriptors() <= before, 1)
+    assert len(records.all) == 1
+
+
+@EACH_WAY
+@EACH_KIND
+async def test_leaving_after_the_last_byte(
+    kind: Kind,
+    leave: Callable[[RawConnection], Awaitable[None]],
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+) -> None:
+    await start_proxy(UPSTREAM_KEEPALIVE_TIMEOUT=0)
+    before = own_descriptors()
+    client = await raw()
+    await client.send(kind.request(TEST_TOKEN))
+    assert (await client.response()).status == 200
+    await leave(client)
+    await until(lambda: own_descriptors() <= before, 1)
+    assert [record.outcome for record in records.all] == ["completed"]
+
+
+class Moment(NamedTuple):
+    """When one of many leaves."""
+
+    kind: Kind
+    part: Callable[[bytes], int] | None
+    answered: Answered
+
+
+MOMENTS = [
+    *(Moment(kind, part, no_response) for kind in KINDS for part in PARTS),
+    *(Moment(kind, None, answered) for kind in KINDS for answered in ANSWERED),
+]
+
+
+@pytest.mark.gen_test(timeout=40)
+async def test_leaving_in_numbers(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """200 at once, at every moment and in every way: a second later nothing is left of them."""
+    count = 200
+    clients: list[tuple[Moment, RawConnection]] = []
+    async with proxy_process(tmp_path, upstream.url) as proxy:
+        before = await proxy.baseline()
+        asked = len(upstream.requests)
+        for number in range(count):
+            moment = MOMENTS[number % len(MOMENTS)]
+            client = await RawConnection.open(proxy.port)
+            request = moment.kind.request(TOKEN)
+            if moment.part is not None:
+                await client.send(request[: moment.part(request)])
+            else:
+                upstream.script(responses(moment.kind, moment.answered))
+                await client.send(request)
+                asked += 1
+                await (await upstream.received(asked)).complete()
+                await reached(client, moment.answered, moment.kind)
+            clients.append((moment, client))
+        assert (await proxy.ask()).status == 200  # by now what the last one sent has been read
+        for number, (_, client) in enumerate(clients):
+            await WAYS[number // len(MOMENTS) % 2](client)
+        async with asyncio.timeout(1):
+            await upstream.all_closed()
+            await until(lambda: proxy.descriptors() <= before, 1)
+        assert (await proxy.ask()).status == 200
+    records = proxy.records()
+    with_head = [each for each, _ in clients if each.part is None or each.part in HAS_HEAD]
+    assert Counter(record["outcome"] for record in records) == {"abandoned": len(with_head)}
+    assert "WARNING" not in proxy.log()
+    assert "ERROR" not in proxy.log()
+
+
+# -- who is slow
+
+
+def crowd(proxy: ProxyProcess, **arguments: float) -> AbstractAsyncContextManager[Peer]:
+    """Clients that are there and ask for nothing; see ``load_client.py``."""
+    return peer_process("load_client.py", "crowd", json.dumps({"port": proxy.port, **arguments}))
+
+
+@pytest.mark.long
+@pytest.mark.gen_test(timeout=110)
+@pytest.mark.timeout(130)
+async def test_slow_clients_slow_nobody_down(tmp_path: Path) -> None:
+    """With 5,000 of them there, 99 in 100 ordinary requests take less than 50 ms."""
+    there = {"heads": 1000, "bodies": 1000, "idle": 3000}
+    count = 1000
+    async with (
+        peer_process("fast_upstream.py") as upstream,
+        proxy_process(tmp_path, f"http://127.0.0.1:{await upstream.says()}") as proxy,
+    ):
+        before = await proxy.baseline()
+        async with crowd(proxy, **there, pause=1) as slow:
+            assert await slow.says() == there
+            # whatever else the machine does can only add to what is measured: one round in which
+            # it did little is enough
+            for _ in range(3):
+                arguments = json.dumps({"port": proxy.port, "count": count})
+                async with peer_process("load_client.py", "time_requests", arguments) as others:
+                    took = sorted(await others.says())
+                if took[count * 99 // 100] < 0.05:
+                    break
+            assert took[count * 99 // 100] < 0.05
+            assert await slow.ask("count") == there
+        await until(lambda: proxy.descriptors() <= before, 5)
+
+
+@pytest.mark.long
+@pytest.mark.gen_test(timeout=50)
+async def test_slow_heads_are_cut_in_numbers(tmp_path: Path) -> None:
+    """1,000 that never end, though a byte comes now and then; meanwhile others are served."""
+    async with (
+        peer_process("fast_upstream.py") as upstream,
+        proxy_process(
+            tmp_path, f"http://127.0.0.1:{await upstream.says()}", CLIENT_IDLE_TIMEOUT="3"
+        ) as proxy,
+    ):
+        before = await proxy.baseline()
+        async with crowd(proxy, heads=1000, bodies=0, idle=0, pause=0.2) as slow:
+            assert (await slow.says())["heads"] > 0
+            assert (await proxy.ask()).status == 200
+            await until(lambda: proxy.descriptors() <= before, 10)
+            assert (await slow.ask("count"))["heads"] == 0
+        assert (await proxy.ask()).status == 200
+    assert proxy.records() == []
+    assert "WARNING" not in proxy.log()
+
+
+def test_slow_heads_are_bounded_above_balancers_idle_timeout() -> None:
+    assert 60 < CLIENT_IDLE_TIMEOUT.default <= 75
+
+
+# -- who does not read
+
+
+TEXT = "unread " * 9362  # 64 kB less what is around it
+DELTA = event(
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}}
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], KINDS[1], KINDS[3]], ids=["anthropic-JSON", "anthropic-SSE", "openai-SSE"]
+)
+@pytest.mark.gen_test(timeout=110)
+@pytest.mark.timeout(130)
+async def test_answer_that_is_not_read_takes_no_memory(
+    kind: Kind, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Of 256 MB the proxy keeps less than 32, and passes on all of them once they are read."""
+    pieces = 256 * MEGABYTE // len(DELTA) + 1
+    whole = pieces * len(DELTA)
+    sent = 0
+
+    async def response(exchange: UpstreamExchange) -> None:
+        nonlocal sent
+        await exchange.read_all()
+        if kind.streams:
+            await exchange.head(200, EVENT_STREAM)
+            await exchange.chunk(b"".join(EVENTS[:3]))
+        else:
+            await exchange.head(200, {"Content-Length": str(whole)})
+        for _ in range(pieces):
+            await (exchange.chunk(DELTA) if kind.streams else exchange.send(DELTA))
+            sent += len(DELTA)
+        if kind.streams:
+            await exchange.chunk(b"".join(EVENTS[-3:]))
+            await exchange.last_chunk()
+
+    async with proxy_process(tmp_path, upstream.url) as proxy, AsyncExitStack() as stack:
+        await proxy.baseline()
+        warm = proxy.memory()
+        upstream.script(response)
+        client = await RawConnection.open(proxy.port, receive_buffer=16_384)
+        stack.push_async_callback(client.close)
+        await client.send(kind.request(TOKEN))
+        await upstream.received(2)
+        before = -1
+        while before < sent or not sent:
+            before = sent
+            # nothing tells that there is no more to come: it is so when for a while nothing has
+            await asyncio.sleep(0.5)
+            assert proxy.memory() - warm < 32 * MEGABYTE
+        assert sent < 64 * MEGABYTE
+        await client.head()
+        received, last = 0, b""
+        # a stream ends with its last chunk, and any other answer with its length
+        while not last.endswith(b"\r\n0\r\n\r\n") and (kind.streams or received < whole):
+            piece = await client.read()
+            received += len(piece)
+            last = (last + piece)[-7:]
+            assert proxy.memory() - warm < 32 * MEGABYTE
+        assert received >= pieces * len(TEXT)
+    assert [record["outcome"] for record in proxy.records()] == ["completed"]
+
+
+# -- who are too many
+
+
+LIMIT = 256  # descriptors that the proxy may have
+CROWD = 400  # clients that come
+
+
+async def open_many(stack: AsyncExitStack, port: int, count: int) -> list[RawConnection]:
+    """So many connections, which are closed with `stack`."""
+    connections = []
+    for _ in range(count):
+        connections.append(connection := await RawConnection.open(port))
+        stack.push_async_callback(connection.close)
+    return connections
+
+
+async def check_calm(proxy: ProxyProcess) -> None:
+    """For a second the proxy does next to nothing; and it has not logged much so far."""
+    began = proxy.cpu()
+    await asyncio.sleep(1)  # what is measured takes place in it
+    assert proxy.cpu() - began < 0.3
+    assert len(proxy.log()) < 10_000
+    assert len(proxy.log().splitlines()) < 40
+
+
+async def check_recovery(proxy: ProxyProcess) -> None:
+    """Before long a request is answered again."""
+    async with asyncio.timeout(10):
+        while (await proxy.ask()).status != 200:
+            pass
+
+
+class Streams:
+    """Streams in three parts, of which the second and the third wait for a word."""
+
+    PARTS = (b"".join(EVENTS[:3]), b"".join(EVENTS[3:5]), b"".join(EVENTS[5:]))
+
+    def __init__(self) -> None:
+        self._words = [asyncio.Event() for _ in self.PARTS]
+        self._words[0].set()
+        self._clients: list[RawConnection] = []
+
+    async def response(self, exchange: UpstreamExchange) -> None:
+        """Answer with such a stream."""
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        for part, word in zip(self.PARTS, self._words, strict=True):
+            await word.wait()
+            await exchange.chunk(part)
+        await exchange.last_chunk()
+
+    async def open(self, clients: list[RawConnection]) -> None:
+        """Ask for one on each of these connections, and see its first part."""
+        self._clients = clients
+        for client in clients:
+            await client.send(STREAM.request(TOKEN))
+            assert (await client.head()).status == 200
+        await self._see(self.PARTS[0])
+
+    async def go_on(self) -> None:
+        """See the second part of each."""
+        self._words[1].set()
+        await self._see(self.PARTS[1])
+
+    async def end(self) -> None:
+        """See each of them whole."""
+        self.end_soon()
+        await self._see(self.PARTS[2])
+        for client in self._clients:
+            assert await client.chunk() == b""
+
+    async def _see(self, part: bytes) -> None:
+        async with asyncio.timeout(5):
+            for client in self._clients:
+                seen = b""
+                while len(seen) < len(part) and (chunk := await client.chunk()):
+                    seen += chunk
+                assert seen == part
+
+    def end_soon(self) -> None:
+        """Say the words."""
+        for word in self._words:
+            word.set()
+
+
+@pytest.mark.parametrize(
+    ("open_files", "variables", "most"),
+    [
+        pytest.param(LIMIT, {}, LIMIT, id="descriptors"),
+        # and one upstream for each of the ten streams, and for one request more
+        pytest.param(
+            None, {"MAX_CONNECTIONS": "50"}, 50 + 11, id="setting", marks=pytest.mark.long
+        ),
+    ],
+)
+@pytest.mark.gen_test(timeout=40)
+async def test_idle_connections_make_room(
+    open_files: int | None,
+    variables: dict[str, str],
+    most: int,
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+) -> None:
+    """More of them than may be: who waited longest goes, and streams and others are served."""
+    async with (
+        proxy_process(tmp_path, upstream.url, open_files=open_files, **variables) as proxy,
+        AsyncExitStack() as streaming,
+        AsyncExitStack() as waiting,
+    ):
+        before = await proxy.baseline()
+        streams = Streams()
+        upstream.script(*[streams.response] * 10)
+        await streams.open(await open_many(streaming, proxy.port, 10))
+        idle = await open_many(waiting, proxy.port, CROWD)
+        async with asyncio.timeout(10):
+            await idle[0].gone()
+            assert (await proxy.ask()).status == 200
+            await idle[-1].send(STREAM.request(TOKEN))
+            assert (await idle[-1].response()).status == 200
+        assert proxy.descriptors() - before <= most
+        await streams.go_on()
+        await check_calm(proxy)
+        await waiting.aclose()
+        await streams.end()
+        await streaming.aclose()
+        await until(lambda: proxy.descriptors() <= before, 5)
+        assert (await proxy.ask()).status == 200
+
+
+@pytest.mark.gen_test(timeout=40)
+async def test_accepting_waits_for_descriptors(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """They run out earlier than the proxy could know at its start."""
+    async with (
+        proxy_process(tmp_path, upstream.url) as proxy,
+        AsyncExitStack() as streaming,
+        AsyncExitStack() as waiting,
+    ):
+        await proxy.baseline()
+        streams = Streams()
+        upstream.script(*[streams.response] * 10)
+        await streams.open(await open_many(streaming, proxy.port, 10))
+        # from now on there is room for five more
+        highest = max(map(int, os.listdir(f"/proc/{proxy.pid}/fd")))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (highest + 6, hard))
+        await open_many(waiting, proxy.port, CROWD)
+        await check_calm(proxy)
+        await streams.go_on()
+        await waiting.aclose()
+        await check_recovery(proxy)
+        await streams.end()
+        await check_calm(proxy)
+
+
+@pytest.mark.long
+@pytest.mark.gen_test(timeout=50)
+async def test_who_finds_no_room_waits_or_is_told(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Nobody can make room: all who are connected have a request in flight."""
+    async with (
+        proxy_process(tmp_path, upstream.url, open_files=LIMIT) as proxy,
+        AsyncExitStack() as stack,
+    ):
+        before = await proxy.baseline()
+        streams = Streams()
+        upstream.script(*[streams.response] * CROWD)
+        began: Counter[int] = Counter()
+
+        async def result(client: RawConnection) -> None:
+            response = await client.head()
+            began[response.status] += 1
+            if response.status != 200:
+                assert response.status in {503, 529}
+                assert response.header("Retry-After")
+                return
+            while chunk := await client.chunk():
+                response.body += chunk
+            assert response.body == b"".join(EVENTS)
+
+        results = []
+        for _ in range(CROWD):
+            (client,) = await open_many(stack, proxy.port, 1)
+            await client.send(STREAM.request(TOKEN))
+            results.append(asyncio.create_task(result(client)))
+        await until(lambda: began[200] >= 50, 10)
+        await check_calm(proxy)
+        at_once = began[200]
+        streams.end_soon()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*results)
+        assert at_once < CROWD
+        await stack.aclose()
+        await until(lambda: proxy.descriptors() <= before, 5)
+        await check_recovery(proxy)
+        await check_calm(proxy)

@@ -1,0 +1,270 @@
+"""What the distribution holds, and what happens without one."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pytest
+from packaging.requirements import Requirement
+
+import tornadoproxy
+
+if TYPE_CHECKING:
+    from tornadoproxy.testing import Proxy
+
+ROOT = Path(__file__).parents[2]
+CONTAINER = ROOT / "deploy" / "Containerfile"
+PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
+PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
+
+
+def run(
+    arguments: list[str], directory: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env={**os.environ, **variables},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def build(target: str, source: Path, directory: Path) -> Path:
+    """The wheel or sdist of `source`."""
+    ran = run(["-m", "hatchling", "build", "-t", target, "-d", str(directory)], source)
+    assert ran.returncode == 0, ran.stderr
+    (built,) = directory.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build("wheel", ROOT, tmp_path_factory.mktemp("wheel")))
+
+
+def entry_points(wheel: zipfile.ZipFile) -> configparser.ConfigParser:
+    (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    parsed = configparser.ConfigParser()
+    parsed.read_string(wheel.read(path).decode())
+    return parsed
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    top = {PurePosixPath(name).parts[0] for name in wheel.namelist()}
+
+    assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel.namelist())
+
+
+def test_the_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
+    modules = {
+        path.relative_to(parent).as_posix()
+        for parent in (ROOT, ROOT / "plugins")
+        for package in PACKAGES
+        for path in (parent / package).rglob("*.py")
+    }
+    assert len(modules) > 30
+    assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
+
+
+def test_the_wheel_registers_the_plugins_as_anybody_would(wheel: zipfile.ZipFile) -> None:
+    registered = entry_points(wheel)
+
+    assert dict(registered["tornadoproxy"]) == {
+        "access_log": "tornadoproxy_access_log:AccessLog",
+        "budgets": "tornadoproxy_budgets:Budgets",
+        "keys": "tornadoproxy_keys:Keys",
+        "ledger": "tornadoproxy_ledger:Ledger",
+        "metrics": "tornadoproxy_metrics:PrometheusMetrics",
+        "otel": "tornadoproxy_otel:OpenTelemetry",
+        "token": "tornadoproxy_token:TokenAuthenticator",
+        "prices": "tornadoproxy_prices:Pricer",
+    }
+    assert dict(registered["console_scripts"]) == {"tornadoproxy": "tornadoproxy.__main__:main"}
+
+
+def test_the_wheel_tells_version_license_and_where_it_runs(wheel: zipfile.ZipFile) -> None:
+    (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = wheel.read(path).decode()
+
+    assert f"\nVersion: {tornadoproxy.__version__}\n" in metadata
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert "\nRequires-Python: >=3.11\n" in metadata
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_the_source_distribution_builds_the_same_wheel(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    (tmp_path / "sdist").mkdir()
+    with tarfile.open(build("sdist", ROOT, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("tornadoproxy-*")
+
+    rebuilt = zipfile.ZipFile(build("wheel", source, tmp_path / "wheel"))
+    assert set(rebuilt.namelist()) == set(wheel.namelist())
+    assert (source / "tests" / "system" / "test_packaging.py").exists()
+
+
+def test_what_is_tested_is_what_is_installed() -> None:
+    """In tox the wheel, not the checkout beside it."""
+    distribution = importlib.metadata.distribution("tornadoproxy")
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    where = ROOT if editable else Path(str(distribution.locate_file("")))
+
+    assert Path(tornadoproxy.__file__).parents[1] == where.resolve()
+
+
+@pytest.fixture
+def dependencies(tmp_path: Path) -> Path:
+    """A directory with what tornadoproxy needs, and without tornadoproxy."""
+    directory = tmp_path / "dependencies"
+    directory.mkdir()
+    for module in ("aiohappyeyeballs", "dotenv", "httptools", "msgspec", "pluggy", "tornado"):
+        found = importlib.util.find_spec(module)
+        assert found is not None
+        assert found.origin is not None
+        (directory / module).symlink_to(Path(found.origin).parent)
+    return directory
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "demo"])
+def test_a_checkout_that_is_not_installed_does_not_start(
+    command: str, dependencies: Path, tmp_path: Path
+) -> None:
+    ran = run(
+        ["-S", "-m", "tornadoproxy", command],
+        tmp_path,
+        PYTHONPATH=os.pathsep.join((str(ROOT), str(dependencies))),
+        UPSTREAM_API_KEY="key",
+    )
+
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert "checkout that was never installed" in line
+    assert "pip install -e ." in line
+
+
+def health_check() -> list[str]:
+    """The container's health check, after the interpreter's name."""
+    text = CONTAINER.read_text().replace("\\\n", "")
+    (line,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.MULTILINE)
+    python, *arguments = json.loads(line)
+    assert python == "python"
+    return list(arguments)
+
+
+async def test_the_containers_health_check_tells_well_from_ill(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    async def status(port: int) -> int:
+        arguments = [each.replace("8000", str(port)) for each in health_check()]
+        return (await asyncio.to_thread(run, arguments, tmp_path)).returncode
+
+    assert await status(proxy.port) == 0
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        assert await status(not_listening.getsockname()[1]) != 0
+
+
+@pytest.fixture
+def build_context(tmp_path: Path) -> Path:
+    """A directory with what the container's recipe copies, and nothing else."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for line in re.findall(r"^COPY (?!--)(.*)$", CONTAINER.read_text(), re.MULTILINE):
+        for name in line.split()[:-1]:
+            (context / Path(name).name).symlink_to(ROOT / name)
+    return context
+
+
+def test_the_container_copies_all_that_the_wheel_is_built_from(
+    build_context: Path, tmp_path: Path
+) -> None:
+    """What the file copies is enough for hatchling, README and licence included."""
+    built = zipfile.ZipFile(build("wheel", build_context, tmp_path / "wheel"))
+    assert any(name.startswith("tornadoproxy_token/") for name in built.namelist())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_container_commands_install_every_plugin(build_context: Path, tmp_path: Path) -> None:
+    installed, builder, bare = (tmp_path / name for name in ("install", "builder", "bare"))
+    assert run(["-m", "venv", str(builder)], tmp_path).returncode == 0
+    assert run(["-m", "venv", "--without-pip", str(bare)], tmp_path).returncode == 0
+    build_stage = CONTAINER.read_text().partition("\nFROM")[0]
+    for command in re.findall("^RUN (.*)$", build_stage, re.MULTILINE):
+        subprocess.run(
+            command.replace("=/install", f"={installed}"),
+            shell=True,
+            check=True,
+            cwd=build_context,
+            env={**os.environ, "PATH": f"{builder / 'bin'}:{os.environ['PATH']}"},
+        )
+    (packages,) = installed.glob("lib/python*/site-packages")
+    databases = {f"{name}_DB": str(tmp_path / "db") for name in ("KEYS", "LEDGER", "BUDGETS")}
+    checked = subprocess.run(
+        [
+            *(bare / "bin" / "python", "-c"),
+            "import sys, uvloop; from tornadoproxy.__main__ import main; sys.exit(main())",
+            "check",
+        ],
+        cwd=tmp_path,
+        env={
+            "PYTHONPATH": str(packages),
+            "UPSTREAM_API_KEY": "key",
+            "METRICS": "yes",
+            "OTEL_TRACES": "yes",
+            **databases,
+        },
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (line,) = re.findall(r"^  plugins +(.*) \(in the order asked\)$", checked.stdout, re.MULTILINE)
+    assert set(line.split(", ")) == PLUGINS
+
+
+def pinned(lock: str) -> dict[str, str]:
+    """The version of each requirement in `lock`; those without a hash are left out."""
+    text = (ROOT / "deploy" / lock).read_text()
+    assert "://" not in text, "a lock file names no index"
+    return dict(re.findall(r"^([\w.-]+)==(\S+)[^\n]* \\\n    --hash=sha256:\w{64}", text, re.M))
+
+
+@pytest.mark.parametrize("lock", ["requirements.txt", "build-requirements.txt"])
+def test_lock_file_holds_what_pyproject_requires(lock: str) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = pyproject["project"]["optional-dependencies"]
+    required = {
+        "requirements.txt": [
+            *pyproject["project"]["dependencies"],
+            *(each for name in ("uvloop", "metrics", "otel") for each in extras[name]),
+        ],
+        "build-requirements.txt": pyproject["build-system"]["requires"],
+    }
+    versions = pinned(lock)
+    for requirement in map(Requirement, required[lock]):
+        assert requirement.specifier.contains(versions[requirement.name]), requirement.name
+
+
+def test_group_build_is_what_builds_the_wheel() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pyproject["dependency-groups"]["build"] == pyproject["build-system"]["requires"]

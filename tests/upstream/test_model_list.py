@@ -1,0 +1,103 @@
+"""The upstream's list of models: kept, renewed, and gone without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import UpstreamUnreachable
+from tornadoproxy.upstream import model_list
+from tornadoproxy.upstream.model_list import ModelList
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Lists:
+    """An upstream that is asked for its list, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.waiting: list[asyncio.Future[tuple[int, bytes]]] = []
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        self.asked += 1
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        return await self.waiting[-1]
+
+    def response(self, *names: str) -> None:
+        page = {"data": [{"id": name} for name in names], "has_more": False}
+        self.waiting.pop().set_result((200, json.dumps(page).encode()))
+
+
+async def started(models: ModelList) -> asyncio.Task[dict[str, model_list.Model]]:
+    task = asyncio.create_task(models.known())
+    await asyncio.sleep(0)  # until it waits, and the fetch has begun
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_known_waits_for_the_first_list_once() -> None:
+    lists = Lists()
+    models = ModelList(lists.get)
+    both = [await started(models) for _ in range(2)]
+    lists.response("a")
+    assert [list(await task) for task in both] == [["a"], ["a"]]
+    assert models.is_known
+    assert list(await models.known()) == ["a"]
+    assert lists.asked == 1
+
+
+async def test_known_uses_the_old_list_until_there_is_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_list, "LIFETIME", 0)
+    lists = Lists()
+    models = ModelList(lists.get)
+    first = await started(models)
+    lists.response("a")
+    await first
+    assert models.is_known
+    assert list(await models.known()) == ["a"]
+    await asyncio.sleep(0)  # the fetch begins
+    renewed = asyncio.create_task(models.models())
+    await asyncio.sleep(0)
+    lists.response("b")
+    await renewed
+    assert list(await models.known()) == ["b"]
+    models.close()
+
+
+async def test_known_after_failure_asks_nothing_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lists = Lists()
+    models = ModelList(lists.get)
+    task = await started(models)
+    lists.waiting.pop().set_exception(UpstreamUnreachable("refused"))
+    assert await task == {}
+    assert models.is_known
+    assert await models.known() == {}
+    assert lists.asked == 1
+    monkeypatch.setattr(models, "_retry_at", 0.0)
+    task = await started(models)
+    lists.response("a")
+    assert list(await task) == ["a"]
+
+
+async def test_known_waits_once_for_an_upstream_that_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_list, "PATIENCE", 0.01)
+    lists = Lists()
+    models = ModelList(lists.get)
+    assert await models.known() == {}
+    monkeypatch.setattr(model_list, "PATIENCE", 60)
+    assert await models.known() == {}
+    assert lists.asked == 1
+    wanted = asyncio.create_task(models.models())
+    await asyncio.sleep(0)
+    lists.response("a")  # late, and yet of use
+    await wanted
+    assert list(await models.known()) == ["a"]
