@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 pytest_plugins = ["tornadoproxy.testing"]
+pytest.register_assert_rewrite("program", "way_of_asking")
 
 
 def pytest_configure() -> None:
     """Log everything of ours, so that what few would see is looked through as well."""
     for name in ("tornadoproxy", "tornado"):
         logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+@pytest.fixture
+def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test that logged an error: clients' and upstreams' faults are not the proxy's."""
+    yield
+    logged = caplog.get_records("call")  # by now `caplog.records` are those of the teardown
+    assert [record.getMessage() for record in logged if record.levelname == "ERROR"] == []
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+from msgspec.structs import replace
 
 from tornadoproxy import ConfigurationError, Identity, IncomingRequest, hookimpl
 from tornadoproxy.testing import (
@@ -14,8 +15,10 @@ from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
     Truncated,
     bytes_response,
+    json_response,
     raw_response,
     request_bytes,
+    request_record,
     silent_response,
     sse_response,
 )
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from tornado.httpclient import AsyncHTTPClient
 
-    from tornadoproxy.testing import OpenRaw, Proxy, Records, ScriptedUpstream, StartProxy
+    from tornadoproxy.testing import Ask, OpenRaw, Proxy, Records, ScriptedUpstream, StartProxy
 
 pytest_plugins = ["pytester"]
 
@@ -231,3 +234,32 @@ def test_what_goes_wrong_unseen_fails_its_test(pytester: pytest.Pytester) -> Non
             "ERROR *::test_garbage - *",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "line", "body"),
+    [
+        ("/v1/models", {}, "GET /v1/models", b""),
+        ("/v1/messages", {"document": {"a": 1}}, "POST /v1/messages", b'{"a": 1}'),
+        ("/v1/x", {"method": "PUT", "body": b"raw"}, "PUT /v1/x", b"raw"),
+        (request_bytes("HEAD", "/v1/models", token=TEST_TOKEN), {}, "HEAD /v1/models", b""),
+    ],
+)
+async def test_ask_sends_one_request_and_returns_the_response(
+    ask: Ask,
+    proxy: Proxy,
+    upstream: ScriptedUpstream,
+    target: str | bytes,
+    options: dict[str, Any],
+    line: str,
+    body: bytes,
+) -> None:
+    upstream.script(json_response({"ok": True}))
+    response = await ask(target, to=proxy, **options)
+    (received,) = upstream.requests
+    assert (response.status, f"{received.method} {received.path}") == (200, line)
+    assert received.body == body
+
+
+def test_request_record_has_the_fields_that_were_changed() -> None:
+    assert request_record(status=404, cost=7) == replace(request_record(), status=404, cost=7)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import inspect
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.fakes.anthropic_api import (
     Document,
+    Headers,
     ProtocolError,
     ReceivedRequest,
     Response,
@@ -54,6 +56,8 @@ from tornadoproxy.fakes.anthropic_api import (
 from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, Truncated, request_bytes
 from tornadoproxy.plugin.hookspecs import PROJECT, hookimpl
 from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.plugin.request import Outcome, RequestRecord
+from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.server.configuration import Configuration, configure
 from tornadoproxy.server.server import Server
 
@@ -64,11 +68,12 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from tornadoproxy.config.core_settings import Settings
-    from tornadoproxy.plugin.request import RequestRecord
+
 
 __all__ = [
     "TEST_TOKEN",
     "TEST_UPSTREAM_KEY",
+    "Ask",
     "Document",
     "OpenRaw",
     "ProtocolError",
@@ -92,6 +97,7 @@ __all__ = [
     "message_events",
     "raw_response",
     "request_bytes",
+    "request_record",
     "response_head",
     "silent_response",
     "sse_response",
@@ -182,6 +188,23 @@ class StartProxy(Protocol):
 
     async def __call__(self, *, plugins: ExtraPlugins = (), **variables: object) -> Proxy:
         """Start one more."""
+
+
+class Ask(Protocol):
+    """Sends a request on a connection of its own; see `ask`."""
+
+    async def __call__(
+        self,
+        target: str | bytes,
+        document: object = None,
+        *,
+        method: str | None = None,
+        headers: Headers = (),
+        body: bytes = b"",
+        token: str | None = TEST_TOKEN,
+        to: Proxy | None = None,
+    ) -> RawResponse:
+        """Send one more, and return the response."""
 
 
 class OpenRaw(Protocol):
@@ -334,6 +357,70 @@ def raw(io_loop: IOLoop, _proxies: list[Proxy]) -> Iterator[OpenRaw]:
     yield open_raw
     for connection in connections:
         _run(io_loop, connection.close)
+
+
+@pytest.fixture
+def ask(raw: OpenRaw) -> Ask:
+    """Sends one request on a connection of its own, and returns the whole response.
+
+    ``await ask("/v1/models")`` sends a GET with `TEST_TOKEN`;
+    ``await ask("/v1/messages", {"model": ...})`` a POST of that JSON document. `body` is sent as it
+    is, and `bytes` in place of the target are the whole request. `token` becomes
+    ``Authorization: Bearer``; `None` sends none. The proxy started last is asked, unless `to` names
+    another.
+
+    Raises `Truncated` if the response is not whole.
+    """
+
+    async def send(
+        target: str | bytes,
+        document: object = None,
+        *,
+        method: str | None = None,
+        headers: Headers = (),
+        body: bytes = b"",
+        token: str | None = TEST_TOKEN,
+        to: Proxy | None = None,
+    ) -> RawResponse:
+        if document is not None:
+            body = json.dumps(document).encode()
+        if isinstance(target, str):
+            method = method or ("POST" if body else "GET")
+            target = request_bytes(method, target, headers, body, token=token)
+        connection = await raw(to)
+        try:
+            return await connection.ask(target, to_head=target.startswith(b"HEAD "))
+        finally:
+            await connection.close()
+
+    return send
+
+
+def request_record(**changes: Any) -> RequestRecord:  # any field of a record
+    """Return the record of a completed ``POST /v1/messages``, with these fields changed."""
+    fields: dict[str, Any] = {
+        "time": 1_796_000_000.0,
+        "request_id": "req_1",
+        "principal": "ada",
+        "method": "POST",
+        "route": "/v1/messages",
+        "dialect": "anthropic",
+        "remote_ip": "127.0.0.1",
+        "status": 200,
+        "outcome": Outcome.COMPLETED,
+        "error": None,
+        "model": "claude-sonnet-5-5",
+        "usage": Usage(10, 5),
+        "bytes_in": 100,
+        "bytes_out": 200,
+        "duration": 0.5,
+        "time_to_first_byte": 0.1,
+        "upstream_time": 0.4,
+        "session_id": None,
+        "agent_id": None,
+        "parent_agent_id": None,
+    }
+    return RequestRecord(**{**fields, **changes})
 
 
 @pytest.fixture

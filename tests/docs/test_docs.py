@@ -210,8 +210,8 @@ def test_every_part_of_a_setting_and_every_parser_is_told_of() -> None:
 
 def test_every_fixture_is_told_of() -> None:
     rows = "".join(re.findall(r"^\| (`.+?) \| ", sections(2)["Tests"], re.MULTILINE))
-    fixtures = {"proxy", "start_proxy", "upstream", "records", "raw", "http_client", "base_url"}
-    fixtures |= {"anthropic_client", "openai_client"}
+    fixtures = {"proxy", "start_proxy", "upstream", "records", "ask", "raw", "http_client"}
+    fixtures |= {"anthropic_client", "openai_client", "base_url"}
     assert set(re.findall(r"`(\w+)`", rows)) == fixtures
 
 

@@ -58,14 +58,6 @@ EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "ch
 EVENTS = message_events(message_document())
 
 
-@pytest.fixture
-def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """To be stopped is not an error."""
-    yield
-    logged = caplog.get_records("call")  # by now `caplog.records` are those of the teardown
-    assert [record.getMessage() for record in logged if record.levelname == "ERROR"] == []
-
-
 class Stream:
     """An answer that begins with `EVENTS[0]`, and goes on to its end when it may."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from numbered_load import Numbered, NumberingUpstream
-from running_program import Program, install, running
+from program import Program, install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from running_program import Program, running
+from program import Program, running
 
 from tornadoproxy.testing import TEST_TOKEN, RawConnection, ScriptedUpstream, request_bytes
 

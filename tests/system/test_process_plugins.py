@@ -8,14 +8,14 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from running_program import install, running
+from program import install, running
 
 from tornadoproxy.testing import TEST_TOKEN, ScriptedServer, ScriptedUpstream, request_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from running_program import Program
+    from program import Program
 
     from tornadoproxy.testing import RawResponse
 

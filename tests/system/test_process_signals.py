@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from numbered_load import DIALECTS, Client, Dialect, Numbered, NumberingUpstream, Result
-from running_program import install, running
+from program import install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from running_program import install, running
+from program import install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,

@@ -41,7 +41,7 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -61,6 +61,8 @@ WITHIN = 1.0
 SILENCE = 0.3
 """How long the upstream may be silent, in seconds, where that is the fault. The answer to the next
 request may be no slower than that, also on a busy machine."""
+
+pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 
 class Fault:
@@ -169,14 +171,6 @@ class Scene:
 def asyncio_loop(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoop:
     """Either loop. All of it together takes long enough for one of them to be left for later."""
     return uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop()
-
-
-@pytest.fixture(autouse=True)
-def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What upstreams do wrong is not an error of the proxy."""
-    yield
-    logged = caplog.get_records("call")  # by now `caplog.records` are those of the teardown
-    assert [record.getMessage() for record in logged if record.levelname == "ERROR"] == []
 
 
 @pytest.fixture(params=WAYS, ids=str)

@@ -180,6 +180,11 @@ class RawConnection:
             await self._whole(self._read_body(response), response)
         return response
 
+    async def ask(self, data: bytes, *, to_head: bool = False) -> RawResponse:
+        """Send `data`, and return the next response; see `response`."""
+        await self.send(data)
+        return await self.response(to_head=to_head)
+
     async def gone(self) -> None:
         """Wait until the peer has ended the connection. What it sent before is kept."""
         await self._stream.gone()

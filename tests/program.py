@@ -1,6 +1,6 @@
 """The real program in a process of its own, and plugins installed for it.
 
-::
+`run` runs a command to its end; `running` serves::
 
     async with running(tmp_path, upstream, DRAIN_TIMEOUT="60") as program:
         client = await program.connect()
@@ -16,6 +16,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 from typing import IO, TYPE_CHECKING
 
@@ -123,16 +124,13 @@ async def start(
     **variables: str | None,
 ) -> Program:
     """Start the program in `directory`; see `running`."""
-    coverage = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE")}
     environment = {
-        "PATH": os.defpath,
-        "PYTHONPATH": os.pathsep.join([str(directory / "site"), *filter(None, sys.path)]),
+        **_environment(directory),
         "PORT": "0",
         "AUTH_TOKEN": TEST_TOKEN,
         "UPSTREAM_BASE_URL": upstream.url,
         "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
         "ACCESS_LOG_FORMAT": "json",
-        **coverage,
         **variables,
     }
     process = await asyncio.create_subprocess_exec(
@@ -189,6 +187,36 @@ async def _end(program: Program) -> None:
         program.process.kill()
         await program.ended()
         raise
+
+
+def run(
+    directory: Path, *arguments: str, file: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m tornadoproxy`` with `arguments` to its end.
+
+    :param directory: where it runs. Modules and packages in its ``site`` can be imported.
+    :param file: what is written into its ``.env`` before.
+    :param variables: its environment, which has nothing else of the tests'.
+    """
+    if file is not None:
+        (directory / ".env").write_text(file)
+    return subprocess.run(
+        [sys.executable, "-m", "tornadoproxy", *arguments],
+        cwd=directory,
+        env={**_environment(directory), **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,  # seconds; for what would otherwise hang
+        check=False,
+    )
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """As little as possible, so that nothing of this machine's has a say."""
+    coverage = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE")}
+    python_path = [str(directory / "site"), *filter(None, sys.path)]
+    return {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(python_path), **coverage}
 
 
 def install(directory: Path, name: str, source: str) -> None:
