@@ -217,20 +217,7 @@ def test_every_fixture_is_told_of() -> None:
 
 def test_every_example_package_is_told_of() -> None:
     packages = {path.parent.name for path in (ROOT / "examples").glob("*/pyproject.toml")}
-    assert set(re.findall(r"\.\./examples/([\w-]+)\)", PLUGINS)) == packages
-
-
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        path, _, anchor = link.partition("#")
-        assert "://" in link or not path or (page.parent / path).exists(), link
-        assert path or anchor in headings, link
+    assert set(re.findall(r"`examples/([\w-]+)`", PLUGINS)) == packages
 
 
 def test_the_first_plugin_is_made_as_told(tmp_path: Path) -> None:

@@ -1,0 +1,3 @@
+"""The errors that docs/troubleshooting.md quotes."""
+
+from __future__ import annotations
