@@ -19,7 +19,8 @@ from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.protocol.decompression import MAX_DECOMPRESSED
 from tornadoproxy.protocol.usage import ModelUsage, Usage
-from tornadoproxy.protocol.usage_reader import MAX_EVENT, MAX_JSON, UsageReader, read_message
+from tornadoproxy.protocol.usage_fields import read_message
+from tornadoproxy.protocol.usage_reader import MAX_EVENT, MAX_JSON, UsageReader
 from tornadoproxy.testing import message_document, message_events
 
 if TYPE_CHECKING:

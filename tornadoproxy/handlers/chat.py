@@ -30,7 +30,8 @@ from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator,
 from tornadoproxy.protocol.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.protocol.headers import add_fields, headers_of, is_encoded, is_event_stream
 from tornadoproxy.protocol.usage import Usage
-from tornadoproxy.protocol.usage_reader import UsageReader, read_message
+from tornadoproxy.protocol.usage_fields import read_message
+from tornadoproxy.protocol.usage_reader import UsageReader
 from tornadoproxy.upstream.model_list import UpstreamRefused
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, RequestRecord
-from tornadoproxy.protocol.usage import NOTHING_TOLD, Usage
+from tornadoproxy.protocol.usage import NOTHING_REPORTED, Usage
 
 if TYPE_CHECKING:
     from tornadoproxy.plugin.authorization import Permits
@@ -62,7 +62,7 @@ class Exchange:
         self.error: str | None = None
         self.requested_model: str | None = None
         self.model: str | None = None
-        self.usage = NOTHING_TOLD
+        self.usage = NOTHING_REPORTED
         self.stop_reason: str | None = None
         header: Callable[[str], str | None] = request.headers.get
         self.session_id = header("X-Claude-Code-Session-Id")

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.protocol.usage_reader import BYTES_PER_TOKEN
+from tornadoproxy.protocol.usage import BYTES_PER_TOKEN
 
 UNKNOWN_MODEL = "(unknown)"
 """Stands in `ModelRequest.models` for a model that cannot be read from the request.

@@ -52,5 +52,8 @@ class ModelUsage(Struct, frozen=True):
     cost: int | None = None
 
 
-NOTHING_TOLD = Usage()
+NOTHING_REPORTED = Usage()
 """The usage of an exchange that no answer has been told of."""
+
+BYTES_PER_TOKEN = 4
+"""How many bytes count as one token in an estimate."""

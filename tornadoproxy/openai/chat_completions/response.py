@@ -16,7 +16,7 @@ from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.openai import thinking
 from tornadoproxy.protocol import json_codec
 from tornadoproxy.protocol.json_codec import escape_line_separators
-from tornadoproxy.protocol.usage_reader import read_usage
+from tornadoproxy.protocol.usage_fields import read_usage
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
