@@ -28,8 +28,7 @@ from tornadoproxy.handlers.base import ExchangeHandler
 from tornadoproxy.handlers.body_budget import HeldBody
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
 from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageRequest, PageResponse
-from tornadoproxy.protocol.request_target import check_target
-from tornadoproxy.protocol.routes import is_served
+from tornadoproxy.protocol.request_target import check_target, is_served
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tornadoproxy.errors import ProxyError, UpstreamError
-from tornadoproxy.protocol.api_error import error_of, read_error
-from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.dialects import Dialect, error_of, read_error
 
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,

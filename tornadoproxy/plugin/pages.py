@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tornadoproxy.protocol.routes import SAMPLES, is_served
+from tornadoproxy.protocol.request_target import SAMPLES, is_served
 
 if TYPE_CHECKING:
     from tornadoproxy.plugin.request import Identity, IncomingRequest

@@ -123,6 +123,28 @@ class Dialect(Enum):
         }
 
 
+def read_error(body: bytes) -> tuple[str | None, str | None]:
+    """Return the type and message of an error of Anthropic's API; ``None`` for what is missing."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, None
+    return error_of(document)
+
+
+def error_of(document: object) -> tuple[str | None, str | None]:
+    """Return the same of a decoded body, or of a decoded event of a stream."""
+    error = document.get("error") if isinstance(document, dict) else None
+    if not isinstance(error, dict):
+        return None, None
+    kind, message = error.get("type"), error.get("message")
+    return (
+        kind if isinstance(kind, str) else None,
+        # UTF-8 cannot encode half of a surrogate pair, which JSON can express
+        message.encode(errors="replace").decode() if isinstance(message, str) else None,
+    )
+
+
 def _anthropic_type(status: int) -> str:
     fallback = "api_error" if status >= 500 else "invalid_request_error"
     return _ANTHROPIC_TYPES.get(status, fallback)

@@ -11,11 +11,39 @@ from urllib.parse import unquote
 
 from tornadoproxy.errors import InvalidRequest
 
+RELAY = "/v1/"
+PROBES = ("/", "/api/hello", "/health", "/ready")
+
+# some clients add /v1 to a base URL that ends in it, others leave it out where it belongs
+CHAT = re.compile("/openai(?:/v1){0,2}/chat/completions")
+MODELS = re.compile("/openai(?:/v1){0,2}/models(?:/.+)?")
+
+SAMPLES = (
+    *PROBES,
+    *(
+        f"/v1/{path}"
+        for path in ("messages", "messages/count_tokens", "messages/batches", "models")
+    ),
+    *(f"/v1/{path}" for path in ("files", "complete", "organizations/me", "x", "x/y")),
+    *(f"/openai/v1/{path}" for path in ("chat/completions", "models", "models/x")),
+)
+"""Paths of every kind, by which a pattern that takes some of them is found out."""
+
 _MESSAGES = "/v1/messages"
 
 # what some servers leave out when they look for a path's route: a segment's parameters, and blanks
 # and control characters (a route that ends in "$" matches before the end of a line)
 _IGNORED = re.compile(r"/?;[^/]*|[\x00-\x20\x7f-\xa0]")
+
+
+def is_served(path: str) -> bool:
+    """Whether the proxy serves `path`, which is as it came, if no plugin does."""
+    return (
+        path.startswith(RELAY)
+        or path in PROBES
+        or CHAT.fullmatch(path) is not None
+        or MODELS.fullmatch(path) is not None
+    )
 
 
 def check_target(target: str) -> None:

@@ -21,7 +21,7 @@ from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_pre
 from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
 from tornadoproxy.handlers.probes import NotFoundHandler, ProbeHandler, ReadyHandler
 from tornadoproxy.handlers.relay import RelayHandler
-from tornadoproxy.protocol.routes import CHAT, MODELS, PROBES, RELAY
+from tornadoproxy.protocol.request_target import CHAT, MODELS, PROBES, RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine

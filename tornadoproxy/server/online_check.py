@@ -7,7 +7,7 @@ import secrets
 
 from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL, Settings, upstream_key_fault
 from tornadoproxy.errors import ConfigurationError, UpstreamError
-from tornadoproxy.protocol.api_error import read_error
+from tornadoproxy.protocol.dialects import read_error
 from tornadoproxy.upstream.client import UpstreamClient, ask
 from tornadoproxy.upstream.model_list import read_page
 
