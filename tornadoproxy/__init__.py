@@ -11,8 +11,10 @@ The hooks are described in `tornadoproxy.plugin.hookspecs`.
 """
 
 from tornadoproxy.config import parsers
-from tornadoproxy.config.core_settings import HOST, Setting, Settings
-from tornadoproxy.config.parsers import BaseURL, EgressProxy
+from tornadoproxy.config.core_settings import HOST
+from tornadoproxy.config.setting import Setting
+from tornadoproxy.config.settings import Settings
+from tornadoproxy.config.urls import BaseURL, EgressProxy
 from tornadoproxy.errors import (
     AuthenticationFailed,
     ConfigurationError,

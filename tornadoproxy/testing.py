@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from openai import AsyncOpenAI
 
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.settings import Settings
 
 
 __all__ = [

@@ -43,10 +43,10 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_CONNECT_TIMEOUT,
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_IDLE_TIMEOUT,
-    upstream_key,
 )
-from tornadoproxy.config.parsers import BaseURL, EgressProxy
 from tornadoproxy.config.sources import Sources
+from tornadoproxy.config.upstream_key import upstream_key
+from tornadoproxy.config.urls import BaseURL, EgressProxy
 from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:

@@ -7,21 +7,16 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy.config.core_settings import (
-    HOST,
-    TLS_CERT,
-    UPSTREAM_BASE_URL,
-    Setting,
-    Settings,
-    upstream_key,
-    upstream_key_variable,
-)
-from tornadoproxy.config.parsers import BaseURL
+from tornadoproxy.config.core_settings import HOST, TLS_CERT, UPSTREAM_BASE_URL
+from tornadoproxy.config.upstream_key import upstream_key, upstream_key_variable
+from tornadoproxy.config.urls import BaseURL
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.sources import Sources
     from tornadoproxy.plugin.discovery import PluginInfo
 

@@ -10,16 +10,16 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_BASE_URL,
-    Setting,
-    Settings,
 )
-from tornadoproxy.config.parsers import base_url
+from tornadoproxy.config.urls import base_url
 from tornadoproxy.fakes.anthropic_api import ScriptedUpstream
 from tornadoproxy.secret import Secret
 from tornadoproxy.server import runner
 from tornadoproxy.server.configuration import Configuration, configure
 
 if TYPE_CHECKING:
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.manager import Plugins
     from tornadoproxy.server.line_writer import LineWriter
 

@@ -12,7 +12,7 @@ from tornadoproxy.config.core_settings import CORE_SETTINGS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tornadoproxy.config.core_settings import Setting
+    from tornadoproxy.config.setting import Setting
     from tornadoproxy.plugin.discovery import PluginInfo
 
 _WIDTH = 80

@@ -17,7 +17,8 @@ from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tornadoproxy.config.core_settings import Setting, Settings
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.commands import Command
     from tornadoproxy.plugin.discovery import PluginInfo
 

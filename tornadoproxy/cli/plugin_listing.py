@@ -11,7 +11,7 @@ from tornadoproxy.plugin import tables
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tornadoproxy.config.core_settings import Setting
+    from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.sources import Sources
     from tornadoproxy.plugin.discovery import PluginInfo
     from tornadoproxy.plugin.pages import Page

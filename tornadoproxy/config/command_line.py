@@ -23,7 +23,7 @@ from tornadoproxy.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from tornadoproxy.config.core_settings import Setting
+    from tornadoproxy.config.setting import Setting
 
 COMMANDS = {
     "serve": "listen and relay; this is the default",

@@ -16,13 +16,14 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_BASE_URL,
-    Settings,
-    upstream_key,
 )
+from tornadoproxy.config.upstream_key import upstream_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tornadoproxy.config.settings import Settings
 
 
 def contradictions(settings: Settings) -> tuple[str, ...]:

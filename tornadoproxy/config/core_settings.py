@@ -1,132 +1,24 @@
-"""The core's settings, each declared once, in the types that every setting is declared and held in.
-
-A `Setting` is one variable: its name, how its text becomes a value, its default and its help. It is
-also the key under which the frozen `Settings` hold its value: ``settings[PORT]`` is an ``int``.
-Plugins declare theirs in the same way; see `tornadoproxy.plugin.hookspecs.declare_settings`.
-"""
+"""The core's settings, each declared once."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.config import parsers
-from tornadoproxy.config.parsers import BaseURL, EgressProxy
+from tornadoproxy.config.setting import Setting
+from tornadoproxy.config.urls import BaseURL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tornadoproxy.config.urls import EgressProxy
     from tornadoproxy.protocol.client_address import IPNetwork
     from tornadoproxy.secret import Secret
 
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
 # a timeout of zero would be over before it begins, and means "none" to some readers
 _timeout = parsers.seconds(minimum=0.001)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Setting(Generic[T_co]):
-    """One setting. Two are the same only if they are the same object.
-
-    :param name: its environment variable, in capitals: ``UPSTREAM_BASE_URL``.
-    :param parse: from text to value; raises ``ValueError("must be …")``, which is shown after the
-        name. See `tornadoproxy.config.parsers`.
-    :param default: its value if nobody sets it.
-    :param help: what it does, in a sentence or two, with its unit.
-    :param secret: whether its text is a credential, or may hold one: there is no flag for it,
-        since everybody on a machine can read a process's arguments, and it is never shown.
-    :param fallbacks: other variables that are asked when this one is absent; a blank one of them
-        counts as absent.
-    :param blank: whether it may be set to nothing, which then reaches `parse` as an empty text.
-        For every other setting, set but blank is a mistake.
-    """
-
-    name: str
-    parse: Callable[[str], T_co]
-    default: T_co
-    help: str
-    secret: bool = False
-    fallbacks: tuple[str, ...] = ()
-    blank: bool = False
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.name):
-            raise ValueError(f"a setting's name is in capitals, like LOG_LEVEL, not {self.name!r}")
-        if self.name in {"ENV_FILE", "HELP", "VERSION"}:
-            raise ValueError(f"{self.name} would have a flag that is the program's own: rename it")
-
-    @property
-    def flag(self) -> str | None:
-        """Its flag, ``--upstream-base-url``; ``None`` if it is secret."""
-        return None if self.secret else "--" + self.name.lower().replace("_", "-")
-
-
-class Settings:
-    """The values of all settings, read once; nothing changes them. See `replace`.
-
-    :param values: a value for each declared setting.
-    :param variables: for each that was not left to its default, the variable that it came from:
-        its own name, or one of its fallbacks.
-    """
-
-    __slots__ = ("_values", "_variables")
-
-    def __init__(
-        self,
-        values: Mapping[Setting[Any], Any],  # Any: each value has its setting's own type
-        variables: Mapping[Setting[Any], str] | None = None,
-    ) -> None:
-        self._values = dict(values)
-        self._variables = dict(variables or {})
-
-    @classmethod
-    def defaults(cls, *declared: Setting[Any]) -> Settings:
-        """The defaults of the core's settings and of a plugin's own."""
-        return cls({setting: setting.default for setting in (*CORE_SETTINGS, *declared)})
-
-    def __getitem__(self, setting: Setting[T]) -> T:
-        """The value of `setting`.
-
-        :raises KeyError: nobody declared it.
-        """
-        try:
-            value: T = self._values[setting]
-        except KeyError:
-            raise KeyError(
-                f"{setting.name} is not declared: return it from the hook declare_settings"
-            ) from None
-        return value
-
-    def variable(self, setting: Setting[Any]) -> str | None:
-        """The variable that `setting` came from, its own or a fallback; ``None`` if defaulted."""
-        return self._variables.get(setting)
-
-    def is_set(self, name: str) -> bool:
-        """Whether somebody set the variable `name`, whichever plugin declares it."""
-        return name in self._variables.values()
-
-    def replace(self, values: Mapping[Setting[Any], Any]) -> Settings:
-        """Settings with `values` in place of, or besides, the present ones."""
-        variables = {setting: setting.name for setting in values}
-        return Settings({**self._values, **values}, {**self._variables, **variables})
-
-    def changed(self, other: Settings) -> tuple[Setting[Any], ...]:
-        """The settings whose values differ between these and `other`."""
-        return tuple(each for each in self._values if self[each] != other[each])
-
-    def __repr__(self) -> str:
-        shown = (
-            f"{setting.name}={'***' if setting.secret and value else repr(value)}"
-            for setting, value in self._values.items()
-        )
-        return f"Settings({', '.join(shown)})"
-
 
 HOST: Setting[str] = Setting(
     "HOST",
@@ -457,81 +349,10 @@ CHAT_CACHE: Setting[str] = Setting(
     ),
 )
 
-CORE_SETTINGS: tuple[Setting[Any], ...] = (
-    HOST,
-    PORT,
-    UPSTREAM_BASE_URL,
-    UPSTREAM_ALLOW_CLEARTEXT,
-    UPSTREAM_API_KEY,
-    UPSTREAM_API_KEY_FILE,
-    UPSTREAM_AUTH_SCHEME,
-    UPSTREAM_CONNECT_TIMEOUT,
-    UPSTREAM_FIRST_BYTE_TIMEOUT,
-    UPSTREAM_IDLE_TIMEOUT,
-    UPSTREAM_KEEPALIVE_TIMEOUT,
-    UPSTREAM_CA_FILE,
-    HTTPS_PROXY,
-    NO_PROXY,
-    MAX_CONNECTIONS,
-    MAX_CONCURRENT_REQUESTS,
-    QUEUE_TIMEOUT,
-    MAX_QUEUED_REQUESTS,
-    MAX_HELD_BODIES,
-    MAX_HEADER_SIZE,
-    MAX_BODY_SIZE,
-    CLIENT_IDLE_TIMEOUT,
-    CLIENT_BODY_TIMEOUT,
-    MIN_BODY_RATE,
-    SHUTDOWN_DELAY,
-    DRAIN_TIMEOUT,
-    PLUGIN_TIMEOUT,
-    DISABLED_PLUGINS,
-    TLS_CERT,
-    TLS_KEY,
-    TRUSTED_PROXIES,
-    ALLOWED_HOSTS,
-    ALLOWED_ORIGINS,
-    LOG_LEVEL,
-    DEFAULT_ANTHROPIC_VERSION,
-    SSE_KEEPALIVE_INTERVAL,
-    REWRITE_RESULTS_URL,
-    REUSE_PORT,
-    CHAT_MODELS,
-    CHAT_DEFAULT_MAX_TOKENS,
-    CHAT_STRICT,
-    CHAT_DROP_SAMPLING,
-    CHAT_PREFILL,
-    CHAT_CACHE,
+CORE_SETTINGS: tuple[Setting[Any], ...] = tuple(
+    value for value in tuple(globals().values()) if isinstance(value, Setting)
 )
+"""All of the above, in their order."""
 
 RELOADABLE: tuple[Setting[Any], ...] = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, LOG_LEVEL)
 """The core's settings that SIGHUP changes; plugins take all of theirs in again."""
-
-
-def upstream_key(settings: Settings) -> Secret | None:
-    """The key that the upstream gets; ``None`` if there is none.
-
-    The file goes before ``ANTHROPIC_API_KEY``, which is a fallback; a file beside a
-    ``UPSTREAM_API_KEY`` is refused at start.
-    """
-    return settings[UPSTREAM_API_KEY_FILE] or settings[UPSTREAM_API_KEY]
-
-
-def upstream_key_fault(settings: Settings) -> str:
-    """Return what is wrong where the upstream answers 401: the setting, and what to do."""
-    if upstream_key(settings) is None:
-        return (
-            "UPSTREAM_API_KEY is not set, and the upstream requires a credential (it answered "
-            "401): set it"
-        )
-    return (
-        f"{upstream_key_variable(settings)}: the upstream refused this key (it answered 401): "
-        "replace it"
-    )
-
-
-def upstream_key_variable(settings: Settings) -> str | None:
-    """Return the variable that the upstream's key came from."""
-    if settings[UPSTREAM_API_KEY_FILE] is not None:
-        return UPSTREAM_API_KEY_FILE.name
-    return settings.variable(UPSTREAM_API_KEY)

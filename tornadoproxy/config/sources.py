@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.config import parsers
-from tornadoproxy.config.core_settings import TLS_KEY, Setting, Settings
+from tornadoproxy.config.core_settings import TLS_KEY
+from tornadoproxy.config.settings import Settings
 from tornadoproxy.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from tornadoproxy.config.env_file import EnvFile
+    from tornadoproxy.config.setting import Setting
 
 _ANTHROPIC_BASE_URL = "ANTHROPIC_BASE_URL"
 

@@ -21,8 +21,8 @@ from tornadoproxy.config.core_settings import (
     MAX_QUEUED_REQUESTS,
     QUEUE_TIMEOUT,
     UPSTREAM_BASE_URL,
-    upstream_key_fault,
 )
+from tornadoproxy.config.upstream_key import upstream_key_fault
 from tornadoproxy.errors import CredentialRefused
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
@@ -35,7 +35,7 @@ from tornadoproxy.upstream.model_list import ModelList
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.manager import Plugins
     from tornadoproxy.plugin.request import Outcome
     from tornadoproxy.upstream.client import UpstreamClient

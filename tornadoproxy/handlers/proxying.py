@@ -19,10 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy.config.core_settings import (
-    DEFAULT_ANTHROPIC_VERSION,
-    UPSTREAM_BASE_URL,
-)
+from tornadoproxy.config.core_settings import DEFAULT_ANTHROPIC_VERSION, UPSTREAM_BASE_URL
 from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
 from tornadoproxy.handlers.base import ExchangeHandler
 from tornadoproxy.handlers.body_budget import HeldBody

@@ -17,7 +17,7 @@ from tornadoproxy.protocol.headers import credential_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.discovery import PluginCall
 
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pluggy
 
 from tornadoproxy.config.command_line import COMMANDS
-from tornadoproxy.config.core_settings import CORE_SETTINGS, Setting
+from tornadoproxy.config.core_settings import CORE_SETTINGS
+from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.sources import nearest
 from tornadoproxy.plugin import hookspecs
 from tornadoproxy.plugin.commands import Command

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pluggy
 
 if TYPE_CHECKING:
-    from tornadoproxy.config.core_settings import Setting, Settings
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.authorization import ModelRequest, Permit
     from tornadoproxy.plugin.commands import Command
     from tornadoproxy.plugin.pages import Page

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT, Setting
+from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import ClientError, ConfigurationError, PluginFailed, ProxyError
 from tornadoproxy.plugin.declarations import (
     check_unchanged,
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
     from importlib.metadata import EntryPoint
 
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.authorization import ModelRequest, Permits
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tornadoproxy.config.command_line import Arguments
-    from tornadoproxy.config.core_settings import Setting, Settings
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
 
 _logger = logging.getLogger(__name__)
 

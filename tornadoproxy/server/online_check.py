@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from typing import TYPE_CHECKING
 
-from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL, Settings, upstream_key_fault
+from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL
+from tornadoproxy.config.upstream_key import upstream_key_fault
 from tornadoproxy.errors import ConfigurationError, UpstreamError
 from tornadoproxy.protocol.dialects import read_error
 from tornadoproxy.upstream.client import UpstreamClient, ask
 from tornadoproxy.upstream.model_list import read_page
+
+if TYPE_CHECKING:
+    from tornadoproxy.config.settings import Settings
 
 PATH = "/v1/models?limit=1"
 """The cheapest request that needs a valid key: it runs no model and costs nothing."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.manager import Plugins
 
 _logger = logging.getLogger(__name__)

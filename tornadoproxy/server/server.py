@@ -37,7 +37,7 @@ from tornadoproxy.server.listening import UNIX, SocketFile, open_sockets
 from tornadoproxy.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.manager import Plugins
 
 logger = logging.getLogger(__name__)

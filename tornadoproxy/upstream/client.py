@@ -35,8 +35,8 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_IDLE_TIMEOUT,
     UPSTREAM_KEEPALIVE_TIMEOUT,
-    upstream_key,
 )
+from tornadoproxy.config.upstream_key import upstream_key
 from tornadoproxy.protocol.decompression import decompressor
 from tornadoproxy.protocol.headers import credential_header, headers_of, is_encoded, via
 from tornadoproxy.upstream.call import Call, UpstreamRequest
@@ -45,7 +45,7 @@ from tornadoproxy.upstream.connector import Connector, Origin
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.config.core_settings import Settings
+    from tornadoproxy.config.settings import Settings
     from tornadoproxy.errors import UpstreamError
     from tornadoproxy.upstream.call import Receiver
     from tornadoproxy.upstream.connection import ResponseHead, UpstreamConnection

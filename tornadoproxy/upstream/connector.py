@@ -28,8 +28,8 @@ from tornadoproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from tornadoproxy.upstream.connection import UpstreamConnection
 
 if TYPE_CHECKING:
-    from tornadoproxy.config.core_settings import Settings
-    from tornadoproxy.config.parsers import EgressProxy
+    from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.urls import EgressProxy
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,40 @@
+"""Which key the upstream gets, and which variable it comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornadoproxy.config.core_settings import UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE
+
+if TYPE_CHECKING:
+    from tornadoproxy.config.settings import Settings
+    from tornadoproxy.secret import Secret
+
+
+def upstream_key(settings: Settings) -> Secret | None:
+    """The key that the upstream gets; ``None`` if there is none.
+
+    The file goes before ``ANTHROPIC_API_KEY``, which is a fallback; a file beside a
+    ``UPSTREAM_API_KEY`` is refused at start.
+    """
+    return settings[UPSTREAM_API_KEY_FILE] or settings[UPSTREAM_API_KEY]
+
+
+def upstream_key_fault(settings: Settings) -> str:
+    """Return what is wrong where the upstream answers 401: the setting, and what to do."""
+    if upstream_key(settings) is None:
+        return (
+            "UPSTREAM_API_KEY is not set, and the upstream requires a credential (it answered "
+            "401): set it"
+        )
+    return (
+        f"{upstream_key_variable(settings)}: the upstream refused this key (it answered 401): "
+        "replace it"
+    )
+
+
+def upstream_key_variable(settings: Settings) -> str | None:
+    """Return the variable that the upstream's key came from."""
+    if settings[UPSTREAM_API_KEY_FILE] is not None:
+        return UPSTREAM_API_KEY_FILE.name
+    return settings.variable(UPSTREAM_API_KEY)
