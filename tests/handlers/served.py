@@ -1,0 +1,101 @@
+"""Pieces of HTTP, and checks of the proxy's own errors, for tests of served requests."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tornadoproxy.testing import TEST_TOKEN, message_document, message_events, request_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tornadoproxy.testing import RawResponse
+
+CHUNKED = ("Transfer-Encoding", "chunked")
+EVENT_STREAM = [("Content-Type", "text/event-stream"), CHUNKED]
+EVENTS = message_events(message_document("Grüße, 世界 und 😀!"))
+STREAM = b"".join(EVENTS)
+
+MESSAGE_BODY = b'{"model":"claude-sonnet-5-5","max_tokens":9,"messages":[],"stream":true}'
+CHAT_BODY = b'{"model":"claude-sonnet-5-5","messages":[{"role":"user","content":"Hi"}]}'
+
+
+def request(
+    method: str, target: str, *headers: tuple[str, str], body: bytes = b"", version: str = "1.1"
+) -> bytes:
+    """Return an authenticated request's bytes."""
+    data = request_bytes(method, target, headers, body, token=TEST_TOKEN)
+    return data.replace(b" HTTP/1.1\r\n", f" HTTP/{version}\r\n".encode(), 1)
+
+
+MESSAGE = request("POST", "/v1/messages", body=MESSAGE_BODY)
+CHAT_PATH = "/openai/v1/chat/completions"
+CHAT = request("POST", CHAT_PATH, body=CHAT_BODY)
+CHAT_STREAM = request("POST", CHAT_PATH, body=b'{"stream":true,' + CHAT_BODY[1:])
+MODELS = request("GET", "/v1/models")
+UPLOAD = request("POST", "/v1/files", CHUNKED)
+
+
+def chunks(*pieces: bytes) -> bytes:
+    """Return a chunk for each piece that is not empty."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece)
+
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    """Return a whole chunked body of chunks of at most this size."""
+    return chunks(*split(body, size)) + b"0\r\n\r\n"
+
+
+def split(data: bytes, size: int) -> Iterable[bytes]:
+    """Yield pieces of at most this size."""
+    return (data[start : start + size] for start in range(0, len(data), size))
+
+
+def lowered(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return header lines with their names in lower case."""
+    return [(name.lower(), value) for name, value in lines]
+
+
+def anthropic_error(response: RawResponse, status: int, error_type: str) -> str:
+    """Check that a response is the proxy's error in the Anthropic shape; return its message."""
+    assert response.status == status
+    (request_id,) = response.all("request-id")
+    assert response.header("x-request-id") is None
+    document = _error_document(response, request_id)
+    message: str = document["error"]["message"]
+    assert document == {
+        "type": "error",
+        "error": {"type": error_type, "message": message},
+        "request_id": request_id,
+    }
+    assert len(message) > 10
+    return message
+
+
+def openai_error(
+    response: RawResponse,
+    status: int,
+    error_type: str = "invalid_request_error",
+    *,
+    code: str | None = None,
+    param: str | None = None,
+) -> str:
+    """Check that a response is the proxy's error in the OpenAI shape; return its message."""
+    assert response.status == status
+    (request_id,) = response.all("x-request-id")
+    assert response.header("request-id") is None
+    document = _error_document(response, request_id)
+    message: str = document["error"]["message"]
+    assert document == {
+        "error": {"message": message, "type": error_type, "param": param, "code": code}
+    }
+    assert len(message) > 10
+    return message
+
+
+def _error_document(response: RawResponse, request_id: str) -> Any:  # Any: JSON
+    assert request_id.startswith("req_")
+    assert response.header("Content-Type") == "application/json"
+    assert response.header("Server") is None
+    return json.loads(response.body)
