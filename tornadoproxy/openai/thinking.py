@@ -1,107 +1,77 @@
-"""Carries thinking over in an assistant message, so that it can come back as it was.
-
-The theory. Upstream signs what it thought, and takes it back only unchanged, in its place among the
-other blocks of its turn. A chat completion has no blocks: it has one text and a list of calls. So
-an answer's ``thinking_blocks`` tell of each block what the SDK for Anthropic's API would, and where
-it stood: after how many characters of the text (``text_before``) and after how many of the calls
-(``calls_before``). Thinking that came first, as it most often does, has neither.
-
-``reasoning_content`` is the text alone, for people to read.
+"""Translates a reasoning effort into effort and thinking, as far as the model has them.
 
 Source: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 """
 
 from __future__ import annotations
 
-import sys
+from typing import TYPE_CHECKING
 
-from tornadoproxy.openai.reading import Json, array, integer, obj, one_of, text
+from tornadoproxy.openai.reading import Json, one_of
 
-KEYS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
-"""The kinds of thinking blocks, and what each holds besides its type; last, what upstream signs."""
+if TYPE_CHECKING:
+    from tornadoproxy.openai.models import Capabilities
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+BLOCKS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
+"""The types of thinking blocks with their fields; the last field is signed by the upstream."""
+
+_BUDGETS = {
+    "minimal": 1024,
+    "low": 2048,
+    "medium": 8192,
+    "high": 16384,
+    "xhigh": 24576,
+    "max": 32000,
+}
 
 
-def shown(block: Json, text_before: int, calls_before: int) -> Json:
-    """A block of thinking for an answer.
+def add_reasoning(
+    effort: object,
+    param: str,
+    body: Json,
+    able: Capabilities,
+    ignored: list[str],
+    *,
+    takes_budget: bool,
+) -> None:
+    """Add a client's reasoning effort to `body`, the upstream's request.
 
-    :param block: upstream's.
-    :param text_before: the characters of the answer's text before it.
-    :param calls_before: the answer's calls before it.
+    :param param: the client's name for `effort`, which is the client's value and not ``None``.
+    :param ignored: takes `param` if the model has neither effort nor thinking.
+    :param takes_budget: whether the conversation may go on with a budget for thinking.
+    :raises InvalidRequest: `effort` is not one of `EFFORTS`.
     """
-    entry: Json = {"type": block["type"]}
-    for key in KEYS[block["type"]]:
-        value = block.get(key)
-        entry[key] = value if isinstance(value, str) else ""
-    if text_before:
-        entry["text_before"] = text_before
-    if calls_before:
-        entry["calls_before"] = calls_before
-    return entry
+    wanted = one_of(effort, param, EFFORTS)
+    # a forced call comes without thinking
+    forced = body.get("tool_choice", {}).get("type") in {"any", "tool"}
+    thinking = None
+    if wanted == "none":
+        thinking = _least_thinking(able)
+    elif not forced:
+        thinking = _thinking(wanted, body["max_tokens"], able, takes_budget=takes_budget)
+    # a model that always thinks does so least at the lowest effort
+    level = None if wanted == "none" and thinking else able.effort(wanted)
+    if level is not None:
+        body["output_config"] = {"effort": level, **body.get("output_config", {})}
+    if thinking is not None:
+        body.setdefault("thinking", thinking)
+    elif level is None and "thinking" not in body:
+        ignored.append(param)
 
 
-def put_back(
-    entries: object, param: str, texts: list[Json], calls: list[Json], ignored: list[str]
-) -> list[Json]:
-    """The blocks of an earlier answer's turn: its thinking among its texts and calls.
-
-    Thinking that upstream would refuse is dropped: without a signature, as in a stream that was
-    cut, or at the end of the turn.
-
-    :param entries: the client's ``thinking_blocks``.
-    :param ignored: takes the names of what is dropped.
-    :raises InvalidRequest: an entry has a wrong type.
-    """
-    turn: list[Json] = []
-    said = _Text(texts)
-    position = used_calls = 0
-    for index, entry in enumerate(array(entries, param)):
-        where = f"{param}[{index}]"
-        entry = obj(entry, where)
-        kind = one_of(entry.get("type"), f"{where}.type", KEYS)
-        text_before = integer(entry.get("text_before", 0), f"{where}.text_before", 0)
-        calls_before = integer(entry.get("calls_before", 0), f"{where}.calls_before", 0)
-        block: Json = {"type": kind}
-        for key in KEYS[kind]:
-            value = entry.get(key)
-            block[key] = "" if value is None else text(value, f"{where}.{key}")
-        if not block[KEYS[kind][-1]]:
-            ignored.append("messages.thinking_blocks")
-            continue
-        turn += said.take(text_before - position)
-        turn += calls[used_calls:calls_before]
-        position = max(position, text_before)
-        used_calls = max(used_calls, calls_before)
-        turn.append(block)
-    turn += said.take(sys.maxsize) + calls[used_calls:]
-    turn = [block for block in turn if block["type"] != "text" or block["text"].strip()]
-    while turn and turn[-1]["type"] in KEYS:
-        turn.pop()
-        ignored.append("messages.thinking_blocks")
-    return turn
+def _least_thinking(able: Capabilities) -> Json | None:
+    least = next((kind for kind in ("disabled", "between_tools") if kind in able.thinking), None)
+    return {"type": least} if least else None
 
 
-class _Text:
-    """The text of a turn, in blocks, which is taken from its beginning on."""
-
-    def __init__(self, blocks: list[Json]) -> None:
-        self._blocks = blocks
-        self._index = 0
-        self._start = 0  # in the block at that index, in characters
-
-    def take(self, length: int) -> list[Json]:
-        """The blocks of the next `length` characters."""
-        taken: list[Json] = []
-        while self._index < len(self._blocks):
-            block = self._blocks[self._index]
-            left = len(block["text"]) - self._start
-            end = self._start + max(min(length, left), 0)
-            piece = block["text"][self._start : end]
-            if length < left:
-                taken.append({"type": "text", "text": piece})
-                self._start = end
-                break
-            taken.append({**block, "text": piece})
-            self._index += 1
-            self._start = 0
-            length -= left
-        return taken
+def _thinking(
+    effort: str, max_tokens: int, able: Capabilities, *, takes_budget: bool
+) -> Json | None:
+    if "adaptive" in able.thinking:
+        return {"type": "adaptive", "display": "summarized"}
+    budget = min(_BUDGETS[effort], max_tokens // 2)
+    if "enabled" in able.thinking and budget >= _BUDGETS["minimal"] and takes_budget:
+        return {"type": "enabled", "budget_tokens": budget}
+    return None

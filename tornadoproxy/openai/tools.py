@@ -1,4 +1,4 @@
-"""Translates tools, the choice among them, and the legacy functions that came before them."""
+"""Translates functions into tools, and the choice among them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tornadoproxy.openai.content import cache_control
-from tornadoproxy.openai.reading import (
-    Json,
-    array,
-    boolean,
-    obj,
-    one_of,
-    refuse,
-    text,
-    tool_name,
-)
+from tornadoproxy.openai.reading import Json, boolean, obj, refuse, text, tool_name
 
 if TYPE_CHECKING:
-    from tornadoproxy.openai.capabilities import Capabilities
+    from tornadoproxy.openai.models import Capabilities
     from tornadoproxy.openai.schema import Grammar
 
 MAX_STRICT = 20
-"""Strict tools in a request, the upstream's limit; see `tornadoproxy.openai.schema`."""
+"""The upstream's limit of strict tools in a request; see `tornadoproxy.openai.schema`."""
 
 _ANY_INPUT: Json = {"type": "object", "properties": {}}
 
@@ -32,9 +22,9 @@ _ANY_INPUT: Json = {"type": "object", "properties": {}}
 class Offer:
     """The tools that a model is offered.
 
-    :param tools: upstream's descriptions of them.
-    :param choice: upstream's ``tool_choice``, if the client makes one.
-    :param instruction: says to the model what the choice cannot.
+    :param tools: the upstream's descriptions of them.
+    :param choice: the upstream's ``tool_choice``, if the client makes one.
+    :param instruction: a sentence for the system prompt, which says what the choice cannot.
     """
 
     tools: list[Json]
@@ -46,100 +36,17 @@ class Offer:
         """Whether the model must call a tool."""
         return self.choice is not None and self.choice["type"] in {"any", "tool"}
 
+    def limit_to_one_call(self) -> None:
+        """Allow one call at a time."""
+        if self.choice is None or self.choice["type"] != "none":
+            self.choice = {**(self.choice or {"type": "auto"}), "disable_parallel_tool_use": True}
 
-_FIELDS = frozenset({"function_call", "functions", "parallel_tool_calls", "tool_choice", "tools"})
 
+def function_tool(function: object, param: str) -> Json:
+    """Return the tool for a function: its name, description, parameters, and whether it is strict.
 
-def translate(
-    document: Json,
-    called: Collection[str],
-    able: Capabilities,
-    grammar: Grammar,
-    ignored: list[str],
-) -> Offer:
-    """Translate a request's tools and its choice among them.
-
-    :param called: the names of tools that the conversation has called. Upstream wants tools
-        wherever there are calls; OpenAI's API does not, so they are made up where there are none.
-    :param grammar: fits the schemas of strict tools.
-    :param ignored: takes the names of what is dropped.
-    :raises InvalidRequest: a tool is wrong, or is not a function; the choice is none of them.
+    :raises InvalidRequest: a field of it is invalid.
     """
-    if not called and _FIELDS.isdisjoint(document):
-        return Offer([], None)
-    tools = _tools(document, able, grammar, ignored)
-    param = "tool_choice" if document.get("tool_choice") is not None else "function_call"
-    wanted = document.get(param)
-    single = _at_most_one(document)
-    if not tools:
-        if wanted not in (None, "none", "auto"):
-            refuse(param, "needs tools")
-        made_up = [{"name": name, "input_schema": _ANY_INPUT} for name in dict.fromkeys(called)]
-        return Offer(made_up, {"type": "none"} if made_up else None)
-    offer = _choose(wanted, param, tools)
-    if offer.is_forced and not able.forced_tools:
-        ignored.append(param)
-        offer = _asked_instead(offer)
-    if single and (offer.choice is None or offer.choice["type"] != "none"):
-        offer.choice = {**(offer.choice or {"type": "auto"}), "disable_parallel_tool_use": True}
-    return offer
-
-
-def uses_legacy_functions(document: Json) -> bool:
-    """Whether the client speaks of functions, and expects a ``function_call``."""
-    return bool(document.get("functions")) and not document.get("tools")
-
-
-def _tools(document: Json, able: Capabilities, grammar: Grammar, ignored: list[str]) -> list[Json]:
-    listed = [
-        _tool(tool, f"tools[{index}]", ignored)
-        for index, tool in enumerate(_listed(document, "tools"))
-    ]
-    listed += [
-        _function(function, f"functions[{index}]")
-        for index, function in enumerate(_listed(document, "functions"))
-    ]
-    by_name: dict[str, Json] = {}
-    for tool in listed:
-        if by_name.setdefault(tool["name"], tool) != tool:
-            refuse("tools", "must have different names")
-    found = list(by_name.values())
-    _constrain([tool for tool in found if tool.get("strict")], able, grammar, ignored)
-    return found
-
-
-def _constrain(
-    strict: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
-) -> None:
-    """Fit the schemas of `strict` tools; those that do not fit become plain tools."""
-    left = MAX_STRICT if able.structured_outputs else 0
-    for tool in strict:
-        fitted = grammar.fit(tool["input_schema"]) if left else None
-        if fitted is not None and fitted.get("type") == "object":
-            tool["input_schema"] = fitted
-            left -= 1
-        else:
-            del tool["strict"]
-            ignored.append("tools.strict")
-
-
-def _listed(document: Json, name: str) -> list[object]:
-    return array(document[name], name) if document.get(name) is not None else []
-
-
-def _tool(given: object, param: str, ignored: list[str]) -> Json:
-    tool = obj(given, param)
-    if tool.get("type") != "function":
-        refuse(f"{param}.type", "must be function")
-    function = _function(tool.get("function"), f"{param}.function")
-    cached = cache_control(tool, param, ignored)
-    cached = cached or cache_control(tool["function"], f"{param}.function", ignored)
-    if cached is not None:
-        function["cache_control"] = cached
-    return function
-
-
-def _function(function: object, param: str) -> Json:
     function = obj(function, param)
     tool: Json = {"name": tool_name(function.get("name"), f"{param}.name")}
     if function.get("description") is not None:
@@ -155,57 +62,60 @@ def _function(function: object, param: str) -> Json:
     return tool
 
 
-def _choose(wanted: object, param: str, tools: list[Json]) -> Offer:
-    if wanted is None:
-        return Offer(tools)
-    if isinstance(wanted, str):
-        options = {"none": "none", "auto": "auto", "required": "any"}
-        return Offer(tools, {"type": options[one_of(wanted, param, options)]})
-    wanted = obj(wanted, param)
-    if param == "tool_choice":
-        kind = one_of(wanted.get("type"), f"{param}.type", ("function", "allowed_tools"))
-        if kind == "allowed_tools":
-            return _allowed(wanted.get("allowed_tools"), f"{param}.allowed_tools", tools)
-        param = f"{param}.function"
-        wanted = obj(wanted.get("function"), param)
+def distinct_tools(
+    listed: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
+) -> list[Json]:
+    """Return each of the tools once, with the schemas of strict tools fitted to the grammar.
+
+    A strict tool whose schema does not fit becomes a plain one.
+
+    :raises InvalidRequest: two different tools have one name.
+    """
+    by_name: dict[str, Json] = {}
+    for tool in listed:
+        if by_name.setdefault(tool["name"], tool) != tool:
+            refuse("tools", "must have different names")
+    found = list(by_name.values())
+    left = MAX_STRICT if able.structured_outputs else 0
+    for tool in found:
+        if not tool.get("strict"):
+            continue
+        fitted = grammar.fit(tool["input_schema"]) if left else None
+        if fitted is not None and fitted.get("type") == "object":
+            tool["input_schema"] = fitted
+            left -= 1
+        else:
+            del tool["strict"]
+            ignored.append("tools.strict")
+    return found
+
+
+def offer_of_called(called: Collection[str]) -> Offer:
+    """Return an offer with a tool of each name, none of which may be called.
+
+    The upstream requires tools wherever the conversation has calls; OpenAI's APIs do not.
+    """
+    made_up = [{"name": name, "input_schema": _ANY_INPUT} for name in dict.fromkeys(called)]
+    return Offer(made_up, {"type": "none"} if made_up else None)
+
+
+def choose_tool(tools: list[Json], name: object, param: str) -> Offer:
+    """Return an offer in which the model must call one tool."""
     known = {tool["name"] for tool in tools}
-    name = _name_among(known, wanted.get("name"), f"{param}.name")
-    return Offer(tools, {"type": "tool", "name": name})
+    return Offer(tools, {"type": "tool", "name": name_among(known, name, param)})
 
 
-def _allowed(allowed: object, param: str, tools: list[Json]) -> Offer:
-    choice = obj(allowed, param)
-    mode = one_of(choice.get("mode"), f"{param}.mode", ("auto", "required"))
-    known = {tool["name"] for tool in tools}
-    names: set[str] = set()
-    for index, tool in enumerate(array(choice.get("tools"), f"{param}.tools")):
-        where = f"{param}.tools[{index}]"
-        function = obj(obj(tool, where).get("function"), f"{where}.function")
-        names.add(_name_among(known, function.get("name"), f"{where}.function.name"))
-    if not names:
-        refuse(f"{param}.tools", "must not be empty")
-    kept = [tool for tool in tools if tool["name"] in names]
-    return Offer(kept, {"type": "any" if mode == "required" else "auto"})
-
-
-def _name_among(known: Collection[str], name: object, param: str) -> str:
+def name_among(known: Collection[str], name: object, param: str) -> str:
+    """Return `name`, which must be one of the `known` names of tools."""
     name = tool_name(name, param)
     if name not in known:
-        refuse(param, f"({name}) must be that of one of the tools")
+        refuse(param, f"({name}) must be the name of one of the tools")
     return name
 
 
-def _asked_instead(offer: Offer) -> Offer:
-    """The offer to a model that cannot be forced to call a tool: it is asked to."""
+def ask_instead(offer: Offer) -> Offer:
+    """Return an offer that asks for a call, for a model that cannot be forced to make one."""
     assert offer.choice is not None
     named = offer.choice.get("name")
     wish = f"Call the tool {named} now." if named else "Call at least one of the tools now."
     return Offer(offer.tools, {"type": "auto"}, wish)
-
-
-def _at_most_one(document: Json) -> bool:
-    # a function_call has room for one
-    parallel = document.get("parallel_tool_calls")
-    if parallel is None:
-        return uses_legacy_functions(document)
-    return not boolean(parallel, "parallel_tool_calls")

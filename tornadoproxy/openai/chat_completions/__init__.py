@@ -14,10 +14,8 @@ Dicts and bytes go in, dicts and bytes come out; there is no server and no clien
 A stream is translated piece by piece with `StreamTranslator`, an error with `translate_error`.
 """
 
-from tornadoproxy.openai.capabilities import Capabilities
 from tornadoproxy.openai.chat_completions.fields import FIELDS, Treatment
 from tornadoproxy.openai.chat_completions.request import (
-    Options,
     Translation,
     depends_on_capabilities,
     requested_model,
@@ -30,7 +28,8 @@ from tornadoproxy.openai.chat_completions.response import (
 )
 from tornadoproxy.openai.chat_completions.stream import StreamTranslator
 from tornadoproxy.openai.errors import translate_error
-from tornadoproxy.openai.models import find_model, translate_model, translate_models
+from tornadoproxy.openai.models import Capabilities, find_model, translate_model, translate_models
+from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.reading import parse
 
 __all__ = [

@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 from msgspec import Raw
 
-from tornadoproxy.openai import content, thinking
-from tornadoproxy.openai.content import cache_control, text_block
+from tornadoproxy.openai.caching import cache_control
+from tornadoproxy.openai.chat_completions import parts, thinking_blocks
+from tornadoproxy.openai.content import text_block
 from tornadoproxy.openai.reading import (
     MAX_QUOTED,
     MAX_TOOL_NAME,
@@ -36,6 +37,7 @@ from tornadoproxy.openai.reading import (
     refuse,
     text,
 )
+from tornadoproxy.openai.thinking import BLOCKS
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -77,7 +79,7 @@ class Conversation:
             len(self.messages) > 1
             and isinstance(self.messages[-1]["content"], list)
             and self.messages[-1]["content"][0]["type"] == "tool_result"
-            and self.messages[-2]["content"][0]["type"] not in thinking.KEYS
+            and self.messages[-2]["content"][0]["type"] not in BLOCKS
         )
 
 
@@ -117,9 +119,9 @@ class _Translator:
             text(message["name"], f"{param}.name")
             self._ignored.append("messages.name")
         if role in {"system", "developer"}:
-            self._conversation.system += self._content(message, param, content.IN_SYSTEM)
+            self._conversation.system += self._content(message, param, parts.IN_SYSTEM)
         elif role == "user":
-            self._add("user", self._content(message, param, content.IN_USER))
+            self._add("user", self._content(message, param, parts.IN_USER))
         elif role == "assistant":
             self._add("assistant", self._turn(message, param))
         elif role == "tool":
@@ -147,7 +149,7 @@ class _Translator:
     def _turn(self, message: Json, param: str) -> list[Json]:
         if message.get("audio") is not None:
             refuse(f"{param}.audio", "is not supported: there is no audio")
-        texts = self._content(message, param, content.IN_ASSISTANT)
+        texts = self._content(message, param, parts.IN_ASSISTANT)
         if message.get("refusal") is not None:
             refusal = text(message["refusal"], f"{param}.refusal")
             texts += [text_block(refusal)] if refusal.strip() else []
@@ -155,7 +157,7 @@ class _Translator:
         given = message.get("thinking_blocks")
         if given is not None:
             where = f"{param}.thinking_blocks"
-            return thinking.put_back(given, where, texts, calls, self._ignored)
+            return thinking_blocks.put_back(given, where, texts, calls, self._ignored)
         if message.get("reasoning_content"):
             self._ignored.append("messages.reasoning_content")  # unsigned, it is not accepted
         return texts + calls
@@ -191,8 +193,8 @@ class _Translator:
 
     def _add_result(self, call_id: str, message: Json, param: str) -> None:
         result: Json = {"type": "tool_result", "tool_use_id": call_id}
-        found = content.blocks(
-            message.get("content"), f"{param}.content", content.IN_USER, self._ignored
+        found = parts.blocks(
+            message.get("content"), f"{param}.content", parts.IN_USER, self._ignored
         )
         if found:
             result["content"] = _shortest(found)
@@ -202,7 +204,7 @@ class _Translator:
         self._add("user", [result])
 
     def _content(self, message: Json, param: str, kinds: tuple[str, ...]) -> list[Json]:
-        found = content.blocks(message.get("content"), f"{param}.content", kinds, self._ignored)
+        found = parts.blocks(message.get("content"), f"{param}.content", kinds, self._ignored)
         cached = cache_control(message, param, self._ignored)
         if cached is not None and found:
             found[-1]["cache_control"] = cached

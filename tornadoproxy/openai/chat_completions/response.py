@@ -7,15 +7,13 @@ Thinking comes back as ``reasoning_content`` and ``thinking_blocks``: see `think
 
 from __future__ import annotations
 
-import json
 import time
-from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import UpstreamProtocolError
-from tornadoproxy.openai import thinking
+from tornadoproxy.openai.chat_completions import thinking_blocks
+from tornadoproxy.openai.writing import arguments, encode, string
 from tornadoproxy.protocol import json_codec
-from tornadoproxy.protocol.json_codec import escape_line_separators
 from tornadoproxy.protocol.usage_fields import read_usage
 
 if TYPE_CHECKING:
@@ -125,38 +123,6 @@ def usage(told: object) -> Json:
     return account
 
 
-def arguments(tool_input: object) -> str:
-    """A tool's input as the JSON text that OpenAI has in its place."""
-    return _ENCODER.encode(tool_input or {})
-
-
-def string(value: object) -> str:
-    """`value` if it is a string, and none of its characters otherwise."""
-    return value if isinstance(value, str) else ""
-
-
-def encode(document: Json) -> bytes:
-    """JSON in UTF-8; half a character, which JSON can express and UTF-8 cannot, stays escaped."""
-    try:
-        return escape_line_separators(json_codec.dump(document))
-    except UnicodeEncodeError:
-        return json.dumps(document, separators=(",", ":")).encode()
-
-
-def encode_string(value: str) -> bytes:
-    """A JSON string in UTF-8; see `encode`."""
-    try:
-        written = encode_basestring(value).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value).encode()
-    has_separators = "\x85" in value or "\u2028" in value or "\u2029" in value
-    return escape_line_separators(written) if has_separators else written
-
-
-# made once: json.dumps makes one for each call that asks for more than its defaults
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
 def _assistant(message: Json, *, legacy_functions: bool) -> Json:
     content = ""
     calls: list[Json] = []
@@ -166,7 +132,7 @@ def _assistant(message: Json, *, legacy_functions: bool) -> Json:
         if kind == "text":
             content += string(block.get("text"))
         elif kind in ("thinking", "redacted_thinking"):
-            thoughts.append(thinking.shown(block, len(content), len(calls)))
+            thoughts.append(thinking_blocks.shown(block, len(content), len(calls)))
         elif kind == "tool_use" and not (legacy_functions and calls):
             calls.append(block)  # a function_call has room for one
     response: Json = {

@@ -29,9 +29,9 @@ import time
 from typing import TYPE_CHECKING
 
 from tornadoproxy.errors import UpstreamProtocolError
-from tornadoproxy.openai import errors, thinking
-from tornadoproxy.openai.chat_completions import response
-from tornadoproxy.openai.chat_completions.response import encode, encode_string, string
+from tornadoproxy.openai import errors
+from tornadoproxy.openai.chat_completions import response, thinking_blocks
+from tornadoproxy.openai.writing import arguments, encode, encode_string, string
 from tornadoproxy.protocol import json_codec
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.sse import EventReader
@@ -150,7 +150,7 @@ class StreamTranslator:
         if kind in ("thinking", "redacted_thinking"):
             block.place = self._thoughts
             self._thoughts += 1
-            return self._thought(block, thinking.shown(given, self._characters, self._calls))
+            return self._thought(block, thinking_blocks.shown(given, self._characters, self._calls))
         if kind != "tool_use" or (self._legacy_functions and self._calls):
             block.kind = None  # not told: a function_call has room for one
             return b""
@@ -190,7 +190,7 @@ class StreamTranslator:
         self._blocks[index] = None
         if block.kind != "tool_use" or block.has_arguments:
             return b""
-        return self._arguments(block, response.arguments(block.input))
+        return self._arguments(block, arguments(block.input))
 
     def _text(self, told: object) -> bytes:
         content = string(told)
