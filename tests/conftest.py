@@ -24,6 +24,14 @@ def pytest_configure() -> None:
         logging.getLogger(name).setLevel(logging.DEBUG)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Run one file, one test or the tests marked `alone` in this process; else let xdist count."""
+    given = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
+    one = len(given) == 1 and ("::" in given[0] or given[0].endswith(".py"))
+    return 0 if one or config.option.markexpr == "alone" else None
+
+
 @pytest.fixture
 def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test that logged an error: clients' and upstreams' faults are not the proxy's."""

@@ -314,7 +314,7 @@ def crowd(proxy: ProxyProcess, **arguments: float) -> AbstractAsyncContextManage
     return peer_process("load_client.py", "crowd", json.dumps({"port": proxy.port, **arguments}))
 
 
-@pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.gen_test(timeout=110)
 @pytest.mark.timeout(130)
 async def test_slow_clients_slow_nobody_down(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc"),
 ]
 
