@@ -63,6 +63,7 @@ Ask: TypeAlias = "Callable[..., Awaitable[HTTPResponse]]"
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ANTHROPIC = (DOCS / "anthropic.md").read_text(encoding="utf-8")
+OPENAI = (DOCS / "openai.md").read_text(encoding="utf-8")
 PLUGINS = (DOCS / "plugins.md").read_text(encoding="utf-8")
 
 HOOKS = {
@@ -572,9 +573,20 @@ def run(arguments: list[str], directory: Path) -> str:
     return ran.stdout
 
 
+def test_openai_library_example_translates() -> None:
+    (code,) = [block for block in blocks(OPENAI) if "chat_completions.parse" in block]
+    request = {"model": "claude-opus-5-5", "messages": [{"role": "user", "content": "Hi"}]}
+    names: dict[str, Any] = {
+        "request_body": json.dumps(request).encode(),
+        "response_body": json.dumps(message_document("Hello")).encode(),
+    }
+    exec(compile(code, "openai.md", "exec"), names)
+    assert json.loads(names["translation"].body)["messages"][0]["role"] == "user"
+    assert b"Hello" in names["completion"]
+
+
 def test_cache_costs_follow_the_price_table() -> None:
-    page = (DOCS / "openai.md").read_text()
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", OPENAI, re.MULTILINE)
     assert len(rows) == 4
     rates = SHIPPED.rows["claude-opus-5"].rates
     for requests, *costs in rows:
