@@ -6,10 +6,10 @@ import asyncio
 import json
 import re
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from tornadoproxy import (
     AuthenticationFailed,

@@ -7,8 +7,9 @@ import contextlib
 import os
 import secrets
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
+
+from msgspec.structs import replace
 
 from tornadoproxy.cli import banner
 from tornadoproxy.cli.help_text import commands_text, settings_text

@@ -12,9 +12,10 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from msgspec import Struct
 
 from tornadoproxy.config import parsers
 from tornadoproxy.config.sources import nearest
@@ -42,8 +43,7 @@ _ENV_FILE = "--env-file"
 _HELP = ("-h", "--help")
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
+class Arguments(Struct, frozen=True):
     """What a command line says.
 
     :param flags: the text of each flag given, by its setting's variable.
@@ -53,11 +53,13 @@ class Arguments:
     :param faults: what is wrong, a line each.
     """
 
-    flags: Mapping[str, str] = field(repr=False)
+    flags: Mapping[str, str]
     env_file: Path
     env_file_named: bool
-    own: argparse.Namespace = field(repr=False)
+    own: argparse.Namespace
     faults: tuple[str, ...]
+
+    __repr__ = object.__repr__  # a field may hold a credential
 
 
 def command(arguments: Sequence[str]) -> str:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import io
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dotenv.parser import Binding, parse_stream
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,16 +26,16 @@ _LARGEST = 64 * 1024  # bytes
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One value, and the number of its line."""
 
-    value: str = field(repr=False)
+    value: str
     line: int
 
+    __repr__ = object.__repr__  # a field may hold a credential
 
-@dataclass(frozen=True, slots=True)
-class EnvFile:
+
+class EnvFile(Struct, frozen=True):
     """What a file holds.
 
     :param path: the file.

@@ -6,8 +6,9 @@ Plugins declare theirs in the same way; see `tornadoproxy.plugin.hookspecs.decla
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Setting(Generic[T_co]):
+class Setting(Struct, Generic[T_co], frozen=True, eq=False):
     """One setting. Two are the same only if they are the same object.
 
     :param name: its environment variable, in capitals: ``UPSTREAM_BASE_URL``.

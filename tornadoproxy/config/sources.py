@@ -12,9 +12,10 @@ underscores, or a word left out.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from tornadoproxy.config import parsers
 from tornadoproxy.config.core_settings import TLS_KEY
@@ -41,17 +42,17 @@ _COMMAND_LINE = "on the command line"
 _ENVIRONMENT = "in the environment"
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(Struct, frozen=True):
     """A text that somebody set, where it stood, and under which name."""
 
     variable: str
-    text: str = field(repr=False)
+    text: str
     place: str
 
+    __repr__ = object.__repr__  # a field may hold a credential
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+
+class Sources(Struct, frozen=True):
     """Where settings come from.
 
     :param flags: texts by variable, as the command line gave them.
@@ -59,9 +60,11 @@ class Sources:
     :param env_file: the ``.env`` file. A name that is nearly a declared one is a fault.
     """
 
-    flags: Mapping[str, str] = field(repr=False)
-    environment: Mapping[str, str] = field(repr=False)
+    flags: Mapping[str, str]
+    environment: Mapping[str, str]
     env_file: EnvFile
+
+    __repr__ = object.__repr__  # a field may hold a credential
 
     def read(self, declared: Iterable[Setting[Any]]) -> Settings:
         """The values of the `declared` settings.

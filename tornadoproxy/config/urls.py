@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
+
+from msgspec import Struct
 
 from tornadoproxy.secret import Secret
 
@@ -18,8 +19,7 @@ _AUTHORITY = re.compile(r"(?:\[([^\[\]%]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
 _URL_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 
 
-@dataclass(frozen=True, slots=True)
-class BaseURL:
+class BaseURL(Struct, frozen=True):
     """The URL below which an HTTP service lives.
 
     :param scheme: ``http`` or ``https``.
@@ -49,8 +49,7 @@ class BaseURL:
         return self.origin + self.prefix
 
 
-@dataclass(frozen=True, slots=True)
-class EgressProxy:
+class EgressProxy(Struct, frozen=True):
     """An HTTP proxy on the way out, asked by ``CONNECT``.
 
     :param host: a host name, an IPv4 address, or an IPv6 address without brackets.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     import argparse
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """``python -m tornadoproxy NAME …``
 
     :param name: the word on the command line, in lower case.

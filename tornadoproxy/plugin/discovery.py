@@ -11,10 +11,11 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import inspect
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tornadoproxy.config.command_line import COMMANDS
 from tornadoproxy.config.core_settings import CORE_SETTINGS
@@ -26,7 +27,7 @@ from tornadoproxy.plugin.failures import discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
     from tornadoproxy.plugin.pages import Page
 
@@ -35,13 +36,11 @@ _SYNC_HOOKS = (*_DECLARING, "configure", "price", "request_finished")
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@dataclass(frozen=True, slots=True)
-class PluginInfo:
+class PluginInfo(Struct, frozen=True):
     """What is known of one entry point.
 
     :param name: the entry point's name, which ``DISABLED_PLUGINS`` takes.
-    :param distribution: the installed package that it comes from, if known.
-    :param version: that package's version.
+    :param source: the installed package that it comes from, if known.
     :param state: ``inactive``: the settings ask nothing of it, known once it has been configured.
         ``broken`` is refused: with one of those the proxy does not start.
     :param hooks: the hooks that it implements; none if it is disabled or broken.
@@ -55,8 +54,7 @@ class PluginInfo:
     """
 
     name: str
-    distribution: str | None
-    version: str | None
+    source: Distribution | None
     state: Literal["active", "inactive", "disabled", "broken"]
     hooks: tuple[str, ...] = ()
     order: int | None = None
@@ -65,6 +63,18 @@ class PluginInfo:
     settings: tuple[Setting[Any], ...] = ()  # Any: each has a type of its own
     commands: tuple[Command, ...] = ()
     pages: tuple[Page, ...] = ()
+
+    # read only where it is shown: a package's metadata holds its README as well
+
+    @property
+    def distribution(self) -> str | None:
+        """The name of `source`."""
+        return self.source.name if self.source else None
+
+    @property
+    def version(self) -> str | None:
+        """The version of `source`."""
+        return self.source.version if self.source else None
 
 
 class PluginCall(NamedTuple):
@@ -321,11 +331,9 @@ def _info(
     hooks: tuple[str, ...] = (),
     reason: str | None = None,
 ) -> PluginInfo:
-    dist = point.dist
     return PluginInfo(
         name=point.name,
-        distribution=dist.name if dist else None,
-        version=dist.version if dist else None,
+        source=point.dist,
         state=state,
         hooks=hooks,
         reason=reason,

@@ -23,12 +23,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
+from msgspec.structs import replace
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import ClientError, ConfigurationError, PluginFailed, ProxyError

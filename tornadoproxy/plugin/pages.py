@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from tornadoproxy.protocol.request_target import SAMPLES, is_served
 
@@ -31,8 +32,7 @@ _SERVERS_OWN = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PageRequest:
+class PageRequest(Struct, frozen=True):
     """A whole request for a page.
 
     :param incoming: its head. Its method may be HEAD where the page has GET: the same is
@@ -46,13 +46,16 @@ class PageRequest:
 
     incoming: IncomingRequest
     identity: Identity | None
-    query: Mapping[str, tuple[str, ...]] = field(repr=False)
+    query: Mapping[str, tuple[str, ...]]
     arguments: tuple[str, ...]
-    body: bytes = field(repr=False)
+    body: bytes
+
+    def __repr__(self) -> str:
+        # query and body may hold what no log may show
+        return f"PageRequest(incoming={self.incoming!r}, identity={self.identity!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class PageResponse:
+class PageResponse(Struct, frozen=True):
     """What a page answers.
 
     :param body: the whole body; none with 204 and 304.
@@ -80,8 +83,7 @@ class PageResponse:
                 raise ValueError(f"the header {name} has characters that HTTP does not allow")
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """One page of a plugin.
 
     :param path: a regular expression that the whole path, as it came, matches: ``/metrics``.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tornadoproxy.plugin.failures import OurOwnError
 from tornadoproxy.plugin.request import Identity
@@ -15,8 +17,7 @@ Asking = Generator[Awaitable[_Ended], _Ended, Any]  # Any: an answer that was ac
 """A pass over the plugins: it yields what has to be awaited, and is sent what came of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Struct, frozen=True):
     """A deciding hook that the plugins are asked.
 
     :param hook: its name.

@@ -9,8 +9,9 @@ whose target has bytes beyond ASCII (RFC 3986 §2), which servers decode in diff
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from tornadoproxy.protocol.headers import request_headers
 
@@ -49,8 +50,7 @@ class MalformedRequest(Exception):
         self.status = status
 
 
-@dataclass(slots=True)
-class RequestHead:
+class RequestHead(Struct):
     """A request's head.
 
     :param target: as sent.
@@ -60,12 +60,14 @@ class RequestHead:
     """
 
     method: str
-    target: str = field(repr=False)
+    target: str
     version: str
-    headers: HTTPHeaders = field(repr=False)
+    headers: HTTPHeaders
     length: int
     chunked: bool
     expects_continue: bool
+
+    __repr__ = object.__repr__  # a field may hold a credential
 
     @property
     def keeps_alive(self) -> bool:

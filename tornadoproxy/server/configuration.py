@@ -8,8 +8,9 @@ read. Misspelt names can be found only at the end.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from tornadoproxy.config import command_line, env_file
 from tornadoproxy.config.consistency import contradictions
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(Struct, frozen=True):
     """What a process was started with.
 
     :param arguments: the command line after the program's name.
@@ -38,9 +38,11 @@ class Configuration:
     :param own: the parser of the command's own arguments; ``None`` while it is not known.
     """
 
-    arguments: Sequence[str] = field(repr=False)
-    environment: Mapping[str, str] = field(repr=False)
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
     own: ArgumentParser | None = None
+
+    __repr__ = object.__repr__  # a field may hold a credential
 
     def command(self) -> str:
         """The word that names the command; it need not be one that there is."""

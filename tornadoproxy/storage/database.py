@@ -19,10 +19,11 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
 from tornadoproxy.storage.sqlite_file import SQLiteFile
@@ -44,8 +45,7 @@ CLOSE_TIMEOUT = 4.0  # seconds that what is held may take to be written at the e
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(Struct, frozen=True):
     """What somebody waits for. Any: the future has the type of what it is made of."""
 
     do: Callable[[], Any]

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 from tornadoproxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class UpstreamRequest:
+class UpstreamRequest(Struct):
     """A request as it goes onto the wire.
 
     :param head: request line and headers, the final blank line included.
@@ -35,9 +35,11 @@ class UpstreamRequest:
 
     origin: Origin
     method: str
-    head: bytes = field(repr=False)
-    body: bytes | None = field(default=b"", repr=False)
+    head: bytes
+    body: bytes | None = b""
     chunked: bool = False
+
+    __repr__ = object.__repr__  # a field may hold a credential
 
 
 class Receiver(Protocol):

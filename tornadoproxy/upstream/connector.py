@@ -11,11 +11,11 @@ import ipaddress
 import logging
 import socket
 import ssl
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import aiohappyeyeballs
+from msgspec import Struct
 
 from tornadoproxy.config.core_settings import (
     HTTPS_PROXY,
@@ -37,8 +37,7 @@ _HAPPY_EYEBALLS_DELAY = 0.25  # seconds; RFC 8305 §8
 _MAX_PROXY_REPLY = 16 * 1024  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where a connection leads. Connections to equal origins are interchangeable."""
 
     scheme: str
