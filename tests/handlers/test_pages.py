@@ -760,7 +760,7 @@ async def test_a_page_that_takes_too_long_is_unavailable(
     assert (response.status, response.header("retry-after")) == (503, "1")
     error_of(response, path)
     assert (await records.finished()).outcome == "failed"
-    assert re.search("'slow' failed in pages .*no answer in 0.05 s", caplog.text)
+    assert re.search("'slow' failed in pages .*no result within 0.05 s", caplog.text)
     assert proxy.server.status().plugin_failures["slow"] == 1
     assert not gate.answered
 

@@ -206,7 +206,7 @@ async def startup():
     async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
         assert await program.ended(patience=60) == 2
     (line,) = faults(program)
-    assert "'plugin_odd' failed in startup: no answer in 30 s" in line
+    assert "'plugin_odd' failed in startup: no result within 30 s" in line
 
 
 # -- on SIGHUP
@@ -373,7 +373,7 @@ async def shutdown():
         program.send_signal(signal.SIGTERM)
         assert await program.ended(patience=30) == 0
     assert len(program.output.all) == 1
-    assert "plugin 'plugin_odd' failed in shutdown: no answer in 5 s" in "\n".join(
+    assert "plugin 'plugin_odd' failed in shutdown: no result within 5 s" in "\n".join(
         program.errors.all
     )
 

@@ -1,4 +1,4 @@
-"""What a request asks of a model, as authorizers see it, and what they grant.
+"""What a request asks of a model, as plugins see it, and the permits that they grant.
 
 Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, ``stream``).
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Tell = Callable[[str, str, Settle, RequestRecord], None]
 
 UNTOLD_OUTPUT = 32_000
-"""The estimated output, in tokens, of a request that names no limit."""
+"""The estimated output, in tokens, of a request without a limit."""
 
 MAX_OUTPUT = 128_000
 """The longest response of any model, in tokens, where the model's own limit is not known.
@@ -35,7 +35,7 @@ def _unknown(_model: str | None, _usage: Usage) -> None:
 
 
 def _is_async(function: object) -> bool:
-    # a tenth of what inspect.iscoroutinefunction takes, for each request
+    # a tenth of the time of inspect.iscoroutinefunction, once for each permit
     while isinstance(function, partial):
         function = function.func
     code = getattr(function, "__code__", None)
@@ -43,19 +43,19 @@ def _is_async(function: object) -> bool:
 
 
 class ModelRequest(Struct, frozen=True):
-    """What a request for a message asks for: ``POST /v1/messages``, or a chat completion.
+    """The parameters of ``POST /v1/messages`` or a chat completion.
 
-    :param model: the model, as it goes upstream; ``None`` if the request names none.
+    :param model: the model, as sent upstream; ``None`` if the request names none.
     :param models: every model that the request can spend on, each once: `model`, those of
-        ``fallbacks``, and those of tools such as the advisor. `UNKNOWN_MODEL` is among them if one
-        cannot be read from the request, as with ``"fallbacks": "default"``. A plugin that permits
-        some models only must compare all of them.
-    :param max_tokens: the most tokens of a response, in any attempt; ``None`` without a limit.
-    :param stream: whether the response is to be a stream.
-    :param size: of the body, as it came, in bytes.
-    :param input_tokens: an estimate of its input.
+        ``fallbacks``, and those of tools such as the advisor. It includes `UNKNOWN_MODEL` if one
+        cannot be read from the request, as with ``"fallbacks": "default"``. A plugin that allows
+        only some models must compare all of them.
+    :param max_tokens: the most output tokens, in any attempt; ``None`` without a limit.
+    :param stream: whether the request asks for a stream.
+    :param size: of the body, as received, in bytes.
+    :param input_tokens: the estimated input.
     :param max_output: the longest response that its models give, in tokens.
-    :param price: what the plugins say that tokens cost; see the hook ``price``.
+    :param price: returns the cost of tokens; see the hook ``price``.
     """
 
     model: str | None
@@ -69,26 +69,26 @@ class ModelRequest(Struct, frozen=True):
 
     @property
     def output_tokens(self) -> int:
-        """The most tokens of a response, at most `max_output`; an estimate without a limit."""
+        """The most output tokens, up to `max_output`; an estimate without a limit."""
         limit = UNTOLD_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
         return min(limit, self.max_output)
 
     @property
     def input_cost(self) -> int | None:
-        """An estimate of what its input costs, in billionths of a US dollar.
+        """The estimated cost of its input, in billionths of a US dollar.
 
-        It is that of the dearest of `models`; ``None`` if the price of one is not known.
+        That of the most expensive of `models`; ``None`` if the price of one is unknown.
         """
-        return self._dearest(Usage(input_tokens=self.input_tokens))
+        return self._highest_cost(Usage(input_tokens=self.input_tokens))
 
     @property
     def max_cost(self) -> int | None:
-        """An estimate of the most that it costs: its input, and `output_tokens`."""
-        return self._dearest(
+        """The estimated highest cost: its input and `output_tokens`."""
+        return self._highest_cost(
             Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
         )
 
-    def _dearest(self, usage: Usage) -> int | None:
+    def _highest_cost(self, usage: Usage) -> int | None:
         highest = 0
         for model in self.models:
             cost = self.price(model, usage)
@@ -99,14 +99,14 @@ class ModelRequest(Struct, frozen=True):
 
 
 class Permit(Struct, frozen=True):
-    """An authorizer's consent that has consequences.
+    """A plugin's consent with consequences.
 
-    :param settle: called exactly once with the request's record, when the request is over,
-        whichever way; also if another authorizer refuses it. Must be sync and not block; what it
-        raises is logged. What was reserved is given back here.
-    :param withheld_headers: prefixes, in lower case, of the names of the upstream's headers that
-        this client does not get.
-    :raises ValueError: those are no such prefixes, or `settle` is async.
+    :param settle: called exactly once with the request's record, when the request has ended in
+        any way; also if another plugin refuses it. Must be sync and not block; what it raises is
+        logged. It gives back what was reserved.
+    :param withheld_headers: lower-case name prefixes of the upstream's response headers that this
+        client does not get.
+    :raises ValueError: a prefix is invalid, or `settle` is async.
     """
 
     settle: Callable[[RequestRecord], None] | None = None
@@ -118,17 +118,16 @@ class Permit(Struct, frozen=True):
         if type(self.withheld_headers) is not tuple:
             raise ValueError("withheld_headers must be a tuple")
         for prefix in self.withheld_headers:
-            # it would withhold nothing, or everything
+            # one in upper case would withhold nothing, an empty one every header
             if prefix != prefix.lower() or not prefix:
-                raise ValueError(f"the prefix of a header's name is in lower case, not {prefix!r}")
+                raise ValueError(f"a prefix of withheld_headers is in lower case, not {prefix!r}")
 
 
 class Permits:
-    """The permits of one request, kept until it is over.
+    """The permits of one request, kept until it ends.
 
-    :param tell: `Plugins.tell`, by which a permit's plugin learns that the request is over.
-    :ivar withheld_headers: prefixes, in lower case, of the upstream's headers that do not go to
-        the client.
+    :param tell: `Plugins.tell`, which calls ``settle``.
+    :ivar withheld_headers: lower-case name prefixes of response headers to withhold.
     """
 
     __slots__ = ("_record", "_settlements", "_tell", "withheld_headers")
@@ -139,24 +138,24 @@ class Permits:
         self._record: RequestRecord | None = None
         self.withheld_headers: tuple[str, ...] = ()
 
-    def add(self, plugin: str, response: object) -> bool:
-        """Keep what `plugin` answered, if it is a permit; return whether it is.
+    def add(self, plugin: str, result: object) -> bool:
+        """Keep the result of `plugin` if it is a permit; return whether it is.
 
-        If the request is over already, it is settled at once.
+        If the request has ended already, the permit is settled immediately.
         """
-        if not isinstance(response, Permit):
+        if not isinstance(result, Permit):
             return False
-        self.withheld_headers += response.withheld_headers
-        if response.settle is None:
+        self.withheld_headers += result.withheld_headers
+        if result.settle is None:
             return True
         if self._record is None:
-            self._settlements.append((plugin, response.settle))
+            self._settlements.append((plugin, result.settle))
         else:
-            self._tell(plugin, "settle", response.settle, self._record)
+            self._tell(plugin, "settle", result.settle, self._record)
         return True
 
     def settle(self, record: RequestRecord) -> None:
-        """Tell that the request is over. Never raises."""
+        """Settle every permit, since the request has ended. Never raises."""
         self._record = record
         for plugin, settle in self._settlements:
             self._tell(plugin, "settle", settle, record)

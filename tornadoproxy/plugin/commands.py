@@ -18,15 +18,13 @@ class Command(Struct, frozen=True):
     """``python -m tornadoproxy NAME …``
 
     :param name: the word on the command line, in lower case.
-    :param help: what it does, in a line, for ``--help``.
-    :param add_arguments: adds the command's own arguments and sub-commands to its parser. The
-        flags of all settings are known to every command, and are no business of this one. What a
-        ``type`` raises is shown, unless it repeats the value: `tornadoproxy.config.parsers` are
-        made for it.
-    :param run: does it, given the settings and what the parser made of the arguments. It writes
-        to ``sys.stdout`` and returns the exit status. A mistake is a `ConfigurationError`: it is
-        told in a line on standard error, and the exit status is 2. No plugin is configured or
-        started for it.
+    :param help: what it does, in one line, for ``--help``.
+    :param add_arguments: adds the command's own arguments and sub-commands to its parser. Every
+        command accepts the flags of all settings without declaring them. What a ``type`` raises is
+        shown, unless it repeats the value: use `tornadoproxy.config.parsers`.
+    :param run: runs the command with the settings and the parsed arguments. It writes to
+        ``sys.stdout`` and returns the exit status. A `ConfigurationError` is printed to standard
+        error in one line, with exit status 2. No plugin is configured or started for it.
     """
 
     name: str

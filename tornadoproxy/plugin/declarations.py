@@ -1,6 +1,6 @@
-"""Asks the plugins what they declare, at start and at a reload, and validates it.
+"""What plugins declare at start and on SIGHUP, validated.
 
-What is wrong raises a `ConfigurationError` with the faults of all plugins.
+An invalid declaration raises a `ConfigurationError` with the faults of all plugins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tornadoproxy.config.settings import Settings
-    from tornadoproxy.plugin.discovery import PluginCall
+    from tornadoproxy.plugin.implementations import PluginCall
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def configure_all(
     calls: list[PluginCall], settings: Settings
 ) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
-    """Configure every plugin; return their lines, and the names of those that are inactive."""
+    """Configure every plugin; return their lines and the names of the inactive ones."""
     results, faults = _ask_all("configure", calls, _checked_line, settings)
     if faults:
         raise ConfigurationError(*faults)
@@ -35,11 +35,11 @@ def configure_all(
 
 
 def check_unchanged(before: frozenset[str], inactive: frozenset[str]) -> None:
-    """Refuse a reload by which other plugins are inactive than `before`."""
+    """Refuse a reload that would activate or deactivate a plugin."""
     if inactive != before:
         raise ConfigurationError(
             *(
-                f"plugin {plugin!r} is turned on or off only by a start: start again"
+                f"plugin {plugin!r} cannot be turned on or off by a reload: restart to apply"
                 for plugin in sorted(inactive ^ before)
             )
         )
@@ -54,7 +54,7 @@ def credential_headers_of(calls: list[PluginCall]) -> frozenset[str]:
 
 
 def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
-    """Return all pages, each after its plugin's name; those that override come first."""
+    """Return all pages with their plugins' names; those that override come first."""
     results, faults = _ask_all("pages", calls, _checked_pages)
     pages = [(plugin, page) for plugin, made in results for page in made]
     faults += (f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages))
@@ -67,10 +67,10 @@ def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
 def _ask_all(
     hook: str,
     calls: list[PluginCall],
-    check: Callable[[str, Any], T],  # Any: a plugin may answer anything
+    check: Callable[[str, Any], T],  # Any: a plugin may return anything
     *asked: object,
 ) -> tuple[list[tuple[str, T]], list[str]]:
-    """Return what `check` makes of each answer, after its plugin's name; and all faults."""
+    """Return what `check` makes of each plugin's result, and all faults."""
     results: list[tuple[str, T]] = []
     faults: list[str] = []
     for plugin, ask in calls:
@@ -85,12 +85,12 @@ def _checked_line(plugin: str, line: object) -> object:
     if line is None or line is INACTIVE or (isinstance(line, str) and len(line.splitlines()) == 1):
         return line
     discard(line)
-    raise ConfigurationError(f"plugin {plugin!r}: configure must answer one line of text, or None")
+    raise ConfigurationError(f"plugin {plugin!r}: configure must return one line of text, or None")
 
 
 def _checked_names(_plugin: str, names: Iterable[object]) -> list[str]:
     if isinstance(names, str):
-        raise OurOwnError("it must name headers in a list, not in a text")
+        raise OurOwnError("it must return a list of header names, not a str")
     return [_checked_name(name) for name in names]
 
 
@@ -109,13 +109,13 @@ def _checked_page(page: object) -> Page:
     if not isinstance(page, Page):
         raise OurOwnError(f"its {type(page).__name__} is not a Page")
     if not page.path.startswith("/"):
-        raise OurOwnError(f"the path of a page begins with a slash, not like {page.path!r}")
+        raise OurOwnError(f"the path of its page must begin with a slash, unlike {page.path!r}")
     try:
         re.compile(page.path)
     except re.error as error:
-        raise OurOwnError(f"{page.path!r} is no regular expression: {error}") from None
+        raise OurOwnError(f"{page.path!r} is not a regular expression: {error}") from None
     for name in ("public", "overrides"):
-        if not isinstance(getattr(page, name), bool):  # "no" would be a yes
+        if not isinstance(getattr(page, name), bool):  # "no" would count as true
             raise OurOwnError(f"{name} of its page {page.path} must be a bool")
     methods: object = page.methods
     if not isinstance(methods, (tuple, list)) or not all(str(each).isupper() for each in methods):

@@ -1,10 +1,10 @@
-"""Plugin failures: how they are contained, and how they are reported.
+"""Plugin failures: how they are contained and reported.
 
-`failure` and `outcome` return what a plugin raised, or that it was late.
+`failure` and `outcome` return what a plugin raised, or that it missed its deadline.
 
-A failure is reported by its type and where it was raised, never by its text: what a plugin raises
-may hold a credential (``KeyError: 'sk-…'``). Only a plugin that cannot be loaded is quoted: it has
-not been shown anything yet.
+A failure is reported by the exception's type and where it was raised, never by its text: a plugin's
+exception may hold a credential (``KeyError: 'sk-…'``). Only a plugin that cannot be loaded is
+quoted: it has not seen a request yet.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _logger = logging.getLogger(__name__)
 
 
 class OurOwnError(Exception):
-    """A plugin's failure that we found out, and whose text is ours."""
+    """A plugin's failure that the proxy detected; its text is ours and safe to log."""
 
 
 async def failure(function: Callable[[], object], seconds: float) -> BaseException | None:
-    """What calling `function` ended with, and waiting for what it answers; ``None`` is well."""
+    """Call `function`, await its result within `seconds`; return how it failed, if it did."""
     began = monotonic()
     try:
         result = function()
@@ -46,20 +46,20 @@ async def outcome(
     seconds: float,
     late: Callable[[object], object] | None = None,
 ) -> tuple[object, BaseException | None]:
-    """The result of `waiting`, or the exception that it ended with.
+    """Return the result of `waiting`, or the exception that it ended with.
 
-    It is a task of its own, so that one that swallows its cancellation is left behind.
+    It runs in a task of its own: one that swallows its cancellation is abandoned.
 
-    :param late: told the result that comes after all.
+    :param late: called with a result that arrives after the deadline.
     """
     task = asyncio.ensure_future(_ended(waiting))
     try:
         done, _ = await asyncio.wait((task,), timeout=seconds)
     finally:
-        task.cancel()  # which does nothing to one that is done
+        task.cancel()  # does nothing to a task that is done
     if done:
         result, error, took = task.result()
-        # it may have kept the loop from noticing that its time was over
+        # a plugin that blocked the loop kept the timeout from firing
         if took <= seconds:
             return result, error
     if late is not None:
@@ -68,13 +68,13 @@ async def outcome(
 
 
 def _late(seconds: float) -> OurOwnError:
-    return OurOwnError(f"no answer in {seconds:.3g} s")
+    return OurOwnError(f"no result within {seconds:.3g} s")
 
 
 async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | None, float]:
-    """`outcome` in its task, and the seconds that `waiting` took, whatever held the loop then.
+    """Return result, exception and duration of `waiting`, without the time that others blocked.
 
-    It never raises: asyncio would log the text of what it raised.
+    It never raises: asyncio would log the exception's text.
     """
     result: object = None
     failed: BaseException | None = None
@@ -87,22 +87,24 @@ async def _ended(waiting: Awaitable[object]) -> tuple[object, BaseException | No
 
 
 def discard(result: object) -> None:
-    """End a coroutine that nobody will await, lest Python warn of it."""
+    """Close a coroutine that is never awaited, so that Python does not warn about it."""
     if inspect.iscoroutine(result):
         result.close()
 
 
 def held_the_loop(seconds: float, timeout: float) -> OurOwnError:
-    """Return the failure of a plugin whose synchronous code ran for longer than it may."""
-    return OurOwnError(f"it held the event loop for {seconds:.3g} s, PLUGIN_TIMEOUT is {timeout:g}")
+    """Return the failure of a plugin whose synchronous code exceeded its timeout."""
+    return OurOwnError(
+        f"it blocked the event loop for {seconds:.3g} s, PLUGIN_TIMEOUT is {timeout:g}"
+    )
 
 
 class _WithheldError(Exception):
-    """Stands in a log for an exception whose text is withheld; its own is the type's name."""
+    """Replaces an exception in a log; its text is the type's name."""
 
 
 def faults_of(plugin: str, hook: str, error: BaseException) -> tuple[str, ...]:
-    """What a plugin that raised `error` while the proxy starts is reported with."""
+    """Return the lines that report what `plugin` raised in `hook` at start."""
     if isinstance(error, ConfigurationError) and error.faults:
         return error.faults
     if isinstance(error, OurOwnError):
@@ -115,13 +117,13 @@ def faults_of(plugin: str, hook: str, error: BaseException) -> tuple[str, ...]:
 
 
 def log_now_and_then(message: str, count: int, plugin: str, error: BaseException) -> None:
-    """Log at 1, 2, 4, 8 …: what fails for every request must not fill the disk."""
+    """Log the 1st, 2nd, 4th, 8th … time: a failure in every request must not fill the disk."""
     if count & (count - 1) == 0:
         log_failure(f"{message} ({count} so far): %s", plugin, error)
 
 
 def log_failure(message: str, plugin: str, error: BaseException) -> None:
-    """Log `message`, made of the plugin's name and the type of `error`, and its traceback."""
+    """Log `message` with the plugin's name, the type of `error` and its traceback."""
     if isinstance(error, OurOwnError):
         _logger.error(message, plugin, error)
     else:
@@ -129,7 +131,7 @@ def log_failure(message: str, plugin: str, error: BaseException) -> None:
 
 
 def _withheld(error: BaseException) -> _WithheldError:
-    """`error` and what it came from, with their tracebacks and without their texts."""
+    """Return `error` and its cause with their tracebacks and without their texts."""
     shown = _WithheldError(type(error).__name__).with_traceback(error.__traceback__)
     cause = error.__cause__ or error.__context__
     if cause is not None:

@@ -1,17 +1,17 @@
-"""The plugin contract: each hook, when it runs, what is known by then, what an answer means.
+"""The plugin contract: each hook, when it runs, what is known by then, what its result means.
 
-A plugin is a module or an object with one or more functions marked `tornadoproxy.hookimpl`. An
-entry point in the group ``tornadoproxy`` names the module, or a class or a factory that is called
-without arguments and makes the object. The plugins of this project have no privilege over anyone
-else's. A function may take fewer arguments than its hook offers.
+A plugin is a module or an object with functions marked `tornadoproxy.hookimpl`. An entry point in
+the group ``tornadoproxy`` names the module, or a class or factory that is called without arguments
+and makes the object. The plugins of this project have no privilege over others. A function may take
+fewer arguments than its hook offers.
 
-There are three kinds of hook. *Deciding* hooks are asked one after the other, and fail closed: an
-exception, an answer of the wrong type or a deadline missed refuses the request. *Observing* hooks
-are told one after the other, each isolated: an exception is logged with the plugin's name, and
-changes nothing. *Declaring* hooks run once, and a failure ends the start.
+There are three kinds of hook. *Deciding* hooks are asked one after the other and fail closed: an
+exception, an invalid result or a missed deadline refuses the request. *Observing* hooks are called
+one after the other, each isolated: an exception is logged with the plugin's name and changes
+nothing. *Declaring* hooks run once, and a failure ends the start.
 
-Plugins are asked in the order that ``python -m tornadoproxy plugins`` shows. ``tryfirst`` and
-``trylast`` move one to the front or the back: ``@hookimpl(trylast=True)``.
+``python -m tornadoproxy plugins`` shows the order in which plugins are asked. ``tryfirst`` and
+``trylast`` move a plugin to the front or the back: ``@hookimpl(trylast=True)``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Inactive(Enum):
 
 
 INACTIVE: Final = Inactive.INACTIVE
-"""What `configure` answers for a plugin that the settings ask nothing of."""
+"""The result of `configure` for a plugin that the settings do not use."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -50,7 +50,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def declare_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]  # a specification
-    """Name the plugin's own settings.
+    """Return the plugin's own settings. Declaring.
 
     Runs once, after the plugins are loaded and before any setting is read; also for ``--help``,
     ``check`` and ``plugins``. Each `Setting` then works like one of the core's: as a flag (unless
@@ -63,7 +63,7 @@ def declare_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]  #
 
 @hookspec
 def commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specification
-    """Offer commands of the plugin's own: ``python -m tornadoproxy NAME``. Declaring.
+    """Return the plugin's own commands: ``python -m tornadoproxy NAME``. Declaring.
 
     Runs once, after the plugins are loaded; also for ``--help``. See `Command`. A name that is
     taken ends the start. A command works whether or not its plugin is active.
@@ -72,44 +72,44 @@ def commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specificat
 
 @hookspec
 def configure(settings: Settings) -> str | Inactive | None:
-    """Take the settings in, and refuse those that make no sense.
+    """Take the settings, and refuse invalid ones. Declaring.
 
-    Runs before the socket opens; again on SIGHUP, with settings read anew, while requests are
-    in flight. Runs for ``check`` as well: it must not open a port, or write anything.
+    Runs before the socket opens; again on SIGHUP, with reloaded settings, while requests are
+    in flight. Runs for ``check`` as well: it must not open a port or write anything.
 
-    Return one line that says who may enter, or what this plugin does; it is shown at start. It
-    must not hold a credential. Return `INACTIVE` if the settings ask nothing of this plugin: then
-    none of its other hooks is called, and it costs nothing. Only a start turns a plugin on or off.
+    Return one line that says who may enter or what this plugin does; it is shown at start. It
+    must not hold a credential. Return `INACTIVE` if the settings do not use this plugin: then
+    none of its other hooks is called, and it costs nothing. Activating or deactivating a plugin
+    requires a restart.
 
-    Raise `ConfigurationError` with one line that names the variable
-    and the mend: at start the process ends with it; on SIGHUP it is logged, and every plugin is
-    configured with the old settings again. Any other exception does the same, less readably.
+    Raise `ConfigurationError` with one line that names the variable and what to do: at start the
+    process ends with it; on SIGHUP it is logged, and every plugin is configured with the earlier
+    settings again. Any other exception does the same, but is reported by its type alone.
     """
 
 
 @hookspec
 def credential_headers() -> Iterable[str]:  # type: ignore[empty-body]  # a specification
-    """Name the request headers that carry a credential of the plugin's own. Declaring.
+    """Return the request headers that carry the plugin's own credential. Declaring.
 
     Runs after every `configure`, at start and on SIGHUP: a setting may name the header. From then
     on, none of them goes upstream or into a log, whichever plugin authenticates a request, and a
-    SIGHUP takes none back. ``x-api-key``, ``authorization`` and ``cookie`` need not be named: those
-    never go upstream.
+    SIGHUP takes none back. ``x-api-key``, ``authorization`` and ``cookie`` need not be returned:
+    those never go upstream.
 
-    A name that is no header's, or is that of one that the protocol needs or logs show, ends the
-    start.
+    An invalid header name, or a header that the protocol needs or logs show, ends the start.
     """
 
 
 @hookspec
 def pages() -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
-    """Offer pages of the plugin's own, such as ``/metrics``. Declaring.
+    """Return the plugin's own pages, such as ``/metrics``. Declaring.
 
     Runs once, after every `configure` and before `startup`. See `Page`. Unless it is public, a
-    page is behind `authenticate`, `admit` and `authorize` like everything else. A public page that
-    goes by a credential names a function as ``Page.admit``, which sees the head before the body
-    is read. A page that hides a path of the proxy's own (``/health``, ``/v1/…``), or a page of
-    another plugin, ends the start unless it is declared with ``overrides=True``.
+    page is behind `authenticate`, `admit` and `authorize` like every other path. A public page that
+    requires a credential sets ``Page.admit``, which runs on the request headers before the body
+    is read. A page that hides a path of the proxy's own (``/health``, ``/v1/…``) or of another
+    plugin ends the start unless it is declared with ``overrides=True``.
     """
 
 
@@ -118,8 +118,8 @@ def startup(status: Callable[[], Status]) -> Awaitable[None] | None:
     """Open resources and start background tasks.
 
     Runs once, in the event loop, after every `configure` and before the socket opens. Sync or
-    async, at most thirty seconds. An exception ends the start, and so does a deadline missed.
-    ``status()`` gives the figures of the moment that it is called, from then on; see `Status`.
+    async, at most thirty seconds. An exception or a missed deadline ends the start. From then on
+    ``status()`` returns the current figures; see `Status`.
     """
 
 
@@ -137,19 +137,19 @@ def authenticate(request: IncomingRequest) -> Awaitable[Identity | None] | Ident
     """Decide who a request comes from. Deciding; at least one plugin must implement it.
 
     Runs for every request but the public ones (``/health``, ``/ready`` and the connection
-    probes), when its head has been read and before its body is; nothing has gone upstream.
+    probes), once its headers have been read and before its body is; nothing has gone upstream.
     ``request.candidates()`` are the credentials that it presents. Sync or async, within
-    ``PLUGIN_TIMEOUT`` seconds for each plugin; a sync one that blocks for longer is too late, too.
-    An async one is cancelled when its client disconnects, and what it raises then is not counted
-    as a failure.
+    ``PLUGIN_TIMEOUT`` seconds for each plugin; a sync one that blocks for longer is too late as
+    well. An async one is cancelled when its client disconnects, and what it raises then does not
+    count as a failure.
 
-    - An `Identity`: accepted; no other plugin is asked.
-    - ``None``: not mine; the next plugin is asked. If all say so, the answer is the 401 of
-      ``request.authentication_failed()``.
-    - raise `AuthenticationFailed`: mine, and bad: 401, and no other plugin is asked. Claude Code
-      hides a text that contains ``x-api-key``.
-    - raise `Denied`: known, and not allowed: its status, 403 by default.
-    - any other exception or answer, or too late: 503, and nothing goes upstream.
+    - an `Identity`: accepted; no other plugin is asked.
+    - ``None``: not this plugin's credential; the next plugin is asked. If every plugin returns
+      ``None``, the response is the 401 of ``request.authentication_failed()``.
+    - raise `AuthenticationFailed`: this plugin's credential, and invalid: 401, and no other plugin
+      is asked. Claude Code hides a text that contains ``x-api-key``.
+    - raise `Denied`: known, and refused: its status, 403 by default.
+    - any other exception or result, or a missed deadline: 503, and nothing goes upstream.
     """
 
 
@@ -157,16 +157,16 @@ def authenticate(request: IncomingRequest) -> Awaitable[Identity | None] | Ident
 def admit(request: IncomingRequest, identity: Identity) -> Awaitable[Permit | None] | Permit | None:
     """Decide whether a request's body may be read at all. Deciding; all must agree.
 
-    Runs for every request that `authenticate` let in, when its head has been read and before its
-    body is: the hook for limits of rate and concurrency, which a slow body must not get around.
-    What the request asks of a model is not known yet; `authorize` is asked about that. Sync or
-    async, within ``PLUGIN_TIMEOUT`` seconds for each plugin.
+    Runs for every request that `authenticate` accepted, once its headers have been read and before
+    its body is: the hook for limits of rate and concurrency, which a slow body must not evade.
+    The model that it asks for is not known yet; `authorize` decides on that. Sync or async, within
+    ``PLUGIN_TIMEOUT`` seconds for each plugin.
 
     - ``None``: no objection; the next plugin is asked.
-    - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,
-      when the request is over, also when its client disconnects before the body is whole.
-    - raise `Denied`: refused, with its status, type and ``retry_after``; nobody else is asked.
-    - any other exception or answer, or too late: 503, as for `authorize`.
+    - a `Permit`: no objection, with its consequences. Its ``settle`` is called exactly once, when
+      the request has ended, also when its client disconnects before the body is complete.
+    - raise `Denied`: refused, with its status, type and ``retry_after``; no other plugin is asked.
+    - any other exception or result, or a missed deadline: 503, as for `authorize`.
     """
 
 
@@ -174,43 +174,43 @@ def admit(request: IncomingRequest, identity: Identity) -> Awaitable[Permit | No
 def authorize(
     request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
 ) -> Awaitable[Permit | None] | Permit | None:
-    """Decide whether a request may go on, now that it is known who asks. Deciding; all must agree.
+    """Decide whether an authenticated request may go on. Deciding; all must agree.
 
-    Runs for every request that `authenticate` let in. ``model_request`` says what a request for a
-    message or a chat completion asks for: those are decided when their body is there, up to
-    32 MB of which is held in memory for it. For every other request it is ``None``, and the body
-    has not been read. Nothing has gone upstream. Sync or async, within ``PLUGIN_TIMEOUT`` seconds
-    for each plugin.
+    Runs for every request that `authenticate` accepted. ``model_request`` describes a request for
+    a message or a chat completion: those are decided once their body is complete, up to 32 MB of
+    which is held in memory for it. For every other request it is ``None``, and the body has not
+    been read. Nothing has gone upstream. Sync or async, within ``PLUGIN_TIMEOUT`` seconds for each
+    plugin.
 
     - ``None``: no objection; the next plugin is asked.
-    - a `Permit`: no objection, and what it says is done. Its ``settle`` is called exactly once,
-      also when another plugin refuses, or the client has left meanwhile.
-    - raise `Denied`: refused, with its status, type and ``retry_after``; nobody else is asked.
-    - any other exception or answer, or too late: 503, and nothing goes upstream. An async one
-      that is too late is cancelled, and gives back what it had reserved; a `Permit` that it answers
-      all the same is settled.
+    - a `Permit`: no objection, with its consequences. Its ``settle`` is called exactly once, also
+      when another plugin refuses, or the client has disconnected meanwhile.
+    - raise `Denied`: refused, with its status, type and ``retry_after``; no other plugin is asked.
+    - any other exception or result, or a missed deadline: 503, and nothing goes upstream. An async
+      plugin that misses it is cancelled and must give back what it reserved; a `Permit` that it
+      returns nevertheless is settled.
 
-    Without a plugin that implements it, bodies are not looked into.
+    Without a plugin that implements it, bodies are not parsed for it.
     """
 
 
 @hookspec
 def price(model: str, usage: Usage) -> int | None:
-    """Say what tokens cost, in billionths of a US dollar. Deciding; the first answer counts.
+    """Return what tokens cost, in billionths of a US dollar. Deciding; the first cost counts.
 
-    Runs when an answer is over that told of its tokens, for ``RequestRecord.cost``; and with
-    estimates, before `authorize` is asked about a model. For a response that spent on several
-    models it runs once for each, with that model's counts. Must be sync, and must not block.
+    Runs when a response that reported usage has ended, for ``RequestRecord.cost``; and with
+    estimates, before `authorize` decides on a model. For a response that used several models it
+    runs once for each, with that model's counts. Must be sync, and must not block.
 
-    ``None``: not known; the next plugin is asked. An exception or anything but a whole number
-    from 0 on is logged, and taken for ``None``: then the cost is ``None``, which is not free.
+    ``None``: unknown; the next plugin is asked. An exception or anything but an int from 0 on is
+    logged and counts as ``None``: then the cost is ``None``, which does not mean free.
     """
 
 
 @hookspec
 def request_finished(record: RequestRecord) -> None:
-    """Learn what became of a request. Observing; must be sync, and must not block.
+    """Take the record of a request that has ended. Observing; must be sync, and must not block.
 
-    Runs exactly once for each request that reached a handler, when it has ended, whichever way.
-    The record is frozen. The client does not wait for it.
+    Runs exactly once for each request that reached a handler, whichever way it ended. The record
+    is frozen. The client does not wait for this hook.
     """

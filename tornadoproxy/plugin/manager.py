@@ -1,21 +1,21 @@
-"""Calls the plugins' hooks, in order.
+"""The plugins of one proxy, and the calls to their hooks.
 
-The calls are ours, and not pluggy's, since its own takes a coroutine for an answer, and lets one
-failing plugin keep the rest from running. Which plugins there are, and in which order, is found in
-`tornadoproxy.plugin.discovery`.
+The calls are ours and not pluggy's: pluggy takes a coroutine for a result, and one plugin's
+exception keeps the others from running. `tornadoproxy.plugin.discovery` finds the plugins and their
+order.
 
-*Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other.
-It fails closed: a plugin that raises, answers nonsense or is late refuses the request, and the next
-is not asked. While all answer synchronously there is no coroutine. A hook that blocks is late as
-well: it keeps every client waiting, and its answer does not count.
+*Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other,
+failing closed: a plugin that raises, returns an invalid result or misses its deadline refuses the
+request, and no other is asked. While all results are synchronous no coroutine is created. A hook
+that blocks the event loop for longer than its timeout delays every client, so its result does not
+count either.
 
 *Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
 
-A plugin that `configure` says is inactive is neither asked nor told.
+A plugin that `configure` declared inactive is neither asked nor told.
 
-A plugin fails by whatever it raises. `SystemExit` is meant for a program of its own and must not
-end this one, nor may a `KeyboardInterrupt`: while the loop runs, the real one is a signal that it
-takes.
+Any exception of a plugin is its failure. `SystemExit` must not end the proxy, nor a
+`KeyboardInterrupt`: while the loop runs, the real one arrives as a signal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from msgspec import structs
 from msgspec.structs import replace
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
@@ -38,7 +37,7 @@ from tornadoproxy.plugin.declarations import (
     credential_headers_of,
     pages_of,
 )
-from tornadoproxy.plugin.discovery import FoundPlugins, PluginCall, PluginInfo, find, in_order
+from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import (
     OurOwnError,
     discard,
@@ -49,6 +48,7 @@ from tornadoproxy.plugin.failures import (
     log_now_and_then,
     outcome,
 )
+from tornadoproxy.plugin.pricing import Pricing
 from tornadoproxy.plugin.questions import (
     MAY,
     MAY_ENTER,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.authorization import ModelRequest, Permits
+    from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
     from tornadoproxy.plugin.status import Status
@@ -74,21 +75,18 @@ if TYPE_CHECKING:
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
-MAX_COST = 2**63 - 1  # billionths of a US dollar: what a database can hold
 
 _logger = logging.getLogger(__name__)
 
 
 class Plugins:
-    """The plugins of one proxy, in order. Made by `load`.
+    """The plugins of one proxy, in order. Created by `load`.
 
-    :ivar failures: how often each plugin failed so that nothing came of it but a log line, by its
-        name.
-    :ivar refusals: how often each failed so that a request was refused.
-    :ivar admits: whether `admit` has any plugin to ask.
-    :ivar credential_headers: names of request headers that do not go upstream, in
-        ``Http-Header-Case``.
-    :ivar authorizes: whether `authorize` has anybody to ask.
+    :ivar failures: failures by plugin that were only logged.
+    :ivar refusals: failures by plugin that refused a request.
+    :ivar admits: whether any plugin implements `admit`.
+    :ivar authorizes: whether any plugin implements `authorize`.
+    :ivar credential_headers: request headers that do not go upstream, in ``Http-Header-Case``.
     """
 
     def __init__(self, found: FoundPlugins) -> None:
@@ -112,12 +110,12 @@ class Plugins:
     ) -> Plugins:
         """Load and validate the plugins.
 
-        :param disabled: names of those that are not even imported.
-        :param entry_points: those to load, instead of the installed ones in the group
+        :param disabled: names of plugins that are not even imported.
+        :param entry_points: plugins to load instead of the installed ones in the group
             ``tornadoproxy``.
-        :raises ConfigurationError: with a line for each plugin that cannot be used, since it may
-            be the one that was to keep people out; for each disabled one that does not exist; for
-            two of one name; or because nobody authenticates.
+        :raises ConfigurationError: with a line for each plugin that cannot be used, for each
+            disabled one that does not exist, for two of one name, or because no plugin
+            authenticates.
         """
         found = find(disabled, entry_points)
         if found.faults:
@@ -128,33 +126,33 @@ class Plugins:
     def survey(
         cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
     ) -> tuple[PluginInfo, ...]:
-        """What `load` would find, described as `describe` does, then the broken ones."""
+        """Return what `load` would find as `describe` does, then the broken plugins."""
         return find(disabled, entry_points).described()
 
     def describe(self) -> tuple[PluginInfo, ...]:
-        """The active plugins in the order asked, then the inactive, then the disabled ones."""
+        """Return the active plugins in the order asked, then the inactive, then the disabled."""
         return self._infos
 
     def pages(self) -> tuple[tuple[str, Page], ...]:
-        """The plugins' own pages, each after its plugin's name; known once `configure` has run."""
+        """Return the plugins' pages with their plugins' names; known after `configure`."""
         return self._pages
 
     def declared_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
-        """The settings that the plugins declare."""
+        """Return the settings that the plugins declare."""
         return self._declared
 
     def configure(self, settings: Settings) -> tuple[tuple[str, str], ...]:
-        """Hand out the settings: at start, and again when they have been read anew.
+        """Give every plugin the settings, at start and after each reload.
 
-        :return: the name and the line of each plugin that gave one.
-        :raises ConfigurationError: with the faults of all plugins. If there were settings before,
-            all plugins have been given those again.
+        :return: the name and the line of each plugin that returned one.
+        :raises ConfigurationError: with the faults of all plugins. On a reload, all plugins have
+            been given the earlier settings again.
         """
         first = self._settings is None
         try:
             lines, inactive = configure_all(self._configurers, settings)
             if first:
-                self._leave_out(inactive)
+                self._deactivate(inactive)
                 self._pages = pages_of(self._page_makers)
                 self._infos = tuple(
                     replace(
@@ -164,21 +162,21 @@ class Plugins:
                 )
             else:
                 check_unchanged(self._inactive, inactive)
-            # a request in flight may have one of those that were named before
+            # earlier names stay: a request in flight may carry such a header
             self.credential_headers |= credential_headers_of(self._header_namers)
         except ConfigurationError:
             if self._settings is not None:
-                self._go_back_to(self._settings)
+                self._restore(self._settings)
             raise
         self._settings = settings
-        self._timeout = settings[PLUGIN_TIMEOUT]
+        self._timeout = self._pricing.timeout = settings[PLUGIN_TIMEOUT]
         return lines
 
     async def startup(self, status: Callable[[], Status]) -> None:
         """Start the plugins in order.
 
-        :param status: gives them the figures of the moment.
-        :raises ConfigurationError: one failed; those that were started have been shut down.
+        :param status: returns the current figures.
+        :raises ConfigurationError: one failed; the plugins started before it have been shut down.
         """
         for plugin, start in self._starters:
             error = await failure(partial(start, status), STARTUP_TIMEOUT)
@@ -188,7 +186,7 @@ class Plugins:
             self._unstarted.discard(plugin)
 
     async def shutdown(self) -> None:
-        """Shut the plugins down, once, in the reverse order; not those that were never started."""
+        """Shut down the started plugins, once, in the reverse order."""
         while self._stoppers:
             plugin, stop = self._stoppers.pop()
             if plugin in self._unstarted:
@@ -198,22 +196,22 @@ class Plugins:
                 log_failure("plugin %r failed in shutdown: %s", plugin, error)
 
     def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
-        """Ask who a request comes from, until one plugin answers.
+        """Ask who a request comes from, until one plugin returns an identity.
 
-        :return: the identity; an awaitable of it as soon as one plugin has to be awaited.
-        :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if none answered.
-        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        :return: the identity; an awaitable of it once a plugin has to be awaited.
+        :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if all return ``None``.
+        :raises PluginFailed: a plugin failed.
         """
         return run(self._ask(WHO, self._authenticators, (request,), vouches))
 
     def admit(
         self, request: IncomingRequest, identity: Identity, permits: Permits
     ) -> Awaitable[object] | None:
-        """Ask whether a request's body may be read; add to `permits` what the plugins grant.
+        """Ask whether a request's body may be read; add the plugins' permits to `permits`.
 
-        :return: an awaitable of that as soon as one plugin has to be awaited.
+        :return: an awaitable of that once a plugin has to be awaited.
         :raises ClientError: a plugin's own refusal.
-        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        :raises PluginFailed: a plugin failed.
         """
         return run(self._ask(MAY_ENTER, self._admitters, (request, identity), permits.add))
 
@@ -224,60 +222,28 @@ class Plugins:
         model_request: ModelRequest | None,
         permits: Permits,
     ) -> Awaitable[object] | None:
-        """Ask whether a request may go on; what the plugins grant is added to `permits`.
+        """Ask whether a request may go on; add the plugins' permits to `permits`.
 
-        :return: an awaitable of that as soon as one plugin has to be awaited.
+        :return: an awaitable of that once a plugin has to be awaited.
         :raises ClientError: a plugin's own refusal.
-        :raises PluginFailed: a plugin raised anything else, answered nonsense or was late.
+        :raises PluginFailed: a plugin failed.
         """
         asked = (request, identity, model_request)
         return run(self._ask(MAY, self._authorizers, asked, permits.add))
 
     def price(self, model: str | None, usage: Usage) -> int | None:
-        """What `usage` costs, in billionths of a US dollar; ``None`` if that is not known.
+        """Return the cost of `usage` in billionths of a US dollar; ``None`` if it is unknown.
 
-        `others` cost what `priced` found. If the cost of one part is not known, neither is the
-        cost of the whole.
+        `others` cost what `priced` found. If the cost of one part is unknown, so is the whole.
         """
-        if not usage.others:
-            return self._price_of_one(model, usage)
-        own = self._price_of_one(model, structs.replace(usage, others=()))
-        costs = [own, *(other.cost for other in usage.others)]
-        known = [cost for cost in costs if cost is not None]
-        return min(sum(known), MAX_COST) if len(known) == len(costs) else None
+        return self._pricing.price(model, usage)
 
     def priced(self, usage: Usage) -> Usage:
-        """`usage`, with what each of its `others` costs."""
-        others = (
-            structs.replace(other, cost=self._price_of_one(other.model, other.usage))
-            for other in usage.others
-        )
-        return structs.replace(usage, others=tuple(others))
-
-    def _price_of_one(self, model: str | None, usage: Usage) -> int | None:
-        if model is None or (usage.input_tokens is None and usage.output_tokens is None):
-            return None
-        for plugin, ask in self._pricers:
-            began = monotonic()
-            try:
-                cost = ask(model, usage)
-            except BaseException as error:
-                self.count_failure(plugin, "price", error)
-                continue
-            if (took := monotonic() - began) > self._timeout:
-                self.count_failure(plugin, "price", held_the_loop(took, self._timeout))
-                continue
-            if type(cost) is int and cost >= 0:
-                return cost
-            if cost is not None:
-                discard(cost)
-                kind = type(cost).__name__
-                failed = OurOwnError(f"its {kind} is neither None nor a whole number from 0 on")
-                self.count_failure(plugin, "price", failed)
-        return None
+        """Return `usage` with the cost of each of its `others`."""
+        return self._pricing.priced(usage)
 
     def request_finished(self, record: RequestRecord) -> None:
-        """Tell what became of a request. Never raises."""
+        """Pass `record` to every observer. Never raises."""
         for plugin, function in self._observers:
             self.tell(plugin, "request_finished", function, record)
 
@@ -288,7 +254,7 @@ class Plugins:
         function: Callable[[RequestRecord], object],
         record: RequestRecord,
     ) -> None:
-        """Call `function` with `record`; what goes wrong is `plugin`'s failure in `hook`."""
+        """Call `function` with `record`; count what fails as `plugin`'s failure in `hook`."""
         began = monotonic()
         try:
             result = function(record)
@@ -297,12 +263,14 @@ class Plugins:
             return
         if result is not None and inspect.isawaitable(result):
             discard(result)
-            self.count_failure(plugin, hook, OurOwnError("an awaitable, which nobody awaits"))
+            self.count_failure(
+                plugin, hook, OurOwnError("it returned an awaitable, which nothing awaits")
+            )
         elif (took := monotonic() - began) > self._timeout:
             self.count_failure(plugin, hook, held_the_loop(took, self._timeout))
 
     def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
-        """Count that `plugin` failed in `hook` so that nothing came of it, and log it."""
+        """Count and log a failure of `plugin` in `hook` that refused no request."""
         self.failures[plugin] += 1
         log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
 
@@ -313,10 +281,10 @@ class Plugins:
         asked: tuple[IncomingRequest, *tuple[object, ...]],
         take: Callable[[str, object], bool],
     ) -> Asking:
-        """Ask each plugin; yield what has to be awaited, and be sent what came of it.
+        """Ask each plugin; yield each awaitable result, and be sent its outcome.
 
-        :param take: whether a plugin's answer is one; keeps it, if need be.
-        :return: the first answer, if that counts.
+        :param take: returns whether a result is valid, and keeps a permit.
+        :return: the first result, if that decides.
         """
         for plugin, ask in calls:
             result: object = None
@@ -327,13 +295,13 @@ class Plugins:
             except BaseException as error:
                 failed = error
             if (took := monotonic() - began) > self._timeout:
-                take(plugin, result)  # it may be a permit, whose end must be told
+                take(plugin, result)  # a permit must be settled
                 discard(result)
                 failed = held_the_loop(took, self._timeout)
             elif result is None or take(plugin, result):
                 pass
             elif inspect.isawaitable(result):
-                # what comes too late to count may still be a permit, whose end must be told
+                # a late result does not count, but a permit must be settled
                 result, failed = yield outcome(result, self._timeout, late=partial(take, plugin))
                 if result is not None and not take(plugin, result):
                     discard(result)
@@ -341,7 +309,7 @@ class Plugins:
             else:
                 failed = nonsense(question, result)
             if failed is not None:
-                # out here, so that the plugin's own exception does not come along as the context
+                # outside the except block: the plugin's exception must not become the context
                 raise self._refusal(question, plugin, failed)
             if result is not None and question.first_counts:
                 return result
@@ -350,7 +318,7 @@ class Plugins:
         return None
 
     def _refusal(self, question: Question, plugin: str, error: BaseException) -> ProxyError:
-        """What ends a request when `plugin` raised `error`: that, if it was meant to."""
+        """Return `error` if it is a plugin's refusal, else count a failure of `plugin`."""
         if isinstance(error, ClientError) and 400 <= error.status <= 599:
             return error
         self.refusals[plugin] += 1
@@ -370,19 +338,19 @@ class Plugins:
         self._authenticators = active("authenticate")
         self._admitters = active("admit")
         self._authorizers = active("authorize")
-        self._pricers = active("price")
+        self._pricing = Pricing(active("price"), self.count_failure)
         self._observers = active("request_finished")
         self._stoppers = active("shutdown")
         self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
 
-    def _leave_out(self, inactive: frozenset[str]) -> None:
-        """Neither ask nor tell those plugins from now on."""
+    def _deactivate(self, inactive: frozenset[str]) -> None:
+        """Stop calling those plugins."""
         able = [call.plugin for call in self._authenticators]
         if inactive.issuperset(able):
             raise ConfigurationError(
-                "No plugin authenticates requests, so nobody may be let in: these could, but their "
-                f"settings are not set: {' '.join(able)}"
+                "No plugin authenticates requests, so every request would be rejected: set the "
+                f"settings of one of these plugins: {' '.join(able)}"
             )
         self._list_calls(inactive)
         self._inactive = inactive
@@ -390,10 +358,10 @@ class Plugins:
         others = [each for each in self._infos if each.name not in inactive]
         self._infos = in_order([*at_rest, *others])
 
-    def _go_back_to(self, settings: Settings) -> None:
+    def _restore(self, settings: Settings) -> None:
         try:
             configure_all(self._configurers, settings)
         except ConfigurationError as error:
             faults = "; ".join(error.faults)
             # TRY400 wants a traceback, which would say nothing more here
-            _logger.error("the settings before are refused, too: %s", faults)  # noqa: TRY400
+            _logger.error("the earlier settings are refused as well: %s", faults)  # noqa: TRY400

@@ -1,15 +1,15 @@
-"""Money as text: US dollars, exactly, from whole billionths of one."""
+"""US dollars as exact text, from integer billionths."""
 
 from __future__ import annotations
 
 NANOS = 1_000_000_000
-"""How many billionths make a US dollar."""
+"""Billionths in a US dollar."""
 
 
 def usd(nanos: int) -> str:
-    """The amount in US dollars with every digit that it has, and two decimals at least.
+    """Return the amount in US dollars with all its digits, and at least two decimals.
 
-    ``12.50``, ``0.000108``, ``1.500000001``. A dollar sign in front is the caller's.
+    ``12.50``, ``0.000108``, ``1.500000001``. The caller adds a dollar sign.
     """
     whole, rest = divmod(abs(nanos), NANOS)
     sign = "-" if nanos < 0 else ""

@@ -20,28 +20,28 @@ MAX_PAGE_BODY = 1024 * 1024
 """The largest request body that a page is given, in bytes."""
 
 MAX_PUBLIC_BODY = 16 * 1024
-"""The same of a public page that does not look at the head first: it is not known who sends it."""
+"""The same for a public page without ``admit``: its client is unknown."""
 
-_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # what a literal path has none of
+_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # never in a literal path
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
-# The answer's length, its framing and what becomes of the connection are the server's business.
+# The server sets the length, framing and connection of the response.
 _SERVERS_OWN = frozenset(
     {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"}
 )
 
 
 class PageRequest(Struct, frozen=True):
-    """A whole request for a page.
+    """A complete request for a page.
 
-    :param incoming: its head. Its method may be HEAD where the page has GET: the same is
-        answered, and the body is left out on the way.
-    :param identity: who asks; ``None`` on a public page.
-    :param query: the query, decoded: each name with its values in order.
-    :param arguments: what the groups of the page's path matched, decoded.
-    :param body: the body, at most `MAX_PAGE_BODY` bytes; `MAX_PUBLIC_BODY` on a public page
-        without `Page.admit`.
+    :param incoming: method, path and headers. The method may be HEAD where the page has GET:
+        return the same response; its body is not sent.
+    :param identity: who sends it; ``None`` on a public page.
+    :param query: the decoded query: each name with its values in order.
+    :param arguments: the decoded groups of the page's path.
+    :param body: at most `MAX_PAGE_BODY` bytes; `MAX_PUBLIC_BODY` on a public page without
+        `Page.admit`.
     """
 
     incoming: IncomingRequest
@@ -56,13 +56,13 @@ class PageRequest(Struct, frozen=True):
 
 
 class PageResponse(Struct, frozen=True):
-    """What a page answers.
+    """A page's response.
 
-    :param body: the whole body; none with 204 and 304.
+    :param body: the whole body; empty with 204 and 304.
     :param content_type: of the body.
-    :param status: the HTTP status, a final one.
-    :param headers: further headers; not those that frame the answer or rule the connection.
-        ``Cache-Control`` is ``no-store`` unless it is among them.
+    :param status: the final HTTP status.
+    :param headers: further headers, except those of framing and connection. ``Cache-Control`` is
+        ``no-store`` unless given.
     :raises ValueError: it cannot be sent.
     """
 
@@ -75,10 +75,10 @@ class PageResponse(Struct, frozen=True):
         if type(self.body) is not bytes:
             raise ValueError(f"the body must be bytes, not {type(self.body).__name__}")
         if self.status not in range(200, 600) or (self.body and self.status in (204, 304)):
-            raise ValueError(f"with status {self.status!r}, this cannot be sent")
+            raise ValueError(f"a response with this body cannot have status {self.status!r}")
         for name, value in {"content-type": self.content_type, **self.headers}.items():
             if not _NAME.fullmatch(name) or name.lower() in _SERVERS_OWN:
-                raise ValueError(f"an answer cannot have a header {name!r}")
+                raise ValueError(f"a response cannot have a header {name!r}")
             if not _VALUE.fullmatch(value):
                 raise ValueError(f"the header {name} has characters that HTTP does not allow")
 
@@ -86,14 +86,15 @@ class PageResponse(Struct, frozen=True):
 class Page(Struct, frozen=True):
     """One page of a plugin.
 
-    :param path: a regular expression that the whole path, as it came, matches: ``/metrics``.
-    :param serve: makes the answer; sync or async, within ``PLUGIN_TIMEOUT`` seconds. It may raise
-        a `ProxyError`, which is answered in the path's dialect; anything else is a 500.
-    :param methods: those that it has. With GET it has HEAD, too.
-    :param public: whether nobody authenticates the request: the page says itself who may see it.
-    :param admit: called with a request's head before its body is read; sync or async. What
-        it raises is answered as what `serve` raises. For a public page that goes by a credential.
-    :param overrides: whether it takes a path that the proxy or another plugin serves. Without it
+    :param path: a regular expression that must match the whole undecoded path: ``/metrics``.
+    :param serve: returns the response; sync or async, within ``PLUGIN_TIMEOUT`` seconds. It may
+        raise a `ProxyError`, which becomes an error in the path's API format; any other exception
+        is a 500.
+    :param methods: the allowed methods. GET includes HEAD.
+    :param public: whether the request is not authenticated: the page itself decides who may see it.
+    :param admit: called with a request's headers before its body is read; sync or async. It may
+        raise as `serve` may. For a public page that requires a credential.
+    :param overrides: whether it may take a path that the proxy or another plugin serves. Without it
         such a page ends the start, and a pattern matches none of the proxy's own paths.
     """
 
@@ -106,32 +107,32 @@ class Page(Struct, frozen=True):
 
     @property
     def is_pattern(self) -> bool:
-        """Whether `path` is more than a literal path."""
+        """Whether `path` is a pattern and not a literal path."""
         return _SPECIAL.search(self.path) is not None
 
     def matches(self, path: str) -> bool:
-        """Whether this is the page of `path`, which is as it came."""
+        """Return whether this page serves the undecoded `path`."""
         return path == self.path or (self.is_pattern and re.fullmatch(self.path, path) is not None)
 
 
 def hidden_paths(pages: Sequence[tuple[str, Page]]) -> Iterator[tuple[str, str]]:
-    """Yield each plugin one of whose `pages` hides what it may not, and what is to be done.
+    """Yield each plugin with a page that hides another path, and how to fix it.
 
-    :param pages: each after its plugin's name.
+    :param pages: each with its plugin's name.
     """
     for at, (plugin, page) in enumerate(pages):
-        mend = "choose another path, or declare it with overrides=True"
+        fix = "choose another path, or declare it with overrides=True"
         if not page.overrides and (is_served(page.path) or any(map(page.matches, SAMPLES))):
-            yield plugin, f"its page {page.path} hides a path of the proxy's own: {mend}"
+            yield plugin, f"its page {page.path} hides a path of the proxy's own: {fix}"
         for other, earlier in pages[:at]:
             if page.overrides != earlier.overrides:
                 continue
-            # in one plugin, a literal path beside a pattern is the pattern's exception
+            # within one plugin, a literal path takes precedence over a pattern
             if page.path == earlier.path or (
                 plugin != other and (page.matches(earlier.path) or earlier.matches(page.path))
             ):
                 yield (
                     plugin,
                     f"its page {page.path} and the page {earlier.path} of {other!r} are for the "
-                    f"same path: {mend}",
+                    f"same path: {fix}",
                 )

@@ -1,7 +1,7 @@
 """One request as plugins see it.
 
-`IncomingRequest` is what is known while it is being decided, `Identity` is whom it comes from, and
-`RequestRecord` is what became of it.
+`IncomingRequest` is known while plugins decide, `Identity` says who sent it, and `RequestRecord`
+says how it ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_API_KEY_LINES = 8
 
 
-# HTTP's own (RFC 9110 §5.6.3); to str.strip(), the last bytes of "à" and "Å" are blanks as well
+# optional whitespace of RFC 9110 §5.6.3; str.strip() would also cut the last bytes of "à" and "Å"
 _BLANKS = " \t"
 
 
@@ -32,23 +32,23 @@ class Outcome(StrEnum):
     """How a request ended."""
 
     COMPLETED = "completed"
-    """The answer went out whole, be it the upstream's own error."""
+    """The whole response was sent, including an error of the upstream's."""
     DENIED = "denied"
     """Refused by this proxy before anything went upstream."""
     FAILED = "failed"
-    """The upstream, or the proxy, broke: an error of ours, or an answer cut short."""
+    """The upstream or the proxy failed: an error of the proxy's, or a truncated response."""
     ABANDONED = "abandoned"
-    """The client left first."""
+    """The client disconnected first."""
     DRAINED = "drained"
-    """The proxy stopped first: ``DRAIN_TIMEOUT`` was over."""
+    """The proxy stopped first: ``DRAIN_TIMEOUT`` had passed."""
 
 
 class Identity(Struct, frozen=True):
-    """Who a request comes from, as an authenticator vouches for it.
+    """Who sent a request, as a plugin authenticated it.
 
     :param principal: a name for logs and limits; never the credential.
-    :param anonymous: nobody in particular. The core lets anonymous requests in only through a
-        loopback or configured ``Host``, and never from a web page of another origin.
+    :param anonymous: whether the client is unknown. The core accepts anonymous requests only with
+        a loopback or configured ``Host``, and never from a web page of another origin.
     :param groups: the groups that the principal belongs to.
     """
 
@@ -58,14 +58,14 @@ class Identity(Struct, frozen=True):
 
 
 class IncomingRequest(Struct, frozen=True):
-    """A request's head as plugins see it. Not to be changed.
+    """A request's method, path and headers as plugins see them. Read-only.
 
     :param method: as sent: ``POST``.
     :param path: as sent, without the query, not decoded.
-    :param headers: case-insensitive, repeated lines kept (``headers.get_list(name)``); to change
-        them is a `TypeError`.
+    :param headers: case-insensitive, repeated lines kept (``headers.get_list(name)``); changing
+        them raises `TypeError`.
     :param remote_ip: the client's address, in its shortest form; behind a trusted proxy, the one
-        that it reports; ``unknown`` if that is no address, which must pass for nobody's.
+        that it reports; ``unknown`` if that is not an address, which must match no client.
     :param dialect: the API that the path belongs to.
     """
 
@@ -76,7 +76,7 @@ class IncomingRequest(Struct, frozen=True):
     dialect: Dialect
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # Any: msgspec's signature
-        """What a debugger shows: all but the headers, which hold the credential."""
+        """Return all fields but the headers, which hold the credential, for debuggers."""
         return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "headers"]
 
     def __repr__(self) -> str:
@@ -84,14 +84,14 @@ class IncomingRequest(Struct, frozen=True):
         return f"{type(self).__name__}({shown})"
 
     def candidates(self) -> tuple[Secret, ...]:
-        """The credentials that the request presents; one that is right is enough.
+        """Return the credentials that the request presents; one valid credential is enough.
 
-        A non-empty ``x-api-key`` takes precedence: with one present, ``Authorization`` is not
-        looked at. Several ``x-api-key`` lines are all candidates, at most eight of them. The
-        scheme ``Bearer`` is case-insensitive, blanks around a credential are not part of it, and
-        a comma inside it is.
+        A non-empty ``x-api-key`` takes precedence: with it, ``Authorization`` is ignored. The
+        first eight ``x-api-key`` lines are all candidates. The scheme ``Bearer`` is
+        case-insensitive, whitespace around a credential is not part of it, and a comma inside it
+        is.
 
-        :raises AuthenticationFailed: there are several ``Authorization`` lines, and they differ.
+        :raises AuthenticationFailed: there are several different ``Authorization`` lines.
         """
         lines = self.headers.get_list("X-Api-Key")[:MAX_API_KEY_LINES]
         keys = tuple(
@@ -115,10 +115,10 @@ class IncomingRequest(Struct, frozen=True):
     def authentication_failed(
         self, wanted: str = "a token or key of this proxy, not one of the upstream"
     ) -> AuthenticationFailed:
-        """Return the 401 for a request whose credential is missing, unreadable or unknown.
+        """Return the 401 for a request whose credential is missing, malformed or unknown.
 
-        :param wanted: the credential that would be accepted, as the client's user calls it.
-        :raises AuthenticationFailed: there are several ``Authorization`` lines, and they differ.
+        :param wanted: the credential that would be accepted, in the words of the client's user.
+        :raises AuthenticationFailed: there are several different ``Authorization`` lines.
         """
         if self.candidates():
             return AuthenticationFailed(f"The credential sent is not known here: send {wanted}.")
@@ -135,48 +135,49 @@ class IncomingRequest(Struct, frozen=True):
 def presents_both_credentials(headers: HTTPHeaders) -> bool:
     """Return whether a request has a credential in ``x-api-key`` and in ``Authorization``.
 
-    Claude Code sends what a key helper printed in both, and runs the helper again after a 401 that
-    it may retry.
+    Claude Code sends the output of a key helper in both, and runs the helper again after a 401
+    that it may retry.
     """
     api_keys = headers.get_list("X-Api-Key")
     return "Authorization" in headers and any(line.strip(_BLANKS) for line in api_keys)
 
 
 class RequestRecord(Struct, frozen=True, kw_only=True):
-    """What became of one request. Holds no credential, no query string and no body.
+    """How one request ended. Holds no credential, no query string and no body.
 
-    :param time: when its head was read, in seconds since the epoch.
-    :param request_id: the id that the client saw: the upstream's, else the proxy's.
-    :param principal: who asked; ``None`` if nobody was let in.
+    :param time: when its headers were read, in seconds since the epoch.
+    :param request_id: the id sent to the client: the upstream's, else the proxy's.
+    :param principal: who sent it; ``None`` if it was not authenticated.
     :param groups: the groups that the principal belongs to.
     :param method: ``POST``.
     :param route: the path without its query.
     :param dialect: ``anthropic`` or ``openai``.
     :param scheme: ``http`` or ``https``; behind a trusted proxy, the one that it reports.
     :param remote_ip: the client's address; ``unknown`` if a trusted proxy reported none.
-    :param status: the HTTP status sent; ``None`` if there was none.
+    :param status: the HTTP status sent; ``None`` if none was.
     :param outcome: how it ended.
-    :param error: what went wrong, in a few words; ``None`` if nothing did.
+    :param error: what failed, in a few words; ``None`` if nothing did.
     :param requested_model: the model that the request names; ``None`` if it names none, or its
-        body was not read: that of a relayed message is, where a plugin authorizes.
-    :param model: the model that answered; after a fallback, the last one.
-    :param usage: what the response reports that it used, on all models.
-    :param cost: what that costs, in billionths of a US dollar, all models together; ``None`` if
-        the price of any part of it is not known.
-    :param stop_reason: why the model stopped, in Anthropic's words, whatever the dialect.
+        body was not parsed: a relayed message's is, if a plugin implements ``authorize``.
+    :param model: the model that responded; after a fallback, the last one.
+    :param usage: the usage that the response reports, on all models.
+    :param cost: of that usage, in billionths of a US dollar, on all models; ``None`` if the price
+        of any part of it is unknown.
+    :param stop_reason: why the model stopped, in Anthropic's words, in both API formats.
     :param bytes_in: request body bytes read from the client.
-    :param bytes_out: response body bytes handed to the client's connection.
-    :param duration: from the head's reading to the end, in seconds.
-    :param time_to_first_byte: until the upstream's first body byte, or its head if it has no
+    :param bytes_out: response body bytes written to the client's connection.
+    :param duration: from reading the headers to the end, in seconds.
+    :param time_to_first_byte: until the upstream's first body byte, or its headers if it has no
         body, in seconds; ``None`` if there was none.
-    :param time_to_first_token: until the first piece of a streamed answer's content, in seconds;
+    :param time_to_first_token: until the first content of a streamed response, in seconds;
         ``None`` if there was none, or no stream.
-    :param upstream_time: from the request's start upstream to the answer's end, in seconds.
+    :param upstream_time: from the start of the upstream request to the end of its response, in
+        seconds.
     :param session_id: Claude Code's session.
     :param agent_id: Claude Code's agent within the session.
     :param parent_agent_id: the agent that started this one.
     :param traceparent: the client's trace context (https://www.w3.org/TR/trace-context/).
-    :param tracestate: what goes with it.
+    :param tracestate: of the same trace context.
     """
 
     time: float
@@ -209,9 +210,9 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     tracestate: str | None = None
 
     def by_model(self) -> tuple[ModelUsage, ...]:
-        """What each model used and cost, the one that answered first, then ``usage.others``.
+        """Return usage and cost of each model: `model` first, then ``usage.others``.
 
-        Where `cost` is not known, no part of it counts as known, so that parts add up to it.
+        If `cost` is unknown, every part of it is, so that the parts add up to it.
         """
         others = self.usage.others
         if not others:

@@ -1,4 +1,4 @@
-"""What goes on in a running proxy, in figures of the moment."""
+"""A running proxy's current figures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from msgspec import Struct
 class Status(Struct, frozen=True):
     """The figures of one moment.
 
-    :param in_flight: protected requests that are not over, those that wait included.
-    :param waiting: those of them that wait for their turn.
-    :param held_bytes: request bodies, and heads that are not whole, held in memory, in bytes.
-    :param client_connections: open connections of clients.
-    :param upstream_connections: open connections to the upstream that serve a request.
-    :param idle_upstream_connections: open connections to the upstream that wait for one.
-    :param plugin_failures: how often each plugin failed so that nothing came of it but a log
-        line, by its name; 0 for one that did not.
-    :param plugin_refusals: the same, where a request was refused.
-    :param draining: whether the proxy is about to stop.
+    :param in_flight: protected requests that have not ended, including queued ones.
+    :param waiting: queued requests.
+    :param held_bytes: request bodies and incomplete request headers held in memory, in bytes.
+    :param client_connections: open connections from clients.
+    :param upstream_connections: open upstream connections that serve a request.
+    :param idle_upstream_connections: open upstream connections kept for the next request.
+    :param plugin_failures: failures by plugin that were only logged; 0 for a plugin without any.
+    :param plugin_refusals: failures by plugin that refused a request; likewise.
+    :param draining: whether the proxy is stopping.
     """
 
     in_flight: int

@@ -1,7 +1,7 @@
-"""Lists that commands print: as text for people, as JSON or CSV for programs.
+"""Tables that commands print: text for people, JSON or CSV for programs.
 
-Every list of this program and of its plugins has the flag ``--format`` of `add_format`, is written
-by `write`, shows times as `timestamp` does, and takes a beginning as `since` does::
+Every command that prints a table adds the flag ``--format`` with `add_format`, writes with `write`,
+shows times with `timestamp`, and parses a start time with `since`::
 
     from tornadoproxy import tables
 
@@ -13,7 +13,7 @@ by `write`, shows times as `timestamp` does, and takes a beginning as `since` do
         tables.write(columns, [("ada", tables.timestamp(1793404800))], arguments.format)
         return 0
 
-A row wider than the terminal goes on in further lines, indented, below a head that does the same.
+A row wider than the terminal continues on indented lines, and so does the header.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import TypeAlias
 
 FORMATS = ("text", "json", "csv")
 
-MAX_CELL = 36  # characters of a cell's line, in text
+MAX_CELL = 36  # characters in a line of a cell, in text
 
 _INDENT = "    "  # of the further lines of a row
 _GAP = "  "  # between two cells
@@ -42,7 +42,7 @@ _LONGEST_AGE = timedelta(days=10 * 366)
 _DATE = re.compile(r"(19[7-9]|2[0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}", re.ASCII).fullmatch
 
 Cell: TypeAlias = str | int | Sequence[str] | None
-"""What a row has in a column; ``None`` is nothing, or not known."""
+"""A value of a row; ``None`` is empty or unknown."""
 
 Rows: TypeAlias = Sequence[Sequence[Cell]]
 
@@ -50,20 +50,20 @@ Rows: TypeAlias = Sequence[Sequence[Cell]]
 def add_format(parser: argparse.ArgumentParser, *more: str) -> None:
     """Add the flag ``--format`` to a command's parser.
 
-    :param more: formats that the command has besides `FORMATS`, and writes by itself.
+    :param more: further formats, which the command writes itself.
     """
     parser.add_argument(
         "--format",
         choices=(*FORMATS, *more),
         default="text",
-        help="how the list is written: %(choices)s (default: text)",
+        help="output format: %(choices)s (default: text)",
     )
 
 
 def write(columns: Mapping[str, str], rows: Rows, form: str) -> None:
-    """Write a list to standard output.
+    """Write a table to standard output.
 
-    :param columns: for each column its name in JSON and CSV, and its title in text.
+    :param columns: for each column its name in JSON and CSV and its title in text.
     :param rows: a cell for each column.
     :param form: one of `FORMATS`.
     """
@@ -76,16 +76,16 @@ def write(columns: Mapping[str, str], rows: Rows, form: str) -> None:
 
 
 def json_text(document: object) -> str:
-    """`document` as indented JSON."""
-    import json  # each format is paid for by who asks for it
+    """Return `document` as indented JSON."""
+    import json  # not at the top: importing each format takes time
 
     return json.dumps(document, indent=2) + "\n"
 
 
 def csv_text(names: Iterable[str], rows: Rows) -> str:
-    """A line of `names`, and one for each row (RFC 4180, but for its line ends).
+    """Return `names` and the rows as CSV (RFC 4180, with LF as line end).
 
-    A text that a spreadsheet would take for a formula gets an apostrophe
+    A text that a spreadsheet would run as a formula gets an apostrophe
     (https://owasp.org/www-community/attacks/CSV_Injection).
     """
     import csv
@@ -103,9 +103,9 @@ def csv_text(names: Iterable[str], rows: Rows) -> str:
 
 
 def text_lines(titles: Sequence[str], rows: Rows, width: int | None = None) -> Iterator[str]:
-    """The lines of a table, without its empty columns. Columns of numbers stand to the right.
+    """Yield the lines of a table without its empty columns; numbers are right-aligned.
 
-    :param width: the most characters of a line; the terminal's, or ``COLUMNS``, unless given.
+    :param width: characters in a line (default: those of the terminal, or ``COLUMNS``).
     """
     if width is None:
         width = shutil.get_terminal_size().columns
@@ -128,7 +128,7 @@ def text_lines(titles: Sequence[str], rows: Rows, width: int | None = None) -> I
 
 
 class _Column:
-    """A title and what stands below it, each as the lines that it takes."""
+    """A title and its values, each as a list of lines."""
 
     def __init__(self, title: str, values: Sequence[str]) -> None:
         below = [_wrapped(value or "-", MAX_CELL) for value in values]
@@ -138,7 +138,7 @@ class _Column:
         self._right = 2 * sum(_NUMBER(value) is not None for value in values) > len(values)
 
     def wrap_title(self) -> None:
-        """Let the title take no more room than what stands below it, if its words allow that."""
+        """Wrap the title to the width of the values, or of its longest word."""
         (title,) = self.cells[0]
         self.cells[0] = _wrapped(title, max(self._widest, *map(len, title.split())))
         self.width = max(self._widest, *map(len, self.cells[0]))
@@ -148,26 +148,28 @@ class _Column:
 
 
 def timestamp(seconds: float) -> str:
-    """A time in seconds since the epoch, by RFC 3339, in UTC: ``2026-11-30T08:00:00Z``."""
+    """Return seconds since the epoch as RFC 3339 in UTC: ``2026-11-30T08:00:00Z``."""
     return datetime.fromtimestamp(int(seconds), UTC).isoformat()[:-6] + "Z"
 
 
 def age(text: str) -> timedelta:
-    """A duration such as ``90m``, ``24h``, ``7d`` or ``4w``; for argparse.
+    """Parse a duration such as ``90m``, ``24h``, ``7d`` or ``4w``, for argparse.
 
-    :raises argparse.ArgumentTypeError: it is none.
+    :raises argparse.ArgumentTypeError: `text` is not one.
     """
     matched = _AGE(text)
     found = timedelta(**{_UNITS[matched[2]]: int(matched[1])}) if matched else timedelta()
     if not timedelta() < found <= _LONGEST_AGE:
-        raise argparse.ArgumentTypeError("must be a time such as 90m, 24h, 30d or 4w, to ten years")
+        raise argparse.ArgumentTypeError(
+            "must be a time such as 90m, 24h, 30d or 4w, at most ten years"
+        )
     return found
 
 
 def since(text: str) -> date | timedelta:
-    """A day such as ``2026-11-30``, or how long ago: ``7d``, ``24h``; for argparse.
+    """Parse a day such as ``2026-11-30`` or an age such as ``7d`` or ``24h``, for argparse.
 
-    :raises argparse.ArgumentTypeError: it is neither.
+    :raises argparse.ArgumentTypeError: `text` is neither.
     """
     with contextlib.suppress(argparse.ArgumentTypeError):
         return age(text)
@@ -178,7 +180,7 @@ def since(text: str) -> date | timedelta:
 
 
 def _word(cell: Cell) -> str:
-    """`cell` for a terminal, to which nothing that a client chose may give orders."""
+    """Return `cell` as text without control characters, which a client may have chosen."""
     if cell is None or isinstance(cell, int):
         return "" if cell is None else str(cell)
     text = cell if isinstance(cell, str) else ", ".join(cell)
@@ -190,7 +192,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _groups(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
-    """The columns that stand beside each other on the first, second … line of a row."""
+    """Return the columns of the first, second … line of a row."""
     groups: list[list[_Column]] = []
     used = width
     for column in columns:

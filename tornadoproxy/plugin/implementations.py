@@ -1,0 +1,179 @@
+"""A plugin's hook implementations, checked before pluggy registers them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pluggy
+
+from tornadoproxy.config.sources import nearest
+from tornadoproxy.plugin import hookspecs
+from tornadoproxy.plugin.failures import discard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+GENERATOR_HOOKS = ("declare_settings", "commands", "credential_headers", "pages")
+SYNC_HOOKS = (*GENERATOR_HOOKS, "configure", "price", "request_finished")
+
+_PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class PluginCall(NamedTuple):
+    """One plugin's implementation of a hook, called with every argument of the hook."""
+
+    plugin: str
+    function: Callable[..., Any]  # Any: a plugin's result is checked, never trusted
+
+
+class RefusedError(Exception):
+    """A plugin cannot be used; the text says why."""
+
+
+class Implementations:
+    """The hooks, and which plugin implements which."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._hooks = {
+            name: tuple(inspect.signature(value).parameters)
+            for name, value in vars(hookspecs).items()
+            if self._manager.parse_hookspec_opts(hookspecs, name) is not None
+        }
+
+    def calls(self, hook: str) -> list[PluginCall]:
+        """Return the implementations of `hook` in the order asked."""
+        implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
+        implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
+        return [
+            PluginCall(each.plugin_name, _with_all_arguments(each, self._hooks[hook]))
+            for each in implementations
+        ]
+
+    def register(self, plugin: object, name: str) -> tuple[str, ...]:
+        """Check the hooks of `plugin` and register it; return the hooks that it implements.
+
+        :raises RefusedError: a function of it would never be called as its author expects.
+        """
+        if self._manager.is_registered(plugin):
+            raise RefusedError("it is the same object as another plugin")
+        functions = dict(_functions(plugin))
+        marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in functions}
+        implemented = {
+            mark.get("specname") or function for function, mark in marks.items() if mark is not None
+        }
+        for function, mark in marks.items():
+            if mark is not None:
+                self._check(mark.get("specname") or function, functions[function], mark)
+            elif not function.startswith("_"):
+                self._refuse_near_miss(function, functions[function], implemented)
+        if not implemented:
+            raise RefusedError(
+                "it has no hook: let the entry point name a module or a class whose functions are "
+                "marked with @tornadoproxy.hookimpl"
+            )
+        self._manager.register(plugin, name)
+        return tuple(hook for hook in self._hooks if hook in implemented)
+
+    def _refuse_near_miss(
+        self, name: str, function: Callable[..., object], implemented: Collection[str]
+    ) -> None:
+        """Refuse a function that its author probably takes for a hook: it is never called.
+
+        It has a hook's name, or its name is similar to a hook that the plugin lacks and it takes
+        only arguments of that hook: a helper seldom does both. Without arguments the name must be
+        more similar. Short names are left out, since they resemble ordinary words: admit, admin.
+        """
+        if name in self._hooks:
+            raise RefusedError(
+                f"its {name} is not marked: put @tornadoproxy.hookimpl above it, or rename it if "
+                "it is not the hook"
+            )
+        lacking = [hook for hook in self._hooks if hook not in implemented and len(hook) > 5]
+        try:
+            taken = set(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return  # written in C, which no hook is
+        cutoff = 0.75 if taken else 0.85
+        for hook in difflib.get_close_matches(name, lacking, n=1, cutoff=cutoff):
+            if taken <= set(self._hooks[hook]):
+                raise RefusedError(
+                    f"its {name} is nearly the hook {hook}: rename it to {hook} and put "
+                    "@tornadoproxy.hookimpl above it, or begin its name with an underscore"
+                )
+
+    def _check(
+        self, hook: str, function: Callable[..., object], mark: Mapping[str, object]
+    ) -> None:
+        if hook not in self._hooks:
+            if not mark["optionalhook"]:
+                raise RefusedError(f"there is no hook {hook}{nearest(hook, self._hooks)}")
+            return
+        if mark["wrapper"] or mark["hookwrapper"]:
+            raise RefusedError(f"its {hook} is a wrapper: hooks cannot be wrapped here")
+        if inspect.isasyncgenfunction(function) or (
+            inspect.isgeneratorfunction(function) and hook not in GENERATOR_HOOKS
+        ):
+            raise RefusedError(f"its {hook} is a generator: use return, not yield")
+        if hook in SYNC_HOOKS and inspect.iscoroutinefunction(function):
+            raise RefusedError(f"its {hook} is async: nothing awaits it, define it without async")
+        offered = self._hooks[hook]
+        for argument in inspect.signature(function).parameters.values():
+            if argument.default is not argument.empty or argument.kind not in _PASSED:
+                raise RefusedError(
+                    f"its {hook} would not be given {argument}: take it by its plain name, without "
+                    f"a default and without a *; the hook offers {_listed(offered)}"
+                )
+            if argument.name not in offered:
+                raise RefusedError(
+                    f"its {hook} takes {argument.name}, but the hook offers {_listed(offered)}"
+                )
+
+
+def instantiate(named: object) -> object:
+    """Return the plugin: the result of a class or factory, or the object itself."""
+    if not (inspect.isclass(named) or inspect.isroutine(named)):
+        return named
+    kind = "class" if inspect.isclass(named) else "function"
+    if hasattr(named, f"{hookspecs.PROJECT}_impl"):
+        raise RefusedError("it is one hook: let the entry point name its module or class")
+    try:
+        inspect.signature(named).bind()
+    except TypeError as error:
+        raise RefusedError(
+            f"its {kind} must take no arguments, but it is {one_line(error)}: give that a default"
+        ) from None
+    made = named()
+    discard(made)
+    return made
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of `error` without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _functions(plugin: object) -> Iterator[tuple[str, Callable[..., object]]]:
+    """Yield the functions and methods of `plugin` by name, without running its properties."""
+    for name in dir(plugin):
+        value = inspect.getattr_static(plugin, name, None)
+        if isinstance(value, classmethod) or (callable(value) and not inspect.isclass(value)):
+            yield name, getattr(plugin, name)
+
+
+def _listed(arguments: tuple[str, ...]) -> str:
+    return ", ".join(arguments) or "no arguments"
+
+
+def _with_all_arguments(
+    implementation: pluggy.HookImpl, arguments: tuple[str, ...]
+) -> Callable[..., Any]:
+    """Return a function that takes every argument of the hook, and passes on those it needs."""
+    function = implementation.function
+    if tuple(implementation.argnames) == arguments:
+        return function
+    taken = [arguments.index(name) for name in implementation.argnames]
+    return lambda *given: function(*(given[at] for at in taken))
