@@ -7,8 +7,6 @@ import getpass
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
 from typing import TYPE_CHECKING
 
 from tornadoproxy import ConfigurationError, Database, tables, usd
@@ -90,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(do=_show)
 
     audit = commands.add_parser("audit", help="show who changed which cap, the last change first")
-    audit.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many")
+    audit.add_argument(
+        "--limit", type=tables.count, default=100, metavar="N", help="at most so many"
+    )
     audit.add_argument(
         "--since", type=tables.since, metavar="AGE|DATE", help="from then on: 7d, 2026-11-30 (UTC)"
     )
@@ -189,7 +189,8 @@ def _show(arguments: argparse.Namespace, database: Database) -> None:
 def _audit(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         changes = storage.read_changes(connection, arguments.limit)
-    first = _first_moment(arguments.since)
+    since = arguments.since
+    first = 0.0 if since is None else tables.moment(since, time.time())
     rows = []
     for change in changes:
         if change.time < first:
@@ -272,17 +273,3 @@ def _amount(value: str) -> int | None:
         return parse_dollars(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _count(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value[:9]) > 0 and len(value) < 10):
-        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
-    return int(value)
-
-
-def _first_moment(since: date | timedelta | None) -> float:
-    if since is None:
-        return 0.0
-    if isinstance(since, timedelta):
-        return time.time() - since.total_seconds()
-    return datetime.combine(since, time_of_day.min, UTC).timestamp()

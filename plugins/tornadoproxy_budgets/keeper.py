@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -28,7 +27,6 @@ from tornadoproxy import (
     Identity,
     IncomingRequest,
     ModelRequest,
-    Outcome,
     Permit,
     RequestRecord,
     Usage,
@@ -61,12 +59,6 @@ HELD_RETRY = 5.0  # seconds; requests that hold the rest of a budget take some t
 # the upstream's quota is everybody's: what it says of that is no business of one person's
 WITHHELD = ("anthropic-ratelimit-unified-",)
 _WITHHOLDING = Permit(withheld_headers=WITHHELD)
-
-_SPENDS_NOTHING = ("GET", "HEAD", "DELETE", "OPTIONS")
-# the names of batches have no other characters
-_COSTS_NOTHING = re.compile(
-    r"/v1/messages/count_tokens|/v1/files|/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
-).fullmatch
 
 _logger = logging.getLogger(__name__)
 
@@ -122,7 +114,7 @@ class Keeper:
 
         :raises Denied: 429.
         """
-        if request.method in _SPENDS_NOTHING or _COSTS_NOTHING(request.path):
+        if request.costs_nothing:
             return
         applying = self.engine.applying(identity.principal, identity.groups)
         try:
@@ -243,21 +235,12 @@ class Keeper:
 def charge(record: RequestRecord, asked: ModelRequest) -> int:
     """What a request is charged with, in nanos.
 
-    Its cost, if that is known. Else nothing, if nothing went upstream or the answer is an error;
-    what its input costs, if it ended before an answer began, or the upstream or the proxy broke
-    the answer off; and all that it may have cost, if the answer did not tell. That holds as well
-    for one that the client cut: it may have read all of a JSON document, or of a stream in a
-    compression that is not looked into, but for the end.
+    Its cost if that is known, else the cost of its estimated usage.
     """
-    if record.cost is not None:
-        return min(record.cost, MAX_CHARGE)
-    if record.upstream_time is None:
-        return 0
-    if record.status is not None and record.status >= 400:
-        return 0
-    broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
-    estimate = asked.input_cost if broken or record.time_to_first_byte is None else asked.max_cost
-    return min(estimate or 0, MAX_CHARGE)
+    cost = record.cost
+    if cost is None:
+        cost = asked.cost(asked.estimated_usage(record))
+    return min(cost or 0, MAX_CHARGE)
 
 
 def _save_and_load(
@@ -292,11 +275,7 @@ def _spends_uncounted(request: IncomingRequest) -> bool:
 
     Whatever is sent to the upstream, but for what is known to cost nothing.
     """
-    return (
-        request.method not in _SPENDS_NOTHING
-        and request.dialect is Dialect.ANTHROPIC
-        and not _COSTS_NOTHING(request.path)
-    )
+    return request.dialect is Dialect.ANTHROPIC and not request.costs_nothing
 
 
 def _unpriced(asked: ModelRequest) -> Denied:

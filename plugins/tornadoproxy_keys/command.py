@@ -7,11 +7,10 @@ about it goes to standard error.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tornadoproxy import ConfigurationError, Database, tables, usd
@@ -90,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--tokens-per-minute", "tokens within a minute, those read from the cache left out"),
         ("--concurrency", "requests at once"),
     ):
-        create.add_argument(limit, type=_count, metavar="N", help=f"{what}, for each proxy process")
+        create.add_argument(
+            limit, type=tables.count, metavar="N", help=f"{what}, for each proxy process"
+        )
     create.set_defaults(do=_create)
 
     list_ = commands.add_parser("list", help="show the keys, without their secrets")
@@ -214,9 +215,7 @@ def _rotate(arguments: argparse.Namespace, database: Database) -> None:
 
 
 def _usage(arguments: argparse.Namespace, database: Database) -> None:
-    first: date | timedelta = arguments.since
-    if isinstance(first, timedelta):
-        first = (datetime.now(UTC) - first).date()
+    first = datetime.fromtimestamp(tables.moment(arguments.since, time.time()), UTC).date()
     with database.transaction() as connection:
         names = {row.id: row.name for row in store.read(connection).keys}
         found = store.read_usage(connection, first.isoformat())
@@ -252,12 +251,6 @@ def _text(value: str) -> str:
             f"must be 1 to {MAX_TEXT} printable characters, without blanks at its ends"
         )
     return value
-
-
-def _count(value: str) -> int:
-    if not re.fullmatch("[0-9]{1,12}", value) or int(value) == 0:
-        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
-    return int(value)
 
 
 def _end(value: str) -> int | None:

@@ -18,7 +18,7 @@ from fnmatch import translate
 from math import ceil
 from typing import TYPE_CHECKING
 
-from tornadoproxy import Denied, Identity, Outcome
+from tornadoproxy import Denied, Identity
 from tornadoproxy_keys import store
 
 if TYPE_CHECKING:
@@ -139,18 +139,11 @@ class LiveKey:
 def _used(record: RequestRecord, asked: ModelRequest) -> int:
     """How many tokens a request counts with."""
     usage = record.usage
-    if usage.input_tokens is not None or usage.output_tokens is not None:
-        return sum(
-            (part.input_tokens or 0)
-            + (part.output_tokens or 0)
-            + (part.cache_creation_input_tokens or 0)
-            for part in usage.parts()
-        )
-    failed = record.status is not None and record.status >= 400
-    if record.upstream_time is None or failed:
-        return 0
-    tokens = asked.input_tokens
-    broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
-    if record.time_to_first_byte is not None and not broken:
-        tokens += asked.output_tokens
-    return tokens
+    if usage.input_tokens is None and usage.output_tokens is None:
+        usage = asked.estimated_usage(record)
+    return sum(
+        (part.input_tokens or 0)
+        + (part.output_tokens or 0)
+        + (part.cache_creation_input_tokens or 0)
+        for part in usage.parts()
+    )

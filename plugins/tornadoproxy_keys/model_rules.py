@@ -15,14 +15,8 @@ from tornadoproxy import UNKNOWN_MODEL, Denied, IncomingRequest, ModelRequest
 MAX_NAME = 100
 """How much of a model's name is told, in characters."""
 
-_RUNS_NO_MODEL = ("GET", "HEAD", "DELETE", "OPTIONS")
-# counting tokens runs no model; the names of files, batches and skills have no other characters
-_HARMLESS = re.compile(
-    r"/v1/messages/count_tokens"
-    r"|/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
-    r"|/v1/files"
-    r"|/v1/skills(/[A-Za-z0-9_-]+/versions)?"
-).fullmatch
+# the names of skills have no other characters
+_SKILLS = re.compile(r"/v1/skills(/[A-Za-z0-9_-]+/versions)?").fullmatch
 
 
 def check(
@@ -43,7 +37,7 @@ def check(
         for model in model_request.models:
             if not allowed.match(model):
                 raise Denied(f"This key is for {_told(patterns)}, and the request {_asks(model)}.")
-    elif request.method not in _RUNS_NO_MODEL and not _HARMLESS(request.path):
+    elif not request.costs_nothing and not _SKILLS(request.path):
         raise Denied(
             f"This key is for {_told(patterns)}: it cannot be used here, since the models that the "
             "request's body may name are not looked for. This includes batches: send messages one "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
+import time
+from datetime import UTC, date, timedelta
 from typing import TYPE_CHECKING
 
 from tornadoproxy import ConfigurationError, tables, usd
@@ -68,17 +68,11 @@ def run(arguments: argparse.Namespace, database: Database) -> int:
 
 def _question(arguments: argparse.Namespace) -> Question:
     zone = UTC if arguments.tz == "utc" else None
-    now = datetime.now(UTC)
-
-    def moment(given: date | timedelta | None, days: int) -> float | None:
-        if given is None:
-            return None
-        if isinstance(given, timedelta):
-            return (now - given).timestamp()
-        day = given + timedelta(days=days)
-        return datetime.combine(day, time_of_day.min, zone).timestamp()
-
-    since, until = moment(arguments.since, 0), moment(arguments.until, 1)
+    now = time.time()
+    since, until = (
+        None if when is None else tables.moment(when, now, zone)
+        for when in (arguments.since, _after(arguments.until))
+    )
     if since is not None and until is not None and until <= since:
         raise ConfigurationError("--until is before --since: exchange them.")
     return Question(
@@ -90,6 +84,11 @@ def _question(arguments: argparse.Namespace) -> Question:
         model=arguments.model,
         utc=arguments.tz == "utc",
     )
+
+
+def _after(when: date | timedelta | None) -> date | timedelta | None:
+    """Return the day after a day; a duration stays as it is."""
+    return when + timedelta(days=1) if isinstance(when, date) else when
 
 
 def _groupings(value: str) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 import csv
 import io
 import json
-from datetime import date, timedelta
+from datetime import date, timedelta, timezone
 
 import pytest
 
@@ -111,6 +111,21 @@ def test_since_takes_an_age_or_a_day(text: str, meant: object) -> None:
 def test_since_refuses_the_rest(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="such as 7d, or a date such as"):
         tables.since(text)
+
+
+def test_moment_is_a_days_beginning_or_so_long_ago() -> None:
+    now = 1_700_000_000.5
+    assert tables.moment(timedelta(days=1), now) == now - 86_400
+    assert tables.moment(date(2023, 11, 14), now) == 1_699_920_000
+    tokyo = timezone(timedelta(hours=9))
+    assert tables.moment(date(2023, 11, 14), now, tokyo) == 1_699_920_000 - 9 * 3600
+
+
+def test_count_is_a_whole_number_from_1_on() -> None:
+    assert [tables.count(text) for text in ("1", "007", "9" * 12)] == [1, 7, 10**12 - 1]
+    for text in ("", "0", "-1", "1.5", "many", "\u0663", "1_0", "9" * 13):
+        with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 on"):
+            tables.count(text)
 
 
 def test_format_has_the_same_choices_everywhere() -> None:

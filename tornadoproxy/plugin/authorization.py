@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.protocol.usage import Usage
 
 if TYPE_CHECKING:
@@ -79,16 +80,35 @@ class ModelRequest(Struct, frozen=True):
 
         That of the most expensive of `models`; ``None`` if the price of one is unknown.
         """
-        return self._highest_cost(Usage(input_tokens=self.input_tokens))
+        return self.cost(Usage(input_tokens=self.input_tokens))
 
     @property
     def max_cost(self) -> int | None:
         """The estimated highest cost: its input and `output_tokens`."""
-        return self._highest_cost(
-            Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
-        )
+        return self.cost(Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens))
 
-    def _highest_cost(self, usage: Usage) -> int | None:
+    def estimated_usage(self, record: RequestRecord) -> Usage:
+        """Estimate the usage of this request, whose response reported none.
+
+        The estimate is nothing if the request did not go upstream or the response is an error; the
+        input alone if no response began, or if the upstream or the proxy cut it off; otherwise the
+        input and `output_tokens`. A client that disconnects within a response is charged for all
+        of it, because the client may have read all but its end.
+
+        :param record: the record of this request.
+        """
+        if record.upstream_time is None or (record.status or 0) >= 400:
+            return Usage(0, 0)
+        broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
+        if broken or record.time_to_first_byte is None:
+            return Usage(self.input_tokens, 0)
+        return Usage(self.input_tokens, self.output_tokens)
+
+    def cost(self, usage: Usage) -> int | None:
+        """Return the cost of `usage` on the most expensive of `models`.
+
+        In billionths of a US dollar; ``None`` if the price of one of them is unknown.
+        """
         highest = 0
         for model in self.models:
             cost = self.price(model, usage)

@@ -6,6 +6,7 @@ says how it ended.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,13 @@ MAX_API_KEY_LINES = 8
 
 # optional whitespace of RFC 9110 §5.6.3; str.strip() would also cut the last bytes of "à" and "Å"
 _BLANKS = " \t"
+
+# These make the upstream run no model, whatever the body says. The ids of batches have no other
+# characters, so that no other spelling of a path that spends gets through.
+_UNSPENDING_METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
+_UNSPENDING_PATH = re.compile(
+    r"/v1/messages/count_tokens|/v1/files|/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
+).fullmatch
 
 
 class Outcome(StrEnum):
@@ -82,6 +90,15 @@ class IncomingRequest(Struct, frozen=True):
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"{type(self).__name__}({shown})"
+
+    @property
+    def costs_nothing(self) -> bool:
+        """Whether the upstream certainly spends nothing on this request, whatever its body says.
+
+        A plugin that limits spending or models can rely on it for requests without a
+        `ModelRequest`. Every request that is not known to cost nothing counts as one that spends.
+        """
+        return self.method in _UNSPENDING_METHODS or _UNSPENDING_PATH(self.path) is not None
 
     def candidates(self) -> tuple[Secret, ...]:
         """Return the credentials that the request presents; one valid credential is enough.

@@ -25,7 +25,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import time as time_of_day
 from itertools import zip_longest
 from typing import TypeAlias
 
@@ -36,6 +37,7 @@ MAX_CELL = 36  # characters in a line of a cell, in text
 _INDENT = "    "  # of the further lines of a row
 _GAP = "  "  # between two cells
 _NUMBER = re.compile(r"\$?[0-9][0-9,]*(\.[0-9]+)?").fullmatch
+_COUNT = re.compile(r"[0-9]{1,12}").fullmatch
 _AGE = re.compile(r"([0-9]{1,9})([mhdw])").fullmatch
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST_AGE = timedelta(days=10 * 366)
@@ -177,6 +179,27 @@ def since(text: str) -> date | timedelta:
         if _DATE(text):
             return date.fromisoformat(text)
     raise argparse.ArgumentTypeError("must be a time ago such as 7d, or a date such as 2026-11-30")
+
+
+def moment(when: date | timedelta, now: float, zone: tzinfo | None = UTC) -> float:
+    """Return when a day begins, or what time it was so long ago, in seconds since the epoch.
+
+    :param when: what `since` returned.
+    :param zone: the time zone of the day; ``None`` is this machine's.
+    """
+    if isinstance(when, timedelta):
+        return now - when.total_seconds()
+    return datetime.combine(when, time_of_day.min, zone).timestamp()
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1 on; for argparse.
+
+    :raises argparse.ArgumentTypeError: it is none, or has more than twelve digits.
+    """
+    if not _COUNT(text) or int(text) == 0:
+        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
+    return int(text)
 
 
 def _word(cell: Cell) -> str:
