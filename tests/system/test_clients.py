@@ -1,6 +1,6 @@
 """Clients that leave, are slow, do not read, or are too many: nobody else suffers, nothing is left.
 
-`tests/handlers/test_leaving.py` has what a client may leave unread, and how that is recorded.
+`tests/handlers/test_disconnects.py` has what a client may leave unread, and how that is recorded.
 """
 
 from __future__ import annotations
