@@ -146,7 +146,7 @@ def test_a_hooks_section_says_what_each_answer_and_each_exception_means(hook: st
     contract = inspect.getdoc(HOOKS[hook]) or ""
     rows = re.findall(r"^\| (.+?) \| .*\|$", text, re.MULTILINE)
 
-    assert rows[0] == "answer"
+    assert rows[0] == "Result"
     assert any("exception" in row for row in rows)
     returned = str(inspect.signature(HOOKS[hook]).return_annotation)
     if "None" in returned:
