@@ -27,7 +27,7 @@ from anthropic.types.beta import message_create_params as beta_message_create_pa
 from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 from pydantic import TypeAdapter
 
-from tornadoproxy.fakes import anthropic_api
+from tornadoproxy.fakes.anthropic_validation import KNOWN_FIELDS
 from tornadoproxy.testing import (
     ProtocolError,
     RawConnection,
@@ -429,7 +429,7 @@ def test_the_known_fields_are_the_sdks() -> None:
         names |= module.MessageCreateParamsStreaming.__annotations__.keys()
         names |= inspect.get_annotations(module.MessageCreateParamsBase).keys()
     sent_as_headers = {"betas", "user_profile_id", "workspace_id"}
-    assert names - sent_as_headers <= anthropic_api._KNOWN_FIELDS
+    assert names - sent_as_headers <= KNOWN_FIELDS
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import random
 import re
 from typing import Literal
 
-from tornadoproxy.fakes.anthropic_api import Document, message_document, message_events
+from tornadoproxy.fakes.anthropic_messages import Document, message_document, message_events
 from tornadoproxy.fakes.raw_client import RawResponse, request_bytes
 
 TOKEN = "token-of-clients-in-numbers"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from tornadoproxy.fakes.byte_stream import ByteStream, PeerClosed
-from tornadoproxy.fakes.http_server import Headers, header_lines
+from tornadoproxy.fakes.exchange import Headers, header_lines
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -1,0 +1,145 @@
+"""Fixtures that send requests: raw connections, and the two SDKs."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, request_bytes
+from tornadoproxy.testing.loop import run
+from tornadoproxy.testing.proxies import TEST_TOKEN, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from ssl import SSLContext
+
+    from anthropic import AsyncAnthropic
+    from openai import AsyncOpenAI
+    from tornado.ioloop import IOLoop
+
+    from tornadoproxy.fakes.exchange import Headers
+    from tornadoproxy.fakes.http_server import ScriptedServer
+
+
+class Ask(Protocol):
+    """Sends a request on a connection of its own; see `ask`."""
+
+    async def __call__(
+        self,
+        target: str | bytes,
+        document: object = None,
+        *,
+        method: str | None = None,
+        headers: Headers = (),
+        body: bytes = b"",
+        token: str | None = TEST_TOKEN,
+        to: Proxy | None = None,
+    ) -> RawResponse:
+        """Send one more, and return the response."""
+
+
+class OpenRaw(Protocol):
+    """Opens a raw connection; see `raw`."""
+
+    async def __call__(
+        self,
+        to: Proxy | ScriptedServer | None = None,
+        *,
+        ssl: SSLContext | None = None,
+        receive_buffer: int | None = None,
+    ) -> RawConnection:
+        """Open one more."""
+
+
+@pytest.fixture
+def raw(io_loop: IOLoop, _proxies: list[Proxy]) -> Iterator[OpenRaw]:
+    """Opens raw connections, to the proxy started last unless told: ``await raw()``."""
+    connections: list[RawConnection] = []
+
+    async def open_raw(
+        to: Proxy | ScriptedServer | None = None,
+        *,
+        ssl: SSLContext | None = None,
+        receive_buffer: int | None = None,
+    ) -> RawConnection:
+        port = (to or _proxies[-1]).port
+        connection = await RawConnection.open(port, ssl=ssl, receive_buffer=receive_buffer)
+        connections.append(connection)
+        return connection
+
+    yield open_raw
+    for connection in connections:
+        run(io_loop, connection.close)
+
+
+@pytest.fixture
+def ask(raw: OpenRaw) -> Ask:
+    """Sends one request on a connection of its own, and returns the whole response.
+
+    ``await ask("/v1/models")`` sends a GET with `TEST_TOKEN`;
+    ``await ask("/v1/messages", {"model": ...})`` a POST of that JSON document. `body` is sent as it
+    is, and `bytes` in place of the target are the whole request. `token` becomes
+    ``Authorization: Bearer``; `None` sends none. The proxy started last is asked, unless `to` names
+    another.
+
+    Raises `Truncated` if the response is not whole.
+    """
+
+    async def send(
+        target: str | bytes,
+        document: object = None,
+        *,
+        method: str | None = None,
+        headers: Headers = (),
+        body: bytes = b"",
+        token: str | None = TEST_TOKEN,
+        to: Proxy | None = None,
+    ) -> RawResponse:
+        if document is not None:
+            body = json.dumps(document).encode()
+        if isinstance(target, str):
+            method = method or ("POST" if body else "GET")
+            target = request_bytes(method, target, headers, body, token=token)
+        connection = await raw(to)
+        try:
+            return await connection.ask(target, to_head=target.startswith(b"HEAD "))
+        finally:
+            await connection.close()
+
+    return send
+
+
+@pytest.fixture
+def anthropic_client(
+    io_loop: IOLoop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AsyncAnthropic]:
+    """The Anthropic SDK's client of `proxy`, without retries."""
+    from anthropic import AsyncAnthropic  # a plugin's tests may do without it
+
+    clean_environment(monkeypatch)
+    client = AsyncAnthropic(base_url=proxy.url, api_key=TEST_TOKEN, max_retries=0)
+    yield client
+    run(io_loop, client.close)
+
+
+@pytest.fixture
+def openai_client(
+    io_loop: IOLoop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AsyncOpenAI]:
+    """The OpenAI SDK's client of `proxy`, without retries."""
+    from openai import AsyncOpenAI  # a plugin's tests may do without it
+
+    clean_environment(monkeypatch)
+    client = AsyncOpenAI(base_url=f"{proxy.url}/openai/v1", api_key=TEST_TOKEN, max_retries=0)
+    yield client
+    run(io_loop, client.close)
+
+
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away, for one test, what of the environment steers the SDKs elsewhere."""
+    for name in list(os.environ):
+        if name.upper().startswith(("ANTHROPIC_", "OPENAI_")) or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)

@@ -1,0 +1,65 @@
+"""The event loop of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from tornado.ioloop import IOLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+TIDY_TIMEOUT = 20.0  # seconds for each step of taking a test's fixtures down
+
+T = TypeVar("T")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have pytest-tornado run every coroutine test."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.add_marker(pytest.mark.gen_test)
+
+
+@pytest.fixture
+def asyncio_loop() -> asyncio.AbstractEventLoop:
+    """The event loop below `io_loop`, which closes it. Override it to test with another kind."""
+    return asyncio.new_event_loop()
+
+
+@pytest.fixture
+def io_loop(asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[IOLoop]:
+    """A loop for one test, in place of pytest-tornado's.
+
+    The test fails if something in the loop failed that nobody awaited.
+    """
+    faults: list[dict[str, Any]] = []  # asyncio's exception contexts hold anything
+    asyncio_loop.set_exception_handler(lambda _, context: faults.append(context))
+    io_loop = IOLoop(make_current=False, asyncio_loop=asyncio_loop)
+    asyncio.set_event_loop(asyncio_loop)
+    try:
+        yield io_loop
+        io_loop.run_sync(_tidy, timeout=TIDY_TIMEOUT)
+    finally:
+        asyncio.set_event_loop(None)
+        io_loop.close()
+    for fault in faults:
+        raise AssertionError(f"in the event loop: {fault}") from fault.get("exception")
+
+
+async def _tidy() -> None:
+    """Leave nothing to the loop's closing."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+
+
+def run(io_loop: IOLoop, function: Callable[[], Awaitable[T]]) -> T:
+    result: T = io_loop.run_sync(function, timeout=TIDY_TIMEOUT)
+    return result
