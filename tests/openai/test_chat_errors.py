@@ -69,8 +69,8 @@ def test_a_prompt_that_is_too_long_has_the_code_that_agents_look_for(message: st
     ("body", "message"),
     [
         (b"<html>Bad gateway</html>", "<html>Bad gateway</html>"),
-        (b"", "The upstream answered with status 502 and nothing else."),
-        (b" \n", "The upstream answered with status 502 and nothing else."),
+        (b"", "The upstream's response has status 502 and an empty body."),
+        (b" \n", "The upstream's response has status 502 and an empty body."),
         (b"x" * 5000, "x" * 500),
         (b"\xff\xfe", "\ufffd\ufffd"),
         (b'{"error": "down"}', '{"error": "down"}'),

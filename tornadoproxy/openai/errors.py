@@ -1,4 +1,4 @@
-"""Translates upstream's errors into OpenAI's shape, keeping what they say.
+"""Translates the upstream's errors into OpenAI's form, with status and message unchanged.
 
 Sources: https://docs.anthropic.com/en/api/errors and
 https://platform.openai.com/docs/guides/error-codes
@@ -30,30 +30,31 @@ _CODES = {
 }
 _TYPES = {"billing_error": "insufficient_quota", "rate_limit_error": "rate_limit_error"}
 
-# How upstream says that a request is too long. Agents shorten theirs when they see OpenAI's code.
+# The upstream's messages for a request that is too long. Agents shorten theirs on OpenAI's code.
 _TOO_LONG = ("prompt is too long", "input length and `max_tokens` exceed context limit")
 
-_MAX_QUOTED = 500  # characters of an answer that is no error of Anthropic's
+_MAX_QUOTED = 500  # characters of a response that is not an error of Anthropic's API
 
 
 def translate_error(status: int, body: bytes) -> ProxyError:
-    """The error that upstream answered with.
+    """Return the error in the upstream's response.
 
     :param status: its HTTP status, which stays.
-    :param body: Anthropic's shape; anything else, such as a load balancer's page, is quoted.
+    :param body: an error of Anthropic's API; anything else, such as a load balancer's page, is
+        quoted.
     """
     kind, message = read_error(body)
     if message is None:
         message = body[:_MAX_QUOTED].decode("utf-8", "replace").strip()
-        message = message or f"The upstream answered with status {status} and nothing else."
+        message = message or f"The upstream's response has status {status} and an empty body."
     return _error(status, kind, message)
 
 
 def translate_event(event: dict[str, Any]) -> bytes:  # Any: JSON from upstream
-    """The error that upstream sent in the middle of a stream, as a JSON document."""
+    """Return the error that the upstream sent within a stream, as a JSON document."""
     kind, message = error_of(event)
     status = _STATUS_OF_TYPE.get(kind or "", 500)
-    error = _error(status, kind, message or "The upstream failed in the middle of its answer.")
+    error = _error(status, kind, message or "The upstream failed in the middle of its response.")
     return Dialect.OPENAI.error_body(error, "")
 
 

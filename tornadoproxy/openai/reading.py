@@ -1,4 +1,4 @@
-"""Reads JSON from a client: bounded, strict, and with errors that name the parameter at fault."""
+"""Reads JSON from a client: bounded, strict, and with errors that name the parameter."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.protocol import json_codec
 
 Json: TypeAlias = dict[str, Any]
-"""A JSON object. Its values can be anything that JSON has; each is looked at before it is used."""
+"""A JSON object. Its values can be of any type, so each is validated before it is used."""
 
 MAX_DEPTH = 200
 """The deepest nesting that is accepted. Real requests stay below twenty."""
 
 MAX_VALUES = 200_000
-"""The most values that are accepted, objects and lists counted as well.
+"""The most values that are accepted, objects and lists included.
 
-A short value takes tens of times its length in memory: this, not the body's length, bounds it. So
-many are decoded within 40 ms, during which no other thread runs.
+A short value takes tens of times its length in memory, so this bounds the memory, not the body's
+length. That many values are decoded within 40 ms, during which no other thread runs.
 """
 
 MAX_BACKSLASHES = 8_000_000
-"""The most backslashes that are accepted: so many escapes are written again within 40 ms."""
+"""The most backslashes that are accepted: that many escapes are written within 40 ms."""
 
 _STEP = 1024 * 1024
 _NO_BACKSLASH = re.compile(rb"[^\\]")
@@ -34,14 +34,14 @@ MAX_TOOL_NAME = 128  # characters
 _TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 
 MAX_QUOTED = 64
-"""The most characters of a client's own that are quoted in an error."""
+"""The most characters of a client's value that an error quotes."""
 
 
 def parse(body: bytes) -> Json:
-    """The JSON object in `body`.
+    """Return the JSON object in `body`.
 
-    :raises InvalidRequest: it is not UTF-8, not JSON (``NaN`` is not), too deep, of too many
-        values, or not an object.
+    :raises InvalidRequest: it is not UTF-8, not JSON (``NaN`` is not), nested too deeply, of too
+        many values, or not an object.
     """
     try:
         document = loads(body)
@@ -55,13 +55,13 @@ def parse(body: bytes) -> Json:
 
 
 def loads(document: bytes, errors: str = "strict") -> object:
-    """The JSON in `document`, within bounds.
+    """Return the value of a JSON document within the bounds.
 
     :param errors: see `bytes.decode`.
     :raises UnicodeDecodeError: it is not UTF-8.
     :raises ValueError: it is not JSON, or over a bound; the message says which.
     """
-    at_most = _count_values(document)  # most texts have few of these signs
+    at_most = _count_values(document)  # a cheap upper bound, low for most documents
     if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
         raise ValueError(f"it holds more than {MAX_VALUES} values")
     if len(document) > MAX_BACKSLASHES and document.count(b"\\") > MAX_BACKSLASHES:
@@ -85,8 +85,8 @@ def loads(document: bytes, errors: str = "strict") -> object:
 def dump(document: Mapping[str, Any]) -> bytes:
     """Return `document` as JSON in UTF-8.
 
-    A client that cuts its history between the halves of a surrogate pair sends one half, which
-    UTF-8 cannot encode: it becomes U+FFFD.
+    Half of a surrogate pair becomes U+FFFD, since UTF-8 cannot encode it. Clients send it if they
+    cut their history between the halves.
     """
     try:
         return json_codec.dump(document)
@@ -95,28 +95,28 @@ def dump(document: Mapping[str, Any]) -> bytes:
 
 
 def text(value: object, param: str) -> str:
-    """`value`, which must be a string."""
+    """Return `value`, which must be a string."""
     if not isinstance(value, str):
         refuse(param, "must be a string")
     return value
 
 
 def boolean(value: object, param: str) -> bool:
-    """`value`, which must be true or false."""
+    """Return `value`, which must be true or false."""
     if not isinstance(value, bool):
         refuse(param, "must be true or false")
     return value
 
 
 def integer(value: object, param: str, minimum: int) -> int:
-    """`value`, which must be a whole number of at least `minimum`."""
+    """Return `value`, which must be a whole number of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         refuse(param, f"must be a whole number of at least {minimum}")
     return value
 
 
 def number(value: object, param: str, minimum: float, maximum: float) -> float:
-    """`value`, which must be a number from `minimum` to `maximum`."""
+    """Return `value`, which must be a number from `minimum` to `maximum`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         refuse(param, "must be a number")
     if not minimum <= value <= maximum:
@@ -125,28 +125,28 @@ def number(value: object, param: str, minimum: float, maximum: float) -> float:
 
 
 def obj(value: object, param: str) -> Json:
-    """`value`, which must be an object."""
+    """Return `value`, which must be an object."""
     if not isinstance(value, dict):
         refuse(param, "must be an object")
     return value
 
 
 def array(value: object, param: str) -> list[Any]:
-    """`value`, which must be a list."""
+    """Return `value`, which must be a list."""
     if not isinstance(value, list):
         refuse(param, "must be a list")
     return value
 
 
 def one_of(value: object, param: str, options: Collection[str]) -> str:
-    """`value`, which must be one of `options`."""
+    """Return `value`, which must be one of `options`."""
     if not isinstance(value, str) or value not in options:
         refuse(param, f"must be one of {', '.join(options)}")
     return value
 
 
 def tool_name(value: object, param: str) -> str:
-    """`value`, which must be a name that upstream takes for a tool."""
+    """Return `value`, which must be a name that the upstream accepts for a tool."""
     name = text(value, param)
     if not _TOOL_NAME.fullmatch(name):
         refuse(param, "must be 1 to 128 letters, digits, underscores or dashes")
@@ -154,7 +154,7 @@ def tool_name(value: object, param: str) -> str:
 
 
 def refuse(param: str, must: str) -> NoReturn:
-    """Refuse the request for the sake of one parameter."""
+    """Refuse the request because of one parameter."""
     raise InvalidRequest(f"'{param}' {must}.", param=param)
 
 
@@ -167,9 +167,9 @@ def _without_halves(value: Any) -> Any:  # Any: JSON
 
 
 def _is_over(document: bytes, limit: int) -> bool:
-    """Whether JSON has more values than `limit`, without the memory that it takes to read it.
+    """Whether JSON has more values than `limit`, without the memory of decoding it.
 
-    It goes in steps, since no other thread runs during one.
+    It counts in steps, since other threads can run between steps only.
     """
     values = start = in_string = 0
     while start < len(document):

@@ -1,4 +1,4 @@
-"""Fits JSON Schemas to structured output and strict tools, which accept a subset of that language.
+"""Fits JSON Schemas to structured output and strict tools, which accept a subset of JSON Schema.
 
 The theory. The upstream compiles the strict schemas of a request into one grammar. It accepts
 closed, non-recursive objects and a short list of keywords, and limits what all schemas of a request
@@ -28,7 +28,7 @@ MAX_OPTIONAL = 24
 MAX_UNIONS = 16
 """Schemas with ``anyOf`` or several types in all strict schemas of a request."""
 
-# Far above what the upstream compiles; they bound the work for one request.
+# Far above what the upstream compiles; these bound the work for one request.
 _MAX_PARTS = 5_000
 _MAX_DEPTH = 64
 _PART_LENGTH = 100  # characters, of a schema that is copied
@@ -96,7 +96,7 @@ class Grammar:
 class _Fitter:
     """Fits one schema.
 
-    :param parts: how many schemas within it may be visited.
+    :param parts: the number of schemas within it that may be visited.
     """
 
     def __init__(self, root: Json, parts: int) -> None:
@@ -106,7 +106,7 @@ class _Fitter:
         self._root = root
         self._definitions: Json = {}
         self._names: dict[str, str] = {}  # of definitions, by reference
-        self._unfinished = {"#"}  # references to what is being fitted
+        self._unfinished = {"#"}  # references to the schemas that are being fitted
 
     def fit(self) -> Json:
         fitted = self._fit(self._root, 0)
@@ -161,8 +161,8 @@ class _Fitter:
         wanted = {name for name in required if isinstance(name, str)}
         required = [name for name in fitted if name in wanted]
         self.optional += len(fitted) - len(required)
-        told: Json = {"required": required} if required else {}
-        return {"properties": fitted, **told, "additionalProperties": False}
+        required_names: Json = {"required": required} if required else {}
+        return {"properties": fitted, **required_names, "additionalProperties": False}
 
     def _array(self, schema: Json, depth: int) -> Json:
         items = schema.get("items")
@@ -240,7 +240,7 @@ class _Fitter:
             yield from self._all_of(other, depth + 1)
 
     def _copied(self, value: Any) -> Any:  # Any: JSON
-        """Charge `value` for its length: without a bound, copies of it would fill the memory."""
+        """Count the length of a copied `value`: without a bound, copies would fill the memory."""
         self.parts -= len(json.dumps(value)) // _PART_LENGTH
         if self.parts < 0:
             raise _Unfit
@@ -266,7 +266,7 @@ def _literal(schema: Json) -> Json:
 
 
 def _types(schema: Json) -> list[str]:
-    """Return the types of its values; without ``type``, the one that its keywords are about."""
+    """Return the types of the values; without ``type``, the type that the keywords imply."""
     given = schema.get("type")
     if given is None:
         given = [_TYPE_OF[keyword] for keyword in schema if keyword in _TYPE_OF][:1]
@@ -300,7 +300,7 @@ def _with_rest(fitted: Json, schema: Json, done: set[str]) -> Json:
         if key not in fitted and key not in done and key not in _SILENT
     }
     if rest:
-        told = json.dumps(rest, ensure_ascii=False)
+        written = json.dumps(rest, ensure_ascii=False)
         described = fitted.get("description")
-        fitted["description"] = f"{described}\n\n{told}" if described else told
+        fitted["description"] = f"{described}\n\n{written}" if described else written
     return fitted

@@ -1,1 +1,1 @@
-"""What is on the wire, without I/O."""
+"""The wire formats: headers, framing, events, errors, usage. Sans-io."""

@@ -1,7 +1,7 @@
-"""What protects a proxy that asks for no credential from web pages. Pure.
+"""Protects a proxy that requires no credential from web pages. Pure.
 
-A page on any site can make its reader's browser send requests to ``localhost``: across origins, or
-by DNS rebinding under a name of its own. Anonymous requests are therefore accepted only under a
+A page on any site can make a browser send requests to ``localhost``: across origins, or under the
+site's own name, by DNS rebinding. Anonymous requests are therefore accepted only under a
 loopback or configured ``Host``, and never with a foreign ``Origin`` that is not configured.
 """
 
@@ -25,13 +25,13 @@ def check_not_from_web_page(
     allowed_hosts: Collection[str],
     allowed_origins: Collection[str] = (),
 ) -> None:
-    """Refuse an anonymous request that a web page may have sent.
+    """Refuse an anonymous request that a web page could have sent.
 
-    :param headers: the request's.
-    :param allowed_hosts: names beside loopback's, lower-case and without port.
-    :param allowed_origins: of pages that may ask all the same, as browsers write them.
-    :raises Denied: its ``Host`` is foreign, or its ``Origin`` or ``Sec-Fetch-Site`` tells of
-        another site.
+    :param headers: the request's headers.
+    :param allowed_hosts: host names besides loopback's, in lower case and without port.
+    :param allowed_origins: origins of the pages that may use the proxy, as browsers send them.
+    :raises Denied: its ``Host`` is unknown, or its ``Origin`` or ``Sec-Fetch-Site`` names another
+        site.
     """
     authority = headers.get("Host", "").lower()
     if authority and not _is_ours(split_host_and_port(authority)[0], allowed_hosts):

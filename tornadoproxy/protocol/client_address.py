@@ -1,6 +1,6 @@
-"""Who a request comes from when a trusted proxy passes it on. Pure.
+"""The client of a request that a trusted proxy forwards: its address, scheme and prefix. Pure.
 
-``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Forwarded-Prefix`` are believed only from peers
+``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Forwarded-Prefix`` are used only if the peer is
 in ``TRUSTED_PROXIES``.
 """
 
@@ -25,15 +25,15 @@ _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
 
 
 UNKNOWN = "unknown"
-"""Stands for an address that cannot be known (RFC 7239 §6.2). It is none, so no network has it."""
+"""Stands for an unknown address (RFC 7239 §6.2); it is in no network."""
 
 
 def client_address(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
     """Return the client's address: the last in ``X-Forwarded-For`` that is not a trusted proxy's.
 
-    It is in its shortest form, an IPv4-mapped one as IPv4. An entry may have a port, as some
-    balancers send it. One that is no address makes the client's `UNKNOWN`: what stands left of it
-    cannot be believed, and the balancer's own address would let a stranger pass for it.
+    It is in its shortest form, an IPv4-mapped one as IPv4. An entry may have a port, which some
+    load balancers send. If an entry is not an address, the client's is `UNKNOWN`: the entries left
+    of it cannot be trusted, and the load balancer's own address would give a stranger its rights.
 
     :param peer: the address that the connection comes from.
     """
@@ -50,9 +50,9 @@ def client_address(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwor
 def client_scheme(
     scheme: str, peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]
 ) -> str:
-    """``http`` or ``https``, as the client sees it.
+    """Return ``http`` or ``https``, as the client sees it.
 
-    :param scheme: the connection's own.
+    :param scheme: the scheme of the connection itself.
     """
     if trusted and _is_trusted(_parsed(peer)[1], trusted):
         forwarded = headers.get("X-Forwarded-Proto", "").split(",")[-1].strip().lower()
@@ -64,8 +64,8 @@ def client_scheme(
 def client_prefix(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork]) -> str:
     """Return the path below which the client finds this proxy, such as ``/claude``; mostly empty.
 
-    A proxy in front that takes it off tells it in ``X-Forwarded-Prefix``, which is ignored if it is
-    no path.
+    A proxy in front that removes the prefix sends it as ``X-Forwarded-Prefix``, which is ignored if
+    it is not a path.
     """
     if trusted and _is_trusted(_parsed(peer)[1], trusted):
         forwarded = headers.get("X-Forwarded-Prefix", "").split(",")[-1].strip().rstrip("/")
@@ -76,14 +76,14 @@ def client_prefix(peer: str, headers: HTTPHeaders, trusted: Collection[IPNetwork
 
 @lru_cache(4096)
 def _parsed(text: str) -> tuple[str, IPAddress | None]:
-    """The address that `text` names, in its shortest form and parsed."""
+    """Return the address in `text`, in its shortest form and parsed."""
     with_port = _WITH_PORT.fullmatch(text)
     try:
         address = ipaddress.ip_address((with_port[1] or with_port[2]) if with_port else text)
     except ValueError:
         return UNKNOWN, None
     if isinstance(address, ipaddress.IPv6Address):
-        # without a zone, which means something on the sender's machine alone
+        # without its zone, which has a meaning on the sender's machine alone
         address = address.ipv4_mapped or ipaddress.IPv6Address(int(address))
     return str(address), address
 

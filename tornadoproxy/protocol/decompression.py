@@ -1,8 +1,8 @@
-"""Takes the content coding off a body, piece by piece. Sans-io.
+"""Decompresses a body, piece by piece. Sans-io.
 
 gzip and deflate are always readable; br and zstd need the packages ``brotli`` (1.2 or later) and
-``zstandard``. `readable_codings` reduces a client's ``Accept-Encoding`` to what can be read here,
-where usage must be read from the response.
+``zstandard``. Where usage must be read from the response, `readable_codings` reduces the client's
+``Accept-Encoding`` to these.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from typing import Any, TypeAlias
 from tornadoproxy.errors import UpstreamProtocolError
 
 MAX_DECOMPRESSED = 8 * 1024 * 1024
-"""The most that one piece of a compressed body may become, in bytes."""
+"""The limit of one decompressed piece of a body, in bytes."""
 
 Decompress: TypeAlias = Callable[[bytes], Iterator[bytes]]
-"""Takes the next piece of a compressed body; raises `CorruptBody`."""
+"""Decompresses the next piece of a body; raises `CorruptBody`."""
 
-# How much is decompressed at a time. zstandard takes no limit on what comes out, only on what goes
-# in: a block needs 4 bytes and becomes 128 KB at most (RFC 8878 §3.1.1.2).
+# Bytes that are decompressed at a time. zstandard has no limit for its output, so its input is
+# limited: a block of 4 bytes becomes 128 KB at most (RFC 8878 §3.1.1.2).
 _PIECE = 64 * 1024
 _ZSTD_PIECE = 64
-_ZSTD_WINDOW = 8 * 1024 * 1024  # what an HTTP body may ask for (RFC 9659 §3)
+_ZSTD_WINDOW = 8 * 1024 * 1024  # the limit for HTTP bodies (RFC 9659 §3)
 
-_CODINGS = ("gzip", "deflate", "br", "zstd")  # the last two with their packages
-_MAX_ACCEPTED = 1000  # characters; real ones take some fifty
+_CODINGS = ("gzip", "deflate", "br", "zstd")  # the last two need their packages
+_MAX_ACCEPTED = 1000  # characters; real values have about fifty
 _GZIP_MEMBER = 0x1F  # its first byte (RFC 1952 §2.3.1)
 _IS_REFUSED = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)", re.IGNORECASE)
 
 
 class UnreadableCoding(UpstreamProtocolError):
-    """The upstream used a content coding that was not asked for and cannot be read here."""
+    """The upstream used a content coding that was not requested and is not readable here."""
 
     def __init__(self, coding: str) -> None:
         super().__init__(
             f"The upstream's response has the content-encoding {coding[:40]!r}, which this proxy "
-            "did not ask for and cannot read."
+            "did not request and cannot read."
         )
 
 
 class CorruptBody(UpstreamProtocolError):
-    """A compressed body is not in its coding, or becomes more than `MAX_DECOMPRESSED`."""
+    """A compressed body is invalid, or one piece of it exceeds `MAX_DECOMPRESSED`."""
 
     def __init__(self) -> None:
         super().__init__("The upstream's compressed response is corrupt.")
 
 
 def decompressor(coding: str) -> Decompress:
-    """Return what decompresses one body.
+    """Return a function that decompresses one body.
 
     :param coding: the value of ``Content-Encoding``, in any case.
-    :raises UnreadableCoding: it is unknown, or the package that reads it is not installed.
+    :raises UnreadableCoding: it is unknown, or its package is not installed.
     """
     decompress = _decompressor(coding.lower())
 
@@ -72,14 +72,14 @@ def decompressor(coding: str) -> Decompress:
     return bounded
 
 
-@lru_cache(64)  # a client sends the same value with each request
+@lru_cache(64)  # a client sends the same value with every request
 def readable_codings(accepted: str) -> str:
-    """Reduce an ``Accept-Encoding`` to the codings that can be read here.
+    """Reduce an ``Accept-Encoding`` to the codings that are readable here.
 
     Weights and refusals (``q=0``) stay. ``*`` becomes the readable codings that are not named
-    beside it. Where nothing else is left, or the value is absurdly long, it is ``identity``.
+    beside it. If nothing is left, or the value is absurdly long, the result is ``identity``.
 
-    :param accepted: the value of all its lines together (RFC 9110 §12.5.3).
+    :param accepted: the joined value of all lines (RFC 9110 §12.5.3).
     """
     if len(accepted) > _MAX_ACCEPTED:
         return "identity"
@@ -111,7 +111,7 @@ def _readable() -> frozenset[str]:
 def _next(pieces: Iterator[bytes]) -> bytes | None:
     try:
         return next(pieces, None)
-    except Exception:  # each library has errors of its own
+    except Exception:  # each library raises its own errors
         raise CorruptBody from None
 
 
@@ -141,7 +141,7 @@ def _of_gzip() -> Decompress:
     def decompress(compressed: bytes) -> Iterator[bytes]:
         nonlocal member
         while compressed:
-            if member.eof:  # others may follow (RFC 1952 §2.2)
+            if member.eof:  # more members may follow (RFC 1952 §2.2)
                 if compressed[0] != _GZIP_MEMBER:
                     return
                 member = zlib.decompressobj(zlib.MAX_WBITS + 16)
@@ -157,7 +157,7 @@ def _of_deflate() -> Decompress:
     def decompress(compressed: bytes) -> Iterator[bytes]:
         nonlocal body
         if body is None and compressed:
-            # RFC 9110 §8.4.1.2: some send it without the zlib header, whose first byte ends in 8
+            # RFC 9110 §8.4.1.2: some servers omit the zlib header, whose first byte ends in 8
             has_header = compressed[0] & 0x0F == 8
             body = zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
         if body is not None:
@@ -178,13 +178,13 @@ def _inflated(decompressor: Any, compressed: bytes) -> Iterator[bytes]:  # Any: 
 def _of_brotli(decompressor: Any) -> Decompress:  # Any: an optional package
     try:
         decompressor.process(b"", output_buffer_limit=1)
-    except TypeError:  # before 1.2 there is no limit to what comes out
+    except TypeError:  # before 1.2, the output has no limit
         raise UnreadableCoding("br") from None
 
     def decompress(compressed: bytes) -> Iterator[bytes]:
         piece = decompressor.process(compressed, output_buffer_limit=_PIECE)
         yield piece
-        # a piece of full size may have more behind it, also when all of the input is taken
+        # after a full piece there may be more output, even if all input is consumed
         while len(piece) >= _PIECE and not decompressor.is_finished():
             piece = decompressor.process(b"", output_buffer_limit=_PIECE)
             yield piece

@@ -1,7 +1,7 @@
-"""The two dialects that clients speak, and how an error looks in each.
+"""The dialects, Anthropic's API and OpenAI's, and the form of errors in each.
 
-The dialect follows from the path alone, before anything else happens to a request, and decides
-the shape of every error, authentication's included.
+The path alone decides the dialect of a request, before anything else happens to it, so that every
+error has its client's form, that of a failed authentication included.
 
 Sources: https://docs.anthropic.com/en/api/errors and
 https://platform.openai.com/docs/guides/error-codes.
@@ -37,22 +37,22 @@ _OPENAI_TYPES = {
     429: "rate_limit_error",
 }
 
-# what OpenAI calls, as type and as code, what a plugin names in Anthropic's words
+# OpenAI's type and code for types that a plugin names in Anthropic's words
 _OPENAI_NAMES = {"billing_error": "insufficient_quota"}
 
 
 class Dialect(Enum):
-    """Which API a client speaks."""
+    """The API that a client uses."""
 
     ANTHROPIC = "anthropic"
     OPENAI = "openai"
 
-    # members are singletons: identity serves, and spares a Python call for each look-up
+    # members are singletons; hashing by identity spares a Python call for each look-up
     __hash__ = object.__hash__
 
     @staticmethod
     def of_path(path: str) -> Dialect:
-        """The dialect of a request path: OpenAI's below ``/openai``, Anthropic's elsewhere."""
+        """Return the dialect of a request path: OpenAI's below ``/openai``, else Anthropic's."""
         if path.startswith("/openai/") or path == "/openai":
             return Dialect.OPENAI
         return Dialect.ANTHROPIC
@@ -64,20 +64,20 @@ class Dialect(Enum):
 
     @property
     def ping(self) -> bytes:
-        """What keeps a quiet stream of events alive.
+        """The event that keeps a quiet stream open.
 
-        OpenAI's clients know no events but chunks: there it is a comment.
+        OpenAI's clients accept no events but chunks, so for them it is a comment.
         """
         return b": ping\n\n" if self is Dialect.OPENAI else PING
 
     def error_status(self, error: ProxyError) -> int:
-        """The HTTP status of `error`. OpenAI's clients do not know 529; they know 503."""
+        """Return the HTTP status of `error`; 503 for OpenAI's clients, which do not know 529."""
         if self is Dialect.OPENAI and isinstance(error, Overloaded):
             return 503
         return error.status
 
     def error_headers(self, error: ProxyError, request_id: str) -> dict[str, str]:
-        """The response headers that go with `error`, its body's content type included."""
+        """Return the response headers of `error`, the content type of its body included."""
         headers = {
             "Content-Type": "application/json",
             "Cache-Control": "no-store",
@@ -89,16 +89,16 @@ class Dialect(Enum):
         return headers
 
     def error_body(self, error: ProxyError, request_id: str) -> bytes:
-        """The response body of `error`: JSON, UTF-8."""
+        """Return the response body of `error`: JSON in UTF-8."""
         return _dump(self._error_document(error, request_id))
 
     def stream_error(self, error: ProxyError, request_id: str) -> bytes:
-        """The server-sent event that tells of `error` in a stream whose head has gone out."""
+        """Return the server-sent event that reports `error` in a stream that has begun."""
         document = self._error_document(error, request_id)
         if self is Dialect.OPENAI:
             return b"data: " + _dump(document) + b"\n\n"
         if isinstance(error, UpstreamError):
-            document["error"]["type"] = "api_error"  # whatever the status would have been
+            document["error"]["type"] = "api_error"  # whatever status it would have had
         return b"event: error\ndata: " + _dump(document) + b"\n\n"
 
     def _error_document(self, error: ProxyError, request_id: str) -> dict[str, Any]:
@@ -157,5 +157,5 @@ def _openai_type(status: int) -> str:
 
 def _dump(document: dict[str, Any]) -> bytes:
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-    # a message may repeat half of a surrogate pair from a request: JSON has an escape for it
+    # a message may quote half of a surrogate pair from a request, which JSON can only escape
     return escape_line_separators(text.encode(errors="backslashreplace"))

@@ -1,17 +1,17 @@
-"""Which headers cross the proxy, in which direction. Pure functions.
+"""Headers: which cross the proxy in which direction, and the request head that goes upstream. Pure.
 
-Headers are open lists: all cross but those named here, repeated lines included.
+All headers cross, repeated lines included, except these:
 
-- Hop-by-hop fields end here (RFC 9110 §7.6.1), those that ``Connection`` names included. The
-  framing of each side is that side's own, but a ``Content-Length`` crosses as it came.
-- Credentials and cookies end here: the client's are for this proxy, and upstream gets one
-  credential, its own. So do the headers that plugins declare by the hook ``credential_headers``.
-  Upstream's cookies are not for the client.
-- ``Expect`` ends here, since this proxy has answered it.
-- ``Origin``, ``Referer`` and ``Sec-Fetch-*`` end here: the API refuses requests from web pages, and
-  which of them may use this proxy is decided here (`tornadoproxy.handlers.cors`).
-- ``Access-Control-*`` of the upstream ends here: which pages may read an answer of this proxy is
-  not the upstream's to say (`tornadoproxy.handlers.cors`).
+- Hop-by-hop headers (RFC 9110 §7.6.1), and those that ``Connection`` names. Each side has its own
+  framing, but a ``Content-Length`` crosses unchanged.
+- The client's credentials and cookies, which are for this proxy, and the headers that plugins
+  declare with the hook ``credential_headers``. The upstream gets one credential, its own. Its
+  cookies are not for the client.
+- ``Expect``, since this proxy has answered it.
+- ``Origin``, ``Referer`` and ``Sec-Fetch-*``: the API refuses requests from web pages, and this
+  proxy decides which pages may use it (`tornadoproxy.handlers.cors`).
+- ``Access-Control-*`` of the upstream: this proxy decides which pages may read its responses
+  (`tornadoproxy.handlers.cors`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _RESPONSE_ENDS_HERE = _HOP_BY_HOP | {"Set-Cookie"}
 
 _FOR_PAGES = "Access-Control-"
 
-# What Connection may not take away: the framing that the peer goes by.
+# Connection cannot remove these, since the peer needs them for the framing.
 _FRAMING = frozenset({"Content-Length"})
 
 _VIA = "1.1 tornadoproxy-"
@@ -63,7 +63,7 @@ _VIA = "1.1 tornadoproxy-"
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
-# what the protocol needs, and what a `RequestRecord` holds, which logs show
+# the headers that the protocol needs, and those that a `RequestRecord` holds and logs show
 _NO_CREDENTIAL = frozenset(
     {
         "Accept-Encoding",
@@ -87,7 +87,8 @@ _NO_CREDENTIAL = frozenset(
 def credential_name(name: object) -> str:
     """Return the name of a header that carries a plugin's credential, in ``Http-Header-Case``.
 
-    :raises ValueError: with the end of a sentence that begins with `name`, which is none.
+    :raises ValueError: `name` cannot be one; the message is the end of a sentence that begins
+        with the name.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError("is not a header's name")
@@ -98,13 +99,13 @@ def credential_name(name: object) -> str:
 
 
 def credential_header(key: Secret, scheme: str) -> tuple[str, str]:
-    """The one credential that upstream gets, as ``x-api-key`` or as ``bearer``."""
+    """Return the upstream's credential header, by `scheme`: ``x-api-key`` or ``bearer``."""
     value = key.reveal().decode("latin-1")
     return ("Authorization", f"Bearer {value}") if scheme == "bearer" else ("X-Api-Key", value)
 
 
 def via(instance: str) -> str:
-    """What this proxy adds to ``Via`` (RFC 9110 §7.6.3)."""
+    """Return this proxy's entry in ``Via`` (RFC 9110 §7.6.3)."""
     return _VIA + instance
 
 
@@ -114,9 +115,9 @@ def has_been_here(headers: HTTPHeaders, instance: str) -> bool:
 
 
 class RequestHeaders(HTTPHeaders):
-    """A client's headers, as plugins are given them and as they go upstream: nobody changes them.
+    """Read-only headers of a client's request, as plugins and the upstream get them.
 
-    They hold credentials, so `str` does not show them. ``copy()`` can be changed.
+    They hold credentials, so `str` does not show them. Their ``copy()`` can be changed.
     """
 
     def add(self, name: str, value: str, **options: bool) -> NoReturn:
@@ -128,8 +129,8 @@ class RequestHeaders(HTTPHeaders):
     def __delitem__(self, name: str) -> NoReturn:
         raise TypeError("a request's headers cannot be changed")
 
-    # Reading is what each request does some thirty times. Tornado's own methods cache joined values
-    # and raise where a header is missing, which takes 2 % of a small request's time.
+    # Each request reads headers some thirty times. Tornado's own methods cache joined values and
+    # raise where a header is missing, which takes 2 % of a small request's time.
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _normalize_header(name) in self._as_list
@@ -142,7 +143,7 @@ class RequestHeaders(HTTPHeaders):
         return default if values is None else ",".join(values)
 
     def get_list(self, name: str) -> list[str]:
-        """Return the values of each line of a header, in a list of the caller's own."""
+        """Return the value of each line of a header, in a new list."""
         return [*self._as_list.get(_normalize_header(name), ())]
 
     def __str__(self) -> str:
@@ -150,16 +151,16 @@ class RequestHeaders(HTTPHeaders):
 
 
 def request_headers(fields: Iterable[tuple[str, str]]) -> RequestHeaders:
-    """A request's headers, from fields as `headers_of` takes them."""
+    """Return a request's headers; see `headers_of` for `fields`."""
     headers = RequestHeaders()
     add_fields(headers, fields)
     return headers
 
 
 def headers_of(fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
-    """Headers from fields whose syntax a strict parser has checked: they are not checked again.
+    """Return headers from fields whose syntax a strict parser has validated.
 
-    :param fields: blanks around a value are not part of it (RFC 9112 §5).
+    :param fields: names and values; blanks around a value are removed (RFC 9112 §5).
     """
     headers = HTTPHeaders()
     add_fields(headers, fields)
@@ -167,7 +168,7 @@ def headers_of(fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
 
 
 def add_fields(headers: HTTPHeaders, fields: Iterable[tuple[str, str]]) -> None:
-    """Add fields as `headers_of` does. Nothing of `headers` may have been read yet."""
+    """Add fields as `headers_of` does, to `headers` that have not been read yet."""
     lines = headers._as_list
     for name, value in fields:
         key = _normalize_header(name)
@@ -189,16 +190,16 @@ def request_head(
     drop: frozenset[str] = frozenset(),
     add: Iterable[tuple[str, str]] = (),
 ) -> bytes:
-    """The head of the request that goes upstream, as bytes, its final blank line included.
+    """Return the head of the request that goes upstream, its final blank line included.
 
-    :param target: the upstream's request target, as it goes onto the wire.
-    :param headers: the client's; not changed.
+    :param target: the request target for the upstream.
+    :param headers: the client's headers, which stay unchanged.
     :param authority: the upstream's ``Host``.
     :param instance: this proxy's name in ``Via``.
-    :param credential: the header that carries the upstream's key.
-    :param default_version: the ``anthropic-version`` where the client names none.
-    :param drop: the names of what does not cross this time, in ``Http-Header-Case``.
-    :param add: what the request gets besides.
+    :param credential: the header with the upstream's key.
+    :param default_version: the ``anthropic-version`` if the client sends none.
+    :param drop: the names of further headers that do not cross, in ``Http-Header-Case``.
+    :param add: headers that are added.
     """
     ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, headers.get("Connection", ""))
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
@@ -219,12 +220,12 @@ def request_head(
 
 
 def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
-    """The headers of the answer that goes to the client.
+    """Return the headers of the response that goes to the client.
 
-    An event stream gets ``cache-control: no-cache`` and ``x-accel-buffering: no`` where the
-    upstream says nothing, so that no proxy in between holds it back.
+    An event stream gets ``cache-control: no-cache`` and ``x-accel-buffering: no`` unless the
+    upstream sends these, so that no proxy in between buffers it.
 
-    :param fields: the upstream's, as its parser let them through.
+    :param fields: the upstream's, validated by its parser.
     """
     headers = headers_of(fields)
     connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
@@ -240,23 +241,23 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
 
 
 def is_event_stream(headers: HTTPHeaders) -> bool:
-    """Whether a body is made of server-sent events."""
+    """Whether the body is server-sent events."""
     return headers.get("Content-Type", "").lower().startswith("text/event-stream")
 
 
 def is_json(headers: HTTPHeaders) -> bool:
-    """Whether a body is one JSON document."""
+    """Whether the body is one JSON document."""
     return headers.get("Content-Type", "").lower().startswith("application/json")
 
 
 def is_encoded(headers: HTTPHeaders) -> bool:
-    """Whether a body is compressed, so that nothing can be added to it."""
+    """Whether the body is compressed, so that nothing can be added to it."""
     return "Content-Encoding" in headers and headers["Content-Encoding"].lower() != "identity"
 
 
 @lru_cache(64)  # nearly all say keep-alive or close
 def _ends_here(always: frozenset[str], drop: frozenset[str], connection: str) -> frozenset[str]:
-    """The names of what does not cross: `always`, `drop`, and what ``Connection`` names."""
+    """Return the names that do not cross: `always`, `drop`, and those that ``Connection`` has."""
     names = (name.strip() for name in connection.split(","))
     named = frozenset(_canonical(name) for name in names if name) - _FRAMING
     return always | drop | named

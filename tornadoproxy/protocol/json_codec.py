@@ -1,7 +1,7 @@
-"""JSON read and written by msgspec; what that does not take, the standard library judges.
+"""Reads and writes JSON with msgspec, and with the standard library what msgspec refuses.
 
-It takes everything but a few oddities (half of a surrogate pair, numbers that are infinite, byte
-order marks), reads four times and writes five times as fast, and keeps whole numbers of any size.
+msgspec refuses a few oddities: half of a surrogate pair, infinite numbers, byte order marks. It
+reads four times and writes five times as fast, and keeps whole numbers of any size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def loads(document: bytes | bytearray) -> Any:  # Any: JSON
-    """The JSON in `document`.
+    """Return the value of a JSON document.
 
     :raises ValueError: it is not JSON; see `json.loads`.
     :raises RecursionError: it is nested too deeply.
@@ -30,9 +30,9 @@ def loads(document: bytes | bytearray) -> Any:  # Any: JSON
 
 
 def loads_with(decoder: json.JSONDecoder, document: bytes, errors: str) -> Any:  # Any: JSON
-    """The same; `decoder` reads what msgspec does not take, and raises errors of its own.
+    """Return the same; `decoder` reads what msgspec refuses, and raises its own errors.
 
-    :param errors: of decoding the UTF-8 that `decoder` is given; see `bytes.decode`.
+    :param errors: how to decode the UTF-8 for `decoder`; see `bytes.decode`.
     """
     try:
         return _decode(document)
@@ -41,10 +41,10 @@ def loads_with(decoder: json.JSONDecoder, document: bytes, errors: str) -> Any: 
 
 
 def escape_line_separators(document: bytes) -> bytes:
-    """Return JSON without the line separators beyond ASCII: U+0085, U+2028 and U+2029.
+    """Return JSON with the line separators beyond ASCII escaped: U+0085, U+2028 and U+2029.
 
-    JSON and server-sent events take them as any character, but clients that split lines as
-    `str.splitlines` does end an event there.
+    In JSON and server-sent events they are plain characters, but clients that split lines as
+    `str.splitlines` does would end an event there.
     """
     if document.isascii():
         return document
@@ -54,7 +54,7 @@ def escape_line_separators(document: bytes) -> bytes:
 
 
 def dump(value: object) -> bytes:
-    """`value` as JSON in UTF-8, without blanks. It must be of what `loads` returns, and finite.
+    """Return JSON in UTF-8, without blanks, of a finite value of the types that `loads` returns.
 
     :raises UnicodeEncodeError: a string holds half of a surrogate pair.
     """

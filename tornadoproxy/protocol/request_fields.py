@@ -1,13 +1,13 @@
-"""Reads from the body of a messages request what it asks for, and which models it can spend on.
+"""Reads model, limits and estimated input from the body of a messages request, for authorization.
 
-A plugin that authorizes a request must see it as the upstream will. A field that occurs twice, of
-which parsers take the first or the last, is refused, and so is one in another case, which some
-parsers take for the same (Go's: https://pkg.go.dev/encoding/json).
+A plugin that authorizes a request must see it as the upstream will. So a field that occurs twice is
+refused, since parsers keep the first or the last, and so is a field in another case, since some
+parsers ignore case (Go's: https://pkg.go.dev/encoding/json).
 
-Only the top level of a body is decoded. Of the fields below it, only those that can name a model
-are: ``fallbacks``, ``tools``, and definitions of tools within ``messages``. So the work for each
-byte is small and bounded, whatever a client sends. `read_request` may run in a thread: no single
-step of it holds the interpreter for longer than 50 ms, for bodies of up to 32 MB.
+Only the top level of a body is decoded, and below it only the fields that can name a model:
+``fallbacks``, ``tools``, and definitions of tools within ``messages``. So the work for each byte is
+small and bounded, whatever a client sends. `read_request` may run in a thread: no single step of it
+holds the interpreter for longer than 50 ms, for bodies of up to 32 MB.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from tornadoproxy.protocol.usage import BYTES_PER_TOKEN
 UNKNOWN_MODEL = "(unknown)"
 """Stands in `ModelRequest.models` for a model that cannot be read from the request.
 
-No list of permitted models contains it, and only a pattern that permits every model matches it.
+No list of allowed models contains it, and only a pattern that allows every model matches it.
 """
 
 NAMED_INPUT = 200_000
 """The estimated input, in tokens, of a request that names a file, a URL or an earlier request."""
 
 MAX_OTHER_FIELDS = 1024 * 1024
-"""The most that all fields but ``messages``, ``system`` and ``tools`` take together, in bytes."""
+"""The limit of all fields but ``messages``, ``system`` and ``tools`` together, in bytes."""
 
 MAX_MODELS = 32
-"""The most models that are listed; all further ones are listed as one unknown model."""
+"""The most models that are listed; further ones become one unknown model."""
 
 
 class Fields(msgspec.Struct):
-    """What a body asks for; ``None`` where it does not say.
+    """The fields of a request; ``None`` for those that it does not have.
 
     :param max_tokens: the highest limit of all attempts, those of ``fallbacks`` included.
-    :param models: every model that it can spend on, each once.
-    :param input_tokens: an estimate of the input.
+    :param models: every model that the request can spend on, each once.
+    :param input_tokens: the estimated input.
     """
 
     model: str | None
@@ -80,33 +80,33 @@ _KINDS = {
 _READ = frozenset({"model", "max_tokens", "stream", "fallbacks", "messages", "thread", "tools"})
 _NAME = re.compile(rb'\s*[{,]\s*"[^"\\]*(?:\\.[^"\\]*)*"\s*:\s*')
 
-# Lists nested in each other take 4 ns a byte to skip, and text 0.2 ns. A body over 4 MB is mostly
-# text or base64.
+# Skipping nested lists takes 4 ns a byte, and text 0.2 ns. Bodies over 4 MB are mostly text or
+# base64.
 _ANYTHING = 4 * 1024 * 1024
 _MAX_SIGNS = 2_000_000
 
-# Values below the top level that are decoded: 100,000 take 20 ms.
+# Limits of the values below the top level that are decoded: 100,000 take 20 ms.
 _MAX_NESTED = 4 * 1024 * 1024
 _MAX_NESTED_SIGNS = 100_000
 
-# what is found where the models cannot be read
+# stands for the fields of a value whose models cannot be read
 _UNREADABLE: list[tuple[str, object]] = [("model", None)]
 
-# how much is searched in one step, and how long what is searched for can be
+# bytes that are searched in one step, and the longest match
 _STEP = 4 * 1024 * 1024
 _OVERLAP = 1024
 
 
 def _spelled(word: str) -> bytes:
-    """A pattern of `word` within JSON, where each character may be written as an escape."""
+    """Return a pattern of `word` within JSON, where any character may be escaped."""
     return b"".join(
         rb"(?:%c|\\u00%x[%x%X])" % (ord(each), ord(each) >> 4, ord(each) & 15, ord(each) & 15)
         for each in word
     )
 
 
-# Few bodies have one of these strings, or a letter that is written as an escape; those that have
-# are searched for all spellings.
+# Few bodies contain one of these strings, or an escaped letter. Only these bodies are searched for
+# all spellings.
 _MARKED = re.compile(rb'"(?:file_id|tool_definition|url)"')
 _ESCAPED = re.compile(rb"\\u00(?:5[fF]|6[1-9a-fA-F]|7[0-9aA])")
 _NAMED_INPUT = re.compile(
@@ -117,9 +117,9 @@ _TO_INLINE_TOOLS = frozenset({"content", "tool", "tool_changes", "definition"})
 
 
 def read_request(body: bytes) -> Fields:
-    """Read `body`, a messages request.
+    """Read the body of a messages request.
 
-    :raises InvalidRequest: it is not JSON, can be read in more than one way, or is too complex.
+    :raises InvalidRequest: it is not JSON, is ambiguous, or is too complex.
     """
     try:
         members = _members(body)
@@ -158,7 +158,7 @@ def read_request(body: bytes) -> Fields:
                 )
     continues = "thread" in members and _continues(bytes(members["thread"]))
     if continues:
-        # the conversation that the upstream holds can have tools with models of their own
+        # the conversation that the upstream stores can have tools with their own models
         models.append(UNKNOWN_MODEL)
     marked = _has(_MARKED, body) or _has(_ESCAPED, body)
     if marked and "messages" in members and _has(_INLINE_TOOL, body):
@@ -172,16 +172,16 @@ def read_request(body: bytes) -> Fields:
 
 
 def _members(body: bytes) -> dict[str, Raw]:
-    """The fields of the object in `body`, each of which occurs once.
+    """Return the fields of the object in `body`.
 
-    :raises InvalidRequest: a field occurs twice or in another case, or there is too much of them.
+    :raises InvalidRequest: a field occurs twice or in another case, or the body is too complex.
     :raises msgspec.DecodeError: it is not JSON, or not an object.
     """
     if len(body) > MAX_OTHER_FIELDS:
         _check_complexity(body)
     members = _decode(body)
-    # Of two fields with one name the decoder keeps the last. Unless there were two, the body is
-    # what it has kept, in this order, and nothing else.
+    # The decoder keeps the last of two fields with one name. So the body has no field twice if it
+    # consists of the fields that the decoder kept, in their order, and of nothing else.
     place = 0
     for name, value in members.items():
         begin = _NAME.match(body, place)
@@ -203,9 +203,11 @@ def _ambiguous() -> InvalidRequest:
 
 
 def _check_complexity(body: bytes) -> None:
-    """Refuse a body that would take too long to decode, without decoding its values."""
+    """Refuse a body that would take too long to decode; its values are not decoded."""
     if len(body) > _ANYTHING and _signs(body) > _MAX_SIGNS:
-        raise InvalidRequest("The request body has too many values.")
+        raise InvalidRequest(
+            f"The request body has more than {_MAX_SIGNS} values: send fewer or smaller lists."
+        )
     large = _decode_large(body)
     others = len(body) - len(large.messages) - len(large.system) - len(large.tools)
     if others > MAX_OTHER_FIELDS:
@@ -216,9 +218,9 @@ def _check_complexity(body: bytes) -> None:
 
 
 def _repaired(body: bytes) -> bytes:
-    """`body`, which msgspec does not decode, in UTF-8 and without halves of surrogate pairs.
+    """Convert a body that msgspec refuses to UTF-8 without halves of surrogate pairs.
 
-    :raises InvalidRequest: it is too large to be worth it.
+    :raises InvalidRequest: the body is too large for the conversion.
     """
     if len(body) > _ANYTHING:
         raise InvalidRequest("The request body is not valid JSON in UTF-8.")
@@ -239,7 +241,7 @@ def _models_of_tools(tools: bytes) -> list[str]:
 
 
 def _fallbacks(fallbacks: bytes) -> list[tuple[str, object]]:
-    """The models and limits in ``fallbacks``; the string ``"default"`` stands for any model."""
+    """Return the models and limits in ``fallbacks``; ``"default"`` stands for any model."""
     if fallbacks == b"null":
         return []
     is_list = fallbacks.startswith(b"[")
@@ -247,14 +249,14 @@ def _fallbacks(fallbacks: bytes) -> list[tuple[str, object]]:
 
 
 def _continues(thread: bytes) -> bool:
-    """Whether a request continues a conversation that the upstream holds."""
+    """Whether a request continues a conversation that the upstream stores."""
     fields = _nested(thread, {"type", "previous_message_id"})
     return thread != b"null" and fields != [("type", "create")]
 
 
 def _signs(raw: bytes) -> int:
-    """At least as many as `raw` has values."""
-    # each count is a step of its own
+    """Return an upper bound of the number of values in `raw`."""
+    # in three calls, since other threads can run between calls only
     return sum([raw.count(sign) for sign in (b",", b"[", b"{")])
 
 
@@ -265,19 +267,19 @@ def _is_simple(raw: bytes) -> bool:
 
 
 def _nested(raw: bytes, wanted: Set[str], way: Set[str] = frozenset()) -> list[tuple[str, object]]:
-    """The fields called `wanted`, in any case and each time that they occur.
+    """Return each field called `wanted`, in any case, with its value.
 
-    They are those of the objects in `raw`, and of those that the fields called `way` lead to.
+    The fields are those of the objects in `raw`, and of the objects that fields called `way` hold.
     """
     if not _is_simple(raw):
         return _UNREADABLE
     try:
-        # objects as pairs: a dict has only the last of two with one name
+        # objects as pairs, since a dict keeps only the last of two fields with one name
         values: list[Any] = [json.loads(raw, object_pairs_hook=tuple)]  # Any: JSON
     except (ValueError, RecursionError):
         return _UNREADABLE
     found = []
-    for value in values:  # and those that are appended meanwhile
+    for value in values:  # including those that the loop appends
         if type(value) is list:
             values += value
         elif type(value) is tuple:

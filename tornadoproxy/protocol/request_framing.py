@@ -1,9 +1,9 @@
-"""Where a request begins and ends in the bytes of a connection, told strictly and without I/O.
+"""Frames requests: finds in a connection's bytes where a request begins and ends. Sans-io.
 
-A message that two servers could frame differently is not framed at all: bare line feeds, folded
-lines, ``Transfer-Encoding`` beside ``Content-Length`` or with HTTP/1.0, several or malformed
-lengths, anything but digits as a chunk's size. (RFC 9112 §2.2, §5.2, §6, §7.1, §11.2.) Nor is one
-whose target has bytes beyond ASCII (RFC 3986 §2), which servers decode in different ways.
+A message that two servers could frame differently is refused: bare line feeds, folded lines,
+``Transfer-Encoding`` beside ``Content-Length`` or with HTTP/1.0, several or malformed lengths,
+anything but digits as the size of a chunk (RFC 9112 §2.2, §5.2, §6, §7.1, §11.2). So is a target
+with bytes beyond ASCII (RFC 3986 §2), which servers decode in different ways.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = rb"(%b) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n" % _TOKEN
-# possessive (*+): no line can be read in two ways, so there is nothing to go back to
+# possessive (*+): no line matches in two ways, so backtracking would only take time
 _FIELD_LINES = rb"((?:%b+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
 _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
-_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # in lines that are known to be well-formed
+_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # for lines that matched _FIELD_LINES
 _FIRST_LINE = re.compile(_REQUEST_LINE)
 _BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _BARE_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,18}")
-# RFC 9110 §7.2, but for a comma; Tornado makes a number of the port, and cannot of any length
+# RFC 9110 §7.2, except for a comma; the port is short, since Tornado converts it to a number
 _HOST = re.compile(
     r"(\[[A-Za-z0-9\-._~%:]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
 )
@@ -41,7 +41,7 @@ _START_OF_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{0,16}|[0-9A-Fa-f]{1,16}\r")
 class MalformedRequest(Exception):
     """A request that cannot be framed or read safely.
 
-    :param path: as far as it can be told: it decides the dialect of the refusal.
+    :param path: the path as far as it is readable; it decides the dialect of the error.
     """
 
     def __init__(self, message: str, path: str, status: int = 400) -> None:
@@ -53,10 +53,10 @@ class MalformedRequest(Exception):
 class RequestHead(Struct):
     """A request's head.
 
-    :param target: as sent.
+    :param target: the request target as received.
     :param version: ``HTTP/1.1`` or ``HTTP/1.0``.
-    :param length: of the body, in bytes; 0 if there is none, or if it is chunked.
-    :param expects_continue: the client waits for a 100 before it sends the body.
+    :param length: the length of the body in bytes; 0 if there is none, or if it is chunked.
+    :param expects_continue: whether the client waits for a 100 before it sends the body.
     """
 
     method: str
@@ -71,7 +71,7 @@ class RequestHead(Struct):
 
     @property
     def keeps_alive(self) -> bool:
-        """Whether another request may follow. With HTTP/1.0, the answer has no other end."""
+        """Whether another request may follow. With HTTP/1.0, only closing ends the response."""
         if self.version == "HTTP/1.0":
             return False
         lines = self.headers.get_list("Connection")
@@ -81,20 +81,20 @@ class RequestHead(Struct):
 
 
 def end_of_head(data: bytes | bytearray, searched: int) -> int:
-    """Where the first head in `data` ends, its blank line included; 0 if it does not.
+    """Return where the first head in `data` ends, after its blank line; 0 if it is incomplete.
 
-    :param searched: how much of `data` is known to have no end.
+    :param searched: how many bytes of `data` are known to hold no end.
     """
     start = max(0, searched - 3)
     end = data.find(b"\r\n\r\n", start)
     if end >= 0:
-        return end + 4  # if a bare line feed stands before it, that is refused all the same
+        return end + 4  # a bare line feed before it is refused when the head is parsed
     found = _BARE_END_OF_HEAD.search(data, start)
     return 0 if found is None else found.end()
 
 
 def blank_lines(data: bytes | bytearray) -> int:
-    """The length of the empty lines before a request (RFC 9112 §2.2)."""
+    """Return the length of the empty lines before a request (RFC 9112 §2.2)."""
     found = _BLANK_LINES.match(data)
     assert found is not None
     return found.end()
@@ -103,7 +103,7 @@ def blank_lines(data: bytes | bytearray) -> int:
 def parse_head(head: bytes) -> RequestHead:
     """Read a request's head, its blank line included.
 
-    :raises MalformedRequest: it is not one, or leaves doubts about its framing.
+    :raises MalformedRequest: its syntax is invalid, or its framing is ambiguous.
     """
     match = _HEAD.fullmatch(head)
     if match is None:
@@ -127,18 +127,18 @@ def parse_head(head: bytes) -> RequestHead:
 
 
 def head_too_large(head: bytes, limit: int) -> MalformedRequest:
-    """The refusal of a head over `limit` bytes; `head` is its beginning, or all of it."""
+    """Return the error for a head over `limit` bytes; `head` is at least its beginning."""
     return MalformedRequest(f"The request's head is larger than {limit} bytes.", _path(head), 431)
 
 
 def _path(head: bytes) -> str:
-    """The path in a head's first line, as far as that can be told."""
+    """Return the path in a head's first line, as far as it is readable."""
     target = head.partition(b"\n")[0].partition(b" ")[2].partition(b" ")[0]
     return target.strip().partition(b"?")[0].decode("latin-1")
 
 
 def _fault_of_syntax(head: bytes) -> str:
-    # no text of the head: it may hold a credential
+    # errors quote nothing of the head, which may hold a credential
     if _BARE_LF.search(head):
         return "A line of the request's head ends in a bare line feed."
     if not _FIRST_LINE.match(head):
@@ -172,26 +172,26 @@ class MalformedChunk(Exception):
 
 
 class ChunkedBody:
-    """Takes the chunked transfer coding off a body (RFC 9112 §7.1).
+    """Decoder of the chunked transfer coding (RFC 9112 §7.1).
 
-    Extensions and trailers are malformed: they mean nothing to anybody but attackers.
+    Extensions and trailers are refused: no client needs them, and attacks use them.
     """
 
     __slots__ = ("_before_line_end", "_held", "_is_last", "_left", "complete", "rest")
 
     def __init__(self) -> None:
-        self._left = 0  # of a chunk's data, in bytes
-        self._before_line_end = False  # the one behind a chunk's data
+        self._left = 0  # bytes of the current chunk that are still to come
+        self._before_line_end = False  # whether the line end after a chunk comes next
         self._is_last = False
-        self._held = b""  # a line of which the end has yet to come
+        self._held = b""  # an incomplete line
         self.complete = False
         self.rest = b""
-        """What came behind the body."""
+        """The bytes after the body."""
 
     def feed(self, data: bytes) -> bytes:
-        """What `data` holds of the body.
+        """Return the part of the body in `data`.
 
-        :raises MalformedChunk: it is not in this coding.
+        :raises MalformedChunk: `data` is not in the chunked coding.
         """
         if self._held:
             data = self._held + data

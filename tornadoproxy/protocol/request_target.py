@@ -1,7 +1,7 @@
-"""Which request targets may go upstream. Pure.
+"""Request targets: which are served here, which may go upstream, and which ask a model. Pure.
 
-A target goes upstream as it came: nothing is decoded, joined or normalised. So whatever another
-server could take for a way out of ``/v1/`` is refused here, before anything is sent.
+A target goes upstream unchanged: nothing is decoded, joined or normalized. So every target that
+another server could read as a path outside ``/v1/`` is refused before anything is sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tornadoproxy.errors import InvalidRequest
 RELAY = "/v1/"
 PROBES = ("/", "/api/hello", "/health", "/ready")
 
-# some clients add /v1 to a base URL that ends in it, others leave it out where it belongs
+# some clients add /v1 to a base URL that already ends in it, others leave it out
 CHAT = re.compile("/openai(?:/v1){0,2}/chat/completions")
 MODELS = re.compile("/openai(?:/v1){0,2}/models(?:/.+)?")
 
@@ -27,17 +27,17 @@ SAMPLES = (
     *(f"/v1/{path}" for path in ("files", "complete", "organizations/me", "x", "x/y")),
     *(f"/openai/v1/{path}" for path in ("chat/completions", "models", "models/x")),
 )
-"""Paths of every kind, by which a pattern that takes some of them is found out."""
+"""Paths of every kind, which show whether a plugin's pattern matches paths of the proxy."""
 
 _MESSAGES = "/v1/messages"
 
-# what some servers leave out when they look for a path's route: a segment's parameters, and blanks
-# and control characters (a route that ends in "$" matches before the end of a line)
+# Characters that some servers ignore in routing: the parameters of a segment, and blanks and
+# control characters (a regular expression that ends in "$" also matches before a line feed).
 _IGNORED = re.compile(r"/?;[^/]*|[\x00-\x20\x7f-\xa0]")
 
 
 def is_served(path: str) -> bool:
-    """Whether the proxy serves `path`, which is as it came, if no plugin does."""
+    """Whether the proxy itself serves `path`, which is not decoded."""
     return (
         path.startswith(RELAY)
         or path in PROBES
@@ -49,9 +49,9 @@ def is_served(path: str) -> bool:
 def check_target(target: str) -> None:
     """Refuse a request target that is ambiguous or would leave its path prefix.
 
-    :param target: the request target as it was on the wire (RFC 9112 §3.2).
-    :raises InvalidRequest: it is not in origin-form, or its path has a dot segment, an encoded
-        slash, backslash or dot segment, a backslash, a double slash, or a fragment.
+    :param target: the request target as received (RFC 9112 §3.2).
+    :raises InvalidRequest: it is not in origin-form or has a fragment, or its path has a dot
+        segment, a backslash, a double slash, or an encoded slash, backslash or dot segment.
     """
     path = target.partition("?")[0]
     if not path.startswith("/"):
@@ -60,16 +60,16 @@ def check_target(target: str) -> None:
         raise InvalidRequest("The request path has a double slash: send it with single ones.")
     if "\\" in path or "#" in target:
         raise InvalidRequest(
-            "The request path has a backslash or a '#', which no path of this API has."
+            "The request path has a backslash or a '#': no path of this API has one, so remove it."
         )
     if "%" in path or "/." in path:
         _check_segments(path)
 
 
 def asks_a_model(method: str, path: str) -> bool:
-    """Whether a request below ``/v1/`` is one for a message, to any server that may judge it.
+    """Whether any server could route a request below ``/v1/`` to the messages API.
 
-    :param path: without its query, not decoded.
+    :param path: the path without its query, not decoded.
     """
     if method != "POST":
         return False
@@ -79,7 +79,7 @@ def asks_a_model(method: str, path: str) -> bool:
 def _check_segments(path: str) -> None:
     plain = path.lower().replace("%2e", ".").replace("%3b", ";")
     if "%2f" in plain or "%5c" in plain:
-        raise InvalidRequest("The request path has an encoded slash or backslash.")
-    # some servers cut a segment's parameters off before they resolve it: "..;x" is ".." to them
+        raise InvalidRequest("The request path has an encoded slash or backslash: remove it.")
+    # some servers remove a segment's parameters before they resolve it: they read "..;x" as ".."
     if any(segment.partition(";")[0] in {".", ".."} for segment in plain.split("/")):
         raise InvalidRequest("The request path has a '.' or '..' segment: send it resolved.")

@@ -1,8 +1,7 @@
-"""Makes the results of a batch reachable through the proxy. Pure.
+"""Rewrites the URL of a batch's results so that it leads to the proxy. Pure.
 
-A batch's ``results_url`` is absolute, so SDKs would fetch it past the proxy, with the proxy's
-token. With ``REWRITE_RESULTS_URL`` it leads to the proxy: the one exception to relaying
-byte for byte.
+A batch's ``results_url`` is absolute, so SDKs would send the proxy's token to the upstream. With
+``REWRITE_RESULTS_URL`` the URL leads to the proxy: the only exception to relaying byte for byte.
 
 Source: https://docs.anthropic.com/en/api/retrieving-message-batches
 """
@@ -19,8 +18,8 @@ _RESULTS_URL = re.compile(
 
 
 def rewrite(body: bytes, base_url: str) -> bytes:
-    """`body`, a JSON document, with the origin and path prefix of each ``results_url`` replaced.
+    """Replace the origin and path prefix of each ``results_url`` in a JSON document.
 
-    :param base_url: the proxy's, as the client sees it: ``https://claude.example/prefix``.
+    :param base_url: the proxy's URL as the client sees it: ``https://claude.example/prefix``.
     """
     return _RESULTS_URL.sub(lambda match: match[1] + base_url.encode("latin-1"), body)

@@ -1,4 +1,4 @@
-"""Server-sent events on their way through: where one ends, and how to cut in. Sans-io.
+"""Server-sent events: where one ends, how to insert an error, and their data. Sans-io.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from tornadoproxy.errors import UpstreamProtocolError
 
 MAX_EVENT = 16 * 1024 * 1024
-"""The longest event that is taken apart, in bytes: a tool's result can be in one."""
+"""The longest event that is read, in bytes: a tool's result can be in one event."""
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
@@ -17,7 +17,7 @@ _BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
 
 
 class EventBoundary:
-    """Follows a stream of events and knows whether it stands between two of them."""
+    """Position in a stream of events: between two events, or within one."""
 
     __slots__ = ("_tail",)
 
@@ -25,21 +25,20 @@ class EventBoundary:
         self._tail = b"\n\n"
 
     def feed(self, chunk: bytes) -> None:
-        """Take note of what went out."""
+        """Record what was sent."""
         self._tail = chunk[-4:] if len(chunk) >= 4 else (self._tail + chunk)[-4:]
 
     @property
     def between_events(self) -> bool:
-        """Whether the last event is whole."""
+        """Whether the last event is complete."""
         return self._tail.endswith(_BLANK_LINES)
 
     def discard(self) -> bytes:
-        """What makes clients ignore an event that was cut off, so that another can follow.
+        """Return bytes that make clients ignore a cut event, so that another event can follow.
 
-        Nothing can be taken back, but the last ``event`` field names the event, and a ``ping`` is
-        the one whose data no client looks at: some parse that of any other name, known or not.
-        Before it, a character cut in half is made whole, since some decode strictly, and the line
-        is ended.
+        The last ``event`` field names an event, so the cut event becomes a ``ping``: the only one
+        whose data no client parses. Before that field, a cut UTF-8 character is completed, since
+        some clients decode strictly, and the line is ended.
         """
         if self.between_events:
             return b""
@@ -48,7 +47,7 @@ class EventBoundary:
 
 
 def _rest_of_character(tail: bytes) -> bytes:
-    """Continuation bytes for a UTF-8 character that `tail` ends within (RFC 3629 §3)."""
+    """Return the missing bytes of a UTF-8 character that `tail` ends within (RFC 3629 §3)."""
     for length in range(1, min(len(tail), 3) + 1):
         lead = tail[-length]
         if lead < 0x80:
@@ -60,33 +59,33 @@ def _rest_of_character(tail: bytes) -> bytes:
 
 
 def _fitting(lead: int, length: int) -> bytes:
-    # E0 and F0 forbid a low second byte, ED and F4 a high one; later bytes are free
+    # after E0 and F0 the second byte must be high, after ED and F4 low; later bytes can be any
     second = {0xE0: 0xA0, 0xF0: 0x90}.get(lead, 0x80)
     return bytes((second, 0x80, 0x80))[length - 1 :]
 
 
 class EventReader:
-    """Takes a stream of events apart, at whatever points it was split.
+    """Reader of the events' data in a stream that is split anywhere.
 
-    Only the data of each event is handed out: for Anthropic's events, its kind is in it. Data of
-    an event that never ended is not, as the standard has it.
+    It returns only the data, which for Anthropic's events includes the type. As the standard
+    requires, an event without an end is not returned.
     """
 
     __slots__ = ("_after_cr", "_pending", "_size")
 
     def __init__(self) -> None:
-        self._pending: list[bytes] = []  # of an event that is not whole: joined once, when it is
+        self._pending: list[bytes] = []  # pieces of an incomplete event, joined once it is complete
         self._size = 0
         self._after_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The data of each event that is whole with this piece.
+        """Return the data of each event that is complete with this piece.
 
         :raises UpstreamProtocolError: an event is longer than `MAX_EVENT`.
         """
         if self._after_cr or b"\r" in piece:
             piece = self._with_plain_newlines(piece)
-        # an end that two pieces share is seen by the last byte of the one before
+        # the last byte of the piece before shows an end that two pieces share
         seam = self._pending[-1][-1:] if self._pending else b""
         self._pending.append(piece)
         self._size += len(piece)
@@ -102,7 +101,7 @@ class EventReader:
 
     def _with_plain_newlines(self, piece: bytes) -> bytes:
         if not piece:
-            return piece  # the line feed that belongs to a carriage return may come next
+            return piece  # the line feed after a carriage return may come next
         if self._after_cr and piece.startswith(b"\n"):
             piece = piece[1:]
         self._after_cr = piece.endswith(b"\r")
@@ -112,6 +111,6 @@ class EventReader:
 def _data(event: bytes) -> bytes:
     start = event.find(b"\ndata:")
     if start >= 0 and event.find(b"\n", start + 1) < 0 and not event.startswith(b"data:"):
-        return event[start + 6 :].strip()  # one line of data, and the last: as upstream has it
+        return event[start + 6 :].strip()  # the upstream's form: one line of data, at the end
     lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines)

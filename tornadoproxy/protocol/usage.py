@@ -8,20 +8,20 @@ from msgspec import Struct
 class Usage(Struct, frozen=True):
     """The tokens and tool calls that a response reports, as far as it was read.
 
-    The counts are those of one model: of a record's usage, the model that answered. `others` holds
-    what a response spent besides. ``None`` means not reported.
+    The counts are those of the model that answered; `others` holds the response's calls to other
+    models. ``None`` means not reported.
 
-    :param input_tokens: those neither read from the cache nor written to it.
-    :param output_tokens: of the response; if `partial`, those that were reported or, if that is
-        more, an estimate from the content that was seen.
-    :param cache_read_input_tokens: read from the prompt cache.
-    :param cache_creation_input_tokens: written to the prompt cache, for whatever time.
+    :param input_tokens: input tokens neither read from the cache nor written to it.
+    :param output_tokens: output tokens; if `partial`, the reported number or, if that is higher, an
+        estimate from the content.
+    :param cache_read_input_tokens: input tokens read from the prompt cache.
+    :param cache_creation_input_tokens: input tokens written to the prompt cache, for any lifetime.
     :param cache_creation_1h_input_tokens: those of them that are kept for an hour.
-    :param web_search_requests: searches that the API's own tool did.
-    :param web_fetch_requests: pages that the API's own tool fetched.
-    :param partial: the response was cut, or could not be read, so that there may have been more.
-    :param others: each call of an advisor, each compaction, and each attempt that declined before a
-        fallback and had output by then.
+    :param web_search_requests: searches by the API's own tool.
+    :param web_fetch_requests: pages fetched by the API's own tool.
+    :param partial: whether the response was cut or unreadable, so that there may have been more.
+    :param others: each call of an advisor, each compaction, and each attempt that declined, before
+        a fallback, after it had output.
     """
 
     input_tokens: int | None = None
@@ -35,16 +35,16 @@ class Usage(Struct, frozen=True):
     others: tuple[ModelUsage, ...] = ()
 
     def parts(self) -> tuple[Usage, ...]:
-        """The usage of each model: this one's counts, then those of `others`."""
+        """Return the usage of each call: this one's counts, then those of `others`."""
         return (self, *(other.usage for other in self.others))
 
 
 class ModelUsage(Struct, frozen=True):
-    """What one call to a model used within a response that took several.
+    """The usage of one call to a model within a response that took several.
 
-    :param model: its name; ``None`` if it was not reported.
-    :param usage: its own counts.
-    :param cost: what they cost, in billionths of a US dollar; ``None`` if that is not known.
+    :param model: the model's name; ``None`` if it was not reported.
+    :param usage: the counts of this call.
+    :param cost: the cost in billionths of a US dollar; ``None`` if unknown.
     """
 
     model: str | None
@@ -53,7 +53,7 @@ class ModelUsage(Struct, frozen=True):
 
 
 NOTHING_REPORTED = Usage()
-"""The usage of an exchange that no answer has been told of."""
+"""The usage of an exchange whose response has reported none."""
 
 BYTES_PER_TOKEN = 4
 """How many bytes count as one token in an estimate."""

@@ -1,13 +1,13 @@
 """Translates between OpenAI's chat completions and Anthropic's messages. Sans-io.
 
-Dicts and bytes go in, dicts and bytes come out; there is no server and no client in it::
+It takes and returns dicts and bytes, without a server or a client::
 
     from tornadoproxy.openai import chat_completions
 
     document = chat_completions.parse(request_body)
     translation = chat_completions.translate_request(document)
     ...                                          # send translation.body to /v1/messages
-    answer = chat_completions.translate_response(
+    response = chat_completions.translate_response(
         response_body, legacy_functions=translation.legacy_functions
     )
 

@@ -1,16 +1,16 @@
-"""Translates the messages: turns, tool calls and their results, thinking that comes back.
+"""Translates messages: turns, tool calls with their results, and thinking that comes back.
 
 The theory. OpenAI's list is flat; Anthropic's alternates between user and assistant. System and
 developer messages leave the list. Every other message becomes blocks under one of two roles, and
 neighbours under the same role become one message, so that the results of parallel calls and the
 user's next words are one turn, results first.
 
-A call must be answered by the messages right after it, each id once; this is checked here, so that
-the error names the client's own message.
+The messages right after a call must answer it, each id once. This is validated here, so that the
+error names the client's own message.
 
-A client sends back what the proxy has answered, so that all of it is accepted: arguments that were
-cut and are no JSON, names that no tool can have, ids that a later turn uses again, thinking without
-a signature.
+Clients send the proxy's responses back, so all that a response can hold is accepted: arguments that
+were cut and are not JSON, names that no tool can have, ids that a later turn uses again, thinking
+without a signature.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from tornadoproxy.openai.thinking import BLOCKS
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
-# Upstream wants the user to speak first, and continues an answer that stands last. Where the
-# client's messages leave the user nothing to say there, this is said.
+# The upstream requires a user message first, and continues an assistant message that stands last.
+# These texts stand in for a user message that the client did not send.
 OPENING = "(The conversation begins.)"
 CONTINUING = "(Continue.)"
 
 INVALID_JSON = "INVALID_JSON"
-"""The key under which upstream is sent arguments that are no JSON object.
+"""The key of arguments that are not a JSON object, in the input that goes upstream.
 
 Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
 """
@@ -58,9 +58,9 @@ _TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
 @dataclass
 class Conversation:
-    """What the messages become.
+    """The translated messages.
 
-    :param system: the system prompt's blocks, in order.
+    :param system: the blocks of the system prompt, in order.
     :param messages: user and assistant turns, alternating.
     :param called: the names of the tools that were called, in order.
     """
@@ -73,7 +73,7 @@ class Conversation:
     def lacks_thinking(self) -> bool:
         """Whether it goes on with the results of calls that came without thinking.
 
-        With a budget for thinking, upstream does not take that.
+        The upstream refuses this together with a budget for thinking.
         """
         return (
             len(self.messages) > 1
@@ -87,9 +87,9 @@ def translate(messages: object, ignored: list[str], *, prefill: bool = False) ->
     """Translate a request's ``messages``.
 
     :param ignored: takes the names of what is dropped.
-    :param prefill: the model continues an assistant message that stands last. Without it, the user
-        asks for a new message.
-    :raises InvalidRequest: a message is wrong; the error names it.
+    :param prefill: whether the model continues an assistant message that stands last. Otherwise
+        a user message that asks for a new message follows it.
+    :raises InvalidRequest: a message is invalid; the error names it.
     """
     listed = array(messages, "messages")
     if not listed:
@@ -137,7 +137,7 @@ class _Translator:
             messages.insert(0, {"role": "user", "content": [text_block(OPENING)]})
         if messages[-1]["role"] == "assistant":
             if self._prefill and self._role == "assistant":
-                # upstream continues from here, and takes no blanks at the end
+                # the upstream refuses blanks at the end of a message to continue
                 last = messages[-1]["content"][-1]
                 last["text"] = last["text"].rstrip()
             else:
@@ -159,7 +159,9 @@ class _Translator:
             where = f"{param}.thinking_blocks"
             return thinking_blocks.put_back(given, where, texts, calls, self._ignored)
         if message.get("reasoning_content"):
-            self._ignored.append("messages.reasoning_content")  # unsigned, it is not accepted
+            self._ignored.append(
+                "messages.reasoning_content"
+            )  # refused upstream without a signature
         return texts + calls
 
     def _calls(self, message: Json, param: str) -> list[Json]:
@@ -230,7 +232,7 @@ class _Translator:
 
     def _tool_use(self, client_id: str, function: Json, param: str) -> Json:
         called = text(function.get("name"), f"{param}.name")
-        # a model may call what no tool is called, and upstream takes no such name back
+        # a model may call a name that no tool can have, and that the upstream refuses
         name = _NOT_IN_A_NAME.sub("_", called)[:MAX_TOOL_NAME] or "_"
         self._conversation.called.append(name)
         return {
@@ -241,17 +243,17 @@ class _Translator:
         }
 
     def _tool_id(self, client_id: str) -> str:
-        """`client_id`, or where upstream does not take it, an id that follows from it.
+        """Return `client_id`, or an id derived from it where the upstream refuses it.
 
-        Upstream takes an id once in a conversation, and some clients count anew in each turn. The
-        same history has the same ids each time, since the cache goes by them.
+        The upstream accepts an id once in a conversation, but some clients restart counting in each
+        turn. The same history always gets the same ids, since prompt caching depends on them.
         """
         count = self._counts.get(client_id, 0)
         self._counts[client_id] = count + 1
         if not count and _TOOL_ID.fullmatch(client_id):
             return client_id
-        told = f"{count}:{client_id}".encode("utf-8", "surrogatepass")
-        return f"call_{hashlib.sha256(told).hexdigest()[:32]}"
+        numbered = f"{count}:{client_id}".encode("utf-8", "surrogatepass")
+        return f"call_{hashlib.sha256(numbered).hexdigest()[:32]}"
 
     def _add(self, role: str, turn: list[Json]) -> None:
         messages = self._conversation.messages
@@ -278,9 +280,9 @@ class _Call(NamedTuple):
 
 
 def _arguments(arguments: object, param: str) -> Json | Raw:
-    """A call's input. Arguments that are no JSON object go up within one, as text.
+    """Return a call's input; arguments that are not a JSON object are wrapped in one, as text.
 
-    It is JSON again: a bound holds for the values of each call, and not for those of all.
+    The input is encoded at once, so that the bound of values holds for each call, not for all.
     """
     written = "" if arguments is None else text(arguments, param)
     try:
@@ -288,13 +290,13 @@ def _arguments(arguments: object, param: str) -> Json | Raw:
         document = loads(encoded, "surrogatepass") if written.strip() else None
     except ValueError:
         document = written
-    if document is None or document == []:  # some languages write an empty object so
+    if document is None or document == []:  # some languages write an empty object as a list
         return {}
     return Raw(dump(document)) if isinstance(document, dict) else {INVALID_JSON: written}
 
 
 def _shortest(found: list[Json]) -> str | list[Json]:
-    """The content, as a string where one block of plain text is all there is."""
+    """Return the content, as a string if it is one block of plain text."""
     if len(found) == 1 and found[0].keys() == {"type", "text"}:
         plain: str = found[0]["text"]
         return plain

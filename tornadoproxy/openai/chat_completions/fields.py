@@ -1,8 +1,8 @@
-"""What becomes of each field of a chat completions request.
+"""The treatment of each field of a chat completions request.
 
-Every field that OpenAI's API knows is in exactly one class, and so is every field of Anthropic's
-that clients can add (``extra_body``). A test holds this table against the installed ``openai``
-package; the table in the documentation is made from it.
+Every field of OpenAI's API has exactly one treatment, and so has every field of Anthropic's API
+that clients can add (``extra_body``). A test compares this table with the installed ``openai``
+package. The table in the documentation is generated from it.
 
 Source: https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -18,47 +18,47 @@ if TYPE_CHECKING:
 
 
 class Treatment(Enum):
-    """What becomes of a field."""
+    """The treatment of a field."""
 
     TRANSLATED = "translated"
     """It has a counterpart."""
     IGNORED = "ignored"
     """Dropped and named in ``x-tornadoproxy-ignored``; with ``CHAT_STRICT``, a 400.
 
-    So is every field that neither API knows.
+    Fields that neither API has are treated so, too.
     """
     REFUSED = "refused"
-    """A 400 that names it, if its value asks for what Claude cannot do."""
+    """A 400 that names it, if Claude cannot do what its value requests."""
     PASSED = "passed"
-    """Anthropic's own: goes upstream as it is."""
+    """A field of Anthropic's API, which goes upstream unchanged."""
 
 
 _TRANSLATED = {
     "messages": "`messages`, and `system` for system and developer messages",
     "model": "`model`, by way of `CHAT_MODELS`",
     "max_completion_tokens": "`max_tokens`",
-    "max_tokens": "`max_tokens`, unless `max_completion_tokens` is there",
-    "stop": "`stop_sequences`; blank ones are ignored",
-    "temperature": "`temperature`; 1, the default, and what is above it are not sent",
+    "max_tokens": "`max_tokens`, unless `max_completion_tokens` is sent",
+    "stop": "`stop_sequences`; blank sequences are ignored",
+    "temperature": "`temperature`; 1, the default, and higher values are not sent",
     "top_p": "`top_p`, unless `temperature` is sent; 1, the default, is not sent",
     "tools": "`tools`; only `function` tools",
     "functions": "`tools`",
-    "tool_choice": "`tool_choice`; a wish in `system` where the model cannot be forced",
-    "function_call": "as `tool_choice`",
+    "tool_choice": "`tool_choice`; a sentence in `system` if the model cannot be forced",
+    "function_call": "same as `tool_choice`",
     "prompt_cache_options": "`mode`: `explicit` suspends `CHAT_CACHE`; `ttl`: the one-hour cache",
     "prompt_cache_retention": "`24h`: the one-hour cache, in the request's `cache_control`",
     "parallel_tool_calls": "`tool_choice.disable_parallel_tool_use`",
-    "response_format": "`output_config.format`; a wish in `system` where that cannot say it",
+    "response_format": "`output_config.format`; a sentence in `system` if that cannot express it",
     "reasoning_effort": "`output_config.effort` and `thinking`",
     "user": "`metadata.user_id`; its SHA-256 if it is an e-mail address, a phone number or long",
-    "safety_identifier": "as `user`, unless `user` or `metadata.user_id` is there",
-    "metadata": "its `user_id` as `user`; other keys are ignored",
+    "safety_identifier": "same as `user`, unless `user` or `metadata.user_id` is sent",
+    "metadata": "its `user_id` is treated as `user`; other keys are ignored",
     "stream": "`stream`",
     "stream_options": (
-        "`include_usage` adds the chunk with the usage, which is that of all models of a response "
-        "(an advisor's, and a declined attempt's before a fallback)"
+        "`include_usage` adds a chunk with the usage of all models that a response called "
+        "(an advisor, or an attempt that declined before a fallback)"
     ),
-    "service_tier": "`service_tier`, for Anthropic's own values; others are ignored",
+    "service_tier": "`service_tier`, for Anthropic's values; other values are ignored",
 }
 
 _IGNORED = {
@@ -67,7 +67,7 @@ _IGNORED = {
     "moderation": "no counterpart",
     "prediction": "no counterpart",
     "presence_penalty": "no counterpart",
-    "prompt_cache_key": "caching follows the prompt, not a key",
+    "prompt_cache_key": "prompts are cached without keys",
     "seed": "no counterpart",
     "stop_sequences": "Anthropic's name: use `stop`",
     "store": "nothing is stored",
@@ -80,13 +80,13 @@ _REFUSED = {
     "audio": "there is no audio output",
     "logprobs": "`true` is refused: there are no log probabilities",
     "modalities": "`audio` is refused",
-    "n": "more than 1 is refused: there is one answer",
+    "n": "more than 1 is refused: a response has one choice",
     "top_logprobs": "more than 0 is refused",
 }
 
 _PASSED = {
     "billing_policy": "",
-    "cache_control": "caches up to the last block",
+    "cache_control": "caches the request up to its last block",
     "compaction": "",
     "container": "",
     "context_management": "",
@@ -95,9 +95,9 @@ _PASSED = {
     "fallbacks": "",
     "inference_geo": "",
     "mcp_servers": "",
-    "output_config": "joined with what `response_format` and `reasoning_effort` ask for",
+    "output_config": "merged with `response_format` and `reasoning_effort`",
     "speed": "",
-    "thinking": "instead of what `reasoning_effort` asks for",
+    "thinking": "replaces the thinking of `reasoning_effort`",
     "thread": "",
     "top_k": "",
 }
@@ -108,12 +108,12 @@ FIELDS: dict[str, tuple[Treatment, str]] = {
     **{name: (Treatment.REFUSED, note) for name, note in _REFUSED.items()},
     **{name: (Treatment.PASSED, note) for name, note in _PASSED.items()},
 }
-"""Each field's treatment, and a note for the documentation."""
+"""The treatment of each field, with a note for the documentation."""
 
 PASSED = frozenset(_PASSED)
 REFUSED = frozenset(_REFUSED)
 
-# An ignored field that says what holds anyway is not worth a word.
+# Ignored fields with these values request nothing, so they are not reported.
 _DEFAULTS: dict[str, object] = {
     "frequency_penalty": 0,
     "logit_bias": {},
@@ -125,10 +125,9 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def ignored(document: Json) -> list[str]:
-    """The names of a request's fields that are dropped.
+    """Return the names of a request's dropped fields.
 
-    They come from the client, and will be in a header: one that is not a plain name is told as
-    ``unknown``.
+    The names go out in a header, so a name that does not fit there becomes ``unknown``.
     """
     return [
         name if _NAME.fullmatch(name) else "unknown"

@@ -40,14 +40,14 @@ _JSON_ONLY = "Answer with a single JSON object and nothing else: no words around
 
 @dataclass(frozen=True)
 class Translation:
-    """A messages request, and what is needed to translate its answer.
+    """A messages request, and the settings for the translation of its response.
 
     :param body: the request's body, JSON.
-    :param stream: the answer is to be streamed.
-    :param include_usage: a stream ends with a chunk that tells the usage.
-    :param legacy_functions: calls are told as ``function_call``.
-    :param samples: the body has a sampling parameter, which ``anthropic-version`` 2026-10-21
-        refuses.
+    :param stream: whether the response is streamed.
+    :param include_usage: whether a stream ends with a chunk that holds the usage.
+    :param legacy_functions: whether calls are returned as ``function_call``.
+    :param samples: whether the body has a sampling parameter, which ``anthropic-version``
+        2026-10-21 refuses.
     :param ignored: the names of what was dropped, each once.
     """
 
@@ -60,12 +60,12 @@ class Translation:
 
 
 def requested_model(document: Json) -> str:
-    """The model that a client asks for.
+    """Return the model that a client requests.
 
-    :raises InvalidRequest: there is none.
+    :raises InvalidRequest: the request names none.
     """
     if document.get("model") is None:
-        raise InvalidRequest("you must provide a model parameter", param="model")
+        raise InvalidRequest("'model' is required.", param="model")
     name = text(document["model"], "model")
     if not name.strip():
         refuse("model", "must not be empty")
@@ -73,7 +73,7 @@ def requested_model(document: Json) -> str:
 
 
 def depends_on_capabilities(document: Json, options: Options) -> bool:
-    """Return whether the translation of a request depends on what its model can do."""
+    """Whether the translation of a request depends on its model's capabilities."""
     has_limit = any(document.get(name) is not None for name in _LIMITS)
     if not has_limit and options.default_max_tokens is None:
         return True
@@ -86,11 +86,11 @@ def translate_request(
     options: Options | None = None,
     capabilities: Capabilities | None = None,
 ) -> Translation:
-    """Translate a request, as the table of fields in the documentation says.
+    """Translate a request by the treatment of each field; see `fields`.
 
-    :param document: the request's body; see `reading.parse`. It is left as it is.
-    :param capabilities: what the model can do, if that is known.
-    :raises InvalidRequest: with the ``param`` that is at fault.
+    :param document: the request's body; see `reading.parse`. It stays unchanged.
+    :param capabilities: the model's capabilities, if known.
+    :raises InvalidRequest: the request is invalid; the error's ``param`` names the place.
     """
     options = options or Options()
     able = capabilities or _NEW_MODEL
@@ -102,7 +102,7 @@ def translate_request(
         raise InvalidRequest("'messages' is required.", param="messages")
     talk = conversation.translate(document["messages"], ignored, prefill=options.prefill)
     grammar = Grammar()
-    # before the tools, which take what the format leaves
+    # before the tools, which get the limits that the format leaves
     output = _format(document, talk.system, able, grammar, ignored)
     offer = tools.translate(document, talk.called, able, grammar, ignored)
     if offer.instruction:
@@ -146,7 +146,7 @@ def translate_request(
 
 def _refuse_impossible(document: Json) -> None:
     if document.get("n") is not None and integer(document["n"], "n", 1) != 1:
-        refuse("n", "must be 1: there is one answer")
+        refuse("n", "must be 1: a response has one choice")
     if document.get("logprobs") is not None and boolean(document["logprobs"], "logprobs"):
         refuse("logprobs", "must be false: there are no log probabilities")
     if document.get("top_logprobs"):
@@ -185,7 +185,7 @@ def _passed(document: Json) -> Json:
 def _format(
     document: Json, system: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
 ) -> Json | None:
-    """Return the format for structured output; otherwise ask for it in the `system` prompt."""
+    """Return the format for structured output, or request it in the `system` prompt."""
     if document.get("response_format") is None:
         return None
     wanted = obj(document["response_format"], "response_format")
@@ -216,7 +216,7 @@ def _system(blocks: list[Json]) -> str | list[Json]:
 
 
 def _stream(document: Json) -> tuple[bool, bool]:
-    """Whether the answer is to be streamed, and whether with its usage."""
+    """Return whether the response is streamed, and whether the stream includes the usage."""
     stream = document.get("stream")
     streamed = stream is not None and boolean(stream, "stream")
     settings = document.get("stream_options")

@@ -1,8 +1,8 @@
-"""Translates an answer that is whole: a message into a chat completion.
+"""Translates a complete message into a chat completion.
+
+Thinking becomes ``reasoning_content`` and ``thinking_blocks``; see `thinking_blocks`.
 
 Source: https://platform.openai.com/docs/api-reference/chat/object
-
-Thinking comes back as ``reasoning_content`` and ``thinking_blocks``: see `thinking`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _FINISH_REASONS = {
 def translate_response(
     body: bytes, *, legacy_functions: bool = False, created: int | None = None
 ) -> bytes:
-    """Translate the body of a successful messages answer: `read_message`, `translate_message`."""
+    """Translate the body of a successful messages response into that of a chat completion."""
     message = read_message(body)
     return translate_message(message, legacy_functions=legacy_functions, created=created)
 
 
 def read_message(body: bytes) -> Json:
-    """The message in the body of a successful messages answer.
+    """Return the message in the body of a successful messages response.
 
-    :raises UpstreamProtocolError: it is none.
+    :raises UpstreamProtocolError: the body is not a message.
     """
     try:
         message = json_codec.loads(body)
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        raise UpstreamProtocolError("The upstream's answer is not a message.")
+        raise UpstreamProtocolError("The upstream's response is not a message.")
     return message
 
 
@@ -57,8 +57,8 @@ def translate_message(
 ) -> bytes:
     """Translate a message into the body of a chat completion.
 
-    :param legacy_functions: tell a call as ``function_call``: the request named ``functions``.
-    :param created: when, in seconds since the epoch; now if not given.
+    :param legacy_functions: return a call as ``function_call``; the request has ``functions``.
+    :param created: the time in seconds since the epoch; by default, now.
     """
     response = _assistant(message, legacy_functions=legacy_functions)
     document = {
@@ -82,18 +82,18 @@ def translate_message(
 
 
 def completion_id(message_id: object) -> str:
-    """The completion's id, which follows from the message's."""
+    """Return the completion's id, which is derived from the message's."""
     return "chatcmpl-" + string(message_id).removeprefix("msg_")
 
 
 def finish_reason(stop_reason: object, *, legacy_functions: bool) -> str:
-    """One of OpenAI's reasons; a reason that is not known yet is a plain stop."""
+    """Return OpenAI's finish reason; an unknown reason becomes ``stop``."""
     reason = _FINISH_REASONS.get(stop_reason, "stop") if isinstance(stop_reason, str) else "stop"
     return "function_call" if legacy_functions and reason == "tool_calls" else reason
 
 
 def refusal(stop_reason: object, stop_details: object) -> str | None:
-    """What is said of a refusal, if it is one."""
+    """Return the explanation if the model refused, else ``None``."""
     if stop_reason != "refusal":
         return None
     details = stop_details if isinstance(stop_details, dict) else {}
@@ -101,10 +101,10 @@ def refusal(stop_reason: object, stop_details: object) -> str | None:
     return explanation if isinstance(explanation, str) else "The model declined to answer."
 
 
-def usage(told: object) -> Json:
-    """OpenAI's account of the tokens, on all models together; what was not told counts as none."""
-    told = told if isinstance(told, dict) else {}
-    parts = read_usage(told).parts()
+def usage(reported: object) -> Json:
+    """Return OpenAI's usage, the sum of all models; counts that are not reported are 0."""
+    reported = reported if isinstance(reported, dict) else {}
+    parts = read_usage(reported).parts()
     read = sum(part.cache_read_input_tokens or 0 for part in parts)
     created = sum(part.cache_creation_input_tokens or 0 for part in parts)
     prompt = sum(part.input_tokens or 0 for part in parts) + read + created
@@ -115,7 +115,7 @@ def usage(told: object) -> Json:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": created},
     }
-    details = told.get("output_tokens_details")
+    details = reported.get("output_tokens_details")
     if isinstance(details, dict):
         account["completion_tokens_details"] = {
             "reasoning_tokens": _count(details, "thinking_tokens")
@@ -134,7 +134,7 @@ def _assistant(message: Json, *, legacy_functions: bool) -> Json:
         elif kind in ("thinking", "redacted_thinking"):
             thoughts.append(thinking_blocks.shown(block, len(content), len(calls)))
         elif kind == "tool_use" and not (legacy_functions and calls):
-            calls.append(block)  # a function_call has room for one
+            calls.append(block)  # a message has one function_call
     response: Json = {
         "role": "assistant",
         "content": content or None,
@@ -159,6 +159,6 @@ def _function(call: Json) -> Json:
     return {"name": string(call.get("name")), "arguments": arguments(call.get("input"))}
 
 
-def _count(told: dict[str, Any], name: str) -> int:  # Any: JSON from upstream
-    value = told.get(name)
+def _count(details: dict[str, Any], name: str) -> int:  # Any: JSON from upstream
+    value = details.get(name)
     return value if isinstance(value, int) else 0

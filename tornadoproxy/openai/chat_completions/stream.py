@@ -1,23 +1,23 @@
-"""Translates an answer that is streamed: events into chunks, piece by piece.
+"""Translates a streamed response: events into chunks, piece by piece.
 
-The theory. Upstream's stream has a start, blocks that open, grow and close, and an end; blocks can
-be of kinds that have no place in a chunk, and those are passed over. What goes out::
+The theory. The upstream's stream has a start, blocks that open, grow and close, and an end. Blocks
+of types that have no place in a chunk are skipped. Each event becomes::
 
     message_start          a chunk with the role
-    fallback opens         nothing; the chunks after it name the model that answers from here on
-    ping                   a comment, which clients pass over
+    fallback opens         nothing; the following chunks name the model that answers from here on
+    ping                   a comment, which clients ignore
     text_delta             a chunk with content
     thinking_delta …       a chunk with reasoning_content and thinking_blocks
     tool_use opens         a chunk with index, id, type and name; indexes count calls, not blocks
     input_json_delta       a chunk with a fragment of the arguments
-    message_delta          noted: why it stopped, and the usage, which is cumulative
-    message_stop           a chunk with finish_reason, perhaps one with usage, and [DONE]
-    error                  an error in OpenAI's shape, and nothing after it
+    message_delta          nothing; its stop reason and usage, which is cumulative, are kept
+    message_stop           a chunk with finish_reason, a chunk with usage if wanted, and [DONE]
+    error                  an error in OpenAI's form, and nothing after it
 
-A second message, or a block that opens again, shows that two responses were mixed: an error.
+A second message, or a block that opens again, is an error: two responses were mixed.
 
-A stream that ends before `StreamTranslator.ended` is one that broke, and only whoever reads it can
-tell: nothing that was translated until then looks like an end.
+A stream that ends while `StreamTranslator.ended` is false was cut. The caller must report that;
+nothing translated until then looks like an end.
 
 Sources: https://docs.anthropic.com/en/docs/build-with-claude/streaming and
 https://platform.openai.com/docs/api-reference/chat-streaming
@@ -44,15 +44,14 @@ PING = Dialect.OPENAI.ping
 
 
 class StreamTranslator:
-    """Translates one stream. Feed it what arrives; what it returns is whole chunks.
+    """Translator of one stream: takes pieces of any size, returns complete chunks.
 
-    :param include_usage: end with a chunk that tells the usage.
-    :param legacy_functions: tell a call as ``function_call``: the request named ``functions``.
-    :param created: when, in seconds since the epoch; now if not given.
+    :param include_usage: end with a chunk that holds the usage.
+    :param legacy_functions: return a call as ``function_call``; the request has ``functions``.
+    :param created: the time in seconds since the epoch; by default, now.
 
-    :ivar ended: nothing more will come of it: the answer is whole, or has failed. While it is
-        false, an end of the stream is one before its time.
-    :ivar failed: it ended with an error, which has been told.
+    :ivar ended: whether the response is complete or has failed, so that no more chunks follow.
+    :ivar failed: whether the response ended with an error, which has been translated.
     """
 
     def __init__(
@@ -68,25 +67,25 @@ class StreamTranslator:
         self._legacy_functions = legacy_functions
         self._created = int(time.time()) if created is None else created
         self._reader = EventReader()
-        self._head = b""  # a chunk up to its delta; what every chunk has in common
+        self._head = b""  # the part up to the delta, the same in every chunk
         self._tail = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._usage_field()
         self._blocks: dict[int, _Block | None] = {}  # by upstream's indexes; None is closed
         self._message_id: object = None
-        self._characters = 0  # of text that was told
+        self._characters = 0  # of text so far
         self._calls = 0
         self._thoughts = 0
         self._stop: Json = {}
         self._usage: Json = {}
 
     def feed(self, piece: bytes) -> bytes:
-        """The chunks that come of the next piece of the stream; empty if there are none yet.
+        """Return the chunks that the next piece of the stream completes; they may be none.
 
-        :raises UpstreamProtocolError: it is not a stream of a message's events; not to be fed more.
+        :raises UpstreamProtocolError: the events are not those of a message; stop feeding.
         """
         out: list[bytes] = []
         for data in self._reader.feed(piece):
             if self.ended:
-                break  # nothing goes out after the end
+                break  # no chunk follows the end
             out.append(self._event(data))
         return b"".join(out)
 
@@ -105,8 +104,8 @@ class StreamTranslator:
         if kind == "message_start":
             return self._start(_object(event.get("message")))
         if kind == "message_delta":
-            self._stop |= _told(event.get("delta"))
-            self._usage |= _told(event.get("usage"))
+            self._stop |= _reported(event.get("delta"))
+            self._usage |= _reported(event.get("usage"))
         elif kind == "message_stop":
             return self._end()
         elif kind == "ping":
@@ -116,11 +115,11 @@ class StreamTranslator:
         return b""
 
     def _start(self, message: Json) -> bytes:
-        self._usage |= _told(message.get("usage"))
+        self._usage |= _reported(message.get("usage"))
         if self._head:
             if message.get("id") != self._message_id:
                 raise UpstreamProtocolError("The upstream began a second message in its stream.")
-            return b""  # told twice
+            return b""  # a repeated start
         self._message_id = message.get("id")
         self._name_model(message)
         return self._chunk({"role": "assistant", "content": ""})
@@ -138,7 +137,7 @@ class StreamTranslator:
         self._require_start()
         index = _index(event)
         if index in self._blocks:
-            raise UpstreamProtocolError("The upstream opened a block of its stream again.")
+            raise UpstreamProtocolError("The upstream opened the same block of its stream twice.")
         given = _object(event.get("content_block"))
         kind = given.get("type")
         block = self._blocks[index] = _Block(kind)
@@ -152,7 +151,7 @@ class StreamTranslator:
             self._thoughts += 1
             return self._thought(block, thinking_blocks.shown(given, self._characters, self._calls))
         if kind != "tool_use" or (self._legacy_functions and self._calls):
-            block.kind = None  # not told: a function_call has room for one
+            block.kind = None  # skipped; a message has one function_call
             return b""
         block.place = self._calls
         block.input = given.get("input")
@@ -192,16 +191,16 @@ class StreamTranslator:
             return b""
         return self._arguments(block, arguments(block.input))
 
-    def _text(self, told: object) -> bytes:
-        content = string(told)
+    def _text(self, value: object) -> bytes:
+        content = string(value)
         self._characters += len(content)
         return b'%b"content":%b%b' % (self._head, encode_string(content), self._tail)
 
-    def _thought(self, block: _Block, told: Json) -> bytes:
-        """A chunk that tells of thinking: its text, and all that is needed to send it back."""
-        delta: Json = {"thinking_blocks": [{"index": block.place, **told}]}
-        if "thinking" in told:
-            delta["reasoning_content"] = told["thinking"]
+    def _thought(self, block: _Block, entry: Json) -> bytes:
+        """Return a chunk of thinking: its text, and the entry that clients send back."""
+        delta: Json = {"thinking_blocks": [{"index": block.place, **entry}]}
+        if "thinking" in entry:
+            delta["reasoning_content"] = entry["thinking"]
         return self._chunk(delta)
 
     def _arguments(self, block: _Block, fragment: str) -> bytes:
@@ -241,7 +240,7 @@ class StreamTranslator:
 
     def _require_start(self) -> None:
         if not self._head:
-            raise UpstreamProtocolError("The upstream's stream has no beginning.")
+            raise UpstreamProtocolError("The upstream's stream does not begin with message_start.")
 
     def _chunk(self, delta: Json) -> bytes:
         return self._head + encode(delta)[1:-1] + self._tail
@@ -251,7 +250,7 @@ class StreamTranslator:
 
 
 class _Block:
-    """A block that is open: its kind, its place among its like, and what was told of it."""
+    """An open block: its type, its index among calls or thoughts, and its arguments so far."""
 
     __slots__ = ("has_arguments", "input", "kind", "place")
 
@@ -271,6 +270,6 @@ def _object(value: object) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _told(value: object) -> Json:
-    """What an event says. It is cumulative: what is told again replaces what was told."""
+def _reported(value: object) -> Json:
+    """Return the fields of a cumulative value that replace those of earlier events."""
     return {key: each for key, each in _object(value).items() if each is not None}
