@@ -24,7 +24,7 @@ STREAM_RATE = 100  # events a second in each
 OTHER_EVENTS = 6  # of a stream, besides its text
 RATE = 500.0  # requests a second where latency is measured
 BODY = 64 << 20
-SETTLE = 0.15  # seconds for what comes after an answer: log lines, closed connections
+SETTLE = 0.15  # seconds for what comes after a response: log lines, closed connections
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Bench:
     """What the measurements share.
 
     :param upstream: its port.
-    :param answer: the length of its JSON answer.
+    :param response: the length of its JSON response.
     :param folder: for configurations and logs.
     :param cpus: on which the peers run.
     """
@@ -149,7 +149,7 @@ def latency(bench: Bench, peer: Running) -> list[float]:
 
 
 def start(bench: Bench, peer: Peer) -> list[float]:
-    """Milliseconds from its start to its first answer, and MB in which it then resides."""
+    """Milliseconds from its start to its first response, and MB in which it then resides."""
     with bench.start(peer) as process:
         time.sleep(SETTLE)
         return [process.started * 1e3, processes.resident(process.pid) / (1 << 20)]
@@ -240,7 +240,7 @@ FIGURES = (
     Figure(
         "start",
         (
-            Column("cold", "First answer", "ms"),
+            Column("cold", "First response", "ms"),
             Column("idle", "Idle RSS", "MB"),
         ),
         lambda peer: not peer.direct,

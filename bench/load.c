@@ -1,4 +1,4 @@
-/* Sends one request again and again, checks every answer, and says in JSON how long they took.
+/* Sends one request again and again, checks every response, and says in JSON how long they took.
  *
  *     load -p PORT -f FILE -c CONNECTIONS -n COUNT [-r RATE] [-b BYTES] [-h]
  *
@@ -7,12 +7,12 @@
  *     -n  requests in all
  *     -r  requests a second, at random moments (Poisson, the same in every run). What comes due
  *         while all connections are busy waits, and its wait counts. Without -r each connection
- *         sends its next request when it has its answer.
- *     -b  the length that each answer's body must have
- *     -h  hold: one request on each connection; when all answers have begun, prints a line and
+ *         sends its next request when it has its response.
+ *     -b  the length that each response's body must have
+ *     -h  hold: one request on each connection; when all responses have begun, prints a line and
  *         waits for the end of standard input
  *
- * An answer that is not a whole 200, or anything else that goes wrong, ends it with status 1.
+ * An response that is not a whole 200, or anything else that goes wrong, ends it with status 1.
  */
 #include "http.h"
 
@@ -25,7 +25,7 @@ struct connection {
     int fd;
     size_t sent;
     int64_t due; /* when its request should have gone out */
-    struct message answer;
+    struct message response;
     uint64_t bytes, events;
     char last; /* byte of the body */
     bool open, busy;
@@ -75,7 +75,7 @@ static void start(struct connection *c)
     c->sent = 0;
     c->bytes = c->events = 0;
     c->last = 0;
-    message_reset(&c->answer);
+    message_reset(&c->response);
     if (c->open) {
         push(c);
         return;
@@ -89,10 +89,10 @@ static void start(struct connection *c)
 
 static void check(struct connection *c)
 {
-    if (!c->answer.framed)
-        die("an answer without a length");
+    if (!c->response.framed)
+        die("a response without a length");
     if (expected_bytes >= 0 && c->bytes != (uint64_t)expected_bytes)
-        die("an answer of another length than it must have");
+        die("a response of another length than it must have");
 }
 
 static void finish(struct connection *c)
@@ -128,22 +128,22 @@ static void receive(struct connection *c)
     if (!n)
         die("the other side closed");
     while (taken < n && c->busy) {
-        ssize_t step = message_take(&c->answer, data + taken, (size_t)(n - taken), &body, &length);
+        ssize_t step = message_take(&c->response, data + taken, (size_t)(n - taken), &body, &length);
         if (step < 0)
-            die("an answer that is not HTTP/1.1");
+            die("a response that is not HTTP/1.1");
         taken += step;
-        if (c->answer.state != HEAD && strncmp(c->answer.head, "HTTP/1.1 200 ", 13)) {
-            fprintf(stderr, "%s%.*s\n", c->answer.head, (int)(n - taken), data + taken);
-            die("an answer that is not 200");
+        if (c->response.state != HEAD && strncmp(c->response.head, "HTTP/1.1 200 ", 13)) {
+            fprintf(stderr, "%s%.*s\n", c->response.head, (int)(n - taken), data + taken);
+            die("a response that is not 200");
         }
         if (length && !c->bytes)
             begun++;
         take_body(c, body, length);
-        if (c->answer.state == DONE)
+        if (c->response.state == DONE)
             finish(c);
     }
     if (taken < n)
-        die("bytes after an answer");
+        die("bytes after a response");
 }
 
 static bool may_start(void)

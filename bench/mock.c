@@ -54,7 +54,7 @@ static double phase;
     "CF-RAY: 9a3b8c7d6e5f4a3b-FRA\r\n"
 
 static const char TEXT[] =
-    "A proxy stands between those who ask and those who answer. It says who may come in, holds the "
+    "A proxy stands between those who ask and those who response. It says who may come in, holds the "
     "key that nobody else should see, and otherwise keeps out of the way: what is asked arrives as "
     "it was written, what is answered comes back as it was given, and the time that it takes is "
     "too short to be felt. That is all it has to do; it is more than it seems, since it has to do "
@@ -170,7 +170,7 @@ static void begin_stream(struct connection *c)
     paced = c;
 }
 
-static void answer(struct connection *c)
+static void response(struct connection *c)
 {
     char body[1024];
 
@@ -213,7 +213,7 @@ static bool flush(struct connection *c)
     return true;
 }
 
-/* Reads, and answers each request when it is whole. False: the client is gone. */
+/* Reads, and responses each request when it is whole. False: the client is gone. */
 static bool receive(struct connection *c)
 {
     static char data[262144];
@@ -235,7 +235,7 @@ static bool receive(struct connection *c)
         c->prompt_length += kept;
         if (c->request.state != DONE)
             continue;
-        answer(c);
+        response(c);
         message_reset(&c->request);
         c->prompt_length = 0;
         if (!flush(c))

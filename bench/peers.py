@@ -32,7 +32,7 @@ class Peer:
         the upstream's port, and returns the command that starts it. A file ``token`` there holds
         what clients present to it, if that is a token of its own.
     :param environment: for that command, and nothing else but PATH.
-    :param health: the path that it answers with 200 as soon as it serves.
+    :param health: the path that returns 200 as soon as it serves.
     :param messages: its path of Anthropic's messages.
     :param chat: its path of OpenAI's chat completions, if it has that.
     :param relays: whether it has an upstream.
@@ -62,7 +62,7 @@ DIRECT = Peer("direct", lambda port, upstream, folder: [], lambda: "", relays=Fa
 class Running:
     """A peer that serves.
 
-    :param started: the seconds from its start to its first answer.
+    :param started: the seconds from its start to its first response.
     :param token: what it wants clients to present.
     """
 
@@ -119,7 +119,7 @@ def proxy(
 
 
 def hello(python: str) -> Peer:
-    """A bare Tornado handler, which answers by itself."""
+    """A bare Tornado handler, which responds by itself."""
 
     def command(port: int, upstream: int, folder: Path) -> list[str]:
         return [python, str(Path(__file__).with_name("hello.py")), str(port)]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 OPTIONAL = ("prices", "keys", "ledger", "budgets", "metrics", "otel")
 
 BARE = "bare"
-"""The name of the row with none of them, where answers are not looked into either."""
+"""The name of the row with none of them, where usage is not read either."""
 
 PRICES = "prices"
 """The name of the row that one has without doing anything: tokens are read, and priced."""

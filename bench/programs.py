@@ -1,4 +1,4 @@
-"""The two programs in C: the upstream that answers, and the client that asks."""
+"""The two programs in C: the upstream that responds, and the client that asks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SOURCES = Path(__file__).parent
 
 
 class BenchError(Exception):
-    """The measurement is not one: something is missing, or an answer was wrong."""
+    """The measurement is not one: something is missing, or a response was wrong."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a run of the client found; every answer was a whole 200.
+    """What a run of the client found; every response was a whole 200.
 
-    :param bytes: of all answers' bodies.
+    :param bytes: of all responses' bodies.
     :param events: in them.
     :param p50: the latency in microseconds that half of the requests stayed below.
     :param p99: the same for 99 in a hundred.
@@ -79,7 +79,7 @@ class Programs:
     ) -> Load:
         """Send `request` `count` times. See load.c for what each parameter says.
 
-        :raises BenchError: an answer was not a whole 200, or not as expected.
+        :raises BenchError: a response was not a whole 200, or not as expected.
         """
         options = {"-n": count, "-r": rate, "-b": expected_bytes}
         command = self._command(port, request, connections)
@@ -93,7 +93,7 @@ class Programs:
 
     @contextmanager
     def held(self, port: int, request: bytes, *, streams: int) -> Iterator[None]:
-        """So many answers to `request` have begun, and stay open.
+        """So many responses to `request` have begun, and stay open.
 
         :raises BenchError: one was not a 200.
         """

@@ -87,7 +87,7 @@ TARGETS = (
     Target("1,000 open streams", "KB each", 18, _plain("streams-1000")),
     Target("5,000 open streams", "KB each", 18, _plain("streams-5000")),
     Target("Idle RSS", "MB", 36, _plain("idle")),
-    Target("First answer after start", "ms", 200, _plain("cold")),
+    Target("First response after start", "ms", 200, _plain("cold")),
     Target("64 MB request body", "MB more", 8, _plain("body")),
 )
 

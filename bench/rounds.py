@@ -40,7 +40,7 @@ def measure(
 
     The peers are on one processor, the upstream and the client on the others, where there are two.
 
-    :raises BenchError: a peer does not serve, or gave a wrong answer.
+    :raises BenchError: a peer does not serve, or gave a wrong response.
     """
     cpus = os.sched_getaffinity(0)
     ours = {min(cpus)}
