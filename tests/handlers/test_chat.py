@@ -1,0 +1,504 @@
+"""OpenAI chat completions and models, served to the OpenAI SDK and on raw connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+from pydantic import BaseModel
+from served import CHAT_PATH, EVENT_STREAM, chunks, openai_error, request
+
+from tornadoproxy import Usage
+from tornadoproxy.testing import (
+    TEST_UPSTREAM_KEY,
+    Truncated,
+    bytes_response,
+    error_response,
+    event,
+    json_response,
+    message_document,
+    message_events,
+    raw_response,
+    response_head,
+    sse_response,
+)
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+
+    from tornadoproxy.testing import (
+        Ask,
+        Document,
+        OpenRaw,
+        Proxy,
+        Records,
+        Response,
+        ScriptedUpstream,
+        StartProxy,
+        UpstreamExchange,
+    )
+
+MODEL = "claude-sonnet-5-5"
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+WEATHER: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+EVENTS = message_events(message_document("Half an answer"))
+SSE_HEAD = response_head(200, [*EVENT_STREAM, ("request-id", "req_up")])
+
+
+def chat(**fields: Any) -> Document:
+    """Return a chat completion's request."""
+    return {"model": MODEL, "messages": HELLO, **fields}
+
+
+def chat_bytes(**fields: Any) -> bytes:
+    return request("POST", CHAT_PATH, body=json.dumps(chat(**fields)).encode())
+
+
+# -- the SDK
+
+
+async def test_create_asks_upstream_for_a_message(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, records: Records
+) -> None:
+    completion = await openai_client.chat.completions.create(model=MODEL, messages=HELLO)
+    assert (completion.choices[0].message.content or "").endswith("Hello")
+    assert completion.choices[0].finish_reason == "stop"
+    (received,) = upstream.requests
+    assert (received.method, received.target) == ("POST", "/v1/messages")
+    assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
+    assert received.all("authorization") == []
+    assert received.header("anthropic-version") == "2023-06-01"
+    record = await records.finished()
+    assert (record.dialect, record.model) == ("openai", completion.model)
+    assert completion.usage is not None
+    assert record.usage.output_tokens == completion.usage.completion_tokens > 0
+
+
+async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, records: Records) -> None:
+    stream = await openai_client.chat.completions.create(
+        model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    *pieces, last = [each async for each in stream]
+    assert "".join(each.choices[0].delta.content or "" for each in pieces).endswith("Hello")
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert pieces[-1].choices[0].finish_reason == "stop"
+    assert last.choices == []
+    assert last.usage is not None
+    assert len({(each.id, each.created) for each in [*pieces, last]}) == 1
+    assert (await records.finished()).outcome == "completed"
+
+
+async def test_parse_returns_a_pydantic_model(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    class City(BaseModel):
+        name: str
+
+    models = json_response({"data": [], "has_more": False})
+    upstream.script(models, json_response(message_document('{"name": "Bern"}')))
+    completion = await openai_client.chat.completions.parse(
+        model=MODEL, messages=HELLO, response_format=City
+    )
+    assert completion.choices[0].message.parsed == City(name="Bern")
+    schema = upstream.requests[-1].json()["output_config"]["format"]["schema"]
+    assert schema["properties"]["name"]["type"] == "string"
+    assert schema["additionalProperties"] is False
+
+
+async def test_turn_with_tools_and_thinking_goes_back_as_it_was(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    """The SDK's stream helper puts it together, and the client sends it back."""
+    blocks = [
+        {"type": "thinking", "thinking": "Let me see.", "signature": "signed"},
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Bern"}},
+        {"type": "tool_use", "id": "toolu_2", "name": "get_weather", "input": {}},
+    ]
+    document = message_document(content=blocks, stop_reason="tool_use")
+    upstream.script(sse_response(message_events(document)))
+    completions = openai_client.chat.completions
+    async with completions.stream(model=MODEL, messages=HELLO, tools=[WEATHER]) as stream:
+        final = await stream.get_final_completion()
+    assert final.choices[0].finish_reason == "tool_calls"
+    message = final.choices[0].message
+    assert message.content == "I look."
+    calls = [json.loads(call.function.arguments) for call in message.tool_calls or []]
+    assert calls == [{"city": "Bern"}, {}]
+    assert (message.model_extra or {})["reasoning_content"] == "Let me see."
+    results: list[Any] = [
+        {"role": "tool", "tool_call_id": f"toolu_{number}", "content": "sunny"} for number in (1, 2)
+    ]
+    sent_back: Any = message.to_dict()  # as the SDK's manual does it
+    second = await completions.create(
+        model=MODEL, messages=[*HELLO, sent_back, *results], tools=[WEATHER]
+    )
+    assert second.choices[0].finish_reason == "stop"
+    _, turn, last = upstream.requests[-1].json()["messages"]
+    assert turn["content"] == blocks
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny"}
+    assert last["content"][0] == result
+
+
+async def test_error_of_upstream_keeps_status_and_request_id(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, records: Records
+) -> None:
+    headers = {"retry-after": "7", "request-id": "req_up", "x-should-retry": "false"}
+    for status, error_type, raised in (
+        (400, "invalid_request_error", openai.BadRequestError),
+        (413, "request_too_large", openai.APIStatusError),
+        (429, "rate_limit_error", openai.RateLimitError),
+        (529, "overloaded_error", openai.InternalServerError),
+    ):
+        upstream.script(error_response(status, error_type, "model: so it is", headers))
+        with pytest.raises(raised, match="so it is") as error:
+            await openai_client.chat.completions.create(model=MODEL, messages=HELLO)
+        assert (error.value.status_code, error.value.request_id) == (status, "req_up")
+        crossed = error.value.response.headers
+        assert (crossed["retry-after"], crossed["x-should-retry"]) == ("7", "false")
+        record = await records.finished(len(upstream.requests))
+        assert (record.outcome, record.request_id) == ("completed", "req_up")
+
+
+# -- models
+
+
+async def test_models_are_listed_from_all_pages_and_kept(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    first = {"data": [{"id": "claude-a b"}], "has_more": True, "last_id": "claude-a b"}
+    second = {"data": [{"id": "claude-c"}, "junk"], "has_more": False, "last_id": "claude-c"}
+    upstream.script(json_response(first), json_response(second))
+    listed = await openai_client.models.list()
+    assert [model.id for model in listed.data] == ["claude-a b", "claude-c"]
+    assert (await openai_client.models.retrieve("claude-c")).owned_by == "anthropic"
+    with pytest.raises(openai.NotFoundError) as error:
+        await openai_client.models.retrieve("gpt-nonsense")
+    assert error.value.code == "model_not_found"
+    assert [each.target for each in upstream.requests] == [
+        "/v1/models?limit=1000",
+        "/v1/models?limit=1000&after_id=claude-a%20b",
+    ]
+
+
+async def test_models_that_cannot_be_had_are_asked_for_again(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(
+        error_response(403, "permission_error", "not yours"), json_response({"data": "junk"})
+    )
+    with pytest.raises(openai.PermissionDeniedError, match="not yours"):
+        await openai_client.models.list()
+    with pytest.raises(openai.InternalServerError) as error:
+        await openai_client.models.list()
+    assert error.value.status_code == 502
+    assert (await openai_client.models.list()).data
+
+
+async def test_chat_models_map_names(
+    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(CHAT_MODELS=f"gpt-5=claude-opus-5-5 *={MODEL}")
+    for name in ("gpt-5", "o9", "claude-haiku-5-5"):
+        assert (await ask(CHAT_PATH, chat(model=name))).status == 200
+    models = [received.json()["model"] for received in upstream.requests]
+    assert models == ["claude-opus-5-5", MODEL, "claude-haiku-5-5"]
+    assert json.loads((await ask("/openai/v1/models/gpt-5.1")).body)["id"] == "gpt-5.1"
+    listed = json.loads((await ask("/openai/v1/models")).body)["data"]
+    assert not {"gpt-5.1", "*"} & {model["id"] for model in listed}
+
+
+async def test_effort_depends_on_what_the_model_can_do(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    able, unable = {"supported": True}, {"supported": False}
+    types = {"adaptive": unable, "enabled": able, "disabled": able}
+    capabilities = {
+        "structured_outputs": unable,
+        "effort": unable,
+        "thinking": {**able, "types": types},
+    }
+    models = {"data": [{"id": MODEL, "capabilities": capabilities}], "has_more": False}
+    upstream.script(json_response(models))
+    asked = chat(reasoning_effort="low", max_tokens=9000)
+    assert (await ask(CHAT_PATH, asked)).status == 200
+    sent = upstream.requests[-1].json()
+    assert sent["thinking"]["type"] == "enabled"
+    assert 1024 <= sent["thinking"]["budget_tokens"] < 9000
+    assert "output_config" not in sent
+
+
+async def test_models_that_cannot_be_had_delay_no_chat(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(error_response(500, "api_error", "Internal server error"))
+    assert (await ask(CHAT_PATH, chat(reasoning_effort="high"))).status == 200
+    assert upstream.requests[-1].json()["output_config"] == {"effort": "high"}
+
+
+async def test_limit_is_the_models_own_asked_for_once(
+    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(CHAT_DEFAULT_MAX_TOKENS=None)
+    assert (await ask(CHAT_PATH, chat(messages=[]))).status == 400
+    assert upstream.requests == []
+    await ask(CHAT_PATH, chat(max_completion_tokens=9))
+    upstream.script(json_response({"data": [{"id": MODEL, "max_tokens": 64_000}]}))
+    for _ in range(2):
+        await ask(CHAT_PATH, chat())
+    thinking = {"type": "enabled", "budget_tokens": 20_000}
+    await ask(CHAT_PATH, chat(model="claude-unlisted", thinking=thinking))
+    targets = [received.target for received in upstream.requests]
+    assert targets == ["/v1/messages", "/v1/models?limit=1000", *["/v1/messages"] * 3]
+    limits = [each.json()["max_tokens"] for each in upstream.requests if each.method == "POST"]
+    assert limits == [9, 64_000, 64_000, 40_000]
+
+
+# -- requests
+
+
+async def test_chat_with_or_without_v1_is_post_only(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    for path in (CHAT_PATH, "/openai/chat/completions", "/openai/v1/v1/chat/completions"):
+        assert (await ask(path, chat())).status == 200
+        response = await ask(path)
+        openai_error(response, 405)
+        assert response.header("allow") == "POST"
+    assert len(upstream.requests) == 3
+    assert proxy.server.status().held_bytes == 0
+
+
+async def test_sampling_pins_the_version_that_takes_it(
+    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(DEFAULT_ANTHROPIC_VERSION="2026-10-21")
+    for fields in ({}, {"temperature": 1}, {"temperature": 0.7}):
+        await ask(CHAT_PATH, chat(**fields))
+    versions = [received.header("anthropic-version") for received in upstream.requests]
+    assert versions == ["2026-10-21", "2026-10-21", "2023-06-01"]
+    assert upstream.requests[-1].json()["temperature"] == 0.7
+
+
+async def test_settings_steer_the_translation(
+    start_proxy: StartProxy, proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    """What they do is tested with the translation itself."""
+    asked = chat(temperature=0.5, messages=[*HELLO, {"role": "assistant", "content": "I "}])
+    shown = []
+    await start_proxy(CHAT_DROP_SAMPLING=1, CHAT_PREFILL="yes", CHAT_CACHE="always")
+    for to in (None, proxy):
+        response = await ask(CHAT_PATH, asked, to=to)
+        sent = upstream.requests[-1].json()
+        last = sent["messages"][-1]["role"]
+        ignored = response.header("x-tornadoproxy-ignored")
+        shown.append((ignored, sent.get("temperature"), last, "cache_control" in sent))
+    assert shown == [("temperature", None, "assistant", True), (None, 0.5, "user", True)]
+    await start_proxy(CHAT_CACHE="off", CHAT_STRICT=1)
+    assert (await ask(CHAT_PATH, asked)).status == 200
+    assert "cache_control" not in upstream.requests[-1].json()
+    openai_error(await ask(CHAT_PATH, chat(seed=1)), 400, param="seed")
+
+
+async def test_ignored_fields_are_named_in_a_header(proxy: Proxy, ask: Ask) -> None:
+    response = await ask(CHAT_PATH, chat(seed=1, **{"x\r\nevil: 1": 2}))
+    assert response.status == 200
+    assert response.header("x-tornadoproxy-ignored") == "seed, unknown"
+    assert response.header("evil") is None
+
+
+async def test_invalid_request_names_its_field_and_stays_here(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    for body, param in (
+        (b"{", None),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', None),
+        (b'{"messages": []}', "model"),
+        (b'{"model": "m", "messages": [{"role": "alien", "content": "x"}]}', "messages[0].role"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "n": 2}', "n"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "top_p": NaN}', None),
+    ):
+        openai_error(await ask(CHAT_PATH, body=body), 400, param=param)
+        assert proxy.server.status().held_bytes == 0
+    response = await ask(CHAT_PATH, chat(), headers={"Content-Encoding": "gzip"})
+    assert "Content-Encoding" in openai_error(response, 400)
+    assert upstream.requests == []
+
+
+async def test_disconnect_while_models_are_asked_for_costs_nothing(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, ask: Ask, records: Records
+) -> None:
+    go_on = asyncio.Event()
+
+    async def models(exchange: UpstreamExchange) -> None:
+        await go_on.wait()
+        await json_response({"data": [], "has_more": False})(exchange)
+
+    upstream.script(models)
+    client = await raw()
+    await client.send(chat_bytes(reasoning_effort="high"))
+    await upstream.received()
+    await client.close()
+    assert (await records.finished()).outcome == "abandoned"
+    go_on.set()
+    assert (await ask(CHAT_PATH, chat())).status == 200
+    assert [each.target for each in upstream.requests] == ["/v1/models?limit=1000", "/v1/messages"]
+
+
+# -- responses
+
+
+async def test_pieces_and_pings_go_out_at_once(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02)
+    go_on = asyncio.Event()
+
+    async def response(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.send(SSE_HEAD + chunks(EVENTS[0]))
+        await go_on.wait()
+        await exchange.send(chunks(*EVENTS[1:]) + b"0\r\n\r\n")
+
+    upstream.script(response)
+    client = await raw()
+    await client.send(chat_bytes(stream=True))
+    await client.read_until(b'"role":"assistant"')
+    await client.read_until(b": ping\n\n")
+    go_on.set()
+    await client.read_until(b"data: [DONE]\n\n")
+
+
+async def test_line_separators_of_text_reach_the_sdk(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, ask: Ask
+) -> None:
+    """They are escaped, since some clients split lines at them."""
+    content = "a\u2028b\u2029c\x85d"
+    events = sse_response(message_events(message_document(content)))
+    upstream.script(events, json_response(message_document(content)))
+    stream = await openai_client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    assert "".join([each.choices[0].delta.content or "" async for each in stream]) == content
+    document = (await ask(CHAT_PATH, chat())).body.decode()
+    assert len(document.splitlines()) == 1
+    assert json.loads(document)["choices"][0]["message"]["content"] == content
+
+
+BEGUN = b"".join(EVENTS[:5])
+ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+BROKEN: dict[str, Response] = {
+    "FIN": raw_response(SSE_HEAD, chunks(BEGUN), end="close"),
+    "RST": raw_response(SSE_HEAD, chunks(BEGUN), end="reset"),
+    "FIN within an event": raw_response(SSE_HEAD, chunks(BEGUN[:-20]), end="close"),
+    "RST within an event": raw_response(SSE_HEAD, chunks(BEGUN[:-20]), end="reset"),
+    "a tidy end": sse_response(EVENTS[:5]),
+    "an error": sse_response([*EVENTS[:4], event(ERROR)]),
+    "not JSON": sse_response([EVENTS[0], b"event: content_block_delta\ndata: {oh no\n\n"]),
+    "a second message": sse_response([*EVENTS[:-1], *EVENTS]),
+}
+
+
+async def test_broken_stream_ends_in_an_error_never_in_done(
+    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    for count, (fault, response) in enumerate(BROKEN.items(), 1):
+        upstream.script(response)
+        with pytest.raises(Truncated) as cut:
+            await (await raw()).ask(chat_bytes(stream=True))
+        assert cut.value.response is not None
+        body = cut.value.response.body
+        last = json.loads(body.rstrip().split(b"\n\n")[-1].removeprefix(b"data: "))
+        assert last["error"]["type"] == "server_error", fault
+        assert ("Overloaded" in last["error"]["message"]) == (fault == "an error")
+        assert b"[DONE]" not in body
+        assert (await records.finished(count)).outcome == "failed", fault
+
+
+async def test_broken_stream_raises_in_the_sdk(
+    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+) -> None:
+    create = openai_client.chat.completions.create
+    for fault in ("RST", "an error", "a second message"):
+        upstream.script(BROKEN[fault])
+        stream = await create(model=MODEL, messages=HELLO, stream=True)
+        with pytest.raises(openai.APIError):
+            [each async for each in stream]
+
+
+async def test_response_that_is_no_message_is_502(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream, records: Records
+) -> None:
+    page = bytes_response(b"<html>hello</html>", {"Content-Type": "text/html"})
+    coded = sse_response(EVENTS, headers={"Content-Encoding": "unheard-of"})
+    cases = [(False, page), (True, page), (False, json_response({}, 201)), (True, coded)]
+    for stream, scripted in cases:
+        upstream.script(scripted)
+        openai_error(await ask(CHAT_PATH, chat(stream=stream)), 502, "server_error")
+    record = await records.finished(len(cases))
+    assert record.usage == Usage(partial=True)  # nobody can read it
+    assert {each.outcome for each in records.all} == {"failed"}
+
+
+async def test_response_without_an_end_is_502(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    piece = chunks(bytes(1_000_000))
+
+    async def endless(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, [("Content-Type", "application/json"), EVENT_STREAM[1]])
+        while True:
+            await exchange.send(piece)
+
+    upstream.script(endless)
+    response = await ask(CHAT_PATH, chat())
+    assert "too large" in openai_error(response, 502, "server_error")
+    async with asyncio.timeout(1):
+        await upstream.requests[0].gone()
+
+
+async def test_client_that_does_not_read_stalls_the_upstream(
+    proxy: Proxy, upstream: ScriptedUpstream, raw: OpenRaw, records: Records
+) -> None:
+    text = "x" * 80_000
+    delta = {"type": "content_block_delta", "index": 0}
+    piece = chunks(event({**delta, "delta": {"type": "text_delta", "text": text}}))
+    total = 400  # of these, 32 MB
+    sent = 0
+    all_sent = asyncio.Event()
+
+    async def response(exchange: UpstreamExchange) -> None:
+        nonlocal sent
+        await exchange.read_all()
+        await exchange.send(SSE_HEAD + chunks(EVENTS[0], EVENTS[2]))
+        for _ in range(total):
+            await exchange.send(piece)
+            sent += 1
+        await exchange.send(chunks(*EVENTS[-3:]) + b"0\r\n\r\n")
+        all_sent.set()
+
+    upstream.script(response)
+    client = await raw(receive_buffer=16_384)
+    await client.send(chat_bytes(stream=True))
+    await client.head()
+    before = -1
+    while before < sent:  # once nothing more is taken, it stalls for good
+        before = sent
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await all_sent.wait()
+    assert sent < total / 2
+    letters = 0
+    while received := await client.chunk():
+        letters += received.count(b"x")
+    assert letters >= total * len(text)
+    assert (await records.finished()).outcome == "completed"
