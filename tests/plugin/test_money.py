@@ -1,4 +1,4 @@
-"""Money as text: every digit that it has, and none that it has not."""
+"""US dollars as text."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ from tornadoproxy import usd
         (-1_500_000_001, "-1.500000001"),
     ],
 )
-def test_usd_shows_every_digit_and_two_decimals_at_least(nanos: int, text: str) -> None:
+def test_usd_shows_every_digit_and_two_decimals(nanos: int, text: str) -> None:
     assert usd(nanos) == text

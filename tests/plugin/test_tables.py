@@ -1,4 +1,4 @@
-"""How commands write lists."""
+"""Tables that commands print."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_text_aligns_numbers_and_leaves_out_empty_columns() -> None:
     ]
 
 
-def test_text_in_a_narrow_terminal_goes_on_in_further_lines() -> None:
+def test_text_in_narrow_terminal_continues_on_next_lines() -> None:
     assert lines(36) == [
         "name         groups",
         "    requests   cost USD",
@@ -61,11 +61,11 @@ def test_text_wraps_long_cells_without_loss(width: int) -> None:
     assert " ".join(" ".join(shown).split()).endswith(f" ada {', '.join(words)}")
 
 
-def test_text_without_rows_is_the_head() -> None:
+def test_text_without_rows_is_the_header() -> None:
     assert list(tables.text_lines(("a", "b"), [], 80)) == ["a  b"]
 
 
-def test_write_takes_the_width_of_the_terminal(
+def test_write_uses_width_of_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "36")
@@ -103,17 +103,17 @@ def test_timestamp_is_rfc_3339() -> None:
         ("2026-11-30", date(2026, 11, 30)),
     ],
 )
-def test_since_takes_an_age_or_a_day(text: str, meant: object) -> None:
+def test_since_accepts_age_or_day(text: str, meant: object) -> None:
     assert tables.since(text) == meant
 
 
 @pytest.mark.parametrize("text", ["", "7", "0d", "-7d", "7y", "99999999d", "today", "2026-02-30"])
-def test_since_refuses_the_rest(text: str) -> None:
+def test_since_refuses_other_text(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="such as 7d, or a date such as"):
         tables.since(text)
 
 
-def test_moment_is_a_days_beginning_or_so_long_ago() -> None:
+def test_moment_is_start_of_day_or_an_age_ago() -> None:
     now = 1_700_000_000.5
     assert tables.moment(timedelta(days=1), now) == now - 86_400
     assert tables.moment(date(2023, 11, 14), now) == 1_699_920_000
@@ -128,7 +128,7 @@ def test_count_is_a_whole_number_from_1_on() -> None:
             tables.count(text)
 
 
-def test_format_has_the_same_choices_everywhere() -> None:
+def test_format_flag_adds_formats_of_the_command() -> None:
     parser = argparse.ArgumentParser()
     tables.add_format(parser, "toml")
     assert parser.parse_args([]).format == "text"
