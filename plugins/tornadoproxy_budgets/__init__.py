@@ -14,7 +14,6 @@ two seconds. Prices come from the plugins that implement `price`.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +36,8 @@ from tornadoproxy import (
 from tornadoproxy_budgets.admin_keys import AdminKey, AdminKeys, parse_keys
 
 if TYPE_CHECKING:
+    import argparse
+
     from tornadoproxy_budgets.api import SpendLimitsApi
     from tornadoproxy_budgets.keeper import Keeper
 

@@ -22,7 +22,6 @@ A key's limits of requests and tokens are asked in `admit`, before the body is r
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -44,6 +43,8 @@ from tornadoproxy import (
 )
 
 if TYPE_CHECKING:
+    import argparse
+
     from tornadoproxy_keys.gate import Gate
 
 

@@ -12,13 +12,12 @@ in the log.
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from tornadoproxy import UNKNOWN_MODEL, Command, Setting, Settings, Usage, hookimpl, parsers
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, Namespace
 
     from tornadoproxy_prices.price_table import Prices, PriceTable
 

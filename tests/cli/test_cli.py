@@ -247,7 +247,7 @@ class TestCheck:
             (["--hepl"], {}, None, "unknown flag --hepl: did you mean --help?"),
             (["--up"], {}, None, "unknown flag --up"),
             (["--port"], {}, None, "PORT is set but empty: give it a value or unset it (on the"),
-            (["--env-file"], {}, None, "argument --env-file: expected one argument"),
+            (["--env-file"], {}, None, "--env-file names no file: write the path after it"),
             (["--help=x"], {}, None, "argument -h/--help: takes no value (see `python"),
             (["x"], {}, None, "there is an argument that belongs to no flag: the command comes"),
             (["-p", "1"], {}, None, "there is an unknown flag, which is not repeated here"),

@@ -16,7 +16,8 @@ import pytest
 
 from tornadoproxy import ConfigurationError, Setting, parsers
 from tornadoproxy.cli.help_text import settings_text
-from tornadoproxy.config.command_line import COMMANDS, own_parser, read
+from tornadoproxy.cli.own_parser import own_parser
+from tornadoproxy.config.command_line import COMMANDS, read
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.plugin.manager import Plugins
 

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 from msgspec.structs import replace
 
 from tornadoproxy.cli import banner
-from tornadoproxy.cli.help_text import commands_text, settings_text
-from tornadoproxy.config.command_line import COMMANDS, own_parser, unknown_command
+from tornadoproxy.config.command_line import COMMANDS, asks_for_help, unknown_command
 from tornadoproxy.config.core_settings import CORE_SETTINGS, LOG_LEVEL, PORT
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.plugin import tables
 from tornadoproxy.plugin.manager import Plugins
 from tornadoproxy.server.configuration import Configuration, configure
 from tornadoproxy.server.logs import logging_to
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
+    from tornadoproxy.cli.own_parser import OwnParser
     from tornadoproxy.config.command_line import Arguments
 
 
@@ -65,28 +63,21 @@ def _run(configuration: Configuration) -> int:
     }
     if command not in commands:
         return _plugin_command(configuration, command)
-    own = own_parser(command, COMMANDS[command], _own_arguments(configuration.arguments))
-    configuration = replace(configuration, own=own)
     if command != "help":
+        own = _own_parser(command, configuration.arguments)
+        configuration = replace(configuration, own=own)
         configuration.command_line()  # prints help, whatever else is wrong
     return commands[command](configuration)
 
 
-def _own_arguments(arguments: Sequence[str]) -> Callable[[ArgumentParser], None]:
-    """What adds the own arguments of the core's command that `arguments` begin with."""
-    if arguments[:2] == ["plugins", "new"]:
-        from tornadoproxy.cli import new_plugin
+def _own_parser(command: str, arguments: Sequence[str]) -> OwnParser | None:
+    """Return the parser of the core's `command`; ``None`` if nothing is left for it to parse."""
+    if command not in ("check", "plugins") and not asks_for_help(arguments):
+        return None
+    # imports argparse, which serving does without
+    from tornadoproxy.cli.own_arguments import core_parser
 
-        return new_plugin.add_arguments
-    if arguments[:1] == ["check"]:
-        return _add_online
-    return tables.add_format if arguments[:1] == ["plugins"] else lambda _: None
-
-
-def _add_online(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--online", action="store_true", help="also ask the upstream whether it accepts the key"
-    )
+    return core_parser(command, arguments)
 
 
 def _help(configuration: Configuration) -> int:
@@ -94,6 +85,8 @@ def _help(configuration: Configuration) -> int:
     if topic not in (None, "settings"):
         words = [*configuration.arguments[1:], "--help"]
         return _run(Configuration(words, configuration.environment))
+    from tornadoproxy.cli.help_text import commands_text, settings_text
+
     text = settings_text if topic else commands_text
     try:
         plugins = Plugins.load(configuration.disabled()).describe()

@@ -9,7 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy.config.command_line import own_parser, taken_flags
+from tornadoproxy.cli.own_parser import OwnParser, own_parser
+from tornadoproxy.config.command_line import setting_flags
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 BROKEN_PIPE = 141  # what a shell makes of SIGPIPE, 128 + 13
 
 
-def parser_of(
-    plugin: str, command: Command, declared: Iterable[Setting[Any]]
-) -> argparse.ArgumentParser:
+def parser_of(plugin: str, command: Command, declared: Iterable[Setting[Any]]) -> OwnParser:
     """The parser of the own arguments of `plugin`'s `command`.
 
     :param declared: all settings, whose flags it must leave alone.
@@ -38,10 +37,11 @@ def parser_of(
     # a plugin may fail in any way
     except Exception as error:
         raise _failed(plugin, command, error) from None
-    taken = taken_flags(parser, declared)
-    if taken:
-        fault = OurOwnError(f"its flag {taken[0]} is the program's or a setting's: rename it")
-        raise _failed(plugin, command, fault)
+    reserved = setting_flags(declared)
+    for flag in parser.flags():
+        if flag in reserved:
+            fault = OurOwnError(f"its flag {flag} is the program's or a setting's: rename it")
+            raise _failed(plugin, command, fault)
     return parser
 
 

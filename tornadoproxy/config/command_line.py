@@ -1,28 +1,24 @@
-"""Reads the command line: which command, which flags, and a command's own arguments.
+"""The command line: which command, which flags, and a command's own arguments.
 
-Every setting that is not secret has a flag, which every command knows. What is left goes to the
-command's own parser. What is wrong becomes a fault, so that it is told together with the faults of
-other places. A fault does not repeat an argument unless it looks like a flag:
-it may be a credential.
+Every setting that is not secret has a flag, which every command takes. The command's own parser
+gets the rest. What is wrong becomes a fault, reported with the faults of the other sources. A fault
+repeats an argument only if it looks like a flag: anything else may be a credential.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from tornadoproxy.config import parsers
 from tornadoproxy.config.sources import nearest
-from tornadoproxy.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tornadoproxy.config.setting import Setting
 
@@ -41,29 +37,42 @@ PROGRAM = "python -m tornadoproxy"
 
 _ENV_FILE = "--env-file"
 _HELP = ("-h", "--help")
+_NUMBER = re.compile(r"-[0-9.]")
+
+
+class OwnParser(Protocol):
+    """What parses a command's own arguments; see `tornadoproxy.cli.own_parser`."""
+
+    prog: str
+
+    def parse_known_args(self, args: Sequence[str]) -> tuple[Any, list[str]]:
+        """Return the parsed arguments, and those that are unknown."""
+
+    def flags(self) -> Iterable[str]:
+        """Return the command's own flags."""
 
 
 class Arguments(Struct, frozen=True):
-    """What a command line says.
+    """A command line, parsed.
 
-    :param flags: the text of each flag given, by its setting's variable.
+    :param flags: the text of each flag, by its setting's variable.
     :param env_file: the ``.env`` file to read.
-    :param env_file_named: whether the command line named it, so that it must exist.
-    :param own: what the command's own parser made of the rest; empty without one.
+    :param env_file_named: whether the command line names it, so that it must exist.
+    :param own: what the command's own parser made of the rest; ``None`` without one.
     :param faults: what is wrong, a line each.
     """
 
     flags: Mapping[str, str]
     env_file: Path
     env_file_named: bool
-    own: argparse.Namespace
+    own: Any  # what a parser returns has the command's own attributes
     faults: tuple[str, ...]
 
-    __repr__ = object.__repr__  # a field may hold a credential
+    __repr__ = object.__repr__  # a flag may hold a credential
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The word that names the command; it need not be one of `COMMANDS`, and is not to be shown."""
+    """Return the word that names the command; it may be unknown, and must not be shown then."""
     if not arguments or arguments[0] in _HELP:
         return "help" if arguments else "serve"
     if arguments[0] == "--version":
@@ -71,149 +80,91 @@ def command(arguments: Sequence[str]) -> str:
     return "serve" if arguments[0].startswith("-") else arguments[0]
 
 
+def asks_for_help(arguments: Iterable[str]) -> bool:
+    """Whether one of `arguments` is ``-h`` or ``--help``."""
+    return any(argument.partition("=")[0] in _HELP for argument in arguments)
+
+
 def unknown_command(word: str, known: Iterable[str]) -> str:
-    """The fault of a `word` that is none of the `known` commands."""
+    """Return the fault for a `word` that is none of the `known` commands."""
     known = tuple(known)
     return f"the command must be one of {', '.join(known)}{nearest(word, known)}"
 
 
 def read(
-    arguments: Sequence[str],
-    declared: Iterable[Setting[Any]],
-    own: argparse.ArgumentParser | None = None,
+    arguments: Sequence[str], declared: Iterable[Setting[Any]], own: OwnParser | None = None
 ) -> Arguments:
-    """Read `arguments`, those after the program's name.
+    """Parse `arguments`, those after the program's name.
 
     :param declared: the settings whose flags are known.
-    :param own: the command's own parser, by `own_parser`; ``None`` while it is not known. Help is
-        its business: it prints it, and raises `SystemExit`.
-    :raises ConfigurationError: argparse itself can make nothing of them.
+    :param own: the command's own parser; it prints help, and raises `SystemExit` then.
+    :raises ConfigurationError: the command's own arguments are wrong.
     """
-    settings = {setting.name: setting for setting in declared}
+    settings = {_flag(setting): setting for setting in declared}
     rest = arguments[1:] if arguments and not arguments[0].startswith("-") else arguments
-    given, unknown = _parser(settings.values()).parse_known_args(rest)
-    known = [*map(_flag, settings.values()), _ENV_FILE, *_HELP]
-    namespace, mend = argparse.Namespace(), "see `help`"
+    given, unknown = _taken(rest, settings)
+    env_file = given.pop(_ENV_FILE, None)
+    known, mend, parsed = [*settings, _ENV_FILE, *_HELP], "see `help`", None
     if own is not None:
-        namespace, unknown = own.parse_known_args(unknown)
-        known += _flags(own)
+        parsed, unknown = own.parse_known_args(unknown)
+        known += own.flags()
         mend = f"the command comes first, then its own: see `{own.prog} --help`"
-    texts: dict[str, str] = {
-        name: text for name in settings if (text := getattr(given, name)) is not None
-    }
-    faults = [_secret_fault(settings[name]) for name in texts if settings[name].secret]
-    faults += _unknown(unknown, known, mend)
+    secret = [settings[flag] for flag in given if settings[flag].secret]
+    faults = [*map(_secret_fault, secret), *_unknown(unknown, known, mend)]
+    if env_file == "":
+        faults.append(f"{_ENV_FILE} names no file: write the path after it")
     return Arguments(
-        {name: text for name, text in texts.items() if not settings[name].secret},
-        env_file=_env_file(command(arguments)) if given.env_file is None else Path(given.env_file),
-        env_file_named=given.env_file is not None,
-        own=namespace,
+        {settings[flag].name: text for flag, text in given.items() if not settings[flag].secret},
+        env_file=Path(env_file) if env_file else _env_file(command(arguments)),
+        env_file_named=bool(env_file),
+        own=parsed,
         faults=tuple(faults),
     )
 
 
+def setting_flags(declared: Iterable[Setting[Any]]) -> frozenset[str]:
+    """Return the flags that every command takes: those of `declared`, and ``--env-file``."""
+    return frozenset({_ENV_FILE, *map(_flag, declared)})
+
+
+def _taken(
+    arguments: Sequence[str], settings: Mapping[str, Setting[Any]]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the texts of the settings' flags and of ``--env-file``, and all other arguments."""
+    given: dict[str, str] = {}
+    others: list[str] = []
+    at = 0
+    while at < len(arguments):
+        flag, equals, text = arguments[at].partition("=")
+        at += 1
+        if flag == "--":
+            others += arguments[at - 1 :]
+            break
+        if flag not in settings and flag != _ENV_FILE:
+            others.append(arguments[at - 1])
+            continue
+        if not equals:
+            if at < len(arguments) and not _looks_like_flag(arguments[at]):
+                text = arguments[at]
+                at += 1
+            elif flag in settings and settings[flag].parse is parsers.boolean:
+                text = "true"
+        given[flag] = text  # empty is a fault, found where the setting is read
+    return given, others
+
+
+def _looks_like_flag(argument: str) -> bool:
+    return argument.startswith("-") and argument != "-" and not _NUMBER.match(argument)
+
+
 def _env_file(name: str) -> Path:
-    """The ``.env`` file of the command `name`. The demo needs no setting, and shows no real one."""
+    """Return the ``.env`` file of the command `name`: the demo reads none, and shows no secret."""
     return _NO_ENV_FILE if name == "demo" else DEFAULT_ENV_FILE
 
 
-def own_parser(
-    name: str, what: str, add_arguments: Callable[[argparse.ArgumentParser], None]
-) -> argparse.ArgumentParser:
-    """A parser for the own arguments of the command `name`.
-
-    The help of each sub-command says what it does, and that every setting's flag may follow.
-
-    :param what: what the command does.
-    :param add_arguments: adds them.
-    """
-    parser = _Parser(
-        prog=f"{PROGRAM} {name}",
-        description=_sentence(what),
-        epilog=f"Every setting's flag may follow, too, and --env-file: `{PROGRAM} help settings`.",
-    )
-    add_arguments(parser)
-    for action in parser._actions:  # nothing public names the sub-commands
-        if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                sub = action.choices[choice.dest]
-                sub.description = sub.description or _sentence(choice.help or "")
-                sub.epilog = sub.epilog or parser.epilog
-    return parser
-
-
-def _sentence(phrase: str) -> str:
-    return phrase and phrase[:1].upper() + phrase[1:].rstrip(".") + "."
-
-
-def taken_flags(
-    parser: argparse.ArgumentParser, declared: Iterable[Setting[Any]]
-) -> tuple[str, ...]:
-    """Those flags of a command's own that are the program's, or a setting's, already."""
-    taken = {_ENV_FILE, *map(_flag, declared)}
-    return tuple(dict.fromkeys(flag for flag in _flags(parser) if flag in taken))
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, whose errors are faults, and repeat no value."""
-
-    def __init__(self, **options: Any) -> None:  # Any: as argparse has them
-        super().__init__(**{"allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub("ignored explicit argument .*", "takes no value", message, flags=re.DOTALL)
-        message = re.sub("ambiguous option: .*", "a flag is ambiguous", message, flags=re.DOTALL)
-        raise ConfigurationError(f"{message} (see `{self.prog} --help`)")
-
-    # The next two are not in argparse's documentation. Its own messages repeat the value, and
-    # nothing that is documented sees the value apart from them.
-
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:  # Any: as argparse
-        try:
-            return super()._get_value(action, arg_string)
-        except argparse.ArgumentError as error:
-            # argparse's own text is about the type's name, while the type said what is wrong
-            complaint = _without(arg_string, str(error.__context__))
-            raise argparse.ArgumentError(action, complaint) from None
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # Any: as argparse
-        if action.choices is not None and value not in action.choices:
-            choices = [str(choice) for choice in action.choices]
-            raise argparse.ArgumentError(
-                action, f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
-            )
-
-
-def _without(argument: str, complaint: str) -> str:
-    """The `complaint`, if it does not repeat the `argument`."""
-    told = " ".join(complaint.split()).replace(f", not {argument!r}", "")
-    repeated = repr(argument) in told or (len(argument) > 3 and argument in told)
-    return told if told and not repeated else "has a wrong value"
-
-
-def _parser(declared: Iterable[Setting[Any]]) -> _Parser:
-    parser = _Parser(prog=PROGRAM, add_help=False)
-    parser.add_argument(_ENV_FILE)
-    for setting in declared:
-        # a flag without its value is set but empty, which is told when the setting is read
-        alone = "true" if setting.parse is parsers.boolean else ""
-        parser.add_argument(_flag(setting), dest=setting.name, nargs="?", const=alone)
-    return parser
-
-
 def _flag(setting: Setting[Any]) -> str:
-    """The flag of `setting`; a secret one's is known, too, to say why it is none."""
+    """Return the flag of `setting`; a secret one's is recognized to say why there is none."""
     return setting.flag or "--" + setting.name.lower().replace("_", "-")
-
-
-def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The flags of a command's parser, and of those of its sub-commands."""
-    for action in parser._actions:  # nothing public names them
-        yield from action.option_strings
-        if isinstance(action.choices, Mapping):
-            for sub in action.choices.values():
-                if isinstance(sub, argparse.ArgumentParser):
-                    yield from _flags(sub)
 
 
 def _secret_fault(setting: Setting[Any]) -> str:

@@ -16,11 +16,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dotenv.parser import Binding, parse_stream
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from dotenv.parser import Binding
 
 _LARGEST = 64 * 1024  # bytes
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -78,6 +79,8 @@ def read(path: Path, *, required: bool) -> EnvFile:
 
 
 def _parsed(path: Path, content: str) -> EnvFile:
+    from dotenv.parser import parse_stream  # most starts read no file
+
     entries: dict[str, Entry] = {}
     faults: list[str] = []
     for binding in parse_stream(io.StringIO(content)):

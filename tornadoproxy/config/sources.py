@@ -11,7 +11,6 @@ underscores, or a word left out.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +155,8 @@ class Sources(Struct, frozen=True):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a fault about an unknown `name`: the one that is meant, if one is near."""
+    import difflib  # most starts have no fault
+
     found = difflib.get_close_matches(name, sorted(known), n=1)
     return f": did you mean {found[0]}?" if found else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,11 +31,23 @@ class RefusedError(Exception):
     """A plugin cannot be used; the text says why."""
 
 
+class _Manager(pluggy.PluginManager):
+    """pluggy, which looks for hooks among a plugin's functions only.
+
+    It would examine every attribute, dunders included, with `inspect`: a twentieth of the start.
+    """
+
+    functions: Collection[str] = ()
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        return super().parse_hookimpl_opts(plugin, name) if name in self.functions else None
+
+
 class Implementations:
     """The hooks, and which plugin implements which."""
 
     def __init__(self) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager = _Manager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._hooks = {
             name: tuple(inspect.signature(value).parameters)
@@ -61,6 +72,7 @@ class Implementations:
         if self._manager.is_registered(plugin):
             raise RefusedError("it is the same object as another plugin")
         functions = dict(_functions(plugin))
+        self._manager.functions = functions.keys()
         marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in functions}
         implemented = {
             mark.get("specname") or function for function, mark in marks.items() if mark is not None
@@ -97,13 +109,17 @@ class Implementations:
             taken = set(inspect.signature(function).parameters)
         except (TypeError, ValueError):
             return  # written in C, which no hook is
+        candidates = [hook for hook in lacking if taken <= set(self._hooks[hook])]
+        if not candidates:
+            return
+        import difflib  # few plugins have such a function
+
         cutoff = 0.75 if taken else 0.85
-        for hook in difflib.get_close_matches(name, lacking, n=1, cutoff=cutoff):
-            if taken <= set(self._hooks[hook]):
-                raise RefusedError(
-                    f"its {name} is nearly the hook {hook}: rename it to {hook} and put "
-                    "@tornadoproxy.hookimpl above it, or begin its name with an underscore"
-                )
+        for hook in difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff):
+            raise RefusedError(
+                f"its {name} is nearly the hook {hook}: rename it to {hook} and put "
+                "@tornadoproxy.hookimpl above it, or begin its name with an underscore"
+            )
 
     def _check(
         self, hook: str, function: Callable[..., object], mark: Mapping[str, object]
@@ -159,6 +175,8 @@ def one_line(error: BaseException) -> str:
 def _functions(plugin: object) -> Iterator[tuple[str, Callable[..., object]]]:
     """Yield the functions and methods of `plugin` by name, without running its properties."""
     for name in dir(plugin):
+        if name.startswith("__"):
+            continue
         value = inspect.getattr_static(plugin, name, None)
         if isinstance(value, classmethod) or (callable(value) and not inspect.isclass(value)):
             yield name, getattr(plugin, name)

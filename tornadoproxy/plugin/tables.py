@@ -18,17 +18,16 @@ A row wider than the terminal continues on indented lines, and so does the heade
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
 from itertools import zip_longest
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import argparse
 
 FORMATS = ("text", "json", "csv")
 
@@ -110,6 +109,8 @@ def text_lines(titles: Sequence[str], rows: Rows, width: int | None = None) -> I
     :param width: characters in a line (default: those of the terminal, or ``COLUMNS``).
     """
     if width is None:
+        import shutil  # this module is imported at every start
+
         width = shutil.get_terminal_size().columns
     words = [[_word(cell) for cell in row] for row in rows]
     columns = [
@@ -159,12 +160,8 @@ def age(text: str) -> timedelta:
 
     :raises argparse.ArgumentTypeError: `text` is not one.
     """
-    matched = _AGE(text)
-    found = timedelta(**{_UNITS[matched[2]]: int(matched[1])}) if matched else timedelta()
-    if not timedelta() < found <= _LONGEST_AGE:
-        raise argparse.ArgumentTypeError(
-            "must be a time such as 90m, 24h, 30d or 4w, at most ten years"
-        )
+    if (found := _age(text)) is None:
+        raise _wrong("must be a time such as 90m, 24h, 30d or 4w, at most ten years")
     return found
 
 
@@ -173,12 +170,26 @@ def since(text: str) -> date | timedelta:
 
     :raises argparse.ArgumentTypeError: `text` is neither.
     """
-    with contextlib.suppress(argparse.ArgumentTypeError):
-        return age(text)
-    with contextlib.suppress(ValueError):
+    if (found := _age(text)) is not None:
+        return found
+    try:
         if _DATE(text):
             return date.fromisoformat(text)
-    raise argparse.ArgumentTypeError("must be a time ago such as 7d, or a date such as 2026-11-30")
+    except ValueError:
+        pass  # the 30th of February
+    raise _wrong("must be a time ago such as 7d, or a date such as 2026-11-30")
+
+
+def _age(text: str) -> timedelta | None:
+    matched = _AGE(text)
+    found = timedelta(**{_UNITS[matched[2]]: int(matched[1])}) if matched else timedelta()
+    return found if timedelta() < found <= _LONGEST_AGE else None
+
+
+def _wrong(complaint: str) -> argparse.ArgumentTypeError:
+    import argparse
+
+    return argparse.ArgumentTypeError(complaint)
 
 
 def moment(when: date | timedelta, now: float, zone: tzinfo | None = UTC) -> float:
@@ -198,7 +209,7 @@ def count(text: str) -> int:
     :raises argparse.ArgumentTypeError: it is none, or has more than twelve digits.
     """
     if not _COUNT(text) or int(text) == 0:
-        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
+        raise _wrong("must be a whole number from 1 on")
     return int(text)
 
 
@@ -211,7 +222,11 @@ def _word(cell: Cell) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
+    if len(text) <= width:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def _groups(columns: Sequence[_Column], width: int) -> list[list[_Column]]:

@@ -20,10 +20,9 @@ from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
     from collections.abc import Mapping, Sequence
 
-    from tornadoproxy.config.command_line import Arguments
+    from tornadoproxy.config.command_line import Arguments, OwnParser
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
 
@@ -40,7 +39,7 @@ class Configuration(Struct, frozen=True):
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
-    own: ArgumentParser | None = None
+    own: OwnParser | None = None
 
     __repr__ = object.__repr__  # a field may hold a credential
 
@@ -49,7 +48,7 @@ class Configuration(Struct, frozen=True):
         return command_line.command(self.arguments)
 
     def command_line(
-        self, *plugin_settings: Setting[Any], own: ArgumentParser | None = None
+        self, *plugin_settings: Setting[Any], own: OwnParser | None = None
     ) -> Arguments:
         """The command line, with the flags of the core and of `plugin_settings`.
 
