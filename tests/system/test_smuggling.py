@@ -114,7 +114,7 @@ TWO_LENGTHS = (
 
 CODINGS = (  # U+212A, the Kelvin sign, is a k in lower case
     b"| \t|identity|gzip|gzip, chunked|chunked, identity|chunked, chunked|chunked,|,chunked"
-    b"|xchunked|chunkedx|x chunked|chunked x|chunke|chun ked|chunked;|chunked;q=1|\"chunked\""
+    b'|xchunked|chunkedx|x chunked|chunked x|chunke|chun ked|chunked;|chunked;q=1|"chunked"'
     b"|'chunked'|(chunked)|\x0bchunked|chunked\x0b|\x0cchunked|x\x08chunked|chunked\x00|\x00chunked"
     b"|chunked\r|\rchunked|\xa0chunked|chunked\x85|chun\xe2\x84\xaaed|: chunked|=chunked"
 )
