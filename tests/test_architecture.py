@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports point one way, plugins have no privilege, hooks have users."""
+"""The import table, the plugins' lack of privilege and the hooks' documentation."""
 
 from __future__ import annotations
 
@@ -92,12 +92,9 @@ def room(name: str) -> str:
     return name.partition(".")[0]
 
 
-def plugin_files() -> list[Path]:
-    return sorted(PLUGINS.rglob("*.py"))
-
-
-def plugin_tests() -> list[Path]:
-    return sorted((ROOT / "tests" / "plugins").rglob("test_*.py"))
+@cache
+def plugin_trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text()) for path in sorted(PLUGINS.rglob("*.py"))}
 
 
 def hooks() -> list[str]:
@@ -105,7 +102,7 @@ def hooks() -> list[str]:
 
 
 def implemented(tree: ast.Module) -> set[str]:
-    """The names of the functions that are marked as hook implementations."""
+    """Return the names of the functions that are marked as hook implementations."""
     return {
         node.name
         for node in ast.walk(tree)
@@ -115,16 +112,23 @@ def implemented(tree: ast.Module) -> set[str]:
     }
 
 
-def test_no_import_is_circular_those_for_types_included() -> None:
+def test_imports_have_no_circle_type_imports_included() -> None:
     graph = {name: core_imports(name, for_types=True) - {name} for name in modules()}
     assert len(graph) > 10
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
-@pytest.mark.parametrize("name", sorted(name for name in modules() if room(name) in ROOMS))
-def test_room_imports_what_the_table_allows(name: str) -> None:
-    others = {room(other) for other in core_imports(name, for_types=True)} - {room(name)}
-    assert others <= ROOMS[room(name)]
+def test_rooms_import_what_the_table_allows() -> None:
+    forbidden = {
+        name: others
+        for name in modules()
+        if room(name) in ROOMS
+        and (
+            others := {room(other) for other in core_imports(name, for_types=True)}
+            - {room(name), *ROOMS[room(name)]}
+        )
+    }
+    assert forbidden == {}
 
 
 def test_every_module_has_a_room_and_no_room_is_full() -> None:
@@ -133,62 +137,64 @@ def test_every_module_has_a_room_and_no_room_is_full() -> None:
     assert max(folders.values()) <= MAX_MODULES
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_the_core_imports_no_plugin(name: str) -> None:
+def test_core_imports_no_plugin() -> None:
     plugins = {path.name for path in PLUGINS.iterdir()}
     assert plugins >= {"tornadoproxy_token", "tornadoproxy_access_log"}
-    found = {module.split(".")[0] for module, _ in imports(modules()[name], for_types=True)}
-    assert not found & plugins
+    for name, tree in modules().items():
+        found = {module.split(".")[0] for module, _ in imports(tree, for_types=True)}
+        assert not found & plugins, name
 
 
-@pytest.mark.parametrize("path", plugin_files(), ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_plugins_import_what_anybody_may(path: Path) -> None:
-    package = path.relative_to(PLUGINS).parts[0]
-    for module, taken in imports(ast.parse(path.read_text()), for_types=True):
-        top = module.split(".")[0]
-        if top == "tornadoproxy":
-            assert module == "tornadoproxy"
-            assert taken in tornadoproxy.__all__
-        else:
-            assert top in {package, EXTRAS.get(package)} | sys.stdlib_module_names
+def test_plugins_import_only_the_public_package() -> None:
+    for path, tree in plugin_trees().items():
+        package = path.relative_to(PLUGINS).parts[0]
+        for module, taken in imports(tree, for_types=True):
+            top = module.split(".")[0]
+            if top == "tornadoproxy":
+                assert module == "tornadoproxy", path
+                assert taken in tornadoproxy.__all__, path
+            else:
+                allowed = {package, EXTRAS.get(package)} | sys.stdlib_module_names
+                assert top in allowed, path
 
 
-@pytest.mark.parametrize("package", sorted(path.name for path in PLUGINS.iterdir()))
-def test_a_plugin_that_sleeps_costs_the_start_nothing(package: str) -> None:
-    """What is slow to import is imported by what needs it."""
+def test_plugins_import_slow_libraries_only_when_used() -> None:
+    """An inactive plugin adds no import of its database or library to the start."""
+    packages = sorted(path.name for path in PLUGINS.iterdir())
+    script = "import sys\nfor name in sys.argv[1:]: __import__(name)\nprint(*sys.modules)"
     ran = subprocess.run(
-        [sys.executable, "-c", f"import sys, {package}; print(*sys.modules)"],
-        # whoever measures coverage has sqlite3 imported, by what is in the environment
+        [sys.executable, "-c", script, *packages],
+        # coverage, which the environment may start, imports sqlite3
         env={},
         check=True,
         capture_output=True,
         text=True,
     )
-    slow = {"sqlite3", EXTRAS.get(package)}
-    assert not slow & set(ran.stdout.split())
+    assert set(packages) <= set(ran.stdout.split())
+    assert not {"sqlite3", *EXTRAS.values()} & set(ran.stdout.split())
 
 
-@pytest.mark.parametrize("path", plugin_tests(), ids=lambda path: path.stem)
-def test_the_tests_of_plugins_reach_no_further_than_anybodys(path: Path) -> None:
-    for module, taken in imports(ast.parse(path.read_text()), for_types=True):
-        if module == "tornadoproxy":
-            assert taken in {*tornadoproxy.__all__, "testing"}
-        elif module == "tornadoproxy.plugin.manager":
-            assert taken == "Plugins"
-        elif module == "tornadoproxy.testing":
-            assert taken in testing.__all__
-        else:
-            assert not module.startswith("tornadoproxy.")
+def test_plugin_tests_use_only_public_names() -> None:
+    for path in (ROOT / "tests" / "plugins").rglob("test_*.py"):
+        for module, taken in imports(ast.parse(path.read_text()), for_types=True):
+            if module == "tornadoproxy":
+                assert taken in {*tornadoproxy.__all__, "testing"}, path
+            elif module == "tornadoproxy.plugin.manager":
+                assert taken == "Plugins", path
+            elif module == "tornadoproxy.testing":
+                assert taken in testing.__all__, path
+            else:
+                assert not module.startswith("tornadoproxy."), path
 
 
-def test_all_that_is_offered_to_plugins_is_there() -> None:
+def test_public_names_exist_once() -> None:
     assert len(set(tornadoproxy.__all__)) == len(tornadoproxy.__all__)
     for name in tornadoproxy.__all__:
         assert hasattr(tornadoproxy, name)
 
 
-def test_the_environment_is_read_in_one_place() -> None:
-    trees = {**modules(), **{str(path): ast.parse(path.read_text()) for path in plugin_files()}}
+def test_environment_is_read_in_main_alone() -> None:
+    trees = {**modules(), **{str(path): tree for path, tree in plugin_trees().items()}}
     readers = set()
     for name, tree in trees.items():
         words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -201,16 +207,15 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 
 @pytest.mark.parametrize("hook", hooks())
-def test_each_hook_is_documented(hook: str) -> None:
+def test_hook_is_documented(hook: str) -> None:
     text = inspect.getdoc(getattr(hookspecs, hook)) or ""
     first, _, rest = text.partition("\n")
     assert first.endswith(".")
     assert "Runs " in rest, "it says when it runs"
-    assert len(rest.split()) >= 20, "it says what may be done there, and what comes of an error"
+    assert len(rest.split()) >= 20, "it says what may be done there, and what an error does"
 
 
-@pytest.mark.parametrize("hook", hooks())
-def test_each_hook_is_used_by_a_plugin_of_ours(hook: str) -> None:
-    paths = [*plugin_files(), *(ROOT / "examples").rglob("*.py")]
-    used = set().union(*(implemented(ast.parse(path.read_text())) for path in paths))
-    assert hook in used
+def test_each_hook_is_implemented_by_a_plugin() -> None:
+    examples = (ast.parse(path.read_text()) for path in (ROOT / "examples").rglob("*.py"))
+    used = set[str]().union(*map(implemented, (*plugin_trees().values(), *examples)))
+    assert set(hooks()) <= used
