@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tornadoproxy import Page, PageResponse, hookimpl
-from tornadoproxy.server import client_connection
+from tornadoproxy.server import client_transport
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,
@@ -297,7 +297,7 @@ async def test_head_under_the_limit(raw: OpenRaw, proxy: Proxy, upstream: Script
 async def test_head_without_an_end_is_not_read_for_ever(
     raw: OpenRaw, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_connection, "LINGER", 0.2)
+    monkeypatch.setattr(client_transport, "LINGER", 0.2)
     client = await raw()
 
     async def send_on() -> None:
@@ -708,7 +708,7 @@ async def test_early_answer_is_readable_and_the_connection_goes_on(
 async def test_body_that_nobody_wants_is_not_read_for_ever(
     raw: OpenRaw, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_connection, "LINGER", 0.2)
+    monkeypatch.setattr(client_transport, "LINGER", 0.2)
     client = await raw()
     headers = {"Content-Length": "1000000"}
     await client.send(request_bytes("POST", "/nowhere", headers, b"half", token=TEST_TOKEN))

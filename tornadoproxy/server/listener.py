@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPServerConnectionDelegate
 
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.server.client_transport import ClientTransport
     from tornadoproxy.server.request_connection import Peer
 
 logger = logging.getLogger(__name__)
@@ -74,9 +75,9 @@ class Listener:
         self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
         self._count = 0  # of the connections that have been accepted and are not closed
-        self._open: set[ClientConnection] = set()
-        self._unearned: dict[ClientConnection, float] = {}  # since when; longest first
-        self._opening: dict[ClientConnection, asyncio.Task[None]] = {}
+        self._open: set[ClientTransport] = set()
+        self._unearned: dict[ClientTransport, float] = {}  # since when; longest first
+        self._opening: dict[ClientTransport, asyncio.Task[None]] = {}
         self._is_accepting = False
         self._resuming: asyncio.TimerHandle | None = None
         self._complained_at = -_COMPLAINT_INTERVAL
@@ -133,27 +134,27 @@ class Listener:
         """See `Host`."""
         return self._gateway.draining
 
-    def opened(self, connection: ClientConnection) -> None:
+    def opened(self, connection: ClientTransport) -> None:
         """See `Host`."""
         del self._opening[connection]
         self._open.add(connection)
         self._lend(connection)
 
-    def became_busy(self, connection: ClientConnection) -> None:
+    def became_busy(self, connection: ClientTransport) -> None:
         """See `Host`."""
         self._unearned.pop(connection, None)
         self._unearned[connection] = self._loop.time()
 
-    def became_known(self, connection: ClientConnection) -> None:
+    def became_known(self, connection: ClientTransport) -> None:
         """See `Host`."""
         self._unearned.pop(connection, None)
 
-    def became_idle(self, connection: ClientConnection) -> None:
+    def became_idle(self, connection: ClientTransport) -> None:
         """See `Host`."""
         self._lend(connection)
         self._answered.set()
 
-    def closed(self, connection: ClientConnection) -> None:
+    def closed(self, connection: ClientTransport) -> None:
         """See `Host`."""
         self._open.discard(connection)
         self._answered.set()
@@ -171,13 +172,13 @@ class Listener:
 
     # -- within
 
-    def _lend(self, connection: ClientConnection) -> None:
+    def _lend(self, connection: ClientTransport) -> None:
         """Note that `connection` has not earned its place, or not any more."""
         self._unearned.pop(connection, None)
         self._unearned[connection] = self._loop.time()
         self._accept_in(_GRACE)
 
-    def _free_a_place(self, connection: ClientConnection) -> None:
+    def _free_a_place(self, connection: ClientTransport) -> None:
         self._unearned.pop(connection, None)
         self._count -= 1
         self._accept_again()
@@ -228,7 +229,7 @@ class Listener:
                 self._open_connection(connection, sock)
             )
 
-    async def _open_connection(self, connection: ClientConnection, sock: socket.socket) -> None:
+    async def _open_connection(self, connection: ClientTransport, sock: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
                 lambda: connection,

@@ -1,9 +1,10 @@
-"""One request on a connection, and how its response gets out: what handlers write to."""
+"""One request on a connection, and how its response is sent: what handlers write to."""
 
 from __future__ import annotations
 
 import time
 from functools import lru_cache
+from http.client import responses
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tornado.httputil import (
@@ -13,6 +14,8 @@ from tornado.httputil import (
     format_timestamp,
 )
 
+from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_framing import ChunkedBody
 
 if TYPE_CHECKING:
@@ -22,11 +25,11 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders, HTTPMessageDelegate
 
     from tornadoproxy.errors import ClientError
-    from tornadoproxy.protocol.request_framing import RequestHead
+    from tornadoproxy.protocol.request_framing import MalformedRequest, RequestHead
 
 
 class Peer(NamedTuple):
-    """Who is at the other end, as `HTTPServerRequest` asks for it."""
+    """The other end of a connection, with the names that `HTTPServerRequest` reads."""
 
     remote_ip: str
     protocol: str
@@ -34,18 +37,33 @@ class Peer(NamedTuple):
 
 @lru_cache(1)
 def _http_date(seconds: int) -> str:
-    """The time in seconds since the epoch, as HTTP writes it (RFC 9110 §5.6.7)."""
+    """Return the time in seconds since the epoch in HTTP's format (RFC 9110 §5.6.7)."""
     return format_timestamp(seconds)
 
 
 def date() -> tuple[str, str]:
-    """What each response tells (RFC 9110 §6.6.1)."""
+    """Return the header that every response has (RFC 9110 §6.6.1)."""
     return ("Date", _http_date(int(time.time())))
 
 
 def response_head(status: int, reason: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return the bytes of a response's status line and headers."""
     lines = [f"HTTP/1.1 {status} {reason}", *[f"{name}: {value}" for name, value in fields], "\r\n"]
     return "\r\n".join(lines).encode("latin-1")
+
+
+def refusal(malformed: MalformedRequest, request_id: str) -> bytes:
+    """Return the response to a malformed request, in the shape of its path's dialect."""
+    dialect = Dialect.of_path(malformed.path)
+    error = InvalidRequest(str(malformed), status=malformed.status)
+    body = dialect.error_body(error, request_id)
+    fields = [
+        *dialect.error_headers(error, request_id).items(),
+        date(),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
+    return response_head(error.status, responses[error.status], fields) + body
 
 
 class Client(Protocol):
@@ -53,10 +71,10 @@ class Client(Protocol):
 
     @property
     def is_draining(self) -> bool:
-        """It takes no other request."""
+        """Whether it takes no other request."""
 
     def send(self, data: bytes) -> asyncio.Future[None]:
-        """Send; done when the system has taken everything."""
+        """Send `data`; completed when the system has taken everything."""
 
     def authenticating(self) -> None:
         """See `RequestConnection.authenticating`."""
@@ -65,42 +83,41 @@ class Client(Protocol):
         """See `RequestConnection.authenticated`."""
 
     def response_ended(self, request: RequestConnection) -> None:
-        """The response has been sent; the rest of the request is dropped."""
+        """Go on to the next request: the response has been sent, and the rest is dropped."""
 
     def abort(self, *, reset: bool = False) -> None:
         """Close at once."""
 
 
 class RequestConnection(HTTPConnection):
-    """One request on a connection, and how its answer gets out: what handlers write to."""
+    """One request on a connection, and how its response is sent."""
 
     __slots__ = (
         "_body",
         "_body_left",
         "_chunked",
         "_client",
-        "_close_callback",
+        "_is_served",
         "_left",
-        "answered",
         "context",
         "delegate",
         "expects_continue",
-        "is_ready",
         "is_whole",
         "method",
         "must_close",
         "on_fault",
         "response_began",
+        "response_ended",
         "target",
         "version",
     )
 
     delegate: HTTPMessageDelegate
-    """What the request is told to, until it is over."""
+    """Receives the parts of the request, until it ends."""
 
     def __init__(self, client: Client, head: RequestHead, peer: Peer) -> None:
         self._client = client
-        # not the head itself: its headers need not live as long as a stream
+        # not the head itself: its headers would take memory as long as a stream lasts
         self.method = head.method
         self.target = head.target
         self.version = head.version
@@ -108,22 +125,20 @@ class RequestConnection(HTTPConnection):
         self.context = peer
         self._body = ChunkedBody() if head.chunked else None
         self._body_left = head.length
-        self.is_ready = False
-        """The handler takes the body."""
         self.is_whole = False
-        """The handler has the body."""
+        """Whether the handler has the whole body."""
         self.response_began = False
-        self.answered = False
+        self.response_ended = False
         self.must_close = not head.keeps_alive
         self.on_fault: Callable[[ClientError], None] | None = None
-        """Told when the rest of the body is malformed, or does not come in time."""
-        self._close_callback: Callable[[], None] | None = None
+        """Called when the rest of the body is malformed, or does not arrive in time."""
+        self._is_served = False
         self._chunked = False
-        self._left: int | None = None  # of the answer's body, where its length is told
+        self._left: int | None = None  # of the response's body, if its length is known
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Have `callback` called when the client leaves before it has its answer."""
-        self._close_callback = callback
+        """Note whether the handler is to be told of a disconnect; Tornado calls this."""
+        self._is_served = callback is not None
 
     def write_headers(
         self,
@@ -160,46 +175,46 @@ class RequestConnection(HTTPConnection):
 
     def finish(self) -> None:
         if self._left:
-            self.abort()  # the length that was told cannot be kept
+            self.abort()  # the body is shorter than its Content-Length
             return
         if self._chunked:
             self._client.send(b"0\r\n\r\n")
-        self.answered = True
+        self.response_ended = True
         self._client.response_ended(self)
 
     def authenticating(self) -> None:
-        """It takes a while to find out who sent the request, or nobody does."""
+        """Charge what arrives to the unauthenticated clients while authentication waits."""
         self._client.authenticating()
 
     def authenticated(self) -> None:
-        """It is known who sent the request: it makes room for no other."""
+        """Note that the request is authenticated: its connection makes room for no other."""
         self._client.authenticated()
 
     def abort(self) -> None:
-        """Close so that the client cannot take what it has for the whole answer."""
+        """Close so that the client cannot take what it has for the whole response."""
         self._client.abort(reset=self.response_began and self.version == "HTTP/1.0")
 
     @property
     def may_continue(self) -> bool:
-        """Whether another request may follow this one, now that it is answered."""
+        """Whether another request may follow this one, now that its response has ended."""
         return not self.must_close and (self.is_whole or self._may_read_on)
 
     # -- for the connection
 
     @property
     def has_come(self) -> bool:
-        """Whether nothing more of the body is to come."""
+        """Whether the whole body has arrived."""
         return self._body.complete if self._body is not None else not self._body_left
 
     @property
     def is_answered_at_once(self) -> bool:
-        """Whether the request is whole and its handler, such as a probe's, waits for nobody."""
+        """Whether the request is whole and its handler, such as a probe's, waits for nothing."""
         return self.has_come and self.on_fault is None
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split `data` into what is of the body, and what came behind it.
+        """Split `data` into a piece of the body, and the bytes behind the body.
 
-        :raises MalformedChunk: it is not in the coding that the head named.
+        :raises MalformedChunk: the body does not follow the chunked transfer coding.
         """
         if self._body is not None:
             piece = self._body.feed(data)
@@ -209,22 +224,19 @@ class RequestConnection(HTTPConnection):
         return piece, data[len(piece) :]
 
     def connection_lost(self) -> None:
-        """The client has left, or was cut off: tell the handler that waits for it, if one does."""
-        callback, self._close_callback = self._close_callback, None
-        if callback is not None:
-            callback()
-        elif not self.is_whole:
+        """Tell the handler, if it still serves the request, that the connection is closed."""
+        if self._is_served or not self.is_whole:
             self.delegate.on_connection_close()
         self.release()
 
     def release(self) -> None:
-        """It is over: let go of the handler, which refers to this, so that nothing is left."""
+        """Drop the handler, which refers to this: a reference cycle would keep both."""
         del self.delegate
         self.on_fault = None
 
     @property
     def _may_read_on(self) -> bool:
-        """Whether what still comes is certain to be the rest of the request's body."""
+        """Whether what still arrives is certain to be the rest of the request's body."""
         # a client that expects a 100 may send its next request in place of the body
         return not self.expects_continue
 
@@ -233,5 +245,5 @@ class RequestConnection(HTTPConnection):
             self._left -= len(chunk)
             if self._left < 0:
                 self.abort()
-                raise ValueError("more was written than Content-Length told")
+                raise ValueError("the response is longer than its Content-Length")
         return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
