@@ -720,7 +720,7 @@ async def test_thread_works_for_principals_in_turn() -> None:
 
 
 async def test_a_handed_place_goes_on_if_its_request_is_over_before_it_heard_of_it() -> None:
-    admission = Admission(1, max_waiting=3, patience=100)
+    admission = Admission(1, max_waiting=3, timeout=100)
     assert admission.enter("a")
     leaving, staying = admission.queue("a"), admission.queue("a")
     admission.leave("a")
@@ -742,7 +742,7 @@ def test_there_are_never_too_many_and_never_a_free_place_while_somebody_waits(
 
     async def run() -> None:
         limit, room = 2, 4
-        admission = Admission(limit, max_waiting=room, patience=100)
+        admission = Admission(limit, max_waiting=room, timeout=100)
         served: list[str] = []
         turns: list[Turn] = []
 

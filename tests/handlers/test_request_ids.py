@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from tornadoproxy.handlers.request_ids import request_ids
+from tornadoproxy.handlers.gateway import request_ids
 
 
 def test_each_is_new_also_when_the_system_is_asked_again() -> None:

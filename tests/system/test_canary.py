@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-import tornadoproxy.handlers.base
+import tornadoproxy.handlers.exchange_handler
 from tornadoproxy import Setting, hookimpl, parsers
 from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
@@ -945,7 +945,7 @@ async def test_no_canary_in_the_traceback_of_a_mistake_of_ours(
     def broken(target: str) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(tornadoproxy.handlers.base, "check_target", broken)
+    monkeypatch.setattr(tornadoproxy.handlers.exchange_handler, "check_target", broken)
     caplog.set_level(logging.DEBUG)
     await start_proxy(AUTH_TOKEN=TOKEN, UPSTREAM_API_KEY=KEY)
 

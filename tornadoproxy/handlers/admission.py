@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-THREAD_PATIENCE = 60.0
+THREAD_TIMEOUT = 60.0
 """How long work may wait for its turn in a `FairThread`, in seconds."""
 
 
@@ -64,13 +64,13 @@ class Admission:
 
     :param limit: requests in flight at once.
     :param max_waiting: requests that may wait at once, of all principals together.
-    :param patience: how long one may wait, in seconds; 0 turns the queue off.
+    :param timeout: how long one may wait, in seconds; 0 disables queueing.
     """
 
-    def __init__(self, limit: int, *, max_waiting: int, patience: float) -> None:
+    def __init__(self, limit: int, *, max_waiting: int, timeout: float) -> None:
         self._limit = limit
         self._max_waiting = max_waiting
-        self._patience = patience
+        self._timeout = timeout
         self._in_flight = 0
         self._waiting = 0
         # by principal
@@ -126,12 +126,12 @@ class Admission:
 
         :raises Overloaded: there is no queue, or no room in it.
         """
-        if not self._patience:
+        if not self._timeout:
             raise _overloaded()
         if self._waiting >= self._max_waiting:
             self._make_room(principal)
         turn = Turn(principal)
-        turn.timer = asyncio.get_running_loop().call_later(self._patience, self._refuse, turn)
+        turn.timer = asyncio.get_running_loop().call_later(self._timeout, self._refuse, turn)
         self._queues.setdefault(principal, OrderedDict())[turn] = None
         self._waiting += 1
         return turn
@@ -171,7 +171,7 @@ class FairThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "bodies")
-        self._turns = Admission(1, max_waiting=1_000_000, patience=THREAD_PATIENCE)
+        self._turns = Admission(1, max_waiting=1_000_000, timeout=THREAD_TIMEOUT)
 
     async def run(self, principal: str, work: Callable[..., T], *arguments: object) -> T:
         """Return what `work` returns. Cancelled before it begins, it is never done.

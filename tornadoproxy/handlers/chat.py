@@ -1,8 +1,7 @@
-"""``/openai/*``: chat completions and models, asked of the upstream in its own dialect.
+"""``/openai/*``: chat completions and models, asked of the upstream as Anthropic messages.
 
-The translation itself is in `tornadoproxy.openai.chat_completions`; here are its ends: a body that
-is held until it is whole, since only a whole one can be translated, and an answer that goes out
-piece by piece if it is a stream.
+The translation itself is in `tornadoproxy.openai.chat_completions`. A request's body is held until
+it is whole, since only a whole one can be translated; a stream is translated piece by piece.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from tornadoproxy.errors import (
     UpstreamError,
     UpstreamProtocolError,
 )
-from tornadoproxy.handlers.base import ExchangeHandler
 from tornadoproxy.handlers.event_stream import EventStream
+from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator, Translation
@@ -40,12 +39,12 @@ if TYPE_CHECKING:
     from tornadoproxy.upstream.connection import ResponseHead
 
 MAX_CHAT_RESPONSE = 64 * 1024 * 1024
-"""The largest answer that is not a stream, in bytes."""
+"""The largest response that is not a stream, in bytes."""
 
 # The last version of the API that takes temperature, top_p and top_k.
 SAMPLING_VERSION = "2023-06-01"
 
-# What describes the client's own message and not the one that is made of it.
+# Headers that describe the client's own message and not its translation.
 _CLIENTS_OWN = frozenset(
     {
         "Accept",
@@ -62,7 +61,7 @@ _CLIENTS_OWN = frozenset(
 
 _NOT_FOR_SAMPLES = _CLIENTS_OWN | {"Anthropic-Version"}
 
-# what is known of a message until it has been read
+# the usage of a message until it has been read
 _UNREAD = Usage(partial=True)
 
 _READ = frozenset({"content-encoding", "content-type", "request-id"})
@@ -86,10 +85,10 @@ def _is_kept(name: str) -> bool:
 class ChatHandler(UpstreamHandler):
     """One chat completion."""
 
-    # not in the dictionary, which is full: see `UpstreamHandler`
+    # not in the object's dictionary, which is full: see `UpstreamHandler`
     __slots__ = ("_decompress", "_response", "_response_size", "_response_status", "_stream")
 
-    # asked for by `set_default_headers`, which Tornado calls before `initialize`
+    # used by `set_default_headers`, which Tornado calls before `initialize`
     _translation: Translation | None = None
     _kept: Sequence[tuple[str, str]] = ()
 
@@ -112,7 +111,7 @@ class ChatHandler(UpstreamHandler):
 
     def holds(self, length: int, *, chunked: bool) -> bool:
         if self.request.method != "POST":
-            raise MethodNotAllowed("Chat completions are asked for with POST.", ["POST"])
+            raise MethodNotAllowed("Use POST.", ["POST"])
         self.check_body_is_plain()
         return True
 
@@ -129,7 +128,7 @@ class ChatHandler(UpstreamHandler):
         able = None
         if chat_completions.depends_on_capabilities(document, options):
             models = self.gateway.models
-            # what is wrong is refused before upstream is asked anything
+            # an invalid request is refused before the upstream is asked anything
             if not models.is_known and await self.work_on(size, translate) is None:
                 return
             listed = await models.known()
@@ -139,9 +138,7 @@ class ChatHandler(UpstreamHandler):
         translation = await self.work_on(size, partial(translate, capabilities=able))
         if translation is None:
             return
-        if self.gateway.plugins.authorizes and not await self.is_permitted_to_send(
-            translation.body
-        ):
+        if self.gateway.plugins.authorizes and not await self.authorize_body(translation.body):
             return
         self._translation = translation
         self.send(
@@ -156,14 +153,11 @@ class ChatHandler(UpstreamHandler):
             ],
         )
 
-    def on_head(self, head: ResponseHead, first: bytes) -> None:
+    def begin_response(self, head: ResponseHead) -> None:
         assert self._translation is not None
-        if not self.credential_is_accepted(head.status):
-            return
-        self.response_began()
         headers = headers_of([field for field in head.fields if _is_read(field[0])])
         self._response_status = head.status
-        self._kept = [field for field in self.fields_for_client(head) if _is_kept(field[0])]
+        self._kept = [field for field in self.headers_for_client(head) if _is_kept(field[0])]
         if "Request-Id" in headers:
             self.request_id = headers["Request-Id"]
         self.exchange.request_id = self.request_id
@@ -173,47 +167,43 @@ class ChatHandler(UpstreamHandler):
             try:
                 self._decompress = decompressor(headers["Content-Encoding"])
             except UnreadableCoding as error:
-                self._give_up(error)
+                self.end(error)
                 return
         if head.status == 200 and self._translation.stream and is_event_stream(headers):
             self._usage = UsageReader(is_stream=True)
             self._start_stream(self._translation)
-        self.on_data(first)
-        self.forget_heads()
 
     def on_data(self, chunk: bytes) -> None:
         if self._decompress is not None:
             try:
                 chunk = b"".join(self._decompress(chunk))
             except CorruptBody as error:
-                self._give_up(error)
+                self.end(error)
                 return
         if self._usage is not None:
             self._usage.feed(chunk)
         if self._stream is not None:
-            self._pass_on_translated(self._stream, chunk)
+            self._translate_events(self._stream, chunk)
             return
         self._response_size += len(chunk)
         if self._response_size > MAX_CHAT_RESPONSE:
-            self._give_up(UpstreamProtocolError("The upstream's answer is too large."))
+            self.end(UpstreamProtocolError("The upstream's response is too large."))
             return
         self._response.append(chunk)
 
     def on_end(self) -> None:
         if self._stream is not None:
             if not self._stream.ended:
-                self.on_failure(
-                    UpstreamClosed("The upstream ended its answer before it was whole.")
-                )
+                self.end(UpstreamClosed("The upstream ended its response before it was whole."))
                 return
         elif self._response_status == 200:
             if not self._write_response(b"".join(self._response)):
                 return
         elif self._response_status < 400:
-            # neither a message nor an error: to keep such a status would be to call it a success
-            self.on_failure(
+            # neither a message nor an error; to a client such a status would be a success
+            self.end(
                 UpstreamProtocolError(
-                    f"The upstream answered with status {self._response_status}, which is no"
+                    f"The upstream responded with status {self._response_status}, which is no"
                     " response to a message. Does UPSTREAM_BASE_URL lead to the API?"
                 )
             )
@@ -221,8 +211,8 @@ class ChatHandler(UpstreamHandler):
         else:
             body = b"".join(self._response)
             self.clear()
-            self.write_proxy_error(chat_completions.translate_error(self._response_status, body))
-        self.response_ended()
+            self.write_error_response(chat_completions.translate_error(self._response_status, body))
+        self.end()
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -242,25 +232,25 @@ class ChatHandler(UpstreamHandler):
         self.set_header(self.dialect.request_id_header, self.request_id)
         self._events = EventStream(self, self._headers)
 
-    def _pass_on_translated(self, stream: StreamTranslator, chunk: bytes) -> None:
+    def _translate_events(self, stream: StreamTranslator, chunk: bytes) -> None:
         try:
             translated = stream.feed(chunk)
         except UpstreamProtocolError as error:
-            self._give_up(error)
+            self.end(error)
             return
-        if translated or not self._headers_written:
+        if translated or not self.response_began:
             self.pass_on(translated)
         if stream.failed:
-            told = UpstreamError("The upstream failed in the middle of its answer.")
-            self.describe_error(told)
-            self.cut_when_flushed(told)
+            assert self._events is not None
+            self._events.has_failed = True  # the error event is among what was translated
+            self.end(UpstreamError("The upstream failed in the middle of its response."))
 
     def _write_response(self, body: bytes) -> bool:
         assert self._translation is not None
         try:
             message = chat_completions.read_message(body)
         except UpstreamProtocolError as error:
-            self.on_failure(error)
+            self.end(error)
             return False
         exchange = self.exchange
         exchange.model, exchange.stop_reason, exchange.usage = read_message(message)
@@ -278,18 +268,13 @@ class ChatHandler(UpstreamHandler):
         self.write(response)
         return True
 
-    def _give_up(self, error: UpstreamError) -> None:
-        assert self._call is not None
-        self._call.cancel()
-        self.on_failure(error)
-
 
 class ModelsHandler(ExchangeHandler):
     """The upstream's models, all or one."""
 
     def admit(self) -> None:
         if self.request.method not in {"GET", "HEAD"}:
-            raise MethodNotAllowed("Models are asked for with GET.", ["GET", "HEAD"])
+            raise MethodNotAllowed("Use GET.", ["GET", "HEAD"])
         self.refuse_body()
 
     async def serve(self) -> None:
@@ -297,9 +282,10 @@ class ModelsHandler(ExchangeHandler):
             models = await self.gateway.models.models()
         except UpstreamRefused as refused:
             if not self.ended:
-                self.write_proxy_error(
+                self.write_error_response(
                     chat_completions.translate_error(refused.status, refused.body)
                 )
+                self.end()
             return
         if self.ended:
             return
@@ -317,4 +303,5 @@ class ModelsHandler(ExchangeHandler):
             )
         self.set_header(self.dialect.request_id_header, self.request_id)
         self.set_header("Cache-Control", "no-store")
-        await self.finish(json.dumps(shown).encode())
+        self.write(json.dumps(shown).encode())
+        self.end()

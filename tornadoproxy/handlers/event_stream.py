@@ -1,6 +1,6 @@
-"""A response that is a stream of events, to which more can be added between two of them.
+"""A response that is a stream of server-sent events, and what the proxy adds between two of them.
 
-Pings keep a quiet stream alive. A stream that breaks off ends with an error event. Neither fits
+Pings keep a quiet stream alive. A stream that fails ends with an error event. Neither is added
 where a ``Content-Length`` leaves no room for it.
 """
 
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
     from tornadoproxy.errors import ProxyError
-    from tornadoproxy.handlers.base import ExchangeHandler
+    from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 
 
 class EventStream:
-    """The events of one response, as they go out. Pings begin at once.
+    """The events of one response, as they are sent. Pings begin at once.
 
     :param handler: writes the response. It drops the stream when the request ends: a reference
-        circle would keep both until the next garbage collection.
-    :param headers: the response's.
+        cycle would keep both until the next garbage collection.
+    :param headers: of the response.
+    :ivar has_failed: whether an error event has been sent.
     """
 
-    # bound methods of the handler instead of itself would take 64 bytes each for each open stream
-    __slots__ = ("_boundary", "_handler", "_last_write", "_length", "_ping_timer")
+    # bound methods of the handler in place of itself would take 64 bytes each per open stream
+    __slots__ = ("_boundary", "_handler", "_last_write", "_length", "_ping_timer", "has_failed")
 
     def __init__(self, handler: ExchangeHandler, headers: HTTPHeaders) -> None:
+        self.has_failed = False
         self._handler = handler
         self._boundary = EventBoundary()
         self._length = int(headers["Content-Length"]) if "Content-Length" in headers else None
@@ -43,23 +45,30 @@ class EventStream:
 
     @property
     def between_events(self) -> bool:
-        """Whether the last event that went out is whole."""
+        """Whether the last event that was sent is complete."""
         return self._boundary.between_events
 
     def feed(self, chunk: bytes) -> None:
-        """Take note of what goes out."""
+        """Take note of what is sent."""
         self._boundary.feed(chunk)
         if self._ping_timer is not None:
             self._last_write = time.monotonic()
 
-    def last_words(self, error: ProxyError) -> bytes:
-        """Return what ends the stream with `error`; nothing if there is no room for it."""
+    def fail(self, error: ProxyError) -> asyncio.Future[None] | None:
+        """End the stream with an error event, unless it has one.
+
+        :returns: completed when the client has the event; ``None`` if there is no room for one.
+        """
+        self.stop_pings()
         handler = self._handler
-        event = handler.dialect.stream_error(error, handler.request_id)
-        last_words = self._boundary.discard() + event
-        if self._length is not None and handler.exchange.bytes_out + len(last_words) > self._length:
-            return b""
-        return last_words
+        if not self.has_failed:
+            event = handler.dialect.stream_error(error, handler.request_id)
+            ending = self._boundary.discard() + event
+            if self._length is not None and handler.exchange.bytes_out + len(ending) > self._length:
+                return None
+            self.has_failed = True
+            handler.write(ending)
+        return handler.flush()
 
     def stop_pings(self) -> None:
         """Add no more pings; harmless the second time."""
@@ -71,7 +80,7 @@ class EventStream:
         self._ping_timer = asyncio.get_running_loop().call_later(delay, self._ping)
 
     def _ping(self) -> None:
-        """Keep a quiet stream alive. A dead upstream still runs into its idle deadline."""
+        """Send a ping if nothing else was sent. The upstream's idle deadline still holds."""
         handler = self._handler
         interval = handler.gateway.settings[SSE_KEEPALIVE_INTERVAL]
         quiet_since = time.monotonic() - self._last_write

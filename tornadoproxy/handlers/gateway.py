@@ -1,9 +1,9 @@
-"""The state of one running proxy, made once and passed to all that need it."""
+"""The state of one running proxy, made once and passed to everything that needs it."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import secrets
 from typing import TYPE_CHECKING, Protocol
 
 from tornadoproxy.config.core_settings import (
@@ -23,11 +23,11 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_BASE_URL,
 )
 from tornadoproxy.config.upstream_key import upstream_key_fault
-from tornadoproxy.errors import CredentialRefused
+from tornadoproxy.errors import CredentialRefused, ProxyError
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
-from tornadoproxy.handlers.request_ids import request_ids
 from tornadoproxy.openai.chat_completions import Options
+from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.upstream.client import ask, upstream_credential
 from tornadoproxy.upstream.connector import Origin
 from tornadoproxy.upstream.model_list import ModelList
@@ -37,101 +37,142 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.manager import Plugins
-    from tornadoproxy.plugin.request import Outcome
     from tornadoproxy.upstream.client import UpstreamClient
 
 logger = logging.getLogger(__name__)
 
+_ID_BYTES = 12
+_IDS_AT_ONCE = 256
 
-class InFlight(Protocol):
+
+def request_ids() -> Iterator[str]:
+    """Yield ids for requests, without end; nobody can guess them.
+
+    The system provides many at once: to ask it for each takes longer than all the rest.
+    """
+    while True:
+        drawn = secrets.token_hex(_ID_BYTES * _IDS_AT_ONCE)
+        for start in range(0, len(drawn), 2 * _ID_BYTES):
+            yield "req_" + drawn[start : start + 2 * _ID_BYTES]
+
+
+class Request(Protocol):
     """A request that is being served."""
 
-    def cut(self, outcome: Outcome) -> None:
-        """End it now, in a way that its client cannot take for a clean end."""
+    def end(self, error: ProxyError | None = None, outcome: Outcome | None = None) -> None:
+        """End it now."""
 
 
-@dataclass(eq=False)
-class Gateway:
-    """Settings, plugins and upstream of one proxy, and what is going on in it.
+class InFlight(set[Request]):
+    """The protected requests that have not ended, queued ones included."""
 
-    :param instance: this process's name in ``Via``, by which it knows a request that comes back.
-    :param request_ids: of this proxy's own, one for each request.
-    :param in_flight: the protected requests that are not over, those that wait included.
-    :param body_thread: reads and translates bodies that would hold the event loop.
-    :param draining: no longer ready: the process is about to stop.
-    :ivar credential_refused: whether the upstream answered 401 since it last accepted the key.
+    def end_all(self) -> None:
+        """End all of them now, since the process stops."""
+        for request in list(self):
+            stopping = ProxyError("The proxy is stopping. Try again.", status=503, retry_after=1)
+            request.end(stopping, Outcome.DRAINED)
+
+
+class UpstreamKey:
+    """The proxy's own credential at the upstream, and whether the upstream accepts it.
+
+    :ivar header: the request header that carries it, as name and value.
     """
 
-    settings: Settings
-    plugins: Plugins
-    upstream: UpstreamClient
-    instance: str
-    request_ids: Iterator[str] = field(default_factory=request_ids, repr=False)
-    in_flight: set[InFlight] = field(default_factory=set, repr=False)
-    body_thread: FairThread = field(default_factory=FairThread, repr=False)
-    draining: bool = False
-    credential: tuple[str, str] | None = field(init=False, repr=False)
-    credential_refused: bool = field(init=False)
-    models: ModelList = field(init=False, repr=False)
-    chat_options: Options = field(init=False)
-    origin: Origin = field(init=False)
-    allowed_hosts: frozenset[str] = field(init=False)
-    allowed_origins: frozenset[str] = field(init=False)
-    admission: Admission = field(init=False, repr=False)
-    body_budget: BodyBudget = field(init=False, repr=False)
+    def __init__(self, settings: Settings) -> None:
+        self.load(settings)
 
-    def __post_init__(self) -> None:
-        self._take_key()
-        base = self.settings[UPSTREAM_BASE_URL]
-        self.origin = Origin(base.scheme, base.host, base.port)
-        self.models = ModelList(self._get)
-        self.chat_options = Options(
-            default_max_tokens=self.settings[CHAT_DEFAULT_MAX_TOKENS],
-            models=self.settings[CHAT_MODELS],
-            strict=self.settings[CHAT_STRICT],
-            drop_sampling=self.settings[CHAT_DROP_SAMPLING],
-            prefill=self.settings[CHAT_PREFILL],
-            cache=self.settings[CHAT_CACHE],
-        )
-        # a wildcard address is no name of ours: browsers let any page reach http://0.0.0.0
-        own = {self.settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
-        self.allowed_hosts = frozenset(own.union(self.settings[ALLOWED_HOSTS]))
-        self.allowed_origins = frozenset(self.settings[ALLOWED_ORIGINS])
-        self.body_budget = BodyBudget(self.settings[MAX_HELD_BODIES])
+    def load(self, settings: Settings) -> None:
+        """Take the key of `settings`."""
+        self.header = upstream_credential(settings)
+        self._settings = settings
+        self._is_refused = False
+
+    def check(self, status: int) -> CredentialRefused | None:
+        """Return the error for a response that refuses the key, and log the first one.
+
+        It is logged again after the key was reloaded, or after the upstream accepted it.
+
+        :param status: the response's.
+        """
+        if status == 401:
+            if not self._is_refused:
+                self._is_refused = True
+                logger.error(
+                    "%s, then reload or restart; requests fail with 502 until then",
+                    upstream_key_fault(self._settings),
+                )
+            return CredentialRefused()
+        if self._is_refused and status < 400:
+            self._is_refused = False
+        return None
+
+
+class Gateway:
+    """The collaborators that serve the requests of one proxy. Each owns its own counters.
+
+    :param instance: this process's name in ``Via``, by which it recognizes a request that loops.
+    :ivar in_flight: the requests that have not ended.
+    :ivar admission: admits requests up to a limit, and queues the others.
+    :ivar body_budget: the memory for request bodies.
+    :ivar body_thread: parses and translates bodies that would block the event loop.
+    :ivar models: the upstream's models.
+    :ivar upstream_key: the proxy's own credential.
+    :ivar draining: whether the process is about to stop, so that it is no longer ready.
+    """
+
+    def __init__(
+        self, *, settings: Settings, plugins: Plugins, upstream: UpstreamClient, instance: str
+    ) -> None:
+        self.settings = settings
+        self.plugins = plugins
+        self.upstream = upstream
+        self.instance = instance
+        self.request_ids = request_ids()
+        self.in_flight = InFlight()
         self.admission = Admission(
-            self.settings[MAX_CONCURRENT_REQUESTS],
-            max_waiting=self.settings[MAX_QUEUED_REQUESTS],
-            patience=self.settings[QUEUE_TIMEOUT],
+            settings[MAX_CONCURRENT_REQUESTS],
+            max_waiting=settings[MAX_QUEUED_REQUESTS],
+            timeout=settings[QUEUE_TIMEOUT],
         )
+        self.body_budget = BodyBudget(settings[MAX_HELD_BODIES])
+        self.body_thread = FairThread()
+        self.models = ModelList(self._get)
+        self.upstream_key = UpstreamKey(settings)
+        self.draining = False
+        base = settings[UPSTREAM_BASE_URL]
+        self.origin = Origin(base.scheme, base.host, base.port)
+        self.chat_options = Options(
+            default_max_tokens=settings[CHAT_DEFAULT_MAX_TOKENS],
+            models=settings[CHAT_MODELS],
+            strict=settings[CHAT_STRICT],
+            drop_sampling=settings[CHAT_DROP_SAMPLING],
+            prefill=settings[CHAT_PREFILL],
+            cache=settings[CHAT_CACHE],
+        )
+        # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
+        own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
+        self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
+        self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
 
     def reload(self, settings: Settings) -> None:
-        """Go on with other tokens and keys; requests in flight keep theirs.
+        """Use other tokens and keys from now on; requests in flight keep theirs.
 
-        :raises ConfigurationError: a plugin refuses them; all is as it was.
+        :raises ConfigurationError: a plugin refuses them; nothing has changed.
         """
         self.plugins.configure(settings)
         self.settings = settings
-        self._take_key()
+        self.upstream_key.load(settings)
 
-    def _take_key(self) -> None:
-        self.credential = upstream_credential(self.settings)
-        self.credential_refused = False
-
-    def refuse_credential(self) -> CredentialRefused:
-        """Return the error for an upstream's 401, and log the first one.
-
-        It is logged again after the key was reloaded, or after the upstream accepted it.
-        """
-        if not self.credential_refused:
-            self.credential_refused = True
-            logger.error(
-                "%s, then reload or restart; requests fail with 502 until then",
-                upstream_key_fault(self.settings),
-            )
-        return CredentialRefused()
+    def close(self) -> None:
+        """Release the thread and the upstream's connections, once no request is left."""
+        self.body_thread.close()
+        self.models.close()
+        self.upstream.close()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         status, body = await ask(self.upstream, self.settings, path, instance=self.instance)
-        if status == 401:
-            raise self.refuse_credential()
+        refusal = self.upstream_key.check(status)
+        if refusal is not None:
+            raise refusal
         return status, body

@@ -1,11 +1,11 @@
-"""Serves the pages of plugins.
+"""The pages of plugins.
 
-A page has the whole path to itself: with a slash at its end, or written with other escapes, it is
-another path, and not the page's.
+A page has exactly its path: the same path with a slash at its end, or with other escapes, is
+another one.
 
-A page fails by whatever it raises but a `ProxyError`, by an answer that cannot be sent, and by
-taking longer than ``PLUGIN_TIMEOUT``. Its client gets an error in the path's dialect then, and the
-log the type of what it raised.
+A page fails if it raises anything but a `ProxyError`, returns a response that cannot be sent, or
+takes longer than ``PLUGIN_TIMEOUT``. The client gets an error in the path's dialect then, and the
+log has the type of the exception.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from urllib.parse import parse_qs, unquote
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import (
-    BodyTooLarge,
     MethodNotAllowed,
     Overloaded,
     PluginFailed,
     ProxyError,
 )
-from tornadoproxy.handlers.base import ExchangeHandler
-from tornadoproxy.handlers.body_budget import HeldBody
+from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
 from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageRequest, PageResponse
 from tornadoproxy.protocol.request_target import check_target, is_served
@@ -41,9 +39,9 @@ T = TypeVar("T")
 
 
 class FoundPage(NamedTuple):
-    """A page, and what the groups of its path matched.
+    """A page with what the groups of its path matched.
 
-    :param plugin: whose it is.
+    :param plugin: the name of the page's plugin.
     """
 
     plugin: str
@@ -52,7 +50,7 @@ class FoundPage(NamedTuple):
 
 
 class PageFinder:
-    """Finds the page of a path: the first of those that match.
+    """The pages of all plugins, found by path: the first one that matches.
 
     :param pages: each after its plugin's name; those that override come first.
     """
@@ -70,7 +68,7 @@ class PageFinder:
                 self._literal.setdefault(page.path, FoundPage(plugin, page, ()))
 
     def find(self, path: str) -> FoundPage | None:
-        """The page of `path`, which is as it came."""
+        """Return the page of `path`, which is still percent-encoded."""
         found = self._literal.get(path)
         if found is not None:
             return found
@@ -82,14 +80,12 @@ class PageFinder:
 
 
 class PageHandler(ExchangeHandler):
-    """Serves one request for a page. Its body is held until it is whole."""
+    """One request for a page. Its body is held until it is whole."""
 
-    def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # made by the application, which knows
+    def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # called by the application
         super().initialize(gateway)
         self._plugin, self._page, self._arguments = found
         self._is_unauthenticated = self._page.public and self._page.admit is None
-        self._max_body = MAX_PUBLIC_BODY if self._is_unauthenticated else MAX_PAGE_BODY
-        self._held: HeldBody | None = None
 
     async def prepare(self) -> None:
         if not self._page.public:
@@ -100,50 +96,41 @@ class PageHandler(ExchangeHandler):
         if waiting is None:
             self.request.connection.authenticating()  # type: ignore[union-attr]  # ours
         else:
-            await self.until_known(waiting)
+            await self.while_authenticating(waiting)
+
+    def max_body(self) -> int:
+        return MAX_PUBLIC_BODY if self._is_unauthenticated else MAX_PAGE_BODY
 
     def admit(self) -> Awaitable[None] | None:
         methods = self._page.methods
         allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
         if self.request.method not in allowed:
-            raise MethodNotAllowed("This page is not asked for with this method.", allowed)
+            raise MethodNotAllowed("This page does not support this method.", allowed)
         if self.request.method in ("GET", "HEAD"):
             self.refuse_body()
         self.check_body_is_plain()
-        if int(self.request.headers.get("Content-Length", "0")) > self._max_body:
-            raise self._too_large()
-        self._held = HeldBody(self.gateway.body_budget, self._holder(), self._give_way)
+        self.check_length()
+        self.hold_body(self._principal(), self._give_way)
         return None if self._page.admit is None else self._ask_page(self._page.admit)
 
     async def _ask_page(self, admit: Callable[[IncomingRequest], object]) -> None:
-        refusal = (await self._called(admit, self.exchange.request, type(None)))[1]
+        refusal = (await self._call_page(admit, self.exchange.request, type(None)))[1]
         if refusal is not None:
             raise refusal
         self.request.connection.authenticated()  # type: ignore[union-attr]  # ours
 
-    def _holder(self) -> str | None:
-        """Who the body is charged to; a page that admits its clients answers for them."""
+    def _principal(self) -> str | None:
+        """Return whom the body is charged to; a page that admits its clients is charged itself."""
         if self.exchange.identity is not None:
             return self.exchange.identity.principal
         return None if self._is_unauthenticated else f"plugin {self._plugin}"
 
     def _give_way(self) -> None:
-        self.fail(Overloaded("Too many requests to pages are in flight. Try again.", retry_after=1))
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        assert self._held is not None
-        self.exchange.bytes_in += len(chunk)
-        try:
-            if self.exchange.bytes_in > self._max_body:
-                raise self._too_large()
-            self._held.add(chunk)
-        except ProxyError as error:
-            self.fail(error)
-        return None
+        self.end(Overloaded("Too many requests to pages are in flight. Try again.", retry_after=1))
 
     async def serve(self) -> None:
         assert self._held is not None
-        response, refusal = await self._called(
+        response, refusal = await self._call_page(
             self._page.serve,
             PageRequest(
                 incoming=self.exchange.request,
@@ -157,7 +144,7 @@ class PageHandler(ExchangeHandler):
         if self.ended:
             return
         if response is None:
-            # out here, so that the plugin's own exception does not come along as the context
+            # raised here, so that the plugin's own exception is not its context
             assert refusal is not None
             raise refusal
         self.set_status(response.status)
@@ -168,28 +155,21 @@ class PageHandler(ExchangeHandler):
         self.set_header(self.dialect.request_id_header, self.request_id)
         if response.body:
             self.write(response.body)
-        self.finish()
+        self.end()
 
-    def release(self) -> None:
-        if self._held is not None:
-            self._held.release()
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than {self._max_body} bytes.")
-
-    async def _called(
-        self, function: Callable[[Any], object], asked: object, kind: type[T]
+    async def _call_page(
+        self, function: Callable[[Any], object], argument: object, kind: type[T]
     ) -> tuple[T | None, ProxyError | None]:
-        """What a function of the page answers, or what its client is told instead.
+        """Return the result of a function of the page, or the error for its client.
 
-        :param kind: what it has to answer.
+        :param kind: of a valid result.
         """
         response: object = None
         error: BaseException | None = None
         timeout = self.gateway.settings[PLUGIN_TIMEOUT]
         began = time.monotonic()
         try:
-            response = function(asked)
+            response = function(argument)
         except BaseException as raised:
             error = raised
         if inspect.isawaitable(response):

@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tornadoproxy.errors import NotFound
-from tornadoproxy.handlers.base import BaseHandler, ExchangeHandler
+from tornadoproxy.handlers.base import BaseHandler
+from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.protocol.dialects import Dialect
-
-if TYPE_CHECKING:
-    from tornadoproxy.handlers.gateway import Gateway
 
 
 class ProbeHandler(BaseHandler):
-    """Pages that need no credential and say nothing secret."""
+    """A public page that says nothing secret."""
 
     SUPPORTED_METHODS = ("GET", "HEAD")
 
-    def initialize(self, gateway: Gateway, document: bytes = b'{"status":"ok"}') -> None:
-        super().initialize(gateway)
-        self.document = document
+    document = b'{"status":"ok"}'
 
     def prepare(self) -> None:
         self.refuse_body()
 
-    async def get(self) -> None:
+    async def serve(self) -> None:
         self.set_header("Cache-Control", "no-store")
-        await self.finish(self.document)
-
-    head = get
+        self.write(self.document)
+        self.end()
 
 
 class ReadyHandler(ProbeHandler):
     """Readiness: 503 while draining, so that a load balancer sends nothing more."""
 
-    async def get(self) -> None:
+    async def serve(self) -> None:
         if self.gateway.draining:
             self.set_status(503)
             self.document = b'{"status":"draining"}'
-        await super().get()
-
-    head = get
+        await super().serve()
 
 
 class NotFoundHandler(ExchangeHandler):
-    """Every other path: who asks must be known before it is said that there is nothing."""
+    """Every other path: only an authenticated client is told that it does not exist."""
 
     def admit(self) -> None:
         path, hint = self.request.path, ""

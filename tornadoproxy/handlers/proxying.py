@@ -1,13 +1,14 @@
-"""What every request that goes upstream has in common: its limits, its call, its answer's way out.
+"""A request that is sent to the upstream: its limits, its call, and the way of the response.
 
-Limits. A request that has been here before, and a body over the limit, are refused before anything
-goes upstream. A body that is held is read first (`tornadoproxy.handlers.body_budget`), and then the
-request takes its place in flight, or waits for its turn (`tornadoproxy.handlers.admission`). One
-whose body streams takes its place first, and nothing of the body is read before.
+Limits. A request that has passed this proxy before, or whose body is over the limit, is refused
+before anything is sent to the upstream. If the body is held, it is read first
+(`tornadoproxy.handlers.body_budget`), then the request takes its place in flight, or waits for one
+(`tornadoproxy.handlers.admission`). A request whose body streams takes its place before its body is
+read.
 
-The answer. Each piece is one write to the client, flushed at once. While the client has not taken
-it, nothing more is read from the upstream. An answer that breaks off is never ended cleanly: a
-stream gets an error event, and then the connection is cut.
+The response. Each piece is one write to the client, flushed at once. Until the client has taken it,
+nothing more is read from the upstream. A response that fails is never ended cleanly: a stream gets
+an error event, and then the connection is closed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.config.core_settings import DEFAULT_ANTHROPIC_VERSION, UPSTREAM_BASE_URL
-from tornadoproxy.errors import BodyTooLarge, LoopDetected, Overloaded
-from tornadoproxy.handlers.base import ExchangeHandler
-from tornadoproxy.handlers.body_budget import HeldBody
+from tornadoproxy.errors import LoopDetected
+from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.authorization import MAX_OUTPUT, UNTOLD_OUTPUT, ModelRequest
 from tornadoproxy.protocol.headers import has_been_here, request_head
 from tornadoproxy.protocol.request_fields import read_request
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.admission import Turn
     from tornadoproxy.handlers.event_stream import EventStream
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.plugin.request import Outcome
     from tornadoproxy.protocol.usage_reader import UsageReader
     from tornadoproxy.upstream.connection import ResponseHead
 
 T = TypeVar("T")
 
 MAX_MESSAGE_BODY = 32 * 1024 * 1024
-"""The largest messages request, in bytes, where its body has to be read: upstream's own limit."""
+"""The largest messages request that the proxy reads, in bytes: the upstream's own limit."""
 
 MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
-"""What is said of that limit."""
+"""What an error about that limit adds."""
 
 IN_THREAD = 256 * 1024
-"""The largest body that is read in the event loop, in bytes. It takes at most 50 ms there."""
+"""The largest body that is parsed in the event loop, in bytes: that takes at most 50 ms."""
 
 
 class UpstreamHandler(ExchangeHandler):
-    """Serves a request by asking the upstream. It is the `Receiver` of its own call."""
+    """A handler that asks the upstream. It is the `Receiver` of its own call."""
 
-    # What few requests need stands here. An object with more than thirty attributes of its own
-    # takes a kilobyte more, and there may be thousands of streams.
+    # What few requests need is a class attribute. An object with more than thirty attributes of its
+    # own takes a kilobyte more, and there may be thousands of streams.
     _turn: Turn | None = None
-    _held: HeldBody | None = None
     _uploads = False
     _events: EventStream | None = None
     _working: asyncio.Future[Any] | None = None  # Any: what the work returns
@@ -66,22 +66,21 @@ class UpstreamHandler(ExchangeHandler):
         self._call: Call | None = None
         self._has_place = False
         self._usage: UsageReader | None = None
-        self._auto_finish = False  # the answer's end is its own, and not the end of `serve`
 
     # -- for the routes
 
     def holds(self, length: int, *, chunked: bool) -> bool:
-        """Decide what becomes of the body: whether it is held until it is whole.
+        """Decide whether the body is held until it is whole.
 
-        :param length: of the body, in bytes; 0 if it is not told.
-        :param chunked: it comes in the chunked transfer coding.
+        :param length: of the body, in bytes; 0 if the request announces none.
+        :param chunked: the body has the chunked transfer coding.
         """
         raise NotImplementedError
 
     def begin(self, *, has_body: bool, chunked: bool) -> None:
         """Send a request whose body is not held.
 
-        :param has_body: there is one, which is to be streamed.
+        :param has_body: there is a body, which is to be streamed.
         """
         raise NotImplementedError
 
@@ -89,16 +88,8 @@ class UpstreamHandler(ExchangeHandler):
         """Send a request whose body was held, now that it is whole and has its place."""
         raise NotImplementedError
 
-    def max_body(self) -> int:
-        """The largest request body, in bytes."""
-        raise NotImplementedError
-
-    def max_body_hint(self) -> str:
-        """What is said of that limit."""
-        raise NotImplementedError
-
-    def on_head(self, head: ResponseHead, first: bytes) -> None:
-        """See `Receiver`."""
+    def begin_response(self, head: ResponseHead) -> None:
+        """Prepare the response to the client. It may end the request."""
         raise NotImplementedError
 
     def on_data(self, chunk: bytes) -> None:
@@ -112,21 +103,20 @@ class UpstreamHandler(ExchangeHandler):
     # -- the request
 
     def prepare(self) -> Coroutine[Any, Any, None]:  # Any: what it yields is the loop's
-        # before it is asked who that is: a loop comes with the upstream's key, which need not be
-        # a credential here, and nobody else knows this proxy's name in Via
+        # before authentication: a looping request carries the upstream's key, which need not be a
+        # credential here, and nobody else knows this proxy's name in Via
         if has_been_here(self.request.headers, self.gateway.instance):
             raise LoopDetected(
-                "This request has been here before: UPSTREAM_BASE_URL leads back to this proxy."
+                "This request has passed this proxy before: UPSTREAM_BASE_URL leads back to it. "
+                "Set it to the API's URL."
             )
         return super().prepare()
 
     def admit(self) -> Awaitable[None] | None:
-        length = int(self.request.headers.get("Content-Length", "0"))
-        if length > self.max_body():
-            raise self._too_large()
+        length = self.check_length()
         chunked = "Transfer-Encoding" in self.request.headers
         if self.holds(length, chunked=chunked):
-            self._held = HeldBody(self.gateway.body_budget, self._principal)
+            self.hold_body(self._principal)
             return None
         has_body = chunked or length > 0
         if has_body:
@@ -151,10 +141,10 @@ class UpstreamHandler(ExchangeHandler):
         return self.exchange.identity.principal
 
     def _take_place(self) -> Awaitable[None] | None:
-        """Take a place in flight, which is given back when the request is over.
+        """Take a place in flight, which is returned when the request ends.
 
-        :returns: something to await if none is free. The request may be over then.
-        :raises Overloaded: it cannot even wait.
+        :returns: something to await if none is free. The request may have ended by then.
+        :raises Overloaded: the queue is full, or disabled.
         """
         admission, principal = self.gateway.admission, self._principal
         if admission.enter(principal):
@@ -167,19 +157,11 @@ class UpstreamHandler(ExchangeHandler):
         self._uploads = False
         self.gateway.admission.end_upload(self._principal)
 
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        exchange = self.exchange
-        exchange.bytes_in += len(chunk)
-        if exchange.bytes_in > self.max_body():
-            self.fail(self._too_large())
-            return None
-        if self._held is None:
-            return None if self._call is None else self._call.write(chunk)
-        try:
+    def take_body(self, chunk: bytes) -> Awaitable[None] | None:
+        if self._held is not None:
             self._held.add(chunk, is_last=self.request.connection.has_come)  # type: ignore[union-attr]  # ours
-        except (BodyTooLarge, Overloaded) as error:
-            self.fail(error)
-        return None
+            return None
+        return None if self._call is None else self._call.write(chunk)
 
     async def serve(self) -> None:
         held = self._held
@@ -195,11 +177,11 @@ class UpstreamHandler(ExchangeHandler):
         if not self.ended:
             await self.serve_held(held.take())
 
-    async def is_permitted_to_send(self, body: bytes) -> bool:
-        """Ask the plugins, as `is_permitted` does, now that it is known what goes upstream.
+    async def authorize_body(self, body: bytes) -> bool:
+        """Ask the plugins to authorize what is about to be sent to the upstream; see `authorize`.
 
-        :param body: a messages request's.
-        :raises InvalidRequest: nobody could judge it.
+        :param body: of a messages request.
+        :raises InvalidRequest: its fields cannot be read.
         """
         fields = await self.work_on(len(body), read_request, body)
         if fields is None:
@@ -212,7 +194,7 @@ class UpstreamHandler(ExchangeHandler):
             await models.known()
             if self.ended:
                 return False
-        return await self.is_permitted(
+        return await self.authorize(
             ModelRequest(
                 model=fields.model,
                 models=fields.models,
@@ -226,7 +208,7 @@ class UpstreamHandler(ExchangeHandler):
         )
 
     async def work_on(self, size: int, work: Callable[..., T], *arguments: object) -> T | None:
-        """Return what `work` returns. It is done in a thread for a body larger than `IN_THREAD`.
+        """Return what `work` returns. It runs in a thread for a body larger than `IN_THREAD`.
 
         :param size: of the body that it works on, in bytes.
         :returns: ``None`` if the request ended meanwhile.
@@ -258,7 +240,7 @@ class UpstreamHandler(ExchangeHandler):
         :param target: the request target, below the upstream's path prefix.
         :param body: all of it; ``None`` if it is to be streamed.
         :param version: the ``anthropic-version`` where the client names none.
-        :param drop: the names of the client's headers that do not cross this time.
+        :param drop: the names of client headers that are not forwarded this time.
         :param add: headers besides the client's.
         """
         gateway = self.gateway
@@ -272,7 +254,7 @@ class UpstreamHandler(ExchangeHandler):
             self.request.headers,
             authority=base.authority,
             instance=gateway.instance,
-            credential=gateway.credential,
+            credential=gateway.upstream_key.header,
             default_version=version or gateway.settings[DEFAULT_ANTHROPIC_VERSION],
             drop=drop,
             add=add,
@@ -283,52 +265,37 @@ class UpstreamHandler(ExchangeHandler):
         )
         self._call = gateway.upstream.send(request, self)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The request body is larger than {self.max_body()} bytes ({self.max_body_hint()})."
-        )
+    # -- the response
 
-    # -- the answer
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        """Begin the response; see `Receiver`."""
+        refusal = self.gateway.upstream_key.check(head.status)
+        if refusal is not None:
+            self.end(refusal)
+            return
+        self.exchange.first_byte_at = time.monotonic()
+        if self._held is not None:  # no further attempt needs it
+            self._held.release()
+            self._held = None
+        self.begin_response(head)
+        if not self.ended:
+            self.on_data(first)
+            self._free_headers()
 
-    def fields_for_client(self, head: ResponseHead) -> Sequence[tuple[str, str]]:
-        """The answer's header fields but for those that a plugin withholds from this client."""
+    def on_failure(self, error: UpstreamError) -> None:
+        """See `Receiver`."""
+        self.end(error)
+
+    def headers_for_client(self, head: ResponseHead) -> Sequence[tuple[str, str]]:
+        """Return the response's headers without those that a plugin withholds from this client."""
         permits = self.exchange.permits
         if permits is None or not permits.withheld_headers:
             return head.fields
         withheld = permits.withheld_headers
         return [field for field in head.fields if not field[0].lower().startswith(withheld)]
 
-    def credential_is_accepted(self, status: int) -> bool:
-        """Return whether the upstream took the proxy's credential; fail the request if not.
-
-        :param status: the response's.
-        """
-        if status == 401:
-            self.on_failure(self.gateway.refuse_credential())
-            return False
-        if self.gateway.credential_refused and status < 400:
-            self.gateway.credential_refused = False
-        return True
-
-    def response_began(self) -> None:
-        """Take note of it: the request's body will not be needed again."""
-        self.exchange.first_byte_at = time.monotonic()
-        if self._held is not None:
-            self._held.release()
-            self._held = None
-
-    def response_ended(self) -> None:
-        """The client has been given everything."""
-        self.exchange.upstream_ended_at = time.monotonic()
-        if not self._finished:
-            self.finish()
-
-    def on_failure(self, error: UpstreamError) -> None:
-        self.exchange.upstream_ended_at = time.monotonic()
-        self.fail(error)
-
     def pass_on(self, chunk: bytes) -> None:
-        """Write and flush; head included if it is the first. Read on when the client took it."""
+        """Write and flush `chunk`, and read on from the upstream once the client has taken it."""
         if chunk:
             if self._events is not None:
                 self._events.feed(chunk)
@@ -342,41 +309,33 @@ class UpstreamHandler(ExchangeHandler):
         if self._call is not None:
             self._call.resume()
 
-    def forget_heads(self) -> None:
-        """A stream may be long, and what its two heads said has been passed on: a fifth of it."""
-        if self._events is not None and self._headers_written:
+    def _free_headers(self) -> None:
+        """Free both header blocks of a stream once relayed: they are a fifth of its memory."""
+        if self._events is not None and self.response_began:
             nothing = HTTPHeaders()
             self._headers = self.request.headers = nothing
             self.exchange.request = replace(self.exchange.request, headers=nothing)
 
     # -- the end
 
-    def break_off(self, error: ProxyError) -> None:
+    def end(self, error: ProxyError | None = None, outcome: Outcome | None = None) -> None:
         if self._call is not None:
             self._call.cancel()
-        last_words = b""
-        if self._events is not None and not self._finished:
-            last_words = self._events.last_words(error)
-        if not last_words:
-            super().break_off(error)
-            return
-        self.write(last_words)
-        self.cut_when_flushed(error)
-        self._events = None  # no second error event
+        if self.exchange.upstream_ended_at is None:
+            self.exchange.upstream_ended_at = time.monotonic()
+        super().end(error, outcome)
 
-    def cut_when_flushed(self, error: ProxyError) -> None:
-        """Cut the answer short once the client has what was written of it."""
-        if self._call is not None:
-            self._call.cancel()
-        if self._events is not None:
-            self._events.stop_pings()
-        flushed = self.flush()
-        if flushed.done():
+    def break_off(self, error: ProxyError) -> None:
+        """End an event stream with an error event, and close once the client has it."""
+        events, self._events = self._events, None  # the next call does not wait
+        flushed = None if events is None else events.fail(error)
+        if flushed is None or flushed.done():
             super().break_off(error)
         else:
             flushed.add_done_callback(lambda _: super(UpstreamHandler, self).break_off(error))
 
     def release(self) -> None:
+        super().release()
         if self._turn is not None:
             self.gateway.admission.withdraw(self._turn)
         elif self._has_place:
@@ -386,12 +345,8 @@ class UpstreamHandler(ExchangeHandler):
         if self._events is not None:
             self._events.stop_pings()
             self._events = None
-        if self._call is not None:
-            self._call.cancel()
         if self._working is not None:
             self._working.cancel()
-        if self._held is not None:
-            self._held.release()
         if self._usage is not None:
             self._usage.finish()
             self.exchange.model = self._usage.model

@@ -1,13 +1,13 @@
-"""``/v1/*``: the request goes upstream as it is, and so does the answer to the client.
+"""The relay of ``/v1/*``: requests and responses cross it as they are.
 
-The request's body. Without one, the request goes upstream as soon as it is admitted. A body up to
-`HELD_BODY` bytes is held until it is whole, so that the request goes out in one write and can be
-sent again if a kept connection turns out to be dead. Everything else streams: a part is read from
-the client only when the upstream has room for it. A messages request that plugins have to permit is
-held whatever its size.
+A request without a body is sent to the upstream as soon as it is admitted. A body up to `HELD_BODY`
+bytes is held until it is whole, so that the request is one write, and can be sent again if a kept
+connection turns out to be dead. Any other body streams: a part is read from the client only when
+the upstream has room for it. A messages request that plugins have to authorize is held whatever its
+size.
 
-Usage is read from the response to a messages request, so that only the codings that can be read
-here are asked for (`tornadoproxy.protocol.decompression`).
+The proxy reads the usage in the response to a messages request, so that it asks only for codings
+that it can read (`tornadoproxy.protocol.decompression`).
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ if TYPE_CHECKING:
 HELD_BODY = 1024 * 1024
 """The largest request body that is held until it is whole, in bytes."""
 
-
 _CODING = frozenset({"Accept-Encoding"})
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _FRAMING = frozenset({"Transfer-Encoding"})
 
 
 class RelayHandler(UpstreamHandler):
-    """Relays one exchange."""
+    """The relay of one exchange."""
 
     _rewriting: list[bytes] | None = None
     _ends_with_connection = False
@@ -63,16 +62,16 @@ class RelayHandler(UpstreamHandler):
 
     def max_body(self) -> int:
         largest = self.gateway.settings[MAX_BODY_SIZE]
-        return min(largest, MAX_MESSAGE_BODY) if self._is_judged() else largest
+        return min(largest, MAX_MESSAGE_BODY) if self._needs_authorization() else largest
 
     def max_body_hint(self) -> str:
-        return MESSAGE_HINT if self._is_judged() else MAX_BODY_SIZE.name
+        return MESSAGE_HINT if self._needs_authorization() else MAX_BODY_SIZE.name
 
-    def _is_judged(self) -> bool:
+    def _needs_authorization(self) -> bool:
         return self.gateway.plugins.authorizes and self.asks_a_model()
 
     def holds(self, length: int, *, chunked: bool) -> bool:
-        if self._is_judged():
+        if self._needs_authorization():
             self.check_body_is_plain()
             return True
         return not chunked and 0 < length <= HELD_BODY
@@ -81,15 +80,12 @@ class RelayHandler(UpstreamHandler):
         self._send(None if has_body else b"", chunked=chunked)
 
     async def serve_held(self, body: bytes) -> None:
-        if not self._is_judged() or await self.is_permitted_to_send(body):
+        if not self._needs_authorization() or await self.authorize_body(body):
             self._send(body)
 
-    def on_head(self, head: ResponseHead, first: bytes) -> None:
-        if not self.credential_is_accepted(head.status):
-            return
-        self.response_began()
-        headers = response_headers(head.status, self.fields_for_client(head))
-        self._headers = headers
+    def begin_response(self, head: ResponseHead) -> None:
+        headers = response_headers(head.status, self.headers_for_client(head))
+        self._headers = headers  # Tornado's `add_header` would validate each one again
         self.set_status(head.status, head.reason)
         if not head.reason:
             self._reason = ""
@@ -104,8 +100,6 @@ class RelayHandler(UpstreamHandler):
                 self._ends_with_connection = True
         if self._rewriting is not None and not is_json(headers):
             self._rewriting = None
-        self.on_data(first)
-        self.forget_heads()
 
     def on_data(self, chunk: bytes) -> None:
         if self._rewriting is not None:
@@ -117,12 +111,12 @@ class RelayHandler(UpstreamHandler):
 
     def on_end(self) -> None:
         if self._ends_with_connection and self._events and not self._events.between_events:
-            # HTTP cannot tell it from a whole answer, but an event without its end tells
-            self.on_failure(UpstreamClosed("The upstream ended its answer within an event."))
+            # to HTTP the response is complete, but an event without its end shows that it is not
+            self.end(UpstreamClosed("The upstream ended its response within an event."))
             return
         if self._rewriting is not None:
             self._pass_on_rewritten(b"".join(self._rewriting))
-        self.response_ended()
+        self.end()
 
     def _send(self, body: bytes | None, *, chunked: bool = False) -> None:
         drop: frozenset[str] = frozenset()
@@ -136,7 +130,7 @@ class RelayHandler(UpstreamHandler):
         self.send(self.request.uri or "", body, chunked=chunked, drop=drop, add=add)
 
     def _codings(self, body: bytes | None) -> str | None:
-        """Return the ``Accept-Encoding`` that goes upstream; ``None``: the client's, as it came."""
+        """Return the ``Accept-Encoding`` for the upstream; ``None`` keeps the client's own."""
         settings, headers = self.gateway.settings, self.request.headers
         if self._asks_a_model:
             # neither a ping nor an error event can be put into a compressed stream

@@ -1,16 +1,14 @@
-"""The routes, and how a request gets to its handler.
+"""The routes: how a request gets to its handler.
 
-Tornado's own way there is a rule for each route, three delegates one behind the other, and two
-turns of the event loop: a fifth of a small request's time. Here it is a look at the path and one
-delegate, which runs the handler at once, as far as that comes without waiting.
+Tornado's own routing has a rule for each route, three delegates one behind the other, and two turns
+of the event loop: a fifth of a small request's time. Here the path selects the handler, and one
+delegate runs it at once, up to its first wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStartLine
@@ -45,23 +43,25 @@ class GatewayApplication(Application):
     """The Tornado application of one proxy. Two can live in one process."""
 
     def __init__(self, gateway: Gateway) -> None:
+        super().__init__(log_function=lambda handler: None)  # the access log is a plugin's
         self._gateway = gateway
         self._origins = gateway.allowed_origins
         pages = gateway.plugins.pages()
         self._pages = PageFinder(pages) if pages else None
-        super().__init__(
-            # it is called, and that is all
-            transforms=[partial(ResponseToPages, self._origins)] if self._origins else [],  # type: ignore[list-item]
-            log_function=lambda handler: None,  # the access log is a plugin's
-        )
 
     def start_request(
         self, server_conn: object, request_conn: HTTPConnection
     ) -> HTTPMessageDelegate:
-        return _RequestDelegate(self, server_conn, request_conn)
+        return _RequestDelegate(self, request_conn)
 
     def make_handler(self, request: HTTPServerRequest) -> BaseHandler:
-        """The handler of `request`, which streams its body."""
+        """Return the handler of `request`."""
+        handler = self._route(request)
+        if self._origins:
+            handler.add_transform(ResponseToPages(self._origins, request))
+        return handler
+
+    def _route(self, request: HTTPServerRequest) -> BaseHandler:
         if self._origins and is_preflight(request, self._origins):
             return PreflightHandler(self, request, gateway=self._gateway)
         if self._pages and (found := self._pages.find(request.path)) is not None:
@@ -70,7 +70,7 @@ class GatewayApplication(Application):
 
     def _handler_class(self, path: str) -> type[BaseHandler]:
         if path.startswith(RELAY):
-            # a base URL that ends in /v1 where the client adds it
+            # the client has added /v1 to a base URL that ends in it
             is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
             return NotFoundHandler if is_double else RelayHandler
         if path in _PROBES:
@@ -83,75 +83,66 @@ class GatewayApplication(Application):
 
 
 class _Request(HTTPServerRequest):
-    """A request as Tornado's handlers want it, but for the fields of its query and its form.
+    """A request as Tornado's handlers need it, without the fields of its query and its form.
 
-    Tornado's own constructor takes them apart, which nobody here asks for, and checks once more
-    the Host that `request_framing` has checked: a hundredth of a small request's time.
+    Tornado's constructor parses the query, validates the ``Host`` header again, and refuses a query
+    of more than 1,000 fields, which is for the upstream to decide.
     """
 
     def __init__(
-        self,
-        start_line: RequestStartLine,
-        headers: HTTPHeaders,
-        connection: HTTPConnection,
-        server_connection: object,
+        self, start_line: RequestStartLine, headers: HTTPHeaders, connection: HTTPConnection
     ) -> None:
         self.method, self.uri, self.version = start_line
         self.path, _, self.query = start_line.path.partition("?")
         self.headers = headers
-        self.body = b""
         peer = connection.context  # type: ignore[attr-defined]  # ours: see request_connection
         self.remote_ip = peer.remote_ip
         self.protocol = peer.protocol
-        # only HTTP/1.0 can do without
-        self.host = headers.get("Host", "127.0.0.1")
+        self.host = headers.get("Host", "127.0.0.1")  # HTTP/1.0 may have none
         self.connection = connection
-        self.server_connection = server_connection
-        self._start_time = time.time()
-        self._finish_time = None
 
     def __repr__(self) -> str:
-        # Tornado's shows the query
+        """Return the request without its query, which Tornado's own shows."""
         return f"{type(self).__name__}({self.method} {self.path})"
 
 
 class _RequestDelegate(HTTPMessageDelegate):
-    """Brings one request to its handler, as Tornado does for those that stream the body."""
+    """The way of one request's parts to its handler."""
 
-    def __init__(
-        self, app: GatewayApplication, server_connection: object, connection: HTTPConnection
-    ) -> None:
+    def __init__(self, app: GatewayApplication, connection: HTTPConnection) -> None:
         self._app = app
-        self._server_connection = server_connection
         self._connection = connection
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None]:
         assert isinstance(start_line, RequestStartLine)
-        request = _Request(start_line, headers, self._connection, self._server_connection)
-        self._whole = request._body_future = asyncio.Future()
-        handler = self._handler = self._app.make_handler(request)
-        transforms = [transform(request) for transform in self._app.transforms]
-        prepared: asyncio.Future[None] = asyncio.Future()
-        handler._prepared_future = prepared  # type: ignore[assignment]  # declared as None
-        _run(handler._execute(transforms))
+        loop = asyncio.get_running_loop()
+        handler = self._handler = self._app.make_handler(
+            _Request(start_line, headers, self._connection)
+        )
+        body: asyncio.Future[bool] = loop.create_future()
+        self._body = body
+        prepared: asyncio.Future[None] = loop.create_future()
+        _run(handler.run(prepared, body))
         return prepared
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         return self._handler.data_received(chunk)
 
     def finish(self) -> None:
-        if not self._whole.done():
-            self._whole.set_result(None)
+        if not self._body.done():
+            self._body.set_result(True)
 
     def on_connection_close(self) -> None:
+        if not self._body.done():
+            self._body.set_result(False)
         self._handler.on_connection_close()
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:  # Any: what it yields is the loop's
-    """Run `coroutine`, which raises nothing, as far as it goes at once, and the rest in a task."""
-    # what a task waits for keeps it alive
+    """Run `coroutine` up to its first wait, and the rest in a task."""
+    # whatever the task waits for keeps the task alive
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         asyncio.Task(coroutine, loop=loop, eager_start=True)

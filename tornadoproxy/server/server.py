@@ -29,7 +29,6 @@ from tornadoproxy.config.core_settings import (
 )
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.handlers.gateway import Gateway
-from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.plugin.status import Status
 from tornadoproxy.server.app import GatewayApplication
 from tornadoproxy.server.listener import Listener
@@ -155,16 +154,13 @@ class Server:
             self.abort()
             await self._say_last_words()
         await self._listener.close()
-        self._gateway.body_thread.close()
-        self._gateway.models.close()
-        self._gateway.upstream.close()
+        self._gateway.close()
         await self._plugins.shutdown()
 
     def abort(self) -> None:
         """Cut every request in flight, now."""
         if self._gateway is not None:
-            for handler in list(self._gateway.in_flight):
-                handler.cut(Outcome.DRAINED)
+            self._gateway.in_flight.end_all()
 
     async def _say_last_words(self) -> None:
         assert self._listener is not None

@@ -1,0 +1,266 @@
+"""The life of a request: who sends it, whether it may go on, and how it ends.
+
+::
+
+    initialize         the exchange begins
+    run                calls the rest, and turns an exception into the end of the request
+      prepare          plugins.authenticate → an identity, or 401; the target is validated;
+                       plugins.admit; plugins.authorize, unless that needs the body;
+                       `ExchangeHandler.admit` does the route's own work, and may have to wait
+      data_received    the request's body, piece by piece
+      serve            the body is whole
+    end                the request is over, with an `Outcome`; its record is reported exactly once
+
+What a route adds is in its own module; the relay is in `tornadoproxy.handlers.relay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tornadoproxy.config.core_settings import TRUSTED_PROXIES
+from tornadoproxy.errors import BodyTooLarge, ClientError, InvalidRequest, Overloaded
+from tornadoproxy.handlers.base import BaseHandler
+from tornadoproxy.handlers.body_budget import HeldBody
+from tornadoproxy.handlers.exchange import Exchange
+from tornadoproxy.plugin.authorization import Permits
+from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome
+from tornadoproxy.protocol.browser_guard import check_not_from_web_page
+from tornadoproxy.protocol.client_address import client_address, client_prefix, client_scheme
+from tornadoproxy.protocol.request_target import check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tornadoproxy.errors import ProxyError
+    from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.plugin.authorization import ModelRequest
+
+T = TypeVar("T")
+
+
+class ExchangeHandler(BaseHandler):
+    """A handler behind authentication; each of its requests is reported in exactly one record."""
+
+    exchange: Exchange
+    _authenticating: asyncio.Task[Any] | None = None  # Any: the task's result is not used
+    _held: HeldBody | None = None
+
+    def initialize(self, gateway: Gateway) -> None:
+        super().initialize(gateway)
+        request = self.request
+        source = (request.remote_ip or "", request.headers, gateway.settings[TRUSTED_PROXIES])
+        incoming = IncomingRequest(
+            method=request.method or "",
+            path=request.path,
+            headers=request.headers,
+            remote_ip=client_address(*source),
+            dialect=self.dialect,
+        )
+        scheme = client_scheme(request.protocol, *source)
+        self.exchange = Exchange(incoming, self.request_id, scheme)
+        self.outcome: Outcome | None = None
+        gateway.in_flight.add(self)
+        self.request.connection.on_fault = self.end  # type: ignore[union-attr]  # ours
+
+    # -- who sends the request, and whether it may go on
+
+    async def prepare(self) -> None:
+        response = self.gateway.plugins.authenticate(self.exchange.request)
+        if not isinstance(response, Identity):
+            response = await self.while_authenticating(response)
+        identity = self.exchange.identity = response
+        if self.ended:
+            return
+        self.request.connection.authenticated()  # type: ignore[union-attr]  # ours
+        if identity.anonymous:
+            check_not_from_web_page(
+                self.request.headers, self.gateway.allowed_hosts, self.gateway.allowed_origins
+            )
+        check_target(self.request.uri or "")
+        plugins = self.gateway.plugins
+        if plugins.admits and not await self._admit_by_plugins(identity):
+            return
+        authorizes_now = plugins.authorizes and not self.asks_a_model()
+        if authorizes_now and not await self.authorize(None):
+            return
+        waiting = self.admit()
+        if waiting is not None:
+            await waiting
+
+    async def while_authenticating(self, waiting: Awaitable[T]) -> T:
+        """Await a plugin's decision, which is cancelled if the request ends meanwhile."""
+        self._authenticating = asyncio.current_task()
+        self.request.connection.authenticating()  # type: ignore[union-attr]  # ours
+        try:
+            return await waiting
+        finally:
+            del self._authenticating
+
+    def asks_a_model(self) -> bool:
+        """Whether plugins need the body to authorize the request."""
+        return False
+
+    async def authorize(self, model_request: ModelRequest | None) -> bool:
+        """Ask the plugins to authorize the request, and raise the error of one that refuses.
+
+        :returns: whether the request goes on: the client may have disconnected meanwhile.
+        """
+        exchange = self.exchange
+        assert exchange.identity is not None
+        waiting = self.gateway.plugins.authorize(
+            exchange.request, exchange.identity, model_request, self._permits()
+        )
+        if waiting is not None:
+            await waiting
+        return not self.ended
+
+    async def _admit_by_plugins(self, identity: Identity) -> bool:
+        """Ask the plugins whether the body may be read; see `authorize`."""
+        waiting = self.gateway.plugins.admit(self.exchange.request, identity, self._permits())
+        if waiting is not None:
+            await waiting
+        return not self.ended
+
+    def _permits(self) -> Permits:
+        """Return the permits of this request, all of which are settled when it ends."""
+        exchange = self.exchange
+        if exchange.permits is None:
+            exchange.permits = Permits(self.gateway.plugins.tell)
+        return exchange.permits
+
+    def admit(self) -> Awaitable[None] | None:
+        """Do the route's own work, now that the client is authenticated.
+
+        :returns: something to await before the request's body is read, if that has to wait.
+        """
+        raise NotImplementedError
+
+    def base_url(self) -> str:
+        """Return the URL under which the client reaches this proxy, without a trailing slash."""
+        request, trusted = self.request, self.gateway.settings[TRUSTED_PROXIES]
+        prefix = client_prefix(request.remote_ip or "", request.headers, trusted)
+        return f"{self.exchange.scheme}://{request.host}{prefix}"
+
+    # -- the request's body
+
+    def max_body(self) -> int:
+        """Return the size of the largest request body, in bytes."""
+        raise NotImplementedError
+
+    def max_body_hint(self) -> str:
+        """Return what the error about a larger body adds: which limit it is."""
+        return ""
+
+    def check_length(self) -> int:
+        """Return the length that the request announces for its body; 0 if it announces none.
+
+        :raises BodyTooLarge: the body is larger than `max_body`.
+        """
+        length = int(self.request.headers.get("Content-Length", "0"))
+        if length > self.max_body():
+            raise self._body_too_large()
+        return length
+
+    def check_body_is_plain(self) -> None:
+        """Refuse a compressed request body, where the proxy has to read it."""
+        if "Content-Encoding" in self.request.headers:
+            raise InvalidRequest("Send the request body without a Content-Encoding.")
+
+    def hold_body(
+        self, principal: str | None, on_give_way: Callable[[], None] | None = None
+    ) -> None:
+        """Hold the request's body until it is whole, charged to `principal`."""
+        self._held = HeldBody(self.gateway.body_budget, principal, on_give_way)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        exchange = self.exchange
+        exchange.bytes_in += len(chunk)
+        try:
+            if exchange.bytes_in > self.max_body():
+                raise self._body_too_large()
+            return self.take_body(chunk)
+        except (BodyTooLarge, Overloaded) as error:
+            self.end(error)
+            return None
+
+    def take_body(self, chunk: bytes) -> Awaitable[None] | None:
+        """Take a piece of the body.
+
+        :returns: something to await before the next piece, if that has to wait.
+        :raises BodyTooLarge: the body can never be held.
+        :raises Overloaded: there is no room for it at present.
+        """
+        assert self._held is not None
+        self._held.add(chunk)
+        return None
+
+    def _body_too_large(self) -> BodyTooLarge:
+        hint = self.max_body_hint()
+        which = f" ({hint})" if hint else ""
+        return BodyTooLarge(f"The request body is larger than {self.max_body()} bytes{which}.")
+
+    # -- the response
+
+    def write(self, chunk: str | bytes | dict[str, object]) -> None:
+        if self.request.method != "HEAD":
+            self.exchange.bytes_out += len(chunk)
+        super().write(chunk)
+
+    def on_finish(self) -> None:
+        self._close()
+
+    def on_connection_close(self) -> None:
+        self.end(outcome=Outcome.ABANDONED)
+
+    def end(self, error: ProxyError | None = None, outcome: Outcome | None = None) -> None:
+        """End the request. The first call decides the outcome; the next one does not wait.
+
+        :param outcome: of the request; by default it follows from `error`.
+        """
+        if self.ended:
+            return
+        if self.outcome is None:
+            self.outcome = outcome or _outcome_of(error)
+            self.exchange.error = None if error is None else _description(error)
+        if outcome is Outcome.ABANDONED:
+            self._close()
+        else:
+            super().end(error)
+
+    def _close(self) -> None:
+        """Release what the request held, and report its record to the plugins."""
+        assert self.outcome is not None
+        self.ended = True
+        self.gateway.in_flight.discard(self)
+        if self._authenticating is not None:
+            self._authenticating.cancel()
+        exchange, plugins = self.exchange, self.gateway.plugins
+        if self.response_began:
+            exchange.status = self.get_status()
+        self.release()
+        if exchange.usage.others:
+            exchange.usage = plugins.priced(exchange.usage)
+        record = exchange.record(self.outcome, plugins.price(exchange.model, exchange.billed))
+        if exchange.permits is not None:
+            exchange.permits.settle(record)
+        plugins.request_finished(record)
+
+    def release(self) -> None:
+        """Release what the route held for this request."""
+        if self._held is not None:
+            self._held.release()
+
+
+def _outcome_of(error: ProxyError | None) -> Outcome:
+    if error is None:
+        return Outcome.COMPLETED
+    return Outcome.DENIED if isinstance(error, (ClientError, Overloaded)) else Outcome.FAILED
+
+
+def _description(error: ProxyError) -> str:
+    """Return what the record says of `error`."""
+    # a message about a field may quote what the client put into it
+    about_field = isinstance(error, InvalidRequest) and error.param
+    return f"{type(error).__name__}: {f'at {error.param}' if about_field else error.message}"
