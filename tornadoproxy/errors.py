@@ -1,9 +1,9 @@
-"""The exceptions of the proxy; whose fault it was is in the type.
+"""The exceptions of the proxy; the type says whose fault an error is.
 
 ::
 
-    ProxyError                      ends a request with an error of our own
-    ├── ClientError                 the client's fault, decided before anything goes upstream
+    ProxyError                      ends a request with an error of the proxy's own
+    ├── ClientError                 the client's fault, found before anything is sent upstream
     │   ├── InvalidRequest          400
     │   ├── AuthenticationFailed    401
     │   ├── Denied                  the status that a plugin or a rule chooses, 403 by default
@@ -13,19 +13,19 @@
     │   ├── BodyTooLarge            413
     │   └── LoopDetected            508
     ├── Overloaded                  529, and 503 in the OpenAI dialect
-    ├── PluginFailed                503  a deciding plugin raised, hung or answered nonsense
+    ├── PluginFailed                503  a deciding plugin raised, hung, or returned nonsense
     └── UpstreamError               the upstream's fault
         ├── CredentialRefused       502  it refused the proxy's own credential
         ├── UpstreamUnreachable     502  no connection
-        ├── UpstreamProtocolError   502  it answered, but not in HTTP
-        ├── UpstreamClosed          502  it left before its answer was whole
+        ├── UpstreamProtocolError   502  its response is not HTTP
+        ├── UpstreamClosed          502  it disconnected before its response was whole
         └── UpstreamTimeout         504  it was silent for too long
 
-    ConfigurationError              a start-up mistake, in one line for the person who can mend it
-    DatabaseUnavailable             what a plugin keeps cannot be read or written at present
+    ConfigurationError              a start-up mistake, one line each for the operator
+    DatabaseUnavailable             a plugin's database cannot be read or written at present
 
-How an error looks on the wire is the dialect's business: see `tornadoproxy.protocol.dialects`.
-Messages are read by clients: they say what to do and never hold a credential.
+`tornadoproxy.protocol.dialects` gives an error its shape on the wire. Messages are for the people
+at the clients: they say what to do, and never contain a credential.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from collections.abc import Iterable, Mapping
 
 
 class ProxyError(Exception):
-    """Ends a request with an error of the proxy's own.
+    """An error of the proxy's own that ends a request.
 
     :param message: for the person at the client: what is wrong and what to do.
     :param status: the HTTP status; each subclass has its own default.
-    :param error_type: the wire's error type; by default it follows from the status.
-    :param code: the OpenAI dialect's ``code``, where one is usual.
-    :param param: the OpenAI dialect's ``param``: the request's field that is at fault.
-    :param retry_after: seconds after which another try makes sense, sent as ``retry-after``.
+    :param error_type: the error type on the wire; by default it follows from the status.
+    :param code: the ``code`` in the OpenAI dialect, where one is usual.
+    :param param: the ``param`` in the OpenAI dialect: the field of the request that is wrong.
+    :param retry_after: seconds after which a retry makes sense, sent as ``retry-after``.
     :param headers: further response headers.
     """
 
@@ -70,7 +70,7 @@ class ProxyError(Exception):
 
 
 class ClientError(ProxyError):
-    """The client's fault; nothing went upstream."""
+    """The client's fault; nothing was sent upstream."""
 
     status = 400
 
@@ -89,13 +89,13 @@ class AuthenticationFailed(ClientError):
 
 
 class Denied(ClientError):
-    """We know who asks, and the answer is no."""
+    """The client is authenticated, but the request is refused."""
 
     status = 403
 
 
 class NotFound(ClientError):
-    """There is nothing at this path."""
+    """The path does not exist."""
 
     status = 404
 
@@ -103,7 +103,7 @@ class NotFound(ClientError):
 class MethodNotAllowed(ClientError):
     """The path exists, but not with this method.
 
-    :param allowed: the methods that it has (RFC 9110 §15.5.6).
+    :param allowed: the methods that the path has (RFC 9110 §15.5.6).
     """
 
     status = 405
@@ -113,7 +113,7 @@ class MethodNotAllowed(ClientError):
 
 
 class ClientTimeout(ClientError):
-    """The client began a request and did not finish sending it in time."""
+    """The client did not send the whole request in time."""
 
     status = 408
 
@@ -125,7 +125,7 @@ class BodyTooLarge(ClientError):
 
 
 class LoopDetected(ClientError):
-    """The request has been through this proxy before: its upstream leads back to it."""
+    """The request has passed this proxy before: its upstream leads back to it."""
 
     status = 508
 
@@ -137,7 +137,7 @@ class Overloaded(ProxyError):
 
 
 class PluginFailed(ProxyError):
-    """A plugin that had to decide could not; the request is refused."""
+    """A plugin failed to decide; the request is refused."""
 
     status = 503
 
@@ -149,7 +149,7 @@ class UpstreamError(ProxyError):
 
 
 class CredentialRefused(UpstreamError):
-    """The upstream answered 401. No client's credential goes upstream, so the proxy's is meant."""
+    """The upstream responded with 401, which means the proxy's own credential: no other is sent."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -164,15 +164,15 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The upstream's answer is not HTTP/1.1."""
+    """The upstream's response is not HTTP/1.1."""
 
 
 class UpstreamClosed(UpstreamError):
-    """The upstream closed or reset the connection before its answer was whole."""
+    """The upstream closed or reset the connection before its response was whole."""
 
 
 class UpstreamTimeout(UpstreamError):
-    """The upstream took too long to connect, to begin its answer, or to go on with it."""
+    """The upstream took too long to connect, to begin its response, or to continue it."""
 
     status = 504
 
@@ -180,7 +180,7 @@ class UpstreamTimeout(UpstreamError):
 class ConfigurationError(Exception):
     """One or more start-up mistakes.
 
-    :param faults: a line each: what is wrong, the variable's name, and the mend; no credential.
+    :param faults: one line each: what is wrong, the setting's name, and what to do; no credential.
     """
 
     def __init__(self, *faults: str) -> None:
@@ -189,4 +189,4 @@ class ConfigurationError(Exception):
 
 
 class DatabaseUnavailable(Exception):
-    """A plugin's database cannot be used at present; the text says why and what mends it."""
+    """A plugin's database cannot be used at present; the text says why and what to do."""

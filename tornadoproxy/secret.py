@@ -9,8 +9,8 @@ import hmac
 class Secret:
     """Bytes whose ``repr`` and ``str`` hide them, compared in constant time.
 
-    :param value: the credential; text is taken as UTF-8, and bytes that were smuggled through
-        text by ``surrogateescape`` (the environment, file names) come back as they were.
+    :param value: the credential. Text is encoded as UTF-8; bytes that ``surrogateescape`` has put
+        into text (the environment, file names) are restored.
     """
 
     __slots__ = ("_known_digest", "_value")
@@ -20,13 +20,13 @@ class Secret:
         self._known_digest: bytes | None = None
 
     def reveal(self) -> bytes:
-        """The credential itself, for the wire and for nothing else."""
+        """Return the credential itself, to be sent and for nothing else."""
         return self._value
 
     def matches(self, other: Secret) -> bool:
-        """Whether both are the same, in a time that depends on neither.
+        """Return whether both are equal, in a time that depends on neither.
 
-        Digests of equal length are compared, so that the length does not show either.
+        Digests of equal length are compared, so that the time does not depend on the lengths.
         """
         return hmac.compare_digest(self._digest(), other._digest())
 

@@ -563,7 +563,7 @@ async def test_sighup_reads_tokens_anew_and_drops_no_stream(
     tokens.write_text("another-token-that-is-long-enough")
     key.write_text("another-key")
     program.process.send_signal(signal.SIGHUP)
-    await program.said(b"read again")
+    await program.said(b"reloaded")
     stream.may_end.set()
     rest = b""
     while piece := await streaming.chunk():

@@ -112,7 +112,7 @@ async def test_socket_file_in_use_is_refused(start_proxy: StartProxy, path: Path
 
 async def test_file_that_is_no_socket_is_kept(start_proxy: StartProxy, path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(ConfigurationError, match="there is a file that is no socket"):
+    with pytest.raises(ConfigurationError, match="a file that is not a socket exists there"):
         await start_proxy(HOST=f"unix:{path}")
     assert path.read_text() == "precious"
 

@@ -291,7 +291,7 @@ async def test_a_second_signal_ends_it_now(serve: Start, upstream: ScriptedUpstr
     await program.line("stopping: no new connections")
     program.process.send_signal(signal.SIGINT)
     assert await program.ended() == 1
-    assert "stopping now: requests in flight are cut" in program.text
+    assert "stopping now: aborting the requests in flight" in program.text
     assert "Traceback" not in program.text
     with contextlib.suppress(ConnectionResetError):
         assert await client.read_to_end() == b"first"
@@ -434,7 +434,7 @@ class Reloaded:
         """Send SIGHUP, and wait until everything has been read again."""
         await self.program.port()
         self.program.process.send_signal(signal.SIGHUP)
-        await self.program.line("SIGHUP: secrets and the settings of plugins have been read again")
+        await self.program.line("SIGHUP: reloaded secrets and the settings of plugins")
 
 
 class TestReload:
@@ -522,9 +522,7 @@ class TestReload:
         )
         await reloaded.reload()
         (warning,) = [line for line in program.lines if "WARNING" in line]
-        assert warning.endswith(
-            "SIGHUP: MAX_BODY_SIZE has changed; it takes effect at the next start"
-        )
+        assert warning.endswith("SIGHUP: MAX_BODY_SIZE has changed; restart to apply it")
         large = request_bytes("POST", "/v1/messages", body=b" " * 2048, token=OTHER_TOKEN)
         assert (await program.ask(large)).status != 413
 
@@ -608,7 +606,7 @@ def authenticate(request):
         await program.port()
         token = (await program.line(r'ANTHROPIC_AUTH_TOKEN="([\w-]{43})"'))[1]
         program.process.send_signal(signal.SIGHUP)
-        await program.line("SIGHUP: secrets and the settings of plugins have been read again")
+        await program.line("SIGHUP: reloaded secrets and the settings of plugins")
         assert (await program.ask(request_bytes("GET", "/v1/models", token=token))).status == 200
         assert "WARNING" not in program.text
 

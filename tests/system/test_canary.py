@@ -471,7 +471,7 @@ async def test_no_canary_in_any_log_or_answer_or_in_the_wrong_direction(
     assert b" 401 " in await program.ask(request_bytes("GET", "/v1/models", token=NEW_TOKEN))
     env_file.write_text(f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}\n")
     program.process.send_signal(signal.SIGHUP)
-    await program.hears(b"have been read again")
+    await program.hears(b"reloaded secrets")
     for old in (TOKEN, OTHER_TOKEN):
         assert b" 401 " in await program.ask(request_bytes("GET", "/v1/models", token=old))
     assert b" 200 " in await program.ask(request_bytes("GET", "/v1/models", token=NEW_TOKEN))

@@ -78,7 +78,7 @@ async def serve_demo(
         return await runner.serve(
             settings,
             plugins,
-            read_again=lambda: configuration.settings(plugins).replace(own),
+            reload=lambda: configuration.settings(plugins).replace(own),
             announce=announce,
         )
     finally:

@@ -148,7 +148,7 @@ def _serve(configuration: Configuration) -> int:
         serving = runner.serve(
             settings,
             plugins,
-            read_again=lambda: configuration.settings(plugins),
+            reload=lambda: configuration.settings(plugins),
             announce=announce,
         )
         return runner.run(_ended(serving))

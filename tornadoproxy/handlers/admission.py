@@ -1,16 +1,16 @@
-"""Admits requests up to a limit; those beyond it wait in a short fair queue.
+"""Admission of requests up to a limit; further ones wait in a short fair queue.
 
-A place is taken by `Admission.enter`, or handed by `Admission.leave` from a request that is over to
-the one whose turn it is. So nobody waits while a place is free.
+A request takes a place by `Admission.enter`. A request that ends passes its place by
+`Admission.leave` to the next one in the queue, so that no request waits while a place is free.
 
-A place has to be earned. A request whose body is held takes one when its body is whole: slow bodies
-take none. A body that streams takes one at once, since the upstream is asked at once; for that, one
-principal may have as many of them as it leaves places free, but always one.
+A request whose body is held takes its place when the body is whole, so that slow bodies take none.
+A body that streams takes one at once, since the upstream is called at once; therefore one principal
+may have as many such bodies as it leaves places free, but always one.
 
-Whose turn it is: the principal's with the fewest places; of equals they take turns, whatever the
-number of their requests; within one, first come is first served. In a full queue the newest request
-of the principal with the most of them gives way to one with fewer, since a principal that fills the
-queue would otherwise keep all others out.
+The next place goes to the principal with the fewest places; equals take turns, whatever the number
+of their requests; requests of one principal are served in their order. In a full queue the newest
+request of the principal with the most requests gives way to a principal with fewer: otherwise one
+principal could fill the queue and keep all others out.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ THREAD_TIMEOUT = 60.0
 
 
 class Turn:
-    """A request in the queue, until it is decided whether it gets a place.
+    """A request in the queue, until it gets a place or is refused.
 
-    :param principal: who asks.
-    :ivar has_place: it was handed a place, and has not given it back.
-    :ivar refused: there is no place for it.
-    :ivar timer: ends its patience.
+    :param principal: of the request.
+    :ivar has_place: whether it has a place, which it has not returned yet.
+    :ivar refused: whether it does not get a place.
+    :ivar timer: refuses it after the timeout.
     """
 
     __slots__ = ("decided", "has_place", "principal", "refused", "timer")
@@ -50,9 +50,9 @@ class Turn:
         self.timer: asyncio.TimerHandle | None = None
 
     async def wait(self) -> None:
-        """Return once it has a place, or is withdrawn.
+        """Return once the request has a place, or is withdrawn.
 
-        :raises Overloaded: it is refused.
+        :raises Overloaded: the request is refused.
         """
         await self.decided
         if self.refused:
@@ -62,9 +62,9 @@ class Turn:
 class Admission:
     """The places of the requests in flight, and the queue for them.
 
-    :param limit: requests in flight at once.
-    :param max_waiting: requests that may wait at once, of all principals together.
-    :param timeout: how long one may wait, in seconds; 0 disables queueing.
+    :param limit: of requests in flight.
+    :param max_waiting: limit of requests in the queue, of all principals together.
+    :param timeout: how long a request may wait, in seconds; 0 disables queueing.
     """
 
     def __init__(self, limit: int, *, max_waiting: int, timeout: float) -> None:
@@ -81,11 +81,14 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
+        """The number of requests that wait for a place."""
         return self._waiting
 
     def enter(self, principal: str) -> bool:
-        """Take a place, if one is free; `leave` gives it back."""
+        """Take a place, if one is free; `leave` returns it.
+
+        :returns: whether one was free.
+        """
         if self._in_flight >= self._limit:
             return False
         self._in_flight += 1
@@ -93,7 +96,7 @@ class Admission:
         return True
 
     def leave(self, principal: str) -> None:
-        """Give a place of `principal` back: to the one whose turn it is, if any request waits."""
+        """Return a place of `principal`, and pass it to the next request that waits."""
         _change(self._places, principal, -1)
         self._in_flight -= 1
         if not self._waiting:
@@ -105,9 +108,9 @@ class Admission:
         self._take_out(turn)
 
     def begin_upload(self, principal: str) -> None:
-        """Count a body that is about to stream; `end_upload` is for when it is whole, or over.
+        """Count a body that is about to stream; `end_upload` discounts it.
 
-        :raises Overloaded: `principal` has more of them than it leaves places free.
+        :raises Overloaded: `principal` has more such bodies than it leaves places free.
         """
         uploads = self._uploads.get(principal, 0) + 1
         if 1 < uploads > self._limit - self._in_flight - 1:
@@ -118,13 +121,13 @@ class Admission:
         self._uploads[principal] = uploads
 
     def end_upload(self, principal: str) -> None:
-        """See `begin_upload`."""
+        """Discount a body that has streamed, or whose request has ended."""
         _change(self._uploads, principal, -1)
 
     def queue(self, principal: str) -> Turn:
-        """Wait for a place, since none is free; `withdraw` ends it, however it went.
+        """Wait for a place, since none is free; `withdraw` must be called in the end.
 
-        :raises Overloaded: there is no queue, or no room in it.
+        :raises Overloaded: queueing is disabled, or the queue is full.
         """
         if not self._timeout:
             raise _overloaded()
@@ -137,7 +140,7 @@ class Admission:
         return turn
 
     def withdraw(self, turn: Turn) -> None:
-        """Give back the place or the turn of a request that is over, whichever it has."""
+        """Return the place of a request that has ended, or take it out of the queue."""
         if turn.has_place:
             turn.has_place = False
             self.leave(turn.principal)
@@ -162,7 +165,7 @@ class Admission:
         self._waiting -= 1
         if turn.timer is not None:
             turn.timer.cancel()
-        if not turn.decided.done():  # it is if the task that waits was cancelled
+        if not turn.decided.done():  # it is done if the waiting task was cancelled
             turn.decided.set_result(None)
 
 
@@ -174,9 +177,9 @@ class FairThread:
         self._turns = Admission(1, max_waiting=1_000_000, timeout=THREAD_TIMEOUT)
 
     async def run(self, principal: str, work: Callable[..., T], *arguments: object) -> T:
-        """Return what `work` returns. Cancelled before it begins, it is never done.
+        """Return what `work` returns. Work that is cancelled before it begins is not done.
 
-        :raises Overloaded: its turn did not come in time.
+        :raises Overloaded: the turn of `work` did not come in time.
         """
         if not self._turns.enter(principal):
             turn = self._turns.queue(principal)
@@ -197,7 +200,7 @@ class FairThread:
 
 
 def _change(counts: dict[str, int], principal: str, by: int) -> None:
-    """Change one count; those of 0 are not kept, or they would grow with every principal."""
+    """Change one count. Counts of 0 are deleted: one for each principal ever seen would pile up."""
     count = counts.get(principal, 0) + by
     if count:
         counts[principal] = count

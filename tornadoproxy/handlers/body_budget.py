@@ -1,9 +1,9 @@
-"""Divides the memory for what clients have sent and nobody can use yet.
+"""The memory for bytes that clients have sent and that cannot be used yet.
 
-The theory. What has arrived is charged, never what was announced: a slow body costs as much room as
-it has sent. A principal may hold as much as it leaves free. So one principal alone gets half of the
-room, the next one half of what is left, and there is always room for one that holds nothing (the
-dynamic threshold of A. Choudhury and E. Hahne, https://doi.org/10.1109/90.664262).
+The theory. Bytes are charged when they arrive, never when they are announced: a slow body takes as
+much room as it has sent. A principal may hold as much as it leaves free. So one principal alone
+gets half of the room, the next one half of the rest, and there is always room for one that holds
+nothing (the dynamic threshold of A. Choudhury and E. Hahne, https://doi.org/10.1109/90.664262).
 
 Clients that are not authenticated have a sixteenth of the room, all together. There the oldest
 holding gives way to the newest, since a client in good faith needs its room for moments only.
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNCHARGED_BODY = 16 * 1024
-"""The largest body that is held without a charge if it comes in one piece, in bytes.
+"""The largest body that is held without a charge if it arrives in one piece, in bytes.
 
-It is whole by then, so there are no more of them than requests that are in flight or queued.
+Such a body is whole, so that there are no more of them than requests in flight or queued.
 """
 
 _UNKNOWN_PART = 16
 
 
 class BodyBudget:
-    """The room of one process.
+    """The room for held bytes in one process.
 
     :param capacity: of the room, in bytes.
-    :ivar used: bytes that are charged now.
+    :ivar used: bytes that are charged at present.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -42,9 +42,9 @@ class BodyBudget:
         self._unknown: dict[Holding, None] = {}  # the oldest first
 
     def charge(self, principal: str, more: int) -> None:
-        """Charge `more` bytes to `principal`; less than 0 gives room back.
+        """Charge `more` bytes to `principal`; a negative number releases them.
 
-        :raises Overloaded: that is more than it may hold.
+        :raises Overloaded: the principal may not hold so much.
         """
         own = self._by_principal.get(principal, 0) + more
         if more > 0 and own > self._capacity - self.used - more:
@@ -56,7 +56,7 @@ class BodyBudget:
             self._by_principal.pop(principal, None)
 
     def check_may_fit(self, size: int) -> None:
-        """Refuse a body that a principal could not hold if nobody else held any.
+        """Refuse a body that a principal could not hold even if no other principal held any.
 
         :raises BodyTooLarge: `size` is more than half of the room.
         """
@@ -67,7 +67,7 @@ class BodyBudget:
             ) from None
 
     def charge_unknown(self, holding: Holding, more: int) -> None:
-        """Charge the `more` bytes that `holding` has; the oldest holdings make room for them."""
+        """Charge `more` bytes of `holding`; the oldest holdings give way to them."""
         self.used += more
         self._unknown_used += more
         if holding.size:
@@ -79,10 +79,10 @@ class BodyBudget:
 
 
 class Holding:
-    """What one client holds.
+    """The bytes held for one client.
 
-    :param principal: who that is; ``None`` if it is not authenticated.
-    :param on_give_way: called when it had to make room, as only unauthenticated clients have to.
+    :param principal: of the client; ``None`` if it is not authenticated.
+    :param on_give_way: called when the holding gives way, as only unauthenticated clients' do.
     :ivar size: in bytes.
     """
 
@@ -102,7 +102,7 @@ class Holding:
     def resize(self, size: int) -> None:
         """Hold `size` bytes from now on.
 
-        :raises Overloaded: that is more than there is room for; it holds what it held before.
+        :raises Overloaded: there is no room for so many; the size is unchanged.
         """
         more = size - self.size
         if self._principal is not None:
@@ -113,14 +113,14 @@ class Holding:
             self._budget.charge_unknown(self, more)
 
     def give_way(self) -> None:
-        """Hold nothing more, since others need the room."""
+        """Hold nothing any more, since another holding needs the room."""
         self.resize(0)
         if self._on_give_way is not None:
             self._on_give_way()
 
 
 class HeldBody(Holding):
-    """A request's body, held until it is whole or for as long as it may be needed again."""
+    """A request's body, held until it is whole, and as long as it may be sent again."""
 
     __slots__ = ("_body",)
 
@@ -134,11 +134,11 @@ class HeldBody(Holding):
         self._body: bytes | bytearray = b""
 
     def add(self, piece: bytes, *, is_last: bool = False) -> None:
-        """Hold what has come.
+        """Hold `piece`, too.
 
-        :param is_last: the body is whole with it, so that it costs nothing if it is small.
-        :raises Overloaded: there is no room for it now.
-        :raises BodyTooLarge: there never is.
+        :param is_last: `piece` completes the body, so that a small body is not charged.
+        :raises Overloaded: there is no room for it at present.
+        :raises BodyTooLarge: there can never be room for it.
         """
         if is_last and not self.size and len(piece) <= UNCHARGED_BODY:
             self._body = piece
@@ -150,7 +150,7 @@ class HeldBody(Holding):
             self._budget.check_may_fit(size)
             raise
         if isinstance(self._body, bytes):
-            self._body = bytearray()  # small pieces in a list would take 30 times what is charged
+            self._body = bytearray()  # a list of small pieces would take 30 times what is charged
         self._body += piece
 
     def take(self) -> bytes:
@@ -159,7 +159,7 @@ class HeldBody(Holding):
         return body
 
     def release(self) -> None:
-        """Give the room back; harmless the second time."""
+        """Release the room; harmless the second time."""
         if self.size:
             self._body = b""
             self.resize(0)

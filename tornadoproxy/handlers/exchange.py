@@ -1,4 +1,4 @@
-"""The core's state of one request, from its head to the record that it ends in.
+"""The core's state of one request, from its head to its record.
 
 Every exchange ends in exactly one `RequestRecord`, with exactly one `Outcome`.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Exchange:
-    """The state of one request while it is on its way. Times are monotonic, in seconds."""
+    """The state of one request while it is served. Times are monotonic, in seconds."""
 
     __slots__ = (
         "agent_id",
@@ -75,7 +75,7 @@ class Exchange:
 
     @property
     def billed(self) -> Usage:
-        """The usage that is paid for: what was refused before any output is not.
+        """The usage that is charged: a refusal before any output is not.
 
         Source: https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback
         """
@@ -84,9 +84,9 @@ class Exchange:
         return self.usage
 
     def record(self, outcome: Outcome, cost: int | None) -> RequestRecord:
-        """The record of this exchange, which ends now.
+        """Return the record of this exchange, which ends now.
 
-        :param cost: what is `billed` of it costs, if that is known.
+        :param cost: of what is `billed`, if that is known.
         """
         now = time.monotonic()
         request = self.request

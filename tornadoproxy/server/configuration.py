@@ -1,8 +1,8 @@
-"""Brings command line, environment, ``.env`` and plugins together into settings.
+"""The settings of a process, from its command line, environment, ``.env`` file and plugins.
 
-Which settings there are depends on the plugins, and which plugins are loaded depends on a setting:
-so ``DISABLED_PLUGINS`` is read first and alone, then the plugins are loaded, then everything is
-read. Misspelt names can be found only at the end.
+Plugins declare settings, and a setting decides which plugins are loaded. So ``DISABLED_PLUGINS`` is
+read first and alone, then the plugins are loaded, then all settings are read. Misspelled names can
+be found only at the end.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Configuration(Struct, frozen=True):
-    """What a process was started with.
+    """The command line and the environment of a process.
 
     :param arguments: the command line after the program's name.
-    :param environment: the environment. It is read here and nowhere else.
-    :param own: the parser of the command's own arguments; ``None`` while it is not known.
+    :param environment: the environment, which no other code reads.
+    :param own: the parser of the command's own arguments; ``None`` if it is not known yet.
     """
 
     arguments: Sequence[str]
@@ -44,24 +44,24 @@ class Configuration(Struct, frozen=True):
     __repr__ = object.__repr__  # a field may hold a credential
 
     def command(self) -> str:
-        """The word that names the command; it need not be one that there is."""
+        """Return the word that names the command, which may not exist."""
         return command_line.command(self.arguments)
 
     def command_line(
         self, *plugin_settings: Setting[Any], own: OwnParser | None = None
     ) -> Arguments:
-        """The command line, with the flags of the core and of `plugin_settings`.
+        """Parse the command line, with the flags of the core and of `plugin_settings`.
 
-        :param own: the parser of the command's own arguments, if it is not `own` already.
+        :param own: the parser of the command's own arguments, in place of the attribute `own`.
         """
         return command_line.read(
             self.arguments, (*CORE_SETTINGS, *plugin_settings), own or self.own
         )
 
     def disabled(self) -> tuple[str, ...]:
-        """The names of the plugins that are not to be imported.
+        """Return the names of the plugins that must not be imported.
 
-        :raises ConfigurationError: they cannot be known for sure.
+        :raises ConfigurationError: the ``.env`` file, which may name them, is faulty.
         """
         sources = self._sources(command_line.read(self.arguments, CORE_SETTINGS))
         if sources.env_file.faults:
@@ -76,15 +76,15 @@ class Configuration(Struct, frozen=True):
         try:
             plugins = Plugins.load(self.disabled())
         except ConfigurationError as error:
-            # the core's own settings can be judged all the same
+            # the core's own settings can be validated all the same
             more = self._core_faults()
             raise ConfigurationError(*dict.fromkeys((*error.faults, *more))) from None
         return plugins, self.settings(plugins)
 
     def settings(self, plugins: Plugins, arguments: Arguments | None = None) -> Settings:
-        """Read all settings, those of `plugins` included, from what is there now.
+        """Read all settings, those of `plugins` included, from their present sources.
 
-        :param arguments: the command line, if it has been read with a command's own parser.
+        :param arguments: the command line, if a command's own parser has parsed it.
         :raises ConfigurationError: with every fault.
         """
         declared = (*CORE_SETTINGS, *plugins.declared_settings())
@@ -105,12 +105,12 @@ class Configuration(Struct, frozen=True):
         return settings
 
     def warn(self, plugins: Plugins) -> None:
-        """Log what is probably not meant in the settings' sources."""
+        """Log probable mistakes in the sources of the settings."""
         for line in self.sources(plugins).warnings((*CORE_SETTINGS, *plugins.declared_settings())):
             _logger.warning(line)
 
     def sources(self, plugins: Plugins) -> Sources:
-        """Where the core's and the plugins' settings have their values."""
+        """Return the sources of the core's and the plugins' settings."""
         return self._sources(self.command_line(*plugins.declared_settings()))
 
     def _sources(self, arguments: Arguments) -> Sources:
@@ -126,9 +126,9 @@ class Configuration(Struct, frozen=True):
 
 
 def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ...]:
-    """See that `settings` go together, and hand them to the plugins.
+    """Check that `settings` are consistent, and pass them to the plugins.
 
-    :return: the name and the line of each plugin that has something to say.
+    :return: for each plugin that reports its configuration: its name and the line.
     :raises ConfigurationError: with every fault of the core's and the plugins'.
     """
     faults = contradictions(settings)

@@ -1,11 +1,11 @@
-"""Notices that a peer has hung up while nobody reads from it.
+"""Detection of a client's disconnect while the proxy reads nothing from it.
 
-A server that reads nothing more does not see the end of file behind bytes that wait unread, and a
-proxy reads nothing more while it waits for the upstream, or while the upstream is slower than the
-client. ``EPOLLRDHUP`` tells regardless of what waits (epoll_ctl(2)). An epoll descriptor can be
-watched itself, so one reader in the event loop serves all connections.
+A server that has stopped reading does not see the end of file behind unread bytes, and a proxy
+stops reading while it waits for the upstream, or while the upstream is slower than the client.
+``EPOLLRDHUP`` reports a disconnect regardless of unread bytes (epoll_ctl(2)). An epoll descriptor
+can itself be watched, so that one reader in the event loop serves all connections.
 
-Where there is no epoll, nothing is watched here: a peer's leaving is seen by the next read.
+Without epoll nothing is watched: the next read sees the disconnect.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 
 
 class HangupWatch:
-    """Calls back, once for each watched descriptor, when its peer has closed or reset."""
+    """Watched descriptors, each with a callback for when its peer has closed or reset."""
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -34,10 +34,10 @@ class HangupWatch:
             self._callbacks[fd] = callback
 
     def remove(self, fd: int, callback: Callable[[], None]) -> None:
-        """Stop watching; harmless if `fd` is watched for somebody else by now."""
+        """Stop watching `fd`; harmless if it is watched for another callback by now."""
         if self._callbacks.get(fd) == callback:
             del self._callbacks[fd]
-            with suppress(OSError):  # it is closed already, so that nothing is watched
+            with suppress(OSError):  # closed already, which ends the watch
                 self._epoll.unregister(fd)
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""Writes lines to a file descriptor without ever making the caller wait.
+"""A writer of lines to a file descriptor that never blocks its caller.
 
-Who writes a line only puts it in a bounded queue; a daemon thread takes all that waits and hands
-it to the system. The thread lingers a little after it was woken, so that at a thousand lines a
-second it wakes, and takes the interpreter's lock, a few dozen times and not a thousand.
+`LineWriter.write` puts a line in a bounded queue; a daemon thread writes everything that is queued.
+The thread waits a little after it was woken, so that at a thousand lines a second it wakes, and
+takes the interpreter's lock, a few dozen times a second and not a thousand.
 
-When the descriptor takes nothing (its reader is slow) the queue fills, and further lines are
-dropped. When it fails (disk full, pipe closed) the lines in hand are dropped; nothing is tried
-again, so there is no busy loop. Dropped lines are counted, and the first thing written once
-writing works again is a line that says how many.
+While the descriptor blocks (its reader is slow) the queue fills, and further lines are dropped.
+When it fails (disk full, pipe closed) the lines at hand are dropped, and not tried again, so that
+there is no busy loop. Dropped lines are counted. Once writing works again, the first line says how
+many.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def _dropped_notice(count: int) -> bytes:
 
 
 class LineWriter:
-    """A bounded writer of lines that neither blocks its caller nor raises, and counts its losses.
+    """A bounded writer of lines that never blocks its caller or raises, and counts dropped lines.
 
-    May be used from several threads, with or without an event loop. Close it, or the last lines
+    It may be used from several threads, with or without an event loop. Close it, or the last lines
     may be lost: its thread does not keep the process alive.
 
-    :param fd: where to write. It is duplicated, so that its owner may close it at any time; it may
+    :param fd: where to write. It is duplicated, so that its owner may close it at any time. It may
         be in blocking mode or not.
-    :param capacity: how many lines may wait.
-    :param notice: makes the line that tells of so many dropped ones, without its line end.
+    :param capacity: how many lines may be queued.
+    :param notice: makes the line that reports the number of dropped lines, without its line end.
     :raises OSError: `fd` is not open.
     """
 
@@ -51,7 +51,7 @@ class LineWriter:
         notice: Callable[[int], bytes] = _dropped_notice,
     ) -> None:
         self._fd = os.dup(fd)
-        # a pipe keeps a write up to this size whole among those of other processes
+        # a write of up to this size to a pipe is not mixed with the writes of other processes
         self._largest = select.PIPE_BUF if stat.S_ISFIFO(os.fstat(fd).st_mode) else _FILE_WRITE
         self._capacity = capacity
         self._notice = notice
@@ -60,21 +60,21 @@ class LineWriter:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._dropped = 0
-        # the thread's own: how many dropped lines it has told of, and whether half a line is out
-        self._told = 0
+        # used by the thread only: how many dropped lines it has reported, and whether half a line
+        # has been written
+        self._reported = 0
         self._torn = False
 
     @property
     def dropped(self) -> int:
-        """How many lines have been dropped so far."""
+        """The number of lines that have been dropped so far."""
         return self._dropped
 
     def write(self, line: bytes | Callable[[], bytes]) -> None:
-        """Put `line` in the queue, or drop it if the queue is full or the writer closed.
+        """Queue `line`, or drop it if the queue is full or the writer is closed.
 
-        :param line: without its line end, and without one inside; or what makes it, in the
-            thread, where many are made one after the other, which takes a third of the time. One
-            that raises makes a dropped line.
+        :param line: without a line end; or a function that makes it in the thread, which makes many
+            in a row and so takes a third of the time. If the function raises, the line is dropped.
         """
         if self._waiting.qsize() >= self._capacity or self._closing.is_set():
             self._drop(1)
@@ -84,10 +84,10 @@ class LineWriter:
             self._start()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Write out what waits and stop. May be called again.
+        """Write the queued lines, and stop; harmless the second time.
 
-        :param timeout: seconds to wait at most. A thread that is stuck is left behind; it ends
-            when its descriptor takes or refuses the rest, or with the process.
+        :param timeout: seconds to wait at most. A blocked thread ends when its descriptor takes or
+            refuses the rest, or with the process.
         """
         with self._lock:
             if not self._closing.is_set():
@@ -110,11 +110,11 @@ class LineWriter:
             try:
                 thread.start()
             except RuntimeError:
-                return  # no thread to be had: the lines wait, and the next write tries again
+                return  # the system has no more threads: the next write tries again
             self._thread = thread
 
     def _run(self) -> None:
-        # signals are the main thread's, which may have blocked them
+        # signals are for the main thread, which may have blocked them
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not (self._closing.is_set() and self._waiting.empty()):
             self._write_out(self._take())
@@ -127,7 +127,7 @@ class LineWriter:
         return [made for line in lines if line is not None and (made := self._made(line))]
 
     def _made(self, line: bytes | Callable[[], bytes]) -> bytes:
-        """`line` with its end, or nothing."""
+        """Return `line` with its line end, or nothing if making it fails."""
         try:
             return (line if isinstance(line, bytes) else line()) + b"\n"
         except Exception:
@@ -136,7 +136,7 @@ class LineWriter:
 
     def _write_out(self, lines: list[bytes]) -> None:
         lost = len(lines)
-        if self._tell_dropped():
+        if self._report_dropped():
             for chunk in self._chunks(lines):
                 written = self._write(chunk)
                 lost -= chunk.count(b"\n", 0, written)
@@ -145,20 +145,23 @@ class LineWriter:
         if lost:
             self._drop(lost)
 
-    def _tell_dropped(self) -> bool:
-        """Whether there was nothing to tell, or it has been written."""
+    def _report_dropped(self) -> bool:
+        """Write how many lines were dropped since the last report.
+
+        :returns: whether the report has been written, or there was none to write.
+        """
         dropped = self._dropped
-        if dropped > self._told:
-            notice = self._notice(dropped - self._told) + b"\n"
+        if dropped > self._reported:
+            notice = self._notice(dropped - self._reported) + b"\n"
             if self._torn:
                 notice = b"\n" + notice
             if self._write(notice) < len(notice):
                 return False
-            self._told = dropped
+            self._reported = dropped
         return True
 
     def _chunks(self, lines: list[bytes]) -> Iterator[bytes]:
-        """`lines` in whole lines, joined up to the size that is best written at once."""
+        """Yield `lines`, joined up to the size that is best written at once."""
         chunk: list[bytes] = []
         size = 0
         for line in lines:
@@ -171,7 +174,7 @@ class LineWriter:
             yield b"".join(chunk)
 
     def _write(self, data: bytes) -> int:
-        """How many bytes of `data` went out; fewer than all if the descriptor failed."""
+        """Write `data`, and return how many bytes were written: fewer if the descriptor failed."""
         written = 0
         while written < len(data):
             try:

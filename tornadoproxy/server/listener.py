@@ -1,12 +1,12 @@
-"""Accepts clients' connections as long as there is room for them, and knows those that are open.
+"""The listening sockets and the client connections accepted from them, up to a limit.
 
-Each request takes two descriptors, the client's and the upstream's. So the connections are limited
-to what the process may open. At the limit one makes room for the next: of those that have not
-earned their place, the one that has been so longest. A place is earned by a request whose sender is
-authenticated, until that is answered. So idle connections make room, and so do those in a TLS
-handshake, within a head, within a body that nobody has authenticated, and within the rest of a body
-that has been answered already. If descriptors are used up all the same, nothing is accepted for
-`BACK_OFF` seconds: new connections wait in the system's queue meanwhile.
+Each request takes two descriptors, the client's and the upstream's, so that the number of
+connections is limited by what the process may open. At the limit, one connection is closed to make
+room for the next: the one that has been without an authenticated request longest. So idle
+connections make room, and so do those in a TLS handshake, within a request's head, within a body
+that is not authenticated, and within the rest of a body after its response. If descriptors run out
+all the same, nothing is accepted for `BACK_OFF` seconds; new connections wait in the system's queue
+meanwhile.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACK_OFF = 1.0
-"""How long nothing is accepted when descriptors or memory for sockets are used up, in seconds."""
+"""How long nothing is accepted after descriptors or socket memory ran out, in seconds."""
 
-_GRACE = 0.1  # seconds before a connection makes room: a request may be under way
-_COMPLAINT_INTERVAL = 60.0  # seconds between two log lines about that
+_GRACE = 0.1  # seconds before a new connection makes room: a request may be on its way
+_WARNING_INTERVAL = 60.0  # seconds between two log lines about that
 _TURNS_TO_BE_READ = 5  # of the event loop: to be accepted, made, watched, found readable, and read
 _ACCEPTS_PER_TURN = 64  # of the event loop, which has others to serve
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -65,7 +65,8 @@ class Listener:
         self.body_budget = gateway.body_budget
         self.request_ids = gateway.request_ids
         self.max_head = gateway.settings[MAX_HEADER_SIZE]
-        # whoever may open a Unix socket's file is on this machine; without any, it has left already
+        # clients of a Unix socket are on this machine; other clients without an address have
+        # disconnected already
         is_unix = sockets[0].family is socket.AF_UNIX
         self.unnamed_peer = "127.0.0.1" if is_unix else "0.0.0.0"  # noqa: S104  # not bound
         self.hangups = HangupWatch()
@@ -74,29 +75,30 @@ class Listener:
         self._tls = tls
         self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
-        self._count = 0  # of the connections that have been accepted and are not closed
+        self._count = 0  # of accepted connections that are not closed
         self._open: set[ClientTransport] = set()
-        self._unearned: dict[ClientTransport, float] = {}  # since when; longest first
+        # without an authenticated request: since when, the longest first
+        self._closable: dict[ClientTransport, float] = {}
         self._opening: dict[ClientTransport, asyncio.Task[None]] = {}
         self._is_accepting = False
         self._resuming: asyncio.TimerHandle | None = None
-        self._complained_at = -_COMPLAINT_INTERVAL
-        self._told_of_tls = False
-        self._answered = asyncio.Event()
+        self._warned_at = -_WARNING_INTERVAL
+        self._warned_of_tls = False
+        self._became_idle = asyncio.Event()
         self._accept_again()
 
     # -- for the server
 
     @property
     def connections(self) -> int:
-        """How many are open, those that are being opened included."""
+        """The number of connections, those in a TLS handshake included."""
         return self._count
 
     async def stop(self) -> None:
-        """Take no more connections, and close those that wait for a request.
+        """Accept no more connections, and close those that wait for a request.
 
-        Requests that have come already are served, also on connections that still wait to be
-        accepted: to close the socket would reset those.
+        Requests that have arrived already are served, also on connections that are not accepted
+        yet: closing the socket would reset those.
         """
         self._stop_accepting()
         if self._resuming is not None:
@@ -110,21 +112,21 @@ class Listener:
         for connection in list(self._open):
             connection.close_if_unused()
 
-    async def all_answered(self) -> None:
+    async def all_idle(self) -> None:
         """Wait until no request is being served."""
         while any(connection.is_busy for connection in self._open):
-            self._answered.clear()
-            await self._answered.wait()
+            self._became_idle.clear()
+            await self._became_idle.wait()
 
     async def close(self) -> None:
-        """Close all connections, and wait until they are."""
+        """Close all connections, and wait until they are closed."""
         for task in list(self._opening.values()):
             task.cancel()
         for connection in list(self._open):
             connection.abort()
         while self._open:
-            self._answered.clear()
-            await self._answered.wait()
+            self._became_idle.clear()
+            await self._became_idle.wait()
         self.hangups.close()
 
     # -- for the connections
@@ -138,32 +140,32 @@ class Listener:
         """See `Host`."""
         del self._opening[connection]
         self._open.add(connection)
-        self._lend(connection)
+        self._may_close(connection)
 
     def became_busy(self, connection: ClientTransport) -> None:
         """See `Host`."""
-        self._unearned.pop(connection, None)
-        self._unearned[connection] = self._loop.time()
+        self._closable.pop(connection, None)
+        self._closable[connection] = self._loop.time()
 
     def became_known(self, connection: ClientTransport) -> None:
         """See `Host`."""
-        self._unearned.pop(connection, None)
+        self._closable.pop(connection, None)
 
     def became_idle(self, connection: ClientTransport) -> None:
         """See `Host`."""
-        self._lend(connection)
-        self._answered.set()
+        self._may_close(connection)
+        self._became_idle.set()
 
     def closed(self, connection: ClientTransport) -> None:
         """See `Host`."""
         self._open.discard(connection)
-        self._answered.set()
+        self._became_idle.set()
         self._free_a_place(connection)
 
     def refused_tls(self, peer: Peer) -> None:
-        """See `Host`. Logged once: a client that is set up like that tries again and again."""
-        if not self._told_of_tls:
-            self._told_of_tls = True
+        """See `Host`. Logged once: such a client tries again and again."""
+        if not self._warned_of_tls:
+            self._warned_of_tls = True
             logger.warning(
                 "a client at %s speaks TLS, but this port does not: give it an http:// URL, or set "
                 "TLS_CERT and TLS_KEY (logged once)",
@@ -172,19 +174,19 @@ class Listener:
 
     # -- within
 
-    def _lend(self, connection: ClientTransport) -> None:
-        """Note that `connection` has not earned its place, or not any more."""
-        self._unearned.pop(connection, None)
-        self._unearned[connection] = self._loop.time()
+    def _may_close(self, connection: ClientTransport) -> None:
+        """Note that `connection` has no authenticated request, so that it may make room."""
+        self._closable.pop(connection, None)
+        self._closable[connection] = self._loop.time()
         self._accept_in(_GRACE)
 
     def _free_a_place(self, connection: ClientTransport) -> None:
-        self._unearned.pop(connection, None)
+        self._closable.pop(connection, None)
         self._count -= 1
         self._accept_again()
 
     def _accept_in(self, seconds: float) -> None:
-        """Accept again then, if that is not done now and has no earlier time."""
+        """Accept connections again in `seconds`, unless that happens earlier anyway."""
         if not self._is_accepting and self._resuming is None:
             self._resuming = self._loop.call_later(seconds, self._accept_again)
 
@@ -204,11 +206,11 @@ class Listener:
                 self._loop.remove_reader(sock.fileno())
 
     def _accept(self, listening: socket.socket) -> None:
-        """Somebody knocks, perhaps several."""
+        """Accept pending connections."""
         if self._count >= self._max_connections:
             if not self._make_room():
                 self._stop_accepting()  # until one closes, or may make room
-                if self._unearned:
+                if self._closable:
                     self._accept_in(_GRACE)
             return
         for _ in range(min(_ACCEPTS_PER_TURN, self._max_connections - self._count)):
@@ -224,7 +226,7 @@ class Listener:
             sock.setblocking(False)
             self._count += 1
             connection = ClientConnection(self)
-            self._lend(connection)
+            self._may_close(connection)
             self._opening[connection] = self._loop.create_task(
                 self._open_connection(connection, sock)
             )
@@ -244,11 +246,14 @@ class Listener:
             self._free_a_place(connection)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been unearned longest; whether there is one."""
-        for connection, since in self._unearned.items():
+        """Close the connection that has been without an authenticated request longest.
+
+        :returns: whether there is one.
+        """
+        for connection, since in self._closable.items():
             if self._loop.time() - since < _GRACE:
                 return False
-            del self._unearned[connection]
+            del self._closable[connection]
             opening = self._opening.get(connection)
             if opening is None:
                 connection.abort()
@@ -262,8 +267,8 @@ class Listener:
         self._make_room()
         self._accept_in(BACK_OFF)
         now = self._loop.time()
-        if now - self._complained_at >= _COMPLAINT_INTERVAL:
-            self._complained_at = now
+        if now - self._warned_at >= _WARNING_INTERVAL:
+            self._warned_at = now
             logger.warning(
                 "no more connections for now: %s, with %d open; raise the limit of open files "
                 "(ulimit -n), or lower MAX_CONNECTIONS",

@@ -1,4 +1,4 @@
-"""Opens the sockets to listen on: of an address and a port, or of a file (``HOST=unix:/path``)."""
+"""Listening sockets: of an address and a port, or of a file (``HOST=unix:/path``)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from contextlib import suppress
 from tornado.netutil import bind_sockets
 
 UNIX = "unix:"
-"""What ``HOST`` begins with if a path follows."""
+"""The beginning of a ``HOST`` that names a path."""
 
 _BACKLOG = 1024
-_FILE_MODE = 0o660  # connecting takes the right to write: the proxy's user and its group
+_FILE_MODE = 0o660  # to connect, a process needs write access: the proxy's user and group
 
 
 def open_sockets(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
     """Return the listening sockets.
 
-    :param host: as ``HOST`` has it.
-    :param port: 0 takes a free one; not used for a Unix socket.
-    :raises OSError: the address is in use, is not there, or may not be used.
+    :param host: the value of ``HOST``.
+    :param port: 0 selects a free one; not used for a Unix socket.
+    :raises OSError: the address is in use, does not exist, or is not permitted.
     """
     if host.startswith(UNIX):
         return [_open_unix_socket(host.removeprefix(UNIX))]
-    address = None if host == "::" else host  # to Tornado, :: is IPv6 alone
+    address = None if host == "::" else host  # Tornado takes :: for IPv6 alone
     return bind_sockets(port, address, backlog=_BACKLOG, reuse_port=reuse_port)
 
 
@@ -65,12 +65,12 @@ def _open_unix_socket(path: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the file of a socket that nobody listens on: a process that is killed leaves it.
+    """Remove the file of a socket that no process listens on: a killed process leaves it behind.
 
-    :raises OSError: somebody listens there, or it is no socket.
+    :raises OSError: a process listens on it, or the file is not a socket.
     """
     if not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+        raise FileExistsError(errno.EEXIST, "a file that is not a socket exists there")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -78,6 +78,6 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
             return
-        except BlockingIOError:  # so many connect that its queue is full
+        except BlockingIOError:  # a process listens, and its queue is full
             pass
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -1,6 +1,6 @@
-"""Sets up logging: one line a record on standard error, which nobody ever waits for.
+"""Logging: one line per record on standard error.
 
-Lines go through a `LineWriter`, so that a terminal or a pipe that takes nothing stalls no request.
+Lines are written by a `LineWriter`, so that a terminal or a pipe that blocks delays no request.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), 0x7F)}
 
 @contextlib.contextmanager
 def logging_to(fd: int, level: str) -> Iterator[LineWriter]:
-    """Log to the file descriptor `fd`, from `level` up, as long as the context lasts.
+    """Log to the file descriptor `fd`, from `level` up, while the context lasts.
 
-    Plugins' own loggers are heard from ``warning`` up.
+    Records of plugins' own loggers are logged from ``warning`` up.
 
-    :return: the writer, for lines that are no records.
+    :return: the writer, for lines that are not log records.
     """
     writer = LineWriter(fd)
     handler = _LineHandler(writer)
@@ -53,9 +53,9 @@ def _levels(level: str) -> dict[str, int]:
         "tornadoproxy": wanted,
         "asyncio": wanted,
         "tornado": wanted,
-        # below warning it quotes header lines that it cannot read, credentials included
+        # below warning it quotes malformed header lines, which may hold credentials
         "tornado.general": max(wanted, logging.WARNING),
-        # its lines hold the whole URI; the access log is a plugin's
+        # its lines have the whole URI, query included; the access log is a plugin's
         "tornado.access": logging.CRITICAL + 1,
     }
 
@@ -70,17 +70,17 @@ class _LineHandler(logging.Handler):
         try:
             text = self.format(record)
         except Exception as error:
-            # logging would print the record's arguments, and wait for standard error
+            # logging itself would print the record's arguments, and block on standard error
             text = f"a record of {record.name} does not fit its format: {type(error).__name__}"
         for line in text.splitlines():
             self._writer.write(line.encode("utf-8", "backslashreplace"))
 
 
 class _Formatter(logging.Formatter):
-    """Keeps a record's message on its line, whatever is in it; a traceback follows below."""
+    """A format that keeps a record's message on one line, whatever it contains."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """By RFC 3339, in UTC, as the access log has it."""
+        """Return the time by RFC 3339, in UTC, as in the access log."""
         time = datetime.fromtimestamp(record.created, UTC)
         return time.isoformat(timespec="milliseconds")[:-6] + "Z"
 

@@ -1,4 +1,4 @@
-"""``check --online``: asks the upstream one question with the proxy's key."""
+"""``check --online``: one request to the upstream with the proxy's key."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ PATH = "/v1/models?limit=1"
 """The cheapest request that needs a valid key: it runs no model and costs nothing."""
 
 TIMEOUT = 20.0
-"""How long the upstream may take to answer it, in seconds."""
+"""How long the upstream may take to respond, in seconds."""
 
-_MAX_QUOTED = 500  # characters of a response that is no error of the API
+_MAX_QUOTED = 500  # characters of a response that is not an API error
 
 
 async def check_upstream(settings: Settings) -> str:
-    """Ask the upstream for one of its models, and return a line that says that it answered.
+    """Ask the upstream for one of its models, and return a line that reports success.
 
-    :raises ConfigurationError: it refuses the key, cannot be reached, or answers anything else.
+    :raises ConfigurationError: the upstream refuses the key, cannot be reached, or responds with
+        anything else.
     """
     client = UpstreamClient(force_instance=True, settings=settings)
     try:

@@ -1,7 +1,7 @@
-"""Runs a server in an event loop until a signal ends it.
+"""The process of a server: its event loop and its signals.
 
-SIGTERM or SIGINT: it drains, and the exit status is 0. Another one: everything is cut, and the
-exit status is 1. SIGHUP: settings are read again.
+The first SIGTERM or SIGINT drains the server; the exit status is 0. The second one aborts all
+requests; the exit status is 1. SIGHUP reloads the settings.
 """
 
 from __future__ import annotations
@@ -37,35 +37,34 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-_SETTLED = 1.0  # seconds after the start, so as not to hold up the first answers
-_LAST_RECORDS = 1.0  # seconds after the second signal, for what was cut to be recorded
-_LAST_MOMENT = 3.0  # seconds for the event loop and the process to end
+_SETTLED = 1.0  # seconds after the start, so that the first responses are not delayed
+_LAST_RECORDS = 1.0  # seconds for the records of aborted requests after the second signal
+_EXIT_TIMEOUT = 3.0  # seconds for the event loop and the process to end
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields is the loop's
-    """Run `main` in uvloop, if that is installed, else in asyncio's own loop.
+    """Run `main` in uvloop if that is installed, otherwise in asyncio's own loop.
 
-    It is the last that a process does: that ends soon after `main` has, by itself or not.
+    The process ends soon afterwards, if necessary by force.
 
-    :return: what it returns: the exit status.
+    :return: the exit status that `main` returns.
     """
     status = 1
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             status = runner.run(main)
         finally:
-            # one more would end the process by itself, once the loop does not take it any more
+            # a further signal would end the process, since the loop no longer handles it
             signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP, signal.SIGHUP))
-            # whatever does not let itself be cancelled, or blocks a thread, must not hold up the
-            # end, nor may a thread that the interpreter waits for
-            watchdog = threading.Timer(_LAST_MOMENT, lambda: os._exit(status))
+            # neither a task that cannot be cancelled nor a blocked thread may delay the exit
+            watchdog = threading.Timer(_EXIT_TIMEOUT, lambda: os._exit(status))
             watchdog.daemon = True
             watchdog.start()
     return status
 
 
 def loop_name() -> str:
-    """Which event loop is running: ``uvloop`` or ``asyncio``."""
+    """Return the name of the running event loop: ``uvloop`` or ``asyncio``."""
     return type(asyncio.get_running_loop()).__module__.partition(".")[0]
 
 
@@ -73,25 +72,24 @@ async def serve(
     settings: Settings,
     plugins: Plugins,
     *,
-    read_again: Callable[[], Settings],
+    reload: Callable[[], Settings],
     announce: Callable[[int], None],
 ) -> int:
-    """Serve until a signal says to stop.
+    """Serve until a signal stops the server.
 
-    :param settings: configured already.
-    :param plugins: loaded, and configured with them.
-    :param read_again: reads the settings anew; may raise `ConfigurationError`.
-    :param announce: called once with the port, when it listens.
+    :param settings: those that `plugins` are configured with.
+    :param reload: reads the settings anew; may raise `ConfigurationError`.
+    :param announce: called once with the port, when the server listens.
     :return: the exit status.
-    :raises ConfigurationError: it cannot start.
+    :raises ConfigurationError: the server cannot start.
     """
     loop = asyncio.get_running_loop()
     first, second = asyncio.Event(), asyncio.Event()
 
-    # a plugin may block the event loop for ever in its shutdown
-    orderly = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
-    patience = orderly + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _LAST_MOMENT
-    last_resort = threading.Timer(patience, os._exit, (1,))
+    # a plugin may block the event loop forever in its shutdown
+    graceful = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
+    timeout = graceful + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _EXIT_TIMEOUT
+    last_resort = threading.Timer(timeout, os._exit, (1,))
     last_resort.daemon = True
 
     def stop() -> None:
@@ -104,16 +102,16 @@ async def serve(
     for number in _STOP:
         loop.add_signal_handler(number, stop)
     server = Server(settings, plugins)
-    # a reload that comes too early waits for the start; by default it would end the process
+    # a SIGHUP before the end of the start is handled after it; by default it ends the process
     early_reload = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, early_reload.set)
 
     async def live() -> None:
         await server.start()
-        loop.add_signal_handler(signal.SIGHUP, _reload, server, settings, read_again)
+        loop.add_signal_handler(signal.SIGHUP, _reload, server, settings, reload)
         announce(server.port)
         if early_reload.is_set():
-            _reload(server, settings, read_again)
+            _reload(server, settings, reload)
         loop.call_later(_SETTLED, _settle)
         await first.wait()
         await server.drain()
@@ -126,7 +124,7 @@ async def serve(
             hurry.cancel()
             await life
             return 0
-        _logger.warning("stopping now: requests in flight are cut")
+        _logger.warning("stopping now: aborting the requests in flight")
         server.abort()
         await asyncio.wait((life,), timeout=_LAST_RECORDS)
         return 1
@@ -141,9 +139,9 @@ def _settle() -> None:
     gc.enable()
 
 
-def _reload(server: Server, started: Settings, read_again: Callable[[], Settings]) -> None:
+def _reload(server: Server, started: Settings, reload: Callable[[], Settings]) -> None:
     try:
-        new = read_again()
+        new = reload()
         in_force = _kept(started, new)
         faults = contradictions(in_force)
         if not faults:
@@ -156,14 +154,15 @@ def _reload(server: Server, started: Settings, read_again: Callable[[], Settings
         return
     logs.set_level(in_force[LOG_LEVEL])
     for setting in in_force.changed(new):
-        _logger.warning("SIGHUP: %s has changed; it takes effect at the next start", setting.name)
-    _logger.info("SIGHUP: secrets and the settings of plugins have been read again")
+        _logger.warning("SIGHUP: %s has changed; restart to apply it", setting.name)
+    _logger.info("SIGHUP: reloaded secrets and the settings of plugins")
 
 
 def _kept(started: Settings, new: Settings) -> Settings:
-    """`new`, but for what only a start changes.
+    """Return `new` with the values of `started` for the settings that only a restart applies.
 
-    A plugin that judges who may enter by HOST must see the one that is really listened on.
+    A plugin that decides by ``HOST`` whether authentication is required must see the address that
+    the server listens on.
     """
     return new.replace(
         {setting: started[setting] for setting in CORE_SETTINGS if setting not in RELOADABLE}

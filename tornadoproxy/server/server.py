@@ -1,4 +1,4 @@
-"""One running proxy: its sockets, its readiness, and its end.
+"""One running proxy: its start, its status, and its shutdown.
 
 ::
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST_CONNECTIONS = 20_000  # by default: each may hold 64 kB, authenticated or not
-_OTHER_DESCRIPTORS = 64  # the listening sockets, logs, plugins' files
-_LAST_WORDS = 1.0  # seconds for error events to go out when the drain's time is over
+_MOST_CONNECTIONS = 20_000  # by default: each may take 64 kB, authenticated or not
+_OTHER_DESCRIPTORS = 64  # listening sockets, logs, plugins' files
+_FLUSH_TIMEOUT = 1.0  # seconds for clients to take error events after DRAIN_TIMEOUT
 
 
 class Server:
-    """A proxy that listens, serves, and stops in good order."""
+    """A proxy that listens, serves requests, and shuts down gracefully."""
 
     def __init__(self, settings: Settings, plugins: Plugins) -> None:
         self._settings = settings
@@ -56,11 +56,11 @@ class Server:
         self._listener: Listener | None = None
         self._socket_file: SocketFile | None = None
         self.port = 0
-        """The port that is listened on; 0 with a Unix socket."""
+        """The port that the proxy listens on; 0 with a Unix socket."""
 
     @property
     def url(self) -> str:
-        """Where it listens: ``http://127.0.0.1:8000``, or ``unix:/path``."""
+        """The address of the proxy: ``http://127.0.0.1:8000``, or ``unix:/path``."""
         host = self._settings[HOST]
         if host.startswith(UNIX):
             return host
@@ -70,11 +70,11 @@ class Server:
     async def start(self) -> None:
         """Start the plugins, then listen.
 
-        :raises ConfigurationError: the address cannot be listened on, or a plugin does not start.
+        :raises ConfigurationError: the proxy cannot listen on its address, or a plugin fails.
         """
         max_connections = _raise_descriptor_limit()
         tls = _tls_context(self._settings)
-        # before the plugins start, which may ask for its status
+        # before the plugins start, since they may ask for the status
         self._gateway = Gateway(
             settings=self._settings,
             plugins=self._plugins,
@@ -103,15 +103,15 @@ class Server:
         )
 
     def reload(self, settings: Settings) -> None:
-        """Go on with tokens and keys read anew; requests in flight are not touched.
+        """Use reloaded tokens and keys; requests in flight are not affected.
 
-        :raises ConfigurationError: a plugin refuses them; all is as it was.
+        :raises ConfigurationError: a plugin refuses them; nothing has changed.
         """
         assert self._gateway is not None
         self._gateway.reload(settings)
 
     def status(self) -> Status:
-        """The figures of this moment, from the start of the plugins on."""
+        """Return the present figures; available once `start` starts the plugins."""
         gateway = self._gateway
         assert gateway is not None
         names = [info.name for info in self._plugins.describe() if info.state == "active"]
@@ -128,19 +128,20 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Stop in good order: take no new connections, close idle ones, let the rest finish.
+        """Shut down gracefully: accept no connections, close idle ones, let requests finish.
 
-        Before that, requests are served for ``SHUTDOWN_DELAY`` seconds as they were, but that
-        readiness is 503 and that each connection is closed after its response.
+        Before that, requests are served for ``SHUTDOWN_DELAY`` seconds more, with a readiness of
+        503, and each connection is closed after its response.
 
-        What is not over after ``DRAIN_TIMEOUT`` seconds is cut. Then the plugins are shut down.
+        Requests that have not ended after ``DRAIN_TIMEOUT`` seconds are aborted. Then the plugins
+        are shut down.
         """
         assert self._gateway is not None
         assert self._listener is not None
         self._gateway.draining = True
         delay = self._settings[SHUTDOWN_DELAY]
         if delay:
-            logger.info("stopping in %g seconds (SHUTDOWN_DELAY): /ready answers 503", delay)
+            logger.info("stopping in %g seconds (SHUTDOWN_DELAY): /ready responds with 503", delay)
             await asyncio.sleep(delay)
         logger.info("stopping: no new connections, requests in flight may finish")
         if self._socket_file is not None:
@@ -148,33 +149,36 @@ class Server:
         await self._listener.stop()
         try:
             async with asyncio.timeout(self._settings[DRAIN_TIMEOUT]):
-                await self._listener.all_answered()
+                await self._listener.all_idle()
         except TimeoutError:
-            logger.warning("cutting %d requests: DRAIN_TIMEOUT", len(self._gateway.in_flight))
+            logger.warning(
+                "aborting %d requests: DRAIN_TIMEOUT is over", len(self._gateway.in_flight)
+            )
             self.abort()
-            await self._say_last_words()
+            await self._flush_error_events()
         await self._listener.close()
         self._gateway.close()
         await self._plugins.shutdown()
 
     def abort(self) -> None:
-        """Cut every request in flight, now."""
+        """Abort all requests in flight."""
         if self._gateway is not None:
             self._gateway.in_flight.end_all()
 
-    async def _say_last_words(self) -> None:
+    async def _flush_error_events(self) -> None:
         assert self._listener is not None
         try:
-            async with asyncio.timeout(_LAST_WORDS):
-                await self._listener.all_answered()
+            async with asyncio.timeout(_FLUSH_TIMEOUT):
+                await self._listener.all_idle()
         except TimeoutError:
             pass
 
 
 def _raise_descriptor_limit() -> int:
-    """Allow as many open descriptors as the system lets us.
+    """Raise the process's limit of open descriptors to the highest that the system allows.
 
-    :return: how many connections that is enough for: each may need another one, upstream.
+    :return: the number of client connections for which that suffices: each may need a second
+        descriptor, for the upstream.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
