@@ -111,7 +111,7 @@ class ChatHandler(UpstreamHandler):
 
     def holds(self, length: int, *, chunked: bool) -> bool:
         if self.request.method != "POST":
-            raise MethodNotAllowed("Use POST.", ["POST"])
+            raise MethodNotAllowed("Use POST for chat completions.", ["POST"])
         self.check_body_is_plain()
         return True
 
@@ -274,7 +274,7 @@ class ModelsHandler(ExchangeHandler):
 
     def admit(self) -> None:
         if self.request.method not in {"GET", "HEAD"}:
-            raise MethodNotAllowed("Use GET.", ["GET", "HEAD"])
+            raise MethodNotAllowed("Use GET for models.", ["GET", "HEAD"])
         self.refuse_body()
 
     async def serve(self) -> None:
