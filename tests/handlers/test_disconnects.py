@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     )
 
 pytestmark = [
-    pytest.mark.usefixtures("no_errors_logged"),
+    pytest.mark.usefixtures("no_errors_logged", "proxy"),
     pytest.mark.skipif(
         sys.platform != "linux", reason="needs EPOLLRDHUP to see past unread bytes, and /proc"
     ),
@@ -169,7 +169,6 @@ async def on_kept_connection(client: RawConnection, upstream: ScriptedUpstream) 
 async def test_disconnect_aborts_the_upstream_request(
     stage: Callable[[RawConnection, ScriptedUpstream], Awaitable[int | None]],
     raw: OpenRaw,
-    proxy: Proxy,
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
@@ -193,12 +192,7 @@ async def test_disconnect_aborts_the_upstream_request(
 )
 @pytest.mark.parametrize("began", [False, True], ids=["before the head", "in the stream"])
 async def test_disconnect_behind_unread_bytes_is_noticed(
-    began: bool,
-    unread: bytes,
-    raw: OpenRaw,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
-    records: Records,
+    began: bool, unread: bytes, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     for count, disconnect in enumerate(WAYS, 1):
         upstream.script(BEGUN if began else silent_response())
@@ -213,7 +207,7 @@ async def test_disconnect_behind_unread_bytes_is_noticed(
 
 
 async def test_disconnect_in_stream_counts_usage_so_far(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     client = await raw()
     await in_silent_stream(client, upstream)
@@ -225,7 +219,7 @@ async def test_disconnect_in_stream_counts_usage_so_far(
 
 
 async def test_reset_while_upstream_does_not_read_upload(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     """A FIN would wait behind the bytes that are still on the client's side."""
     disconnected = asyncio.Event()
@@ -311,13 +305,7 @@ async def test_disconnect_together_with_request_leaves_nothing(
     ids=["held", "chunked"],
 )
 async def test_disconnect_together_with_end_of_body(
-    begins: bytes,
-    ends: bytes,
-    ask: Ask,
-    raw: OpenRaw,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
-    records: Records,
+    begins: bytes, ends: bytes, ask: Ask, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     async def silent(exchange: UpstreamExchange) -> None:
         await (json_response({}) if exchange.request.method == "GET" else silent_response())(
@@ -338,9 +326,7 @@ async def test_disconnect_together_with_end_of_body(
                     await received.gone()
 
 
-async def test_disconnect_between_requests_is_no_request(
-    raw: OpenRaw, proxy: Proxy, records: Records
-) -> None:
+async def test_disconnect_between_requests_is_no_request(raw: OpenRaw, records: Records) -> None:
     before = descriptors()
     for disconnect in WAYS:
         client = await raw()
@@ -351,9 +337,7 @@ async def test_disconnect_between_requests_is_no_request(
     assert [record.outcome for record in records.all] == ["denied"] * 3
 
 
-async def test_disconnect_after_whole_response_is_completed(
-    raw: OpenRaw, proxy: Proxy, records: Records
-) -> None:
+async def test_disconnect_after_whole_response_is_completed(raw: OpenRaw, records: Records) -> None:
     client = await raw()
     await client.ask(MODELS)
     await client.reset()

@@ -20,6 +20,8 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from tornadoproxy.testing import Ask, OpenRaw, Proxy, Records, ScriptedUpstream, StartProxy
 
+pytestmark = pytest.mark.usefixtures("proxy")
+
 PROBES = ("/", "/health", "/ready", "/api/hello")
 NO_SUCH_PAGE = [
     "/nothing",
@@ -52,9 +54,7 @@ METHODS = (
 )
 
 
-async def test_v1_relays_every_method(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_v1_relays_every_method(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
     client = await raw()
     for method in METHODS.split():
         upstream.script(bytes_response(b"from upstream", status=207))
@@ -66,9 +66,7 @@ async def test_v1_relays_every_method(
     assert len(upstream.requests) == len(METHODS.split())
 
 
-async def test_method_that_does_not_exist_is_405(
-    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_method_that_does_not_exist_is_405(ask: Ask, upstream: ScriptedUpstream) -> None:
     for method in ("FROB", "CONNECT", "TRACE", "get", "serve"):
         for path in ("/v1/models", "/nowhere", *PROBES):
             response = await ask(path, method=method)
@@ -85,7 +83,7 @@ async def test_method_that_does_not_exist_is_405(
 
 
 async def test_probe_needs_no_credential_and_reveals_nothing(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     client = await raw()
     for path in (*PROBES, "/health?verbose=1", "/?beta=true"):
@@ -153,7 +151,7 @@ async def test_body_where_none_is_taken_is_413(
         assert await client.read() == b""
 
 
-async def test_empty_body_is_accepted_where_none_is_taken(proxy: Proxy, raw: OpenRaw) -> None:
+async def test_empty_body_is_accepted_where_none_is_taken(raw: OpenRaw) -> None:
     client = await raw()
     for _ in range(2):
         response = await client.ask(request("GET", "/health", ("Content-Length", "0")))
@@ -201,15 +199,13 @@ async def test_doubled_v1_is_404_with_base_url(
     assert upstream.requests == []
 
 
-async def test_404_names_the_path_without_its_query(
-    proxy: Proxy, ask: Ask, records: Records
-) -> None:
+async def test_404_names_the_path_without_its_query(ask: Ask, records: Records) -> None:
     response = await ask("/nothing?key=hidden")
     assert "hidden" not in anthropic_error(response, 404, "not_found_error")
     assert "hidden" not in repr(await records.finished())
 
 
-async def test_error_to_head_has_no_body(proxy: Proxy, raw: OpenRaw) -> None:
+async def test_error_to_head_has_no_body(raw: OpenRaw) -> None:
     client = await raw()
     for token, status in ((None, 401), (TEST_TOKEN, 404)):
         await client.send(request_bytes("HEAD", "/nothing", token=token))
@@ -224,9 +220,7 @@ async def test_error_to_head_has_no_body(proxy: Proxy, raw: OpenRaw) -> None:
 # -- the dialect
 
 
-async def test_dialect_depends_on_the_path_alone(
-    proxy: Proxy, raw: OpenRaw, records: Records
-) -> None:
+async def test_dialect_depends_on_the_path_alone(raw: OpenRaw, records: Records) -> None:
     like_openai = [
         ("User-Agent", "AsyncOpenAI/Python 3.54.0"),
         ("OpenAI-Organization", "org-1"),
@@ -266,7 +260,7 @@ UNREADABLE = [
 ]
 
 
-async def test_unreadable_head_is_400_in_dialect_of_its_path(proxy: Proxy, raw: OpenRaw) -> None:
+async def test_unreadable_head_is_400_in_dialect_of_its_path(raw: OpenRaw) -> None:
     for lines in UNREADABLE:
         for path in (b"/v1/models?x=1", b"/openai/v1/models?x=1", b"/openai/"):
             client = await raw()

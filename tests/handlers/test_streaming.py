@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         Ask,
         Document,
         OpenRaw,
-        Proxy,
         RawConnection,
         RawResponse,
         Records,
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
         UpstreamExchange,
     )
 
-pytestmark = pytest.mark.usefixtures("no_errors_logged")
+pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 
 MESSAGE_1_0 = MESSAGE.replace(b"HTTP/1.1", b"HTTP/1.0", 1)
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -80,11 +79,7 @@ async def consumed(client: anthropic.AsyncAnthropic) -> list[str]:
     ids=["JSON", "a stream", "bytes", "pieces"],
 )
 async def test_head_and_each_piece_are_flushed_at_once(
-    headers: list[tuple[str, str]],
-    pieces: list[bytes],
-    raw: OpenRaw,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
+    headers: list[tuple[str, str]], pieces: list[bytes], raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     """The upstream sends the next one only when the client has the one before."""
     go_on = asyncio.Semaphore(0)
@@ -108,7 +103,7 @@ async def test_head_and_each_piece_are_flushed_at_once(
 
 
 async def test_any_event_crosses_byte_for_byte(
-    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    ask: Ask, upstream: ScriptedUpstream, records: Records
 ) -> None:
     extras = [
         PING,
@@ -259,7 +254,7 @@ async def test_broken_stream_raises_the_sdks_own_error(
 
 
 async def test_stream_to_the_close_is_whole_between_events_only(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     upstream.script(
         raw_response(TO_CLOSE + STREAM, end="close"), raw_response(TO_CLOSE + CUT, end="close")
@@ -271,7 +266,7 @@ async def test_stream_to_the_close_is_whole_between_events_only(
 
 @pytest.mark.parametrize("left", [1, 100])
 async def test_error_event_beyond_the_length_is_left_out(
-    left: int, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    left: int, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     upstream.script(raw_response(length_head(len(STREAM) + left) + STREAM, end="close"))
     assert partial(await truncated(await raw())).body == STREAM
@@ -292,7 +287,7 @@ async def test_broken_stream_is_a_reset_for_http_1_0(
 
 
 async def test_broken_stream_has_its_usage_counted(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     upstream.script(breaks(BEGUN)["chunked, RST"])
     await truncated(await raw())
@@ -322,7 +317,7 @@ async def test_broken_json_is_cut_and_nothing_added(
 
 
 async def test_broken_compressed_stream_is_cut_and_nothing_added(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     packed = gzip.compress(STREAM)[:-20]
     head = response_head(200, [*EVENT_STREAM, ("Content-Encoding", "gzip")])
