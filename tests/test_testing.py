@@ -112,7 +112,9 @@ async def test_a_mapping_names_the_plugins(start_proxy: StartProxy) -> None:
 async def test_mistakes_are_the_programs(start_proxy: StartProxy) -> None:
     with pytest.raises(ConfigurationError, match="UPSTREAM_IDLE_TIMEOUT must be"):
         await start_proxy(UPSTREAM_IDLE_TIMEOUT="soon")
-    with pytest.raises(ConfigurationError, match="UPSTREAM_IDLE_TIME is not a setting"):
+    with pytest.raises(
+        ConfigurationError, match="UPSTREAM_IDLE_TIME: not a setting; correct its name"
+    ):
         await start_proxy(UPSTREAM_IDLE_TIME=1)
     with pytest.raises(ConfigurationError, match="TLS_CERT is set without TLS_KEY"):
         await start_proxy(TLS_CERT=__file__)
@@ -151,7 +153,7 @@ async def test_a_client_that_leaves_is_seen_upstream(
     request = await upstream.received()
     await connection.close()
     async with asyncio.timeout(1):
-        await request.gone()
+        await request.disconnected()
     assert (await records.finished()).outcome == "abandoned"
 
 
@@ -193,12 +195,12 @@ async def test_answer(upstream, raw):
     upstream.script(lambda exchange: 1 / 0)
     connection = await raw(upstream)
     await connection.send(request_bytes("GET", "/"))
-    await connection.gone()
+    await connection.disconnected()
 
 async def test_garbage(upstream, raw):
     connection = await raw(upstream)
     await connection.send(b"garbage\\r\\n\\r\\n")
-    await connection.gone()
+    await connection.disconnected()
 
 async def numbers():
     while True:

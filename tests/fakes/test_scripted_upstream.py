@@ -666,11 +666,11 @@ async def test_it_tells_when_its_peer_has_gone(
     await connection.send(request_bytes("POST", "/", body=b"x"))
     request = await upstream.received()
     await request.complete()
-    before = request.gone_at
+    before = request.disconnected_at
     assert before is None
     await leave(connection)
-    await request.gone()
-    assert request.gone_at is not None
+    await request.disconnected()
+    assert request.disconnected_at is not None
     await upstream.all_closed()
 
 
@@ -738,7 +738,7 @@ async def test_an_unread_body_stays_with_its_sender(
 async def test_a_peer_that_goes_is_seen_behind_an_unread_body(
     raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    upstream.script(UpstreamExchange.gone)
+    upstream.script(UpstreamExchange.disconnected)
     connection = await raw(upstream)
     sending = asyncio.ensure_future(
         connection.send(request_bytes("POST", "/", {"Content-Length": "9999999"}, bytes(2_000_000)))
@@ -746,7 +746,7 @@ async def test_a_peer_that_goes_is_seen_behind_an_unread_body(
     request = await upstream.received()
     await sending
     await connection.reset()
-    await request.gone()
+    await request.disconnected()
 
 
 async def test_continue_is_said_when_the_body_is_wanted(
@@ -795,7 +795,7 @@ async def test_what_is_not_http_is_a_failure_and_harms_nobody(
 ) -> None:
     connection = await raw(upstream)
     await connection.send(garbage)
-    await connection.gone()
+    await connection.disconnected()
     assert [type(failure) for failure in upstream.failures] == [ProtocolError]
     upstream.failures.clear()
     other = await raw(upstream)

@@ -463,7 +463,7 @@ async def test_a_client_that_leaves_during_the_answer_is_settled_once(
     if streams:
         await client.head()
     await client.close()
-    await request.gone()
+    await request.disconnected()
 
     record = await records.finished()
     assert record.outcome == "abandoned"

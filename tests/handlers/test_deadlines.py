@@ -85,7 +85,7 @@ async def test_no_first_byte_in_time_is_504(
     client = await raw()
     async with asyncio.timeout(3):
         anthropic_error(await client.ask(sent), 504, "timeout_error")
-        await upstream.requests[0].gone()
+        await upstream.requests[0].disconnected()
     record = await records.finished()
     assert (record.outcome, record.status) == ("failed", 504)
     assert (await client.ask(request("GET", "/v1/models"))).status == 200
@@ -177,7 +177,7 @@ async def test_idle_deadline_stops_while_client_does_not_read(
         await exchange.read_all()
         head = response_head(200, {"Content-Length": str(size + 1)})
         await exchange.send(head + bytes(size))
-        await exchange.gone()
+        await exchange.disconnected()
 
     upstream.script(response)
     client = await raw(receive_buffer=16_384)

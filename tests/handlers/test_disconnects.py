@@ -226,7 +226,7 @@ async def test_reset_while_upstream_does_not_read_upload(
 
     async def deaf(exchange: UpstreamExchange) -> None:
         await disconnected.wait()
-        await exchange.gone()
+        await exchange.disconnected()
 
     upstream.script(deaf)
     client = await raw()
@@ -323,7 +323,7 @@ async def test_disconnect_together_with_end_of_body(
             assert (await records.finished(2 * count)).outcome == "abandoned"
             for received in upstream.requests:
                 if received.method == "POST":
-                    await received.gone()
+                    await received.disconnected()
 
 
 async def test_disconnect_between_requests_is_no_request(raw: OpenRaw, records: Records) -> None:

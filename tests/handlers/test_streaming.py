@@ -237,7 +237,7 @@ async def test_broken_stream_ends_in_an_error_event(
         assert error["error"]["message"] in record.error
         assert record.bytes_out == len(response.body)
         async with asyncio.timeout(1):
-            await upstream.requests[-1].gone()
+            await upstream.requests[-1].disconnected()
 
 
 async def test_broken_stream_raises_the_sdks_own_error(
@@ -343,7 +343,7 @@ async def test_pings_come_between_events_only(
         await exchange.chunk(BEGUN)
         await client_has_pings.wait()
         await exchange.chunk(half)
-        await exchange.gone()
+        await exchange.disconnected()
 
     upstream.script(response)
     client = await raw()

@@ -555,7 +555,7 @@ def begun(headers: Mapping[str, str], *, breaks: bool) -> Response:
         if breaks:
             exchange.reset()
         else:
-            await exchange.gone()
+            await exchange.disconnected()
 
     return response
 

@@ -433,7 +433,7 @@ async def test_who_leaves_a_document_before_its_end_has_used_it(
         await exchange.read_all()
         await exchange.head(200, {"Content-Type": "application/json", "Content-Length": "999"})
         await exchange.send(b'{"type":"message","content":"All of it"')
-        await exchange.gone()
+        await exchange.disconnected()
 
     upstream.script(response)
     connection = await key.send(body=body)

@@ -479,7 +479,7 @@ async def test_an_answer_that_breaks_off_is_an_error_and_partial(
     upstream.script(sse_response([*events[:3], event({"type": "ping"})], end="reset"))
     client = await raw()
     await client.send(request_bytes("POST", "/v1/messages", body=STREAM, token=TEST_TOKEN))
-    await client.gone()
+    await client.disconnected()
     span, told = await only_span(proxy, collector)
     assert span.status.code == Status.STATUS_CODE_ERROR
     assert span.status.message.startswith("UpstreamClosed: ")

@@ -148,7 +148,7 @@ async def test_malformed_chunk_is_400_and_aborts_the_call(
     assert record.error
     for request in upstream.requests:
         async with asyncio.timeout(1):
-            await request.gone()
+            await request.disconnected()
             with pytest.raises(ConnectionError):
                 await request.complete()
     assert len(upstream.requests) <= len(records.all) == 1
@@ -516,7 +516,7 @@ async def test_half_close_after_probe_is_answered(path: str, raw: OpenRaw, proxy
         client.half_close()
         assert (await client.response()).status == 200
         async with asyncio.timeout(2):
-            await client.gone()
+            await client.disconnected()
 
 
 # -- Expect

@@ -47,7 +47,7 @@ async def served(connection: RawConnection) -> None:
 
 async def ended(connection: RawConnection) -> None:
     async with asyncio.timeout(2):
-        await connection.gone()
+        await connection.disconnected()
 
 
 async def test_the_longest_idle_makes_room(start_proxy: StartProxy, raw: OpenRaw) -> None:
@@ -140,7 +140,7 @@ async def test_unauthenticated_connections_make_room(
         await served(await raw())
     for connection in held:
         async with asyncio.timeout(2):
-            await connection.gone()
+            await connection.disconnected()
     if b"X-Slow" in sent:
         await slow.cancelled.wait()
     assert proxy.server.status().upstream_connections == 1

@@ -142,7 +142,7 @@ def in_two_halves(release: asyncio.Event) -> Response:
         await exchange.head(200, [("Content-Length", "10")])
         await exchange.send(b"first")
         released = asyncio.create_task(release.wait())
-        gone = asyncio.create_task(exchange.gone())
+        gone = asyncio.create_task(exchange.disconnected())
         await asyncio.wait((released, gone), return_when=asyncio.FIRST_COMPLETED)
         if released.done():
             await exchange.send(b"later")
@@ -255,7 +255,7 @@ async def test_logs_no_credential_that_it_cannot_read(serve: Start) -> None:
     for header in (f"x-api-key: {TOKEN}\x01", f"{TOKEN}", f"Host: {TOKEN}\x01", f" {TOKEN}"):
         client = await RawConnection.open(await program.port())
         await client.send(f"GET /v1/models?key={TOKEN} HTTP/1.1\r\n{header}\r\n\r\n".encode())
-        await client.gone()
+        await client.disconnected()
         await client.close()
     program.process.terminate()
     assert await program.ended() == 0
@@ -295,7 +295,7 @@ async def test_a_second_signal_ends_it_now(serve: Start, upstream: ScriptedUpstr
     assert "Traceback" not in program.text
     with contextlib.suppress(ConnectionResetError):
         assert await client.read_to_end() == b"first"
-    await upstream.requests[0].gone()
+    await upstream.requests[0].disconnected()
     await client.close()
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine
 from load_content import ORDINARY, TOKEN, Dialect, How, fault_of, request
 from peer_script import commands, say, start
 
-from tornadoproxy.fakes.raw_client import RawConnection, request_bytes
+from tornadoproxy.fakes.http_message import request_bytes
+from tornadoproxy.fakes.raw_client import RawConnection
 
 _AT_ONCE = 100  # connections being opened
 _PATIENCE = 20.0  # seconds for one request
@@ -193,7 +194,7 @@ async def crowd(port: int, heads: int, bodies: int, idle: int, pause: float) -> 
             await connection.send(begin)
         there[kind] += 1
         ready.release()
-        gone = asyncio.create_task(connection.gone())
+        gone = asyncio.create_task(connection.disconnected())
         with contextlib.suppress(ConnectionError):
             while not gone.done():
                 await asyncio.wait({gone}, timeout=pause if more else None)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import random
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tornadoproxy.fakes.anthropic_messages import Document, message_document, message_events
-from tornadoproxy.fakes.raw_client import RawResponse, request_bytes
+from tornadoproxy.fakes.http_message import request_bytes
+
+if TYPE_CHECKING:
+    from tornadoproxy.fakes.raw_client import RawResponse
 
 TOKEN = "token-of-clients-in-numbers"
 

@@ -73,7 +73,7 @@ class NumberingUpstream(ScriptedServer):
         if not held:
             return
         may_end = asyncio.create_task(self.may_end.wait())
-        gone = asyncio.create_task(exchange.gone())
+        gone = asyncio.create_task(exchange.disconnected())
         try:
             await asyncio.wait((may_end, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:

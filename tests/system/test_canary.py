@@ -417,7 +417,7 @@ async def _leave(program: Program, upstream: ScriptedUpstream, request: bytes) -
     await client.send(request)
     received = await upstream.received(len(upstream.requests) + 1)
     await client.reset()
-    await received.gone()
+    await received.disconnected()
 
 
 async def _refuse_connections(program: Program, upstream: ScriptedUpstream, token: str) -> None:

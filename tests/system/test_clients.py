@@ -160,7 +160,7 @@ def responses(kind: Kind, answered: Answered) -> Response:
     async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await answered(exchange, kind)
-        await exchange.gone()
+        await exchange.disconnected()
 
     return response
 
@@ -546,7 +546,7 @@ async def test_idle_connections_make_room(
         await streams.open(await open_many(streaming, proxy.port, 10))
         idle = await open_many(waiting, proxy.port, CROWD)
         async with asyncio.timeout(10):
-            await idle[0].gone()
+            await idle[0].disconnected()
             assert (await proxy.ask()).status == 200
             await idle[-1].send(STREAM.request(TOKEN))
             assert (await idle[-1].response()).status == 200

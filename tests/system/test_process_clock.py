@@ -151,7 +151,7 @@ async def test_deadlines_and_pings_go_on_with_a_clock_set_back(tmp_path: Path) -
             200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
         )
         await exchange.chunk(b'event: ping\ndata: {"type": "ping"}\n\n')
-        await exchange.gone()
+        await exchange.disconnected()
 
     async with (
         NumberingUpstream() as upstream,

@@ -89,7 +89,7 @@ class Fault:
         finally:
             self.happened.set()
         if self._end == "silence":
-            await exchange.gone()
+            await exchange.disconnected()
 
 
 def chunk(data: bytes) -> bytes:

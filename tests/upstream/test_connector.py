@@ -262,7 +262,7 @@ async def test_tls_that_is_cut_off_is_never_a_clean_end(
         await exchange.send(head + b"x" * 500)
         below = exchange._connection.transport.get_extra_info("socket")
         below.shutdown(socket.SHUT_WR)
-        await exchange.gone()
+        await exchange.disconnected()
 
     upstream.script(cut)
     await start_proxy(UPSTREAM_BASE_URL=upstream.url, UPSTREAM_CA_FILE=ca_file)
@@ -757,7 +757,7 @@ async def test_a_client_that_does_not_trust_the_proxy_or_speaks_no_tls_harms_nob
         await raw(ssl=ssl.create_default_context())
     plain = await raw()
     await plain.send(GET)
-    await plain.gone()
+    await plain.disconnected()
     upstream.script(OK)
     connection = await raw(ssl=ssl.create_default_context(cafile=ca_file))
     await connection.send(GET)

@@ -573,7 +573,7 @@ async def test_a_broken_chunk_never_ends_cleanly(
 async def begin_response(exchange: UpstreamExchange) -> None:
     await exchange.read_all()
     await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-    await exchange.gone()
+    await exchange.disconnected()
 
 
 async def test_held_bodies_give_room_back_however_they_end(
@@ -715,7 +715,7 @@ async def test_no_more_than_a_few_hundred_connections_are_kept(
     await upstream.received(count)
     gate.set()
     await asyncio.gather(*fetching)
-    closing = [asyncio.create_task(request.gone()) for request in upstream.requests]
+    closing = [asyncio.create_task(request.disconnected()) for request in upstream.requests]
     for closed in asyncio.as_completed(closing[-3:]):
         await closed
     assert (upstream.connections, upstream.open_connections) == (count, MAX_IDLE_CONNECTIONS)

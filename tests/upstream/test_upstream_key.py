@@ -99,7 +99,7 @@ async def test_upstream_401_amid_an_upload_is_a_502(
     await client.send(request_bytes("POST", "/v1/files", lines, token=TEST_TOKEN) + bytes(2000000))
 
     assert (await client.response()).status == 502
-    await upstream.requests[0].gone()
+    await upstream.requests[0].disconnected()
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -1,6 +1,6 @@
-"""A scripted upstream: what nothing is scripted for, it answers as the Anthropic API does.
+"""A scripted upstream: unless a test scripts a response, it responds as the Anthropic API does.
 
-It needs no key and no network, repeats what it is told, and says that it is not Claude::
+It needs no key and no network, repeats the user's text, and says that it is not Claude::
 
     upstream = ScriptedUpstream()
     await upstream.start()
@@ -8,13 +8,13 @@ It needs no key and no network, repeats what it is told, and says that it is not
     ...
     await upstream.stop()
 
-What steers a message: ``stream``; ``thinking``; ``tool_choice`` any or tool, or a last user text
-that begins with ``tool:``, calls a tool; ``output_config.format`` answers with JSON of that
-schema; ``stop_sequences``; a small ``max_tokens``. A token is a word here. What the API refuses,
-and a translation might get wrong, is refused in the API's shape.
+A request controls its message with ``stream``, ``thinking``, ``stop_sequences`` and a small
+``max_tokens``, where a token is a word. ``tool_choice`` any or tool, or a last user text that
+begins with ``tool:``, calls a tool. ``output_config.format`` returns JSON of that schema. Mistakes
+that a translation might make are rejected with the API's errors.
 
-Source: https://docs.anthropic.com/en/api. The server beneath, for which other answers are
-written, is `tornadoproxy.fakes.http_server`.
+Source: https://docs.anthropic.com/en/api. `tornadoproxy.fakes.http_server` is the server that it
+extends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tornadoproxy.fakes.anthropic_messages import (
     Document,
     input_tokens,
     message_events,
-    message_to,
+    message_for,
     new_id,
 )
 from tornadoproxy.fakes.anthropic_validation import (
@@ -42,7 +42,8 @@ from tornadoproxy.fakes.anthropic_validation import (
     refuse_field,
     validate,
 )
-from tornadoproxy.fakes.exchange import KEEP_BODY, Headers, header_lines
+from tornadoproxy.fakes.exchange import KEEP_BODY
+from tornadoproxy.fakes.http_message import Headers, header_lines
 from tornadoproxy.fakes.http_server import ScriptedServer
 from tornadoproxy.fakes.responses import bytes_response, json_response, sse_response
 
@@ -63,7 +64,7 @@ _MODELS = (
 
 
 class ScriptedUpstream(ScriptedServer):
-    """A `ScriptedServer` whose default answers are the Anthropic API's."""
+    """A `ScriptedServer` whose default responses are those of the Anthropic API."""
 
     def __init__(
         self, *, ssl: SSLContext | None = None, delay: float = 0.0, keep_body: int = KEEP_BODY
@@ -72,7 +73,7 @@ class ScriptedUpstream(ScriptedServer):
         self._batches: dict[str, tuple[Document, bytes]] = {}
 
     async def default_response(self, exchange: UpstreamExchange) -> None:
-        """Answer as the API does: messages, count_tokens, models, batches, and its errors."""
+        """Respond as the API does: messages, count_tokens, models, batches, and its errors."""
         await exchange.read_all()
         request_id = new_id("req")
         headers = _api_headers(request_id)
@@ -91,9 +92,9 @@ class ScriptedUpstream(ScriptedServer):
             case ["POST", "v1", "messages"]:
                 return _message_response(document_of(request), request, headers)
             case ["POST", "v1", "messages", "count_tokens"]:
-                asked = document_of(request)
-                validate({"max_tokens": 1, **asked}, request)
-                return json_response({"input_tokens": input_tokens(asked)}, headers=headers)
+                document = document_of(request)
+                validate({"max_tokens": 1, **document}, request)
+                return json_response({"input_tokens": input_tokens(document)}, headers=headers)
             case ["GET", "v1", "models"]:
                 return json_response(
                     _page([_model(*row) for row in _MODELS], request), 200, headers
@@ -113,8 +114,8 @@ class ScriptedUpstream(ScriptedServer):
                 return bytes_response(self._batches[name][1], lines)
         raise Refusal(404, "not_found_error", f"Not found: {request.method} {request.path}")
 
-    def _new_batch(self, asked: Document, request: ReceivedRequest) -> Document:
-        requests = asked.get("requests")
+    def _new_batch(self, document: Document, request: ReceivedRequest) -> Document:
+        requests = document.get("requests")
         if not isinstance(requests, list) or not requests:
             refuse_field("requests", "Field required")
         results = [_batch_result(item, request) for item in requests]
@@ -151,23 +152,23 @@ def error_response(
     headers: Headers = (),
     request_id: str = "req_scripted",
 ) -> Response:
-    """Reads the request, then answers with an error in the Anthropic API's shape."""
+    """Return a response that reads the request, then sends an error of the Anthropic API."""
     lines = header_lines(headers)
     if not any(name.lower() == "request-id" for name, _ in lines):
         lines = [("request-id", request_id), *lines]
     return json_response(_error(error_type, message, request_id), status, lines)
 
 
-def _message_response(asked: Document, request: ReceivedRequest, headers: Headers) -> Response:
-    validate(asked, request)
-    reply = message_to(asked)
-    if asked.get("stream"):
-        return sse_response(message_events(reply), headers=headers)
-    return json_response(reply, headers=headers)
+def _message_response(document: Document, request: ReceivedRequest, headers: Headers) -> Response:
+    validate(document, request)
+    message = message_for(document)
+    if document.get("stream"):
+        return sse_response(message_events(message), headers=headers)
+    return json_response(message, headers=headers)
 
 
 def _page(items: Sequence[Document], request: ReceivedRequest) -> Document:
-    """One page of a list, as ``limit``, ``after_id`` and ``before_id`` ask for it."""
+    """Return one page of a list, selected by ``limit``, ``after_id`` and ``before_id``."""
     query = dict(parse_qsl(request.target.partition("?")[2]))
     limit = query.get("limit", "20")
     if not re.fullmatch(r"[0-9]+", limit) or not 1 <= int(limit) <= 1000:
@@ -215,7 +216,7 @@ def _batch_result(item: Document, request: ReceivedRequest) -> Document:
         error = _error(refusal.error_type, refusal.message, new_id("req"))
         result: Document = {"type": "errored", "error": error}
     else:
-        result = {"type": "succeeded", "message": message_to(item["params"])}
+        result = {"type": "succeeded", "message": message_for(item["params"])}
     return {"custom_id": item["custom_id"], "result": result}
 
 

@@ -1,4 +1,4 @@
-"""Messages as the Anthropic API answers with them, whole and as events."""
+"""The messages of the Anthropic API, as documents and as events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Document = dict[str, Any]
-"""A JSON object: what it holds may be anything."""
+"""A JSON object; its values may be anything."""
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
@@ -29,13 +29,13 @@ _THOUGHT = "Somebody wants an answer. I am a script, so I repeat what I was told
 
 
 def event(document: Document) -> bytes:
-    """One server-sent event, named by the document's ``type``."""
+    """Return a server-sent event that is named by the document's ``type``."""
     data = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     return f"event: {document['type']}\ndata: {data}\n\n".encode()
 
 
 def message_document(text: str = "Hello!", **fields: Any) -> Document:  # JSON, as a `Document` has
-    """A message as the API answers it; `fields` replace its own."""
+    """Return a message of the API; `fields` replace its own."""
     document: Document = {
         "id": new_id("msg"),
         "type": "message",
@@ -50,7 +50,7 @@ def message_document(text: str = "Hello!", **fields: Any) -> Document:  # JSON, 
 
 
 def message_events(document: Document) -> list[bytes]:
-    """The events that stream a message, from ``message_start`` to ``message_stop``."""
+    """Return the events that stream a message, from ``message_start`` to ``message_stop``."""
     return [event(part) for part in _message_parts(document)]
 
 
@@ -59,7 +59,7 @@ def _message_parts(document: Document) -> Iterator[Document]:
     at_first = [block["from"] for block in document["content"] if block["type"] == "fallback"][:1]
     begun = {
         **document,
-        **(at_first[0] if at_first else {}),  # the model that was asked first
+        **(at_first[0] if at_first else {}),  # the model that was requested
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
@@ -86,7 +86,7 @@ def _message_parts(document: Document) -> Iterator[Document]:
 
 
 def _deltas(block: Document) -> tuple[Document, list[Document]]:
-    """A content block as it starts, and the deltas that complete it."""
+    """Return a content block as it starts, and the deltas that complete it."""
     match block["type"]:
         case "text":
             pieces = _pieces(block["text"])
@@ -102,7 +102,7 @@ def _deltas(block: Document) -> tuple[Document, list[Document]]:
             return {**block, "thinking": "", "signature": ""}, [*deltas, signature]
         case "tool_use":
             text = json.dumps(block["input"], ensure_ascii=False)
-            # the API's first fragment is empty, and the others break anywhere
+            # as in the API, the first fragment is empty, and the others end anywhere
             fragments = ["", *(text[start : start + 7] for start in range(0, len(text), 7))]
             return {**block, "input": {}}, [
                 {"type": "input_json_delta", "partial_json": fragment} for fragment in fragments
@@ -116,33 +116,33 @@ def _tokens(text: str) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """`text` in pieces of whole words, not too many."""
+    """Return `text` in at most 100 pieces of whole words."""
     tokens = _tokens(text)
     size = -(-len(tokens) // _MOST_DELTAS) or 1
     return ["".join(tokens[start : start + size]) for start in range(0, len(tokens), size)]
 
 
-def message_to(asked: Document) -> Document:
-    """The message that answers a valid request."""
-    thoughts = _thoughts(asked)
-    tool = _tool_to_call(asked)
+def message_for(request: Document) -> Document:
+    """Return the message that responds to a valid request."""
+    thoughts = _thoughts(request)
+    tool = _tool_to_call(request)
     stop_reason, stop_sequence = "end_turn", None
     if tool is not None:
-        content = [{"type": "text", "text": f"I call {tool['name']}."}, _tool_use(tool, asked)]
+        content = [{"type": "text", "text": f"I call {tool['name']}."}, _tool_use(tool, request)]
         stop_reason = "tool_use"
     else:
-        text, stop_reason, stop_sequence = _stopped(_text(asked), asked)
+        text, stop_reason, stop_sequence = _stopped(_text(request), request)
         content = [{"type": "text", "text": text}]
     spoken = sum(len(_tokens(block.get("text") or json.dumps(block["input"]))) for block in content)
     thought = sum(len(_tokens(block["thinking"])) for block in thoughts)
-    cached = input_tokens(asked) // 2 if _mentions(asked, "cache_control") else 0
+    cached = input_tokens(request) // 2 if _mentions(request, "cache_control") else 0
     return message_document(
-        model=asked["model"],
+        model=request["model"],
         content=thoughts + content,
         stop_reason=stop_reason,
         stop_sequence=stop_sequence,
         usage=_usage(
-            input_tokens=input_tokens(asked) - cached,
+            input_tokens=input_tokens(request) - cached,
             cached=cached,
             output_tokens=thought + spoken,
             thought=thought,
@@ -150,50 +150,50 @@ def message_to(asked: Document) -> Document:
     )
 
 
-def _thoughts(asked: Document) -> list[Document]:
-    if (asked.get("thinking") or {}).get("type") not in {"enabled", "adaptive"}:
+def _thoughts(request: Document) -> list[Document]:
+    if (request.get("thinking") or {}).get("type") not in {"enabled", "adaptive"}:
         return []
     signature = base64.b64encode(hashlib.sha512(_THOUGHT.encode()).digest()).decode()
     return [{"type": "thinking", "thinking": _THOUGHT, "signature": signature}]
 
 
-def _text(asked: Document) -> str:
-    said = _said(asked)
-    form = (asked.get("output_config") or {}).get("format")
+def _text(request: Document) -> str:
+    said = _said(request)
+    form = (request.get("output_config") or {}).get("format")
     if form:
         return json.dumps(_example(form["schema"], said), ensure_ascii=False)
-    results = blocks(asked["messages"][-1], "tool_result")
+    results = blocks(request["messages"][-1], "tool_result")
     if results:
         said = " ".join(_content_text(block.get("content", "")) for block in results)
     who = "The tool said" if results else "You said"
     return f"This is a scripted answer, not Claude's. {who}: {said}"
 
 
-def _stopped(text: str, asked: Document) -> tuple[str, str, str | None]:
-    """`text` as far as it gets, the reason to stop there, and the stop sequence if one it was."""
-    stops = [(text.find(stop), stop) for stop in asked.get("stop_sequences") or ()]
+def _stopped(text: str, request: Document) -> tuple[str, str, str | None]:
+    """Return `text` up to where it stops, the stop reason, and the stop sequence if any."""
+    stops = [(text.find(stop), stop) for stop in request.get("stop_sequences") or ()]
     found, stop = min(((at, stop) for at, stop in stops if at >= 0), default=(len(text), None))
     tokens = _tokens(text[:found])
-    if len(tokens) > asked["max_tokens"]:
-        return "".join(tokens[: asked["max_tokens"]]), "max_tokens", None
+    if len(tokens) > request["max_tokens"]:
+        return "".join(tokens[: request["max_tokens"]]), "max_tokens", None
     return text[:found], "end_turn" if stop is None else "stop_sequence", stop
 
 
-def _tool_to_call(asked: Document) -> Document | None:
-    tools = asked.get("tools") or []
-    choice = asked.get("tool_choice") or {"type": "auto"}
-    if not tools or blocks(asked["messages"][-1], "tool_result"):
+def _tool_to_call(request: Document) -> Document | None:
+    tools = request.get("tools") or []
+    choice = request.get("tool_choice") or {"type": "auto"}
+    if not tools or blocks(request["messages"][-1], "tool_result"):
         return None
     if choice["type"] == "tool":
         return next((tool for tool in tools if tool["name"] == choice["name"]), None)
     wanted = choice["type"] == "any" or (
-        choice["type"] == "auto" and _said(asked).startswith("tool:")
+        choice["type"] == "auto" and _said(request).startswith("tool:")
     )
     return tools[0] if wanted else None
 
 
-def _tool_use(tool: Document, asked: Document) -> Document:
-    said = _said(asked).removeprefix("tool:").strip()
+def _tool_use(tool: Document, request: Document) -> Document:
+    said = _said(request).removeprefix("tool:").strip()
     return {
         "type": "tool_use",
         "id": new_id("toolu"),
@@ -203,7 +203,7 @@ def _tool_use(tool: Document, asked: Document) -> Document:
 
 
 def _example(schema: Document, text: str) -> Any:  # a JSON value of any kind
-    """A value that fits a simple JSON schema; its strings are `text`."""
+    """Return a value that fits a simple JSON schema; its strings are `text`."""
     if schema.get("enum"):
         return schema["enum"][0]
     match schema.get("type"):
@@ -224,9 +224,9 @@ def _example(schema: Document, text: str) -> Any:  # a JSON value of any kind
             return text
 
 
-def _said(asked: Document) -> str:
-    """The last user message's text."""
-    users = [message for message in asked["messages"] if message["role"] == "user"]
+def _said(request: Document) -> str:
+    """Return the text of the last user message."""
+    users = [message for message in request["messages"] if message["role"] == "user"]
     return _content_text(users[-1]["content"]) if users else ""
 
 
@@ -243,8 +243,8 @@ def blocks(message: Document, kind: str) -> list[Document]:
     return [block for block in content if block.get("type") == kind]
 
 
-def input_tokens(asked: Document) -> int:
-    parts = [asked.get(name) for name in ("system", "tools", "messages")]
+def input_tokens(request: Document) -> int:
+    parts = [request.get(name) for name in ("system", "tools", "messages")]
     return len(_tokens(json.dumps([part for part in parts if part])))
 
 

@@ -1,4 +1,4 @@
-"""What the Anthropic API refuses, and a translation might get wrong."""
+"""The checks of the Anthropic API that a translated request might fail."""
 
 from __future__ import annotations
 
@@ -64,59 +64,59 @@ def authenticate(request: ReceivedRequest) -> None:
 def document_of(request: ReceivedRequest) -> Document:
     try:
         document = request.json()
-    except ValueError as error:  # not JSON, not UTF-8, or longer than what is kept
+    except ValueError as error:  # not JSON, not UTF-8, or longer than KEEP_BODY
         refuse(400, "invalid_request_error", f"The request body is not usable: {error}")
     if not isinstance(document, dict):
         refuse(400, "invalid_request_error", "Input should be a valid dictionary")
     return document
 
 
-def validate(asked: Document, request: ReceivedRequest) -> None:
+def validate(document: Document, request: ReceivedRequest) -> None:
     version = request.header("anthropic-version")
     if not version:
         refuse_field("anthropic-version", "header is required")
     for name in ("model", "max_tokens", "messages"):
-        if name not in asked:
+        if name not in document:
             refuse_field(name, "Field required")
-    for name in sorted(asked.keys() - KNOWN_FIELDS):
+    for name in sorted(document.keys() - KNOWN_FIELDS):
         refuse_field(name, "Extra inputs are not permitted")
-    _validate_scalars(asked, version)
-    _validate_tools(asked)
-    _validate_messages(asked["messages"])
+    _validate_scalars(document, version)
+    _validate_tools(document)
+    _validate_messages(document["messages"])
 
 
-def _validate_scalars(asked: Document, version: str) -> None:
-    model, max_tokens = asked["model"], asked["max_tokens"]
+def _validate_scalars(document: Document, version: str) -> None:
+    model, max_tokens = document["model"], document["max_tokens"]
     if not isinstance(model, str):
         refuse_field("model", "Input should be a valid string")
     if not model.startswith("claude-"):
         refuse(404, "not_found_error", f"model: {model}")
     if type(max_tokens) is not int or max_tokens < 1:
         refuse_field("max_tokens", "Input should be a valid integer greater than 0")
-    if type(asked.get("stream", False)) is not bool:
+    if type(document.get("stream", False)) is not bool:
         refuse_field("stream", "Input should be a valid boolean")
-    for name in sorted(asked.keys() & _SAMPLING):
+    for name in sorted(document.keys() & _SAMPLING):
         if version >= _NO_SAMPLING_SINCE:
             refuse_field(name, f"not supported since anthropic-version {_NO_SAMPLING_SINCE}")
-        if type(asked[name]) not in {int, float}:
+        if type(document[name]) not in {int, float}:
             refuse_field(name, "Input should be a valid number")
-    if not 0 <= asked.get("temperature", 1) <= 1:
+    if not 0 <= document.get("temperature", 1) <= 1:
         refuse_field("temperature", "range: 0..1")
-    for stop in asked.get("stop_sequences") or ():
+    for stop in document.get("stop_sequences") or ():
         if not isinstance(stop, str) or not stop.strip():
             refuse_field("stop_sequences", "each stop sequence must contain non-whitespace")
-    thinking = asked.get("thinking") or {}
+    thinking = document.get("thinking") or {}
     if thinking.get("type") == "enabled":
         budget = thinking.get("budget_tokens")
         if type(budget) is not int or not 1024 <= budget < max_tokens:
             refuse_field("thinking.enabled.budget_tokens", "must be from 1024 to below max_tokens")
 
 
-def _validate_tools(asked: Document) -> None:
-    names = [tool.get("name") for tool in asked.get("tools") or ()]
+def _validate_tools(document: Document) -> None:
+    names = [tool.get("name") for tool in document.get("tools") or ()]
     if len(set(names)) < len(names):
         refuse_field("tools", "Tool names must be unique")
-    choice = asked.get("tool_choice")
+    choice = document.get("tool_choice")
     if choice and not names:
         refuse_field("tool_choice", "may only be specified while providing tools")
     if choice and choice.get("type") not in {"auto", "any", "tool", "none"}:

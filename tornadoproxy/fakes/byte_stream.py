@@ -1,7 +1,7 @@
-"""A socket's bytes for a scripted peer: read exactly, written awaited, ended by FIN or RST.
+"""A socket for a scripted peer: exact reads, awaited writes, and an end by FIN or RST.
 
-asyncio's own streams will not do here: they drop what arrived before an RST, they do not tell of
-an end while nobody reads, and their writes return before the operating system has the bytes.
+asyncio's own streams do not suffice: they drop what arrived before an RST, report no end while
+nothing is read, and their writes return before the operating system has the bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MAX_LINE = 1024 * 1024
 
 
 class PeerClosed(ConnectionError):
-    """The peer has sent FIN, and everything before it has been read."""
+    """A read after the peer's FIN, when everything before it has been read."""
 
 
 class ByteStream(asyncio.Protocol):
-    """One connection, either side of it.
+    """One end of a connection.
 
-    :ivar ended_at: when it ended, by `time.monotonic`; ``None`` while it lives.
+    :ivar ended_at: when the connection closed, by `time.monotonic`; ``None`` while it is open.
     """
 
     def __init__(self) -> None:
@@ -40,15 +40,15 @@ class ByteStream(asyncio.Protocol):
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The transport below."""
+        """The transport of the connection."""
         assert self._made is not None, "not connected yet"
         return self._made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # not isinstance: uvloop's transports are not derived from asyncio's
         self._made = cast("asyncio.Transport", transport)
-        # a send is over only when the operating system has all of it: an RST would drop the rest
-        # (asyncio's TLS takes a limit of 0 for one that is always reached)
+        # `send` waits until the operating system has all bytes: an RST would drop the others
+        # (asyncio's TLS treats a limit of 0 as one that is always reached)
         self._made.set_write_buffer_limits(high=1 if self._is_tls() else 0, low=0)
 
     def data_received(self, data: bytes) -> None:
@@ -59,7 +59,7 @@ class ByteStream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._end()
-        # a half-closed connection may still be written to; TLS knows none
+        # a half-closed connection can still be written to, but not with TLS
         return not self._is_tls()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,36 +83,35 @@ class ByteStream(asyncio.Protocol):
         self._ended.set()
         self._arrived.set()
 
-    async def gone(self) -> None:
-        """Wait until the peer, or this side, has ended the connection.
+    async def disconnected(self) -> None:
+        """Wait until either side has closed the connection.
 
-        From here on it is read without a limit: a socket that is not read does not tell of its
-        end.
+        From here on it is read without a limit, because a socket reports its end only to a reader.
         """
         self._limit = float("inf")
         self._resume()
         await self._ended.wait()
 
     async def some(self, most: int) -> bytes:
-        """At least one byte, and at most `most`.
+        """Return at least one byte, and at most `most`.
 
-        :raises PeerClosed: the peer has closed it.
-        :raises ConnectionResetError: it was reset.
+        :raises PeerClosed: the peer sent FIN.
+        :raises ConnectionResetError: the connection was reset.
         """
         while not self._buffer:
             await self._more()
         return self._take(min(most, len(self._buffer)))
 
     async def exactly(self, count: int) -> bytes:
-        """So many bytes; raises as `some` does."""
+        """Return `count` bytes; raises as `some` does."""
         while len(self._buffer) < count:
             await self._more()
         return self._take(count)
 
     async def until(self, separator: bytes) -> bytes:
-        """The bytes up to and with `separator`; raises as `some` does.
+        """Return the bytes up to `separator`, which is included; raises as `some` does.
 
-        :raises ValueError: there is none within `MAX_LINE` bytes.
+        :raises ValueError: `separator` is not within the next `MAX_LINE` bytes.
         """
         searched = 0
         while (found := self._buffer.find(separator, searched)) < 0:
@@ -123,7 +122,7 @@ class ByteStream(asyncio.Protocol):
         return self._take(found + len(separator))
 
     async def discard(self) -> None:
-        """Drop what arrives until there is nothing more to come."""
+        """Drop what arrives until the connection closes."""
         try:
             while True:
                 self._buffer.clear()
@@ -132,30 +131,30 @@ class ByteStream(asyncio.Protocol):
             return
 
     def unread(self) -> bytes:
-        """What has arrived and was not read."""
+        """Return what has arrived and was not read."""
         return bytes(self._buffer)
 
     async def send(self, data: bytes) -> None:
-        """Send `data`, and wait until the operating system has all of it.
+        """Send `data`, and wait until the operating system has accepted all of it.
 
-        :raises ConnectionResetError: the connection has ended.
+        :raises ConnectionResetError: the connection has closed.
         """
         if self.transport.is_closing():
-            raise ConnectionResetError("the connection has ended")
+            raise ConnectionResetError("the connection has closed")
         self.transport.write(data)
         await self._writable.wait()
         if self._lost.is_set():
-            raise ConnectionResetError("the connection ended while it was written to")
+            raise ConnectionResetError("the connection closed during a write")
 
     def half_close(self) -> None:
-        """Send FIN, and go on reading. TLS cannot: there it closes."""
+        """Send FIN, and continue to read. With TLS, which cannot, close the connection."""
         if not self.transport.can_write_eof():
             self.transport.close()
         elif not self.transport.is_closing():
             self.transport.write_eof()
 
     def close(self) -> None:
-        """Send FIN and read no more; if something is unread, the kernel makes that an RST."""
+        """Send FIN and read no more; if something is unread, the kernel sends RST."""
         self.transport.close()
 
     def reset(self) -> None:
@@ -166,7 +165,7 @@ class ByteStream(asyncio.Protocol):
         self.transport.abort()
 
     async def closed(self) -> None:
-        """Wait until nothing is left of the connection on this side."""
+        """Wait until the connection is closed on this side."""
         await self._lost.wait()
 
     def _resume(self) -> None:

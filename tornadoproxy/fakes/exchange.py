@@ -1,60 +1,54 @@
-"""One request that a scripted server received, and the means to answer it."""
+"""One request that a scripted server received, and the means to respond to it."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
 import json
-import re
-from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from tornadoproxy.fakes.body_reader import BodyReader
 from tornadoproxy.fakes.byte_stream import ByteStream
+from tornadoproxy.fakes.http_message import (
+    Headers,
+    all_values,
+    framing,
+    is_persistent,
+    parse_request_head,
+    response_head,
+)
 
 KEEP_BODY = 1024 * 1024
-
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/(1\.[01])" % _TOKEN)
-_HEADER_LINE = re.compile(rb"(%b):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*" % _TOKEN)
-_LENGTH = re.compile(r"[0-9]+")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t\x20-\x7e\x80-\xff]*)?")
-
-Headers = Mapping[str, str] | Iterable[tuple[str, str]]
-"""Header lines in wire order; a mapping will do where no name is repeated."""
+"""How many bytes of each request's body are kept by default."""
 
 Ending = Literal["keep", "close", "reset", "hang"]
-"""What follows an answer's last piece: the connection lives on, FIN, RST, or silence."""
-
-
-class ProtocolError(Exception):
-    """What arrived is not a request that RFC 9112 leaves in no doubt."""
+"""What follows the last piece of a response: the connection stays open, FIN, RST, or silence."""
 
 
 class NumberedStream(ByteStream):
-    """An accepted connection, and its number."""
+    """An accepted connection and its number."""
 
     number = 0
 
 
 class ReceivedRequest:
-    """One request as it arrived. Its body may still be on its way.
+    """One request as it arrived. Its body may still be arriving.
 
     :ivar method: as sent.
-    :ivar target: the request target as on the wire, latin-1.
+    :ivar target: the request target as on the wire, decoded as latin-1.
     :ivar version: ``"1.1"`` or ``"1.0"``.
-    :ivar headers: name and value in wire order and wire case, latin-1.
-    :ivar raw_head: the head's bytes, the empty line included.
-    :ivar connection: the accepted connection that it came by, counted from 1.
-    :ivar body_length: the body bytes read so far, chunk framing excluded.
+    :ivar headers: names and values in wire order and wire case, decoded as latin-1.
+    :ivar raw_head: the bytes of the head, its empty line included.
+    :ivar connection: the number of the connection that carried it, counted from 1.
+    :ivar body_length: how many body bytes have been read, without chunk framing.
     """
 
     def __init__(self, raw_head: bytes, connection: NumberedStream, keep_body: int) -> None:
         self.raw_head = raw_head
-        self.method, self.target, self.version, self.headers = _parse_head(raw_head)
+        self.method, self.target, self.version, self.headers = parse_request_head(raw_head)
         self.connection = connection.number
         self.body_length = 0
-        self._framing = _framing(self)
+        self._framing = framing(self.version, self.headers) or 0
         self._link = connection
         self._keep_body = keep_body
         self._kept = bytearray()
@@ -65,12 +59,12 @@ class ReceivedRequest:
             self._settled.set()
 
     def header(self, name: str) -> str | None:
-        """The first value of the header `name`, whatever its case; ``None`` if it is absent."""
+        """Return the first value of the header `name`; ``None`` if it is absent."""
         return next(iter(self.all(name)), None)
 
     def all(self, name: str) -> list[str]:
-        """Every value of the header `name`, a line each."""
-        return [value for key, value in self.headers if key.lower() == name.lower()]
+        """Return every value of the header `name`, one for each line."""
+        return all_values(self.headers, name)
 
     @property
     def path(self) -> str:
@@ -79,9 +73,9 @@ class ReceivedRequest:
 
     @property
     def body(self) -> bytes:
-        """The body as far as it was read.
+        """The body as far as it has been read.
 
-        :raises ValueError: it is longer than the server keeps; its digest and length are known.
+        :raises ValueError: it is longer than the server keeps; use its digest and length.
         """
         if self.body_length > self._keep_body:
             raise ValueError(
@@ -92,34 +86,38 @@ class ReceivedRequest:
 
     @property
     def body_sha256(self) -> str:
-        """The hexadecimal SHA-256 of the body as far as it was read."""
+        """The hexadecimal SHA-256 of the body as far as it has been read."""
         return self._digest.hexdigest()
 
     def json(self) -> Any:  # a JSON document may be anything
-        """The body's JSON document."""
+        """Return the JSON document in the body."""
         return json.loads(self.body)
 
     async def complete(self) -> None:
-        """Wait until the answer has read the whole body.
+        """Wait until the response has read the whole body.
 
-        :raises ConnectionError: the connection ended first.
+        :raises ConnectionError: the connection closed first.
         """
         await self._settled.wait()
         if not self._whole:
-            raise ConnectionError(f"the connection ended after {self.body_length} body bytes")
+            raise ConnectionError(f"the connection closed after {self.body_length} body bytes")
 
-    async def gone(self) -> None:
-        """Wait until this request's connection has ended, be it by FIN or by RST.
+    async def disconnected(self) -> None:
+        """Wait until the connection of this request has closed, by FIN or by RST.
 
-        From here on the connection is read without a limit: a socket that is not read does not
-        tell of its end.
+        From here on the connection is read without a limit, because a socket reports its end only
+        to a reader.
         """
-        await self._link.gone()
+        await self._link.disconnected()
 
     @property
-    def gone_at(self) -> float | None:
-        """When the connection ended, by `time.monotonic`; ``None`` while it lives."""
+    def disconnected_at(self) -> float | None:
+        """When the connection closed, by `time.monotonic`; ``None`` while it is open."""
         return self._link.ended_at
+
+    # the earlier names, until 0.2
+    gone = disconnected
+    gone_at = disconnected_at
 
     def _read(self, piece: bytes) -> None:
         self.body_length += len(piece)
@@ -138,42 +136,35 @@ class ReceivedRequest:
 
 
 class UpstreamExchange:
-    """One request, and the means to answer it.
+    """One request, and the means to respond to it.
 
     :ivar request: what arrived.
-    :ivar keep_alive: whether the connection outlives the answer: what the request asks for,
-        unless the answer decides otherwise.
-    :ivar expects_continue: whether ``100 Continue`` goes out before the body is read: what the
-        request asks for, unless the answer decides otherwise.
+    :ivar keep_alive: whether the connection stays open after the response: what the request asks
+        for, unless the response changes it.
+    :ivar expects_continue: whether ``100 Continue`` is sent before the body is read: what the
+        request asks for, unless the response changes it.
     """
 
     def __init__(self, request: ReceivedRequest, connection: NumberedStream, delay: float) -> None:
         self.request = request
-        options = [
-            option.strip().lower()
-            for value in request.all("Connection")
-            for option in value.split(",")
-        ]
-        self.keep_alive = "close" not in options and (
-            request.version == "1.1" or "keep-alive" in options
-        )
+        self.keep_alive = is_persistent(request.version, request.headers)
         self.expects_continue = (request.header("Expect") or "").lower() == "100-continue"
         self._connection = connection
         self._delay = delay
-        self._body = _BodyReader(connection, request._framing)
+        self._body = BodyReader(connection, request._framing)
         self._ended = False
 
     @property
     def dead(self) -> bool:
-        """Whether the connection has ended."""
+        """Whether the connection has closed."""
         return self._connection.ended_at is not None
 
     async def read(self) -> bytes:
-        """The next piece of the request's body as it arrives; ``b""`` when it is whole.
+        """Return the next piece of the request's body as it arrives; ``b""`` when it is whole.
 
-        What is not read here stays with the sender, but for 64 kB and what the sockets hold.
+        What is not read stays with the sender, except for 64 kB and what the sockets hold.
 
-        :raises ConnectionError: the connection ended first.
+        :raises ConnectionError: the connection closed first.
         """
         if self.expects_continue:
             await self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -189,14 +180,14 @@ class UpstreamExchange:
             pass
 
     async def body(self) -> bytes:
-        """The request's whole body, within `ReceivedRequest.body`'s bounds."""
+        """Return the request's whole body; see `ReceivedRequest.body` for its limit."""
         await self.read_all()
         return self.request.body
 
     async def send(self, data: bytes) -> None:
-        """Send `data`, and wait until the operating system has taken it all.
+        """Send `data`, and wait until the operating system has accepted all of it.
 
-        :raises ConnectionError: the connection has ended.
+        :raises ConnectionError: the connection has closed.
         """
         self.expects_continue = False
         await self._connection.send(data)
@@ -214,38 +205,40 @@ class UpstreamExchange:
         await self.send(b"0\r\n\r\n")
 
     async def pause(self) -> None:
-        """Let the other side read what was sent before more follows.
+        """Let the peer read what was sent before more follows.
 
-        That is the server's ``delay``; without one, the turns of a loop that a peer in the same
-        loop needs for a read.
+        Waits for the server's ``delay``; without one, for as many turns of the event loop as a
+        peer in the same loop needs to read.
         """
         if self._delay:
             await asyncio.sleep(self._delay)
             return
-        # asyncio looks at its sockets between two turns, and runs what it finds in the later one
+        # asyncio polls its sockets between two turns, and handles them in the second
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
-    async def gone(self) -> None:
-        """Wait until the peer has ended the connection; see `ReceivedRequest.gone`."""
-        await self._connection.gone()
+    async def disconnected(self) -> None:
+        """Wait until the peer has disconnected; see `ReceivedRequest.disconnected`."""
+        await self._connection.disconnected()
+
+    gone = disconnected  # the earlier name, until 0.2
 
     def close(self) -> None:
-        """End the connection with FIN, after what was sent."""
+        """Close the connection with FIN, after what was sent."""
         self._ended = True
         if self._body.whole:
             self._connection.close()
         else:
-            # to close a socket with something unread would send RST
+            # closing a socket with unread bytes would send RST
             self._connection.half_close()
 
     def reset(self) -> None:
-        """End the connection with RST."""
+        """Close the connection with RST."""
         self._ended = True
         self._connection.reset()
 
     async def end(self, how: Ending) -> None:
-        """End the answer in one of the ways of `Ending`."""
+        """End the response in one of the ways of `Ending`."""
         match how:
             case "close":
                 self.close()
@@ -253,91 +246,6 @@ class UpstreamExchange:
                 await self.pause()
                 self.reset()
             case "hang":
-                await self.gone()
+                await self.disconnected()
             case "keep":
                 pass
-
-
-def response_head(status: int, headers: Headers = (), reason: str = "") -> bytes:
-    """A response head's bytes: these header lines and no others."""
-    reason = reason or http.client.responses.get(status, "")
-    lines = [f"{name}: {value}" for name, value in header_lines(headers)]
-    return "\r\n".join([f"HTTP/1.1 {status} {reason}", *lines, "", ""]).encode("latin-1")
-
-
-class _BodyReader:
-    """Reads one request's body off its connection, piece by piece."""
-
-    def __init__(self, connection: NumberedStream, framing: int | None) -> None:
-        self.whole = framing == 0
-        self._connection = connection
-        self._chunked = framing is None
-        self._left = framing or 0
-
-    async def read(self) -> bytes:
-        if self._chunked and not self.whole and not self._left:
-            await self._next_chunk()
-        if self.whole:
-            return b""
-        piece = await self._connection.some(self._left)
-        self._left -= len(piece)
-        if not self._left:
-            await self._end_chunk()
-        return piece
-
-    async def _next_chunk(self) -> None:
-        line = (await self._connection.until(b"\r\n"))[:-2]
-        match = _CHUNK_LINE.fullmatch(line)
-        if match is None:
-            raise ProtocolError(f"not the head of a chunk: {line[:80]!r}")
-        self._left = int(match[1], 16)
-        if self._left:
-            return
-        while line := (await self._connection.until(b"\r\n"))[:-2]:
-            if not _HEADER_LINE.fullmatch(line):
-                raise ProtocolError(f"not a trailer: {line[:80]!r}")
-        self.whole = True
-
-    async def _end_chunk(self) -> None:
-        if not self._chunked:
-            self.whole = True
-        elif (end := await self._connection.exactly(2)) != b"\r\n":
-            raise ProtocolError(f"a chunk is longer than it said: {end!r}")
-
-
-def _parse_head(raw_head: bytes) -> tuple[str, str, str, list[tuple[str, str]]]:
-    first, *lines = raw_head[:-4].split(b"\r\n")
-    match = _REQUEST_LINE.fullmatch(first)
-    if match is None:
-        raise ProtocolError(f"not a request line: {first[:80]!r}")
-    method, target, version = (part.decode("latin-1") for part in match.groups())
-    headers = []
-    for line in lines:
-        match = _HEADER_LINE.fullmatch(line)
-        if match is None:
-            raise ProtocolError(f"not a header line: {line[:80]!r}")
-        headers.append((match[1].decode("latin-1"), match[2].decode("latin-1")))
-    return method, target, version, headers
-
-
-def _framing(request: ReceivedRequest) -> int | None:
-    """The body's length, or ``None`` if it is chunked. Every doubt is a fault."""
-    if request.version == "1.1" and len(request.all("Host")) != 1:
-        raise ProtocolError(f"not exactly one Host header: {request.all('Host')}")
-    codings, lengths = request.all("Transfer-Encoding"), request.all("Content-Length")
-    if codings:
-        if (
-            lengths
-            or request.version == "1.0"
-            or [coding.lower() for coding in codings] != ["chunked"]
-        ):
-            raise ProtocolError(f"Transfer-Encoding {codings} with Content-Length {lengths}")
-        return None
-    if len(lengths) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
-        raise ProtocolError(f"Content-Length {lengths}")
-    return int(lengths[0]) if lengths else 0
-
-
-def header_lines(headers: Headers) -> list[tuple[str, str]]:
-    """The header lines, each a name and a value."""
-    return list(headers.items() if isinstance(headers, Mapping) else headers)

@@ -1,12 +1,10 @@
-"""A scripted HTTP/1.1 server: it answers as it is told, and records exactly what reached it.
+"""A scripted HTTP/1.1 server: it sends what a test scripts, and records exactly what it received.
 
-Requests are framed here by hand, strictly by RFC 9112, and with none of the parsers that the
-proxy uses: the record holds the bytes of the wire, and what two readings of one message could
-disagree about is found instead of shared. Such a message, and an answer that raises, is put in
-`ScriptedServer.failures`.
+Requests are parsed strictly (`tornadoproxy.fakes.http_message`), and the record holds the bytes of
+the wire. An ambiguous request, and a response that raises, is added to `ScriptedServer.failures`.
 
-An answer is an async function of an `UpstreamExchange`. It starts when the request's head has
-arrived, so that it may answer before the body has, or never::
+A response is an async function of an `UpstreamExchange`. It starts when the head of the request has
+arrived, so it can respond before the body has arrived, or never::
 
     async def half_a_response(exchange: UpstreamExchange) -> None:
         await exchange.body()
@@ -16,7 +14,7 @@ arrived, so that it may answer before the body has, or never::
 
     server.script(half_a_response)
 
-Requests that share a connection are answered one after the other.
+Requests on one connection are served one after the other.
 """
 
 from __future__ import annotations
@@ -38,26 +36,24 @@ if TYPE_CHECKING:
 
     from tornadoproxy.fakes.responses import Response
 
-
-# connections that may arrive at once: one more than fit would knock again after a second
+# connections that may be waiting to be accepted: the kernel retries one more only after a second
 _BACKLOG = 4096
 
-# of the event loop, until a connection that it has accepted is made, and so known here
+# turns of the event loop between accepting a connection and `connection_made`
 _TURNS_TO_BE_MADE = 2
 
 
 class ScriptedServer:
-    """The server. One instance listens once at a time; its record stays after `stop`.
+    """A server that listens at one address at a time; its record remains after `stop`.
 
-    :param ssl: makes it speak TLS.
-    :param delay: seconds between the events of a streamed answer.
-    :param keep_body: bytes of each request's body that the record keeps; longer ones are known
-        by digest and length alone.
-    :ivar requests: in the order in which their heads arrived.
-    :ivar connections: accepted so far.
-    :ivar open_connections: accepted and not yet ended.
-    :ivar failures: what should not have happened: a `ProtocolError` for each thing that is not
-        HTTP, and each exception of an answer other than that its peer left.
+    :param ssl: the server speaks TLS with this context.
+    :param delay: seconds between the events of a streamed response.
+    :param keep_body: bytes of each request's body that are recorded; of a longer body the record
+        has only digest and length.
+    :ivar requests: the requests in the order in which their heads arrived.
+    :ivar connections: how many connections have been accepted.
+    :ivar failures: unexpected errors: a `ProtocolError` for everything that is not HTTP, and each
+        exception of a response, except that its peer disconnected.
     """
 
     def __init__(
@@ -85,13 +81,13 @@ class ScriptedServer:
 
     @property
     def open_connections(self) -> int:
-        """Connections accepted and not yet ended."""
+        """How many accepted connections are still open."""
         return len(self._live)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen. Port 0 lets the system choose one.
+        """Listen. With port 0 the system chooses a free one.
 
-        :raises OSError: the address cannot be listened on.
+        :raises OSError: the address cannot be used.
         """
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
@@ -101,11 +97,11 @@ class ScriptedServer:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Close the socket and every connection, and wait until nothing is left."""
+        """Stop listening, close every connection, and wait until all are closed."""
         if self._listener is None:
             return
         listener, self._listener = self._listener, None
-        # asyncio loses, unclosed, a connection that it has accepted and not made when it closes
+        # asyncio leaks a connection that is accepted but not made when the listener closes
         for sock in listener.sockets:
             asyncio.get_running_loop().remove_reader(sock.fileno())
         for _ in range(_TURNS_TO_BE_MADE):
@@ -127,18 +123,18 @@ class ScriptedServer:
         await self.stop()
 
     def script(self, *responses: Response) -> None:
-        """Answer the next requests so, in the order in which their heads arrive.
+        """Respond to the next requests with `responses`, in the order in which their heads arrive.
 
-        After those, `default_response` answers again.
+        Further requests get `default_response`.
         """
         self._script.extend(responses)
 
     async def default_response(self, exchange: UpstreamExchange) -> None:
-        """Answer a request that nothing was scripted for: 404."""
+        """Respond to a request that nothing was scripted for: 404."""
         await bytes_response(b"", status=404)(exchange)
 
     async def received(self, count: int = 1) -> ReceivedRequest:
-        """Wait until `count` heads have arrived since the server was made; return that one."""
+        """Wait until `count` request heads have arrived in all; return the last of these."""
         while len(self.requests) < count:
             await self._change()
         return self.requests[count - 1]
@@ -171,10 +167,10 @@ class ScriptedServer:
         try:
             while await self._respond_next(connection):
                 pass
-            # what still arrives is read, for the sake of a FIN instead of an RST
+            # unread bytes would turn the FIN into an RST
             await connection.discard()
         except ConnectionError:
-            pass  # the peer has left, as peers may
+            pass  # peers may disconnect
         except Exception as error:
             self.failures.append(error)
             connection.reset()
@@ -182,7 +178,7 @@ class ScriptedServer:
             connection.close()
 
     async def _respond_next(self, connection: _Connection) -> bool:
-        """Answer the connection's next request; whether another one may follow."""
+        """Respond to the next request of a connection; return whether another one may follow."""
         raw_head = await connection.until(b"\r\n\r\n")
         request = ReceivedRequest(raw_head, connection, self._keep_body)
         exchange = UpstreamExchange(request, connection, self._delay)
@@ -203,7 +199,7 @@ class ScriptedServer:
 
 
 class _Connection(NumberedStream):
-    """One accepted connection."""
+    """One accepted connection, which its server keeps track of."""
 
     def __init__(self, server: ScriptedServer) -> None:
         super().__init__()

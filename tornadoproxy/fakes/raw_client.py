@@ -1,7 +1,7 @@
 """A client connection for tests that sends exactly the bytes it is given.
 
-Responses are taken apart by hand, strictly, and with their end in mind: an answer that was cut
-short raises `Truncated` and never looks whole::
+Responses are parsed strictly (`tornadoproxy.fakes.http_message`). A response that is cut short
+raises `Truncated` and never looks whole::
 
     connection = await RawConnection.open(proxy.port)
     await connection.send(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
@@ -13,13 +13,13 @@ short raises `Truncated` and never looks whole::
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from tornadoproxy.fakes.body_reader import BodyReader
 from tornadoproxy.fakes.byte_stream import ByteStream, PeerClosed
-from tornadoproxy.fakes.exchange import Headers, header_lines
+from tornadoproxy.fakes.http_message import HeaderLines, all_values, framing, parse_response_head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -27,35 +27,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([0-9]{3}) ([^\r\n]*)")
-_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n]*?)[ \t]*")
+_BODILESS = {101, 204, 304}  # statuses whose responses have no body
 
 
 @dataclass
 class RawResponse:
-    """One response as it came.
+    """One response as it arrived.
 
-    :ivar headers: name and value in wire order and wire case, latin-1.
-    :ivar raw_head: the head's bytes, the empty line included.
-    :ivar body: without chunk framing.
-    :ivar interim: the 1xx responses that came before it.
+    :ivar headers: names and values in wire order and wire case, decoded as latin-1.
+    :ivar raw_head: the bytes of the head, its empty line included.
+    :ivar body: the body without chunk framing.
+    :ivar interim: the 1xx responses before it.
     """
 
     version: str
     status: int
     reason: str
-    headers: list[tuple[str, str]]
+    headers: HeaderLines
     raw_head: bytes
     body: bytes = b""
     interim: list[RawResponse] = field(default_factory=list)
 
     def header(self, name: str) -> str | None:
-        """The first value of the header `name`, whatever its case; ``None`` if it is absent."""
+        """Return the first value of the header `name`; ``None`` if it is absent."""
         return next(iter(self.all(name)), None)
 
     def all(self, name: str) -> list[str]:
-        """Every value of the header `name`, a line each."""
-        return [value for key, value in self.headers if key.lower() == name.lower()]
+        """Return every value of the header `name`, one for each line."""
+        return all_values(self.headers, name)
 
     @property
     def chunked(self) -> bool:
@@ -64,10 +63,10 @@ class RawResponse:
 
 
 class Truncated(Exception):
-    """The connection ended before the answer was whole.
+    """A connection that closed before the response was whole.
 
-    :ivar response: as much of it as came, its body included; ``None`` without a whole head.
-    :ivar reset: whether it ended by RST.
+    :ivar response: the part that arrived, body included; ``None`` without a whole head.
+    :ivar reset: whether the connection was closed by RST.
     """
 
     def __init__(self, message: str, response: RawResponse | None, *, reset: bool) -> None:
@@ -77,7 +76,7 @@ class Truncated(Exception):
 
 
 class RawConnection:
-    """One connection. Made by `open`."""
+    """One connection, made by `open`."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -93,9 +92,9 @@ class RawConnection:
     ) -> RawConnection:
         """Connect.
 
-        :param ssl: speak TLS.
-        :param receive_buffer: bytes that the socket takes in before somebody reads: small for a
-            client that reads slowly. 64 kB more are read ahead.
+        :param ssl: the connection uses TLS with this context.
+        :param receive_buffer: size of the socket's receive buffer in bytes: small for a client
+            that reads slowly. 64 kB more are read ahead.
         """
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
@@ -114,18 +113,18 @@ class RawConnection:
 
     @property
     def local_port(self) -> int:
-        """This side's port."""
+        """The port of the client's end."""
         port: int = self._stream.transport.get_extra_info("sockname")[1]
         return port
 
     async def send(self, data: bytes) -> None:
-        """Send exactly `data`, and wait until the operating system has all of it."""
+        """Send exactly `data`, and wait until the operating system has accepted all of it."""
         await self._stream.send(data)
 
     async def read(self, most: int = 65536) -> bytes:
-        """What has arrived, at most so many bytes; ``b""`` after the peer's FIN.
+        """Return what has arrived, at most `most` bytes; ``b""`` after the peer's FIN.
 
-        :raises ConnectionResetError: the connection ended by RST.
+        :raises ConnectionResetError: the peer sent RST.
         """
         try:
             return await self._stream.some(most)
@@ -133,16 +132,16 @@ class RawConnection:
             return b""
 
     async def read_until(self, separator: bytes) -> bytes:
-        """The bytes up to and with `separator`.
+        """Return the bytes up to `separator`, which is included.
 
-        :raises ConnectionError: the connection ended first.
+        :raises ConnectionError: the connection closed first.
         """
         return await self._stream.until(separator)
 
     async def read_to_end(self) -> bytes:
-        """All bytes up to the peer's FIN.
+        """Return all bytes up to the peer's FIN.
 
-        :raises ConnectionResetError: the connection ended by RST.
+        :raises ConnectionResetError: the peer sent RST.
         """
         whole = bytearray()
         while piece := await self.read():
@@ -150,33 +149,34 @@ class RawConnection:
         return bytes(whole)
 
     async def head(self) -> RawResponse:
-        """The next response's head, interim ones passed over; its body is still to be read.
+        """Return the next response without its body; interim responses are in its ``interim``.
 
-        :raises Truncated: there is none.
+        :raises Truncated: the connection closed first.
         """
         interim: list[RawResponse] = []
         while True:
-            response = _parse_head(await self._whole(self._stream.until(b"\r\n\r\n"), None))
+            raw_head = await self._whole(self._stream.until(b"\r\n\r\n"), None)
+            response = RawResponse(*parse_response_head(raw_head), raw_head)
             if response.status >= 200 or response.status == 101:
                 response.interim = interim
                 return response
             interim.append(response)
 
     async def chunk(self) -> bytes:
-        """The next chunk of a chunked body; ``b""`` after the last one and its trailers.
+        """Return the next chunk of a chunked body; ``b""`` after the last one and its trailers.
 
         :raises Truncated: the body is not whole.
         """
-        return await self._whole(self._chunk(), None)
+        return await self._whole(BodyReader(self._stream, "chunked").read_chunk(), None)
 
     async def response(self, *, to_head: bool = False) -> RawResponse:
-        """The next response with its whole body.
+        """Return the next response with its whole body.
 
-        :param to_head: it answers a HEAD request, and so has no body.
-        :raises Truncated: it is not whole.
+        :param to_head: the request was HEAD, so the response has no body.
+        :raises Truncated: the response is cut short.
         """
         response = await self.head()
-        if not to_head and response.status not in {101, 204, 304}:
+        if not to_head and response.status not in _BODILESS:
             await self._whole(self._read_body(response), response)
         return response
 
@@ -185,21 +185,23 @@ class RawConnection:
         await self.send(data)
         return await self.response(to_head=to_head)
 
-    async def gone(self) -> None:
-        """Wait until the peer has ended the connection. What it sent before is kept."""
-        await self._stream.gone()
+    async def disconnected(self) -> None:
+        """Wait until the peer has disconnected. What it sent before can still be read."""
+        await self._stream.disconnected()
+
+    gone = disconnected  # the earlier name, until 0.2
 
     def half_close(self) -> None:
-        """Send FIN, and go on reading."""
+        """Send FIN, and continue to read."""
         self._stream.half_close()
 
     async def reset(self) -> None:
-        """End the connection with RST."""
+        """Close the connection with RST."""
         self._stream.reset()
         await self._stream.closed()
 
     async def close(self) -> None:
-        """End the connection with FIN, or with RST if there is something unread."""
+        """Close the connection with FIN, or with RST if something is unread."""
         self._stream.close()
         await self._stream.closed()
 
@@ -207,71 +209,16 @@ class RawConnection:
         try:
             return await reading
         except ConnectionError as error:
-            left = f"the connection ended early; unread: {self._stream.unread()[-200:]!r}"
+            message = f"the connection closed early; unread: {self._stream.unread()[-200:]!r}"
             reset = isinstance(error, ConnectionResetError)
-            raise Truncated(left, response, reset=reset) from error
+            raise Truncated(message, response, reset=reset) from error
 
     async def _read_body(self, response: RawResponse) -> None:
-        length = response.header("Content-Length")
-        if response.chunked:
-            while chunk := await self._chunk():
-                response.body += chunk
-        elif length is not None:
-            while (left := int(length) - len(response.body)) > 0:
-                response.body += await self._stream.some(left)
-        else:
+        kind = framing(response.version, response.headers)
+        if kind is None:
             while piece := await self.read():
                 response.body += piece
-
-    async def _chunk(self) -> bytes:
-        line = await self._stream.until(b"\r\n")
-        size = int(line.partition(b";")[0], 16)
-        if size:
-            chunk = await self._stream.exactly(size)
-            if await self._stream.exactly(2) != b"\r\n":
-                raise ValueError("a chunk is longer than it said")
-            return chunk
-        while await self._stream.until(b"\r\n") != b"\r\n":
-            pass
-        return b""
-
-
-def request_bytes(
-    method: str,
-    target: str,
-    headers: Headers = (),
-    body: bytes = b"",
-    *,
-    token: str | None = None,
-) -> bytes:
-    """A request's bytes: these header lines, and `Host`, `Content-Length` and a Bearer `token`.
-
-    What the headers name themselves is not added.
-    """
-    lines = header_lines(headers)
-    named = {name.lower() for name, _ in lines}
-    added = [("Host", "127.0.0.1")]
-    if token is not None:
-        added.append(("Authorization", f"Bearer {token}"))
-    if (body or method not in {"GET", "HEAD"}) and "transfer-encoding" not in named:
-        added.append(("Content-Length", str(len(body))))
-    lines = [*(line for line in added if line[0].lower() not in named), *lines]
-    text = "".join(f"{name}: {value}\r\n" for name, value in lines)
-    return f"{method} {target} HTTP/1.1\r\n{text}\r\n".encode("latin-1") + body
-
-
-def _parse_head(raw_head: bytes) -> RawResponse:
-    first, *lines = raw_head[:-4].split(b"\r\n")
-    status = _STATUS_LINE.fullmatch(first)
-    headers = [_HEADER_LINE.fullmatch(line) for line in lines]
-    if status is None or None in headers:
-        raise ValueError(f"not a response head: {raw_head[:500]!r}")
-    return RawResponse(
-        version=status[1].decode(),
-        status=int(status[2]),
-        reason=status[3].decode("latin-1"),
-        headers=[
-            (line[1].decode("latin-1"), line[2].decode("latin-1")) for line in headers if line
-        ],
-        raw_head=raw_head,
-    )
+            return
+        body = BodyReader(self._stream, kind)
+        while piece := await body.read():
+            response.body += piece

@@ -6,25 +6,27 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from tornadoproxy.fakes.exchange import (
-    Ending,
+from tornadoproxy.fakes.exchange import Ending, UpstreamExchange
+from tornadoproxy.fakes.http_message import (
+    HeaderLines,
     Headers,
-    UpstreamExchange,
+    all_values,
     header_lines,
     response_head,
 )
 
 Response = Callable[[UpstreamExchange], Awaitable[None]]
+"""What responds to one request."""
 
 
 def bytes_response(body: bytes, headers: Headers = (), status: int = 200) -> Response:
-    """Reads the request, then answers with `body` and its length, and with `headers`.
+    """Return a response that reads the request, then sends `headers`, a length and `body`.
 
-    A 204, a 304 and any 1xx have no body; the answer to HEAD has its length alone.
+    With status 1xx, 204 or 304 it has no body, and as a response to HEAD only its length.
     """
     lines = header_lines(headers)
     bodiless = status < 200 or status in {204, 304}
-    if not bodiless and not _has(lines, "Content-Length"):
+    if not bodiless and not all_values(lines, "Content-Length"):
         lines.append(("Content-Length", str(len(body))))
 
     async def response(exchange: UpstreamExchange) -> None:
@@ -40,7 +42,7 @@ def json_response(
     status: int = 200,
     headers: Headers = (),
 ) -> Response:
-    """Reads the request, then answers with `document` as JSON."""
+    """Return a response that reads the request, then sends `document` as JSON."""
     lines = _with_default(header_lines(headers), "Content-Type", "application/json")
     return bytes_response(json.dumps(document).encode(), lines, status)
 
@@ -52,12 +54,14 @@ def sse_response(
     headers: Headers = (),
     end: Ending = "keep",
 ) -> Response:
-    """Reads the request, then streams server-sent events, each piece a chunk and a write.
+    """Return a response that reads the request, then streams server-sent events.
+
+    Each piece is one chunk and one write.
 
     :param events: the pieces; bytes are one piece.
-    :param split: cut the whole into pieces of so many bytes instead.
+    :param split: the size in bytes of the pieces that the whole is cut into instead.
     :param headers: further header lines.
-    :param end: ``"keep"`` ends the body; any other leaves it without its last chunk.
+    :param end: ``"keep"`` ends the body; any other value omits the last chunk.
     """
     pieces = [events] if isinstance(events, bytes) else list(events)
     if split is not None:
@@ -81,7 +85,7 @@ def sse_response(
 
 
 def raw_response(*pieces: bytes, end: Ending = "keep") -> Response:
-    """Reads the request, then sends exactly these bytes, each piece a write."""
+    """Return a response that reads the request, then sends exactly these bytes, a write each."""
 
     async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
@@ -94,13 +98,9 @@ def raw_response(*pieces: bytes, end: Ending = "keep") -> Response:
 
 
 def silent_response() -> Response:
-    """Reads the request, and never answers; ends when the peer leaves."""
+    """Return a response that reads the request, then waits until the peer disconnects."""
     return raw_response(end="hang")
 
 
-def _has(headers: list[tuple[str, str]], name: str) -> bool:
-    return any(key.lower() == name.lower() for key, _ in headers)
-
-
-def _with_default(headers: list[tuple[str, str]], name: str, value: str) -> list[tuple[str, str]]:
-    return headers if _has(headers, name) else [(name, value), *headers]
+def _with_default(headers: HeaderLines, name: str, value: str) -> HeaderLines:
+    return headers if all_values(headers, name) else [(name, value), *headers]

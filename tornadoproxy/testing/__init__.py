@@ -1,10 +1,10 @@
 """pytest fixtures that run the real proxy in front of a scripted upstream, on real sockets.
 
-For this project's tests and for those of plugins. Opt in, in the topmost ``conftest.py``::
+They are for the tests of this project and of plugins. The topmost ``conftest.py`` enables them::
 
     pytest_plugins = ["tornadoproxy.testing"]
 
-Then every ``async def`` test runs in an event loop of its own, and takes what it needs::
+Then every ``async def`` test runs in an event loop of its own, and requests fixtures by name::
 
     async def test_hello(anthropic_client, upstream, records):
         message = await anthropic_client.messages.create(
@@ -14,7 +14,8 @@ Then every ``async def`` test runs in an event loop of its own, and takes what i
         assert upstream.requests[0].header("x-api-key") == TEST_UPSTREAM_KEY
         assert (await records.finished()).outcome == "completed"
 
-It needs what ``pip install tornadoproxy[test]`` installs; the two SDKs only for their clients.
+``pip install tornadoproxy[test]`` installs what they need. The two SDKs are needed only for the
+fixtures ``anthropic_client`` and ``openai_client``.
 """
 
 from tornadoproxy.fakes.anthropic_api import ScriptedUpstream, error_response
@@ -24,14 +25,10 @@ from tornadoproxy.fakes.anthropic_messages import (
     message_document,
     message_events,
 )
-from tornadoproxy.fakes.exchange import (
-    ProtocolError,
-    ReceivedRequest,
-    UpstreamExchange,
-    response_head,
-)
+from tornadoproxy.fakes.exchange import ReceivedRequest, UpstreamExchange
+from tornadoproxy.fakes.http_message import ProtocolError, request_bytes, response_head
 from tornadoproxy.fakes.http_server import ScriptedServer
-from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, Truncated, request_bytes
+from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, Truncated
 from tornadoproxy.fakes.responses import (
     Response,
     bytes_response,

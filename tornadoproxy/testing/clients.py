@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tornadoproxy.fakes.raw_client import RawConnection, RawResponse, request_bytes
+from tornadoproxy.fakes.http_message import request_bytes
+from tornadoproxy.fakes.raw_client import RawConnection, RawResponse
 from tornadoproxy.testing.loop import run
 from tornadoproxy.testing.proxies import TEST_TOKEN, Proxy
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from tornado.ioloop import IOLoop
 
-    from tornadoproxy.fakes.exchange import Headers
+    from tornadoproxy.fakes.http_message import Headers
     from tornadoproxy.fakes.http_server import ScriptedServer
 
 
 class Ask(Protocol):
-    """Sends a request on a connection of its own; see `ask`."""
+    """The function that `ask` returns."""
 
     async def __call__(
         self,
@@ -38,11 +39,11 @@ class Ask(Protocol):
         token: str | None = TEST_TOKEN,
         to: Proxy | None = None,
     ) -> RawResponse:
-        """Send one more, and return the response."""
+        """Send one request, and return the response."""
 
 
 class OpenRaw(Protocol):
-    """Opens a raw connection; see `raw`."""
+    """The function that `raw` returns."""
 
     async def __call__(
         self,
@@ -51,12 +52,12 @@ class OpenRaw(Protocol):
         ssl: SSLContext | None = None,
         receive_buffer: int | None = None,
     ) -> RawConnection:
-        """Open one more."""
+        """Open one more connection."""
 
 
 @pytest.fixture
 def raw(io_loop: IOLoop, _proxies: list[Proxy]) -> Iterator[OpenRaw]:
-    """Opens raw connections, to the proxy started last unless told: ``await raw()``."""
+    """A function that opens a connection: ``await raw()`` opens one to the proxy started last."""
     connections: list[RawConnection] = []
 
     async def open_raw(
@@ -77,15 +78,15 @@ def raw(io_loop: IOLoop, _proxies: list[Proxy]) -> Iterator[OpenRaw]:
 
 @pytest.fixture
 def ask(raw: OpenRaw) -> Ask:
-    """Sends one request on a connection of its own, and returns the whole response.
+    """A function that sends one request on a connection of its own, and returns the response.
 
     ``await ask("/v1/models")`` sends a GET with `TEST_TOKEN`;
-    ``await ask("/v1/messages", {"model": ...})`` a POST of that JSON document. `body` is sent as it
-    is, and `bytes` in place of the target are the whole request. `token` becomes
-    ``Authorization: Bearer``; `None` sends none. The proxy started last is asked, unless `to` names
-    another.
+    ``await ask("/v1/messages", {"model": ...})`` a POST of that JSON document. `body` is sent
+    unchanged, and a target of type `bytes` is the whole request. `token` is sent as
+    ``Authorization: Bearer``, unless it is `None`. The request goes to the proxy started last,
+    unless `to` names another.
 
-    Raises `Truncated` if the response is not whole.
+    The function raises `Truncated` if the response is cut short.
     """
 
     async def send(
@@ -139,7 +140,7 @@ def openai_client(
 
 
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away, for one test, what of the environment steers the SDKs elsewhere."""
+    """Remove, for one test, the environment variables that change where the SDKs connect."""
     for name in list(os.environ):
         if name.upper().startswith(("ANTHROPIC_", "OPENAI_")) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)

@@ -12,31 +12,31 @@ from tornado.ioloop import IOLoop
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-TIDY_TIMEOUT = 20.0  # seconds for each step of taking a test's fixtures down
+TIDY_TIMEOUT = 20.0  # seconds for each step of a fixture's setup or teardown
 
 T = TypeVar("T")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have pytest-tornado run every coroutine test."""
+    """Mark every coroutine test for pytest-tornado."""
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
         item.add_marker(pytest.mark.gen_test)
 
 
 @pytest.fixture
 def asyncio_loop() -> asyncio.AbstractEventLoop:
-    """The event loop below `io_loop`, which closes it. Override it to test with another kind."""
+    """The asyncio loop of `io_loop`, which closes it. Override it to test another kind of loop."""
     return asyncio.new_event_loop()
 
 
 @pytest.fixture
 def io_loop(asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[IOLoop]:
-    """A loop for one test, in place of pytest-tornado's.
+    """The event loop of one test, in place of pytest-tornado's.
 
-    The test fails if something in the loop failed that nobody awaited.
+    The test fails if an exception in the loop was not awaited.
     """
-    faults: list[dict[str, Any]] = []  # asyncio's exception contexts hold anything
-    asyncio_loop.set_exception_handler(lambda _, context: faults.append(context))
+    errors: list[dict[str, Any]] = []  # asyncio's exception contexts hold anything
+    asyncio_loop.set_exception_handler(lambda _, context: errors.append(context))
     io_loop = IOLoop(make_current=False, asyncio_loop=asyncio_loop)
     asyncio.set_event_loop(asyncio_loop)
     try:
@@ -45,12 +45,12 @@ def io_loop(asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[IOLoop]:
     finally:
         asyncio.set_event_loop(None)
         io_loop.close()
-    for fault in faults:
-        raise AssertionError(f"in the event loop: {fault}") from fault.get("exception")
+    for error in errors:
+        raise AssertionError(f"in the event loop: {error}") from error.get("exception")
 
 
 async def _tidy() -> None:
-    """Leave nothing to the loop's closing."""
+    """Cancel and await what still runs in the loop."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

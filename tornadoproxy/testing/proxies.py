@@ -33,7 +33,7 @@ ExtraPlugins: TypeAlias = Iterable[object] | Mapping[str, object]
 
 
 class Records:
-    """The record of every request that a test's proxies have finished."""
+    """The records of the requests that a test's proxies have finished."""
 
     def __init__(self) -> None:
         self.all: list[RequestRecord] = []
@@ -41,13 +41,13 @@ class Records:
 
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
-        """Take a record in, as a plugin."""
+        """Add a record; the hook that makes this a plugin."""
         self.all.append(record)
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def finished(self, count: int = 1) -> RequestRecord:
-        """Wait until `count` requests have ended since the test began; return that one's."""
+        """Wait until `count` requests have finished in all; return the last one's record."""
         while len(self.all) < count:
             await self._changed.wait()
         return self.all[count - 1]
@@ -57,10 +57,10 @@ class Records:
 class Proxy:
     """A running proxy.
 
-    :ivar server: the real server.
-    :ivar settings: what it was started with.
+    :ivar server: the server itself.
+    :ivar settings: the settings that it was started with.
     :ivar plugins: its plugins.
-    :ivar lines: what its plugins answered to ``configure``: name and line.
+    :ivar lines: the results of the hook ``configure``: name and line of each plugin.
     """
 
     server: Server
@@ -71,18 +71,18 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Its origin, without a path."""
+        """The proxy's origin, without a path."""
         return self.server.url
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the proxy listens on."""
         return self.server.port
 
     def reload(self, **variables: object) -> None:
-        """Have it read its settings anew, as SIGHUP does, with these ones changed.
+        """Reload the settings, as SIGHUP does, with `variables` changed.
 
-        :raises ConfigurationError: they are wrong.
+        :raises ConfigurationError: a setting is invalid.
         """
         _refuse_unknown(variables, self.plugins)
         given = {**self._variables, **variables}
@@ -90,15 +90,15 @@ class Proxy:
 
 
 class StartProxy(Protocol):
-    """Starts a proxy in front of ``upstream``; see `start_proxy`."""
+    """The function that `start_proxy` returns."""
 
     async def __call__(self, *, plugins: ExtraPlugins = (), **variables: object) -> Proxy:
-        """Start one more."""
+        """Start one more proxy."""
 
 
 @pytest.fixture
 def upstream(io_loop: IOLoop) -> Iterator[ScriptedUpstream]:
-    """A scripted upstream. The test fails if something reached it that is not HTTP/1.1."""
+    """A scripted upstream. The test fails if it receives anything that is not HTTP/1.1."""
     upstream = ScriptedUpstream()
     run(io_loop, upstream.start)
     yield upstream
@@ -109,13 +109,13 @@ def upstream(io_loop: IOLoop) -> Iterator[ScriptedUpstream]:
 
 @pytest.fixture
 def records() -> Records:
-    """The records of all requests to this test's proxies."""
+    """The records of all requests to the proxies of this test."""
     return Records()
 
 
 @pytest.fixture
 def _proxies(io_loop: IOLoop) -> Iterator[list[Proxy]]:
-    """The proxies of this test, the last one last."""
+    """The proxies of this test, in the order of their start."""
     proxies: list[Proxy] = []
     yield proxies
     for proxy in reversed(proxies):
@@ -124,7 +124,7 @@ def _proxies(io_loop: IOLoop) -> Iterator[list[Proxy]]:
 
 @pytest.fixture(scope="session")
 def _installed() -> importlib.metadata.EntryPoints:
-    """The installed plugins' entry points, which take a while to find."""
+    """The entry points of the installed plugins, searched for once because that is slow."""
     return importlib.metadata.entry_points(group=PROJECT)
 
 
@@ -135,15 +135,15 @@ def start_proxy(
     upstream: ScriptedUpstream,
     records: Records,
 ) -> StartProxy:
-    """Starts real proxies in front of `upstream`: ``await start_proxy(UPSTREAM_IDLE_TIMEOUT=1)``.
+    """A function that starts a proxy: ``await start_proxy(UPSTREAM_IDLE_TIMEOUT=1)``.
 
-    Keyword arguments are variables as the environment has them; `None` leaves one of the test's
-    own out, as ``AUTH_TOKEN=None`` does. Without the test's own ``CHAT_DEFAULT_MAX_TOKENS`` the
-    proxy asks the upstream for its models before a chat completion that names no limit. `plugins`
-    are plugin objects beside the installed ones; a mapping names them. Each is drained at the end
-    of the test.
+    The proxy is a real one, in front of `upstream`, and is drained at the end of the test. Keyword
+    arguments are environment variables; `None` removes a default of this fixture, such as
+    ``AUTH_TOKEN=None``. With ``CHAT_DEFAULT_MAX_TOKENS=None`` the proxy requests the upstream's
+    models before a chat completion without a limit. `plugins` are plugin objects in addition to
+    the installed ones; a mapping names them.
 
-    Raises `ConfigurationError` as the program would.
+    The function raises `ConfigurationError` as the program would.
     """
 
     async def start(*, plugins: ExtraPlugins = (), **variables: object) -> Proxy:
@@ -173,13 +173,13 @@ def start_proxy(
 
 @pytest.fixture
 def proxy(io_loop: IOLoop, start_proxy: StartProxy) -> Proxy:
-    """A proxy that lets `TEST_TOKEN` in, and gives `TEST_UPSTREAM_KEY` to `upstream`."""
+    """A proxy that accepts `TEST_TOKEN`, and sends `TEST_UPSTREAM_KEY` to `upstream`."""
     return run(io_loop, start_proxy)
 
 
 @pytest.fixture
 def http_server(proxy: Proxy) -> Server:
-    """What pytest-tornado's ``http_client`` waits for."""
+    """The server of `proxy`, which pytest-tornado's ``http_client`` depends on."""
     return proxy.server
 
 
@@ -197,17 +197,17 @@ def base_url(proxy: Proxy) -> str:
 
 def _configuration(variables: Mapping[str, object]) -> Configuration:
     environment = {name: str(value) for name, value in variables.items() if value is not None}
-    # no .env file that happens to lie about has a say in a test
+    # no .env file in the working directory may change a test
     return Configuration(("--env-file", os.devnull), environment)
 
 
 def _refuse_unknown(variables: Mapping[str, object], plugins: Plugins) -> None:
-    """The environment may hold anything; a test that misspells a setting shall know."""
+    """Raise for a misspelt setting, which the program would ignore in its environment."""
     declared = (*CORE_SETTINGS, *plugins.declared_settings())
     known = {name for setting in declared for name in (setting.name, *setting.fallbacks)}
     given = {name for name, value in variables.items() if value is not None}
     if unknown := sorted(given - known):
-        raise ConfigurationError(*(f"{name} is not a setting" for name in unknown))
+        raise ConfigurationError(*(f"{name}: not a setting; correct its name" for name in unknown))
 
 
 def _named(plugins: ExtraPlugins) -> dict[str, object]:
@@ -221,11 +221,11 @@ def _entry_points(plugins: Mapping[str, object]) -> list[importlib.metadata.Entr
 
 
 class _ObjectEntryPoint(importlib.metadata.EntryPoint):
-    """An entry point that leads to an object at hand."""
+    """An entry point that loads the given object."""
 
     def __init__(self, name: str, plugin: object) -> None:
         super().__init__(name=name, value=f"{__name__}:plugin", group=PROJECT)
-        vars(self)["_plugin"] = plugin  # the class forbids assignment
+        vars(self)["_plugin"] = plugin  # the class forbids assigning attributes
 
     def load(self) -> object:
         return vars(self)["_plugin"]

@@ -177,7 +177,7 @@ async def test_requests_do_not_wait_for_the_collector(
     stuck = await collector.received()
 
     assert (await ask(proxy)).code == 200
-    assert stuck.gone_at is None, "it still hangs"
+    assert stuck.disconnected_at is None, "it still hangs"
 
 
 async def test_without_a_url_it_is_not_there(start: Start) -> None:
