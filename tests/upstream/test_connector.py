@@ -626,7 +626,7 @@ async def test_no_proxy_goes_around_the_egress_proxy(
     ],
 )
 def test_no_proxy_domain_with_wildcard(word: str, host: str, matches: bool) -> None:
-    assert connector._names(word, connector.Origin("https", host, 8443)) is matches
+    assert connector._matches(word, connector.Origin("https", host, 8443)) is matches
 
 
 async def test_an_http_upstream_is_never_tunnelled(

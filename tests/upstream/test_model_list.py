@@ -89,11 +89,11 @@ async def test_known_after_failure_asks_nothing_for_a_while(
 async def test_known_waits_once_for_an_upstream_that_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model_list, "PATIENCE", 0.01)
+    monkeypatch.setattr(model_list, "FIRST_TIMEOUT", 0.01)
     lists = Lists()
     models = ModelList(lists.get)
     assert await models.known() == {}
-    monkeypatch.setattr(model_list, "PATIENCE", 60)
+    monkeypatch.setattr(model_list, "FIRST_TIMEOUT", 60)
     assert await models.known() == {}
     assert lists.asked == 1
     wanted = asyncio.create_task(models.models())

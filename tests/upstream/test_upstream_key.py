@@ -222,7 +222,7 @@ async def test_check_online_names_the_refused_setting(
         ),
         (
             bytes_response(b"<html>\nWelcome</html>"),
-            "The upstream's answer is not a list of models.",
+            "The upstream's response is not a list of models.",
         ),
         (raw_response(b"SSH-2.0-OpenSSH\r\n\r\n", end="close"), "The upstream"),
     ],

@@ -1,10 +1,10 @@
-"""One exchange with the upstream, from the request's first byte to the answer's last.
+"""One exchange with the upstream, from the first byte of the request to the last of the response.
 
-Head and data are handed on as they arrive, and nothing more is read while the receiver is paused.
-There is a deadline for the first byte and one for the silence between bytes, none for the whole.
-Cancelling closes the connection at once. There is one more try, on a new connection, only when a
-kept one turns out to have been closed before the upstream took in a byte, and the request's body is
-at hand.
+The receiver gets head and data as they arrive; while it is paused, nothing more is read. One
+deadline applies to the first byte and one to the silence between bytes, none to the whole exchange.
+Cancelling closes the connection at once. A request is sent once more, on a new connection, only if
+an idle connection turns out to have been closed before the upstream received a byte of the request,
+and the whole request is still in memory.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class UpstreamRequest(Struct):
-    """A request as it goes onto the wire.
+    """A request as it is sent.
 
     :param head: request line and headers, the final blank line included.
-    :param body: the whole body; ``None`` if it is to be streamed with `Call.write`.
-    :param chunked: a streamed body has the chunked transfer coding put around it.
+    :param body: the whole body; ``None`` if it is streamed with `Call.write`.
+    :param chunked: a streamed body is sent with the chunked transfer coding.
     """
 
     origin: Origin
@@ -43,46 +43,46 @@ class UpstreamRequest(Struct):
 
 
 class Receiver(Protocol):
-    """Who is told of an answer, synchronously: a head, data, then an end; or a failure.
+    """Callbacks for one response: its head, data, then its end; or a failure.
 
-    Exactly one of `on_end` and `on_failure` comes, and it comes last, unless the call is
-    cancelled: then nothing comes any more.
+    Exactly one of `on_end` and `on_failure` is called, and it is the last call. After a call is
+    cancelled, nothing is called.
     """
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
-        """The answer began: its head, and what of its body came with it; that may be empty."""
+        """Take the head, and the part of the body that arrived with it, which may be empty."""
 
     def on_data(self, chunk: bytes) -> None:
-        """More of the body, as it was on the wire but for its transfer coding."""
+        """Take more of the body, as it was on the wire except for its transfer coding."""
 
     def on_end(self) -> None:
-        """The answer is whole."""
+        """Take note that the response is whole."""
 
     def on_failure(self, error: UpstreamError) -> None:
-        """There is no answer, or it broke off."""
+        """Take note that there is no response, or that it is cut short."""
 
 
 class Connections(Protocol):
-    """Where a call has its connections and its deadlines from: the client."""
+    """The source of a call's connections and timeouts: the client."""
 
     first_byte_timeout: float
     idle_timeout: float
 
     def take(self, origin: Origin) -> UpstreamConnection | None:
-        """An idle connection to `origin`, if there is one."""
+        """Return an idle connection to `origin`, if there is one."""
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
-        """A new connection to `origin`.
+        """Return a new connection to `origin`.
 
-        :raises UpstreamError: there is none to be had.
+        :raises UpstreamError: no connection could be opened.
         """
 
     def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
-        """Keep a connection whose exchange is over."""
+        """Keep a connection whose exchange has ended."""
 
 
 class Call:
-    """One exchange with the upstream, for the one who waits for its answer."""
+    """One exchange with the upstream; see the module's docstring."""
 
     __slots__ = (
         "_began",
@@ -93,11 +93,11 @@ class Call:
         "_loop",
         "_method",
         "_origin",
-        "_patience",
         "_paused",
         "_payload",
         "_receiver",
         "_sent",
+        "_timeout",
         "_writable",
         "_written",
     )
@@ -107,23 +107,23 @@ class Call:
         self._origin = request.origin
         self._method = request.method
         self._chunked = request.chunked
-        # kept for another try, until the answer begins
+        # kept until the response begins, in case it is sent once more
         self._payload = request.head + request.body if request.body else request.head
         self._receiver: Receiver | None = receiver
         self._loop = asyncio.get_running_loop()
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._sent = request.body is not None  # nothing more will come from our side
-        self._written = False  # a part of a streamed body has gone out, and cannot be had again
+        self._sent = request.body is not None  # the whole request
+        self._written = False  # part of a streamed body, which is no longer in memory
         self._writable: asyncio.Future[None] | None = None
         self._paused = False
         self._began = False
-        self._patience = client.first_byte_timeout
+        self._timeout = client.first_byte_timeout
 
-    # -- for the one who waits
+    # -- for the user
 
     def start(self) -> None:
-        """Send the request, on a kept connection if there is one."""
+        """Send the request, on an idle connection if there is one."""
         connection = self._client.take(self._origin)
         if connection is None:
             self._connecting = self._loop.create_task(self._connect())
@@ -133,7 +133,7 @@ class Call:
     def write(self, chunk: bytes) -> Awaitable[None] | None:
         """Send a part of a streamed body.
 
-        :returns: something to await before the next part, if the upstream takes no more now.
+        :returns: what to await before the next part, if the upstream cannot receive more yet.
         """
         if self._receiver is None or not chunk:
             return None
@@ -147,7 +147,7 @@ class Call:
         return self._wait_until_writable() if self._connection.writing_paused else None
 
     async def end_body(self) -> None:
-        """Say that a streamed body is whole."""
+        """End a streamed body."""
         if self._connecting is not None:
             await asyncio.wait({self._connecting})
         if self._receiver is None or self._connection is None:
@@ -158,20 +158,20 @@ class Call:
         self._extend_deadline()
 
     def pause(self) -> None:
-        """Stop reading from the upstream. The idle deadline stands still meanwhile."""
+        """Stop reading from the upstream, and suspend the idle deadline."""
         self._paused = True
         if self._connection is not None:
             self._connection.pause()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue to read."""
         self._paused = False
         if self._receiver is not None and self._connection is not None:
             self._extend_deadline()
             self._connection.resume()
 
     def cancel(self) -> None:
-        """End the exchange at once; the receiver is told nothing more."""
+        """End the exchange at once, without another call of the receiver."""
         if self._receiver is None:
             return
         connection = self._connection
@@ -179,12 +179,12 @@ class Call:
         if connection is not None:
             connection.abort()
 
-    # -- told by the connection
+    # -- called by the connection
 
     def response_began(self, head: ResponseHead, first: bytes) -> None:
         self._began = True
         self._payload = b""
-        self._patience = self._client.idle_timeout
+        self._timeout = self._client.idle_timeout
         self._extend_deadline()
         if self._receiver is not None:
             self._receiver.on_head(head, first)
@@ -207,8 +207,8 @@ class Call:
         self._finish()
         receiver.on_end()
 
-    def response_failed(self, error: UpstreamError, *, unheard: bool) -> None:
-        if unheard and not self._written:
+    def response_failed(self, error: UpstreamError, *, unreceived: bool) -> None:
+        if unreceived and not self._written:
             self._connection = None
             self._connecting = self._loop.create_task(self._connect())
             return
@@ -220,7 +220,7 @@ class Call:
             self._writable.set_result(None)
         self._writable = None
 
-    # -- within
+    # -- internal
 
     async def _connect(self) -> None:
         try:
@@ -228,7 +228,7 @@ class Call:
         except UpstreamError as error:
             self._fail(error)
         except Exception:
-            logger.exception("connecting to %s failed", self._origin.authority)
+            logger.exception("connecting to %s failed unexpectedly", self._origin.authority)
             self._fail(UpstreamUnreachable("The upstream cannot be reached."))
         else:
             self._connecting = None
@@ -256,10 +256,10 @@ class Call:
 
     def _extend_deadline(self) -> None:
         if self._connection is not None:
-            self._connection.set_deadline(self._patience)
+            self._connection.set_deadline(self._timeout)
 
     def deadline_passed(self) -> None:
-        # while we are paused, or wait for the client's body, the silence is not the upstream's
+        # no error of the upstream while the receiver is paused or the client's body incomplete
         if self._paused or not (self._sent or self._writable is not None):
             self._extend_deadline()
         else:
@@ -267,8 +267,8 @@ class Call:
 
     def _too_slow(self) -> UpstreamTimeout:
         if self._began:
-            return UpstreamTimeout("The upstream fell silent in the middle of its answer.")
-        return UpstreamTimeout("The upstream did not begin to answer in time.")
+            return UpstreamTimeout("The upstream fell silent in the middle of its response.")
+        return UpstreamTimeout("The upstream did not begin to respond in time.")
 
     def _fail(self, error: UpstreamError) -> None:
         receiver, connection = self._receiver, self._connection

@@ -1,17 +1,16 @@
-"""The client to the upstream: an `AsyncHTTPClient` with kept connections, made for relaying.
+"""The client to the upstream: an `AsyncHTTPClient` with persistent connections, for relaying.
 
-Tornado's own clients do not suit a proxy: they open a connection for each request or cap the
-whole at seconds, follow redirects with the credential, decompress, and cannot cancel. This one
+Tornado's own clients do not suit a proxy: they open a connection for each request, limit its total
+time, follow redirects with the credential, decompress, and cannot cancel. This one
 
-- keeps connections and takes the one used last; there is no queue;
-- hands head and data on as they arrive, and stops reading while its user is paused;
-- has deadlines for connecting, for the first byte and for the silence between bytes, none for
-  the whole;
+- keeps connections open, and uses the most recently used one first; there is no queue;
+- passes head and data on as they arrive, and stops reading while the receiver is paused;
+- has timeouts for connecting, for the first byte and for the silence between bytes, none for the
+  whole exchange;
 - closes the connection at once when an exchange is cancelled;
-- tries once more, on a new connection, only when a kept one turns out to have been closed before
-  the upstream took in a byte, and the request's body is at hand.
+- sends a request once more, as `tornadoproxy.upstream.call` describes.
 
-`UpstreamClient.send` is what the relay uses; `fetch` works as on any `AsyncHTTPClient`::
+The relay uses `UpstreamClient.send`; `fetch` works as on any `AsyncHTTPClient`::
 
     client = UpstreamClient(force_instance=True, settings=settings)
     response = await client.fetch("https://api.example/v1/models", raise_error=False)
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     from tornadoproxy.upstream.connection import ResponseHead, UpstreamConnection
 
 MAX_IDLE_CONNECTIONS = 256
-"""The most idle connections kept for each origin."""
+"""How many idle connections are kept for each origin at most."""
 
 
 def upstream_credential(settings: Settings) -> tuple[str, str] | None:
@@ -63,11 +62,11 @@ def upstream_credential(settings: Settings) -> tuple[str, str] | None:
 async def ask(
     client: UpstreamClient, settings: Settings, path: str, *, instance: str
 ) -> tuple[int, bytes]:
-    """Get `path` from the upstream on the proxy's own behalf.
+    """Get `path` from the upstream for the proxy itself.
 
     :param instance: this proxy's name in ``Via``.
-    :return: the response's status and body.
-    :raises UpstreamError: there is no response, or it cannot be read.
+    :return: status and body of the response.
+    :raises UpstreamError: there is no response, or it cannot be decompressed.
     """
     headers = HTTPHeaders({"Accept-Encoding": "identity"})
     headers["Anthropic-Version"] = settings[DEFAULT_ANTHROPIC_VERSION]
@@ -84,7 +83,7 @@ async def ask(
 
 
 class UpstreamClient(AsyncHTTPClient):
-    """See the module's docstring. Make it with ``force_instance=True``: it belongs to one proxy."""
+    """The client of one proxy, created with ``force_instance=True``; see the module's docstring."""
 
     def initialize(  # type: ignore[override]  # the base class takes the defaults only
         self, *, settings: Settings, defaults: dict[str, Any] | None = None
@@ -98,18 +97,22 @@ class UpstreamClient(AsyncHTTPClient):
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._made: WeakSet[UpstreamConnection] = WeakSet()
         self._sweep: asyncio.TimerHandle | None = None
+        self._keeps_connections = True
 
     def send(self, request: UpstreamRequest, receiver: Receiver) -> Call:
-        """Start an exchange. What comes of it is told to `receiver`, never before this returns
-        unless a kept connection is at hand and refuses the first write.
+        """Start an exchange, whose response goes to `receiver`.
+
+        The receiver is called before this returns only if writing to an idle connection fails at
+        once.
         """
         call = Call(self, request, receiver)
         call.start()
         return call
 
     def close(self) -> None:
-        """Close the idle connections; exchanges in flight go on."""
+        """Close the idle connections; exchanges in flight continue."""
         super().close()
+        self._keeps_connections = False
         if self._sweep is not None:
             self._sweep.cancel()
         for idle in self._idle.values():
@@ -119,26 +122,26 @@ class UpstreamClient(AsyncHTTPClient):
         self._idle.clear()
 
     def fetch_impl(self, request: HTTPRequest, callback: Callable[[HTTPResponse], None]) -> None:
-        """Send one of Tornado's requests and call back with the whole answer.
+        """Send a request of Tornado's, and call back with the whole response.
 
-        Redirects are not followed, and nothing is decompressed. Failures are `UpstreamError`.
+        Redirects are not followed, and nothing is decompressed. Errors are `UpstreamError`.
         """
         _Fetch(self, request, callback)
 
     @property
     def idle_connections(self) -> int:
-        """How many connections are kept for the next request."""
+        """How many connections are idle."""
         return sum(map(len, self._idle.values()))
 
     @property
     def busy_connections(self) -> int:
-        """How many connections serve a request."""
+        """How many connections are in use."""
         return sum(not each.closed for each in self._made) - self.idle_connections
 
     # -- the pool, for `Call`
 
     def take(self, origin: Origin) -> UpstreamConnection | None:
-        """The idle connection to `origin` that was used last."""
+        """Return the most recently used idle connection to `origin`, if there is one."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
@@ -150,15 +153,15 @@ class UpstreamClient(AsyncHTTPClient):
         return None
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
-        """A new connection to `origin`."""
+        """Return a new connection to `origin`."""
         connection = await self._connector.connect(origin)
         self._made.add(connection)
         return connection
 
     def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
-        """Keep a connection whose exchange is over."""
+        """Keep a connection whose exchange has ended."""
         idle = self._idle.setdefault(origin, [])
-        if self._closed or len(idle) >= MAX_IDLE_CONNECTIONS:
+        if not self._keeps_connections or len(idle) >= MAX_IDLE_CONNECTIONS:
             connection.abort()
             return
         self._connector.keep_session(origin, connection)
@@ -181,7 +184,7 @@ class UpstreamClient(AsyncHTTPClient):
 
 
 class _Fetch:
-    """Collects an answer for `AsyncHTTPClient.fetch`."""
+    """The receiver of a response for `AsyncHTTPClient.fetch`."""
 
     def __init__(
         self,

@@ -1,17 +1,17 @@
-"""One HTTP/1.1 connection to an upstream: bytes in, answers out.
+"""One HTTP/1.1 connection to an upstream: bytes in, responses out.
 
-The theory. A connection carries one exchange at a time::
+A connection carries one exchange at a time::
 
-    idle ──begin──▶ waiting ──head──▶ answering ──end──▶ idle, or closed if it cannot be reused
+    idle ──begin──▶ waiting ──head──▶ responding ──end──▶ idle, or closed if it cannot be reused
                        └──────────────────┴──lost──▶ closed
 
-While it is idle, whatever the peer does (bytes, end of file, reset) closes it. What one read
-brought is parsed whole and then told at once: the head with the first bytes of the body, or more
-of the body, then the end. So one read makes one write to the client.
+While it is idle, anything from the peer (bytes, end of file, reset) closes it. The bytes of one
+read are parsed completely, and passed on in one call: the head with the first bytes of the body, or
+more of the body. The end follows. So one read causes one write to the client.
 
-llhttp parses, in its strict mode: a message with both Content-Length and Transfer-Encoding, with
-two lengths or with bare line feeds is an error. It tolerates chunk extensions and trailers, which
-end here. Interim answers (1xx) are skipped: ``Expect`` is not sent upstream.
+llhttp parses in its strict mode: a message with both Content-Length and Transfer-Encoding, with
+two lengths or with bare line feeds is an error. It accepts chunk extensions and trailers, which are
+not passed on. Interim responses (1xx) are skipped: ``Expect`` is not sent upstream.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_HEAD = 128 * 1024
-"""The most that an answer's head may take, interim answers included, in bytes."""
+"""The longest head of a response in bytes, interim responses included."""
 
 
 class ResponseHead(NamedTuple):
-    """An answer's status and header fields, in the order and the case of the wire.
+    """The status and header fields of a response, in the order and the case of the wire.
 
     :param ends_with_connection: the end of file ends the body (RFC 9112 §6.3, the last rule).
     """
@@ -47,32 +47,32 @@ class ResponseHead(NamedTuple):
 
 
 class ConnectionUser(Protocol):
-    """Who is told what arrives on a connection, synchronously."""
+    """Callbacks for what happens on a connection."""
 
     def response_began(self, head: ResponseHead, first: bytes) -> None:
-        """The head, and what of the body came in the same read; it may be empty."""
+        """Take the head, and the part of the body that arrived with it, which may be empty."""
 
     def response_continued(self, chunk: bytes) -> None:
-        """More of the body."""
+        """Take more of the body."""
 
     def response_ended(self, *, reusable: bool) -> None:
-        """The answer is whole. The connection is idle, and fit for another exchange or not."""
+        """Take note that the response is whole, and whether the connection can be reused."""
 
-    def response_failed(self, error: UpstreamError, *, unheard: bool) -> None:
-        """The answer will never be whole.
+    def response_failed(self, error: UpstreamError, *, unreceived: bool) -> None:
+        """Take note that the response will never be whole.
 
-        :param unheard: the peer closed without having taken in a byte of the request.
+        :param unreceived: the peer closed without having received a byte of the request.
         """
 
     def writing_resumed(self) -> None:
-        """The peer takes data again."""
+        """Take note that the peer receives data again."""
 
     def deadline_passed(self) -> None:
-        """It was set by `UpstreamConnection.set_deadline`, and not again since."""
+        """Take note that the deadline set by `UpstreamConnection.set_deadline` has passed."""
 
 
 class _Response:
-    """One answer, as llhttp parses it: what has come of it, and what has yet to be told."""
+    """One response while llhttp parses it: what has arrived, and has not been passed on."""
 
     __slots__ = (
         "_fields",
@@ -93,7 +93,7 @@ class _Response:
         self._head_only = head_only
         self._reason = b""
         self._fields: list[tuple[str, str]] = []
-        self.head: ResponseHead | None = None  # until it is told
+        self.head: ResponseHead | None = None  # until it is passed on
         self.has_head = False
         self.ends_with_connection = False
         self.pieces: list[bytes] = []
@@ -102,27 +102,27 @@ class _Response:
         self.keep_alive = False
 
     def feed(self, data: bytes) -> UpstreamError | None:
-        """Parse what has come; an error, if it is not HTTP."""
+        """Parse what has arrived; return an error if it is not HTTP."""
         self.received += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            return UpstreamProtocolError("The upstream's answer is not HTTP/1.1.")
+            return UpstreamProtocolError("The upstream's response is not HTTP/1.1.")
         if not self.has_head and self.received > MAX_HEAD:
-            return UpstreamProtocolError("The head of the upstream's answer has no end.")
+            return UpstreamProtocolError("The head of the upstream's response is too long.")
         return None
 
     def release(self) -> None:
-        """It is over: let go of the parser, which refers to this, so that nothing is left."""
+        """Drop the parser, whose reference to this would leave a cycle to the garbage collector."""
         self._parser = cast("httptools.HttpResponseParser", None)
 
     def take_head(self) -> ResponseHead | None:
-        """The head, once it is there, and once only: a long answer need not keep it."""
+        """Return the head once; afterwards a long response does not keep it in memory."""
         head, self.head = self.head, None
         return head
 
     def take_body(self) -> bytes:
-        """What has come of the body since the last call."""
+        """Return the part of the body that has arrived since the last call."""
         pieces = self.pieces
         if not pieces:
             return b""
@@ -133,20 +133,20 @@ class _Response:
 
     def on_message_begin(self) -> None:
         if self.complete:
-            raise ValueError("an answer that nobody asked for")
+            raise ValueError("a response without a request")
 
     def on_status(self, status: bytes) -> None:
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.has_head:  # what comes later is a trailer
+        if not self.has_head:  # later ones are trailers
             self._fields.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             if status == 101:
-                raise ValueError("an upgrade that nobody asked for")
+                raise ValueError("an upgrade that was not requested")
             self._reason = b""
             self._fields = []
             return
@@ -161,7 +161,7 @@ class _Response:
 
     def on_body(self, body: bytes) -> None:
         if self._head_only:
-            self.keep_alive = False  # it has a body after all, and who knows where that ends
+            self.keep_alive = False  # a body despite HEAD, and nothing says where it ends
         else:
             self.pieces.append(body)
 
@@ -170,24 +170,21 @@ class _Response:
 
 
 def _ends_with_connection(fields: list[tuple[str, str]]) -> bool:
-    """Whether the body lasts until the connection ends, since no header frames it.
+    """Return whether no header field says where the body ends.
 
-    :raises ValueError: the response has a transfer coding that was not requested.
+    :raises ValueError: the transfer coding is another than chunked.
     """
-    unframed = True
+    framed = False
     for name, value in fields:
         name = name.lower()
-        if name == "transfer-encoding":
-            if value.strip().lower() != "chunked":
-                raise ValueError("a transfer coding that was not requested")
-            unframed = False
-        elif name == "content-length":
-            unframed = False
-    return unframed
+        if name == "transfer-encoding" and value.strip().lower() != "chunked":
+            raise ValueError("a transfer coding that was not requested")
+        framed = framed or name in ("content-length", "transfer-encoding")
+    return not framed
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection. Its user begins an exchange, sends, and is told what comes back."""
+    """One connection, whose user begins an exchange, sends, and gets called with the response."""
 
     def __init__(self) -> None:
         self.idle_since = 0.0
@@ -203,15 +200,15 @@ class UpstreamConnection(asyncio.Protocol):
         self._reused = False
         self._acknowledged = 0
         self._loop = asyncio.get_running_loop()
-        self._unheard = False
-        # the timer outlives an exchange: to make and cancel one for each takes longer
+        self._unreceived = False
+        # one timer serves all exchanges: creating and cancelling one for each read costs more
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # -- for the user
 
     def begin(self, user: ConnectionUser, *, head_only: bool) -> None:
-        """Start an exchange. `head_only`: the answer has no body whatever it says (``HEAD``)."""
+        """Start an exchange. `head_only`: whatever its headers say, the response has no body."""
         self._reused = self._response is not None
         self._user = user
         self._response = _Response(head_only=head_only)
@@ -220,29 +217,29 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing has come while it was idle: no byte, no end of file, no reset.
+        """Whether nothing arrived while it was idle: no byte, no end of file, no reset.
 
-        The kernel knows what the event loop tells only with its next turn. Bytes that wait now
-        would be taken for the beginning of the next answer.
+        The kernel is asked because the event loop reports them only in its next turn. Bytes that
+        are already there would be parsed as the beginning of the next response.
         """
         return not (self._transport.is_closing() or self._arrival.poll(0))
 
     def send(self, data: bytes) -> None:
-        """Send, or queue to be sent. See `writing_paused`."""
+        """Send `data`, or queue it; see `writing_paused`."""
         self._transport.write(data)
 
     def pause(self) -> None:
-        """Stop reading: the peer will have to wait."""
+        """Stop reading, so that the peer has to wait."""
         if not self.closed:
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue to read."""
         if not self.closed:
             self._transport.resume_reading()
 
     def set_deadline(self, seconds: float) -> None:
-        """Have the user told in so many seconds, in place of what was set before."""
+        """Set the deadline to `seconds` from now; see `ConnectionUser.deadline_passed`."""
         self._deadline = self._loop.time() + seconds
         if self._timer is not None:
             if self._timer.when() <= self._deadline:
@@ -251,7 +248,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(self._deadline, self._check_deadline)
 
     def abort(self) -> None:
-        """Close at once. Nobody is told."""
+        """Close at once, without a call of the user."""
         self._user = None
         if self._response is not None:
             self._response.release()
@@ -259,7 +256,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport.abort()
 
     def tls_session(self) -> ssl.SSLSession | None:
-        """The TLS session as it is now, if there is one."""
+        """Return the current TLS session, if there is one."""
         ssl_object = self._ssl_object()
         return None if ssl_object is None else ssl_object.session
 
@@ -281,7 +278,7 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         response, user = self._response, self._user
         if response is None or user is None:
-            self._transport.abort()  # bytes that nobody asked for
+            self._transport.abort()  # bytes without a request
             return
         error = response.feed(data)
         head, chunk = response.take_head(), response.take_body()
@@ -290,18 +287,18 @@ class UpstreamConnection(asyncio.Protocol):
         elif chunk:
             user.response_continued(chunk)
         if self._user is None:
-            return  # what it was told made the user abort
+            return  # the user has aborted
         if response.complete:
             self._user = None
             response.release()
             user.response_ended(reusable=response.keep_alive and error is None and not self.closed)
         elif error is not None:
             self.abort()
-            user.response_failed(error, unheard=False)
+            user.response_failed(error, unreceived=False)
 
     def eof_received(self) -> None:
-        self._eof = self._is_peers_own_end()
-        self._unheard = self._reused and self._nothing_acknowledged()
+        self._eof = self._is_clean_end()
+        self._unreceived = self._reused and self._nothing_acknowledged()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -318,14 +315,14 @@ class UpstreamConnection(asyncio.Protocol):
             user.response_ended(reusable=False)
             return
         message = (
-            "The upstream closed the connection in the middle of its answer."
+            "The upstream closed the connection in the middle of its response."
             if response.has_head
-            else "The upstream closed the connection without an answer."
+            else "The upstream closed the connection without a response."
         )
-        unheard = self._unheard and not response.received
-        user.response_failed(UpstreamClosed(message), unheard=unheard)
+        unreceived = self._unreceived and not response.received
+        user.response_failed(UpstreamClosed(message), unreceived=unreceived)
 
-    # -- within
+    # -- internal
 
     def _check_deadline(self) -> None:
         self._timer = None
@@ -339,10 +336,11 @@ class UpstreamConnection(asyncio.Protocol):
     def _ssl_object(self) -> ssl.SSLObject | None:
         return cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
 
-    def _is_peers_own_end(self) -> bool:
-        """Whether the end of file is the peer's: with TLS, anybody on the way may have cut it.
+    def _is_clean_end(self) -> bool:
+        """Return whether the peer itself ended the stream.
 
-        Then there was no ``close_notify`` (RFC 8446 §6.1), and TLS still waits for more.
+        With TLS, anybody on the way can cut the connection. Then there was no ``close_notify``
+        (RFC 8446 §6.1), and TLS still expects more.
         """
         ssl_object = self._ssl_object()
         if ssl_object is None:
@@ -353,17 +351,16 @@ class UpstreamConnection(asyncio.Protocol):
             return False
 
     def _nothing_acknowledged(self) -> bool:
-        """Whether the peer's kernel took in nothing of what this exchange sent before its FIN.
+        """Return whether the peer's kernel received nothing of this exchange before its FIN.
 
-        A kept connection can turn out like that: the peer had given it up while it was idle, and
-        what we sent met a closed socket. A FIN acknowledges all that came before it, so the answer
-        is certain; a reset does not, since acknowledgements are delayed. Where the system does not
-        tell, the answer is no.
+        That happens if the peer closed an idle connection while the request was on its way. A FIN
+        acknowledges everything received before it, so the result is certain; a reset does not,
+        since acknowledgements are delayed. On systems without TCP_INFO the result is False.
         """
         return 0 < self._acknowledged == self._bytes_acknowledged()
 
     def _bytes_acknowledged(self) -> int:
-        """The bytes that the peer's kernel has acknowledged so far; 0 where it is not known."""
+        """Return how many bytes the peer's kernel has acknowledged; 0 if that is unknown."""
         if self._socket is None or not hasattr(socket, "TCP_INFO"):
             return 0
         try:

@@ -1,6 +1,6 @@
-"""Opens connections to an upstream: addresses, egress proxy, TLS.
+"""New connections to an upstream: addresses, egress proxy, TLS.
 
-Foreign errors end here: what goes wrong comes out as an `UpstreamError`.
+Every error of a library is raised as an `UpstreamError`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HAPPY_EYEBALLS_DELAY = 0.25  # seconds; RFC 8305 §8
-_MAX_PROXY_REPLY = 16 * 1024  # bytes
+_MAX_PROXY_RESPONSE = 16 * 1024  # bytes of its head
 
 
 class Origin(Struct, frozen=True):
-    """Where a connection leads. Connections to equal origins are interchangeable."""
+    """The destination of a connection. Connections to equal origins are interchangeable."""
 
     scheme: str
     host: str
@@ -52,7 +52,7 @@ class Origin(Struct, frozen=True):
 
 
 class Connector:
-    """Opens connections as the settings say: trusted authorities, egress proxy, deadline."""
+    """The settings of new connections: trusted authorities, egress proxy, timeout."""
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings[UPSTREAM_CONNECT_TIMEOUT]
@@ -60,13 +60,13 @@ class Connector:
         self._no_proxy = settings[NO_PROXY]
         self._ca_file = settings[UPSTREAM_CA_FILE]
         if settings[UPSTREAM_BASE_URL].scheme == "https":
-            _ = self._tls  # now, and not while the first request waits
+            _ = self._tls  # loads the authorities before the first request
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
-        """A new connection to `origin`, ready for a request.
+        """Return a new connection to `origin`.
 
-        :raises UpstreamUnreachable: refused, reset, unresolvable, not trusted, or the egress
-            proxy says no.
+        :raises UpstreamUnreachable: the upstream refused or reset the connection, its name has no
+            address, its certificate is not trusted, or the egress proxy refused.
         :raises UpstreamTimeout: not connected within ``UPSTREAM_CONNECT_TIMEOUT`` seconds.
         """
         try:
@@ -76,23 +76,23 @@ class Connector:
             raise UpstreamTimeout("The upstream did not accept a connection in time.") from None
         except ssl.SSLCertVerificationError as error:
             logger.warning(
-                "the TLS certificate of %s is not accepted: %s; a private authority belongs into "
+                "the TLS certificate of %s is not trusted: %s; for a private authority set "
                 "UPSTREAM_CA_FILE",
                 origin.authority,
                 error.verify_message,
             )
             raise UpstreamUnreachable(
-                "The upstream's TLS certificate is not accepted; the proxy's log says why. If its "
-                "authority is a private one, name it in UPSTREAM_CA_FILE."
+                "The upstream's TLS certificate is not trusted; the proxy's log says why. If its "
+                "authority is private, set UPSTREAM_CA_FILE to its certificate."
             ) from None
         except ssl.SSLError as error:
             logger.warning("TLS with %s failed: %s", origin.authority, error.reason or error)
             raise UpstreamUnreachable(
-                "The TLS handshake with the upstream failed. Does UPSTREAM_BASE_URL lead to a port "
-                "that speaks TLS?"
+                "The TLS handshake with the upstream failed. Check that UPSTREAM_BASE_URL names a "
+                "port that speaks TLS."
             ) from None
         except OSError as error:
-            logger.warning("no connection to %s: %s", origin.authority, error)
+            logger.warning("cannot connect to %s: %s", origin.authority, error)
             raise UpstreamUnreachable("The upstream cannot be reached.") from None
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
@@ -117,24 +117,26 @@ class Connector:
         return connection
 
     def keep_session(self, origin: Origin, connection: UpstreamConnection) -> None:
-        """Remember the TLS session of `connection`, so that the next handshake is a short one."""
+        """Remember the TLS session of `connection`, to shorten the next handshake."""
         if origin.scheme == "https":
             self._tls.keep(origin.host, connection.tls_session())
 
     @cached_property
     def _tls(self) -> _SessionReusingContext:
-        # to read the system's authorities takes tens of milliseconds: not for an http upstream
+        # loading the system's authorities takes tens of milliseconds: only for an https upstream
         return _SessionReusingContext.trusting(self._ca_file)
 
     def _proxy_for(self, origin: Origin) -> EgressProxy | None:
-        if origin.scheme != "https" or any(_names(word, origin) for word in self._no_proxy):
+        if origin.scheme != "https" or any(_matches(word, origin) for word in self._no_proxy):
             return None
         return self._proxy
 
 
-def _names(word: str, origin: Origin) -> bool:
-    """Whether a word of ``NO_PROXY`` means `origin`: its name or a domain above, or its address or
-    a network around it, perhaps with the port; or ``*``. A domain may begin with ``.`` or ``*.``.
+def _matches(word: str, origin: Origin) -> bool:
+    """Return whether a word of ``NO_PROXY`` includes `origin`.
+
+    A word is ``*``, or a name, domain, address or network, each with or without a port. A domain
+    may begin with ``.`` or ``*.``.
     """
     if word == "*":
         return True
@@ -149,7 +151,7 @@ def _names(word: str, origin: Origin) -> bool:
 def _is_within(host: str, network: str) -> bool:
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
-    except ValueError:  # one of them is a name
+    except ValueError:  # one of the two is a name
         return False
 
 
@@ -164,25 +166,27 @@ async def _open_socket(host: str, port: int) -> socket.socket:
 
 
 async def _open_tunnel(sock: socket.socket, proxy: EgressProxy, origin: Origin) -> None:
-    """Ask an egress proxy for a tunnel (RFC 9110 §9.3.6, ``CONNECT``)."""
+    """Open a tunnel through an egress proxy (RFC 9110 §9.3.6, ``CONNECT``)."""
     loop = asyncio.get_running_loop()
     lines = [f"CONNECT {origin.authority} HTTP/1.1", f"Host: {origin.authority}"]
     if proxy.credentials is not None:
         basic = base64.b64encode(proxy.credentials.reveal()).decode("ascii")
         lines.append(f"Proxy-Authorization: Basic {basic}")
     await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode("latin-1"))
-    reply = b""
-    while b"\r\n\r\n" not in reply:
-        piece = await loop.sock_recv(sock, _MAX_PROXY_REPLY)
-        reply += piece
-        if not piece or len(reply) > _MAX_PROXY_REPLY:
-            logger.warning("the egress proxy, HTTPS_PROXY, did not answer in HTTP")
-            raise UpstreamUnreachable("The egress proxy did not answer in HTTP.")
-    version, _, rest = reply.partition(b" ")
+    response = b""
+    while b"\r\n\r\n" not in response:
+        piece = await loop.sock_recv(sock, _MAX_PROXY_RESPONSE)
+        response += piece
+        if not piece or len(response) > _MAX_PROXY_RESPONSE:
+            logger.warning("the egress proxy did not respond with HTTP; check HTTPS_PROXY")
+            raise UpstreamUnreachable("The egress proxy did not respond with HTTP.")
+    version, _, rest = response.partition(b" ")
     if not version.startswith(b"HTTP/1.") or not rest.startswith(b"2"):
         status = rest[:3].decode("latin-1")
         logger.warning(
-            "the egress proxy, HTTPS_PROXY, refused %s: status %r", origin.authority, status
+            "the egress proxy refused to connect to %s: status %r; check HTTPS_PROXY",
+            origin.authority,
+            status,
         )
         raise UpstreamUnreachable("The egress proxy refused the connection to the upstream.")
 
@@ -190,14 +194,14 @@ async def _open_tunnel(sock: socket.socket, proxy: EgressProxy, origin: Origin) 
 class _SessionReusingContext(ssl.SSLContext):
     """A client context that resumes the last session with each host (RFC 8446 §2.2).
 
-    asyncio offers no way to pass a session in, but it asks the context to wrap each connection.
+    asyncio has no parameter for a session, but it calls `wrap_bio` for each connection.
     """
 
     _sessions: dict[str, ssl.SSLSession]
 
     @classmethod
     def trusting(cls, ca_file: object) -> _SessionReusingContext:
-        """A context that trusts the authorities in `ca_file` (a path), or else the system's."""
+        """Return a context that trusts the authorities in the file `ca_file`, or the system's."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
         context._sessions = {}
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -1,4 +1,4 @@
-"""The upstream's live list of models, kept for a few minutes.
+"""The upstream's list of models, cached for a few minutes.
 
 Source: https://docs.anthropic.com/en/api/models-list
 """
@@ -15,38 +15,38 @@ from urllib.parse import quote
 from tornadoproxy.errors import UpstreamError, UpstreamProtocolError
 
 LIFETIME = 300.0
-"""How long a list is good for, in seconds."""
+"""How long a list is used, in seconds."""
 
-PATIENCE = 5.0
+FIRST_TIMEOUT = 5.0
 """How long `ModelList.known` waits for the first list, in seconds."""
 
 RETRY_AFTER = 60.0
-"""How long `ModelList.known` goes without a list after a failure, in seconds."""
+"""How long `ModelList.known` does not wait for a list after an error, in seconds."""
 
 MAX_PAGES = 20
 
 Model: TypeAlias = dict[str, Any]
-"""An entry of upstream's list: JSON, looked at before it is used."""
+"""An entry of the list: JSON whose fields are not validated."""
 
 _UNKNOWN: Model = {}
 
 Get: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes]]]
-"""Gets a path with its query from the upstream; the answer's status and body."""
+"""A function that gets a path with its query from the upstream: status and body."""
 
 
 class UpstreamRefused(UpstreamError):
-    """Upstream answered the request for its models with an error of its own.
+    """An error of the upstream in response to the request for its models.
 
-    :param body: that answer's body.
+    :param body: the body of that response.
     """
 
     def __init__(self, status: int, body: bytes) -> None:
-        super().__init__("The upstream did not give its list of models.", status=status)
+        super().__init__("The upstream refused to list its models.", status=status)
         self.body = body
 
 
 class ModelList:
-    """Fetches the list when it is wanted, once for all who want it at the same time."""
+    """The list, fetched on demand, once for all callers that wait at the same time."""
 
     def __init__(self, get: Get) -> None:
         self._get = get
@@ -56,14 +56,14 @@ class ModelList:
         self._fetching: asyncio.Task[dict[str, Model]] | None = None
 
     async def models(self) -> dict[str, Model]:
-        """The models by their ids, in upstream's order.
+        """Return the models by their ids, in the upstream's order.
 
-        :raises UpstreamRefused: upstream answered with an error.
-        :raises UpstreamError: there is no answer, or it makes no sense.
+        :raises UpstreamRefused: the upstream responded with an error.
+        :raises UpstreamError: there is no response, or it is not a list of models.
         """
         if time.monotonic() < self._good_until:
             return self._models
-        # shielded: who leaves does not take the answer away from the others who wait for it
+        # shielded: a caller that is cancelled must not cancel the fetch for the others
         return await asyncio.shield(self._start())
 
     @property
@@ -72,24 +72,24 @@ class ModelList:
         return bool(self._models) or time.monotonic() < max(self._good_until, self._retry_at)
 
     async def known(self) -> dict[str, Model]:
-        """The models as far as they are known, for requests that can go without.
+        """Return the models if they are known, for requests that do not depend on them.
 
-        Only the first list is waited for, `PATIENCE` seconds at most. Later ones are fetched while
-        the one before is used; after a failure no request waits for `RETRY_AFTER` seconds.
+        Only the first list is waited for, `FIRST_TIMEOUT` seconds at most. Later ones are fetched
+        while the previous one is used. For `RETRY_AFTER` seconds after an error nothing waits.
         """
         if time.monotonic() < max(self._good_until, self._retry_at):
             return self._models
         fetching = self._start()
         if not self._models:
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(FIRST_TIMEOUT):
                     await asyncio.shield(fetching)
             except (TimeoutError, UpstreamError):
                 self._retry_at = time.monotonic() + RETRY_AFTER
         return self._models
 
     def max_tokens(self, names: Iterable[str]) -> int | None:
-        """The highest output limit of these models; ``None`` if one is not known. Never waits."""
+        """Return the highest output limit of these models; ``None`` if one is unknown."""
         highest = 0
         for name in names:
             limit = self._models.get(name, _UNKNOWN).get("max_tokens")
@@ -128,15 +128,15 @@ class ModelList:
                 raise UpstreamRefused(status, body)
             if status != 200:
                 raise UpstreamProtocolError(
-                    f"The upstream answered with status {status}, which is no list of models. Does "
-                    "UPSTREAM_BASE_URL lead to the API?"
+                    f"The upstream responded with status {status} instead of a list of models. "
+                    "Check that UPSTREAM_BASE_URL names the API."
                 )
             page = read_page(body)
             found |= {model["id"]: model for model in page["data"] if _is_model(model)}
             last = page.get("last_id")
             if page.get("has_more") is not True or not isinstance(last, str):
                 break
-            # half of a surrogate pair, which JSON can express, has no place in UTF-8
+            # JSON can contain half of a surrogate pair, which UTF-8 cannot encode
             path = f"/v1/models?limit=1000&after_id={quote(last, safe='', errors='replace')}"
         return found
 
@@ -144,14 +144,14 @@ class ModelList:
 def read_page(body: bytes) -> dict[str, Any]:  # Any: JSON from upstream
     """Return one page of the list of models.
 
-    :raises UpstreamProtocolError: it is none.
+    :raises UpstreamProtocolError: `body` is not such a page.
     """
     try:
         page = json.loads(body)
     except (ValueError, RecursionError):
         page = None
     if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-        raise UpstreamProtocolError("The upstream's answer is not a list of models.")
+        raise UpstreamProtocolError("The upstream's response is not a list of models.")
     return page
 
 
