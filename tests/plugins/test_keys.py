@@ -473,7 +473,7 @@ async def test_a_lost_file_lets_no_key_in_until_it_is_back(
 
     while not told():
         await ask(key)
-    assert "it is gone" in told()[0]
+    assert "it was deleted or moved" in told()[0]
     away.rename(path)
     await ask.until(200, key)
     assert len(told()) == 2

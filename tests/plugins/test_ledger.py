@@ -398,12 +398,12 @@ async def test_a_file_that_is_gone_costs_rows_and_no_request_and_is_told(
     start_proxy: StartProxy, raw: OpenRaw, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = await start_proxy(LEDGER_DB=path)
-    async with logged("it is gone"):
+    async with logged("it was deleted or moved"):
         path.unlink()
         assert (await ask(raw, message())).status == 200
     await proxy.server.drain()
     assert not path.exists()
-    assert f"LEDGER_DB={path}: 1 items have been lost" in caplog.text
+    assert f"LEDGER_DB={path}: 1 items were lost" in caplog.text
 
 
 # Its settings

@@ -180,7 +180,7 @@ async def test_after_closing_nothing_is_taken(path: Path, caplog: pytest.LogCapt
     assert opened.lost == 1
     with pytest.raises(DatabaseUnavailable, match="it is closed"):
         await opened.run(numbers)
-    assert "1 items have been lost" in caplog.text
+    assert "1 items were lost" in caplog.text
 
 
 async def test_a_caller_who_left_before_its_turn_is_not_served(path: Path) -> None:
@@ -214,8 +214,8 @@ async def test_one_faulty_work_costs_the_others_nothing(
         assert await opened.run(numbers) == [0, 1, 2]
         assert opened.lost == 6
         assert not opened.failing
-    assert "1 items have been lost, the last one since it raised ValueError in" in caplog.text
-    assert "4 items have been lost, the last one since it raised OperationalError" in caplog.text
+    assert "1 items were lost, the last one because it raised ValueError in" in caplog.text
+    assert "4 items were lost, the last one because it raised OperationalError" in caplog.text
     assert "sk-secret" not in caplog.text
 
 
@@ -349,8 +349,8 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     with Database(path, (*SCHEMA, "CREATE TABLE words (word TEXT);"), name="test"):
         pass
     assert refusal(path) == (
-        "it was written by a newer version of the plugin (schema 2, and this one knows 1): install "
-        "that one, or name another file"
+        "it was written by a newer version of the plugin (schema 2, and this one has 1): install "
+        "the newer one, or name another file"
     )
 
 
@@ -399,23 +399,23 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
 def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert refusal(tmp_path / "file" / "test.db") == (
-        f"{tmp_path}/file is not a directory: name another one"
+        f"{tmp_path}/file is not a directory: name another path"
     )
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert refusal(tmp_path / "pipe") == "it is not a file: name one"
+    assert refusal(tmp_path / "pipe") == "it is not a regular file: name another path"
 
 
 def test_a_link_to_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert refusal(tmp_path / "link").startswith("it cannot be opened: let the proxy's user")
+    assert refusal(tmp_path / "link").startswith("it cannot be opened: permit the proxy's user")
 
 
 def test_database_in_an_absent_directory_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nowhere" / "test.db") == (
-        f"there is no directory {tmp_path / 'nowhere'}: make it, or mend the path"
+        f"the directory {tmp_path / 'nowhere'} does not exist: create it, or correct the path"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -425,7 +425,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         assert refusal(tmp_path / "test.db") == (
-            f"{tmp_path} cannot be written by the proxy's user: let it"
+            f"the proxy's user cannot write to {tmp_path}: permit it"
         )
     finally:
         tmp_path.chmod(0o700)
@@ -436,15 +436,13 @@ def test_a_file_that_cannot_be_written_is_refused(path: Path) -> None:
     with Database(path, SCHEMA, name="test"):
         pass
     path.chmod(0o400)
-    assert refusal(path) == "access is denied: let the proxy's user read and write it"
+    assert refusal(path) == "access is denied: permit the proxy's user to read and write it"
 
 
 def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"not a database\n" * 100)
-    assert refusal(path) == (
-        "it is not an SQLite database: name another file, or put a backup in its place"
-    )
+    assert refusal(path) == ("it is not an SQLite database: name another file, or restore a backup")
     assert path.read_bytes() == b"not a database\n" * 100
     assert os.listdir(tmp_path) == ["notes.txt"]
 
@@ -455,7 +453,7 @@ def test_a_corrupt_file_is_refused(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100:3000] = b"\xff" * 2900  # the schema's own page, behind the file's header
     path.write_bytes(content)
-    assert refusal(path) == "it is corrupt: stop the proxy and put a backup in its place"
+    assert refusal(path) == "it is corrupt: stop the proxy and restore a backup"
 
 
 def test_a_file_that_stays_locked_is_refused(path: Path, impatient: None) -> None:
@@ -465,7 +463,7 @@ def test_a_file_that_stays_locked_is_refused(path: Path, impatient: None) -> Non
         with Database(path, SCHEMA, name="test"):
             pass  # as it is, nothing has to be written
         assert refusal(path, (*SCHEMA, "CREATE TABLE words (word TEXT);")) == (
-            "it is locked by another program: end that one's transaction"
+            "it is locked by another program: end that program's transaction"
         )
 
 
@@ -474,7 +472,7 @@ def test_a_command_is_told_of_a_lock_in_a_line(path: Path, impatient: None) -> N
         with pytest.raises(ConfigurationError) as caught, opened.transaction():
             pass
         (fault,) = caught.value.faults
-        assert fault.endswith("it is locked by another program: end that one's transaction")
+        assert fault.endswith("it is locked by another program: end that program's transaction")
 
 
 # Reading only
@@ -505,7 +503,8 @@ def test_a_reader_makes_no_file(path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught, reader.reading():
         pass
     assert caught.value.faults == (
-        f"TEST_DB={path} cannot be used: there is no such file: the proxy makes it when it starts",
+        f"TEST_DB={path} cannot be used: there is no such file: the proxy creates it when it "
+        "starts",
     )
     assert not path.exists()
 
@@ -513,9 +512,9 @@ def test_a_reader_makes_no_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "name", "fault"),
     [
-        (SCHEMA * 2, "test", "it was written by another version of the plugin: start the proxy"),
-        ((), "test", "it was written by another version of the plugin: start the proxy"),
-        (SCHEMA, "other", "other has never written to it: name its own file"),
+        (SCHEMA * 2, "test", "it was written by another version of the plugin: start this version"),
+        ((), "test", "it was written by another version of the plugin: start this version"),
+        (SCHEMA, "other", "other has never written to it: name the file of other"),
     ],
 )
 def test_a_reader_refuses_what_it_does_not_understand(
@@ -561,8 +560,11 @@ async def test_a_lock_fails_who_waits_and_holds_what_is_written_behind(
             assert numbers_in(path) == []
         assert await opened.run(numbers) == [0, 1, 2, 3, 4, 5]
         assert opened.lost == 0
-    assert "is locked by another program: end that one's transaction (1 failures" in caplog.text
-    assert "works again" in caplog.text
+    assert (
+        "is locked by another program: end that program's transaction (1 consecutive failures"
+        in caplog.text
+    )
+    assert "can be used again" in caplog.text
 
 
 async def test_who_waits_for_a_lock_is_not_failed_one_after_the_other(
@@ -578,8 +580,8 @@ async def test_who_waits_for_a_lock_is_not_failed_one_after_the_other(
             asked = [first, *(opened.run(numbers) for _ in range(20))]
             responses = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(response) for response in responses] == [DatabaseUnavailable] * 21
-    assert "1 failures in a row" in caplog.text
-    assert "2 failures in a row" not in caplog.text
+    assert "1 consecutive failures" in caplog.text
+    assert "2 consecutive failures" not in caplog.text
 
 
 async def test_what_was_held_through_a_lock_is_written_by_itself(
@@ -610,7 +612,7 @@ async def test_what_there_is_no_room_for_is_counted_and_told(
         opened.write_behind(add, 99)
         assert await opened.run(numbers) == [*range(10), 99]
         assert opened.lost == 15
-    losses = re.findall(r"(\d+) items have been lost", caplog.text)
+    losses = re.findall(r"(\d+) items were lost", caplog.text)
     assert losses == ["1", "2", "4", "8", "15"]
     assert all(each.levelno >= logging.ERROR for each in caplog.records if "lost" in each.message)
 
@@ -638,7 +640,7 @@ async def test_closing_gives_up_in_the_end_and_says_what_was_lost(
                 opened.write_behind(add, number)
             await opened.close()
         assert opened.lost == 3
-    assert "3 items have been lost, the last one since they could not be written" in caplog.text
+    assert "3 items were lost, the last one because they could not be written" in caplog.text
     assert numbers_in(path) == []
 
 
@@ -653,7 +655,7 @@ async def test_a_full_disk_holds_what_is_written_behind(path: Path) -> None:
         for number in range(5_000):
             opened.write_behind(add, number)
         await failing(opened)
-        with pytest.raises(DatabaseUnavailable, match="the disk is full: make room"):
+        with pytest.raises(DatabaseUnavailable, match="the disk is full: free some space"):
             await opened.run(numbers)
         assert opened.failing
         assert numbers_in(path) == [-1]
@@ -674,7 +676,7 @@ async def test_a_file_that_becomes_corrupt_fails_who_waits(path: Path) -> None:
     content[(root - 1) * 4096 : root * 4096] = b"\xff" * 4096
     path.write_bytes(content)
     async with started(path) as opened:
-        with pytest.raises(DatabaseUnavailable, match="it is corrupt: stop the proxy and put a"):
+        with pytest.raises(DatabaseUnavailable, match="it is corrupt: stop the proxy and restore"):
             await opened.run(numbers)
         assert opened.failing
 
@@ -686,14 +688,14 @@ async def test_a_file_that_is_deleted_fails_and_none_is_made_in_its_place(
     async with started(path) as opened:
         path.unlink()
         opened.write_behind(add, 1)
-        with pytest.raises(DatabaseUnavailable, match=r"it is gone .*: put it back"):
+        with pytest.raises(DatabaseUnavailable, match=r"it was deleted or moved .*: put it back"):
             await opened.run(numbers)
-        with pytest.raises(DatabaseUnavailable, match="it is gone"):
+        with pytest.raises(DatabaseUnavailable, match="it was deleted or moved"):
             await opened.changed()
         assert not path.exists()
     assert opened.lost == 1
-    assert "it is gone" in caplog.text
-    assert "1 items have been lost" in caplog.text
+    assert "it was deleted or moved" in caplog.text
+    assert "1 items were lost" in caplog.text
 
 
 async def test_it_goes_on_when_the_file_is_back(path: Path) -> None:
@@ -714,7 +716,7 @@ async def test_another_file_in_its_place_is_not_written(
     async with started(path) as opened:
         path.rename(path.with_name("elsewhere"))
         path.write_bytes(b"another")
-        with pytest.raises(DatabaseUnavailable, match="another file is in its place: start the "):
+        with pytest.raises(DatabaseUnavailable, match="another file is in its place: restart the "):
             await opened.run(adding(1))
         opened.write_behind(add, 1)
     assert path.read_bytes() == b"another"

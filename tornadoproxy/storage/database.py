@@ -1,11 +1,8 @@
-"""The thread that reads and writes a plugin's database while the proxy runs.
+"""The SQLite engine: one file, and the one thread that reads and writes it while the proxy runs.
 
-The event loop never waits for the file. `Database.run` is awaited, for what a request has to wait
-for; `Database.write_behind` queues what is to be written, and returns.
-
-While the file cannot be used, `run` raises `DatabaseUnavailable`, so that its caller can refuse a
-request, and what is to be written behind is held and tried again. Of failures in a row the 1st,
-2nd, 4th, 8th … are logged.
+While the file cannot be used, `Database.run` raises `DatabaseUnavailable`, so that its caller can
+refuse a request, and items of `Database.write_behind` are held and tried again. Of consecutive
+failures the 1st, 2nd, 4th, 8th … are logged.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from msgspec import Struct
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
+from tornadoproxy.storage.contract import Storage
 from tornadoproxy.storage.sqlite_file import SQLiteFile
 
 if TYPE_CHECKING:
@@ -37,45 +35,39 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_HELD = 10_000
-"""How many items may be held that are to be written behind."""
+"""How many items to be written behind are held at most."""
 
-LINGER = 0.25  # seconds that items are gathered for one transaction
-CLOSE_TIMEOUT = 4.0  # seconds that what is held may take to be written at the end
+LINGER = 0.25  # seconds for which items are collected for one transaction
+CLOSE_TIMEOUT = 4.0  # seconds for writing the held items at the end
 
 _logger = logging.getLogger(__name__)
 
 
 class _Job(Struct, frozen=True):
-    """What somebody waits for. Any: the future has the type of what it is made of."""
+    """A function that a caller awaits. Any: each has a result type of its own."""
 
     do: Callable[[], Any]
     done: Future[Any]
 
 
 class _Item(NamedTuple):
-    """What is to be written behind. Any: each `write` has a type of its own."""
+    """An item to be written behind. Any: each `write` has an item type of its own."""
 
     write: Callable[[Sequence[Any], sqlite3.Connection], object]
     item: Any
 
 
-class Database:
-    """One SQLite file, and the one thread of its own that touches it.
+class Database(Storage["sqlite3.Connection"]):
+    """One SQLite file, and the thread of its own that uses it; see `Storage` for the methods.
 
-    In the proxy: `open` in a thread, then `start`, both from the hook ``startup``; `close` from
-    ``shutdown``. In a command: ``with database:`` opens and closes it, and `transaction` is used
-    in the calling thread; `reading` is enough for one that changes nothing.
-
-    :param path: the file. It is made if it is not there, for the proxy's user alone; its directory
-        is not, since a path may be misspelt.
-    :param schema: ``schema[i]`` is the SQL script that takes version i to i + 1. What has been
-        released is never changed, only added to.
-    :param name: the plugin's, which the version is kept under, so that several plugins can share
-        a file.
-    :param setting: the variable that names the path, for messages.
+    :param path: the file. It is created if it is absent, readable for the proxy's user only; its
+        directory is not, because a path may be misspelt.
+    :param schema: ``schema[i]`` is the SQL script that migrates version i to i + 1. A released
+        script is never changed; new ones are appended.
+    :param name: the plugin's name, under which the version is stored, so that several plugins can
+        share a file.
+    :param setting: the setting that names the path, for messages.
     :ivar path: the file.
-    :ivar failing: whether the last attempt to use the file failed.
-    :ivar lost: how many items that were to be written behind have been lost.
     """
 
     def __init__(
@@ -88,48 +80,29 @@ class Database:
         self._title = self._file.title
         self._name = name
         self._thread: threading.Thread | None = None
-        # guards what follows; is told of all that the thread is to act upon
+        # guards the following attributes, and is notified when the thread has something to do
         self._condition = threading.Condition()
         self._jobs: list[_Job] = []
         self._held: deque[_Item] = deque()
         self._closing_at: float | None = None
-        # the thread's own: failures in a row
+        # consecutive failures; used by the thread only
         self._failures = 0
 
     def check(self) -> None:
-        """Refuse a path that cannot be right, without opening or making anything.
-
-        :raises ConfigurationError: with one line that says why, and what mends it.
-        """
-        with _refusing():
+        with _configuration_errors():
             self._file.check()
 
     def open(self) -> None:
-        """Open the file, make it if it is absent, and bring its schema up to date. Blocks.
-
-        :raises ConfigurationError: with one line that says why it cannot be used, and what mends
-            it.
-        """
-        with _refusing():
+        with _configuration_errors():
             self._file.open()
 
     def start(self) -> None:
-        """Start the thread. The file must be open."""
-        assert self._file.connection  # raises unless it is open
+        assert self._file.connection  # raises unless the file is open
         name = f"database of {self._name}"
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Have the thread do `work` in one transaction, and return what it returns.
-
-        All that was to be written behind before is written first. What `work` raises is raised
-        here, and the transaction is rolled back. If the caller is cancelled, work that has not
-        begun is not done; work that has is finished.
-
-        :raises DatabaseUnavailable: the file cannot be used; nothing was changed.
-        """
-
         def do() -> T:
             with self._file.transaction() as connection:
                 return work(connection)
@@ -139,35 +112,20 @@ class Database:
     def write_behind(
         self, write: Callable[[Sequence[T], sqlite3.Connection], object], item: T
     ) -> None:
-        """Have the thread write `item` within half a second, in order, many in one transaction.
-
-        Never blocks and never raises. `write` is called with what was left for it in a row, be it
-        one item, since one statement for many is far cheaper.
-
-        While the file cannot be used, items are held, and `write` is tried again each time: so it
-        must do the same however often it is called, and never commit. If it raises by a fault of
-        its own, it is called for each item alone, and the one at fault is lost, as is one for
-        which `MAX_HELD` leaves no room: each is counted in `lost`, and logged.
-        """
         with self._condition:
             if len(self._held) < MAX_HELD and self._closing_at is None:
                 self._held.append(_Item(write, item))
                 if len(self._held) == 1:
                     self._condition.notify()
                 return
-        self._lose(1, "closed" if self._closing_at is not None else f"{MAX_HELD} others wait")
+        self._lose(
+            1, "the database is closed" if self._closing_at is not None else f"{MAX_HELD} are held"
+        )
 
     async def changed(self) -> bool:
-        """Whether another connection or process has changed the file since this was last asked.
-
-        It costs a few microseconds in the thread, and reads nothing.
-
-        :raises DatabaseUnavailable: the file cannot be used.
-        """
         return await self._ask(self._file.has_changed)
 
     async def close(self) -> None:
-        """Write out what is held, for at most 4 seconds, and close the file."""
         if self._thread is None:
             self._file.close()
             return
@@ -176,28 +134,18 @@ class Database:
             self._condition.notify()
         await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT + 0.5)
         if self._thread.is_alive():
-            _logger.error("%s: the disk does not answer; what was held may be lost", self._title)
+            _logger.error("%s: the disk does not respond; held items may be lost", self._title)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction in the calling thread, for commands; rolled back if its body raises.
-
-        :raises ConfigurationError: the file cannot be used; nothing was changed.
-        """
-        with _refusing():
+        with _configuration_errors():
             self._file.verify()
             with self._file.transaction() as connection:
                 yield connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that only reads, for commands: of one moment, also while the proxy writes.
-
-        It takes no `open`, makes no database, and changes none.
-
-        :raises ConfigurationError: there is none, or it cannot be read.
-        """
-        with _refusing(), self._file.reading() as connection:
+        with _configuration_errors(), self._file.reading() as connection:
             yield connection
 
     def __enter__(self) -> Database:
@@ -212,7 +160,7 @@ class Database:
     ) -> None:
         self._file.close()
 
-    # In the loop's thread
+    # In the event loop's thread
 
     async def _ask(self, do: Callable[[], T]) -> T:
         job = _Job(do, Future())
@@ -227,10 +175,10 @@ class Database:
     # In the database's thread
 
     def _serve(self) -> None:
-        # signals are the main thread's, which may have blocked them
+        # signals are handled in the main thread, which may have blocked them
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self._wait():
-            # taken first: whatever was held when they were asked for is written before them
+            # taken first, so that all items held when a job was queued are written before it
             with self._condition:
                 jobs, self._jobs = self._jobs, []
             try:
@@ -245,15 +193,15 @@ class Database:
                 self._succeeded()
         _fail(self._jobs, self._file.unavailable("it is closed"))
         if self._held:
-            self._lose(len(self._held), "they could not be written until the end")
+            self._lose(len(self._held), "they could not be written before the end")
         if self.lost:
-            _logger.error("%s: %d items have been lost in all", self._title, self.lost)
+            _logger.error("%s: %d items were lost in all", self._title, self.lost)
         self._file.close()
 
     def _wait(self) -> bool:
-        """Wait until there is something to do: for a job no longer than needed.
+        """Wait until there is something to do: not longer than necessary if it is a job.
 
-        :return: False if all is done, or must be given up.
+        :return: False if everything is done, or the time to close is up.
         """
         with self._condition:
 
@@ -270,7 +218,7 @@ class Database:
             return due and time.monotonic() < self._closing_at
 
     def _write_held(self) -> None:
-        """Write all that is held in one transaction, but for items that fail by themselves."""
+        """Write all held items in one transaction, except for those whose `write` fails."""
         alone = False
         while self._held:
             with self._condition:
@@ -297,7 +245,7 @@ class Database:
                 return
 
     def _failed(self, error: DatabaseUnavailable, jobs: list[_Job]) -> None:
-        """Count it, log it now and then, and let nobody wait for the same again."""
+        """Count a failure, log some, and fail all waiting jobs, so that none waits for the next."""
         self.failing = True
         self._failures += 1
         with self._condition:
@@ -306,13 +254,16 @@ class Database:
         _fail(jobs, error)
         if self._failures & (self._failures - 1) == 0:
             _logger.error(
-                "%s (%d failures in a row, %d items held)", error, self._failures, len(self._held)
+                "%s (%d consecutive failures, %d items held)",
+                error,
+                self._failures,
+                len(self._held),
             )
 
     def _succeeded(self) -> None:
         if self.failing:
             _logger.warning(
-                "%s works again, after %d failures; %d items have been lost until now",
+                "%s can be used again after %d failures; %d items were lost so far",
                 self._title, self._failures, self.lost,
             )  # fmt: skip
             self.failing = False
@@ -327,14 +278,14 @@ class Database:
         # at 1, 2, 4, 8 …
         if self.lost.bit_length() > before.bit_length():
             _logger.error(
-                "%s: %d items have been lost, the last one since %s",
+                "%s: %d items were lost, the last one because %s",
                 self._title, self.lost, reason,
             )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Raise `ConfigurationError` in place of `DatabaseUnavailable`: for starts and commands."""
+def _configuration_errors() -> Iterator[None]:
+    """Raise `ConfigurationError` instead of `DatabaseUnavailable`, for the start and commands."""
     try:
         yield
     except DatabaseUnavailable as error:
@@ -344,7 +295,7 @@ def _refusing() -> Iterator[None]:
 def _groups(
     held: list[_Item], *, alone: bool
 ) -> Iterator[tuple[Callable[[Sequence[Any], sqlite3.Connection], object], list[Any]]]:
-    """What is written by the same function one after the other; or each `alone`."""
+    """Group consecutive items of the same function; or yield each `alone`."""
     if alone:
         yield from ((write, [item]) for write, item in held)
     else:
@@ -353,9 +304,9 @@ def _groups(
 
 
 def _do(jobs: list[_Job]) -> None:
-    """Do `jobs` one after the other, each taken out when it is done.
+    """Do `jobs` one after the other, and remove each when it is done.
 
-    :raises DatabaseUnavailable: the file cannot be used; those that remain have not been done.
+    :raises DatabaseUnavailable: the file cannot be used; the remaining jobs are not done.
     """
     while jobs:
         job = jobs[0]
@@ -380,6 +331,6 @@ def _fail(jobs: list[_Job], error: DatabaseUnavailable) -> None:
 
 
 def _where(error: BaseException) -> str:
-    """What was raised and where, without its text, which may hold what is secret."""
+    """Describe an exception without its text, which may contain secrets."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"it raised {type(error).__name__} in {last.filename}, line {last.lineno}"

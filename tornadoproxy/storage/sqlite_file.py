@@ -1,19 +1,19 @@
 """An SQLite file: its path, schema, transactions and errors.
 
 The file is in WAL mode, with ``synchronous=NORMAL`` (https://www.sqlite.org/wal.html): other
-processes may read it at any time, and write to it in between; whatever kills the process, the
-file stays sound and has all that was committed. A crash of the machine may take the last commits.
+processes can read it at any time, and write to it between transactions. If the process is killed,
+the file stays sound and contains everything that was committed. If the machine crashes, the last
+commits may be lost.
 
-What SQLite raises because the file cannot be used (locked for seconds, full, corrupt) becomes
-`DatabaseUnavailable` here and nowhere else. What it raises because a statement is wrong is left as
-it is.
+An error of SQLite because the file cannot be used (locked for seconds, full, corrupt) becomes
+`DatabaseUnavailable` here and nowhere else. An error because a statement is wrong is not changed.
 
-A file that was deleted, moved or replaced since it was opened counts as one that cannot be used,
-and nothing is made in its place: writing to what nobody can find would be a loss that nobody sees,
-and an empty file would let in whom the lost one kept out. It can be used again when the same file
-is back; another one is opened by the next start.
+A file that was deleted, moved or replaced since it was opened cannot be used, and no new one is
+created: data written to a deleted file would be lost silently, and an empty file would accept
+people whom the deleted one rejected. The same file can be used again when it is back; the next
+start opens another one.
 
-`sqlite3` is imported when a file is opened: whoever uses none does not pay for it.
+`sqlite3` is imported when a file is opened, so that a proxy without a database does not load it.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-BUSY_TIMEOUT = 2.0  # seconds that another connection's lock is waited for
-OPEN_TIMEOUT = 10.0  # the same, for all that opening takes
+BUSY_TIMEOUT = 2.0  # seconds to wait for a lock of another connection
+OPEN_TIMEOUT = 10.0  # seconds to wait for locks while opening
 
 # SQLite's result codes (https://www.sqlite.org/rescode.html), without their extensions
 _REASONS = {
-    3: "access is denied: let the proxy's user read and write it",
-    5: "it is locked by another program: end that one's transaction",
-    6: "it is locked by another program: end that one's transaction",
-    8: "it cannot be written: let the proxy's user write it and its directory",
+    3: "access is denied: permit the proxy's user to read and write it",
+    5: "it is locked by another program: end that program's transaction",
+    6: "it is locked by another program: end that program's transaction",
+    8: "it cannot be written: permit the proxy's user to write it and its directory",
     10: "the disk fails, or cannot be reached",
-    11: "it is corrupt: stop the proxy and put a backup in its place",
-    13: "the disk is full: make room",
-    14: "it cannot be opened: let the proxy's user read and write it and its directory",
-    26: "it is not an SQLite database: name another file, or put a backup in its place",
+    11: "it is corrupt: stop the proxy and restore a backup",
+    13: "the disk is full: free some space",
+    14: "it cannot be opened: permit the proxy's user to read and write it and its directory",
+    26: "it is not an SQLite database: name another file, or restore a backup",
 }
 _BUSY = (5, 6)
 # Python's own module, ERROR (such as no such table), TOOBIG, CONSTRAINT, MISMATCH, MISUSE, RANGE
@@ -58,10 +58,10 @@ _VERSIONS = (
 class SQLiteFile:
     """One SQLite file and the connection to it, for one thread at a time.
 
-    Its parameters are those of `Database`. Each method that uses the file raises
+    The parameters are those of `Database`. Each method that uses the file raises
     `DatabaseUnavailable` if it cannot be used.
 
-    :ivar title: what messages call the file.
+    :ivar title: the file in messages.
     """
 
     def __init__(self, path: Path, schema: Sequence[str], name: str, setting: str | None) -> None:
@@ -82,29 +82,29 @@ class SQLiteFile:
         return DatabaseUnavailable(f"{self.title} cannot be used: {reason}")
 
     def check(self) -> None:
-        """Refuse a path that cannot be right, without opening or making anything."""
+        """Validate the path without opening or creating anything."""
         try:
             path = self._path.absolute()
             if path.is_dir():
                 raise self.unavailable("it is a directory: name a file in it")
             if path.exists() and not path.is_file():
-                raise self.unavailable("it is not a file: name one")
+                raise self.unavailable("it is not a regular file: name another path")
             directory = path.parent
             if not directory.exists():
                 raise self.unavailable(
-                    f"there is no directory {directory}: make it, or mend the path"
+                    f"the directory {directory} does not exist: create it, or correct the path"
                 )
         except OSError as error:
             raise self.unavailable(f"it cannot be reached: {error.strerror}") from None
         if not directory.is_dir():
-            raise self.unavailable(f"{directory} is not a directory: name another one")
+            raise self.unavailable(f"{directory} is not a directory: name another path")
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             raise self.unavailable(_REASONS[3])
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise self.unavailable(f"{directory} cannot be written by the proxy's user: let it")
+            raise self.unavailable(f"the proxy's user cannot write to {directory}: permit it")
 
     def open(self) -> None:
-        """Open the file, make it if it is absent, and bring its schema up to date."""
+        """Open the file, create it if it is absent, and bring its schema up to date."""
         self.check()
         deadline = time.monotonic() + OPEN_TIMEOUT
         while True:
@@ -114,8 +114,8 @@ class SQLiteFile:
             except BaseException as error:
                 self.close()
                 if isinstance(error, OSError):
-                    raise self.unavailable(f"it cannot be made: {error.strerror}") from None
-                # the switch to WAL mode does not wait for others that open the file as well
+                    raise self.unavailable(f"it cannot be created: {error.strerror}") from None
+                # the switch to WAL mode does not wait for other processes that open the file
                 if _code(error.__cause__) not in _BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
@@ -123,24 +123,28 @@ class SQLiteFile:
                 return
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection if it is open."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
     def verify(self) -> None:
-        """Raise unless the file that was opened is still at its path."""
+        """Raise `DatabaseUnavailable` unless the opened file is still at its path."""
         assert self._opened is not None, "open() comes first"
         try:
             there = _identity(self._path)
         except OSError as error:
-            raise self.unavailable(f"it is gone ({error.strerror}): put it back") from None
+            raise self.unavailable(
+                f"it was deleted or moved ({error.strerror}): put it back"
+            ) from None
         if there != self._opened:
-            raise self.unavailable("another file is in its place: start the proxy again to use it")
+            raise self.unavailable(
+                "another file is in its place: restart the proxy to use that one"
+            )
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that may write; rolled back if its body raises."""
+        """Begin a transaction that may write; an exception rolls it back."""
         connection = self.connection
         with self._mapped():
             connection.execute("BEGIN IMMEDIATE")
@@ -148,19 +152,19 @@ class SQLiteFile:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                # some errors have rolled it back already
+                # SQLite has already rolled back after some errors
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own that sees the file as of one moment, and cannot change it."""
+        """Open a second, read-only connection that sees the file as of one moment."""
         try:
             self._path.stat()
         except FileNotFoundError:
             raise self.unavailable(
-                "there is no such file: the proxy makes it when it starts"
+                "there is no such file: the proxy creates it when it starts"
             ) from None
         except OSError as error:
             raise self.unavailable(f"it cannot be reached: {error.strerror}") from None
@@ -168,16 +172,18 @@ class SQLiteFile:
             connection.execute("BEGIN")
             version = self._version(connection)
             if version == 0:
-                raise self.unavailable(f"{self._name} has never written to it: name its own file")
+                raise self.unavailable(
+                    f"{self._name} has never written to it: name the file of {self._name}"
+                )
             if version != len(self._schema):
                 raise self.unavailable(
-                    "it was written by another version of the plugin: start the proxy of this "
-                    "one, which brings it up to date"
+                    "it was written by another version of the plugin: start this version of the "
+                    "proxy, which updates it"
                 )
             yield connection
 
     def has_changed(self) -> bool:
-        """Whether another connection has changed the file since this was last asked."""
+        """Return whether another connection has changed the file since the previous call."""
         before = self._data_version
         with self._mapped():
             (self._data_version,) = self.connection.execute("PRAGMA data_version").fetchone()
@@ -185,7 +191,7 @@ class SQLiteFile:
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
-        """Raise `DatabaseUnavailable` in place of an error of SQLite's that is the file's."""
+        """Raise `DatabaseUnavailable` instead of an error of SQLite about the file."""
         import sqlite3
 
         try:
@@ -202,7 +208,9 @@ class SQLiteFile:
         self._connection = connection = self._connect("rw")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise self.unavailable(f"its journal cannot be WAL there ({mode}): name a local disk")
+            raise self.unavailable(
+                f"its file system does not support WAL ({mode}): name a path on a local disk"
+            )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
         self._migrate(connection)
@@ -216,19 +224,19 @@ class SQLiteFile:
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,
             timeout=BUSY_TIMEOUT,
-            isolation_level=None,  # transactions begin and end where this module says so
-            check_same_thread=False,  # it is handed from the thread that opens to the one that uses
+            isolation_level=None,  # this module begins and ends transactions itself
+            check_same_thread=False,  # one thread opens it, and another one uses it
         )
 
     def _make_file(self) -> None:
-        # never opened otherwise: to close a file a second time takes SQLite's locks away from it
+        # an existing file is not opened here: closing it would drop SQLite's locks on it
         # (https://www.sqlite.org/howtocorrupt.html, 2.2)
         with contextlib.suppress(FileExistsError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             os.close(os.open(self._path, flags, 0o600))
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        # without the lock first, for the usual case
+        # usually the schema is up to date, which needs no lock
         if self._version(connection) == len(self._schema):
             return
         with self.transaction():
@@ -237,7 +245,7 @@ class SQLiteFile:
             if version > len(self._schema):
                 raise self.unavailable(
                     f"it was written by a newer version of the plugin (schema {version}, and this "
-                    f"one knows {len(self._schema)}): install that one, or name another file"
+                    f"one has {len(self._schema)}): install the newer one, or name another file"
                 )
             for script in self._schema[version:]:
                 for statement in _statements(script):
@@ -264,13 +272,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _code(error: BaseException | None) -> int:
-    """SQLite's result code without its extension; 0 if SQLite itself did not raise `error`."""
+    """Return SQLite's result code without its extension; 0 for an error of another origin."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of `script`: Python's own way to do one ends the transaction first."""
+    """Split `script` into statements; `executescript` would end the transaction first."""
     import sqlite3
 
     statement = ""
