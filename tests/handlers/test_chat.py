@@ -452,7 +452,7 @@ async def test_response_without_an_end_is_502(ask: Ask, upstream: ScriptedUpstre
     response = await ask(CHAT_PATH, chat())
     assert "too large" in openai_error(response, 502, "server_error")
     async with asyncio.timeout(1):
-        await upstream.requests[0].gone()
+        await upstream.requests[0].disconnected()
 
 
 async def test_client_that_does_not_read_stalls_the_upstream(
