@@ -1,4 +1,4 @@
-"""The shape of every error in both dialects, as WIRE's table has it and as the SDKs read it."""
+"""Errors in both dialects, in their documented form and as the SDKs read them."""
 
 from __future__ import annotations
 
@@ -41,23 +41,26 @@ ANTHROPIC: dict[int, tuple[str, type[anthropic.APIStatusError]]] = {
     402: ("billing_error", anthropic.PaymentRequiredError),
     403: ("permission_error", anthropic.PermissionDeniedError),
     404: ("not_found_error", anthropic.NotFoundError),
+    405: ("invalid_request_error", anthropic.APIStatusError),
     409: ("conflict_error", anthropic.ConflictError),
     413: ("request_too_large", anthropic.ContentTooLargeError),
+    418: ("invalid_request_error", anthropic.APIStatusError),
     429: ("rate_limit_error", anthropic.RateLimitError),
     500: ("api_error", anthropic.InternalServerError),
     502: ("api_error", anthropic.InternalServerError),
     503: ("overloaded_error", anthropic.ServiceUnavailableError),
     504: ("timeout_error", anthropic.GatewayTimeoutError),
+    508: ("api_error", anthropic.InternalServerError),
     529: ("overloaded_error", anthropic.OverloadedError),
 }
 
-# status: the class that OpenAI's SDK raises, and the type where WIRE names one
-OPENAI: dict[int, tuple[str | None, type[openai.APIStatusError]]] = {
+# status: the type of OpenAI's API, and the class that its SDK raises
+OPENAI: dict[int, tuple[str, type[openai.APIStatusError]]] = {
     400: ("invalid_request_error", openai.BadRequestError),
     401: ("invalid_request_error", openai.AuthenticationError),
-    403: (None, openai.PermissionDeniedError),
+    403: ("permission_error", openai.PermissionDeniedError),
     404: ("invalid_request_error", openai.NotFoundError),
-    409: (None, openai.ConflictError),
+    409: ("invalid_request_error", openai.ConflictError),
     413: ("invalid_request_error", openai.APIStatusError),
     429: ("rate_limit_error", openai.RateLimitError),
     500: ("server_error", openai.InternalServerError),
@@ -88,11 +91,10 @@ OWN_ERRORS: list[tuple[ProxyError, int]] = [
     (UpstreamTimeout("m"), 504),
 ]
 
-Document = dict[str, Any]  # Any: JSON
+both = pytest.mark.parametrize("dialect", Dialect)
 
 
 def response(dialect: Dialect, error: ProxyError) -> httpx2.Response:
-    """The HTTP answer that `error` becomes."""
     return httpx2.Response(
         dialect.error_status(error),
         headers=dialect.error_headers(error, REQUEST_ID),
@@ -100,18 +102,18 @@ def response(dialect: Dialect, error: ProxyError) -> httpx2.Response:
     )
 
 
-def document(dialect: Dialect, error: ProxyError) -> Document:
-    parsed: Document = json.loads(dialect.error_body(error, REQUEST_ID))
+def document(dialect: Dialect, error: ProxyError) -> dict[str, Any]:  # Any: JSON
+    parsed: dict[str, Any] = json.loads(dialect.error_body(error, REQUEST_ID))
     return parsed
 
 
 def raised_by_anthropic(error: ProxyError) -> anthropic.APIStatusError:
-    """What the Anthropic SDK raises when it is answered with `error`."""
+    """The exception of the Anthropic SDK for a response with `error`."""
     transport = httpx2.MockTransport(lambda _: response(Dialect.ANTHROPIC, error))
     with (
-        httpx2.Client(transport=transport) as http_client,
+        httpx2.Client(transport=transport) as http,
         anthropic.Anthropic(
-            api_key="k", base_url="http://proxy.example", max_retries=0, http_client=http_client
+            api_key="k", base_url="http://proxy.example", max_retries=0, http_client=http
         ) as client,
         pytest.raises(anthropic.APIStatusError) as raised,
     ):
@@ -120,15 +122,12 @@ def raised_by_anthropic(error: ProxyError) -> anthropic.APIStatusError:
 
 
 def raised_by_openai(error: ProxyError) -> openai.APIStatusError:
-    """What the OpenAI SDK raises when it is answered with `error`."""
+    """The exception of the OpenAI SDK for a response with `error`."""
     transport = httpx2.MockTransport(lambda _: response(Dialect.OPENAI, error))
     with (
-        httpx2.Client(transport=transport) as http_client,
+        httpx2.Client(transport=transport) as http,
         openai.OpenAI(
-            api_key="k",
-            base_url="http://proxy.example/openai/v1",
-            max_retries=0,
-            http_client=http_client,
+            api_key="k", base_url="http://proxy.example/openai/v1", max_retries=0, http_client=http
         ) as client,
         pytest.raises(openai.APIStatusError) as raised,
     ):
@@ -136,265 +135,153 @@ def raised_by_openai(error: ProxyError) -> openai.APIStatusError:
     return raised.value
 
 
-class TestOfPath:
-    @pytest.mark.parametrize(
-        "path",
-        ["/openai/v1/chat/completions", "/openai/v1/models", "/openai/", "/openai", "/openai/x/y"],
-    )
-    def test_openai(self, path: str) -> None:
-        assert Dialect.of_path(path) is Dialect.OPENAI
-
-    @pytest.mark.parametrize(
-        "path",
-        [
-            "/v1/messages",
-            "/v1/openai/x",
-            "/",
-            "",
-            "*",
-            "/elsewhere",
-            "/openaix",
-            "/openai-x/v1",
-            "/OpenAI/v1",
-            "/x/openai/",
-        ],
-    )
-    def test_anthropic(self, path: str) -> None:
-        assert Dialect.of_path(path) is Dialect.ANTHROPIC
+@pytest.mark.parametrize(
+    ("dialect", "paths"),
+    [
+        (Dialect.OPENAI, "/openai/v1/chat/completions /openai/v1/models /openai/ /openai"),
+        (Dialect.ANTHROPIC, "/v1/messages /v1/openai/x /  * /openaix /OpenAI/v1 /x/openai/"),
+    ],
+)
+def test_path_decides_the_dialect(dialect: Dialect, paths: str) -> None:
+    for path in paths.split(" "):
+        assert Dialect.of_path(path) is dialect
 
 
-class TestOwnErrors:
-    def test_the_table_names_each(self) -> None:
-        classes = {
-            each
-            for _, each in inspect.getmembers(errors, inspect.isclass)
-            if issubclass(each, ProxyError)
-        }
-        assert {type(error) for error, _ in OWN_ERRORS} == classes
-
-    @pytest.mark.parametrize(("error", "status"), OWN_ERRORS)
-    def test_status(self, error: ProxyError, status: int) -> None:
-        assert Dialect.ANTHROPIC.error_status(error) == status
-        in_openai = 503 if isinstance(error, Overloaded) else status
-        assert Dialect.OPENAI.error_status(error) == in_openai
-
-    @pytest.mark.parametrize("error", [error for error, _ in OWN_ERRORS])
-    def test_whose_fault_it_is_is_in_the_type(self, error: ProxyError) -> None:
-        by_client = 400 <= error.status < 500 or isinstance(error, LoopDetected)
-        assert isinstance(error, ClientError) is by_client
-        by_upstream = error.status in {502, 504}
-        assert isinstance(error, UpstreamError) is by_upstream
-
-    def test_a_status_of_ones_own(self) -> None:
-        assert Denied("m", status=402).status == 402
-        assert Denied("m").status == 403
-
-    def test_reads_as_its_message(self) -> None:
-        assert str(NotFound(MESSAGE)) == MESSAGE
+def test_own_errors_are_all_listed() -> None:
+    found = {
+        each
+        for _, each in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(each, ProxyError)
+    }
+    assert {type(error) for error, _ in OWN_ERRORS} == found
 
 
-class TestAnthropic:
-    @pytest.mark.parametrize("status", ANTHROPIC)
-    def test_body(self, status: int) -> None:
-        error_type, _ = ANTHROPIC[status]
-        assert document(Dialect.ANTHROPIC, ProxyError(MESSAGE, status=status)) == {
-            "type": "error",
-            "error": {"type": error_type, "message": MESSAGE},
-            "request_id": REQUEST_ID,
-        }
-
-    @pytest.mark.parametrize("status", ANTHROPIC)
-    def test_the_sdk_raises(self, status: int) -> None:
-        error_type, error_class = ANTHROPIC[status]
-        raised = raised_by_anthropic(ProxyError(MESSAGE, status=status))
-        assert isinstance(raised, error_class)
-        assert raised.status_code == status
-        assert raised.api_message == MESSAGE
-        assert raised.type == error_type
-        assert raised.request_id == REQUEST_ID
-
-    @pytest.mark.parametrize(
-        ("status", "error_type"),
-        [
-            (405, "invalid_request_error"),
-            (418, "invalid_request_error"),
-            (422, "invalid_request_error"),
-            (508, "api_error"),
-            (599, "api_error"),
-        ],
-    )
-    def test_other_statuses_have_a_type_that_clients_know(
-        self, status: int, error_type: str
-    ) -> None:
-        body = document(Dialect.ANTHROPIC, ProxyError(MESSAGE, status=status))
-        assert body["error"]["type"] == error_type
-
-    def test_too_many_requests_in_flight(self) -> None:
-        raised = raised_by_anthropic(Overloaded(MESSAGE, retry_after=1))
-        assert (raised.status_code, raised.type) == (529, "overloaded_error")
-        assert raised.response.headers["retry-after"] == "1"
-
-    def test_a_budget_that_is_used_up(self) -> None:
-        error = Denied(
-            MESSAGE,
-            status=429,
-            error_type="billing_error",
-            retry_after=3600,
-            headers={"X-Should-Retry": "false"},
-        )
-        raised = raised_by_anthropic(error)
-        assert isinstance(raised, anthropic.RateLimitError)
-        assert raised.type == "billing_error"
-        assert raised.response.headers["x-should-retry"] == "false"
-        assert raised.response.headers["retry-after"] == "3600"
-
-    def test_code_and_param_are_the_other_dialects(self) -> None:
-        error = InvalidRequest(MESSAGE, code="c", param="p")
-        assert set(document(Dialect.ANTHROPIC, error)["error"]) == {"type", "message"}
+@pytest.mark.parametrize(("error", "status"), OWN_ERRORS)
+def test_own_error_has_status_and_whose_fault_in_its_type(error: ProxyError, status: int) -> None:
+    assert Dialect.ANTHROPIC.error_status(error) == status
+    assert Dialect.OPENAI.error_status(error) == (503 if type(error) is Overloaded else status)
+    by_client = 400 <= status < 500 or status == 508
+    assert isinstance(error, ClientError) is by_client
+    assert isinstance(error, UpstreamError) is (status in {502, 504})
+    for dialect in Dialect:
+        headers = response(dialect, error).headers
+        assert headers["content-type"] == "application/json"
+        assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+        assert document(dialect, error)["error"]["message"] == error.message == str(error)
 
 
-class TestOpenAI:
-    @pytest.mark.parametrize("status", OPENAI)
-    def test_body(self, status: int) -> None:
-        body = document(Dialect.OPENAI, ProxyError(MESSAGE, status=status, param="p", code="c"))
-        error_type = body["error"].pop("type")
-        assert isinstance(error_type, str)
-        assert error_type in {OPENAI[status][0] or error_type}
-        assert body == {"error": {"message": MESSAGE, "param": "p", "code": "c"}}
-
-    def test_param_and_code_are_null_where_there_is_none(self) -> None:
-        body = document(Dialect.OPENAI, InvalidRequest(MESSAGE))
-        assert body["error"]["param"] is None
-        assert body["error"]["code"] is None
-
-    @pytest.mark.parametrize("status", OPENAI)
-    def test_the_sdk_raises(self, status: int) -> None:
-        error_type, error_class = OPENAI[status]
-        raised = raised_by_openai(ProxyError(MESSAGE, status=status, param="p", code="c"))
-        assert isinstance(raised, error_class)
-        assert raised.status_code == status
-        assert MESSAGE in raised.message
-        assert raised.type
-        assert raised.type == (error_type or raised.type)
-        assert (raised.code, raised.param) == ("c", "p")
-        assert raised.request_id == REQUEST_ID
-
-    def test_a_wrong_credential(self) -> None:
-        raised = raised_by_openai(AuthenticationFailed(MESSAGE))
-        assert isinstance(raised, openai.AuthenticationError)
-        assert (raised.type, raised.code) == ("invalid_request_error", "invalid_api_key")
-
-    def test_a_model_that_is_not_there(self) -> None:
-        raised = raised_by_openai(NotFound(MESSAGE, code="model_not_found", param="model"))
-        assert isinstance(raised, openai.NotFoundError)
-        assert (raised.code, raised.param) == ("model_not_found", "model")
-
-    def test_a_budget_that_is_used_up(self) -> None:
-        error = Denied(MESSAGE, status=429, error_type="insufficient_quota", retry_after=60)
-        raised = raised_by_openai(error)
-        assert isinstance(raised, openai.RateLimitError)
-        assert raised.type == "insufficient_quota"
-        assert raised.response.headers["retry-after"] == "60"
-
-    def test_too_many_requests_in_flight(self) -> None:
-        raised = raised_by_openai(Overloaded(MESSAGE, retry_after=1))
-        assert isinstance(raised, openai.InternalServerError)
-        assert raised.status_code == 503
-        assert raised.response.headers["retry-after"] == "1"
+def test_status_can_be_chosen() -> None:
+    assert (Denied("m", status=402).status, Denied("m").status) == (402, 403)
 
 
-both = pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("status", ANTHROPIC)
+def test_anthropic_error_is_documented_and_raised_by_the_sdk(status: int) -> None:
+    error_type, error_class = ANTHROPIC[status]
+    error = ProxyError(MESSAGE, status=status, code="c", param="p")
+    assert document(Dialect.ANTHROPIC, error) == {
+        "type": "error",
+        "error": {"type": error_type, "message": MESSAGE},
+        "request_id": REQUEST_ID,
+    }
+    raised = raised_by_anthropic(error)
+    assert isinstance(raised, error_class)
+    assert (raised.status_code, raised.type) == (status, error_type)
+    assert (raised.api_message, raised.request_id) == (MESSAGE, REQUEST_ID)
 
 
-class TestHeaders:
-    @both
-    @pytest.mark.parametrize("error", [error for error, _ in OWN_ERRORS])
-    def test_say_that_it_is_json(self, dialect: Dialect, error: ProxyError) -> None:
-        assert response(dialect, error).headers["content-type"] == "application/json"
-        assert document(dialect, error)
-
-    def test_name_the_request(self) -> None:
-        error = NotFound(MESSAGE)
-        assert response(Dialect.ANTHROPIC, error).headers["request-id"] == REQUEST_ID
-        assert response(Dialect.OPENAI, error).headers["x-request-id"] == REQUEST_ID
-
-    @both
-    def test_of_a_401_tell_the_scheme(self, dialect: Dialect) -> None:
-        headers = response(dialect, AuthenticationFailed(MESSAGE)).headers
-        assert headers["www-authenticate"] == "Bearer"
-
-    @both
-    def test_of_others_do_not(self, dialect: Dialect) -> None:
-        assert "www-authenticate" not in response(dialect, Denied(MESSAGE)).headers
-
-    @both
-    @pytest.mark.parametrize(
-        ("seconds", "header"), [(None, None), (0, "0"), (1, "1"), (1.2, "2"), (0.001, "1")]
-    )
-    def test_retry_after_is_in_whole_seconds_and_never_too_early(
-        self, dialect: Dialect, seconds: float | None, header: str | None
-    ) -> None:
-        headers = response(dialect, Overloaded(MESSAGE, retry_after=seconds)).headers
-        assert headers.get("retry-after") == header
-
-    @both
-    def test_of_ones_own_are_added(self, dialect: Dialect) -> None:
-        error = Denied(MESSAGE, headers={"X-Should-Retry": "false"})
-        assert response(dialect, error).headers["x-should-retry"] == "false"
+@pytest.mark.parametrize("status", OPENAI)
+def test_openai_error_is_documented_and_raised_by_the_sdk(status: int) -> None:
+    error_type, error_class = OPENAI[status]
+    error = ProxyError(MESSAGE, status=status, param="p", code="c")
+    fields = {"message": MESSAGE, "type": error_type, "param": "p", "code": "c"}
+    assert document(Dialect.OPENAI, error) == {"error": fields}
+    raised = raised_by_openai(error)
+    assert isinstance(raised, error_class)
+    assert (raised.status_code, raised.type) == (status, error_type)
+    assert MESSAGE in raised.message
+    assert (raised.code, raised.param, raised.request_id) == ("c", "p", REQUEST_ID)
 
 
-class TestStreamError:
-    """An error in a stream whose head has gone out; how the SDKs take it: see test_sse."""
-
-    def test_anthropics_is_a_named_event(self) -> None:
-        event = Dialect.ANTHROPIC.stream_error(UpstreamClosed(MESSAGE), REQUEST_ID)
-        name, data, *rest = event.split(b"\n")
-        assert name == b"event: error"
-        assert json.loads(data.removeprefix(b"data: ")) == {
-            "type": "error",
-            "error": {"type": "api_error", "message": MESSAGE},
-            "request_id": REQUEST_ID,
-        }
-        assert rest == [b"", b""]
-
-    def test_openais_is_data_without_a_name(self) -> None:
-        event = Dialect.OPENAI.stream_error(UpstreamClosed(MESSAGE), REQUEST_ID)
-        data, *rest = event.split(b"\n")
-        body = json.loads(data.removeprefix(b"data: "))
-        assert set(body) == {"error"}
-        assert body["error"]["message"] == MESSAGE
-        assert rest == [b"", b""]
-
-    def test_a_type_of_ones_own(self) -> None:
-        error = UpstreamTimeout(MESSAGE, error_type="api_error")
-        event = Dialect.ANTHROPIC.stream_error(error, REQUEST_ID)
-        assert b'"type":"api_error"' in event
-        assert b"timeout_error" not in event
-
-    @both
-    def test_is_one_event_whatever_its_message(self, dialect: Dialect) -> None:
-        error = UpstreamClosed("a\nb\rc\r\n\r\nd\n\ne: f\x85\u2028")
-        event = dialect.stream_error(error, REQUEST_ID)
-        assert b"\r" not in event
-        assert event.count(b"\n\n") == 1
-        assert event.endswith(b"\n\n")
+@pytest.mark.parametrize(
+    ("error", "error_class", "error_type", "code"),
+    [
+        (
+            AuthenticationFailed(MESSAGE),
+            openai.AuthenticationError,
+            "invalid_request_error",
+            "invalid_api_key",
+        ),
+        (
+            Denied(MESSAGE, status=429, error_type="billing_error"),
+            openai.RateLimitError,
+            "insufficient_quota",
+            "insufficient_quota",
+        ),
+        (InvalidRequest(MESSAGE), openai.BadRequestError, "invalid_request_error", None),
+    ],
+)
+def test_openai_code_follows_from_the_error(
+    error: ProxyError, error_class: type[Exception], error_type: str, code: str | None
+) -> None:
+    raised = raised_by_openai(error)
+    assert isinstance(raised, error_class)
+    assert (raised.type, raised.code, raised.param) == (error_type, code, None)
 
 
+def test_overloaded_and_spent_budget_are_told_when_to_retry() -> None:
+    headers = {"X-Should-Retry": "false"}
+    spent = Denied("m", status=429, error_type="billing_error", retry_after=60, headers=headers)
+    raised = raised_by_anthropic(spent)
+    assert isinstance(raised, anthropic.RateLimitError)
+    assert raised.type == "billing_error"
+    assert raised.response.headers["x-should-retry"] == "false"
+    assert raised.response.headers["retry-after"] == "60"
+    overloaded = Overloaded(MESSAGE, retry_after=1)
+    assert raised_by_anthropic(overloaded).status_code == 529
+    assert raised_by_openai(overloaded).status_code == 503
+    assert raised_by_openai(overloaded).response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header"), [(None, None), (0, "0"), (1, "1"), (1.2, "2"), (0.001, "1")]
+)
 @both
-def test_a_message_may_hold_half_a_character(dialect: Dialect) -> None:
-    """JSON can hold lone surrogates, and so can what an error repeats of a request."""
-    name = json.loads(r'"\ud83d"')
-    error = InvalidRequest(f"There is no model {name}.")
-    assert document(dialect, error)["error"]["message"] == f"There is no model {name}."
-    assert dialect.stream_error(error, REQUEST_ID)
+def test_retry_after_is_rounded_up_to_whole_seconds(
+    dialect: Dialect, seconds: float | None, header: str | None
+) -> None:
+    headers = response(dialect, Overloaded(MESSAGE, retry_after=seconds)).headers
+    assert headers.get("retry-after") == header
 
 
+def test_stream_error_has_the_form_of_its_dialect() -> None:
+    """How the SDKs read it: see test_sse."""
+    event = Dialect.ANTHROPIC.stream_error(UpstreamTimeout(MESSAGE), REQUEST_ID)
+    name, data, *rest = event.split(b"\n")
+    assert (name, rest) == (b"event: error", [b"", b""])
+    assert json.loads(data.removeprefix(b"data: ")) == {
+        "type": "error",
+        "error": {"type": "api_error", "message": MESSAGE},
+        "request_id": REQUEST_ID,
+    }
+    data, *rest = Dialect.OPENAI.stream_error(UpstreamClosed(MESSAGE), REQUEST_ID).split(b"\n")
+    body = json.loads(data.removeprefix(b"data: "))
+    assert (body["error"]["message"], rest) == (MESSAGE, [b"", b""])
+    assert b"billing_error" in Dialect.ANTHROPIC.stream_error(Denied("m", status=402), REQUEST_ID)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["a\nb\rc\r\n\r\nd\n\ne: f", "a\x85é\u2028b\u2029", "half of a pair: \ud83d"],
+)
 @both
-def test_line_separators_in_an_error_are_escaped(dialect: Dialect) -> None:
-    error = InvalidRequest("a\x85é\u2028b\u2029")
+def test_error_of_any_message_is_one_line_of_json(dialect: Dialect, message: str) -> None:
+    error = InvalidRequest(message)
+    event = dialect.stream_error(error, REQUEST_ID)
+    assert event.count(b"\n\n") == 1
+    assert event.endswith(b"\n\n")
     for written in (
         dialect.error_body(error, REQUEST_ID),
-        dialect.stream_error(error, REQUEST_ID).partition(b"data: ")[2].rstrip(),
+        event.partition(b"data: ")[2].rstrip(),
     ):
         assert len(written.decode().splitlines()) == 1
-        assert json.loads(written)["error"]["message"] == error.message
+        assert json.loads(written)["error"]["message"] == message

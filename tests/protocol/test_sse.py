@@ -1,12 +1,8 @@
-"""Event boundaries, and how an error is put into a stream that was cut off anywhere.
-
-What counts is what real clients make of it, so the SDKs' own decoders read the streams here.
-"""
+"""Server-sent events: their data, and the error in a stream that was cut, as the SDKs read it."""
 
 from __future__ import annotations
 
 import json
-import random
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -16,9 +12,10 @@ import pytest
 from anthropic.types import RawMessageStreamEvent
 from openai.types.chat import ChatCompletionChunk
 
-from tornadoproxy.errors import UpstreamClosed
+from tornadoproxy.errors import UpstreamClosed, UpstreamProtocolError
+from tornadoproxy.protocol import sse
 from tornadoproxy.protocol.dialects import Dialect
-from tornadoproxy.protocol.sse import PING, EventBoundary
+from tornadoproxy.protocol.sse import PING, EventBoundary, EventReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,36 +85,21 @@ def chunks(*events: dict[str, Any]) -> bytes:  # Any: JSON
     return b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events)
 
 
-class TestBetweenEvents:
-    def test_before_anything(self) -> None:
-        assert EventBoundary().between_events
-
-    @pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=LINE_ENDS)
-    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 64, 100_000])
-    def test_in_pieces_of(self, size: int, line_end: bytes) -> None:
-        stream = with_line_ends(STREAM, line_end)
-        ends = {0, len(stream)}
-        ends.update(i for i in range(len(stream)) if stream[:i].endswith(line_end * 2))
-        boundary = EventBoundary()
-        for start in range(0, len(stream), size):
-            piece = stream[start : start + size]
-            boundary.feed(piece)
-            assert boundary.between_events == (start + len(piece) in ends)
-
-    @pytest.mark.parametrize("seed", range(20))
-    def test_in_random_pieces_some_of_them_empty(self, seed: int) -> None:
-        pick = random.Random(seed)
-        boundary, fed = EventBoundary(), 0
-        while fed < len(STREAM):
-            piece = STREAM[fed : fed + pick.choice([0, 1, 2, 3, 5, 50, 500])]
-            fed += len(piece)
-            boundary.feed(piece)
-            assert boundary.between_events == (STREAM[:fed].endswith(b"\n\n") or not fed)
-
-    def test_a_ping_of_ours_leaves_it_between_events(self) -> None:
-        boundary = EventBoundary()
-        boundary.feed(STREAM + PING)
-        assert boundary.between_events
+@pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=LINE_ENDS)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100_000])
+def test_boundary_knows_the_end_of_each_event(size: int, line_end: bytes) -> None:
+    stream = with_line_ends(STREAM, line_end)
+    ends = {0, len(stream)}
+    ends.update(i for i in range(len(stream)) if stream[:i].endswith(line_end * 2))
+    boundary = EventBoundary()
+    assert boundary.between_events
+    for start in range(0, len(stream), size):
+        boundary.feed(b"")
+        piece = stream[start : start + size]
+        boundary.feed(piece)
+        assert boundary.between_events == (start + len(piece) in ends)
+    boundary.feed(PING)
+    assert boundary.between_events
 
 
 CLIENT = anthropic.Anthropic(api_key="k", base_url="http://upstream.example")
@@ -125,7 +107,7 @@ OPENAI_CLIENT = openai.OpenAI(api_key="k", base_url="http://upstream.example")
 
 
 def read_by_anthropic(pieces: Iterable[bytes], seen: list[RawMessageStreamEvent]) -> None:
-    """Read a stream with the SDK's decoder; `seen` is what it got out before it raised."""
+    """Read a stream with the SDK's decoder; `seen` takes the events before an error."""
     response = httpx2.Response(
         200,
         headers={"content-type": "text/event-stream", "request-id": REQUEST_ID},
@@ -151,7 +133,7 @@ def read_by_openai(stream: bytes, seen: list[ChatCompletionChunk]) -> None:
 
 
 def cut_off(sent: bytes) -> bytes:
-    """What goes out after `sent` when the upstream leaves."""
+    """The bytes after `sent` when the upstream disconnects."""
     boundary = EventBoundary()
     boundary.feed(sent)
     error = UpstreamClosed(MESSAGE)
@@ -159,71 +141,79 @@ def cut_off(sent: bytes) -> bytes:
 
 
 def dispatched(cut: int, line_end: bytes) -> int:
-    """How many of the stream's events the SDK hands on if it is cut after `cut` bytes."""
+    """The number of events that the SDK returns of a stream of `cut` bytes."""
     count, end = 0, 0
     for each in EVENTS:
         end += len(with_line_ends(each, line_end))
-        # a blank line is one at its carriage return: the line feed is not waited for
+        # the carriage return already ends a blank line
         whole = cut >= (end - 1 if line_end == b"\r\n" else end)
         count += whole and not each.startswith((b":", b"event: ping"))
     return count
 
 
-class TestAnthropicReadsTheError:
-    """Cut anywhere, the SDK raises our error: no decoding error of its own, and no clean end."""
+def check_raises_the_error(pieces: list[bytes], whole_events: int) -> None:
+    """The SDK raises the error: no decoding error of its own, and no clean end."""
+    seen: list[RawMessageStreamEvent] = []
+    with pytest.raises(anthropic.APIStatusError) as raised:
+        read_by_anthropic(pieces, seen)
+    error = raised.value
+    assert (error.api_message, error.type) == (MESSAGE, "api_error")
+    assert error.request_id == REQUEST_ID
+    assert len(seen) == whole_events
 
-    def check(self, pieces: list[bytes], whole_events: int) -> None:
-        seen: list[RawMessageStreamEvent] = []
-        with pytest.raises(anthropic.APIStatusError) as raised:
-            read_by_anthropic(pieces, seen)
-        error = raised.value
-        assert error.api_message == MESSAGE
-        assert MESSAGE in error.message
-        assert error.type == "api_error"
-        assert error.request_id == REQUEST_ID
-        assert len(seen) == whole_events
 
-    @pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=LINE_ENDS)
-    def test_cut_at_every_byte(self, line_end: bytes) -> None:
-        stream = with_line_ends(STREAM, line_end)
-        for cut in range(len(stream) + 1):
+@pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=LINE_ENDS)
+def test_stream_cut_anywhere_raises_the_error_in_the_sdk(line_end: bytes) -> None:
+    """Every byte around the ends of lines and events, and within characters; others sampled."""
+    stream = with_line_ends(STREAM, line_end)
+    critical = (b"\n", b"\r", b"ev", b"da")
+    for cut in range(len(stream) + 1):
+        near = stream[max(cut - 2, 0) : cut + 2]
+        if cut % 29 == 0 or not near.isascii() or any(each in near for each in critical):
             sent = stream[:cut]
-            self.check([sent, cut_off(sent)], dispatched(cut, line_end))
+            check_raises_the_error([sent, cut_off(sent)], dispatched(cut, line_end))
 
-    @pytest.mark.parametrize("cut", range(0, len(STREAM), 97))
-    def test_byte_by_byte(self, cut: int) -> None:
-        sent = STREAM[:cut]
-        whole = sent + cut_off(sent)
-        self.check([bytes([byte]) for byte in whole], dispatched(cut, b"\n"))
 
-    def test_cut_in_any_character(self) -> None:
-        """Each pair of first bytes is tried, which are all that matter; no surrogates exist."""
-        for code in [*range(0x80, 0xD800, 0x20), *range(0xE000, 0x11_0000, 0x40)]:
-            encoded = chr(code).encode()
-            for cut in range(1, len(encoded)):
-                sent = b"event: content_block_delta\ndata: {" + encoded[:cut]
-                (sent + cut_off(sent)).decode("utf-8", "strict")
+@pytest.mark.parametrize("cut", range(0, len(STREAM), 397))
+def test_stream_cut_and_read_byte_by_byte_raises_the_error(cut: int) -> None:
+    sent = STREAM[:cut]
+    whole = sent + cut_off(sent)
+    check_raises_the_error([bytes([byte]) for byte in whole], dispatched(cut, b"\n"))
 
-    def test_whole_events_are_not_touched(self) -> None:
-        boundary = EventBoundary()
+
+def test_character_cut_anywhere_is_completed() -> None:
+    """Each pair of first bytes, which are all that matter; surrogates have no encoding."""
+    for code in [*range(0x80, 0xD800, 0x40), *range(0xE000, 0x11_0000, 0x1000)]:
+        encoded = chr(code).encode()
+        for cut in range(1, len(encoded)):
+            boundary = EventBoundary()
+            sent = b"event: content_block_delta\ndata: {" + encoded[:cut]
+            boundary.feed(sent)
+            (sent + boundary.discard()).decode("utf-8", "strict")
+
+
+def test_whole_events_need_no_repair() -> None:
+    boundary = EventBoundary()
+    assert boundary.discard() == b""
+    for each in EVENTS:
+        boundary.feed(each)
         assert boundary.discard() == b""
-        for each in EVENTS:
-            boundary.feed(each)
-            assert boundary.discard() == b""
 
-    def test_without_it_the_sdk_takes_the_stream_for_whole(self) -> None:
-        """Why an error has to be put in: the SDK sees nothing wrong with half an answer."""
-        seen: list[RawMessageStreamEvent] = []
-        read_by_anthropic(EVENTS[:5], seen)
-        assert len(seen) == 5
 
-    def test_a_ping_of_ours_is_not_seen(self) -> None:
-        plain: list[RawMessageStreamEvent] = []
-        pinged: list[RawMessageStreamEvent] = []
-        read_by_anthropic(EVENTS, plain)
-        read_by_anthropic([part for each in EVENTS for part in (PING, each, PING)], pinged)
-        assert pinged == plain
-        assert len(plain) == dispatched(len(STREAM), b"\n")
+def test_sdk_takes_a_cut_stream_without_error_for_whole() -> None:
+    """Why an error has to be inserted."""
+    seen: list[RawMessageStreamEvent] = []
+    read_by_anthropic(EVENTS[:5], seen)
+    assert len(seen) == 5
+
+
+def test_sdk_ignores_a_ping_of_ours() -> None:
+    plain: list[RawMessageStreamEvent] = []
+    pinged: list[RawMessageStreamEvent] = []
+    read_by_anthropic(EVENTS, plain)
+    read_by_anthropic([part for each in EVENTS for part in (PING, each, PING)], pinged)
+    assert pinged == plain
+    assert len(plain) == dispatched(len(STREAM), b"\n")
 
 
 CHAT_CHUNKS = [
@@ -238,19 +228,66 @@ CHAT_CHUNKS = [
 ]
 
 
-class TestOpenAIReadsTheError:
-    """Its streams are made here, event by event, so that they break off between two."""
+@pytest.mark.parametrize("whole", range(len(CHAT_CHUNKS) + 1))
+def test_chunks_cut_between_two_raise_the_error_in_the_sdk(whole: int) -> None:
+    sent = chunks(*CHAT_CHUNKS[:whole])
+    boundary = EventBoundary()
+    boundary.feed(sent)
+    error = Dialect.OPENAI.stream_error(UpstreamClosed(MESSAGE), REQUEST_ID)
+    assert b"[DONE]" not in error
+    seen: list[ChatCompletionChunk] = []
+    with pytest.raises(openai.APIError) as raised:
+        read_by_openai(sent + boundary.discard() + error, seen)
+    assert (raised.value.message, raised.value.type) == (MESSAGE, "server_error")
+    assert len(seen) == whole
 
-    @pytest.mark.parametrize("whole", range(len(CHAT_CHUNKS) + 1))
-    def test_after_any_event(self, whole: int) -> None:
-        sent = chunks(*CHAT_CHUNKS[:whole])
-        boundary = EventBoundary()
-        boundary.feed(sent)
-        error = Dialect.OPENAI.stream_error(UpstreamClosed(MESSAGE), REQUEST_ID)
-        assert b"[DONE]" not in error
-        seen: list[ChatCompletionChunk] = []
-        with pytest.raises(openai.APIError) as raised:
-            read_by_openai(sent + boundary.discard() + error, seen)
-        assert raised.value.message == MESSAGE
-        assert raised.value.type == "server_error"
-        assert len(seen) == whole
+
+# -- reading events
+
+SHORT = b"".join([EVENTS[0], PING, *EVENTS[2:6]])
+DATA = [line[6:] for line in SHORT.split(b"\n") if line.startswith(b"data: ")]
+
+
+@pytest.mark.parametrize("newline", LINE_ENDS.values(), ids=LINE_ENDS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
+def test_events_are_read_at_any_split(newline: bytes, size: int) -> None:
+    stream = with_line_ends(SHORT, newline)
+    reader = EventReader()
+    found: list[bytes] = []
+    for begin in range(0, len(stream), size):
+        found += reader.feed(b"")
+        found += reader.feed(stream[begin : begin + size])
+    assert found == DATA
+
+
+@pytest.mark.parametrize(
+    ("stream", "data"),
+    [
+        (b"data:a\n\n", [b"a"]),
+        (b"data: a\ndata: b\n\n", [b"a\nb"]),
+        (b"event: x\ndata: a\ndata: b\nid: 7\n\n", [b"a\nb"]),
+        (b"event: x\ndata: a\nid: 7\n\n", [b"a"]),
+        (b": a comment\n\ndata: a\n\n", [b"a"]),
+        (b": data: b\ndata: a\n\n", [b"a"]),
+        (b"event: x\n\n", []),
+        (b"data\n\ndata:\n\n", []),
+        (b"\n\n\n\ndata: a\n\n\n", [b"a"]),
+        (b"data: a\n", []),
+        (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
+    ],
+)
+def test_event_of_any_form_is_read(stream: bytes, data: list[bytes]) -> None:
+    assert EventReader().feed(stream) == data
+    reader = EventReader()
+    assert [each for byte in stream for each in reader.feed(bytes([byte]))] == data
+
+
+def test_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    reader = EventReader()
+    reader.feed(b"data: " + b"x" * 900)
+    with pytest.raises(UpstreamProtocolError):
+        reader.feed(b"x" * 200)
+    reader = EventReader()
+    for _ in range(10):  # the limit is that of one event
+        assert reader.feed(b"data: " + b"x" * 900 + b"\n\n")
