@@ -1,0 +1,317 @@
+"""Usage in messages of every shape, whole and streamed, split anywhere."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import pytest
+from msgspec.structs import asdict
+from usage_streams import (
+    CODINGS,
+    MODEL,
+    Document,
+    dump,
+    event,
+    message_delta,
+    message_start,
+    read,
+    read_stream,
+    text_delta,
+)
+
+from tornadoproxy.protocol.usage import ModelUsage, Usage
+from tornadoproxy.protocol.usage_fields import read_message
+from tornadoproxy.protocol.usage_reader import UsageReader
+from tornadoproxy.testing import message_document, message_events
+
+
+class Shape(NamedTuple):
+    """A message, and the usage that it reports."""
+
+    document: Document
+    usage: Usage
+
+
+def shape(
+    expected: Usage, usage: Document, *content: Document, stop_reason: str = "end_turn"
+) -> Shape:
+    blocks = [*content] or [TEXT]
+    document = message_document(model=MODEL, content=blocks, stop_reason=stop_reason, usage=usage)
+    return Shape(document, expected)
+
+
+def iteration(kind: str, model: str | None, usage: Usage, **more: object) -> Document:
+    """An entry of ``iterations``, with the counts that `usage` has."""
+    counts = {name: count for name, count in asdict(usage).items() if type(count) is int}
+    return {"type": kind, **({"model": model} if model else {}), **counts, **more}
+
+
+TEXT = {"type": "text", "text": "Grüße, 世界 😀"}
+DECLINED = "claude-fable-5-1"
+ADVISOR = "claude-opus-5-5"
+FALLBACK = {"type": "fallback", "from": {"model": DECLINED}, "to": {"model": MODEL}}
+ADVICE = Usage(200_000, 5000, 0, 0)
+TEN = {"input_tokens": 10, "output_tokens": 1}
+SHAPES = {
+    "plain": shape(Usage(25, 15), {"input_tokens": 25, "output_tokens": 15}),
+    "cache": shape(
+        Usage(3, 15, 20_000, 5000, 2000),
+        {
+            "input_tokens": 3,
+            "cache_creation_input_tokens": 5000,
+            "cache_read_input_tokens": 20_000,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": 3000,
+                "ephemeral_1h_input_tokens": 2000,
+            },
+            "output_tokens": 15,
+            "service_tier": "standard",
+        },
+    ),
+    "no cache": shape(
+        Usage(25, 15, 0, 0),
+        {
+            "input_tokens": 25,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "cache_creation": None,
+            "server_tool_use": None,
+            "output_tokens": 15,
+        },
+    ),
+    "server tools": shape(
+        Usage(700, 80, web_search_requests=3, web_fetch_requests=2),
+        {
+            "input_tokens": 700,
+            "output_tokens": 80,
+            "server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 2},
+        },
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"q": "x"}},
+        {
+            "type": "web_search_tool_result",
+            "tool_use_id": "srvtoolu_1",
+            "content": [
+                {"type": "web_search_result", "title": '"usage": message_stop', "url": "x"}
+            ],
+        },
+        TEXT,
+        stop_reason="pause_turn",
+    ),
+    "tool use": shape(
+        Usage(30, 60),
+        {"input_tokens": 30, "output_tokens": 60},
+        TEXT,
+        {
+            "type": "tool_use",
+            "id": "toolu_1",
+            "name": "f",
+            "input": {"usage": {"output_tokens": 9}, "type": "message_stop"},
+        },
+        stop_reason="tool_use",
+    ),
+    "thinking": shape(
+        Usage(30, 400),
+        {"input_tokens": 30, "output_tokens": 400, "output_tokens_details": {"x": 300}},
+        {"type": "thinking", "thinking": "Hm. So it is.", "signature": "EqoBCkgIARABGAIiQA=="},
+        TEXT,
+    ),
+    "refusal": shape(Usage(30, 2), {"input_tokens": 30, "output_tokens": 2}, stop_reason="refusal"),
+    "advisor": shape(
+        Usage(10, 1, others=(ModelUsage(ADVISOR, ADVICE), ModelUsage(ADVISOR, Usage(7, 8)))),
+        {
+            **TEN,
+            "iterations": [
+                iteration("message", None, Usage(10, 1)),
+                iteration("advisor_message", ADVISOR, ADVICE),
+                iteration("message", f"{MODEL}-20260901", Usage(10, 1)),
+                iteration("advisor_message", ADVISOR, Usage(7, 8)),
+            ],
+        },
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "advisor", "input": {}},
+        TEXT,
+    ),
+    "compaction": shape(
+        Usage(10, 1, others=(ModelUsage(MODEL, Usage(150_000, 3000, 7)),)),
+        {
+            **TEN,
+            "iterations": [
+                iteration("compaction", None, Usage(150_000, 3000, 7)),
+                iteration("message", MODEL, Usage(10, 1)),
+            ],
+        },
+        {"type": "compaction", "content": "What was said."},
+        TEXT,
+    ),
+    "fallback": shape(
+        Usage(10, 1, others=(ModelUsage(DECLINED, Usage(408, 299, 560_186)),)),
+        {
+            **TEN,
+            "iterations": [
+                iteration("message", DECLINED, Usage(408, 299, 560_186)),
+                iteration("message", MODEL, Usage(4, 1)),
+                iteration("fallback_message", MODEL, Usage(6, 0)),
+            ],
+        },
+        TEXT,
+        FALLBACK,
+        TEXT,
+    ),
+    "fallback before any output": shape(
+        Usage(10, 1),
+        {
+            **TEN,
+            "iterations": [
+                iteration("message", DECLINED, Usage(408, 0)),
+                iteration("fallback_message", MODEL, Usage(10, 1)),
+            ],
+        },
+        FALLBACK,
+        TEXT,
+    ),
+    "invalid iterations": shape(
+        Usage(
+            10, 1, others=(ModelUsage(ADVISOR, Usage()), ModelUsage(None, Usage(output_tokens=9)))
+        ),
+        {
+            **TEN,
+            "iterations": [
+                {"type": "advisor_message", "model": ADVISOR, "input_tokens": "many"},
+                {"type": "of tomorrow", "output_tokens": 9},
+            ],
+        },
+    ),
+    "lifetimes by iteration": shape(
+        Usage(10, 1, None, 500, 300),
+        {
+            **TEN,
+            "cache_creation_input_tokens": 500,
+            "iterations": [
+                iteration("message", None, Usage(5, 0), cache_creation=lifetimes)
+                for lifetimes in ({"ephemeral_1h_input_tokens": 300}, {})
+            ],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip flushed", "br flushed", "zstd flushed"])
+@pytest.mark.parametrize("is_stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_usage_of_every_shape_is_read_at_any_split(name: str, is_stream: bool, coding: str) -> None:
+    """Uncompressed, every split is tried; compressed, every seventh, which differs by shape."""
+    document, expected = SHAPES[name]
+    content_encoding, pack = CODINGS[coding]
+    packed = pack(b"".join(message_events(document)) if is_stream else dump(document))
+    step = 1 if coding == "identity" else 7
+    for cut in range(len(packed) % step, len(packed) + 1, step):
+        reader = UsageReader(is_stream=is_stream, content_encoding=content_encoding)
+        reader.feed(packed[:cut])
+        reader.feed(packed[cut:])
+        reader.finish()
+        assert (reader.model, reader.usage) == (MODEL, expected)
+        assert reader.stop_reason == document["stop_reason"]
+        assert (reader.first_token_at is not None) == is_stream
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_usage_of_a_decoded_message_is_the_same(name: str) -> None:
+    document, expected = SHAPES[name]
+    assert read_message(document) == (MODEL, document["stop_reason"], expected)
+
+
+def test_usage_of_a_stream_is_cumulative() -> None:
+    start = message_start(
+        input_tokens=10,
+        cache_creation_input_tokens=9,
+        cache_creation={"ephemeral_1h_input_tokens": 9},
+        output_tokens=1,
+    )
+    tools = {"web_search_requests": 2, "web_fetch_requests": 1}
+    usage = read_stream(
+        start,
+        message_delta(server_tool_use={"web_search_requests": 1}, output_tokens=70),
+        message_delta(input_tokens=900, server_tool_use=tools, output_tokens=50),
+        message_delta(input_tokens=None),
+        message_delta(),
+    )[1]
+    assert usage == Usage(900, 50, None, 9, 9, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("one_hour", "later", "kept"), [(9, 900, 900), (4, 900, 4), (0, 900, 0), (9, None, 9)]
+)
+def test_growth_of_cache_writes_has_the_lifetime_of_the_first(
+    one_hour: int, later: int | None, kept: int
+) -> None:
+    lifetimes = {"ephemeral_1h_input_tokens": one_hour, "ephemeral_5m_input_tokens": 9 - one_hour}
+    start = message_start(cache_creation_input_tokens=9, cache_creation=lifetimes)
+    growth = message_delta(cache_creation_input_tokens=later, output_tokens=5)
+    assert read_stream(start, growth, growth)[1] == Usage(None, 5, None, later or 9, kept)
+
+
+@pytest.mark.parametrize(
+    "text", ['"usage": {"output_tokens": 999}', '{"usage":{"output_tokens":999}}']
+)
+def test_usage_within_content_is_not_read(text: str) -> None:
+    arguments = {"type": "input_json_delta", "partial_json": text}
+    deltas = [text_delta(text), event("content_block_delta", {"index": 1, "delta": arguments})]
+    start = message_start(input_tokens=10)
+    for pieces in ([start, *deltas], [start + b"".join(deltas)]):
+        assert read_stream(*pieces)[1] == Usage(input_tokens=10)
+
+
+USED = {"usage": {"output_tokens": 9}, "model": "other"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"index": 0, "content_block": {"type": "tool_use", "input": USED}},
+        {"index": 0, "content_block": USED},
+        {"index": 0, "delta": USED},
+        {"error": USED},
+    ],
+)
+def test_usage_elsewhere_in_an_event_is_not_read(document: Document) -> None:
+    start = message_start(input_tokens=10)
+    assert read_stream(start, event("x", document)) == (MODEL, Usage(input_tokens=10))
+
+
+def test_usage_in_the_input_of_a_tool_is_not_read() -> None:
+    document = {
+        "model": MODEL,
+        "content": [TEXT, {"type": "tool_use", "input": USED}],
+        "usage": {"output_tokens": 5},
+    }
+    assert read([dump(document)]) == (MODEL, Usage(output_tokens=5))
+    assert read([dump(dict(reversed(document.items())))]) == (MODEL, Usage(output_tokens=5))
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, False, -1, 1.5, 7.0, "7", [7], {"x": 7}, 2**63, 10**400]
+)
+def test_value_that_is_no_count_is_not_read(value: object) -> None:
+    usage = {"input_tokens": value, "output_tokens": 5}
+    expected = Usage(output_tokens=5)
+    assert read([dump({"usage": usage})])[1] == expected
+    assert read_message({"usage": usage}).usage == expected
+    assert read_stream(message_delta(**usage))[1] == expected
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**63 - 1])
+def test_any_count_is_read(value: int) -> None:
+    assert read([dump({"usage": {"input_tokens": value}})])[1] == Usage(input_tokens=value)
+
+
+def test_half_of_a_surrogate_pair_hides_no_count() -> None:
+    body = rb'{"model": "m\ud83d", "usage": {"output_tokens": 5, "cache\ud83d": {"a": "\udc00"}}}'
+    assert read_message(json.loads(body)).usage == Usage(output_tokens=5)
+    assert read([body])[1] == Usage(output_tokens=5)
+
+
+@pytest.mark.parametrize("model", [None, 5, ["x"], {"x": "y"}])
+def test_value_that_is_no_model_is_not_read(model: object) -> None:
+    document = {"model": model, "usage": {"output_tokens": 5}}
+    assert read([dump(document)]) == (None, Usage(output_tokens=5))
+    assert read_message(document) == (None, None, Usage(output_tokens=5))

@@ -1,0 +1,502 @@
+"""Usage read from bytes as they pass by: compressed, cut, invalid or too long."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+from tornado.httputil import HTTPHeaders
+from usage_streams import (
+    CODINGS,
+    MESSAGE_STOP,
+    MODEL,
+    Document,
+    block_start,
+    content_event,
+    dump,
+    event,
+    in_pieces,
+    message_delta,
+    message_start,
+    read,
+    read_cut,
+    read_stream,
+    text_delta,
+)
+
+from tornadoproxy.protocol.decompression import MAX_DECOMPRESSED
+from tornadoproxy.protocol.usage import ModelUsage, Usage
+from tornadoproxy.protocol.usage_reader import MAX_EVENT, MAX_JSON, UsageReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MEGABYTE = 1024 * 1024
+CACHE = {"input_tokens": 25, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4}
+TEXT = "Grüße, 世界 😀"
+MESSAGE = dump(
+    {
+        "id": "msg_1",
+        "model": MODEL,
+        "content": [{"type": "text", "text": TEXT}],
+        "usage": {**CACHE, "output_tokens": 15, "cache_creation": {"ephemeral_5m_input_tokens": 3}},
+    }
+)
+STREAM = b"".join(
+    [
+        message_start(**CACHE, output_tokens=1),
+        block_start(type="text", text=""),
+        event("ping", {}),
+        text_delta(TEXT),
+        event("content_block_stop", {"index": 0}),
+        message_delta(output_tokens=7),
+        message_delta(output_tokens=15),
+        MESSAGE_STOP,
+    ]
+)
+USAGE = Usage(25, 15, 4, 3)
+
+codings = pytest.mark.parametrize("coding", CODINGS)
+json_or_stream = pytest.mark.parametrize(
+    ("body", "is_stream"), [(MESSAGE, False), (STREAM, True)], ids=["json", "stream"]
+)
+
+
+def in_random_pieces(seed: int, body: bytes) -> list[bytes]:
+    pick = random.Random(seed)
+    pieces = []
+    while body:
+        size = pick.choice([0, 1, 1, 2, 3, 10, 100, 1000])
+        pieces.append(body[:size])
+        body = body[size:]
+    return pieces
+
+
+@codings
+@json_or_stream
+def test_usage_is_read_in_pieces_of_any_size(body: bytes, is_stream: bool, coding: str) -> None:
+    content_encoding, pack = CODINGS[coding]
+    packed = pack(body)
+    for pieces in (
+        *(in_pieces(size, packed) for size in (1, 2, 3, 4, 5, 17, 10_000)),
+        *(in_random_pieces(seed, packed) for seed in range(5)),
+    ):
+        assert read(pieces, is_stream=is_stream, coding=content_encoding) == (MODEL, USAGE)
+
+
+def test_stream_with_crlf_is_read_in_pieces_of_any_size() -> None:
+    body = STREAM.replace(b"\n", b"\r\n")
+    for pieces in (
+        in_pieces(1, body),
+        [body],
+        *(in_random_pieces(seed, body) for seed in range(9)),
+    ):
+        assert read(pieces, is_stream=True) == (MODEL, USAGE)
+
+
+@codings
+def test_stream_that_expands_much_is_read(coding: str) -> None:
+    content_encoding, pack = CODINGS[coding]
+    body = message_start(input_tokens=25) + text_delta("x" * 1000) * 200
+    packed = pack(body + message_delta(output_tokens=15) + MESSAGE_STOP)
+    for pieces in ([packed], in_pieces(1000, packed)):
+        assert read(pieces, is_stream=True, coding=content_encoding)[1] == Usage(25, 15)
+
+
+def test_usage_is_partial_until_the_end() -> None:
+    reader = UsageReader(is_stream=True)
+    reader.feed(message_start(input_tokens=25, output_tokens=1))
+    assert (reader.model, reader.usage) == (MODEL, Usage(25, 1, partial=True))
+    reader.feed(message_delta(output_tokens=8)[:-1])
+    assert reader.usage == Usage(25, 1, partial=True)
+    reader.feed(b"\n")
+    assert reader.usage == Usage(25, 8, partial=True)
+    reader.feed(MESSAGE_STOP)
+    assert reader.usage == Usage(25, 8)
+    reader = UsageReader(is_stream=False)
+    reader.feed(MESSAGE)
+    assert (reader.model, reader.usage) == (None, Usage(partial=True))
+
+
+def test_event_of_several_data_lines_is_read() -> None:
+    body = b'event: x\ndata: {"usage":\ndata:{"output_tokens":\ndata:  5}}\n\n'
+    assert read_stream(body)[1] == Usage(output_tokens=5)
+
+
+def test_first_token_is_the_first_content() -> None:
+    reader = UsageReader(is_stream=True)
+    found = []
+    start = message_start(input_tokens=1) + event("ping", {})
+    for piece in (start, content_event("x")[:-1], b"\n", content_event("y") + MESSAGE_STOP):
+        before = time.monotonic()
+        reader.feed(piece)
+        at = reader.first_token_at
+        found.append(None if at is None else before <= at <= time.monotonic())
+    assert found == [None, None, True, False]
+
+
+# -- invalid input
+
+GARBAGE = [
+    *(b"", b"\0" * 100, b"\xff\xfe\xfd" * 50, b"null", b"[]", b'["usage"]', b'"usage"', b"12"),
+    *(b'{"usage": null}', b'{"usage": []}', b'{"usage": "5"}', b'{"usage": {}}'),
+    *(b'{"message": null, "usage": 1}', b'{"message": "usage", "x": "usage"}'),
+    *(b'{"usage": {"output_tokens": 5}', b'{"usage": {"output_tokens": 5}} x'),
+    *(b'{"usage": {"output_tokens": \xff}}', b'{"usage": {"output_tokens": NaN}}'),
+    b'{"usage": {"output_tokens": ' + b"9" * 5000 + b"}}",
+    b"[" * 100_000 + b'"usage"' + b"]" * 100_000,
+    b'{"usage":' * 100_000,
+    b"<html>usage</html>",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_invalid_document_or_event_is_skipped(garbage: bytes) -> None:
+    model, usage = read([garbage])
+    assert (model, usage) == (None, Usage(partial=usage.partial))
+    start, end = message_start(input_tokens=1), message_delta(output_tokens=2)
+    for pieces in (
+        [start, b"data: " + garbage + b"\n\n", end],
+        [start, garbage + b"\n\n", end],
+        [start + b"data: " + garbage + b"\n\n" + end],
+    ):
+        assert read_stream(*pieces) == (MODEL, Usage(1, 2))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_body_that_is_not_compressed_is_not_read(coding: str) -> None:
+    nothing = (None, Usage(partial=True))
+    assert read([MESSAGE, MESSAGE], coding=coding) == nothing
+    for garbage in (b"<html>busy</html>", b"\xff" * 10_000):
+        pieces = [garbage, b"\n\n", STREAM, garbage]
+        assert read(pieces, is_stream=True, coding=coding) == nothing
+
+
+@pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
+def test_corruption_keeps_what_was_read_before(name: str) -> None:
+    coding, pack = CODINGS[name]
+    start = message_start(input_tokens=25, output_tokens=1)
+    packed = pack(start.ljust(3000, b"\n") + STREAM)
+    broken = packed[: len(packed) // 2] + b"\xff" * 500
+    for rest in (b"", STREAM, b"\n\n" + STREAM):
+        model, usage = read([*in_pieces(100, broken), rest], is_stream=True, coding=coding)
+        assert (model, usage.input_tokens) == (MODEL, 25)
+
+
+# -- cut streams
+
+
+def test_cut_stream_reports_usage_or_a_token_for_four_bytes() -> None:
+    start = message_start(input_tokens=25, output_tokens=1)
+    hundred = content_event("x" * 400)
+    for body, expected in [
+        (b"", Usage(partial=True)),
+        (start[:-1], Usage(partial=True)),
+        (start, Usage(25, 1, partial=True)),
+        (start + content_event(""), Usage(25, 1, partial=True)),
+        (start + content_event("x" * 4), Usage(25, 1, partial=True)),
+        (start + content_event("x" * 5), Usage(25, 2, partial=True)),
+        (start + hundred + event("ping", {}), Usage(25, 100, partial=True)),
+        (start + hundred * 3, Usage(25, 300, partial=True)),
+        (start + hundred * 3 + MESSAGE_STOP, Usage(25, 1)),
+        (start + hundred + message_delta(output_tokens=90), Usage(25, 100, partial=True)),
+        (start + hundred + message_delta(output_tokens=110), Usage(25, 110, partial=True)),
+        (start + hundred + message_delta(output_tokens=90) + MESSAGE_STOP, Usage(25, 90)),
+        (start + event("error", {"error": {"type": "api_error"}}), Usage(25, 1, partial=True)),
+        (hundred, Usage(None, 100, partial=True)),
+    ]:
+        assert read_cut(body)[1] == expected, body
+
+
+def test_output_of_a_cut_stream_never_falls() -> None:
+    start = message_start(input_tokens=25, output_tokens=1)
+    first = text_delta("some text of a stream, piece by piece  ") * 4
+    body = start + first + event("ping", {}) + message_delta(output_tokens=90) + MESSAGE_STOP
+    before = [0]
+    for cut in range(len(body) + 1):
+        model, usage = read([body[:cut]], is_stream=True)
+        if cut % 5 == 0:
+            assert (model, usage) == read(in_pieces(1, body[:cut]), is_stream=True), cut
+        begun = cut >= len(start)
+        assert (model, usage.input_tokens) == ((MODEL, 25) if begun else (None, None))
+        assert usage.partial == (cut < len(body))
+        before.append(usage.output_tokens or 0)
+        reported = 90 if cut >= len(body) - len(MESSAGE_STOP) else int(begun)
+        assert before[-1] >= max(before[-2], reported)
+    assert usage == Usage(25, 90)
+    # the 156 bytes of text, a quarter of them, and a little for the form of their events
+    assert 39 <= before[len(start + first) + 1] <= 39 + 4 * 10
+
+
+def test_stream_cut_after_a_fallback_reports_both_attempts() -> None:
+    to_next = block_start(type="fallback", to={"model": "claude-opus-5-5"})
+    start = message_start(input_tokens=25, cache_read_input_tokens=3, output_tokens=1)
+    hundred, end = content_event("x" * 400), message_delta(output_tokens=90) + MESSAGE_STOP
+    declined = (ModelUsage(MODEL, Usage(25, 100, 3, partial=True)),)
+    for body, expected in (
+        (start + to_next, Usage(25, None, 3, partial=True)),
+        (start + hundred + to_next, Usage(25, None, 3, partial=True, others=declined)),
+        (start + hundred + to_next + hundred * 2, Usage(25, 200, 3, partial=True, others=declined)),
+        (start + hundred + to_next + end, Usage(25, 90, 3, others=declined)),
+    ):
+        assert read_cut(body) == ("claude-opus-5-5", expected)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [{"type": "server_tool_use", "name": "advisor"}, {"type": "compaction", "content": None}],
+)
+def test_stream_cut_before_its_iterations_has_an_unknown_part(block: Document) -> None:
+    begun = message_start(input_tokens=10, output_tokens=1) + block_start(**block)
+    unknown = ModelUsage(None, Usage(partial=True))
+    assert read_cut(begun)[1] == Usage(10, 1, partial=True, others=(unknown,))
+    reported = message_delta(output_tokens=5, iterations=[])
+    assert read_cut(begun + reported)[1] == Usage(10, 5, partial=True)
+
+
+@pytest.mark.parametrize("name", ["advisor", "compaction", "fallback"])
+def test_clients_tool_named_like_a_spending_block_spends_nothing(name: str) -> None:
+    block = block_start(type="tool_use", name=name, input={"type": name})
+    body = message_start(input_tokens=10, output_tokens=1) + block
+    assert read_cut(body) == (MODEL, Usage(10, 1, partial=True))
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10 * MEGABYTE])
+def test_content_of_an_event_that_is_too_long_counts(size: int) -> None:
+    start = message_start(input_tokens=25, output_tokens=1)
+    long = content_event("x" * (2 * MAX_EVENT))
+    expected = Usage(25, MAX_EVENT // 2, partial=True)
+    assert read(in_pieces(size, start + long), is_stream=True)[1] == expected
+    if size > 1:
+        assert read(in_pieces(size, start + long[:-2]), is_stream=True)[1] == expected
+        _, usage = read(in_pieces(size, start + long[:-1000]), is_stream=True)
+        assert MAX_EVENT // 2 - 300 < (usage.output_tokens or 0) < MAX_EVENT // 2
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"data: {DATA}\n\n",
+        b"event:content_block_delta\ndata:{DATA}\n\n",
+        b"data: {DATA}\nevent: content_block_delta\n\n",
+        b"id: 7\nevent: content_block_delta\r\ndata: {DATA}\r\n\r\n",
+    ],
+)
+def test_content_and_end_in_an_unusual_form_are_read(form: bytes) -> None:
+    delta = {"type": "text_delta", "text": "x" * 4000}
+    data = dump({"type": "content_block_delta", "index": 0, "delta": delta})
+    _, usage = read([form.replace(b"{DATA}", data)], is_stream=True)
+    assert 990 < (usage.output_tokens or 0) < 1010
+    stop = form.replace(b"{DATA}", b'{"type": "message_stop"}')
+    assert read([message_start(input_tokens=25), stop], is_stream=True)[1] == Usage(25)
+
+
+def test_text_that_looks_like_an_end_is_not_one() -> None:
+    words = 'event: message_stop\ndata: {"type": "message_stop"}'
+    for part in (
+        content_event(words),
+        block_start(type="web_search_tool_result", content=[{"title": words}]),
+        event("x", {"message_stop": "message_stop"}),
+        b": message_stop\n\n",
+    ):
+        assert read([message_start(input_tokens=25), part], is_stream=True)[1].partial
+
+
+def test_cut_document_is_partial() -> None:
+    for cut in range(len(MESSAGE)):
+        assert read([MESSAGE[:cut]]) == (None, Usage(partial=True))
+
+
+@pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
+def test_cut_compressed_stream_reports_what_was_read(name: str) -> None:
+    coding, pack = CODINGS[name]
+    packed = pack(STREAM)
+    usages = [
+        read([packed[:cut]], is_stream=True, coding=coding)[1] for cut in range(len(packed) + 1)
+    ]
+    counts = [usage.output_tokens or 0 for usage in usages]
+    assert counts == sorted(counts)
+    assert {0, 1, 7, 15} <= set(counts)
+    assert (usages[0], usages[-1]) == (Usage(partial=True), USAGE)
+    partial = [usage.partial for usage in usages]
+    assert partial == sorted(partial, reverse=True)
+
+
+# -- oversized input
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 65536, 10 * MEGABYTE])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_events_after_one_that_is_too_long_are_read(size: int, line_end: bytes) -> None:
+    long = text_delta("x" * (MAX_EVENT + 10 if size < 1000 else 5 * MAX_EVENT))
+    ends = [message_delta(output_tokens=number) for number in range(1 if size < 1000 else 3)]
+    body = message_start(input_tokens=1) + b"".join(long + end for end in ends) + MESSAGE_STOP
+    pieces = in_pieces(size, body.replace(b"\n", line_end))
+    assert read(pieces, is_stream=True) == (MODEL, Usage(1, len(ends) - 1))
+
+
+def test_end_of_a_long_event_with_others_in_one_piece_is_read() -> None:
+    long = text_delta("x" * (2 * MAX_EVENT))
+    start, cut = message_start(input_tokens=1), len(long) - 100
+    last = long[cut:] + message_delta(output_tokens=2) + MESSAGE_STOP
+    assert read_stream(start, long[:cut], last) == (MODEL, Usage(1, 2))
+    assert read_stream(start + long[:cut], last) == (MODEL, Usage(1, 2))
+
+
+def test_rest_of_a_long_event_is_not_read_as_an_event() -> None:
+    padding = {"padding": "x" * (2 * MAX_EVENT), "usage": {"output_tokens": 9}}
+    rest = b'\ndata: {"usage": {"output_tokens": 9}}\n\n'
+    body = event("x", padding)[:-2] + rest + MESSAGE_STOP
+    assert read(in_pieces(1000, body), is_stream=True) == (None, Usage())
+
+
+INPUT = {"type": "tool_use", "input": {"usage": {"output_tokens": 9}, "model": "x"}}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"stop_reason": "end_turn", "usage": {"output_tokens": 5}},
+        {"usage": {"output_tokens": 5}, "stop_reason": "end_turn"},
+        {"usage": {"output_tokens": 5, "x": {"usage": {"output_tokens": 9}}}, "x": ["usage"]},
+    ],
+)
+@pytest.mark.parametrize("size", [1000, 65536, 10 * MEGABYTE])
+def test_long_document_is_read_at_both_ends(size: int, end: Document) -> None:
+    content = [INPUT, {"type": "text", "text": "x" * MAX_JSON + '"usage"'}, INPUT]
+    reader = UsageReader(is_stream=False)
+    for piece in in_pieces(size, dump({"model": MODEL, "content": content, **end})):
+        reader.feed(piece)
+    reader.finish()
+    assert (reader.model, reader.usage) == (MODEL, Usage(output_tokens=5))
+    assert reader.stop_reason == end.get("stop_reason")
+
+
+@pytest.mark.parametrize("cut", [-1, -20, -70_000])
+def test_long_document_that_was_cut_has_no_usage(cut: int) -> None:
+    content = [INPUT, "x" * 2 * MAX_JSON]
+    document = dump({"model": MODEL, "content": content, "usage": {"output_tokens": 5}})
+    assert read(in_pieces(65536, document[:cut])) == (MODEL, Usage(partial=True))
+
+
+def test_document_of_the_largest_size_is_read() -> None:
+    document = dump({"model": MODEL, "usage": {"output_tokens": 5}}).ljust(MAX_JSON)
+    assert read(in_pieces(65536, document)) == (MODEL, Usage(output_tokens=5))
+    assert read([document, b" "]) == (None, Usage(partial=True))
+
+
+# -- memory
+
+
+def peak_of_feeding(reader: UsageReader, pieces: Iterable[bytes]) -> int:
+    """The most memory that reading takes beyond the pieces themselves, in bytes."""
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+        reader.finish()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [100, 65536])
+def test_endless_document_or_event_takes_bounded_memory(size: int) -> None:
+    piece = b"x" * size
+    document = UsageReader(is_stream=False)
+    pieces = (piece for _ in range(2 * MAX_JSON // size))
+    assert peak_of_feeding(document, pieces) < 3 * MAX_JSON
+    stream = UsageReader(is_stream=True)
+    assert peak_of_feeding(stream, (piece for _ in range(20 * MAX_EVENT // size))) < 8 * MAX_EVENT
+
+
+@pytest.mark.parametrize("unit", [b"\0", b"data: " + b"x" * 3000 + b"\n\n"])
+@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+def test_decompression_bomb_takes_bounded_memory(name: str, unit: bytes) -> None:
+    coding, pack = CODINGS[name]
+    bomb = pack(unit * (32 * MEGABYTE // len(unit)))
+    assert len(bomb) < MEGABYTE
+    for is_stream in (False, True):
+        reader = UsageReader(is_stream=is_stream, content_encoding=coding)
+        assert peak_of_feeding(reader, [bomb]) < 8 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+def test_nothing_is_read_after_a_bomb(name: str) -> None:
+    coding, pack = CODINGS[name]
+    start = message_start(input_tokens=25)
+    long = b":".ljust(MAX_DECOMPRESSED) + b"\n\n"
+    bomb = pack(start + long + message_delta(output_tokens=9))
+    expected = (MODEL, Usage(25, partial=True))
+    assert read([bomb, STREAM], is_stream=True, coding=coding) == expected
+
+
+@pytest.mark.parametrize("name", ["gzip", "br", "zstd"])
+def test_bytes_after_a_compressed_body_are_dropped(name: str) -> None:
+    coding, pack = CODINGS[name]
+    reader = UsageReader(is_stream=True, content_encoding=coding)
+    reader.feed(pack(STREAM))
+    garbage = b"x" * 65536
+    assert peak_of_feeding(reader, (garbage for _ in range(100))) < MEGABYTE
+    assert (reader.model, reader.usage) == (MODEL, USAGE)
+
+
+def test_zstd_window_over_the_limit_is_not_read() -> None:
+    """The limit of RFC 9659; the sender chooses the window."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    packed = packer.compress(STREAM) + packer.flush()
+    assert read([packed], is_stream=True, coding="zstd") == (None, Usage(partial=True))
+
+
+# -- the reader for a response
+
+
+def reader_for(content_type: str, coding: str | None = None) -> UsageReader | None:
+    headers = {"Content-Type": content_type, **({"Content-Encoding": coding} if coding else {})}
+    return UsageReader.for_response(HTTPHeaders(headers))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "coding"),
+    [
+        ("Application/JSON; charset=utf-8", None),
+        ("Text/Event-Stream; charset=utf-8", None),
+        *(("application/json", coding) for coding in ("gzip", "x-gzip", "br", "zstd", "identity")),
+    ],
+)
+def test_reader_follows_from_type_and_coding(content_type: str, coding: str | None) -> None:
+    reader = reader_for(content_type, coding and coding.upper())
+    assert reader is not None
+    body = STREAM if "event" in content_type.lower() else MESSAGE
+    reader.feed(CODINGS[coding or "identity"][1](body))
+    reader.finish()
+    assert (reader.model, reader.usage) == (MODEL, USAGE)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "coding"),
+    [
+        ("text/html", None),
+        ("application/x-jsonl", None),
+        ("application/json", "compress"),
+        ("application/json", "gzip, br"),
+        ("text/event-stream", "x-of-tomorrow"),
+    ],
+)
+def test_unreadable_response_has_no_reader(content_type: str, coding: str | None) -> None:
+    assert reader_for(content_type, coding) is None
+    assert UsageReader.for_response(HTTPHeaders()) is None
+
+
+@pytest.mark.parametrize(("package", "coding"), [("brotli", "br"), ("zstandard", "zstd")])
+def test_coding_without_its_package_has_no_reader(
+    monkeypatch: pytest.MonkeyPatch, package: str, coding: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert reader_for("application/json", coding) is None
