@@ -1,0 +1,367 @@
+"""Messages of chat completions: system prompts, turns, calls with results, thinking."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from chat_requests import (
+    HI,
+    THOUGHT,
+    Json,
+    assistant,
+    call,
+    function_call,
+    function_result,
+    image,
+    refused,
+    result,
+    sent,
+    system,
+    text,
+    translate,
+    turns,
+    user,
+)
+
+from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.openai import chat_completions
+from tornadoproxy.openai.chat_completions import Options
+from tornadoproxy.openai.chat_completions.conversation import CONTINUING, OPENING
+from tornadoproxy.openai.reading import MAX_VALUES
+
+LINK = image("https://a.example/")
+
+
+def roles(*messages: Json) -> list[str]:
+    return [turn["role"] for turn in turns(*messages)]
+
+
+# -- system prompts and turns
+
+
+def test_system_and_developer_messages_are_one_prompt() -> None:
+    body = sent(
+        system("One."),
+        HI,
+        {"role": "developer", "content": [text("Two.")]},
+        assistant("Hello"),
+        user("More"),
+        system("  "),
+    )
+    assert body["system"] == "One.\nTwo."
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
+
+
+def test_system_prompt_with_a_cache_mark_stays_in_blocks() -> None:
+    part = {**text("Long."), "cache_control": {"type": "ephemeral"}}
+    assert sent(system([part]), system("b"), HI)["system"] == [part, text("b")]
+
+
+def test_neighbors_of_one_role_are_one_turn() -> None:
+    assert turns(user("a"), user("b"), assistant("c"), assistant("d"), user("e")) == [
+        {"role": "user", "content": [text("a"), text("b")]},
+        {"role": "assistant", "content": [text("c"), text("d")]},
+        {"role": "user", "content": "e"},
+    ]
+
+
+def test_missing_first_user_message_is_made_up() -> None:
+    assert turns(assistant("Welcome."), HI)[0] == user(OPENING)
+    assert roles(assistant("Welcome."), HI) == ["user", "assistant", "user"]
+    assert sent(system("Be."))["messages"] == [user(OPENING)]
+
+
+@pytest.mark.parametrize("empty", ["", " \n", None, [], [text(" ")]])
+def test_blank_content_is_left_out(empty: object) -> None:
+    expected = {"role": "user", "content": [text("Hi"), text("b")]}
+    assert turns(HI, assistant(empty), user(empty), user("b")) == [expected]
+
+
+@pytest.mark.parametrize("last", [(), (user(""),), (system("Be brief."),)])
+def test_assistant_message_last_asks_for_a_new_message(last: tuple[Json, ...]) -> None:
+    prefill = Options(prefill=bool(last))  # another message follows the assistant's
+    messages = json.loads(translate(HI, assistant("It is \n"), *last, options=prefill).body)
+    assert messages["messages"][-2:] == [assistant("It is \n"), user(CONTINUING)]
+
+
+@pytest.mark.parametrize("blank", [(), (assistant(" "),)])
+def test_prefill_is_continued_from_its_last_letter(blank: tuple[Json, ...]) -> None:
+    translation = translate(HI, assistant("It is \n"), *blank, options=Options(prefill=True))
+    assert json.loads(translation.body)["messages"][1:] == [assistant("It is")]
+
+
+def test_name_of_a_message_is_dropped_and_named() -> None:
+    translation = translate({**HI, "name": "ann"})
+    assert json.loads(translation.body)["messages"] == [HI]
+    assert translation.ignored == ("messages.name",)
+
+
+def test_refusals_of_an_assistant_are_text() -> None:
+    parts = [text("a"), {"type": "refusal", "refusal": "b"}]
+    content = turns(HI, assistant(parts, refusal="c"), HI)[1]["content"]
+    assert content == [text(each) for each in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("Hi", ""),
+        ({}, ".role"),
+        ({"role": "owner", "content": "Hi"}, ".role"),
+        ({"role": ["user"], "content": "Hi"}, ".role"),
+        (user(7), ".content"),
+        (user(text("a")), ".content"),
+        (user(["a"]), ".content[0]"),
+        (user([{"type": "text"}]), ".content[0].text"),
+        (user([{"type": "text", "text": None}]), ".content[0].text"),
+        (user([{"type": ["text"]}]), ".content[0].type"),
+        (user([{"type": "refusal", "refusal": "no"}]), ".content[0].type"),
+        (user([{"type": "input_audio", "input_audio": {}}]), ".content[0].type"),
+        (system([LINK]), ".content[0].type"),
+        (assistant([LINK]), ".content[0].type"),
+        ({**HI, "name": 7}, ".name"),
+        (assistant(refusal=7), ".refusal"),
+        (assistant(audio={"id": "a"}), ".audio"),
+        ({**HI, "cache_control": "yes"}, ".cache_control"),
+    ],
+)
+def test_invalid_message_is_refused_with_its_place(message: Any, param: str) -> None:  # Any: JSON
+    assert refused(message).param == f"messages[0]{param}"
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"messages": None}, {"messages": []}, {"messages": {}}, {"messages": "Hi"}]
+)
+def test_messages_are_required(fields: Json) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat_completions.translate_request({"model": "claude-test", **fields})
+    assert caught.value.param == "messages"
+
+
+# -- calls and their results
+
+
+def test_parallel_calls_and_their_results_are_two_turns() -> None:
+    _, asked, answered = turns(
+        HI,
+        assistant("See.", call("a", "weather", '{"city": "Zürich"}'), call("b", "clock", "")),
+        result("b"),
+        result("a", [text("x"), LINK]),
+        user("And?"),
+    )
+    assert asked["content"] == [
+        text("See."),
+        {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Zürich"}},
+        {"type": "tool_use", "id": "b", "name": "clock", "input": {}},
+    ]
+    linked = {"type": "image", "source": {"type": "url", "url": "https://a.example/"}}
+    assert answered["content"] == [
+        {"type": "tool_result", "tool_use_id": "b", "content": "fine"},
+        {"type": "tool_result", "tool_use_id": "a", "content": [text("x"), linked]},
+        text("And?"),
+    ]
+
+
+@pytest.mark.parametrize("content", ["", None, [], "  "])
+def test_result_can_be_empty(content: object) -> None:
+    answered = turns(HI, assistant(None, call("a")), result("a", content))[2]
+    assert answered["content"] == [{"type": "tool_result", "tool_use_id": "a"}]
+
+
+@pytest.mark.parametrize("arguments", ["", "  ", "{}", None, "null", "[]"])
+def test_call_can_have_no_arguments(arguments: object) -> None:
+    asked = turns(HI, assistant("", call("a", arguments=arguments)), result("a"))[1]
+    assert asked["content"] == [{"type": "tool_use", "id": "a", "name": "weather", "input": {}}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("city", "7", '"null"', "[[]]", '{"a": NaN}', '{"a": 1e999}', '{"a": 1', "[" * 100_000),
+        '{"a":' * 300 + "1" + "}" * 300,
+        "[" + "[]," * (MAX_VALUES + 1) + "[]]",
+    ],
+    ids=lambda arguments: str(arguments)[:12],
+)
+def test_invalid_arguments_are_wrapped_in_an_object(arguments: str) -> None:
+    found = turns(
+        HI,
+        assistant(None, call("a", arguments=arguments)),
+        result("a"),
+        function_call("f", arguments=arguments),
+        function_result("f"),
+    )
+    assert [turn["content"][0]["input"] for turn in found[1::2]] == [
+        {"INVALID_JSON": arguments}
+    ] * 2
+
+
+@pytest.mark.parametrize("arguments", [{}, 7])
+def test_arguments_that_are_no_text_are_refused(arguments: object) -> None:
+    error = refused(HI, assistant(None, call("a", arguments=arguments)), result("a"))
+    assert error.param == "messages[1].tool_calls[0].function.arguments"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.b c", "a_b_c"), ("", "_"), ('x" />', "x____"), ("é" * 200, "_" * 128), ("\ud800", "_")],
+)
+def test_name_that_no_tool_can_have_is_replaced(name: str, expected: str) -> None:
+    calls = (assistant(None, call("a", name)), result("a"), function_call(name))
+    body = sent(HI, *calls, function_result(name))
+    assert [turn["content"][0]["name"] for turn in body["messages"][1::2]] == [expected] * 2
+    assert [tool["name"] for tool in body["tools"]] == [expected]
+    assert body["tool_choice"] == {"type": "none"}
+
+
+def test_ids_of_an_earlier_turn_are_replaced_the_same_each_time() -> None:
+    exchange = (assistant(None, call("a"), call("b c")), result("b c"), result("a"))
+    legacy = (function_call("f"), function_result("f"))
+    history = (HI, *exchange, *exchange, HI, *legacy, *legacy, *exchange)
+    found = turns(*history)
+    calls = [block["id"] for turn in found[1::2] for block in turn["content"]]
+    blocks = [block for turn in found[2::2] for block in turn["content"]]
+    results = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
+    assert (len(set(calls)), calls[0], sorted(results)) == (8, "a", sorted(calls))
+    assert turns(*history, HI)[1::2] == found[1::2]
+
+
+def test_ids_that_the_upstream_refuses_are_replaced() -> None:
+    odd = ("functions.weather:0", "é" * 200, "a" * 129, "call_1")
+    calls = assistant(None, *(call(each) for each in odd))
+    _, asked, answered = turns(HI, calls, *(result(each) for each in odd))
+    used = [block["id"] for block in asked["content"]]
+    assert used == [block["tool_use_id"] for block in answered["content"]]
+    assert (len(set(used)), used[-1]) == (len(odd), "call_1")
+    for each in used:
+        assert each.replace("_", "").replace("-", "").isalnum()
+        assert each.isascii()
+        assert len(each) <= 128
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([result("a")], "messages[1].tool_call_id"),
+        ([assistant("x"), result("a")], "messages[2].tool_call_id"),
+        ([assistant(None, call("a")), result("a"), result("a")], "messages[3].tool_call_id"),
+        ([assistant(None, call("a")), result("b")], "messages[2].tool_call_id"),
+        ([assistant(None, call("a"))], "messages[1].tool_calls[0]"),
+        ([assistant(None, call("a")), HI, result("a")], "messages[1].tool_calls[0]"),
+        (
+            [assistant(None, call("a"), call("b")), result("a"), assistant("x")],
+            "messages[1].tool_calls[1]",
+        ),
+        ([assistant(None, call("a"), call("a"))], "messages[1].tool_calls[1].id"),
+        (
+            [assistant(None, call("a")), result("a"), assistant(None, call("a"))],
+            "messages[3].tool_calls[0]",
+        ),
+        ([assistant(None, call(""))], "messages[1].tool_calls[0].id"),
+        ([assistant(None, {"id": "a", "function": {}})], "messages[1].tool_calls[0].function.name"),
+        ([assistant(None, {"id": "a"})], "messages[1].tool_calls[0].function"),
+        ([assistant(None, {**call("a"), "type": "custom"})], "messages[1].tool_calls[0].type"),
+        ([assistant(tool_calls={})], "messages[1].tool_calls"),
+        ([assistant(tool_calls=["a"])], "messages[1].tool_calls[0]"),
+        ([{"role": "tool", "content": "x"}], "messages[1].tool_call_id"),
+        ([function_result("f")], "messages[1].name"),
+        ([function_call("f"), function_result("g")], "messages[2].name"),
+        ([function_call("f"), HI], "messages"),
+        ([assistant(function_call="f")], "messages[1].function_call"),
+    ],
+)
+def test_call_without_its_result_is_refused(messages: list[Json], param: str) -> None:
+    assert refused(HI, *messages).param == param
+
+
+def test_error_quotes_little_of_the_client() -> None:
+    long = "x" * 100_000
+    for message in (result(long), assistant(None, call(long)), function_call(long)):
+        assert len(refused(HI, message).message) < 300
+
+
+# -- thinking that comes back
+
+REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}
+
+
+def test_thinking_goes_back_to_its_place() -> None:
+    thoughts = [
+        {**THOUGHT, "index": 0},
+        REDACTED,
+        {**THOUGHT, "text_before": 3},
+        {**THOUGHT, "text_before": 6, "calls_before": 1},
+    ]
+    said = assistant("OneTwo", call("a"), call("b"), thinking_blocks=thoughts)
+    content = turns(HI, {**said, "reasoning_content": "Hm."}, result("a"), result("b"))[1][
+        "content"
+    ]
+    found = [block.get("text") or block.get("id") or block["type"] for block in content]
+    assert " ".join(found) == "thinking redacted_thinking One thinking Two a thinking b"
+    assert content[:2] == [THOUGHT, REDACTED]
+
+
+@pytest.mark.parametrize(
+    ("text_before", "calls_before", "kept"),
+    [(99, 99, 1), (0, 0, 3), (1, 0, 3), (0, 1, 3), (10**30, 10**30, 1)],
+)
+def test_thinking_whose_place_is_gone_loses_no_text(
+    text_before: int, calls_before: int, kept: int
+) -> None:
+    moved = {**THOUGHT, "text_before": text_before, "calls_before": calls_before}
+    said = assistant(" x ", call("a"), thinking_blocks=[THOUGHT, moved, THOUGHT])
+    content = turns(HI, said, result("a"))[1]["content"]
+    kinds = [block["type"] for block in content]
+    assert kinds.count("thinking") == kept  # the upstream refuses thinking at the end of a turn
+    assert kinds.count("tool_use") == 1
+    texts = [block["text"] for block in content if block["type"] == "text"]
+    assert "x" in "".join(texts)
+    assert all(each.strip() for each in texts)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "param"),
+    [
+        ("Hm.", ""),
+        (["Hm."], "[0]"),
+        ([{}], "[0].type"),
+        ([{"type": ["thinking"]}], "[0].type"),
+        ([text("a")], "[0].type"),
+        ([{**THOUGHT, "signature": 7}], "[0].signature"),
+        ([{**THOUGHT, "text_before": -1}], "[0].text_before"),
+        ([{**THOUGHT, "calls_before": "1"}], "[0].calls_before"),
+    ],
+)
+def test_invalid_thinking_is_refused_with_its_place(blocks: object, param: str) -> None:
+    error = refused(HI, assistant("a", thinking_blocks=blocks))
+    assert error.param == f"messages[1].thinking_blocks{param}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "thinking", "thinking": "Hm."},
+        {**THOUGHT, "signature": ""},
+        {**THOUGHT, "signature": None},
+        {**THOUGHT, "text_before": 1, "calls_before": 1},  # nothing follows it
+        {"type": "redacted_thinking", "data": ""},
+    ],
+)
+def test_thinking_that_upstream_refuses_is_dropped_and_named(block: Json) -> None:
+    for said in (assistant("a", call("a")), assistant(None, call("a"))):
+        translation = translate(HI, {**said, "thinking_blocks": [block]}, result("a"))
+        assert translation.ignored == ("messages.thinking_blocks",)
+        assert json.loads(translation.body)["messages"] == turns(HI, said, result("a"))
+
+
+def test_thinking_alone_is_no_turn() -> None:
+    expected = {"role": "user", "content": [text("Hi"), text("b")]}
+    assert turns(HI, assistant(thinking_blocks=[THOUGHT, REDACTED]), user("b")) == [expected]
+
+
+def test_reasoning_without_signature_is_dropped_and_named() -> None:
+    translation = translate(HI, assistant("a", reasoning_content="Hm."), HI)
+    assert "Hm." not in translation.body.decode()
+    assert translation.ignored == ("messages.reasoning_content",)
