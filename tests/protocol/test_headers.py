@@ -209,17 +209,13 @@ def test_request_headers_are_read_only_and_hidden() -> None:
     assert "hush" not in str(headers)
     before = [*headers.get_all()]
     head(headers, None)
-    for change in (
-        lambda: headers.add("a", "b"),
-        lambda: headers.__setitem__("a", "b"),
-        lambda: headers.__delitem__("X-A"),
-    ):
-        with pytest.raises(TypeError):
-            change()
+    with pytest.raises(TypeError):
+        headers.add("a", "b")
+    with pytest.raises(TypeError):
+        headers["a"] = "b"
+    with pytest.raises(TypeError):
+        del headers["X-A"]
     assert [*headers.get_all()] == before
-    copy: HTTPHeaders = headers.copy()  # type: ignore[no-untyped-call]  # Tornado's
-    copy["X-A"] = "3"
-    assert headers["X-A"] == "1,2"
 
 
 @pytest.mark.parametrize("name", ["content-type", "Via", "x-claude-code-session-id", "a b", "", 7])
