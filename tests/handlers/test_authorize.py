@@ -1,4 +1,4 @@
-"""Authorizers in a served proxy: what they are shown, what they decide, and how it is settled."""
+"""The hooks ``admit`` and ``authorize`` in a served proxy: what they see, decide and settle."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import openai
 import pytest
+from served import CHAT_PATH, CHUNKED, anthropic_error, in_chunks, openai_error, request
 
 from tornadoproxy import Denied, Identity, IncomingRequest, ModelRequest, Permit, hookimpl
 from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.handlers.proxying import IN_THREAD
 from tornadoproxy.testing import (
-    TEST_TOKEN,
     json_response,
     message_document,
     message_events,
-    request_bytes,
     silent_response,
     sse_response,
 )
@@ -31,45 +30,53 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from tornadoproxy import RequestRecord, Usage
-    from tornadoproxy.testing import (
-        OpenRaw,
-        RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
-    )
+    from tornadoproxy.testing import Ask, OpenRaw, Records, ScriptedUpstream, StartProxy
 
 MODEL = "claude-sonnet-5-5"
-MESSAGES = [{"role": "user", "content": "Hi"}]
-MESSAGE = json.dumps({"model": MODEL, "max_tokens": 100, "messages": MESSAGES}).encode()
-# the same question in both dialects
-ASKED = {
-    "/v1/messages": MESSAGE,
-    "/v1/messages?beta=true": MESSAGE,
-    "/openai/v1/chat/completions": MESSAGE,
+FIELDS: dict[str, Any] = {
+    "model": MODEL,
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "Hi"}],
 }
+BODY = json.dumps(FIELDS).encode()
 CANARY = "sk-canary-0123456789"
 
-each_dialect = pytest.mark.parametrize("page", ASKED)
+each_api = pytest.mark.parametrize("page", ["/v1/messages?beta=true", CHAT_PATH])
 
 
 class Authorizer:
-    """Notes what it is shown, and answers as it was told to."""
+    """Records what it is asked, and decides with this function."""
 
     def __init__(self, decide: Callable[[ModelRequest | None], object] = lambda _: None) -> None:
         self._decide = decide
-        self.shown: list[tuple[IncomingRequest, Identity, ModelRequest | None]] = []
+        self.asked: list[tuple[IncomingRequest, Identity, ModelRequest | None]] = []
 
     @hookimpl
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
-    ) -> Any:  # Any: that is what is tested
-        self.shown.append((request, identity, model_request))
+    ) -> Any:  # Any: what is tested
+        self.asked.append((request, identity, model_request))
         return self._decide(model_request)
 
+    def models(self) -> list[ModelRequest]:
+        """The requests for a model that it was asked about."""
+        return [each for _, _, each in self.asked if each is not None]
 
-class Ends:
-    """Grants permits, and notes how what they were for has ended."""
+
+class Admitter:
+    """Decides on the headers with this function."""
+
+    def __init__(self, decide: Callable[[], object]) -> None:
+        self._decide = decide
+
+    @hookimpl
+    def admit(self, request: IncomingRequest, identity: Identity) -> Any:  # Any: what is tested
+        assert identity.principal
+        return self._decide()
+
+
+class Settled:
+    """Grants permits, and records what they are settled with."""
 
     def __init__(self) -> None:
         self.records: list[RequestRecord] = []
@@ -78,372 +85,245 @@ class Ends:
         return Permit(settle=self.records.append)
 
 
-class Prices:
-    """A dollar for a thousand tokens of input, two for output."""
-
-    @hookimpl(tryfirst=True)
-    def price(self, usage: Usage) -> int:
-        return (usage.input_tokens or 0) * 1_000_000 + (usage.output_tokens or 0) * 2_000_000
-
-
-async def post(
-    raw: OpenRaw, page: str, body: bytes, headers: dict[str, str] | None = None
-) -> RawResponse:
-    client = await raw()
-    await client.send(request_bytes("POST", page, headers or {}, body, token=TEST_TOKEN))
-    return await client.response()
-
-
-def refusal(response: RawResponse) -> dict[str, Any]:
-    error: dict[str, Any] = json.loads(response.body)["error"]
-    return error
-
-
-async def later(response: object) -> object:
+async def later(result: object) -> object:
     await asyncio.sleep(0)
-    if response is KeyError:
+    if result is KeyError:
         raise KeyError(CANARY)
-    return response
+    return result
 
 
-# -- what it is shown
+# -- what authorize sees
 
 
-@each_dialect
+@each_api
 @pytest.mark.parametrize("stream", [False, True])
-async def test_it_is_shown_who_asks_what_of_which_model(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, records: Records, *, stream: bool
+async def test_authorize_sees_model_request_with_its_cost(
+    page: str, start_proxy: StartProxy, ask: Ask, records: Records, *, stream: bool
 ) -> None:
+    class Prices:
+        @hookimpl(tryfirst=True)
+        def price(self, usage: Usage) -> int:
+            return (usage.input_tokens or 0) * 1_000_000 + (usage.output_tokens or 0) * 2_000_000
+
     authorizer = Authorizer()
     await start_proxy(plugins=[authorizer, Prices()])
-    body = json.dumps({**json.loads(MESSAGE), "stream": stream}).encode()
-
-    response = await post(raw, page, body)
-
-    assert response.status == 200
-    ((request, identity, model_request),) = authorizer.shown
-    assert request.path == page.partition("?")[0]
+    body = json.dumps({**FIELDS, "stream": stream}).encode()
+    assert (await ask(page, body=body)).status == 200
+    ((incoming, identity, asked),) = authorizer.asked
+    assert incoming.path == page.partition("?")[0]
     assert identity == Identity("token")
-    assert model_request is not None
-    assert (model_request.model, model_request.max_tokens) == (MODEL, 100)
-    assert model_request.stream is stream
-    assert model_request.size == len(body)
-    assert model_request.input_cost is not None
-    assert model_request.max_cost == model_request.input_cost + 100 * 2_000_000
+    assert asked is not None
+    assert (asked.model, asked.max_tokens, asked.stream) == (MODEL, 100, stream)
+    assert asked.size == len(body)
+    assert asked.input_cost is not None
+    assert asked.max_cost == asked.input_cost + 100 * 2_000_000
     record = await records.finished()
     assert record.cost == Prices().price(record.usage)
 
 
-async def test_it_is_shown_the_model_that_goes_upstream(
-    start_proxy: StartProxy, raw: OpenRaw
+async def test_authorize_sees_model_and_limit_sent_upstream(
+    start_proxy: StartProxy, ask: Ask
 ) -> None:
     authorizer = Authorizer()
     await start_proxy(plugins=[authorizer], CHAT_MODELS=f"gpt-5={MODEL}", CHAT_DEFAULT_MAX_TOKENS=7)
-
-    body = json.dumps({"model": "gpt-5", "messages": MESSAGES}).encode()
-    assert (await post(raw, "/openai/v1/chat/completions", body)).status == 200
-
-    ((_, _, model_request),) = authorizer.shown
-    assert model_request is not None
-    assert (model_request.model, model_request.max_tokens) == (MODEL, 7)
+    await ask(CHAT_PATH, {"model": "gpt-5", "messages": FIELDS["messages"]})
+    for more in ({}, {"fallbacks": [{"model": "claude-unheard-of"}]}):
+        await ask("/v1/messages", {**FIELDS, "max_tokens": 10**12, **more})
+    asked = [(each.model, each.max_tokens, each.output_tokens) for each in authorizer.models()]
+    assert asked == [(MODEL, 7, 7), (MODEL, 10**12, 64_000), (MODEL, 10**12, 128_000)]
 
 
-async def test_models_own_limit_bounds_the_estimate(start_proxy: StartProxy, raw: OpenRaw) -> None:
-    authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer])
-    for fields in ({"max_tokens": 10**12}, {"fallbacks": [{"model": "claude-unheard-of"}]}):
-        asked = {**json.loads(MESSAGE), "max_tokens": 10**12, **fields}
-        await post(raw, "/v1/messages", json.dumps(asked).encode())
-    limits = [each.output_tokens for _, _, each in authorizer.shown if each is not None]
-    assert limits == [64_000, 128_000]
-
-
-@pytest.mark.parametrize("page", ["/v1/messages/", "/v1/%6Dessages", "/v1/messages;x"])
-async def test_a_path_that_a_server_could_take_for_messages_is_judged_as_that(
-    page: str, start_proxy: StartProxy, raw: OpenRaw
+async def test_path_that_may_mean_messages_is_authorized_as_such(
+    start_proxy: StartProxy, ask: Ask
 ) -> None:
     authorizer = Authorizer()
     await start_proxy(plugins=[authorizer])
-    await post(raw, page, MESSAGE)
-    ((_, _, model_request),) = authorizer.shown
-    assert model_request is not None
-    assert model_request.model == MODEL
+    for page in ("/v1/messages/", "/v1/%6Dessages", "/v1/messages;x"):
+        await ask(page, FIELDS)
+    assert [each.model for each in authorizer.models()] == [MODEL] * 3
 
 
-@pytest.mark.parametrize(
-    ("method", "page", "status"),
-    [
-        ("GET", "/v1/models", 200),
-        ("GET", "/openai/v1/models", 200),
-        ("POST", "/v1/messages/count_tokens", 200),
-        ("GET", "/v1/messages", 404),
-        ("GET", "/nothing", 404),
-    ],
-)
-async def test_it_is_asked_about_everything_else_by_its_head(
-    method: str, page: str, status: int, start_proxy: StartProxy, raw: OpenRaw
+async def test_other_request_is_authorized_by_its_headers(
+    start_proxy: StartProxy, raw: OpenRaw, ask: Ask
 ) -> None:
     authorizer = Authorizer()
     await start_proxy(plugins=[authorizer])
-    client = await raw()
-    body = MESSAGE if method == "POST" else b""
-    await client.send(request_bytes(method, page, body=body, token=TEST_TOKEN))
-    assert (await client.response()).status == status
-    ((request, _, model_request),) = authorizer.shown
-    assert (request.method, request.path) == (method, page)
-    assert model_request is None
+    pages = [
+        *(("GET", "/v1/models"), ("GET", "/openai/v1/models"), ("GET", "/v1/messages")),
+        *(("POST", "/v1/messages/count_tokens"), ("GET", "/nothing")),
+    ]
+    for method, page in pages:
+        await ask(page, method=method, body=BODY if method == "POST" else b"")
+    assert [(each.method, each.path) for each, _, _ in authorizer.asked] == pages
+    assert authorizer.models() == []
+    assert (await ask("/v1/messages", FIELDS, token="wrong")).status == 401
+    assert len(authorizer.asked) == len(pages)
 
 
-async def test_it_is_asked_before_the_body_of_an_upload_is_read(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    def deny(_: object) -> None:
-        raise Denied("No files.")
-
-    await start_proxy(plugins=[Authorizer(deny)])
-    client = await raw()
-    await client.send(
-        request_bytes("POST", "/v1/files", {"Content-Length": "1000000"}, token=TEST_TOKEN)
-    )
-    assert (await client.response()).status == 403
-    assert upstream.connections == 0
+# -- what they decide
 
 
-@pytest.mark.parametrize("page", ["/v1/models", "/v1/messages"])
-async def test_it_is_not_asked_about_who_was_not_let_in(
-    page: str, start_proxy: StartProxy, raw: OpenRaw
-) -> None:
-    authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer])
-    client = await raw()
-    await client.send(request_bytes("POST", page, body=MESSAGE, token="guess"))
-    assert (await client.response()).status == 401
-    assert authorizer.shown == []
+def refuse(_: object = None) -> None:
+    raise Denied("Too often: wait.", status=429, retry_after=7)
 
 
-# -- what is decided by the head
-
-
-class Admitter:
-    """Answers as it was told to, by the head."""
-
-    def __init__(self, decide: Callable[[], object]) -> None:
-        self._decide = decide
-
-    @hookimpl
-    def admit(self, request: IncomingRequest, identity: Identity) -> Any:  # Any: that is tested
-        assert identity.principal
-        return self._decide()
-
-
-def refuse() -> None:
-    raise Denied("Too often.", status=429, retry_after=7)
-
-
-def fail() -> None:
+def fail(_: object = None) -> None:
     raise KeyError(CANARY)
 
 
-every_route = pytest.mark.parametrize("page", [*ASKED, "/v1/files", "/nowhere"])
-
-
-@every_route
+@pytest.mark.parametrize("page", ["/v1/messages", CHAT_PATH, "/v1/files", "/nowhere"])
 @pytest.mark.parametrize(
     ("decide", "status"),
-    [
-        (refuse, 429),
-        (fail, 503),
-        (lambda: True, 503),
-        (lambda: later(KeyError), 503),
-    ],
+    [(refuse, 429), (fail, 503), (lambda: True, 503), (lambda: later(KeyError), 503)],
 )
 async def test_admit_refusal_precedes_body_and_authorize(
     page: str,
     decide: Callable[[], object],
     status: int,
     start_proxy: StartProxy,
-    raw: OpenRaw,
+    ask: Ask,
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
-    ends, unasked = Ends(), Authorizer()
-    await start_proxy(
-        plugins={"a": Admitter(ends.permit), "b": Admitter(decide), "c": unasked},
-    )
-    response = await post(raw, page, b"", {"Content-Length": "1000000"})
+    settled, authorizer = Settled(), Authorizer()
+    plugins = {"a": Admitter(settled.permit), "b": Admitter(decide), "c": authorizer}
+    await start_proxy(plugins=plugins)
+    response = await ask(page, method="POST", headers=[("Content-Length", "1000000")])
     assert response.status == status
     assert response.header("retry-after") == ("7" if status == 429 else "1")
-    assert ends.records == [await records.finished()]
-    assert unasked.shown == []
+    assert settled.records == [await records.finished()]
+    assert authorizer.asked == []
     assert upstream.connections == 0
 
 
-@pytest.mark.parametrize("page", [*ASKED, "/v1/files"])
-@pytest.mark.parametrize("authorized", [False, True])
-async def test_admit_permit_is_settled_once(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, records: Records, *, authorized: bool
+@each_api
+async def test_authorize_refusal_settles_and_stays_here(
+    page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
 ) -> None:
-    """Also if the client disconnects within its body, and beside a permit of `authorize`."""
-    ends = Ends()
-    plugins: list[object] = [Admitter(ends.permit)]
-    if authorized:
-        plugins.append(Authorizer(ends.permit))
-    await start_proxy(plugins=plugins)
-    await post(raw, page, MESSAGE)
-    record = await records.finished()
-    assert ends.records == [record] * len(plugins)
-
-    client = await raw()
-    expect = {"Expect": "100-continue", "Content-Length": "9"}
-    await client.send(request_bytes("POST", page, expect, token=TEST_TOKEN))
-    await client.read_until(b"100 Continue")
-    await client.close()
-    record = await records.finished(2)
-    assert ends.records.count(record) == (1 if page in ASKED else len(plugins))
-
-
-# -- what it decides
-
-
-@each_dialect
-async def test_what_is_refused_does_not_go_upstream(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    def deny(model_request: ModelRequest | None) -> None:
-        assert model_request is not None
-        raise Denied(f"Not {model_request.model}.", status=429, retry_after=30)
-
-    ends, unasked = Ends(), Authorizer()
-    await start_proxy(
-        plugins={"a": Authorizer(ends.permit), "b": Authorizer(deny), "c": unasked},
-        DISABLED_PLUGINS="keys budgets",
-    )
-
-    response = await post(raw, page, ASKED[page])
-
-    assert response.status == 429
-    assert response.header("retry-after") == "30"
-    assert refusal(response)["type"] == "rate_limit_error"
-    assert refusal(response)["message"] == f"Not {MODEL}."
+    settled, other = Settled(), Authorizer()
+    plugins = {"a": Authorizer(settled.permit), "b": Authorizer(refuse), "c": other}
+    await start_proxy(plugins=plugins, DISABLED_PLUGINS="keys budgets")
+    response = await ask(page, FIELDS)
+    assert response.header("retry-after") == "7"
+    if page == CHAT_PATH:
+        assert openai_error(response, 429, "rate_limit_error") == "Too often: wait."
+    else:
+        assert anthropic_error(response, 429, "rate_limit_error") == "Too often: wait."
     record = await records.finished()
     assert (record.outcome, record.cost) == ("denied", None)
     assert upstream.connections == 0
-    assert unasked.shown == []
-    assert ends.records == [record]
+    assert other.asked == []
+    assert settled.records == [record]
 
 
-@each_dialect
-@pytest.mark.parametrize("awaited", [False, True])
-@pytest.mark.parametrize("scripted", [KeyError, True, "yes", Identity("x"), Permit])
-async def test_what_is_no_decision_fails_closed(
+async def test_authorize_refusal_precedes_body_of_upload(
+    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    await start_proxy(plugins=[Authorizer(refuse)])
+    response = await ask("/v1/files", method="POST", headers=[("Content-Length", "1000000")])
+    assert response.status == 429
+    assert upstream.connections == 0
+
+
+@each_api
+@pytest.mark.parametrize("decide", [fail, lambda _: later(KeyError), lambda _: True])
+async def test_failed_authorizer_is_503(
     page: str,
-    scripted: object,
+    decide: Callable[[object], object],
     start_proxy: StartProxy,
-    raw: OpenRaw,
+    ask: Ask,
     upstream: ScriptedUpstream,
     caplog: pytest.LogCaptureFixture,
-    *,
-    awaited: bool,
 ) -> None:
-    def decide(_: object) -> object:
-        if awaited:
-            return later(scripted)
-        if scripted is KeyError:
-            raise KeyError(CANARY)
-        return scripted
-
     proxy = await start_proxy(plugins={"bad": Authorizer(decide)})
-
-    response = await post(raw, page, ASKED[page])
-
+    response = await ask(page, FIELDS)
     assert response.status == 503
-    assert "try again" in refusal(response)["message"]
+    assert b"Authorization is temporarily unavailable: try again." in response.body
     assert upstream.connections == 0
     assert proxy.plugins.refusals == {"bad": 1}
-    assert "plugin 'bad' failed in authorize" in caplog.text
     assert CANARY not in caplog.text
 
 
-@each_dialect
-async def test_one_that_is_too_late_fails_closed_and_what_it_grants_is_settled(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+@each_api
+async def test_late_permit_is_503_and_settled(
+    page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
 ) -> None:
-    ends, cancelled = Ends(), asyncio.Event()
+    settled, cancelled = Settled(), asyncio.Event()
 
     async def hang(_: object) -> Permit:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.set()
-        return ends.permit()
+        return settled.permit()
 
     await start_proxy(plugins=[Authorizer(hang)], PLUGIN_TIMEOUT=0.05)
-
-    response = await post(raw, page, ASKED[page])
-
-    assert response.status == 503
+    assert (await ask(page, FIELDS)).status == 503
     assert upstream.connections == 0
     await cancelled.wait()
-    assert ends.records == [await records.finished()]
+    assert settled.records == [await records.finished()]
 
 
-@each_dialect
-async def test_async_ones_are_asked_in_order_with_the_others(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, records: Records
+# -- how permits are settled
+
+
+@pytest.mark.parametrize("page", ["/v1/messages", CHAT_PATH, "/v1/files"])
+async def test_permits_are_settled_once(
+    page: str, start_proxy: StartProxy, raw: OpenRaw, ask: Ask, records: Records
 ) -> None:
-    ends = Ends()
-    authorizers = {
-        "a": Authorizer(ends.permit),
-        "b": Authorizer(lambda _: later(ends.permit())),
-        "c": Authorizer(lambda _: later(None)),
-        "d": Authorizer(ends.permit),
+    settled = Settled()
+    plugins = {
+        "a": Admitter(settled.permit),
+        "b": Authorizer(settled.permit),
+        "c": Authorizer(lambda _: later(settled.permit())),
     }
-    await start_proxy(plugins=authorizers)
+    await start_proxy(plugins=plugins)
+    await ask(page, FIELDS)
+    assert settled.records == [await records.finished()] * 3
 
-    assert (await post(raw, page, ASKED[page])).status == 200
-
-    assert all(len(each.shown) == 1 for each in authorizers.values())
-    record = await records.finished()
-    assert ends.records == [record, record, record]
-
-
-# -- how it is settled
+    client = await raw()
+    await client.send(request("POST", page, ("Expect", "100-continue"), ("Content-Length", "9")))
+    await client.read_until(b"100 Continue")
+    await client.close()
+    record = await records.finished(2)
+    assert settled.records[3:] == [record] * (3 if page == "/v1/files" else 1)
 
 
-@each_dialect
-async def test_a_client_that_leaves_while_it_is_decided_is_settled_after(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+@each_api
+async def test_disconnect_during_authorization_is_settled(
+    page: str,
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    ask: Ask,
+    upstream: ScriptedUpstream,
+    records: Records,
 ) -> None:
-    ends, asked, may_answer = Ends(), asyncio.Event(), asyncio.Event()
+    settled, asked, may_decide = Settled(), asyncio.Event(), asyncio.Event()
 
     async def decide(model_request: ModelRequest | None) -> Permit | None:
         if model_request is None:
             return None
         asked.set()
-        await may_answer.wait()
-        return ends.permit()
+        await may_decide.wait()
+        return settled.permit()
 
     await start_proxy(plugins=[Authorizer(decide)])
     client = await raw()
-    await client.send(request_bytes("POST", page, body=ASKED[page], token=TEST_TOKEN))
+    await client.send(request("POST", page, body=BODY))
     await asked.wait()
     await client.close()
     record = await records.finished()
     assert record.outcome == "abandoned"
-    assert ends.records == []
-
-    may_answer.set()
-    other = await raw()
-    await other.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
-    assert (await other.response()).status == 200
-
-    assert ends.records == [record]
-    assert [request.path for request in upstream.requests] == ["/v1/models"]
+    assert settled.records == []
+    may_decide.set()
+    assert (await ask("/v1/models")).status == 200
+    assert settled.records == [record]
+    assert [each.path for each in upstream.requests] == ["/v1/models"]
 
 
-@each_dialect
+@each_api
 @pytest.mark.parametrize("streams", [False, True])
-async def test_a_client_that_leaves_during_the_answer_is_settled_once(
+async def test_disconnect_during_response_is_settled_once(
     page: str,
     start_proxy: StartProxy,
     raw: OpenRaw,
@@ -452,47 +332,39 @@ async def test_a_client_that_leaves_during_the_answer_is_settled_once(
     *,
     streams: bool,
 ) -> None:
-    ends = Ends()
-    await start_proxy(plugins=[Authorizer(ends.permit)])
+    settled = Settled()
+    await start_proxy(plugins=[Authorizer(settled.permit)])
     events = message_events(message_document("Hello"))[:3]
     upstream.script(sse_response(events, end="hang") if streams else silent_response())
     client = await raw()
-    body = json.dumps({**json.loads(ASKED[page]), "stream": True}).encode()
-    await client.send(request_bytes("POST", page, body=body, token=TEST_TOKEN))
-    request = await upstream.received()
+    body = json.dumps({**FIELDS, "stream": True}).encode()
+    await client.send(request("POST", page, body=body))
+    received = await upstream.received()
     if streams:
         await client.head()
     await client.close()
-    await request.disconnected()
-
+    await received.disconnected()
     record = await records.finished()
     assert record.outcome == "abandoned"
-    assert ends.records == [record]
+    assert settled.records == [record]
 
 
-async def test_a_settlement_that_fails_is_logged_and_changes_nothing(
-    start_proxy: StartProxy, raw: OpenRaw, records: Records, caplog: pytest.LogCaptureFixture
+async def test_failed_settle_is_logged_and_changes_nothing(
+    start_proxy: StartProxy, ask: Ask, records: Records, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ends = Ends()
-
-    def fail(_: RequestRecord) -> None:
-        raise KeyError(CANARY)
-
-    proxy = await start_proxy(
-        plugins={"a": Authorizer(lambda _: Permit(settle=fail)), "b": Authorizer(ends.permit)}
-    )
-
-    assert (await post(raw, "/v1/messages", MESSAGE)).status == 200
-
-    assert ends.records == [await records.finished()]
+    settled = Settled()
+    plugins = {"a": Authorizer(lambda _: Permit(settle=fail)), "b": Authorizer(settled.permit)}
+    proxy = await start_proxy(plugins=plugins)
+    assert (await ask("/v1/messages", FIELDS)).status == 200
+    assert settled.records == [await records.finished()]
     assert proxy.plugins.failures == {"a": 1}
     assert "plugin 'a' failed in settle" in caplog.text
     assert CANARY not in caplog.text
 
 
-@each_dialect
-async def test_the_upstreams_headers_can_be_withheld(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
+@each_api
+async def test_permit_withholds_headers_of_upstream(
+    page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
 ) -> None:
     permit = Permit(withheld_headers=("anthropic-ratelimit-unified-",))
     await start_proxy(plugins=[Authorizer(lambda _: permit)])
@@ -502,71 +374,46 @@ async def test_the_upstreams_headers_can_be_withheld(
         "anthropic-ratelimit-requests-remaining": "7",
     }
     upstream.script(json_response(message_document("Hi"), headers=headers))
-
-    response = await post(raw, page, ASKED[page])
-
+    response = await ask(page, FIELDS)
     assert response.status == 200
     assert response.header("anthropic-ratelimit-requests-remaining") == "7"
     assert not [name for name, _ in response.headers if "unified" in name.lower()]
 
 
-@pytest.mark.parametrize("prefixes", [("Anthropic-Ratelimit-",), ("",), "anthropic-", ["x-"]])
-def test_prefixes_that_would_withhold_something_else_are_refused(prefixes: Any) -> None:
-    # Any: that is what is tested
-    with pytest.raises(ValueError, match=r"lower case|tuple"):
-        Permit(withheld_headers=prefixes)
-
-
 # -- the body
 
 
-@pytest.mark.parametrize("size", [0, 100, 2 * 1024 * 1024])
+@pytest.mark.parametrize("size", [0, 2 * 1024 * 1024])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_message_of_any_size_goes_upstream_as_it_came(
-    size: int, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, *, chunked: bool
+async def test_authorized_message_goes_upstream_unchanged(
+    size: int, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, *, chunked: bool
 ) -> None:
     authorizer = Authorizer()
     await start_proxy(plugins=[authorizer])
     upstream.script(json_response(message_document("Hello")))
-    body = MESSAGE.replace(b'"Hi"', b' "H\\u00ef' + b"y" * size + b'"')
-    client = await raw()
+    body = BODY.replace(b'"Hi"', b' "H\\u00ef' + b"y" * size + b'"')
     if chunked:
-        head = request_bytes(
-            "POST", "/v1/messages", {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN
-        )
-        await client.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        data = request("POST", "/v1/messages", CHUNKED) + in_chunks(body, len(body))
     else:
-        await client.send(request_bytes("POST", "/v1/messages", body=body, token=TEST_TOKEN))
-    assert (await client.response()).status == 200
-
-    request = await upstream.received()
-    assert request.body_length == len(body)
-    assert request.all("content-length") == [str(len(body))]
-    assert request.all("transfer-encoding") == []
-    if size < 1024:
-        assert request.body == body
-    assert len(authorizer.shown) == 1
+        data = request("POST", "/v1/messages", body=body)
+    assert (await ask(data)).status == 200
+    received = await upstream.received()
+    assert received.body_length == len(body)
+    assert received.all("content-length") == [str(len(body))]
+    assert received.all("transfer-encoding") == []
+    assert size or received.body == body
+    assert len(authorizer.asked) == 1
 
 
-async def test_a_message_that_is_too_large_is_told_the_limit_that_it_meets(
-    start_proxy: StartProxy, raw: OpenRaw
-) -> None:
-    await start_proxy(plugins=[Authorizer()], MAX_BODY_SIZE=64 * 1024 * 1024)
-    response = await post(raw, "/v1/messages", b"", {"Content-Length": str(33 * 1024 * 1024)})
-    assert response.status == 413
-    assert "a messages request can be no larger" in refusal(response)["message"]
-
-
-@pytest.mark.parametrize("page", ["/v1/messages", "/openai/v1/chat/completions"])
-async def test_a_body_that_is_whole_takes_no_more_room_than_it_needs(
+@each_api
+async def test_complete_body_is_charged_its_size(
     page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     proxy = await start_proxy(plugins=[Authorizer()])
     upstream.script(silent_response())
     client = await raw()
-    head = request_bytes("POST", page, {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
-    body = MESSAGE + b" " * UNCHARGED_BODY
-    await client.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    body = BODY + b" " * UNCHARGED_BODY
+    await client.send(request("POST", page, CHUNKED) + in_chunks(body, len(body)))
     await upstream.received()
     assert proxy.server.status().held_bytes == len(body)
     await client.close()
@@ -575,11 +422,12 @@ async def test_a_body_that_is_whole_takes_no_more_room_than_it_needs(
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-@each_dialect
-async def test_large_body_is_read_in_a_thread(
+@each_api
+async def test_large_body_is_parsed_in_thread(
     page: str,
     start_proxy: StartProxy,
     raw: OpenRaw,
+    ask: Ask,
     upstream: ScriptedUpstream,
     records: Records,
     *,
@@ -592,10 +440,10 @@ async def test_large_body_is_read_in_a_thread(
     before = asyncio.create_task(gateway.body_thread.run("another", may_go_on.wait))
     try:
         large = await raw()
-        body = MESSAGE.replace(b"Hi", b"x" * (IN_THREAD + 1))
-        await large.send(request_bytes("POST", page, body=body, token=TEST_TOKEN))
-        assert (await post(raw, page, MESSAGE)).status == 200, "the loop is free"
-        assert len(authorizer.shown) == 1
+        body = BODY.replace(b"Hi", b"x" * (IN_THREAD + 1))
+        await large.send(request("POST", page, body=body))
+        assert (await ask(page, FIELDS)).status == 200, "the loop is free"
+        assert len(authorizer.asked) == 1
         if leaves:
             await large.close()
             await records.finished(2)
@@ -604,7 +452,7 @@ async def test_large_body_is_read_in_a_thread(
         await before
     if not leaves:
         assert (await large.response()).status == 200
-    assert len(authorizer.shown) == len(upstream.requests) == (1 if leaves else 2)
+    assert len(authorizer.asked) == len(upstream.requests) == (1 if leaves else 2)
 
 
 @pytest.mark.parametrize(
@@ -613,28 +461,29 @@ async def test_large_body_is_read_in_a_thread(
         (b'{"model": "a", "model": "b"}', {}, 400),
         (b"{", {}, 400),
         (b"", {}, 400),
-        (MESSAGE, {"Content-Encoding": "gzip"}, 400),
+        (BODY, {"Content-Encoding": "gzip"}, 400),
         (b"", {"Content-Length": str(33 * 1024 * 1024)}, 413),
     ],
 )
-async def test_a_message_that_cannot_be_judged_does_not_go_upstream(
+async def test_message_that_cannot_be_parsed_stays_here(
     body: bytes,
     headers: dict[str, str],
     status: int,
     start_proxy: StartProxy,
-    raw: OpenRaw,
+    ask: Ask,
     upstream: ScriptedUpstream,
 ) -> None:
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer])
-    response = await post(raw, "/v1/messages", body, headers)
-    assert response.status == status
-    assert refusal(response)["message"]
-    assert authorizer.shown == []
+    await start_proxy(plugins=[authorizer], MAX_BODY_SIZE=64 * 1024 * 1024)
+    response = await ask("/v1/messages", method="POST", headers=headers, body=body)
+    error_type = "request_too_large" if status == 413 else "invalid_request_error"
+    message = anthropic_error(response, status, error_type)
+    assert status == 400 or "a messages request can be no larger" in message
+    assert authorizer.asked == []
     assert upstream.connections == 0
 
 
-# -- what the SDKs make of it
+# -- the SDKs' errors
 
 
 def deny(_: object) -> None:
@@ -647,23 +496,19 @@ def deny(_: object) -> None:
     )
 
 
-async def test_anthropics_sdk_raises_its_own_error(
-    start_proxy: StartProxy, anthropic_client: AsyncAnthropic
+async def test_sdks_raise_refusal_without_retry(
+    start_proxy: StartProxy, anthropic_client: AsyncAnthropic, openai_client: AsyncOpenAI
 ) -> None:
-    proxy = await start_proxy(plugins=[Authorizer(deny)])
-    client = anthropic_client.with_options(base_url=proxy.url, max_retries=2)
+    authorizer = Authorizer(deny)
+    proxy = await start_proxy(plugins=[authorizer])
+    one = anthropic_client.with_options(base_url=proxy.url, max_retries=2)
     with pytest.raises(anthropic.RateLimitError) as caught:
-        await client.messages.create(model=MODEL, max_tokens=10, messages=MESSAGES)  # type: ignore[arg-type]  # plain dicts
+        await one.messages.create(**FIELDS)
     assert caught.value.type == "billing_error"
     assert caught.value.response.headers["retry-after"] == "3600"
-
-
-async def test_openais_sdk_raises_its_own_error(
-    start_proxy: StartProxy, openai_client: AsyncOpenAI
-) -> None:
-    proxy = await start_proxy(plugins=[Authorizer(deny)])
-    client = openai_client.with_options(base_url=f"{proxy.url}/openai/v1", max_retries=2)
-    with pytest.raises(openai.RateLimitError) as caught:
-        await client.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]  # plain dicts
-    assert (caught.value.type, caught.value.code) == ("insufficient_quota", "insufficient_quota")
-    assert caught.value.response.headers["retry-after"] == "3600"
+    other = openai_client.with_options(base_url=f"{proxy.url}/openai/v1", max_retries=2)
+    with pytest.raises(openai.RateLimitError) as raised:
+        await other.chat.completions.create(**FIELDS)
+    assert (raised.value.type, raised.value.code) == ("insufficient_quota", "insufficient_quota")
+    assert raised.value.response.headers["retry-after"] == "3600"
+    assert len(authorizer.asked) == 2

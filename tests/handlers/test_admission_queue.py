@@ -1,0 +1,94 @@
+"""The queue of requests, and the thread that parses bodies, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tornadoproxy.errors import Overloaded
+from tornadoproxy.handlers.admission import Admission, FairThread, Turn
+
+
+async def test_thread_works_for_principals_in_turn() -> None:
+    thread, go_on, done = FairThread(), threading.Event(), list[int]()
+
+    def work(number: int) -> int:
+        assert go_on.wait(10)
+        done.append(number)
+        return number
+
+    tasks = [
+        asyncio.create_task(thread.run(principal, work, number))
+        for number, principal in enumerate(("greedy",) * 4 + ("other",))
+    ]
+    await asyncio.sleep(0)
+    for cancelled in (tasks[0], tasks[1]):  # one at work, one queued
+        cancelled.cancel()
+    go_on.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[2:] == [2, 3, 4]
+    assert done == [0, 4, 2, 3]
+    assert await thread.run("greedy", work, 5) == 5
+    thread.close()
+
+
+async def test_place_of_withdrawn_turn_goes_to_next() -> None:
+    admission = Admission(1, max_waiting=3, timeout=100)
+    assert admission.enter("a")
+    leaving, staying = admission.queue("a"), admission.queue("a")
+    admission.leave("a")
+    assert leaving.has_place
+    admission.withdraw(leaving)
+    assert staying.has_place
+    admission.withdraw(staying)
+    admission.withdraw(staying)
+    assert admission.enter("a")
+    assert not admission.enter("a")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("eqlw"), st.integers(0, 9)), max_size=60))
+def test_admission_never_exceeds_limit_nor_leaves_place_free(
+    steps: list[tuple[str, int]],
+) -> None:
+    """Requests enter, queue, leave and withdraw in any order; at the end all have ended."""
+
+    async def run() -> None:
+        limit, room = 2, 4
+        admission = Admission(limit, max_waiting=room, timeout=100)
+        served: list[str] = []
+        turns: list[Turn] = []
+
+        def enter(principal: str) -> bool:
+            if not admission.enter(principal):
+                return False
+            served.append(principal)
+            return True
+
+        for step, number in steps:
+            principal = "abc"[number % 3]
+            if step == "e":
+                enter(principal)
+            elif step == "q" and not enter(principal):
+                with contextlib.suppress(Overloaded):
+                    turns.append(admission.queue(principal))
+            elif step == "l" and served:
+                admission.leave(served.pop(number % len(served)))
+            elif step == "w" and turns:
+                admission.withdraw(turns.pop(number % len(turns)))
+            with_place = len(served) + sum(turn.has_place for turn in turns)
+            waiting = [turn for turn in turns if not turn.has_place and not turn.refused]
+            assert with_place <= limit
+            assert len(waiting) <= room
+            assert with_place == limit or not waiting
+        for turn in turns:
+            admission.withdraw(turn)
+        for principal in served:
+            admission.leave(principal)
+        assert [admission.enter("a") for _ in range(limit + 1)] == [True, True, False]
+
+    asyncio.run(run())
