@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,52 @@ async def test_thread_works_for_principals_in_turn() -> None:
     assert done == [0, 4, 2, 3]
     assert await thread.run("greedy", work, 5) == 5
     thread.close()
+
+
+async def test_principals_take_turns_first_come_first_served() -> None:
+    admission = Admission(1, max_waiting=9, timeout=100)
+    assert admission.enter("x")
+    names = ["a1", "a2", "a3", "a4", "b1", "c1", "b2", "a5"]
+    queued = {name: admission.queue(name[0]) for name in names}
+    order = ["x"]
+    while queued:
+        admission.leave(order[-1][0])
+        (name,) = (name for name, turn in queued.items() if turn.has_place)
+        del queued[name]
+        order.append(name)
+    assert order == ["x", "a1", "b1", "c1", "a2", "b2", "a3", "a4", "a5"]
+
+
+async def test_principal_with_fewest_places_is_first() -> None:
+    admission = Admission(3, max_waiting=9, timeout=100)
+    for name in "aab":
+        assert admission.enter(name)
+    queued = {name: admission.queue(name[0]) for name in ("a2", "a3", "b1", "c0")}
+    for leaving, served in (("a", "c0"), ("a", "a2"), ("b", "b1")):
+        admission.leave(leaving)
+        assert queued[served].has_place
+        assert sum(turn.has_place for turn in queued.values()) == 1
+        del queued[served]
+
+
+async def test_newest_of_longest_queue_gives_way() -> None:
+    """A principal that fills the queue does not keep out the others."""
+    admission = Admission(1, max_waiting=4, timeout=100)
+    assert admission.enter("x")
+    queued = {name: admission.queue(name[0]) for name in ("a1", "a2", "a3", "a4")}
+    for name, gives_way in [
+        *(("b1", "a4"), ("b2", "a3"), ("b3", "b3"), ("a5", "a5"), ("c1", "a2")),
+        # with one each, or one more than another, none gives way to a newcomer
+        *(("d1", "b2"), ("e1", "e1")),
+    ]:
+        if name == gives_way:
+            with pytest.raises(Overloaded):
+                admission.queue(name[0])
+        else:
+            queued[name] = admission.queue(name[0])
+            assert queued.pop(gives_way).refused
+    assert list(queued) == ["a1", "b1", "c1", "d1"]
+    assert not any(turn.refused or turn.has_place for turn in queued.values())
 
 
 async def test_place_of_withdrawn_turn_goes_to_next() -> None:

@@ -226,25 +226,6 @@ async def test_authorize_refusal_precedes_body_of_upload(
 
 
 @each_api
-@pytest.mark.parametrize("decide", [fail, lambda _: later(KeyError), lambda _: True])
-async def test_failed_authorizer_is_503(
-    page: str,
-    decide: Callable[[object], object],
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    proxy = await start_proxy(plugins={"bad": Authorizer(decide)})
-    response = await ask(page, FIELDS)
-    assert response.status == 503
-    assert b"Authorization is temporarily unavailable: try again." in response.body
-    assert upstream.connections == 0
-    assert proxy.plugins.refusals == {"bad": 1}
-    assert CANARY not in caplog.text
-
-
-@each_api
 async def test_late_permit_is_503_and_settled(
     page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
 ) -> None:
@@ -347,19 +328,6 @@ async def test_disconnect_during_response_is_settled_once(
     record = await records.finished()
     assert record.outcome == "abandoned"
     assert settled.records == [record]
-
-
-async def test_failed_settle_is_logged_and_changes_nothing(
-    start_proxy: StartProxy, ask: Ask, records: Records, caplog: pytest.LogCaptureFixture
-) -> None:
-    settled = Settled()
-    plugins = {"a": Authorizer(lambda _: Permit(settle=fail)), "b": Authorizer(settled.permit)}
-    proxy = await start_proxy(plugins=plugins)
-    assert (await ask("/v1/messages", FIELDS)).status == 200
-    assert settled.records == [await records.finished()]
-    assert proxy.plugins.failures == {"a": 1}
-    assert "plugin 'a' failed in settle" in caplog.text
-    assert CANARY not in caplog.text
 
 
 @each_api

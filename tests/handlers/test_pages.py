@@ -182,15 +182,6 @@ async def test_pattern_matches_none_of_the_proxys_own_paths(
     assert [each.target for each in upstream.requests] == ["/v1/figures"]
 
 
-async def test_each_proxy_has_its_own_pages(start_proxy: StartProxy, ask: Ask) -> None:
-    first = await start_proxy(plugins=[Pages(Page("/one", Recorder()))])
-    second = await start_proxy(plugins=[Pages(Page("/two", Recorder()))])
-    statuses = [
-        (await ask(path, to=proxy)).status for proxy in (first, second) for path in ("/one", "/two")
-    ]
-    assert statuses == [200, 404, 404, 200]
-
-
 async def test_public_page_is_strict_about_paths(start_proxy: StartProxy, ask: Ask) -> None:
     page = Recorder()
     await start_proxy(plugins=[Pages(Page("/public/.*", page, public=True))])

@@ -117,31 +117,24 @@ def fails_closed(plugin: object, caplog: pytest.LogCaptureFixture, timeout: floa
 
 
 NEITHER = "its {} is neither None nor an Identity with a principal"
-INVALID: list[tuple[Any, str]] = [  # Any: as careless as a plugin
+make: Any = Identity  # as careless as a plugin
+OF_IDENTITY = "its Identity's {}"
+INVALID: list[tuple[object, str]] = [
     (True, NEITHER.format("bool")),
     (CANARY, NEITHER.format("str")),
     ({"principal": "me"}, NEITHER.format("dict")),
     (Identity, NEITHER.format("StructMeta")),
     (AuthenticationFailed("not raised"), NEITHER.format("AuthenticationFailed")),
-    (Identity(""), "its Identity's principal must be a non-empty str"),
-    (Identity(b""), "its Identity's principal must be a non-empty str"),  # type: ignore[arg-type]  # the mistake
+    (make(""), OF_IDENTITY.format("principal must be a non-empty str")),
+    (make(b""), OF_IDENTITY.format("principal must be a non-empty str")),
+    (make(CANARY, anonymous=CANARY), OF_IDENTITY.format("anonymous must be a bool, not a str")),
+    (make(CANARY, groups=CANARY), OF_IDENTITY.format("groups must be a tuple of str, not a str")),
     (
-        Identity(CANARY, anonymous=CANARY),  # type: ignore[arg-type]  # the mistake
-        "its Identity's anonymous must be a bool, not a str",
+        make(CANARY, groups=[CANARY]),
+        OF_IDENTITY.format("groups must be a tuple of str, not a list"),
     ),
-    (
-        Identity(CANARY, groups=CANARY),  # type: ignore[arg-type]  # the mistake
-        "its Identity's groups must be a tuple of str, not a str",
-    ),
-    (
-        Identity(CANARY, groups=[CANARY]),  # type: ignore[arg-type]  # the mistake
-        "its Identity's groups must be a tuple of str, not a list",
-    ),
-    (
-        Identity(CANARY, groups=(CANARY, 7)),  # type: ignore[arg-type]  # the mistake
-        "its Identity's groups must be non-empty str",
-    ),
-    (Identity(CANARY, groups=("x", "")), "its Identity's groups must be non-empty str"),
+    (make(CANARY, groups=(CANARY, 7)), OF_IDENTITY.format("groups must be non-empty str")),
+    (make(CANARY, groups=("x", "")), OF_IDENTITY.format("groups must be non-empty str")),
 ]
 
 
