@@ -1,4 +1,4 @@
-"""How many connections there may be, and who makes room for the next."""
+"""The limit of connections, and which connection makes room for the next."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ REQUEST = request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN)
 
 
 async def served(connection: RawConnection) -> None:
-    """`connection` is open, and has been used."""
-    await connection.send(HEALTH)
+    """Use `connection`, which is open."""
     async with asyncio.timeout(2):
-        assert (await connection.response()).status == 200
+        assert (await connection.ask(HEALTH)).status == 200
 
 
 async def ended(connection: RawConnection) -> None:
@@ -50,7 +49,7 @@ async def ended(connection: RawConnection) -> None:
         await connection.disconnected()
 
 
-async def test_the_longest_idle_makes_room(start_proxy: StartProxy, raw: OpenRaw) -> None:
+async def test_connection_idle_longest_makes_room(start_proxy: StartProxy, raw: OpenRaw) -> None:
     await start_proxy(MAX_CONNECTIONS=3)
     first, second, third = [await raw() for _ in range(3)]
     for connection in (second, first, third, second):  # first and not second is idle longest
@@ -68,27 +67,14 @@ async def test_host_of_all_interfaces_takes_both_families(
 ) -> None:
     proxy = await start_proxy(HOST="::")
     connection = await RawConnection.open(proxy.port, host)
-    await connection.send(request_bytes("GET", "/nothing", token=TEST_TOKEN))
-    assert (await connection.response()).status == 404
+    response = await connection.ask(request_bytes("GET", "/nothing", token=TEST_TOKEN))
+    assert response.status == 404
     assert (await records.finished()).remote_ip == host
     await connection.close()
 
 
-async def test_half_a_head_is_as_good_as_nothing(start_proxy: StartProxy, raw: OpenRaw) -> None:
-    """Who drips headers does not keep others out."""
-    await start_proxy(MAX_CONNECTIONS=3)
-    slow = [await raw() for _ in range(3)]
-    for connection in slow:
-        await served(connection)
-        await connection.send(b"GET /v1/models HTTP/1.1\r\nX: ")
-    for _ in range(3):
-        await served(await raw())
-    for connection in slow:
-        await ended(connection)
-
-
 class Slow:
-    """An authenticator that takes its time with the token ``slow``, and a public page."""
+    """An authenticator that hangs if there is an ``X-Slow`` header, and a public page."""
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
@@ -106,15 +92,13 @@ class Slow:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.cancelled.set()
-            raise RuntimeError from None  # its connection is closed, so that nobody is told
+            raise RuntimeError from None  # not reported: the connection is closed
 
 
 BODY = {"Content-Length": "1000000"}
 UNKNOWN = {
     "half a head": b"GET /v1/models HTTP/1.1\r\nX: ",
-    "a probe's body": request_bytes("GET", "/health", BODY),
     "a probe's endless body": request_bytes("GET", "/ready", {"Transfer-Encoding": "chunked"}),
-    "a body behind a 405": request_bytes("POST", "/health", BODY),
     "a body behind a 401": request_bytes("POST", "/v1/messages", BODY),
     "a body behind a 404": request_bytes("POST", "/nowhere", BODY, token=TEST_TOKEN),
     "a public page's body": request_bytes("POST", "/page", BODY | {"Content-Length": "100"}),
@@ -126,7 +110,7 @@ UNKNOWN = {
 async def test_unauthenticated_connections_make_room(
     sent: bytes, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    """Whatever they have begun, in the order in which they came; a served request stays."""
+    """In the order in which they came; an authenticated request stays."""
     slow = Slow()
     proxy = await start_proxy(MAX_CONNECTIONS=3, plugins={"slow": slow})
     upstream.script(silent_response())
@@ -139,8 +123,7 @@ async def test_unauthenticated_connections_make_room(
     for _ in range(3):
         await served(await raw())
     for connection in held:
-        async with asyncio.timeout(2):
-            await connection.disconnected()
+        await ended(connection)
     if b"X-Slow" in sent:
         await slow.cancelled.wait()
     assert proxy.server.status().upstream_connections == 1
@@ -175,13 +158,13 @@ async def test_authenticated_slow_body_makes_no_room(start_proxy: StartProxy, ra
     for _ in range(3):
         await served(await raw())
     await known.send(REQUEST[-1:])
-    assert (await known.response()).status == 400  # upstream's: it is no message
+    assert (await known.response()).status == 400  # the upstream's: the body is not a message
 
 
-async def test_a_request_that_is_served_is_not_cut_off_for_another(
+async def test_served_request_makes_no_room_for_another(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    """The one too many waits to be accepted, until there is room."""
+    """The next connection waits to be accepted until there is room."""
     await start_proxy(MAX_CONNECTIONS=2)
     go_on = asyncio.Event()
 
@@ -198,7 +181,7 @@ async def test_a_request_that_is_served_is_not_cut_off_for_another(
     await stream.head()
     await silent.send(REQUEST)
     await upstream.received(2)
-    third = await raw()  # the system accepts it; the proxy does not yet
+    third = await raw()  # accepted by the system, but not yet by the proxy
     await third.send(REQUEST)
     go_on.set()
     assert await stream.read_until(b"b") == b"ab"
@@ -208,10 +191,9 @@ async def test_a_request_that_is_served_is_not_cut_off_for_another(
         assert json.loads((await third.response()).body) == {"a": 1}
 
 
-async def test_room_is_for_as_many_as_there_were(
+async def test_closed_connections_leave_no_place_taken(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    """Connections that come and go in every way leave no place taken."""
     await start_proxy(MAX_CONNECTIONS=2)
     for _ in range(10):
         left, reset, refused = await raw(), await raw(), await raw()

@@ -1,4 +1,4 @@
-"""Listening on a Unix socket: who gets in, and what becomes of its file."""
+"""Listening on a Unix socket: its clients, and its file."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ async def connect(path: Path) -> RawConnection:
 
 async def get(path: Path, target: str, **headers: str) -> RawResponse:
     connection = await connect(path)
-    await connection.send(request_bytes("GET", target, headers))
-    response = await connection.response()
+    response = await connection.ask(request_bytes("GET", target, headers))
     await connection.close()
     return response
 
@@ -86,7 +85,7 @@ async def test_stop_removes_socket_file_and_finishes_streams(
     drain = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0)  # its first step
     assert not path.exists()
-    await start_proxy(HOST=f"unix:{path}")  # its successor takes the place at once
+    await start_proxy(HOST=f"unix:{path}")  # a successor may listen at once
     may_end.set()
     assert await connection.read_until(b"b") == b"ab"
     await drain
@@ -110,25 +109,26 @@ async def test_socket_file_in_use_is_refused(start_proxy: StartProxy, path: Path
     assert (await get(path, "/health")).status == 200
 
 
-async def test_file_that_is_no_socket_is_kept(start_proxy: StartProxy, path: Path) -> None:
+async def test_other_file_in_place_of_socket_is_kept(start_proxy: StartProxy, path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(ConfigurationError, match="a file that is not a socket exists there"):
         await start_proxy(HOST=f"unix:{path}")
     assert path.read_text() == "precious"
 
 
-async def test_directory_that_is_missing_is_told(start_proxy: StartProxy, path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="No such file or directory"):
-        await start_proxy(HOST=f"unix:{path}/x")
-
-
-async def test_reuse_port_of_unix_socket_is_refused(start_proxy: StartProxy, path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="REUSE_PORT is for ports"):
-        await start_proxy(HOST=f"unix:{path}", REUSE_PORT="yes")
+@pytest.mark.parametrize(
+    ("suffix", "reuse_port", "fault"),
+    [("/x", "no", "No such file or directory"), ("", "yes", "REUSE_PORT is for ports")],
+)
+async def test_unusable_unix_socket_is_refused(
+    start_proxy: StartProxy, path: Path, suffix: str, reuse_port: str, fault: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=fault):
+        await start_proxy(HOST=f"unix:{path}{suffix}", REUSE_PORT=reuse_port)
 
 
 @pytest.mark.parametrize("value", ["unix:", "unix:socket", "unix:@x", f"unix:/{'x' * 107}"])
-def test_path_that_no_socket_can_have_is_refused(value: str) -> None:
+def test_invalid_unix_socket_path_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="must be unix: and an absolute path of at most 107 bytes"):
         parsers.listen_address(value)
 

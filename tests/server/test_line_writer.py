@@ -1,4 +1,4 @@
-"""The line writer: nothing lost while there is room, everything counted when there is not."""
+"""The line writer: no line is lost while there is room, and every dropped line is counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Pipe:
-    """A pipe with room for 4096 bytes; whoever needs more must read."""
+    """A pipe with room for 4096 bytes; further ones must be read."""
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
@@ -34,7 +34,7 @@ class Pipe:
         self._reader.start()
 
     def lines(self) -> list[bytes]:
-        """All that came, once every writer has closed."""
+        """All lines, once every writer has closed."""
         os.close(self.write_end)
         if not self._reader.ident:
             self._reader.start()
@@ -54,7 +54,7 @@ def pipe() -> Pipe:
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Iterator[Callable[[int], FileIO]]:
-    """Opens one named pipe, as often as wanted: its readers can go and come back."""
+    """Opens one named pipe as often as needed: readers can close and open it again."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     with ExitStack() as opened:
@@ -70,7 +70,7 @@ def fifo(tmp_path: Path) -> Iterator[Callable[[int], FileIO]]:
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < deadline, "it never came about"
+        assert time.monotonic() < deadline
         os.sched_yield()
 
 
@@ -79,8 +79,8 @@ def received(reader: FileIO, size: int = 65_536) -> bytes:
     return reader.read(size) or b""
 
 
-def told(lines: list[bytes]) -> int:
-    """How many dropped lines the notices among `lines` tell of."""
+def reported(lines: list[bytes]) -> int:
+    """How many dropped lines the notices among `lines` report."""
     notices = (re.fullmatch(rb"(\d+) lines were dropped: .*", line) for line in lines)
     return sum(int(notice[1]) for notice in notices if notice)
 
@@ -89,18 +89,30 @@ def writer_threads() -> int:
     return sum(thread.name == "linewriter" for thread in threading.enumerate())
 
 
-def test_lines_arrive_in_order(pipe: Pipe) -> None:
+def test_lines_of_several_threads_arrive_whole_and_in_order(pipe: Pipe) -> None:
     writer = LineWriter(pipe.write_end)
     pipe.read_in_background()
-    for number in range(5_000):
-        writer.write(b"line %d" % number)
+    names = (b"a", b"b", b"c")
+
+    def write(name: bytes) -> None:
+        for number in range(500):
+            writer.write(b"%s %03d " % (name, number) + name * 100)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     writer.close(timeout=30)
-    assert pipe.lines() == [b"line %d" % number for number in range(5_000)]
+    lines = pipe.lines()
+    for name in names:
+        expected = [b"%s %03d " % (name, number) + name * 100 for number in range(500)]
+        assert [line for line in lines if line.startswith(name)] == expected
+    assert len(lines) == 1_500
     assert writer.dropped == 0
 
 
-def test_lines_can_be_made_by_the_writer(pipe: Pipe) -> None:
-    """One that cannot be made is dropped, and told of; the others arrive."""
+def test_line_made_in_the_thread_arrives_unless_it_fails(pipe: Pipe) -> None:
     made_in = []
 
     def make() -> bytes:
@@ -116,32 +128,14 @@ def test_lines_can_be_made_by_the_writer(pipe: Pipe) -> None:
         writer.write(line)
     writer.close(timeout=30)
     notice, *lines = pipe.lines()
-    assert told([notice]) == 1
+    assert reported([notice]) == 1
     assert lines == [b"first", b"made", b"last"]
     assert made_in == ["linewriter"]
     assert writer.dropped == 1
 
 
-def test_lines_of_several_threads_arrive_whole(pipe: Pipe) -> None:
-    writer = LineWriter(pipe.write_end)
-    pipe.read_in_background()
-
-    def write(name: bytes) -> None:
-        for number in range(500):
-            writer.write(b"%s %d " % (name, number) + name * 100)
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in (b"a", b"b", b"c")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    writer.close(timeout=30)
-    expected = [b"%s %d " % (n, i) + n * 100 for n in (b"a", b"b", b"c") for i in range(500)]
-    assert sorted(pipe.lines()) == sorted(expected)
-
-
-def test_a_pipe_gets_whole_lines_in_writes_that_stay_whole() -> None:
-    # in packet mode a read returns one write; those of more than PIPE_BUF bytes come in pieces
+def test_writes_to_pipe_hold_whole_lines() -> None:
+    # in packet mode a read returns one write; those of more than PIPE_BUF bytes are split
     read_end, write_end = os.pipe2(os.O_DIRECT)
     writer = LineWriter(write_end)
     for _ in range(100):
@@ -154,7 +148,7 @@ def test_a_pipe_gets_whole_lines_in_writes_that_stay_whole() -> None:
     assert all(write.endswith(b"\n") for write in writes)
 
 
-def test_there_is_no_thread_before_the_first_line_and_after_the_end(tmp_path: Path) -> None:
+def test_thread_exists_from_first_line_to_close(tmp_path: Path) -> None:
     before = writer_threads()
     with (tmp_path / "log").open("wb") as file:
         writer = LineWriter(file.fileno())
@@ -163,14 +157,17 @@ def test_there_is_no_thread_before_the_first_line_and_after_the_end(tmp_path: Pa
         writer.write(b"two")
         assert writer_threads() == before + 1
         writer.close()
-    assert writer_threads() == before
+        assert writer_threads() == before
+        writer.close()
+        writer.write(b"late")
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+    assert writer.dropped == 1
 
 
-def test_the_descriptor_may_be_closed_by_its_owner_at_once(tmp_path: Path) -> None:
+def test_descriptor_may_be_closed_by_its_owner(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         writer = LineWriter(file.fileno())
-    # whoever gets the number next must not get the lines
+    # another file may get the same number
     with (tmp_path / "other").open("wb"):
         writer.write(b"line")
         writer.close()
@@ -178,11 +175,11 @@ def test_the_descriptor_may_be_closed_by_its_owner_at_once(tmp_path: Path) -> No
     assert (tmp_path / "other").read_bytes() == b""
 
 
-def test_a_stuck_reader_costs_lines_which_are_counted_and_told_of(pipe: Pipe) -> None:
+def test_stalled_reader_costs_lines_that_are_reported(pipe: Pipe) -> None:
     writer = LineWriter(pipe.write_end, capacity=50)
     for number in range(1_000):
         writer.write(b"%04d " % number + b"x" * 200)
-    # the pipe takes twenty of them, one lot is in the thread's hands, and fifty wait
+    # twenty are in the pipe, some in the thread, and fifty in the queue
     assert 0 < writer.dropped < 1_000
     pipe.read_in_background()
     writer.close(timeout=30)
@@ -191,42 +188,38 @@ def test_a_stuck_reader_costs_lines_which_are_counted_and_told_of(pipe: Pipe) ->
     assert len(kept) + writer.dropped == 1_000
     assert kept == sorted(kept)
     assert all(len(line) == 205 for line in kept)
-    assert told(lines) == writer.dropped
-    assert len(lines) < len(kept) + 20  # a notice for each lot, not for each line
+    assert reported(lines) == writer.dropped
+    assert len(lines) < len(kept) + 20  # not a notice for each line
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_closing_does_not_wait_for_a_stuck_reader(pipe: Pipe, *, blocking: bool) -> None:
+def test_close_does_not_wait_for_stalled_reader(pipe: Pipe, *, blocking: bool) -> None:
     os.set_blocking(pipe.write_end, blocking)
     writer = LineWriter(pipe.write_end)
     for _ in range(100):
         writer.write(b"x" * 200)
     used = time.process_time()
-    writer.close(timeout=0.5)
+    writer.close(timeout=0.2)
     assert time.process_time() - used < 0.05, "it waits busily"
     assert writer_threads() == 1
-    # what was left behind still goes out if the reader comes to life
+    # the rest is written when the reader goes on
     assert pipe.lines() == [b"x" * 200] * 100
     until(lambda: writer_threads() == 0)
 
 
-def test_a_descriptor_that_is_not_in_blocking_mode_loses_nothing(pipe: Pipe) -> None:
+def test_descriptor_in_nonblocking_mode_loses_nothing(pipe: Pipe) -> None:
     os.set_blocking(pipe.write_end, False)
     writer = LineWriter(pipe.write_end)
-    for number in range(200):
-        writer.write(b"%03d " % number + b"x" * 200)
-    writer.write(b"long " + b"y" * 20_000)
+    sent = [*(b"%03d " % number + b"x" * 200 for number in range(200)), b"long " + b"y" * 20_000]
+    for line in sent:
+        writer.write(line)
     pipe.read_in_background()
     writer.close(timeout=30)
-    *short, long = pipe.lines()
-    assert short == [b"%03d " % number + b"x" * 200 for number in range(200)]
-    assert long == b"long " + b"y" * 20_000
+    assert pipe.lines() == sent
     assert writer.dropped == 0
 
 
-def test_a_closed_pipe_costs_lines_only_until_somebody_reads_again(
-    fifo: Callable[[int], FileIO],
-) -> None:
+def test_closed_pipe_costs_lines_until_it_is_read_again(fifo: Callable[[int], FileIO]) -> None:
     reader = fifo(os.O_RDONLY)
     writer = LineWriter(fifo(os.O_WRONLY).fileno())
     reader.close()
@@ -239,19 +232,19 @@ def test_a_closed_pipe_costs_lines_only_until_somebody_reads_again(
     while data.count(b"\n") < 2:
         data += received(reader)
     notice, kept = data.splitlines()
-    assert told([notice]) == 3
+    assert reported([notice]) == 3
     assert kept == b"kept"
-    writer.write(b"what was told is not told again")
+    writer.write(b"no second notice")
     writer.close()
-    assert received(reader) == b"what was told is not told again\n"
+    assert received(reader) == b"no second notice\n"
     assert writer.dropped == 3
 
 
-def test_half_a_line_gets_its_end_before_the_notice(fifo: Callable[[int], FileIO]) -> None:
+def test_half_a_line_is_ended_before_the_notice(fifo: Callable[[int], FileIO]) -> None:
     reader = fifo(os.O_RDONLY)
     write_end = fifo(os.O_WRONLY).fileno()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
-    writer = LineWriter(write_end)
+    writer = LineWriter(write_end, notice=lambda count: b'{"dropped":%d}' % count)
     writer.write(b"half " + b"x" * 6_000)
     beginning = received(reader, 5)
     reader.close()
@@ -263,11 +256,11 @@ def test_half_a_line_gets_its_end_before_the_notice(fifo: Callable[[int], FileIO
     half, notice, whole = (beginning + rest + received(reader)).splitlines()
     assert half == b"half " + b"x" * (len(half) - 5)
     assert len(half) < 6_000
-    assert told([notice]) == 1
+    assert notice == b'{"dropped":1}'
     assert whole == b"whole"
 
 
-def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+def test_full_disk_costs_lines_only() -> None:
     with open("/dev/full", "wb", buffering=0) as full:
         writer = LineWriter(full.fileno())
         for _ in range(100):
@@ -277,50 +270,24 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
     assert writer_threads() == 0
 
 
-def test_the_notice_may_have_a_form_of_its_own(fifo: Callable[[int], FileIO]) -> None:
-    reader = fifo(os.O_RDONLY)
-    writer = LineWriter(fifo(os.O_WRONLY).fileno(), notice=lambda count: b'{"dropped":%d}' % count)
-    reader.close()
-    writer.write(b"lost")
-    until(lambda: writer.dropped == 1)
-    reader = fifo(os.O_RDONLY)
-    writer.write(b"{}")
-    writer.close()
-    assert received(reader) == b'{"dropped":1}\n{}\n'
-
-
-def test_closing_wakes_a_writer_that_has_nothing_to_do(pipe: Pipe) -> None:
+def test_close_wakes_an_idle_thread(pipe: Pipe) -> None:
     writer = LineWriter(pipe.write_end)
     writer.write(b"line")
     (thread,) = (each for each in threading.enumerate() if each.name == "linewriter")
-
-    def waits_for_lines() -> bool:
-        return sys._current_frames()[thread.ident or 0].f_code.co_name == "_take"
-
-    until(waits_for_lines)
+    until(lambda: sys._current_frames()[thread.ident or 0].f_code.co_name == "_take")
     writer.close(timeout=10)
     assert not thread.is_alive()
     assert pipe.lines() == [b"line"]
 
 
-def test_lines_after_the_end_are_counted_as_dropped(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("wb") as file:
-        writer = LineWriter(file.fileno())
-        writer.write(b"line")
-        writer.close()
-        writer.close()
-        writer.write(b"late")
-    assert writer.dropped == 1
-    assert (tmp_path / "log").read_bytes() == b"line\n"
-
-
-def test_a_writer_that_was_never_used_lets_its_descriptor_go(pipe: Pipe) -> None:
+def test_close_of_unused_writer_closes_the_descriptor(pipe: Pipe) -> None:
     LineWriter(pipe.write_end).close()
-    # the reader would wait for ever if a writer had kept the pipe open
     assert pipe.lines() == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        LineWriter(pipe.write_end)
 
 
-def test_lines_wait_while_no_thread_can_be_had(
+def test_lines_are_queued_while_no_thread_can_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_more(_: threading.Thread) -> None:
@@ -334,9 +301,3 @@ def test_lines_wait_while_no_thread_can_be_had(
         writer.write(b"two")
         writer.close()
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
-
-
-def test_a_descriptor_that_is_not_open_is_refused_at_once(pipe: Pipe) -> None:
-    assert pipe.lines() == []
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        LineWriter(pipe.write_end)
