@@ -1,18 +1,18 @@
-"""Whatever goes wrong upstream, a client of either dialect is told so, at once and in its own way.
+"""Upstream faults, and what a client of either API sees of each.
 
-A fault happens at a moment of an answer: before its head, in it, or in its body. What the client
-has to see follows from how it asked:
+A fault happens before the response's head, in it, or in its body. What the client sees depends on
+how it asked:
 
 =============== ============================== ================================================
  asked for       the head was not whole         the body was not whole
 =============== ============================== ================================================
-Anthropic JSON  an error document, 502 or 504  what came of it, and the connection cut
-Anthropic SSE   the same                       what came of it, ``event: error``, and a cut
-OpenAI JSON     the same, in OpenAI's shape    an error document: nothing has gone out yet
+Anthropic JSON  an error document, 502 or 504  the part that came, and the connection cut
+Anthropic SSE   the same                       the part that came, ``event: error``, and a cut
+OpenAI JSON     the same, in OpenAI's shape    an error document: nothing has been sent yet
 OpenAI SSE      the same, in OpenAI's shape    chunks of it, ``data: {"error": …}``, and a cut
 =============== ============================== ================================================
 
-And each time: one record of it, the upstream's connection closed, and the next request answered.
+Each time there is one record, the upstream connection is closed, and the next request is served.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import json
 import socket
 import ssl
 import struct
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import trustme
@@ -41,10 +41,10 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from tornadoproxy.plugin.request import RequestRecord
     from tornadoproxy.testing import (
         OpenRaw,
         Proxy,
@@ -112,13 +112,19 @@ class Scene:
     raw: OpenRaw
     upstream: ScriptedUpstream
     records: Records
+    recorded: int = 0  # before what was asked last
 
     async def ask(self, fault: Fault) -> RawResponse | Truncated:
         """What the client gets if this is the answer, and gets in time."""
         self.upstream.script(fault)
+        self.recorded = len(self.records.all)
         await self.connect()
         await self.client.send(self.way.request)
         return await self.result(fault)
+
+    async def record(self) -> RequestRecord:
+        """The one record of what was asked last."""
+        return await self.records.finished(self.recorded + 1)
 
     async def connect(self) -> None:
         """Have the client open a new connection."""
@@ -144,7 +150,7 @@ class Scene:
     async def check_over(self, got: RawResponse | Truncated) -> None:
         """What failed has one record, and no connection any more; and the next is an answer."""
         async with asyncio.timeout(WITHIN):
-            record = await self.records.finished()
+            record = await self.record()
             await self.upstream.all_closed()
         response = got.response if isinstance(got, Truncated) else got
         assert response is not None
@@ -184,7 +190,7 @@ def scene(way: Way, raw: OpenRaw, upstream: ScriptedUpstream, records: Records) 
     return Scene(way, raw, upstream, records)
 
 
-# -- there is no connection
+# -- there is no connection; tests/upstream/test_connector.py has the certificates
 
 
 async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,11 +214,17 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     await say_nothing(reader, writer)
 
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
 @asynccontextmanager
 async def listening(
-    port: int, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    port: int, serve: Serve | None, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[None]:
-    """At this port connections are served so; at the end the proxy has let go of them."""
+    """Serve connections at `port`; at the end see that the proxy has closed each of its own."""
+    if serve is None:
+        yield
+        return
     served: list[asyncio.Event] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -221,120 +233,60 @@ async def listening(
         await serve(reader, writer)
         over.set()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", port)
+    server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=context)
     try:
         yield
     finally:
         server.close()
+    assert context is None or not served  # a TLS connection to it was never established
     async with asyncio.timeout(WITHIN):
         for over in served:
             await over.wait()
 
 
-@asynccontextmanager
-async def showing(port: int, certificate: trustme.LeafCert) -> AsyncIterator[None]:
-    """At this port is somebody with this certificate, who must not be told anything."""
-    server = ScriptedUpstream(ssl=server_context(certificate))
-    await server.start(port=port)
-    try:
-        yield
-    finally:
-        await server.stop()
-    assert server.requests == []
-
-
-def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.configure_cert(context)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    """The one that the proxy trusts."""
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
-@pytest.fixture
-def port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        number: int = server.getsockname()[1]
-        return number
-
-
-NOW = datetime.now(UTC)
-HOUR = timedelta(hours=1)
-NO_CONNECTION: dict[
-    str, tuple[str, int, Callable[[int, trustme.CA], AbstractAsyncContextManager[None]]]
-] = {
-    "refused": ("http", 502, lambda port, ca: nullcontext()),
-    "closed": ("http", 502, lambda port, ca: listening(port, close)),
-    "reset": ("http", 502, lambda port, ca: listening(port, reset)),
-    "spoken to": ("http", 502, lambda port, ca: listening(port, greet)),
-    "TLS, refused": ("https", 502, lambda port, ca: nullcontext()),
-    "TLS, closed": ("https", 502, lambda port, ca: listening(port, close)),
-    "TLS, reset": ("https", 502, lambda port, ca: listening(port, reset)),
-    "TLS, not spoken": ("https", 502, lambda port, ca: listening(port, greet)),
-    "TLS, silence": ("https", 504, lambda port, ca: listening(port, say_nothing)),
-    "TLS, not trusted": (
-        "https",
-        502,
-        lambda port, ca: showing(port, trustme.CA().issue_cert("127.0.0.1")),
-    ),
-    "TLS, another host": (
-        "https",
-        502,
-        lambda port, ca: showing(port, ca.issue_cert("other.example", "127.0.0.2")),
-    ),
-    "TLS, expired": (
-        "https",
-        502,
-        lambda port, ca: showing(
-            port, ca.issue_cert("127.0.0.1", not_before=NOW - 2 * HOUR, not_after=NOW - HOUR)
-        ),
-    ),
-    "TLS, not valid yet": (
-        "https",
-        502,
-        lambda port, ca: showing(port, ca.issue_cert("127.0.0.1", not_before=NOW + HOUR)),
-    ),
-}
-"""The scheme of the upstream's address, the status that follows, and who is there instead."""
-
-
-@pytest.mark.parametrize("fault", NO_CONNECTION)
-async def test_no_connection(
-    fault: str,
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=str)
+@pytest.mark.parametrize(
+    ("scheme", "status", "serve"),
+    [
+        *[("http", 502, serve) for serve in (None, close, reset, greet)],
+        *[("https", 502, serve) for serve in (None, close, reset, greet, "untrusted")],
+        ("https", 504, say_nothing),
+    ],
+)
+async def test_upstream_that_cannot_be_connected_is_502_or_504(
+    scheme: str,
+    status: int,
+    serve: Serve | Literal["untrusted"] | None,
     way: Way,
     start_proxy: StartProxy,
     raw: OpenRaw,
     records: Records,
-    authority: trustme.CA,
-    ca_file: Path,
-    port: int,
+    tmp_path: Path,
 ) -> None:
-    scheme, status, somebody = NO_CONNECTION[fault]
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     patience = SILENCE if status == 504 else 0.0
     await start_proxy(
         UPSTREAM_BASE_URL=f"{scheme}://127.0.0.1:{port}",
-        UPSTREAM_CA_FILE=ca_file,
+        UPSTREAM_CA_FILE=tmp_path / "ca.pem",
         UPSTREAM_CONNECT_TIMEOUT=patience or 30,
     )
-    secure = scheme == "https"
-    upstream = ScriptedUpstream(
-        ssl=server_context(authority.issue_cert("127.0.0.1")) if secure else None
-    )
+    upstream = ScriptedUpstream(ssl=server_context(authority) if scheme == "https" else None)
     scene = Scene(way, raw, upstream, records)
     await scene.connect()
-    async with somebody(port, authority):
+    async with listening(
+        port,
+        say_nothing if serve == "untrusted" else serve,
+        server_context(trustme.CA()) if serve == "untrusted" else None,
+    ):
         await scene.client.send(way.request)
         got = await scene.result(patience=patience)
     way.check_refused(got, status)
@@ -346,7 +298,7 @@ async def test_no_connection(
     assert upstream.failures == []
 
 
-async def test_a_name_that_nobody_knows(
+async def test_upstream_name_that_does_not_resolve_is_502(
     scene: Scene, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unknown(*_: object, **__: object) -> None:
@@ -371,16 +323,6 @@ HEAD_MOMENTS = {
     "after 100": b"HTTP/1.1 100 Continue\r\n\r\n",
     "after 103": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
 }
-
-
-@pytest.mark.parametrize("end", ["FIN", "RST"])
-@pytest.mark.parametrize("moment", HEAD_MOMENTS)
-async def test_an_end_before_the_head_is_whole(
-    moment: str, end: str, proxy: Proxy, scene: Scene
-) -> None:
-    got = await scene.ask(Fault(HEAD_MOMENTS[moment], end=end))
-    scene.way.check_refused(got)
-    await scene.check_over(got)
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -415,31 +357,35 @@ NOT_HTTP = {
 }
 
 
-@pytest.mark.parametrize("fault", NOT_HTTP)
-async def test_a_head_that_is_not_http(fault: str, proxy: Proxy, scene: Scene) -> None:
-    """The upstream stays there: it is the proxy that has to see that nothing will come of it."""
-    got = await scene.ask(Fault(NOT_HTTP[fault]))
-    scene.way.check_refused(got)
-    await scene.check_over(got)
+ENDLESS = {
+    "headers": (OK, b"X-Endless: " + b"x" * 4000 + b"\r\n"),
+    "a header": (OK + b"X-Endless: ", b"x" * 4000),
+    "a reason": (b"HTTP/1.1 200 ", b"x" * 4000),
+    "103": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 90),
+    "100": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 160),
+}
 
 
-@pytest.mark.parametrize(
-    ("begins", "goes_on"),
-    [
-        pytest.param(OK, b"X-Endless: " + b"x" * 4000 + b"\r\n", id="headers"),
-        pytest.param(OK + b"X-Endless: ", b"x" * 4000, id="a header"),
-        pytest.param(b"HTTP/1.1 200 ", b"x" * 4000, id="a reason"),
-        pytest.param(b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 90, id="103"),
-        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 160, id="100"),
-    ],
-)
-async def test_a_head_without_an_end(
-    begins: bytes, goes_on: bytes, proxy: Proxy, scene: Scene
+def head_faults() -> Iterator[tuple[str, Fault]]:
+    for moment, sent in HEAD_MOMENTS.items():
+        for end in ("FIN", "RST"):
+            yield f"{end} {moment}", Fault(sent, end=end)
+    # the connection stays open: the proxy has to see that nothing valid will follow
+    for name, sent in NOT_HTTP.items():
+        yield name, Fault(sent)
+    # a head of a megabyte is refused at the latest
+    for name, (begins, goes_on) in ENDLESS.items():
+        yield f"endless {name}", Fault(begins, *[goes_on] * 256)
+
+
+async def test_fault_in_upstream_head_is_502(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
 ) -> None:
-    """No head is a megabyte long: then at the latest it is a fault."""
-    got = await scene.ask(Fault(begins, *[goes_on] * 256))
-    scene.way.check_refused(got)
-    await scene.check_over(got)
+    for name, fault in head_faults():
+        with subtests.test(name):
+            got = await scene.ask(fault)
+            scene.way.check_refused(got)
+            await scene.check_over(got)
 
 
 # -- in the body
@@ -465,27 +411,8 @@ def begun(way: Way, moment: str) -> tuple[bytes, bytes, bytes]:
     return (part, *FRAMINGS[framing](way, part))
 
 
-@pytest.mark.parametrize(
-    ("moment", "end"),
-    [
-        pytest.param(moment, end, id=f"{moment}, {end}")
-        for moment in BODY_MOMENTS
-        for end in ("FIN", "FIN at once", "RST")
-        if not (moment.startswith("to the close") and end != "RST")  # so it ends: see below
-    ],
-)
-async def test_an_end_before_the_body_is_whole(
-    moment: str, end: str, proxy: Proxy, scene: Scene
-) -> None:
-    part, head, body = begun(scene.way, moment)
-    pieces = [head + body] if end == "FIN at once" else [head, body]
-    got = await scene.ask(Fault(*pieces, end=end[:3]))
-    scene.way.check_broken(got, part)
-    await scene.check_over(got)
-
-
 @pytest.mark.parametrize("end", ["FIN", "RST"])
-async def test_an_error_of_the_upstreams_that_is_not_whole(
+async def test_truncated_error_of_upstream_is_cut_or_502(
     end: str, proxy: Proxy, scene: Scene
 ) -> None:
     way = scene.way
@@ -513,19 +440,32 @@ BAD_CHUNKS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("fault", BAD_CHUNKS)
-async def test_a_chunk_that_is_none(fault: str, proxy: Proxy, scene: Scene) -> None:
-    """The upstream stays there, as above."""
-    way = scene.way
-    got = await scene.ask(Fault(way.head(CHUNKED), BAD_CHUNKS[fault](way.part)))
-    way.check_broken(got, way.part)
-    await scene.check_over(got)
+def body_faults(way: Way) -> Iterator[tuple[str, bytes, Fault]]:
+    """Each with what came of the body."""
+    for moment in BODY_MOMENTS:
+        part, head, body = begun(way, moment)
+        yield f"RST: {moment}", part, Fault(head, body, end="RST")
+        if not moment.startswith("to the close"):  # which is how such a body ends
+            yield f"FIN: {moment}", part, Fault(head, body, end="FIN")
+            yield f"FIN at once: {moment}", part, Fault(head + body, end="FIN")
+    for name, chunks in BAD_CHUNKS.items():
+        yield name, way.part, Fault(way.head(CHUNKED), chunks(way.part))
+
+
+async def test_fault_in_upstream_body_is_cut_or_502(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+) -> None:
+    for name, part, fault in body_faults(scene.way):
+        with subtests.test(name):
+            got = await scene.ask(fault)
+            scene.way.check_broken(got, part)
+            await scene.check_over(got)
 
 
 # -- silence
 
 
-async def test_silence(
+async def test_upstream_silence_is_504_or_cut_at_each_moment(
     way: Way,
     start_proxy: StartProxy,
     raw: OpenRaw,
@@ -604,42 +544,49 @@ def interim(head: bytes, way: Way, count: int = 1) -> Fault:
     return Fault(*[b"HTTP/1.1 " + head + b"\r\n"] * count, response, end="none")
 
 
-@pytest.mark.parametrize("oddity", TOLERATED)
-async def test_what_is_tolerated(oddity: str, proxy: Proxy, scene: Scene) -> None:
-    got = await scene.ask(TOLERATED[oddity](scene.way))
-    scene.way.check_whole(got)
-    assert isinstance(got, RawResponse)
-    assert got.header("X-Hint") is None
-    assert (await scene.records.finished()).outcome == "completed"
-    if oddity.startswith("more"):  # nobody knows what its connection has in store
-        async with asyncio.timeout(WITHIN):
-            await scene.upstream.all_closed()
-    await scene.check_next(got)
+async def test_odd_but_valid_response_is_passed_on(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+) -> None:
+    for oddity, response in TOLERATED.items():
+        with subtests.test(oddity):
+            got = await scene.ask(response(scene.way))
+            scene.way.check_whole(got)
+            assert isinstance(got, RawResponse)
+            assert got.header("X-Hint") is None
+            assert (await scene.record()).outcome == "completed"
+            if oddity.startswith("more"):  # nobody knows what its connection has in store
+                async with asyncio.timeout(WITHIN):
+                    await scene.upstream.all_closed()
+            await scene.check_next(got)
 
 
-# -- an answer whose framing is whole, and that is none
+# -- a response whose framing is whole, and whose content is not
 
-
-TOO_SHORT: dict[str, Callable[[Way], Fault]] = {
-    "its length": lambda way: Fault(way.head(length(len(way.part))), way.body, end="none"),
-    "its chunks": lambda way: Fault(way.head(CHUNKED), chunk(way.part) + LAST_CHUNK, end="none"),
-    "its connection": lambda way: Fault(way.head(), way.part, end="FIN"),
+SHORT: dict[str, Callable[[Way, bytes], Fault]] = {
+    "length": lambda way, part: Fault(way.head(length(len(part))), part, end="none"),
+    "chunks": lambda way, part: Fault(way.head(CHUNKED), chunk(part) + LAST_CHUNK, end="none"),
+    "close": lambda way, part: Fault(way.head(), part, end="FIN"),
 }
 
 
-@pytest.mark.parametrize("fault", TOO_SHORT)
-async def test_an_answer_that_is_too_short(fault: str, proxy: Proxy, scene: Scene) -> None:
-    """What was framed as a whole is one to the relay, unless the end may be an accident."""
+async def test_short_content_is_passed_on_but_not_translated(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+) -> None:
+    """A stream that ends within an event at the connection's end may have been cut, too."""
     way = scene.way
-    got = await scene.ask(TOO_SHORT[fault](way))
-    if way.dialect == "openai" or (way.stream and fault == "its connection"):
-        way.check_broken(got, way.part)
-    else:
-        assert isinstance(got, RawResponse)
-        assert (got.status, got.body) == (200, way.part)
-    whole = way.dialect == "anthropic" and isinstance(got, RawResponse)
-    assert (await scene.records.finished()).outcome == ("completed" if whole else "failed")
-    await scene.check_next(got)
+    for framing, response in SHORT.items():
+        for part in (way.part, b""):
+            with subtests.test(framing=framing, part=part):
+                got = await scene.ask(response(way, part))
+                cut = way.stream and framing == "close" and part != b""
+                if way.dialect == "openai" or cut:
+                    way.check_broken(got, part)
+                else:
+                    assert isinstance(got, RawResponse)
+                    assert (got.status, got.body) == (200, part)
+                broken = way.dialect == "openai" or cut
+                assert (await scene.record()).outcome == ("failed" if broken else "completed")
+                await scene.check_next(got)
 
 
 NO_MESSAGE = {
@@ -656,59 +603,48 @@ NO_MESSAGE = {
 }
 
 
-@pytest.mark.parametrize("fault", NO_MESSAGE)
-async def test_what_is_no_message(fault: str, proxy: Proxy, scene: Scene) -> None:
-    """The relay passes it on and follows nothing. To a chat completion it can only be an error."""
-    response = NO_MESSAGE[fault]
-    got = await scene.ask(Fault(response, end="none"))
-    if scene.way.dialect == "openai":
-        scene.way.check_refused(got)
-        assert isinstance(got, RawResponse)
-        assert got.header("Location") is None
-    else:
-        assert isinstance(got, RawResponse)
-        assert got.status == int(response[9:12])
-        assert got.body == (b"" if fault == "no chunk" else response.partition(b"\r\n\r\n")[2])
-        assert got.header("Location") == ("/v1/elsewhere" if "redirect" in fault else None)
-    expected = "failed" if scene.way.dialect == "openai" else "completed"
-    assert (await scene.records.finished()).outcome == expected
-    assert len(scene.upstream.requests) == 1
-    await scene.check_next(got)
-
-
-@pytest.mark.parametrize("fault", NO_MESSAGE)
-async def test_what_is_no_list_of_models(
-    fault: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+async def test_response_that_is_no_message_is_passed_on_or_502(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
 ) -> None:
-    upstream.script(Fault(NO_MESSAGE[fault], end="none"))
+    """The relay follows no redirect. A chat completion cannot be made of any of these."""
+    for name, response in NO_MESSAGE.items():
+        with subtests.test(name):
+            asked = len(scene.upstream.requests)
+            got = await scene.ask(Fault(response, end="none"))
+            assert isinstance(got, RawResponse)
+            if scene.way.dialect == "openai":
+                scene.way.check_refused(got)
+                assert got.header("Location") is None
+            else:
+                assert got.status == int(response[9:12])
+                body = b"" if name == "no chunk" else response.partition(b"\r\n\r\n")[2]
+                assert got.body == body
+                assert got.header("Location") == ("/v1/elsewhere" if "redirect" in name else None)
+            expected = "failed" if scene.way.dialect == "openai" else "completed"
+            assert (await scene.record()).outcome == expected
+            assert len(scene.upstream.requests) == asked + 1
+            await scene.check_next(got)
+
+
+async def test_response_that_is_no_model_list_is_502(
+    proxy: Proxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    subtests: pytest.Subtests,
+) -> None:
     scene = Scene(Way("openai", stream=False), raw, upstream, records)
-    await scene.connect()
-    await scene.client.send(request_bytes("GET", "/openai/v1/models", token=TEST_TOKEN))
-    got = await scene.result()
-    scene.way.check_refused(got)
-    assert (await records.finished()).outcome == "failed"
-    assert len(upstream.requests) == 1
-    await scene.check_next(got)
-
-
-@pytest.mark.parametrize("framing", ["a length", "chunks", "the connection"])
-async def test_a_message_of_nothing(framing: str, proxy: Proxy, scene: Scene) -> None:
-    """Its head promises a message, or a stream of one."""
-    way = scene.way
-    responses = {
-        "a length": Fault(way.head(length(0)), end="none"),
-        "chunks": Fault(way.head(CHUNKED) + LAST_CHUNK, end="none"),
-        "the connection": Fault(way.head(), end="FIN"),
-    }
-    got = await scene.ask(responses[framing])
-    if way.dialect == "openai":
-        way.check_broken(got, b"")
-    else:
-        assert isinstance(got, RawResponse)
-        assert (got.status, got.body) == (200, b"")
-    expected = "failed" if way.dialect == "openai" else "completed"
-    assert (await scene.records.finished()).outcome == expected
-    await scene.check_next(got)
+    for name, response in NO_MESSAGE.items():
+        with subtests.test(name):
+            upstream.script(Fault(response, end="none"))
+            asked, scene.recorded = len(upstream.requests), len(records.all)
+            await scene.connect()
+            await scene.client.send(request_bytes("GET", "/openai/v1/models", token=TEST_TOKEN))
+            got = await scene.result()
+            scene.way.check_refused(got)
+            assert (await scene.record()).outcome == "failed"
+            assert len(upstream.requests) == asked + 1
+            await scene.check_next(got)
 
 
 # -- the upstream's own errors
@@ -733,35 +669,35 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"), [*ERRORS.items(), (404, "a page"), (502, "a page"), (503, "a page")]
-)
-async def test_an_error_of_the_upstreams(
-    status: int, kind: str, proxy: Proxy, scene: Scene
+async def test_upstream_error_keeps_status_and_retry_headers(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
 ) -> None:
-    error = {"type": kind, "message": "It says why."}
-    document = {"type": "error", "error": error, "request_id": "req_upstream"}
-    page = kind == "a page"
-    body = b"<h1>It says why.</h1>" if page else json.dumps(document, indent=1).encode()
-    content_type = "text/html" if page else "application/json"
-    named = {"content-type": content_type, "request-id": "req_upstream", "date": "x", **HEADERS}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
-    head = f"HTTP/1.1 {status} Of its own\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
-    got = await scene.ask(Fault(head.encode() + body, end="none"))
-    assert isinstance(got, RawResponse)
-    assert got.status == status
-    assert {name: got.header(name) for name in HEADERS} == HEADERS
-    if scene.way.dialect == "anthropic":
-        assert (got.reason, got.body) == ("Of its own", body)
-        expected = [*named.items(), ("content-length", str(len(body)))]
-        assert [(name.lower(), value) for name, value in got.headers] == expected
-    else:
-        assert got.header("Content-Type") == "application/json"
-        assert got.all("x-request-id") == ["req_upstream"]
-        told = json.loads(got.body)
-        assert "It says why." in told["error"]["message"]
-        assert (openai_type(told) == "server_error") == (status >= 500)
-    record = await scene.records.finished()
-    assert (record.outcome, record.status) == ("completed", status)
-    assert record.request_id == "req_upstream"
-    await scene.check_next(got)
+    page = "a page"
+    for status, kind in [*ERRORS.items(), (404, page), (502, page), (503, page)]:
+        with subtests.test(status=status, kind=kind):
+            error = {"type": kind, "message": "It says why."}
+            document = {"type": "error", "error": error, "request_id": "req_upstream"}
+            body = json.dumps(document, indent=1).encode()
+            named = {"content-type": "application/json", "request-id": "req_upstream", **HEADERS}
+            if kind == page:
+                body, named["content-type"] = b"<h1>It says why.</h1>", "text/html"
+            named["date"], named["content-length"] = "x", str(len(body))
+            lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+            head = f"HTTP/1.1 {status} Of its own\r\n{lines}\r\n".encode()
+            got = await scene.ask(Fault(head + body, end="none"))
+            assert isinstance(got, RawResponse)
+            assert got.status == status
+            assert {name: got.header(name) for name in HEADERS} == HEADERS
+            if scene.way.dialect == "anthropic":
+                assert (got.reason, got.body) == ("Of its own", body)
+                assert [(name.lower(), value) for name, value in got.headers] == [*named.items()]
+            else:
+                assert got.header("Content-Type") == "application/json"
+                assert got.all("x-request-id") == ["req_upstream"]
+                told = json.loads(got.body)
+                assert "It says why." in told["error"]["message"]
+                assert (openai_type(told) == "server_error") == (status >= 500)
+            record = await scene.record()
+            assert (record.outcome, record.status) == ("completed", status)
+            assert record.request_id == "req_upstream"
+            await scene.check_next(got)
