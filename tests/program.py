@@ -116,7 +116,7 @@ class Program:
 
 async def start(
     directory: Path,
-    upstream: ScriptedServer,
+    upstream: ScriptedServer | str,
     *arguments: str,
     stdout: Stream = asyncio.subprocess.PIPE,
     stderr: Stream = asyncio.subprocess.PIPE,
@@ -128,7 +128,7 @@ async def start(
         **_environment(directory),
         "PORT": "0",
         "AUTH_TOKEN": TEST_TOKEN,
-        "UPSTREAM_BASE_URL": upstream.url,
+        "UPSTREAM_BASE_URL": upstream if isinstance(upstream, str) else upstream.url,
         "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
         "ACCESS_LOG_FORMAT": "json",
         **variables,
@@ -148,7 +148,7 @@ async def start(
 @contextlib.asynccontextmanager
 async def running(
     directory: Path,
-    upstream: ScriptedServer,
+    upstream: ScriptedServer | str,
     *arguments: str,
     stdout: Stream = asyncio.subprocess.PIPE,
     stderr: Stream = asyncio.subprocess.PIPE,
