@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+from asyncio.subprocess import PIPE
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,8 +108,9 @@ async def proxy_process(
         "COVERAGE_PROCESS_CONFIG": None,
         **variables,
     }
+    wrapper = () if open_files is None else limit
     async with running(
-        directory, upstream_url, wrapper=() if open_files is None else limit, **settings
+        directory, upstream_url, stdout=PIPE, stderr=PIPE, wrapper=wrapper, **settings
     ) as program:
         try:
             yield ProxyProcess(program, await program.port())

@@ -369,7 +369,7 @@ ADDRESSES = words("""
 evil.example:localhost
 """)
 # with é, a fullwidth l and an ideographic full stop in UTF-8
-MALFORMED = [
+MALFORMED: list[str | bytes] = [
     "localhost evil.example",
     "localhost:" + "8" * 5000,
     *words(r"""
@@ -379,7 +379,7 @@ MALFORMED = [
     """),
     *(b"\xc3\xa9vil.example", b"\xef\xbd\x8cocalhost", b"localhost\xe3\x80\x82evil.example"),
 ]
-FOREIGN_ORIGINS = [
+FOREIGN_ORIGINS: list[str | bytes] = [
     "",
     "http://localhost:8000 http://evil.example",
     "http://localhost:8000, https://evil.example",

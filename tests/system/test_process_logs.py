@@ -173,7 +173,7 @@ async def test_a_log_file_on_a_full_disk(tmp_path: Path) -> None:
         port = await program.port()
         await check_it_serves(port)
         program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for("SIGHUP: secrets and the settings of plugins")
+        await program.errors.wait_for("SIGHUP: reloaded secrets and the settings of plugins")
         await check_it_serves(port)
         await check_it_stops(program)
     assert "Traceback" not in "\n".join(program.errors.all)

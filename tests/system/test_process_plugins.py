@@ -237,7 +237,7 @@ def configure(settings):
             assert (await ask(program, "/v1/models", way)).status == 200
         way_file.write_text("")
         program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for("SIGHUP: secrets and the settings of plugins")
+        await program.errors.wait_for("SIGHUP: reloaded secrets and the settings of plugins")
         assert (await ask(program, "/v1/models", "the last")).status == 401
         assert CANARY not in "\n".join(program.errors.all)
         assert "Traceback" not in "\n".join(program.errors.all)

@@ -249,7 +249,7 @@ async def test_sighup_under_load_changes_nothing_for_anybody(tmp_path: Path) -> 
             log.rename(tmp_path / f"access.log.{rotation}")
             tokens.write_text(f"another-token-for-a-while-{rotation} {TEST_TOKEN}")
             program.send_signal(signal.SIGHUP)
-            await program.errors.wait_for("SIGHUP: secrets and the settings", rotation)
+            await program.errors.wait_for("SIGHUP: reloaded secrets and the settings", rotation)
         seen = len(load.results)
         while len(load.results) < seen + 5 * CLIENTS:
             await asyncio.sleep(0.01)
@@ -299,7 +299,7 @@ async def startup():
         tokens.write_text(TEST_TOKEN)
         program.send_signal(signal.SIGHUP)
         (tmp_path / "may-start").touch()
-        await program.errors.wait_for("SIGHUP: secrets and the settings of plugins")
+        await program.errors.wait_for("SIGHUP: reloaded secrets and the settings of plugins")
         # the upstream's own 404, and not the proxy's 401
         response = await program.ask(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
         assert (response.status, len(upstream.requests)) == (404, 1)
@@ -315,7 +315,7 @@ async def test_sighup_while_it_stops_cuts_nothing(tmp_path: Path) -> None:
         program.send_signal(signal.SIGTERM)
         await program.errors.wait_for("stopping: no new connections")
         program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for("SIGHUP: secrets and the settings")
+        await program.errors.wait_for("SIGHUP: reloaded secrets and the settings")
         upstream.may_end.set()
         await asyncio.gather(*(each.finish() for each in load.held))
         assert await program.ended() == 0

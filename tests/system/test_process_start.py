@@ -142,7 +142,7 @@ async def test_an_env_file_that_is_spoilt_later_changes_nothing(tmp_path: Path) 
         path.write_text(good)
         path.chmod(0o600)
         program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for("SIGHUP: secrets and the settings of plugins")
+        await program.errors.wait_for("SIGHUP: reloaded secrets and the settings of plugins")
         assert (await program.ask(MODELS)).status == 200
     assert "Traceback" not in "\n".join(program.errors.all)
 
