@@ -435,7 +435,7 @@ async def test_response_that_is_no_message_is_502(
         upstream.script(scripted)
         openai_error(await ask(CHAT_PATH, chat(stream=stream)), 502, "server_error")
     record = await records.finished(len(cases))
-    assert record.usage == Usage(partial=True)  # nobody can read it
+    assert record.usage == Usage(partial=True)  # its coding is unknown
     assert {each.outcome for each in records.all} == {"failed"}
 
 

@@ -34,7 +34,7 @@ ALLOWED = f"{DEV}, {APP}"
 FROM_APP = ("Origin", APP)
 PREFLIGHT = [FROM_APP, ("Access-Control-Request-Method", "POST")]
 
-# what an upstream may say of CORS; none of it reaches a client
+# an upstream's own CORS headers, none of which reaches a client
 OWN_CORS = [
     ("Access-Control-Allow-Origin", "*"),
     ("access-control-allow-credentials", "true"),
@@ -67,7 +67,7 @@ def vary(response: RawResponse) -> list[str]:
 async def test_upstreams_cors_headers_never_cross(
     proxy: Proxy, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
 ) -> None:
-    """Without ALLOWED_ORIGINS, blank included, there are none at all."""
+    """Without ALLOWED_ORIGINS, or with a blank one, responses have no CORS headers."""
     blank = await start_proxy(ALLOWED_ORIGINS="")
     stream = b'{"stream": true,' + CHAT_BODY[1:]
     for to in (proxy, blank):
@@ -210,7 +210,7 @@ async def test_preflight_needs_no_credential(
         }
         assert "origin" in vary(response)
         assert response.header("Content-Length") is None
-    # on the same connection, what was asked for
+    # the request itself, on the same connection
     response = await client.ask(request_bytes("POST", "/v1/messages", [FROM_APP], b"{}"))
     assert response.status == 401
     assert upstream.connections == 0
@@ -274,7 +274,7 @@ async def test_open_proxy_serves_pages_of_allowed_origins_only(
             lines = [*cross_site, ("Origin", origin), *more]
             response = await ask("/v1/messages", method="OPTIONS", headers=lines, token=None)
             assert (response.status, shares(response)) == (403, {})
-    # no Origin, as from an <img> in whatever page
+    # a page's <img> sends no Origin
     assert (await ask("/v1/models", headers=cross_site, token=None)).status == 403
     assert len(upstream.requests) == 1
 

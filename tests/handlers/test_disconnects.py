@@ -348,7 +348,7 @@ async def test_disconnect_after_whole_response_is_completed(raw: OpenRaw, record
 
 
 async def start_with_tls(start_proxy: StartProxy, tmp_path: Path) -> ssl.SSLContext:
-    """Start a proxy that listens with TLS; return what a client trusts it by."""
+    """Start a proxy that listens with TLS; return a client's context for it."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"

@@ -1,4 +1,4 @@
-"""The proxy's own errors in the shape of either API, and what the SDKs make of them."""
+"""The proxy's own errors, in the shape of either API and as the SDKs raise them."""
 
 from __future__ import annotations
 

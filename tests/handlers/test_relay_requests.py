@@ -131,7 +131,7 @@ async def test_response_overlaps_upload(
 async def test_response_before_upload_ends_is_readable(
     reads_first: bool, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    """Whether the client reads it at once or sends all its body first; its connection serves on."""
+    """The client may read it at once or after its whole body; its connection serves on."""
 
     async def respond_early(exchange: UpstreamExchange) -> None:
         await exchange.read()
@@ -192,7 +192,7 @@ async def test_headers_cross_in_order_and_repeated(ask: Ask, upstream: ScriptedU
 async def test_hop_by_hop_and_credentials_are_replaced(
     ask: Ask, upstream: ScriptedUpstream
 ) -> None:
-    """Connection takes away what it names, but for the framing and what the proxy itself adds."""
+    """Connection removes the headers that it names, except framing and the proxy's own."""
     upstream.script(OK, OK)
     lines = [
         ("Host", "proxy.example"),

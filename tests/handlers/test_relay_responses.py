@@ -232,7 +232,7 @@ async def test_event_stream_crosses_at_any_split(raw: OpenRaw, upstream: Scripte
     stream = b': a\r\n\r\nevent: x\rdata: {"\xc3\xa9": "\xf0\x9f\x98\x80\xe2\x80\xa8"}\r\r'
     scripted = [
         *((stream, sse_response([stream[:at], stream[at:]])) for at in range(1, len(stream))),
-        *((STREAM, sse_response(STREAM, split=size)) for size in (1, 3, 64, len(STREAM))),
+        *((STREAM, sse_response(STREAM, split=size)) for size in (1, 64)),
     ]
     client = await raw()
     for number, (sent, response) in enumerate(scripted, 1):

@@ -158,7 +158,7 @@ async def test_empty_body_is_accepted_where_none_is_taken(raw: OpenRaw) -> None:
         assert response.status == 200
 
 
-# -- everything else
+# -- other paths
 
 
 async def test_unknown_path_needs_a_credential_then_is_404(

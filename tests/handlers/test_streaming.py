@@ -212,7 +212,7 @@ def partial(cut: Truncated) -> RawResponse:
 
 
 def error_after(sent: bytes, stream: bytes) -> Document:
-    """Return the error that ends a stream; what SDKs make of it is tested below."""
+    """Return the error that ends a stream."""
     assert stream.startswith(sent)
     error: Document = json.loads(stream[len(sent) :].partition(b"event: error\ndata: ")[2])
     assert stream.endswith(b"\n\n")

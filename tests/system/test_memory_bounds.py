@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MB = 1 << 20
-SIZE = 96 * MB
+SIZE = 64 * MB
 MAX_GROWTH = 32 * MB
 PIECE = Random(2).randbytes(256 * 1024)
 PIECES = SIZE // len(PIECE)

@@ -1,4 +1,4 @@
-"""The Anthropic SDK, and what OpenAI's finds beyond chat completions, through the real proxy."""
+"""The Anthropic SDK through the real proxy, and OpenAI's beyond chat completions."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_many_streams_at_once_get_their_own_response(
     assert {record.outcome for record in records.all} == {"completed"}
 
 
-# -- everything else
+# -- other endpoints
 
 
 async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthropic) -> None:
