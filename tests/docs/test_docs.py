@@ -1,4 +1,4 @@
-"""What docs/ says to plugin authors and to clients is so, and nothing is left out."""
+"""docs/plugins.md, docs/anthropic.md and docs/openai.md, compared with the code and run."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 Ask: TypeAlias = "Callable[..., Awaitable[HTTPResponse]]"
 
+pytest_plugins = ["pytester"]
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ANTHROPIC = (DOCS / "anthropic.md").read_text(encoding="utf-8")
@@ -114,12 +116,12 @@ def load(hook: str) -> object:
 # -- the page and the contract
 
 
-def test_every_hook_has_a_section_and_every_section_a_hook() -> None:
+def test_hook_sections_match_the_hookspecs() -> None:
     assert list(hook_sections()) == list(HOOKS), "in the order of hookspecs.py"
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_hooks_section_says_what_the_contract_says(hook: str) -> None:
+def test_hook_section_has_kind_and_arguments_of_hookspec(hook: str) -> None:
     arguments, text = hook_sections()[hook]
     specification = HOOKS[hook]
     contract = inspect.getdoc(specification) or ""
@@ -141,7 +143,7 @@ def test_a_hooks_section_says_what_the_contract_says(hook: str) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_hooks_section_says_what_each_answer_and_each_exception_means(hook: str) -> None:
+def test_hook_section_lists_results_and_exceptions(hook: str) -> None:
     text = hook_sections()[hook][1]
     contract = inspect.getdoc(HOOKS[hook]) or ""
     rows = re.findall(r"^\| (.+?) \| .*\|$", text, re.MULTILINE)
@@ -156,7 +158,7 @@ def test_a_hooks_section_says_what_each_answer_and_each_exception_means(hook: st
 
 
 @pytest.mark.parametrize("name", sorted({*tornadoproxy.__all__, *testing.__all__}))
-def test_every_public_name_is_told_of(name: str) -> None:
+def test_public_name_is_documented(name: str) -> None:
     assert re.search(rf"`[^`]*\b{name}\b[^`]*`", PLUGINS)
 
 
@@ -175,7 +177,7 @@ def test_every_public_name_is_told_of(name: str) -> None:
         PageResponse,
     ],
 )
-def test_every_field_has_a_row(kind: Any) -> None:
+def test_field_tables_match_the_types(kind: Any) -> None:
     if dataclasses.is_dataclass(kind):
         fields = [field.name for field in dataclasses.fields(kind)]
     else:
@@ -187,7 +189,7 @@ def test_every_field_has_a_row(kind: Any) -> None:
         assert rows == fields
 
 
-def test_every_part_of_a_setting_and_every_parser_is_told_of() -> None:
+def test_setting_and_parser_tables_match_the_code() -> None:
     text = sections(2)["Settings"]
     rows = re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE)
     assert rows == list(Setting.__struct_fields__)
@@ -203,19 +205,19 @@ def test_every_part_of_a_setting_and_every_parser_is_told_of() -> None:
         assert returned.replace("\\|", "|") == (value if value == annotation else value[:-1]), name
 
 
-def test_every_fixture_is_told_of() -> None:
+def test_fixture_table_lists_every_fixture() -> None:
     rows = "".join(re.findall(r"^\| (`.+?) \| ", sections(2)["Tests"], re.MULTILINE))
     fixtures = {"proxy", "start_proxy", "upstream", "records", "ask", "raw", "http_client"}
     fixtures |= {"anthropic_client", "openai_client", "base_url"}
     assert set(re.findall(r"`(\w+)`", rows)) == fixtures
 
 
-def test_every_example_package_is_told_of() -> None:
+def test_example_table_lists_every_package() -> None:
     packages = {path.parent.name for path in (ROOT / "examples").glob("*/pyproject.toml")}
     assert set(re.findall(r"`examples/([\w-]+)`", PLUGINS)) == packages
 
 
-def test_the_first_plugin_is_made_as_told(tmp_path: Path) -> None:
+def test_first_commands_write_the_described_package(tmp_path: Path) -> None:
     command, directory, *_ = blocks(sections(2)["The first one, in ten minutes"], "bash")[
         0
     ].splitlines()
@@ -432,24 +434,22 @@ async def test_request_finished_works(
     assert f"{record.request_id} took 0 s" in caplog.text
 
 
-def test_the_tests_of_a_plugin_work(tmp_path: Path) -> None:
+def test_tests_section_example_passes(pytester: pytest.Pytester) -> None:
     conftest, test = blocks(sections(2)["Tests"])
-    (tmp_path / "conftest.py").write_text(conftest)
-    (tmp_path / "test_acme.py").write_text(test)
-    (tmp_path / "acme.py").write_text(code_of("authenticate"))
+    pytester.makeconftest(conftest)
+    pytester.makepyfile(test_acme=test, acme=code_of("authenticate"))
 
-    shown = run(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
-    assert "3 passed" in shown
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
-def test_no_module_on_the_page_is_left_untested() -> None:
+def test_every_code_block_of_the_page_is_tested() -> None:
     tested = [code_of(hook) for hook in HOOKS] + blocks(sections(2)["Tests"])
     assert sorted(blocks(PLUGINS)) == sorted(tested)
     for hook in HOOKS:
         assert f"test_{hook}_works" in globals()
 
 
-def test_the_entry_point_on_the_page_is_found(tmp_path: Path) -> None:
+def test_entry_point_example_is_found(tmp_path: Path) -> None:
     (document,) = blocks(sections(2)["Packages"], "toml")
     name, module = re.findall(r'^(\w+) = "(\w+):\w+"$', document, re.MULTILINE)[0]
     installed(tmp_path, name, f"{module}:Busy", code_of("startup"))
@@ -465,7 +465,7 @@ def test_the_entry_point_on_the_page_is_found(tmp_path: Path) -> None:
 # -- docs/anthropic.md
 
 
-def test_each_error_has_the_type_that_the_page_gives_it() -> None:
+def test_error_table_has_the_types_of_statuses() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", ANTHROPIC, re.MULTILINE)
     statuses = {error.status for error in subclasses(errors.ProxyError)} - {500}
     assert statuses <= {int(status) for status, _ in rows}
@@ -483,7 +483,7 @@ def subclasses(kind: type[errors.ProxyError]) -> set[type[errors.ProxyError]]:
     return found.union(*(subclasses(each) for each in found))
 
 
-async def test_the_headers_that_end_here_are_those_on_the_page(
+async def test_header_table_lists_headers_that_are_removed(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     lines = [line for line in ANTHROPIC.splitlines() if line.startswith("| `")]
@@ -517,7 +517,7 @@ async def test_the_headers_that_end_here_are_those_on_the_page(
     assert {name.lower() for name, _ in response.headers} & answered == cross
 
 
-def test_the_limits_on_the_page_are_the_defaults() -> None:
+def test_limits_table_has_the_defaults() -> None:
     settings = {setting.name: setting for setting in CORE_SETTINGS}
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\S+) ?(s|MB|kB)?\b", ANTHROPIC, re.MULTILINE)
     assert len(rows) == 8
@@ -527,7 +527,7 @@ def test_the_limits_on_the_page_are_the_defaults() -> None:
         assert settings[name].parse(text) == settings[name].default
 
 
-async def test_the_code_on_the_page_works(
+async def test_anthropic_example_prints_a_response(
     start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean_environment(monkeypatch)

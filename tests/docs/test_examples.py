@@ -1,4 +1,4 @@
-"""The plugin in ten lines, as the README shows it; that every example package is tested at all.
+"""The plugin of the README, and that every example package is tested.
 
 The example packages have tests of their own, each in an environment of its own.
 """
@@ -21,18 +21,16 @@ import pytest
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
-    OpenRaw,
+    Ask,
     Proxy,
     Records,
     ScriptedUpstream,
     StartProxy,
-    request_bytes,
 )
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from tornado.httpclient import AsyncHTTPClient
     from tornado.ioloop import IOLoop
 
 ROOT = Path(__file__).parents[2]
@@ -64,76 +62,58 @@ def proxy(io_loop: IOLoop, start_proxy: StartProxy, office: ModuleType) -> Proxy
     return started
 
 
-async def test_who_is_in_the_office_gets_in(
-    http_client: AsyncHTTPClient, base_url: str, records: Records
-) -> None:
-    headers = {"X-Forwarded-For": "10.20.3.4", "Host": "claude.example.com"}
-    response = await http_client.fetch(f"{base_url}/v1/models", headers=headers)
-
-    assert response.code == 200
-    assert (await records.finished()).principal == "office 10.20.3.4"
+IN_OFFICE = ("X-Forwarded-For", "10.20.3.4")
+OUTSIDE = ("X-Forwarded-For", "10.21.3.4")
+HOST = ("Host", "claude.example.com")
 
 
 @pytest.mark.parametrize(
-    ("token", "status", "principal"),
+    ("headers", "token", "status", "principal"),
     [
-        ({"x-api-key": TEST_TOKEN}, 200, "token"),
-        ({"x-api-key": "guess"}, 401, None),
-        ({}, 401, None),
+        ([IN_OFFICE, HOST], None, 200, "office 10.20.3.4"),
+        ([OUTSIDE], TEST_TOKEN, 200, "token"),
+        ([OUTSIDE], "guess", 401, None),
+        ([OUTSIDE], None, 401, None),
+        ([IN_OFFICE, HOST, ("Origin", "https://attacker.example")], None, 403, None),
     ],
+    ids=["in the office", "token", "wrong token", "no token", "web page in the office"],
 )
-async def test_everybody_else_needs_the_token(
-    http_client: AsyncHTTPClient,
-    base_url: str,
-    records: Records,
-    token: dict[str, str],
+async def test_office_plugin_accepts_addresses_of_the_office(
+    headers: list[tuple[str, str]],
+    token: str | None,
     status: int,
     principal: str | None,
+    ask: Ask,
+    proxy: Proxy,
+    records: Records,
+    upstream: ScriptedUpstream,
 ) -> None:
-    response = await http_client.fetch(
-        f"{base_url}/v1/models",
-        headers={"X-Forwarded-For": "10.21.3.4", **token},
-        raise_error=False,
-    )
+    response = await ask("/v1/models", headers=headers, token=token, to=proxy)
 
-    assert response.code == status
-    assert (await records.finished()).principal == principal
+    assert response.status == status
+    assert len(upstream.requests) == (status == 200)
+    if status != 403:
+        assert (await records.finished()).principal == principal
 
 
 @pytest.mark.parametrize("forwarded", ["unknown", "10.20.3.4, unknown", "", "10.20.3.4, _gateway"])
-async def test_office_lets_nobody_in_whose_address_is_unknown(
+async def test_office_plugin_rejects_an_unknown_address(
     forwarded: str,
+    ask: Ask,
     proxy: Proxy,
-    raw: OpenRaw,
     office: ModuleType,
     records: Records,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the balancer itself is in the office's network
     monkeypatch.setattr(office, "OFFICE", ip_network("127.0.0.0/8"))
-    connection = await raw()
     headers = [("X-Forwarded-For", forwarded)]
-    await connection.send(request_bytes("GET", "/v1/models", headers, token=None))
 
-    assert (await connection.response()).status == 401
+    assert (await ask("/v1/models", headers=headers, token=None, to=proxy)).status == 401
     assert (await records.finished()).remote_ip == "unknown"
 
 
-async def test_a_web_page_that_is_read_in_the_office_does_not_get_in(
-    http_client: AsyncHTTPClient, base_url: str, upstream: ScriptedUpstream
-) -> None:
-    page = {"Origin": "https://attacker.example", "Host": "claude.example.com"}
-    response = await http_client.fetch(
-        f"{base_url}/v1/models",
-        headers={"X-Forwarded-For": "10.20.3.4", **page},
-        raise_error=False,
-    )
-
-    assert response.code == 403
-    assert upstream.requests == []
-
-
-def test_its_package_is_found_once_it_is_installed(tmp_path: Path) -> None:
+def test_office_package_is_found_once_installed(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
 
     def run(*arguments: str, directory: Path) -> str:
@@ -160,7 +140,7 @@ def test_its_package_is_found_once_it_is_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
-def test_each_example_is_a_whole_distribution(package: Path) -> None:
+def test_example_is_a_whole_distribution(package: Path) -> None:
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
 
     assert project["name"] == package.name
@@ -173,7 +153,7 @@ def test_each_example_is_a_whole_distribution(package: Path) -> None:
 @pytest.mark.parametrize(
     "package", [path for path in PACKAGES if path != OFFICE], ids=lambda path: path.name
 )
-def test_each_example_is_tested_and_checked_in_an_environment_of_its_own(package: Path) -> None:
+def test_example_has_an_environment_in_tox_and_ci(package: Path) -> None:
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
     directory = package.relative_to(ROOT).as_posix()
