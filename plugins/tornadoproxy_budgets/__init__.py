@@ -1,12 +1,13 @@
-"""Caps what persons, groups and everyone may spend in a day, a week or a month.
+"""Spending caps for a person, a group or everyone, for each day, week or month.
 
 ``python -m tornadoproxy budgets set --everyone --period monthly --amount 500`` sets a cap, and so
-does the Admin API at ``/v1/organizations/spend_limits``. It takes effect in running proxies within
-two seconds. Prices come from the plugins that implement `price`.
+does the Admin API at ``/v1/organizations/spend_limits``. A cap takes effect in running proxies
+within two seconds. Prices come from the plugins that implement `price`.
 
-- `tornadoproxy_budgets.engine`: who may spend; what is spent and reserved
-- `tornadoproxy_budgets.caps`, `periods`, `money`: what it is made of
-- `tornadoproxy_budgets.keeper`: requests, and the file
+- `tornadoproxy_budgets.engine`: the decision, and the sums spent and reserved
+- `tornadoproxy_budgets.caps`, `periods`, `money`: its values
+- `tornadoproxy_budgets.keeper`: requests, and the database
+- `tornadoproxy_budgets.refusals`: the errors that clients get
 - `tornadoproxy_budgets.storage`: the tables
 - `tornadoproxy_budgets.api`, `wire`, `admin_keys`: the Admin API
 - `tornadoproxy_budgets.command`: ``budgets set``, ``list``, ``remove``, ``show``, ``audit``
@@ -67,16 +68,16 @@ BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
 )
 
 ONE_PERSON = (
-    "BUDGETS_DB is set without KEYS_DB: everyone with AUTH_TOKEN counts as one and the same "
-    "person, token. Set KEYS_DB, and give each person a key with `keys create`, unless another "
-    "authenticator tells them apart"
+    "BUDGETS_DB is set without KEYS_DB: all clients with AUTH_TOKEN count as one person, token. "
+    "Set KEYS_DB and give each person a key with `keys create`, unless another authenticator "
+    "distinguishes them"
 )
 
 _logger = logging.getLogger(__name__)
 
 
 class Budgets:
-    """Refuses what would be spent beyond a cap."""
+    """The plugin: it rejects requests of people whose cap is reached."""
 
     def __init__(self) -> None:
         self._keeper: Keeper | None = None
@@ -101,9 +102,9 @@ class Budgets:
 
     @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the path and the keys.
+        """Take the path and the admin keys.
 
-        :raises ConfigurationError: they make no sense, or the path is not the one that is open.
+        :raises ConfigurationError: they are invalid, or the path has changed since the start.
         """
         path = settings[BUDGETS_DB]
         keys = _admin_keys(settings)
@@ -118,12 +119,14 @@ class Budgets:
             self._keeper = keeper
             self._api = SpendLimitsApi(keeper, keys)
         elif path != self._keeper.path:
-            raise ConfigurationError("BUDGETS_DB has changed, and is open: start the proxy again.")
+            raise ConfigurationError(
+                "BUDGETS_DB cannot change while the proxy runs; restart to apply."
+            )
         else:
             self._opened_api().keys = keys
         if not settings.is_set("KEYS_DB"):
             _logger.warning("%s", ONE_PERSON)
-        return f"nobody beyond the caps in {path}"
+        return f"spending caps in {path}"
 
     @hookimpl
     def pages(self) -> tuple[Page, ...]:
@@ -141,7 +144,7 @@ class Budgets:
     def admit(self, request: IncomingRequest, identity: Identity) -> None:
         self._opened().admit(request, identity)
 
-    # after those that refuse without counting anything
+    # last, because a request that another plugin rejects must not reserve anything
     @hookimpl(trylast=True)
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
@@ -149,11 +152,11 @@ class Budgets:
         return self._opened().authorize(request, identity, model_request)
 
     def _opened(self) -> Keeper:
-        assert self._keeper is not None, "configure comes first, and answered that this is active"
+        assert self._keeper is not None, "configure() has returned that this plugin is active"
         return self._keeper
 
     def _opened_api(self) -> SpendLimitsApi:
-        assert self._api is not None, "configure comes first, and answered that this is active"
+        assert self._api is not None, "configure() has returned that this plugin is active"
         return self._api
 
 
@@ -161,10 +164,10 @@ def _admin_keys(settings: Settings) -> AdminKeys:
     write, read = settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY]
     if settings[BUDGETS_DB] is None and (write or read):
         variable = BUDGETS_ADMIN_KEY.name if write else BUDGETS_ADMIN_READ_KEY.name
-        raise ConfigurationError(f"{variable} is set, and BUDGETS_DB is not: name a file there.")
+        raise ConfigurationError(f"{variable} is set without BUDGETS_DB; set BUDGETS_DB to a file.")
     if {key.secret for key in write} & {key.secret for key in read}:
         raise ConfigurationError(
-            "BUDGETS_ADMIN_KEY and BUDGETS_ADMIN_READ_KEY have a key in common: make another one."
+            "BUDGETS_ADMIN_KEY and BUDGETS_ADMIN_READ_KEY share a key; replace one of the two."
         )
     return AdminKeys(write, read)
 

@@ -1,4 +1,4 @@
-"""The keys that open the spend limits API, and who holds each."""
+"""The admin keys of the spend limits API."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     from tornadoproxy import IncomingRequest
 
-MIN_LENGTH = 32  # characters, as Anthropic's own gateway asks for
+MIN_LENGTH = 32  # characters, the minimum of Anthropic's own gateway
 
 _NAMED = re.compile(rb"([A-Za-z][A-Za-z0-9_.-]{0,31})=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class AdminKey:
-    """One key.
+    """One admin key.
 
-    :param name: what the trail of changes calls it.
+    :param name: its holder's name in the audit log.
     """
 
     name: str
@@ -30,33 +30,35 @@ class AdminKey:
 
 
 def parse_keys(value: str) -> tuple[AdminKey, ...]:
-    """Keys separated by blanks, each ``NAME=KEY`` or ``KEY`` alone, which is named by its place.
+    """Return the keys in `value`, separated by blanks, each ``NAME=KEY`` or ``KEY``.
 
-    :raises ValueError: with the end of a sentence that says what is wrong, and no key.
+    A key without a name is named by its position.
+
+    :raises ValueError: with the end of a sentence that says what is wrong and contains no key.
     """
     keys = []
     for position, word in enumerate(parsers.secrets(value), 1):
         name, secret = str(position), word
         matched = _NAMED.fullmatch(word.reveal())
-        # a key in base64 may end in "=": no name, then
+        # a base64 key without a name may contain "=" as well, but little follows it
         if matched and len(matched[2]) >= MIN_LENGTH:
             name, secret = matched[1].decode(), Secret(matched[2])
         if len(secret.reveal()) < MIN_LENGTH:
             raise ValueError(
-                f"must be keys of at least {MIN_LENGTH} characters: `python -m tornadoproxy token` "
-                "makes one"
+                f"must contain only keys of at least {MIN_LENGTH} characters; "
+                "`python -m tornadoproxy token` creates one"
             )
         keys.append(AdminKey(name, secret))
     if len({key.name for key in keys}) < len(keys):
-        raise ValueError("must give each key a name of its own")
+        raise ValueError("must give each key a different name")
     return tuple(keys)
 
 
 class AdminKeys:
-    """Who may read and who may change the caps.
+    """The keys that may change the caps, and those that may only read them.
 
-    :param write: they may do both.
-    :param read: they may read.
+    :param write: keys that may read and change.
+    :param read: keys that may read.
     """
 
     def __init__(self, write: Iterable[AdminKey] = (), read: Iterable[AdminKey] = ()) -> None:
@@ -66,16 +68,16 @@ class AdminKeys:
         )
 
     def admit(self, request: IncomingRequest, *, to_change: bool) -> str:
-        """The name of the key that a request presents.
+        """Return the name of the key that a request presents.
 
-        Every candidate is compared with every key, so that the time tells nothing.
+        Every candidate is compared with every key, so that the duration reveals nothing.
 
-        :raises AuthenticationFailed: it presents none of them.
-        :raises Denied: there are no keys, or it is one that may only read.
+        :raises AuthenticationFailed: the request presents none of the keys.
+        :raises Denied: no key is set, or the key may only read.
         """
         if not self._keys:
             raise Denied(
-                "The spend limits API is off: set BUDGETS_ADMIN_KEY to a key for it, or use "
+                "The spend limits API is disabled: set BUDGETS_ADMIN_KEY to enable it, or use "
                 "`python -m tornadoproxy budgets`.",
                 status=404,
             )

@@ -1,4 +1,4 @@
-"""The spend limits API: ``/v1/organizations/spend_limits`` and what is below it."""
+"""The spend limits API at ``/v1/organizations/spend_limits``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 PATH = "/v1/organizations/spend_limits"
 
-_AUDIT_LIMIT = 100  # items of a page, unless asked for another number
+_AUDIT_LIMIT = 100  # items of a page without the query field limit
 
 
 class SpendLimitsApi:
-    """Serves the caps to whoever has an admin key.
+    """The pages that show and change the caps, for clients with an admin key.
 
-    :param keeper: whose caps.
-    :ivar keys: who may come in.
+    :param keeper: the keeper of the caps.
+    :ivar keys: the admin keys.
     """
 
     def __init__(self, keeper: Keeper, keys: AdminKeys) -> None:
@@ -40,8 +40,8 @@ class SpendLimitsApi:
         self.keys = keys
 
     def pages(self) -> tuple[Page, ...]:
-        """The pages. Nobody authenticates their requests but this."""
-        # where Anthropic's own gateway has them, so that its clients find them
+        """Return the pages, whose requests only the admin keys authenticate."""
+        # at the paths of Anthropic's own gateway, so that its clients find them
         page = partial(Page, public=True, overrides=True, admit=self._admit)
         return (
             page(PATH, self._serve_all, ("GET", "POST")),
@@ -54,7 +54,7 @@ class SpendLimitsApi:
         self._key_name(request)
 
     def _key_name(self, request: IncomingRequest) -> str:
-        """The name of the admin key that a request presents; see `AdminKeys.admit`."""
+        """Return the name of the admin key of a request; see `AdminKeys.admit`."""
         return self.keys.admit(request, to_change=request.method in ("POST", "DELETE"))
 
     async def _serve_all(self, request: PageRequest) -> PageResponse:
@@ -96,7 +96,7 @@ class SpendLimitsApi:
         after = query.value("after_id")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidRequest("after_id: must be the number of an event.")
-        # one more, to see whether there are more
+        # one more than the page shows, to know whether another page follows
         read = partial(
             storage.read_changes,
             limit=limit + 1,
@@ -112,7 +112,9 @@ class SpendLimitsApi:
         limit = query.limit()
         after, before, page = (query.value(name) for name in ("after_id", "before_id", "page"))
         if sum(each is not None for each in (after, before, page)) > 1:
-            raise InvalidRequest("after_id, before_id and page exclude each other: send one.")
+            raise InvalidRequest(
+                "after_id, before_id and page exclude each other; send one of them."
+            )
         if page is not None:
             (after,) = wire.cursor_key(page, str)
         if before is not None:
@@ -123,8 +125,8 @@ class SpendLimitsApi:
                 caps = caps[_position(caps, "after_id", after) + 1 :]
             shown, has_more = caps[:limit], len(caps) > limit
         document = wire.list_document([self._cap_document(cap) for cap in shown], has_more=has_more)
-        goes_on = has_more and before is None
-        return {**document, "next_page": wire.cursor(shown[-1].id) if goes_on else None}
+        continues = has_more and before is None
+        return {**document, "next_page": wire.cursor(shown[-1].id) if continues else None}
 
     def _effective(self, query: Query) -> Document:
         periods = query.periods()
@@ -152,7 +154,7 @@ class SpendLimitsApi:
         return {"data": rows, "next_page": next_page}
 
     def _row_key(self, name: str, by_spend: Period | None) -> tuple[Any, ...]:  # Any: str or int
-        """By what persons are ordered, and pages continued."""
+        """Return the key that orders the rows, and at which a page continues."""
         if by_spend is None:
             return (name,)
         return (-self._keeper.engine.spent(("user", name), by_spend, time.time()), name)
@@ -176,8 +178,8 @@ class SpendLimitsApi:
             return await self._keeper.change(work)
         except DatabaseUnavailable:
             raise Denied(
-                "The budgets' database cannot be used at present; nothing was changed. The proxy's "
-                "log says what is wrong.",
+                "The budgets database is temporarily unavailable; nothing was changed. The "
+                "proxy's log says what is wrong.",
                 status=503,
                 retry_after=5,
             ) from None

@@ -1,13 +1,12 @@
-"""Caps: who they are for, for which period, and how much. Pure.
+"""Caps: their scope, period and amount. Without I/O.
 
-A cap is one of two kinds. A *personal* one is what each person it is for may spend: for a user,
-for each member of a group, or for everyone. For each period one of them counts: the user's own;
-else the lowest of those of the user's groups; else everyone's; else there is none. This is what
-Anthropic's own gateway does
+A *personal* cap limits each person in its scope: one user, each member of a group, or everyone.
+For each period one personal cap applies to a person: the user's own; otherwise the lowest of those
+of the user's groups; otherwise everyone's. Anthropic's own gateway has the same rules
 (https://code.claude.com/docs/en/claude-apps-gateway-spend-limits).
 
-A *shared* one is what all members of a group, or everyone, may spend together. It applies besides
-the personal one, whatever that says.
+A *shared* cap limits the sum that all members of a group, or everyone, spend. It applies in
+addition to the personal cap.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tornadoproxy_budgets.money import NANOS_PER_CENT
 if TYPE_CHECKING:
     from tornadoproxy_budgets.periods import Period
 
-# in the words of the Admin API
+# the names of the Admin API
 ScopeType: TypeAlias = Literal["organization", "rbac_group", "user"]
 
 SCOPE_TYPES: tuple[ScopeType, ...] = get_args(ScopeType)
@@ -30,11 +29,11 @@ MAX_NAME = 256  # characters
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Who a cap is for.
+    """The people whom a cap limits.
 
     :param type: one user, a group, or everyone.
     :param name: the user's principal, or the group's name; empty for everyone.
-    :param shared: whether they share it, in place of each having one.
+    :param shared: whether the cap limits their sum, and not each of them.
     """
 
     type: ScopeType
@@ -45,19 +44,20 @@ class Scope:
         if self.type == "user":
             return f"user {self.name}"
         if self.type == "rbac_group":
-            together = "all together in" if self.shared else "each in"
-            return f"{together} group {self.name}"
-        return "everyone together" if self.shared else "everyone, each"
+            if self.shared:
+                return f"group {self.name} together"
+            return f"each member of group {self.name}"
+        return "everyone together" if self.shared else "each person"
 
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """What may be spent in each period.
+    """The amount that may be spent in each period.
 
     :param id: ``spl_…``.
-    :param cents: how much; ``None`` means that there is no limit, in place of a wider cap.
-    :param created: when it was set first, in seconds since the epoch.
-    :param updated: when it was set last.
+    :param cents: the amount; ``None`` is no limit, which overrides a wider cap.
+    :param created: when the cap was created, in seconds since the epoch.
+    :param updated: when the cap was last set.
     """
 
     id: str
@@ -73,7 +73,7 @@ class Cap:
 
 
 def check_name(name: str) -> str:
-    """A user's or group's name, if it can be one.
+    """Return `name` if it can be a user's or group's name.
 
     :raises ValueError: with the end of a sentence that says what is wrong.
     """

@@ -1,4 +1,4 @@
-"""``python -m tornadoproxy budgets``: sets, shows and takes away caps, and shows what is left."""
+"""The command ``python -m tornadoproxy budgets``."""
 
 from __future__ import annotations
 
@@ -99,20 +99,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, path: Path | None, *, keyed: bool) -> int:
-    """Do what the arguments ask for.
+    """Run the subcommand in the arguments.
 
-    :param path: the file that holds the budgets.
-    :param keyed: whether ``KEYS_DB`` is set, so that persons are told apart.
+    :param path: the budgets database.
+    :param keyed: whether ``KEYS_DB`` is set, so that keys distinguish people.
     :return: the exit status.
-    :raises ConfigurationError: it cannot be done.
+    :raises ConfigurationError: the arguments or the database are invalid.
     """
     if path is None:
-        raise ConfigurationError("BUDGETS_DB is not set: name the file that holds the budgets.")
+        raise ConfigurationError("BUDGETS_DB is not set; set it to the budgets database.")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
     database = Database(path, storage.SCHEMA, name="budgets")
-    database.check()  # which says why, where nothing below a directory can be looked for
+    database.check()  # before exists(), which raises where the directory cannot be searched
     if do is not _set and not path.exists():
-        raise ConfigurationError(f"BUDGETS_DB={path} is not there: `budgets set` makes it.")
+        raise ConfigurationError(f"BUDGETS_DB={path} does not exist; `budgets set` creates it.")
     with database:
         do(arguments, database)
     if do is _set and not keyed:
@@ -125,7 +125,9 @@ def run(arguments: argparse.Namespace, path: Path | None, *, keyed: bool) -> int
 def _set(arguments: argparse.Namespace, database: Database) -> None:
     if arguments.user is not None:
         if arguments.shared:
-            raise ConfigurationError("--shared goes with --group or --everyone, not with --user.")
+            raise ConfigurationError(
+                "--shared cannot be used with --user; use --group or --everyone."
+            )
         scope = Scope("user", arguments.user)
     elif arguments.group is not None:
         scope = Scope("rbac_group", arguments.group, arguments.shared)
@@ -165,7 +167,9 @@ def _remove(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         cap = storage.remove_cap(connection, arguments.id, actor=_actor(), now=time.time())
     if cap is None:
-        raise ConfigurationError("there is no cap with this id: see `budgets list`.")
+        raise ConfigurationError(
+            f"there is no cap with the id {arguments.id}; `budgets list` shows the ids."
+        )
     sys.stdout.write(f"removed {cap.id}: {_described(cap)}\n")
 
 
@@ -236,7 +240,7 @@ def _row(
 
 
 def _concerns(cap: Cap, name: str | None, engine: Engine) -> bool:
-    """Whether a shared cap is one of a person's, or nobody is named."""
+    """Return whether a shared cap limits the person `name`; every one does if that is ``None``."""
     if name is None or (cap.scope.type, cap.scope.name) == EVERYONE:
         return True
     return cap.scope.name in engine.groups(name)
@@ -255,7 +259,7 @@ def _limit(cap: Cap | None) -> str | None:
 def _actor() -> str:
     try:
         return f"command-line:{getpass.getuser()}"
-    except (KeyError, OSError):  # a user id without a name, as containers have them
+    except (KeyError, OSError):  # a user id without a name, as in containers
         return "command-line"
 
 

@@ -1,27 +1,26 @@
-"""Decides who may spend, and counts what was spent. Pure: the time and the state are given to it.
+"""The decision whether a request may spend, and the sums spent. Without I/O, the clock included.
 
-The theory. For whoever a cap may be for, a *subject* (a user, a group, everyone), two numbers are
-kept: what has been spent in the current day, week and month, and what is reserved by requests in
-flight. A request is admitted if for each cap that applies to it, spent + reserved < cap. From then
-on its estimate is reserved, for each subject that it counts for, until it is over: then the
-reservation goes, and what it cost is added, once.
+For each *subject* of a cap (a user, a group, everyone) the engine keeps two numbers: the sum spent
+in the current day, week and month, and the sum reserved by requests in flight. It admits a request
+if spent + reserved < cap holds for each cap that applies. It then reserves the request's estimate
+for each subject, until the request ends and `settle` replaces the reservation by the cost, once.
 
-So of all requests admitted under a personal cap, only the last can take it over the cap, and by no
-more than its estimate: each of those before was counted when that one was admitted, with its
-estimate or its cost. What costs more than was estimated adds the difference.
+Therefore only the last request admitted under a personal cap can exceed the cap, by at most its
+estimate: every earlier one was counted with its estimate or its cost when that one was admitted.
+A request that costs more than its estimate adds the difference.
 
-A reservation is never more than what is left of the person's own caps. Otherwise one person could
-reserve a whole shared cap with requests that cost nothing in the end. Of those admitted under a
-shared cap, the last one of each person can take it over the cap.
+A reservation is never larger than the rest of the person's own caps. Without that rule one person
+could reserve a whole shared cap with requests that cost little in the end. Under a shared cap the
+last admitted request of each person can exceed the cap.
 
-A reservation belongs to no period: it counts in each until the request is over. The cost belongs
-to the period in which it is over. A period begins with nothing spent. The day never goes back,
-whatever the clock does.
+A reservation belongs to no period: it counts in each one until the request ends. The cost belongs
+to the period in which the request ends. A period begins with nothing spent. The day never goes
+back, whatever the clock does.
 
-What has been spent by processes that share the database comes with `load`, as does all that was
-spent before the start. What was counted here and is not saved yet is kept apart, so that it can be
-added to what was loaded. Reservations are of this process alone: a crash ends the requests and
-their reservations together.
+`load` brings the sums of all processes that share the database, and those from before the start.
+Sums that are not saved yet are kept apart, so that they can be added to the loaded ones.
+Reservations belong to this process alone: a crash ends the requests and their reservations
+together.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ EVERYONE: Subject = ("organization", "")
 class Applying(NamedTuple):
     """A cap that limits a person.
 
-    :param subject: whose spending it counts.
-    :param nanos: how much that may be.
+    :param subject: the subject whose spending counts.
+    :param nanos: the amount of the cap.
     """
 
     cap: Cap
@@ -51,14 +50,14 @@ class Applying(NamedTuple):
 
 
 class CapReached(Exception):
-    """Nothing more may be spent for now.
+    """A cap that leaves nothing to spend for now.
 
-    :param cap: the cap; of several, the one that holds longest.
-    :param spent: what has been spent of it, in nanos.
-    :param nanos: how much it is.
+    :param cap: the cap; of several, the one that resets last.
+    :param spent: the sum spent, in nanos.
+    :param nanos: the amount of the cap.
     :param reset: when its period ends, in seconds since the epoch.
-    :param held: whether requests in flight hold what is left of it: then it is not spent yet, and
-        may be free again when they are over.
+    :param held: whether requests in flight have reserved the rest of the cap, which is then not
+        spent yet and may become free when they end.
     """
 
     def __init__(self, cap: Cap, spent: int, nanos: int, reset: int, *, held: bool) -> None:
@@ -71,7 +70,7 @@ class CapReached(Exception):
 
 
 class Reservation(NamedTuple):
-    """What a request in flight may cost, and whom it counts for."""
+    """The amount that a request in flight has reserved, for each of its subjects."""
 
     subjects: tuple[Subject, ...]
     nanos: int
@@ -79,11 +78,11 @@ class Reservation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a database says.
+    """The content of a database.
 
-    :param day: the day that it was asked on.
-    :param spent: what each subject but everyone spent in the periods that `day` is in.
-    :param groups: the groups that each user was seen with last.
+    :param day: the day on which it was read.
+    :param spent: the sum that each subject but everyone spent in the periods of `day`.
+    :param groups: the groups of each user's last request.
     """
 
     day: int
@@ -94,10 +93,10 @@ class State:
 
 @dataclass(slots=True)
 class Batch:
-    """What is to be saved.
+    """The sums that are not saved yet.
 
-    :param spent: what each subject but everyone spent on a day, in nanos, besides what is saved.
-    :param groups: the groups of those users who were seen with others before.
+    :param spent: the sum that each subject but everyone spent on a day, in nanos.
+    :param groups: the groups of users that have changed.
     """
 
     spent: dict[tuple[int, Subject], int] = field(default_factory=dict)
@@ -108,15 +107,15 @@ class Batch:
 
 
 class Engine:
-    """The caps, and what is spent and reserved of them.
+    """The caps, and the sums spent and reserved under them.
 
-    :param now: the time, in seconds since the epoch; so everywhere below.
+    :param now: the time in seconds since the epoch, as in every method.
     """
 
     def __init__(self, now: float) -> None:
         self._day = day_of(now)
         self._caps: dict[Scope, dict[Period, Cap]] = {}
-        # the same, by what is at hand when a request comes
+        # the same, indexed for the look-ups of a request
         self._personal: dict[Period, dict[Subject, Cap]] = {}
         self._shared: list[Applying] = []
         self._spent: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
@@ -130,19 +129,19 @@ class Engine:
 
     @property
     def unsaved(self) -> bool:
-        """Whether there is something to save."""
+        """Whether there are sums to save."""
         return bool(self._unsaved)
 
     @property
     def caps(self) -> tuple[Cap, ...]:
-        """All caps, in the order of their creation."""
+        """All caps in the order of their creation."""
         caps = (cap for by_period in self._caps.values() for cap in by_period.values())
         return tuple(sorted(caps, key=lambda cap: (cap.created, cap.id)))
 
     # -- a request's life
 
     def applying(self, principal: str, groups: tuple[str, ...]) -> list[Applying]:
-        """The caps that limit a person; none if there is no limit."""
+        """Return the caps that limit a person."""
         found = []
         for caps in self._personal.values():
             cap = _personal(caps, principal, groups)
@@ -154,10 +153,10 @@ class Engine:
         return found
 
     def check(self, applying: Iterable[Applying], now: float) -> None:
-        """Refuse a person who has a cap of which nothing is left, whatever may be reserved.
+        """Refuse a person who has spent a cap; reservations do not count.
 
-        :param applying: what `applying` says of this person.
-        :raises CapReached: there is one.
+        :param applying: the result of `applying` for this person.
+        :raises CapReached: a cap is spent.
         """
         self._roll(now)
         reached = [
@@ -176,10 +175,10 @@ class Engine:
         nanos: int,
         now: float,
     ) -> Reservation:
-        """Admit a request that may cost `nanos`; no more is reserved than the person has left.
+        """Admit a request that may cost `nanos`, and reserve at most what the person has left.
 
-        :param applying: what `applying` says of this person.
-        :raises CapReached: it is not admitted.
+        :param applying: the result of `applying` for this person.
+        :raises CapReached: the request is not admitted.
         """
         self._roll(now)
         reserved = self._reserved
@@ -203,7 +202,7 @@ class Engine:
         return Reservation(subjects, nanos)
 
     def settle(self, reservation: Reservation, cost: int, now: float) -> None:
-        """End a request that did cost `cost`, in nanos. To be called once for each."""
+        """Replace the reservation of a request that has ended by its cost in nanos, once."""
         self._roll(now)
         for subject in reservation.subjects:
             left = self._reserved.get(subject, 0) - reservation.nanos
@@ -218,36 +217,36 @@ class Engine:
                     key = (self._day, subject)
                     self._unsaved.spent[key] = self._unsaved.spent.get(key, 0) + cost
 
-    # -- looking in
+    # -- views
 
     def personal(self, principal: str, groups: tuple[str, ...], period: Period) -> Cap | None:
-        """The personal cap that counts for a person, be it one without a limit."""
+        """Return the personal cap that applies to a person, possibly one without a limit."""
         return _personal(self._personal.get(period, {}), principal, groups)
 
     def spent(self, subject: Subject, period: Period, now: float) -> int:
-        """What `subject` has spent in the current `period`, in nanos."""
+        """Return the sum that `subject` has spent in the current `period`, in nanos."""
         self._roll(now)
         return self._spent[period].get(subject, 0)
 
     def reserved(self, subject: Subject) -> int:
-        """What requests in flight may cost `subject`, in nanos."""
+        """Return the sum that requests in flight have reserved for `subject`, in nanos."""
         return self._reserved.get(subject, 0)
 
     def groups(self, principal: str) -> tuple[str, ...]:
-        """The groups that a user was seen with last."""
+        """Return the groups of a user's last request."""
         return self._groups.get(principal, ())
 
     def principals(self) -> list[str]:
-        """Every user who was ever admitted, or has a cap, in the order of their names."""
+        """Return every user who was ever admitted or has a cap, sorted by name."""
         capped = {scope.name for scope in self._caps if scope.type == "user"}
         return sorted(capped.union(self._groups))
 
-    # -- the database's side
+    # -- the database
 
     def load(self, state: State) -> bool:
-        """Take over what a database says, in place of what it said before.
+        """Replace the loaded sums and caps by those of `state`.
 
-        :return: whether `state` is of the current day; if not, nothing is changed.
+        :return: whether `state` is of the current day; if not, nothing changes.
         """
         if state.day != self._day:
             return False
@@ -264,17 +263,17 @@ class Engine:
         return True
 
     def roll(self, now: float) -> int:
-        """Begin the periods that `now` is in, and return the day."""
+        """Begin the periods of `now`, and return the day."""
         self._roll(now)
         return self._day
 
     def take_unsaved(self) -> Batch:
-        """What is to be saved, which then counts as saved."""
+        """Return the sums to save, which count as saved from now on."""
         batch, self._unsaved = self._unsaved, Batch()
         return batch
 
     def put_back(self, batch: Batch) -> None:
-        """Have a batch saved again that could not be."""
+        """Take back a batch that could not be saved."""
         for key, nanos in batch.spent.items():
             self._unsaved.spent[key] = self._unsaved.spent.get(key, 0) + nanos
         self._unsaved.groups = {**batch.groups, **self._unsaved.groups}
@@ -301,7 +300,7 @@ class Engine:
         self._day = day
 
     def _refusal(self, reached: list[Applying]) -> CapReached:
-        """Tell of the cap that holds longest: one that is spent, rather than one held."""
+        """Return the error for the cap that resets last; a spent cap goes before a held one."""
         refusals = []
         for cap, subject, nanos in reached:
             spent = self._spent[cap.period].get(subject, 0)
@@ -311,7 +310,7 @@ class Engine:
 
 
 def _personal(caps: Mapping[Subject, Cap], principal: str, groups: tuple[str, ...]) -> Cap | None:
-    """Which of one period's personal caps counts."""
+    """Return the personal cap of one period that applies to a person."""
     own = caps.get(("user", principal))
     if own is not None:
         return own

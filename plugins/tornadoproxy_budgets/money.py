@@ -1,6 +1,6 @@
-"""Amounts of money as whole numbers, and as text.
+"""Amounts of money as whole numbers and as text.
 
-A nano is a billionth of a US dollar; ten million of them are a cent. Sums of them are exact.
+A nano is a billionth of a US dollar; ten million nanos are a cent. Sums of nanos are exact.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _DOLLARS = re.compile(r"\$?([0-9]{1,13})(?:\.([0-9]{1,2}))?")
 
 
 def parse_cents(text: str) -> int:
-    """Cents from the text that the Admin API writes them in: ``"50000"``.
+    """Return the cents in a text of the Admin API: ``"50000"``.
 
-    :raises ValueError: it is anything but a whole number of at most 15 digits.
+    :raises ValueError: the text is not a whole number of at most 15 digits.
     """
     if not _CENTS.fullmatch(text):
         raise ValueError("not a whole number of cents")
@@ -24,9 +24,9 @@ def parse_cents(text: str) -> int:
 
 
 def parse_dollars(text: str) -> int:
-    """Cents from an amount in dollars: ``12``, ``12.5``, ``$12.50``.
+    """Return the cents in an amount of dollars: ``12``, ``12.5``, ``$12.50``.
 
-    :raises ValueError: it is anything else; the text says what is wanted.
+    :raises ValueError: the text is not an amount.
     """
     matched = _DOLLARS.fullmatch(text.strip())
     if not matched:
@@ -35,6 +35,6 @@ def parse_dollars(text: str) -> int:
 
 
 def cents_text(nanos: int) -> str:
-    """Cents with up to three decimals, as the Admin API tells what was spent: ``"12050.5"``."""
+    """Return cents with up to three decimals, as in the Admin API: ``"12050.5"``."""
     thousandths = (nanos + 5_000) // 10_000
     return f"{thousandths // 1000}.{thousandths % 1000:03}".rstrip("0").rstrip(".")

@@ -1,7 +1,7 @@
-"""The periods that a cap holds for: days, weeks and months of UTC. Pure.
+"""The periods of caps: days, weeks and months in UTC. Without I/O.
 
-A day is a whole number: the days since 1970-01-01. A week begins on Monday, a month on its first
-day, each at 00:00 UTC.
+A day is a number: the days since 1970-01-01. A week begins on Monday, a month on its first day,
+each at 00:00 UTC.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _EPOCH = date(1970, 1, 1).toordinal()
 
 
 def day_of(time: float) -> int:
-    """The day of `time`, in seconds since the epoch."""
+    """Return the day of `time`, which is in seconds since the epoch."""
     return int(time // SECONDS_PER_DAY)
 
 
 def first_day(period: Period, day: int) -> int:
-    """The first day of the period that `day` is in."""
+    """Return the first day of the period that contains `day`."""
     if period == "daily":
         return day
     if period == "weekly":
@@ -33,7 +33,7 @@ def first_day(period: Period, day: int) -> int:
 
 
 def reset_time(period: Period, day: int) -> int:
-    """When the period that `day` is in ends, in seconds since the epoch."""
+    """Return when the period that contains `day` ends, in seconds since the epoch."""
     if period == "daily":
         following = day + 1
     elif period == "weekly":
@@ -45,10 +45,10 @@ def reset_time(period: Period, day: int) -> int:
 
 
 def minute_text(time: float) -> str:
-    """A time, in seconds since the epoch, as people read it: ``2026-08-08 00:00 UTC``."""
+    """Return a time in seconds since the epoch for people: ``2026-08-08 00:00 UTC``."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def timestamp(time: float) -> str:
-    """A time, in seconds since the epoch, by RFC 3339: ``2026-08-08T00:00:00.123Z``."""
+    """Return a time in seconds since the epoch as in RFC 3339: ``2026-08-08T00:00:00.123Z``."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -1,8 +1,8 @@
-"""The tables of ``BUDGETS_DB``, and all that is asked of them.
+"""The tables of ``BUDGETS_DB`` and their queries.
 
-Every change of a cap goes through `set_cap` or `remove_cap`, which write it down in the trail of
-changes in the same transaction. Every change of any kind advances the revision, so that the
-processes which share the file see that they have to read it again.
+Every change of a cap goes through `set_cap` or `remove_cap`, which add it to the audit log in the
+same transaction. Every change of any kind increments the revision, so that other processes with
+the same database reload it.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ SCHEMA = (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of the trail of changes.
+    """One entry of the audit log.
 
-    :param id: a number; later ones are higher.
-    :param time: when, in seconds since the epoch.
-    :param actor: who: ``admin-key:ops``, ``command-line:ada``.
+    :param id: a number that increases with each entry.
+    :param time: when the cap changed, in seconds since the epoch.
+    :param actor: who changed it: ``admin-key:ops``, ``command-line:ada``.
     :param action: ``set`` or ``delete``.
-    :param before: the cap as it was; ``None`` if there was none.
-    :param after: the cap as it is; ``None`` if there is none any more.
+    :param before: the cap before the change; ``None`` if it was created.
+    :param after: the cap after the change; ``None`` if it was removed.
     """
 
     id: int
@@ -77,7 +77,7 @@ class Change:
 
 
 def load(connection: sqlite3.Connection, day: int) -> State:
-    """All that an engine has to know on `day`."""
+    """Return the state for an engine on `day`."""
     firsts = {period: first_day(period, day) for period in PERIODS}
     spent: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
     rows = connection.execute(
@@ -95,7 +95,7 @@ def load(connection: sqlite3.Connection, day: int) -> State:
 
 
 def save(connection: sqlite3.Connection, batch: Batch) -> None:
-    """Add what was spent."""
+    """Add the sums of `batch`."""
     connection.executemany(
         "INSERT INTO budgets_spent VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET nanos = nanos + excluded.nanos",
@@ -109,13 +109,13 @@ def save(connection: sqlite3.Connection, batch: Batch) -> None:
 
 
 def revision(connection: sqlite3.Connection) -> int:
-    """A number that every change makes higher."""
+    """Return the number that every change increments."""
     (number,) = connection.execute("SELECT revision FROM budgets_revision").fetchone()
     return int(number)
 
 
 def read_caps(connection: sqlite3.Connection) -> list[Cap]:
-    """All caps, in the order of their creation."""
+    """Return all caps in the order of their creation."""
     rows = connection.execute("SELECT * FROM budgets_caps ORDER BY created, id")
     return [_cap(row) for row in rows]
 
@@ -129,10 +129,10 @@ def set_cap(
     actor: str,
     now: float,
 ) -> Cap:
-    """Make a cap, or replace the one for the same scope and period, which keeps its id.
+    """Create a cap, or replace the one with the same scope and period, which keeps its id.
 
-    :param cents: how much; ``None`` for no limit.
-    :param actor: who does it.
+    :param cents: the amount; ``None`` for no limit.
+    :param actor: who sets it, for the audit log.
     """
     row = connection.execute(
         "SELECT * FROM budgets_caps"
@@ -159,7 +159,7 @@ def set_cap(
 def remove_cap(
     connection: sqlite3.Connection, cap_id: str, *, actor: str, now: float
 ) -> Cap | None:
-    """Take a cap away, and return it; ``None`` if there is none of that id."""
+    """Remove a cap and return it; ``None`` if no cap has that id."""
     row = connection.execute("SELECT * FROM budgets_caps WHERE id = ?", (cap_id,)).fetchone()
     if row is None:
         return None
@@ -172,10 +172,10 @@ def remove_cap(
 def read_changes(
     connection: sqlite3.Connection, limit: int, after: int | None = None
 ) -> list[Change]:
-    """The changes of caps, the newest first.
+    """Return entries of the audit log, the newest first.
 
-    :param limit: at most so many.
-    :param after: only those older than the one with this id.
+    :param limit: the most entries.
+    :param after: only entries older than the one with this id.
     """
     rows = connection.execute(
         "SELECT * FROM budgets_audit WHERE id < coalesce(?, id + 1) ORDER BY id DESC LIMIT ?",

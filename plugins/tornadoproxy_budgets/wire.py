@@ -1,11 +1,11 @@
-"""The words of the spend limits API: from its JSON and queries to ours, and back. Pure.
+"""The JSON documents and queries of the spend limits API. Without I/O.
 
-As Anthropic's Admin API has it (https://platform.claude.com/docs/en/api/admin/spend_limits) and as
-its own gateway serves it (https://code.claude.com/docs/en/claude-apps-gateway-spend-limits): lists
-are paged by ``after_id`` and ``before_id`` as with the gateway, or by ``page`` as by the SDKs.
+They are those of Anthropic's Admin API (https://platform.claude.com/docs/en/api/admin/spend_limits)
+and of its own gateway (https://code.claude.com/docs/en/claude-apps-gateway-spend-limits). Lists are
+paged by ``after_id`` and ``before_id`` as in the gateway, or by ``page`` as in the SDKs.
 
-What is ours alone: ``"shared": true`` in a scope, with what all it is for have spent together in
-``period_to_date_spend`` of such a limit; and rows in the report for periods without a limit.
+Extensions of this proxy: ``"shared": true`` in a scope, ``period_to_date_spend`` of a shared limit,
+which is the sum of all people in its scope, and rows in the report for periods without a limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAME_FIELDS: Mapping[ScopeType, str] = {"user": "user_id", "rbac_group": "rbac_
 
 
 class Wanted(NamedTuple):
-    """What a request to set a cap asks for."""
+    """The cap in a request to set one."""
 
     scope: Scope
     period: Period
@@ -48,19 +48,19 @@ class Wanted(NamedTuple):
 class Query:
     """The fields of a query.
 
-    :param fields: each name with its values; ``name[]`` counts as ``name``.
+    :param fields: each name with its values; ``name[]`` is the same as ``name``.
     """
 
     fields: Mapping[str, Sequence[str]]
 
     def values(self, name: str) -> tuple[str, ...]:
-        """All values of a field that may be repeated."""
+        """Return all values of a field that may be repeated."""
         return (*self.fields.get(f"{name}[]", ()), *self.fields.get(name, ()))
 
     def value(self, name: str) -> str | None:
-        """The value of a field, ``None`` if it is absent or empty.
+        """Return the value of a field; ``None`` if it is absent or empty.
 
-        :raises InvalidRequest: it is there more than once.
+        :raises InvalidRequest: the field is repeated.
         """
         values = self.values(name)
         if len(values) > 1:
@@ -68,9 +68,9 @@ class Query:
         return values[0] or None if values else None
 
     def limit(self, default: int = 20) -> int:
-        """How many items a page may have.
+        """Return the most items of a page.
 
-        :raises InvalidRequest: it is not a number from 1 to 1000.
+        :raises InvalidRequest: the field is not a number from 1 to 1000.
         """
         value = self.value("limit")
         if value is None:
@@ -80,29 +80,29 @@ class Query:
         return int(value)
 
     def periods(self) -> tuple[Period, ...]:
-        """The periods that are asked for, all if none is named."""
+        """Return the periods in the query; all if it names none."""
         names = self.values("period")
         _one_of("period", names, PERIODS)
         return tuple(period for period in PERIODS if not names or period in names)
 
     def scope_types(self) -> tuple[ScopeType, ...]:
-        """The types of scopes that are asked for, all if none is named."""
+        """Return the scope types in the query; all if it names none."""
         names = self.values("scope_type")
         _one_of("scope_type", names, SCOPE_TYPES)
         return tuple(each for each in SCOPE_TYPES if not names or each in names)
 
     def user_ids(self) -> tuple[str, ...]:
-        """The users that are asked for, in the order of their names; none if none is named."""
+        """Return the users in the query, sorted by name."""
         names = self.values("user_ids")
         if len(names) > MAX_USER_IDS:
-            raise InvalidRequest(f"user_ids: at most {MAX_USER_IDS} may be asked for at once.")
+            raise InvalidRequest(f"user_ids: send at most {MAX_USER_IDS}.")
         return tuple(sorted(set(names)))
 
 
 def wanted(body: bytes) -> Wanted:
-    """Read a request to set a cap.
+    """Return the cap in the body of a request to set one.
 
-    :raises InvalidRequest: it is not one.
+    :raises InvalidRequest: the body is invalid.
     """
     try:
         document = json.loads(body)
@@ -110,7 +110,7 @@ def wanted(body: bytes) -> Wanted:
         raise InvalidRequest("The request body is not valid JSON.") from None
     if not isinstance(document, dict):
         raise InvalidRequest("The request body must be a JSON object.")
-    # a misspelt field would be another cap than was meant
+    # an ignored misspelt field would set another cap than the client meant
     _only("", document, ("scope", "amount", "period", "currency"))
     if document.get("currency", "USD") != "USD":
         raise InvalidRequest('currency: must be "USD".')
@@ -121,9 +121,9 @@ def wanted(body: bytes) -> Wanted:
 
 
 def cap_document(cap: Cap, spent: int | None = None) -> Document:
-    """A cap.
+    """Return the document of a cap.
 
-    :param spent: what has been spent of it together, in nanos, if it is shared.
+    :param spent: the sum spent under a shared cap, in nanos.
     """
     document: Document = {
         "type": "spend_limit",
@@ -142,7 +142,7 @@ def cap_document(cap: Cap, spent: int | None = None) -> Document:
 
 
 def scope_document(scope: Scope) -> Document:
-    """Who a cap is for."""
+    """Return the document of a scope."""
     document: Document = {"type": scope.type}
     if scope.type in _NAME_FIELDS:
         document[_NAME_FIELDS[scope.type]] = scope.name
@@ -154,7 +154,7 @@ def scope_document(scope: Scope) -> Document:
 def summary_document(
     principal: str, groups: Sequence[str], period: Period, cap: Cap | None, spent: int
 ) -> Document:
-    """A row of the report: what one person may spend in a period, and has spent."""
+    """Return a row of the report: one person's cap and spending in a period."""
     return {
         "type": "spend_summary",
         "actor": {
@@ -176,7 +176,7 @@ def summary_document(
 
 
 def change_document(change: Change) -> Document:
-    """An entry of the trail of changes."""
+    """Return the document of an entry of the audit log."""
     return {
         "type": "spend_limit_audit_event",
         "id": change.id,
@@ -190,7 +190,7 @@ def change_document(change: Change) -> Document:
 
 
 def list_document(items: Sequence[Document], *, has_more: bool) -> Document:
-    """A page of what has ids."""
+    """Return the document of a page of items with ids."""
     return {
         "data": list(items),
         "has_more": has_more,
@@ -200,14 +200,15 @@ def list_document(items: Sequence[Document], *, has_more: bool) -> Document:
 
 
 def cursor(*key: str | int) -> str:
-    """What a client sends back to go on after the item with `key`."""
+    """Return the cursor by which a client continues after the item with `key`."""
     return "page_" + base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
 
 
 def cursor_key(page: str, *types: type) -> list[Any]:  # Any: as `types` say
-    """The key that a cursor was made of, whose parts have these types.
+    """Return the key in a cursor.
 
-    :raises InvalidRequest: nobody made that.
+    :param types: the types of the key's parts.
+    :raises InvalidRequest: `page` is not such a cursor.
     """
     try:
         key = json.loads(base64.urlsafe_b64decode(page.removeprefix("page_")))
@@ -215,7 +216,7 @@ def cursor_key(page: str, *types: type) -> list[Any]:  # Any: as `types` say
             return list(key)
     except (ValueError, TypeError, RecursionError, binascii.Error):
         pass
-    raise InvalidRequest("page: send what the answer before had as next_page, and the same query.")
+    raise InvalidRequest("page: must be next_page of the previous response, with the same query.")
 
 
 def _scope(document: object) -> Scope:
@@ -228,7 +229,7 @@ def _scope(document: object) -> Scope:
     _only("scope.", document, ("type", "shared", *([name_field] if name_field else ())))
     shared = document.get("shared", False)
     if not isinstance(shared, bool) or (shared and scope_type == "user"):
-        raise InvalidRequest("scope.shared: must be true or false, and is not for a user.")
+        raise InvalidRequest("scope.shared: must be true or false, and cannot be set for a user.")
     name = document.get(name_field, "") if name_field else ""
     try:
         if name_field:
@@ -259,10 +260,10 @@ def _only(where: str, document: Mapping[str, object], known: Sequence[str]) -> N
     for name in document:
         if name not in known:
             raise InvalidRequest(
-                f"{where}{name[:100]}: is not known here; known are {', '.join(known)}."
+                f"{where}{name[:100]}: unknown field; the fields are {', '.join(known)}."
             )
 
 
 def _one_of(name: str, values: Sequence[str], known: Sequence[str]) -> None:
     if not set(values) <= set(known):
-        raise InvalidRequest(f"{name}: must be of {', '.join(known)}.")
+        raise InvalidRequest(f"{name}: must be one of {', '.join(known)}.")
