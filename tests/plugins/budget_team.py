@@ -1,0 +1,143 @@
+"""A team behind a proxy with budgets, for the tests of the plugin budgets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from people import MESSAGES, Document, People, message
+from tornadoproxy_budgets import storage
+from tornadoproxy_budgets.caps import Scope
+
+from tornadoproxy import Database, Usage, hookimpl
+from tornadoproxy.testing import (
+    json_response,
+    message_document,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tornadoproxy_budgets.periods import Period
+
+    from tornadoproxy.testing import (
+        Ask,
+        OpenRaw,
+        Proxy,
+        RawConnection,
+        RawResponse,
+        Records,
+        Response,
+        ScriptedUpstream,
+        StartProxy,
+    )
+
+ADMIN = "an-admin-key-of-thirty-two-characters"
+LIMITS = "/v1/organizations/spend_limits"
+UNPRICED = "claude-without-a-known-price"
+CENT = 10_000_000
+EACH = Scope("organization")
+TOGETHER = Scope("organization", shared=True)
+ADA = Scope("user", "ada")
+
+
+class Prices:
+    """A cent for each output token, and a hundredth of a cent for each input token."""
+
+    @hookimpl(tryfirst=True)
+    def price(self, model: str, usage: Usage) -> int | None:
+        if model.startswith(UNPRICED):
+            return None
+        return (usage.input_tokens or 0) * CENT // 100 + (usage.output_tokens or 0) * CENT
+
+
+class Team:
+    """People who spend through a proxy with budgets, and what surrounds it."""
+
+    def __init__(
+        self,
+        start_proxy: StartProxy,
+        get: Ask,
+        raw: OpenRaw,
+        upstream: ScriptedUpstream,
+        records: Records,
+        path: Path,
+    ) -> None:
+        self.start_proxy = start_proxy
+        self.get = get
+        self.raw = raw
+        self.upstream = upstream
+        self.records = records
+        self.path = path
+
+    async def start(self, **variables: Any) -> Proxy:
+        given = {"BUDGETS_DB": self.path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "prices"}
+        return await self.start_proxy(plugins=[People(), Prices()], **{**given, **variables})
+
+    def cap(self, scope: Scope, cents: int | None, period: Period = "daily") -> None:
+        """Set a cap in the way that the command does."""
+        with (
+            Database(self.path, storage.SCHEMA, name="budgets") as database,
+            database.transaction() as connection,
+        ):
+            storage.set_cap(connection, scope, period, cents, actor="test", now=1.0)
+
+    async def ask(
+        self,
+        who: str = "ada",
+        document: Document | None = None,
+        route: str = MESSAGES,
+        to: Proxy | None = None,
+    ) -> RawResponse:
+        return await self.get(route, asking() if document is None else document, token=who, to=to)
+
+    async def send(self, document: Document, who: str = "ada") -> RawConnection:
+        """Send a request whose response is still to be read."""
+        body = json.dumps(document).encode()
+        connection = await self.raw()
+        await connection.send(request_bytes("POST", MESSAGES, body=body, token=who))
+        return connection
+
+    async def spent(self, who: str = "ada", to: Proxy | None = None) -> int:
+        """Return a person's spending of this day in nanos, by the Admin API."""
+        target = f"{LIMITS}/effective?period[]=daily&user_ids[]={who}"
+        (row,) = json.loads((await self.get(target, token=ADMIN, to=to)).body)["data"]
+        whole, _, thousandths = row["period_to_date_spend"].partition(".")
+        return int(whole) * CENT + int(thousandths.ljust(3, "0")) * CENT // 1000
+
+    async def until(self, status: int, who: str = "ada") -> RawResponse:
+        """Ask for messages until the response has `status`."""
+        async with asyncio.timeout(10):
+            while (response := await self.ask(who)).status != status:
+                pass
+        return response
+
+
+@pytest.fixture
+def team(
+    start_proxy: StartProxy,
+    ask: Ask,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    tmp_path: Path,
+) -> Team:
+    return Team(start_proxy, ask, raw, upstream, records, tmp_path / "budgets.db")
+
+
+def asking(max_tokens: int = 10, **fields: object) -> Document:
+    """A request that is charged at most a cent for its input and `max_tokens` cents."""
+    return message(max_tokens, content="Hi" * 150, **fields)
+
+
+def input_cost(document: Document) -> int:
+    return len(json.dumps(document)) // 4 * CENT // 100
+
+
+def costing(cents: int) -> Response:
+    """A response that costs so many cents."""
+    usage = {"input_tokens": 0, "output_tokens": cents}
+    return json_response(message_document("done", usage=usage))

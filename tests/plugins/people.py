@@ -1,0 +1,86 @@
+"""What the tests of plugins share: people known by name, their messages, databases and commands."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sqlite3
+import subprocess
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tornadoproxy import Command, ConfigurationError, Identity, IncomingRequest, Settings, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from tornadoproxy import Setting
+    from tornadoproxy.testing import RawResponse
+
+MODEL = "claude-sonnet-5-5"
+MESSAGES, CHAT = "/v1/messages", "/openai/v1/chat/completions"
+
+Document = dict[str, Any]  # Any: JSON
+
+
+class People:
+    """An authenticator: each credential is a name, as ``ada``, or ``ada+team`` with a group."""
+
+    @hookimpl(tryfirst=True)
+    def authenticate(self, request: IncomingRequest) -> Identity | None:
+        for candidate in request.candidates():
+            name, *groups = candidate.reveal().decode().split("+")
+            return Identity(name, groups=tuple(groups))
+        return None
+
+
+def message(max_tokens: int = 50, *, content: str = "Hi", **fields: object) -> Document:
+    """The body of a request for a message, or for a chat completion."""
+    messages = [{"role": "user", "content": content}]
+    return {"model": MODEL, "max_tokens": max_tokens, "messages": messages, **fields}
+
+
+def error_of(response: RawResponse) -> dict[str, str]:
+    error: dict[str, str] = json.loads(response.body)["error"]
+    return error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a database within another connection's transaction."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+class HasCommand(Protocol):
+    """A plugin with one command."""
+
+    def declare_settings(self) -> Sequence[Setting[Any]]: ...
+
+    def commands(self) -> Sequence[Command]: ...
+
+
+def run_command(
+    plugin: HasCommand,
+    values: Mapping[Setting[Any], object],  # Any: each setting has a type of its own
+    *arguments: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a plugin's command in this process; errors end it as in the program."""
+    (command,) = plugin.commands()
+    parser = argparse.ArgumentParser(command.name)
+    command.add_arguments(parser)
+    settings = Settings.defaults(*plugin.declare_settings()).replace(values)
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            status = command.run(parser.parse_args(arguments), settings)
+        except ConfigurationError as error:
+            status = 2
+            errors.write(f"tornadoproxy: {error}\n")
+        except SystemExit as error:
+            status = int(error.code or 0)
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
