@@ -1,21 +1,21 @@
-"""A credential for each person, with limits of its own: the keys that ``KEYS_DB`` holds.
+"""API keys for people, with limits, in the database ``KEYS_DB``.
 
-``python -m tornadoproxy keys create --name ada`` makes one, and shows it once. Whoever presents it
-enters as the principal ``ada``, beside whoever the other authenticators let in: what does not
-begin with ``tp-`` is theirs to judge. What is made, revoked or rotated on the command line takes
-effect in running proxies within two seconds.
+``python -m tornadoproxy keys create --name ada`` creates a key and shows it once. A request with
+the key has the principal ``ada``. Other authenticators validate the credentials that do not begin
+with ``tp-``. Keys that a command creates, revokes or rotates take effect in running proxies within
+two seconds.
 
-With ``KEYS_DB`` set, nobody enters without a credential. The token plugin lets in nobody then but
-those who have a token; and in `admit` this one refuses every identity that is anonymous,
-whoever vouched for it. So this holds on any HOST, with whatever other authenticator is installed.
+With ``KEYS_DB`` every request needs a credential: the plugin token then requires a token, and this
+plugin rejects anonymous identities in `admit`, whichever authenticator returned them. Both hold on
+any ``HOST``.
 
-A key's limits of requests and tokens are asked in `admit`, before the body is read; its models in
+The limits of requests and tokens are checked in `admit`, before the body is read; the models in
 `authorize`.
 
-- `tornadoproxy_keys.gate`: who enters, in a running proxy
-- `tornadoproxy_keys.live_key`: one key's limits
+- `tornadoproxy_keys.gate`: authentication in a running proxy
+- `tornadoproxy_keys.live_key`: the limits of one key
 - `tornadoproxy_keys.model_rules`: the models that a key may use
-- `tornadoproxy_keys.usage_count`: what each key has used, until it is written
+- `tornadoproxy_keys.usage_count`: the usage of each key that is not written yet
 - `tornadoproxy_keys.store`: the tables
 - `tornadoproxy_keys.command`: ``keys create``, ``list``, ``revoke``, ``rotate``, ``usage``
 """
@@ -60,7 +60,7 @@ KEYS_DB: Setting[Path | None] = Setting(
 
 
 class Keys:
-    """Lets in whoever has a key, within its limits."""
+    """The plugin: it accepts keys, within their limits."""
 
     def __init__(self) -> None:
         self._gate: Gate | None = None
@@ -84,7 +84,7 @@ class Keys:
     def configure(self, settings: Settings) -> str | Inactive:
         """Take the path.
 
-        :raises ConfigurationError: it cannot be right, or differs from the one that is open.
+        :raises ConfigurationError: it is invalid, or has changed since the start.
         """
         path = settings[KEYS_DB]
         if path is None:
@@ -96,13 +96,15 @@ class Keys:
             gate.check()
             self._gate = gate
         elif path != self._gate.path:
-            raise ConfigurationError("KEYS_DB has changed, and is open: start the proxy again.")
+            raise ConfigurationError(
+                "KEYS_DB cannot change while the proxy runs; restart to apply."
+            )
         self._gate.has_token = _has_token(settings)
         if not self._gate.has_keys():
             create = f"{sys.executable} -m tornadoproxy keys create --name ada --keys-db"
             where = shlex.quote(str(path.absolute()))
-            return f"nobody yet, as there is no key in {path}: make one with `{create} {where}`"
-        return f"whoever has a key in {path}"
+            return f"no keys in {path} yet; create one with `{create} {where}`"
+        return f"clients with a key in {path}"
 
     @hookimpl
     async def startup(self) -> None:
@@ -116,7 +118,7 @@ class Keys:
     def authenticate(self, request: IncomingRequest) -> Identity | None:
         return self._opened().authenticate(request)
 
-    # before those whose answer costs more
+    # first, because it is the cheapest check
     @hookimpl(tryfirst=True)
     def admit(self, request: IncomingRequest, identity: Identity) -> Permit | None:
         return self._opened().admit(request, identity)
@@ -128,7 +130,7 @@ class Keys:
         return self._opened().authorize(request, identity, model_request)
 
     def _opened(self) -> Gate:
-        assert self._gate is not None, "configure comes first, and answered that this is active"
+        assert self._gate is not None, "configure() has returned that this plugin is active"
         return self._gate
 
 

@@ -1,7 +1,7 @@
-"""``python -m tornadoproxy keys``: makes, shows and ends keys, and shows what was used with them.
+"""The command ``python -m tornadoproxy keys``.
 
-A key goes to standard output alone, so that a script can take it from there; what there is to say
-about it goes to standard error.
+A key is the only text on standard output, so that a script can read it; remarks go to standard
+error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_TEXT = 100  # characters of a name, a group or a pattern
-MAX_WORDS = 20  # groups, or patterns, of a key
+MAX_WORDS = 20  # groups or patterns of a key
 
 # each column: its name in JSON and CSV, its title in text
 _KEY_COLUMNS = {
@@ -126,24 +126,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, path: Path | None, *, has_token: bool) -> int:
-    """Do what the arguments ask for.
+    """Run the subcommand in the arguments.
 
-    :param path: the file that holds the keys.
-    :param has_token: whether ``AUTH_TOKEN`` is set, whose principal's name no key may have.
+    :param path: the keys database.
+    :param has_token: whether ``AUTH_TOKEN`` is set, whose principal no key may be named after.
     :return: the exit status.
-    :raises ConfigurationError: it cannot be done.
+    :raises ConfigurationError: the arguments or the database are invalid.
     """
     if path is None:
-        raise ConfigurationError("KEYS_DB is not set: name the file that holds the keys")
+        raise ConfigurationError("KEYS_DB is not set; set it to the keys database.")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
     if do is _create and has_token and store.is_token_name(arguments.name):
         raise ConfigurationError(
-            f"the name {arguments.name} is that of everybody who has AUTH_TOKEN: take another one"
+            f"--name: {arguments.name} is the name of the clients with AUTH_TOKEN; choose another."
         )
     database = Database(path, store.SCHEMA, name="keys")
-    database.check()  # which says why, where nothing below a directory can be looked for
+    database.check()  # before exists(), which raises where the directory cannot be searched
     if do is not _create and not path.exists():
-        raise ConfigurationError(f"KEYS_DB={path} is not there: `keys create` makes it")
+        raise ConfigurationError(f"KEYS_DB={path} does not exist; `keys create` creates it.")
     with database:
         do(arguments, database)
     return 0
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace, path: Path | None, *, has_token: bool) ->
 def _create(arguments: argparse.Namespace, database: Database) -> None:
     for words, what in ((arguments.group, "groups"), (arguments.models, "patterns of models")):
         if len(words) > MAX_WORDS:
-            raise ConfigurationError(f"a key has at most {MAX_WORDS} {what}")
+            raise ConfigurationError(f"a key can have at most {MAX_WORDS} {what}; name fewer.")
     limits = Limits(
         tuple(dict.fromkeys(arguments.models)),
         arguments.requests_per_minute,
@@ -164,8 +164,8 @@ def _create(arguments: argparse.Namespace, database: Database) -> None:
         key = store.create(connection, arguments.name, groups, limits, arguments.expires, _now())
         _show_key(key)
     _remark(
-        f"This is the key of {arguments.name}, made in {database.path.absolute()}. "
-        "It is shown this once."
+        f"This is the key of {arguments.name}, created in {database.path.absolute()}. "
+        "It is not shown again."
     )
 
 
@@ -199,7 +199,7 @@ def _revoke(arguments: argparse.Namespace, database: Database) -> None:
         row = store.revoke(connection, arguments.key, now)
     if row.revoked is not None:
         sys.stdout.write(
-            f"The key {row.id} of {row.name} was revoked at {_time(row.revoked)} already.\n"
+            f"The key {row.id} of {row.name} was already revoked at {_time(row.revoked)}.\n"
         )
     else:
         sys.stdout.write(f"The key {row.id} of {row.name} is revoked.\n")
@@ -210,8 +210,8 @@ def _rotate(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
         row, key = store.rotate(connection, arguments.key, grace, now)
         _show_key(key)
-    until = f"stays valid until {_time(now + grace)}" if grace else "is over"
-    _remark(f"This is the new key of {row.name}. It is shown this once. The old one {until}.")
+    until = f"stays valid until {_time(now + grace)}" if grace else "is no longer valid"
+    _remark(f"This is the new key of {row.name}. It is not shown again. The old one {until}.")
 
 
 def _usage(arguments: argparse.Namespace, database: Database) -> None:
@@ -221,7 +221,9 @@ def _usage(arguments: argparse.Namespace, database: Database) -> None:
         found = store.read_usage(connection, first.isoformat())
     if arguments.name is not None:
         if arguments.name not in names.values():
-            raise ConfigurationError("there is no key of that name: see `keys list`")
+            raise ConfigurationError(
+                f"there is no key of the name {arguments.name}; `keys list` shows the names."
+            )
         found = [row for row in found if names.get(row.key_id) == arguments.name]
     dollar = "$" if arguments.format == "text" else ""
     rows = [
@@ -242,7 +244,7 @@ def _usage(arguments: argparse.Namespace, database: Database) -> None:
     tables.write(_USAGE_COLUMNS, rows, arguments.format)
 
 
-# From text to value
+# Parsers of arguments
 
 
 def _text(value: str) -> str:
@@ -254,7 +256,7 @@ def _text(value: str) -> str:
 
 
 def _end(value: str) -> int | None:
-    """When a key ends, in seconds since the epoch."""
+    """Return when a key expires, in seconds since the epoch."""
     if value == "never":
         return None
     if "-" not in value:
@@ -267,11 +269,11 @@ def _end(value: str) -> int | None:
             "must be a time such as 30d, a date such as 2027-01-31, or never"
         ) from None
     if end <= _now():
-        raise argparse.ArgumentTypeError("must not be over already")
+        raise argparse.ArgumentTypeError("must be in the future")
     return end
 
 
-# From value to text
+# Output
 
 
 def _now() -> int:
@@ -283,7 +285,7 @@ def _time(seconds: int | None) -> str | None:
 
 
 def _show_key(key: str) -> None:
-    """Within the transaction: a key that nobody could see is not made."""
+    """Write a key within its transaction, so that a key that cannot be shown is not created."""
     sys.stdout.write(f"{key}\n")
     sys.stdout.flush()
 

@@ -1,15 +1,15 @@
-"""Who enters a running proxy by a key, and what each key does there.
+"""Authentication by keys in a running proxy.
 
-The keys are held in memory. About once a second the file is asked whether somebody changed it, and
-then read, in the database's own thread: so a key that was made or revoked on the command line is
-so here within two seconds, and no request waits for the disk.
+The keys are held in memory. About once a second the gate checks whether the database has changed,
+and reloads it then, in the database's own thread. A key that a command creates or revokes takes
+effect within two seconds, and no request waits for the disk.
 
-A file that cannot be read might hold a revocation. For `MAX_UNVERIFIED` seconds the keys stay as
-they were read last, so that a short lock keeps nobody out; after that no key is let in (503) until
-the file can be read again.
+An unreadable database may contain a revocation. The gate therefore uses its keys for
+`MAX_UNVERIFIED` seconds without verifying them, so that a short lock rejects nobody; after that it
+rejects all keys with 503 until the database is readable again.
 
-A key is found by its SHA-256 hash, in a dict. How long that takes tells nothing of use: who has not
-got a key cannot choose what its hash begins with, and a secret of 32 random bytes is not guessed.
+A key is looked up by its SHA-256 hash in a dict. The duration reveals nothing useful: a client
+without a key cannot choose the beginning of its hash, and cannot guess a secret of 32 random bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import sqlite3
     from pathlib import Path
 
-REFRESH = 1.0  # seconds between two looks at the file
+REFRESH = 1.0  # seconds between two checks of the database
 MAX_UNVERIFIED = 30.0  # seconds
 
 _PREFIX = store.PREFIX.encode()
@@ -49,17 +49,17 @@ _logger = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
-    """A secret's key, and when the secret ends, if it was replaced."""
+    """The key of a secret, and when a replaced secret expires."""
 
     key: LiveKey
     expires: int | None
 
 
 class Gate:
-    """The keys of one file, in a running proxy.
+    """The keys of one database in a running proxy.
 
-    :ivar path: the file's.
-    :ivar has_token: whether ``AUTH_TOKEN`` is set, so that no key may have its principal's name.
+    :ivar path: the database's file.
+    :ivar has_token: whether ``AUTH_TOKEN`` is set, whose principal no key may be named after.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class Gate:
         self._rows: store.Rows | None = None
         self._stale = True
         self._verified_at = 0.0
-        self._reason = "it has not been looked at for too long"
+        self._reason = "it has not been checked for too long"
         self._refused = False
         self._entries: dict[bytes, _Entry] = {}
         self._keys: dict[str, LiveKey] = {}
@@ -77,27 +77,27 @@ class Gate:
         self._refreshing: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Refuse a path that cannot be right.
+        """Refuse an invalid path.
 
-        :raises ConfigurationError: with one line that says why.
+        :raises ConfigurationError: in one line.
         """
         self._database.check()
 
     def has_keys(self) -> bool:
-        """Whether the file holds a live key, as far as it can be read."""
+        """Return whether the database has a live key, as far as it is readable."""
         if not self.path.exists():
             return False
         try:
             with self._database.reading() as connection:
                 keys = store.read(connection).keys
-        except ConfigurationError:  # no key was ever made in it; or the start says what is wrong
+        except ConfigurationError:  # it has no keys table yet, or the start reports the error
             return False
         return any(row.state(time.time()) == "live" for row in keys)
 
     async def open(self) -> None:
-        """Read the keys, and go on doing so.
+        """Load the keys, and reload them when they change.
 
-        :raises ConfigurationError: the file cannot be used.
+        :raises ConfigurationError: the database cannot be used.
         """
         await asyncio.to_thread(self._database.open)
         self._database.start()
@@ -111,17 +111,17 @@ class Gate:
         self._refreshing = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
-        """Write out what was used, and close the file."""
+        """Write the usage, and close the database."""
         if self._refreshing is not None:
             self._refreshing.cancel()
         self._hand_over_usage()
         await self._database.close()
 
     def authenticate(self, request: IncomingRequest) -> Identity | None:
-        """Whose key the request presents; ``None`` if it presents anything that is none of ours.
+        """Return the identity of the request's key; ``None`` if it has other credentials as well.
 
-        :raises AuthenticationFailed: all that it presents are keys of ours that are not valid.
-        :raises DatabaseUnavailable: it presents one, and it is not known which are valid.
+        :raises AuthenticationFailed: all of its credentials are invalid keys.
+        :raises DatabaseUnavailable: it has a key, and keys cannot be verified.
         """
         refusal = None
         others = False
@@ -138,15 +138,15 @@ class Gate:
                 if not (self.has_token and entry.key.named_as_token):
                     return entry.key.identity
                 refusal = (
-                    "This key has the name that stands for everybody who has AUTH_TOKEN: ask for "
-                    "one with another name."
+                    "This key has the name of the clients with AUTH_TOKEN: ask for one with "
+                    "another name."
                 )
         if refusal is not None and not others:
             raise AuthenticationFailed(refusal)
         return None
 
     def admit(self, request: IncomingRequest, identity: Identity) -> Permit | None:
-        """Hold a key to its limits of requests and tokens; refuse those who are anonymous.
+        """Apply a key's limits of requests and tokens, and reject anonymous identities.
 
         :raises AuthenticationFailed: the identity is anonymous.
         :raises Denied: 429.
@@ -162,7 +162,7 @@ class Gate:
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | None:
-        """Hold a key's request to its models, and have the tokens counted that it uses.
+        """Restrict a request to its key's models, and have its tokens counted.
 
         :raises Denied: 403.
         """
@@ -182,22 +182,22 @@ class Gate:
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(REFRESH)
-            # while the database fails it is summed up here, where it takes no more room
+            # while the database fails, the sums are kept here, where they do not grow
             if not self._database.failing:
                 self._hand_over_usage()
             try:
                 await self._refresh()
             except DatabaseUnavailable as error:
                 self._reason = str(error)
-            # whatever else it may be: the keys are not verified then, and are looked at again
+            # whatever the error is, the keys are not verified, and the next check may succeed
             except Exception as error:
-                self._reason = f"what is in {self.path} cannot be read: {type(error).__name__}"
-            self._tell_whether_refused()
+                self._reason = f"{self.path} cannot be read: {type(error).__name__}"
+            self._log_whether_refused()
 
     async def _refresh(self) -> None:
-        """Read the keys again, if the file has changed.
+        """Reload the keys if the database has changed.
 
-        :raises DatabaseUnavailable: the file cannot be used.
+        :raises DatabaseUnavailable: the database cannot be used.
         """
         asked_at = time.monotonic()
         if await self._database.changed():
@@ -212,9 +212,9 @@ class Gate:
         self._verified_at = asked_at
 
     def _read(self, connection: sqlite3.Connection) -> tuple[store.Rows, store.Content] | None:
-        """In the database's thread: what is stored; ``None`` if that is as it was.
+        """Read the keys in the database's thread; ``None`` if they are unchanged.
 
-        The ledger, or another proxy's usage, may be what changed in the file.
+        They are, if the ledger or the usage of another proxy has changed the file.
         """
         rows = store.fetch(connection)
         return None if rows == self._rows else (rows, store.content_of(rows))
@@ -230,15 +230,15 @@ class Gate:
             row.hash: _Entry(self._keys[row.key_id], row.expires) for row in content.secrets
         }
 
-    def _tell_whether_refused(self) -> None:
+    def _log_whether_refused(self) -> None:
         refused = time.monotonic() - self._verified_at > MAX_UNVERIFIED
         if refused and not self._refused:
             _logger.error(
-                "nobody is let in by a key, for it is not known which were revoked: %s",
+                "rejecting all keys: revocations cannot be verified: %s",
                 self._reason,
             )
         elif self._refused and not refused:
-            _logger.warning("keys are let in again: %s can be read", self.path)
+            _logger.warning("accepting keys again: %s is readable", self.path)
         self._refused = refused
 
     def _hand_over_usage(self) -> None:
@@ -247,9 +247,9 @@ class Gate:
 
 
 def _refusal(entry: _Entry | None, now: float) -> str | None:
-    """Why a key does not enter; ``None`` if it does."""
+    """Return why a key is rejected; ``None`` if it is accepted."""
     if entry is None:
-        return "This key is not known here: see that it is whole, or ask for a new one."
+        return "This key is unknown: check that it is complete, or ask for a new one."
     row = entry.key.row
     if row.revoked is not None:
         return f"This key was revoked at {tables.timestamp(row.revoked)}: ask for a new one."
@@ -257,5 +257,5 @@ def _refusal(entry: _Entry | None, now: float) -> str | None:
         return f"This key expired at {tables.timestamp(row.expires)}: ask for a new one."
     if entry.expires is not None and entry.expires <= now:
         ended = tables.timestamp(entry.expires)
-        return f"This key was replaced by a new one, and ended at {ended}: use that."
+        return f"This key was replaced and expired at {ended}: use the new one."
     return None

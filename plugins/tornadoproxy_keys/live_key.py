@@ -1,12 +1,12 @@
-"""One key in a running proxy: who it stands for, and what is left of its limits.
+"""One key in a running proxy: its identity and its limits.
 
-What was used is counted over the last minute, to the second: whatever 60 seconds one looks at, no
-more requests were let in than the limit allows, and a place is free again at most a second late.
+The last minute is counted to the second: in any 60 seconds no more requests are accepted than the
+limit allows, and a place becomes free at most one second late.
 
-Tokens are known only when an answer is over. So a request is let in as long as those of the last
-minute are below the limit, and what is in flight may take them over it. Reading from the prompt
-cache is not counted, as in the API's own limits. An answer that did not tell, as one in a
-compression that is not looked into, or one that the client left, is counted by what was asked for.
+Tokens are known only when a response ends. Therefore a request is accepted while the tokens of the
+last minute are below the limit, and requests in flight may exceed it. Tokens read from the prompt
+cache do not count, as in the API's own limits. A response without reported usage, such as one in an
+unknown compression or one that the client cut off, counts with its estimate.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _STEP = 1.0  # seconds that are counted together
 
 
 class Window:
-    """What was used within the last minute. Times are monotonic, in seconds."""
+    """The amount used within the last minute. Times are monotonic, in seconds."""
 
     __slots__ = ("_total", "_used")
 
     def __init__(self) -> None:
-        # when each amount began, when it counts no more, and how much it is; the oldest first
+        # the beginning, the end and the size of each amount; the oldest first
         self._used: deque[tuple[float, float, int]] = deque()
         self._total = 0
 
     def add(self, amount: int, now: float) -> None:
-        """Count `amount` as used now."""
+        """Add an amount that is used now."""
         used = self._used
         self._total += amount
         if used and now < used[-1][0] + _STEP:
@@ -50,7 +50,7 @@ class Window:
             used.append((now, now + _MINUTE, amount))
 
     def wait(self, limit: int, now: float) -> float:
-        """Seconds until less than `limit`, which is at least one, is used; 0 if that is so now."""
+        """Return the seconds until less than `limit` (at least 1) is used; 0 if that is now."""
         used = self._used
         while used and used[0][1] <= now:
             self._total -= used.popleft()[2]
@@ -64,22 +64,22 @@ class Window:
 
 
 class KeyIdentity(Identity, frozen=True, kw_only=True):
-    """The identity of a request that presented a key.
+    """The identity of a request with a key.
 
-    :param key: that key.
+    :param key: the key.
     """
 
     key: LiveKey
 
 
 class LiveKey:
-    """A key, from when it is first read until the proxy ends.
+    """A key, from its first load until the proxy stops.
 
-    :ivar row: as it was read last.
-    :ivar identity: its principal's.
-    :ivar named_as_token: whether its name is the principal of those who have ``AUTH_TOKEN``.
-    :ivar models: what matches the models that it may use; ``None`` is all.
-    :ivar in_flight: how many of its requests are not over.
+    :ivar row: its row at the last load.
+    :ivar identity: the identity of its requests.
+    :ivar named_as_token: whether its name is the principal of clients with ``AUTH_TOKEN``.
+    :ivar models: a pattern of the models that it may use; ``None`` is all.
+    :ivar in_flight: the number of its requests that have not ended.
     """
 
     __slots__ = (
@@ -95,15 +95,15 @@ class LiveKey:
         self.update(row)
 
     def update(self, row: KeyRow) -> None:
-        """Take in what is stored now; what was used stays used."""
+        """Replace the row; the amounts used are kept."""
         self.row = row
         patterns = "|".join(translate(pattern) for pattern in row.limits.models)
         self.models = re.compile(patterns) if patterns else None
 
     def admit(self, now: float) -> None:
-        """Count one more request, unless that is over a limit.
+        """Count one more request, unless a limit is reached.
 
-        :raises Denied: 429, with the seconds after which another try makes sense.
+        :raises Denied: 429, with the seconds after which a retry may succeed.
         """
         limits = self.row.limits
         if limits.concurrency is not None and self.in_flight >= limits.concurrency:
@@ -120,16 +120,16 @@ class LiveKey:
         self.in_flight += 1
 
     def count_tokens(self, asked: ModelRequest, record: RequestRecord) -> None:
-        """Count the tokens of a request that is over.
+        """Count the tokens of a request that has ended.
 
-        :param asked: what it asked of a model.
+        :param asked: the request for a model.
         """
         if tokens := _used(record, asked):
             self._tokens.add(tokens, time.monotonic())
 
     def _denied(self, limit: str, wait: float) -> Denied:
         return Denied(
-            f"The key {self.row.id} is at its limit of {limit}: try again in {ceil(wait)} s.",
+            f"The key {self.row.id} has reached its limit of {limit}: try again in {ceil(wait)} s.",
             status=429,
             code="rate_limit_exceeded",
             retry_after=wait,
@@ -137,7 +137,7 @@ class LiveKey:
 
 
 def _used(record: RequestRecord, asked: ModelRequest) -> int:
-    """How many tokens a request counts with."""
+    """Return the number of tokens that a request counts with."""
     usage = record.usage
     if usage.input_tokens is None and usage.output_tokens is None:
         usage = asked.estimated_usage(record)

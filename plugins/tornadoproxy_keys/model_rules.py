@@ -1,9 +1,9 @@
-"""Whether a key that is for some models only may make a request.
+"""The check of a request with a key that is restricted to some models.
 
-Which models a request for a message or a chat completion can spend on is known. Of every other
-request only the head is, and its body may name models: those of a batch, of ``/v1/complete``, of an
-endpoint that is yet to come, or of a path that the upstream reads as ``/v1/messages`` although it
-is spelt in another way. So what is not known to run no model is refused.
+The models of a request for a message or a chat completion are known. Of every other request only
+the headers are known, and its body may name models: a batch, ``/v1/complete``, a future endpoint,
+or another spelling of ``/v1/messages`` that the upstream accepts. Therefore a request is rejected
+unless it is known to run no model.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 from tornadoproxy import UNKNOWN_MODEL, Denied, IncomingRequest, ModelRequest
 
 MAX_NAME = 100
-"""How much of a model's name is told, in characters."""
+"""The longest name of a model in an error, in characters."""
 
-# the names of skills have no other characters
+# creating a skill runs no model; the ids of skills have no other characters
 _SKILLS = re.compile(r"/v1/skills(/[A-Za-z0-9_-]+/versions)?").fullmatch
 
 
@@ -25,23 +25,24 @@ def check(
     request: IncomingRequest,
     model_request: ModelRequest | None,
 ) -> None:
-    """Refuse what a key must not do.
+    """Reject a request that may use other models than the key's.
 
-    :param allowed: matches the models that it may use.
-    :param patterns: the same, to be told.
-    :raises Denied: 403, which says what it may.
+    :param allowed: a pattern of the key's models.
+    :param patterns: the same for the error.
+    :raises Denied: 403, which names the key's models.
     """
     if model_request is not None:
         if model_request.model is None:
-            raise Denied(f"This key is for {_told(patterns)}, and the request names no model.")
+            raise Denied(f"This key is for {_listed(patterns)}, and the request names no model.")
         for model in model_request.models:
             if not allowed.match(model):
-                raise Denied(f"This key is for {_told(patterns)}, and the request {_asks(model)}.")
+                raise Denied(
+                    f"This key is for {_listed(patterns)}, and the request {_asks(model)}."
+                )
     elif not request.costs_nothing and not _SKILLS(request.path):
         raise Denied(
-            f"This key is for {_told(patterns)}: it cannot be used here, since the models that the "
-            "request's body may name are not looked for. This includes batches: send messages one "
-            "by one."
+            f"This key is for {_listed(patterns)}: it cannot be used here, because models in the "
+            "request's body are not checked. Instead of a batch, send messages one by one."
         )
 
 
@@ -52,6 +53,6 @@ def _asks(model: str) -> str:
     return f"asks for {shown[:MAX_NAME]}"
 
 
-def _told(patterns: tuple[str, ...]) -> str:
+def _listed(patterns: tuple[str, ...]) -> str:
     kind = "model" if len(patterns) == 1 else "models"
     return f"the {kind} {', '.join(patterns)}"

@@ -1,10 +1,10 @@
-"""The tables: keys, the hashes of their secrets, and what was used with them each day.
+"""The tables: keys, the hashes of their secrets, and the usage of each day.
 
-Keys are changed by the commands alone, and usage is added by running proxies alone.
+Only commands change keys, and only running proxies add usage.
 
-A secret is stored as its SHA-256 hash. A slow, salted hash is for passwords, which people choose
-and others guess; a secret here is 32 random bytes, which nobody guesses, however fast the hash is.
-A fast one can be computed for every request.
+A secret is stored as its SHA-256 hash. Slow, salted hashes protect passwords, which can be guessed.
+A secret of 32 random bytes cannot be guessed however fast the hash is, and a fast hash can be
+computed for every request.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ _KEY_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a key may do; ``None``, or no models, is without a limit.
+    """The limits of a key; ``None``, or no models, is no limit.
 
     :param models: patterns of the models that it may use.
-    :param requests_per_minute: requests let in within a minute.
-    :param tokens_per_minute: tokens within a minute after which nothing more is let in.
-    :param concurrency: requests at once.
+    :param requests_per_minute: the most requests within a minute.
+    :param tokens_per_minute: the tokens within a minute after which requests are rejected.
+    :param concurrency: the most requests in flight.
     """
 
     models: tuple[str, ...] = ()
@@ -85,13 +85,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class KeyRow:
-    """A key as it is stored. Times are in whole seconds since the epoch.
+    """The row of a key. Times are in whole seconds since the epoch.
 
-    :param id: public, and part of the key itself.
-    :param name: the principal's.
-    :param groups: those that the principal belongs to.
-    :param expires: when it ends; ``None`` is never.
-    :param revoked: when it was revoked.
+    :param id: the public part of the key.
+    :param name: the principal.
+    :param groups: the principal's groups.
+    :param expires: when the key expires; ``None`` is never.
+    :param revoked: when the key was revoked.
     """
 
     id: str
@@ -103,7 +103,7 @@ class KeyRow:
     revoked: int | None
 
     def state(self, now: float) -> str:
-        """``live``, ``expired`` or ``revoked``."""
+        """Return ``live``, ``expired`` or ``revoked``."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= now else "live"
@@ -111,11 +111,11 @@ class KeyRow:
 
 @dataclass(frozen=True, slots=True)
 class SecretRow:
-    """What is known of a key's secret.
+    """The row of a key's secret.
 
     :param hash: see `hashed`.
-    :param key_id: the key that it belongs to.
-    :param expires: when one that was replaced ends; ``None`` for the present one.
+    :param key_id: the id of its key.
+    :param expires: when a replaced secret expires; ``None`` for the current one.
     """
 
     hash: bytes
@@ -125,12 +125,12 @@ class SecretRow:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What was used with a key on a day.
+    """The usage of a key on one day.
 
     :param day: in UTC: ``2026-01-31``.
-    :param cost: of those requests whose cost is known, in billionths of a US dollar.
-    :param unpriced: requests that used tokens, and whose cost is not known.
-    :param last_used: when the last of them began, to the minute, in seconds since the epoch.
+    :param cost: the known costs, in billionths of a US dollar.
+    :param unpriced: requests that used tokens and whose cost is unknown.
+    :param last_used: when the last request began, to the minute, in seconds since the epoch.
     """
 
     key_id: str
@@ -145,30 +145,30 @@ class UsageRow:
     last_used: int
 
 
-# Any: as SQLite has them
+# Any: the types of SQLite's columns
 Rows: TypeAlias = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """All that decides who enters."""
+    """All keys and their secrets."""
 
     keys: tuple[KeyRow, ...]
     secrets: tuple[SecretRow, ...]
 
 
 def is_token_name(name: str) -> bool:
-    """Whether `name` is the principal of those who have ``AUTH_TOKEN``, or one of several."""
+    """Return whether `name` is the principal of clients with one of the ``AUTH_TOKEN``."""
     return _TOKEN_NAME(name) is not None
 
 
 def hashed(key: bytes) -> bytes:
-    """What is stored of a whole key, as it is presented."""
+    """Return the hash of a whole key, which is stored in its place."""
     return hashlib.sha256(key).digest()
 
 
 def fetch(connection: sqlite3.Connection) -> Rows:
-    """Every key, the oldest first, and every secret, as they are stored."""
+    """Return the raw rows of every key, the oldest first, and of every secret."""
     return (
         connection.execute(
             f"SELECT {_KEY_COLUMNS} FROM api_key ORDER BY created, id"  # noqa: S608  # a constant
@@ -180,7 +180,7 @@ def fetch(connection: sqlite3.Connection) -> Rows:
 
 
 def content_of(rows: Rows) -> Content:
-    """What `fetch` found."""
+    """Return the keys and secrets in the raw rows of `fetch`."""
     keys, hashes = rows
     return Content(
         tuple(
@@ -200,7 +200,7 @@ def content_of(rows: Rows) -> Content:
 
 
 def read(connection: sqlite3.Connection) -> Content:
-    """Every key, the oldest first, and every secret."""
+    """Return every key, the oldest first, and every secret."""
     return content_of(fetch(connection))
 
 
@@ -212,14 +212,15 @@ def create(
     expires: int | None,
     now: int,
 ) -> str:
-    """Make a key, and return it: it can be known only now.
+    """Create a key and return it; it cannot be read later.
 
     :raises ConfigurationError: there is a live key of that name.
     """
     for row in read(connection).keys:
         if row.name == name and row.state(now) == "live":
             raise ConfigurationError(
-                f"there is a key of that name, {row.id}: revoke or rotate it, or take another name"
+                f"there is a live key of the name {name}, {row.id}; revoke or rotate it, or choose "
+                "another name."
             )
     id_ = secrets.token_hex(6)
     connection.execute(
@@ -240,7 +241,7 @@ def create(
 
 
 def find(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
-    """The key of that id, or the live one of that name.
+    """Return the key of that id, or the live key of that name.
 
     :raises ConfigurationError: there is none.
     """
@@ -252,14 +253,14 @@ def find(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
         if row.name == id_or_name and row.state(now) == "live":
             return row
     raise ConfigurationError(
-        "there is no key of that id, and no live one of that name: see `keys list`"
+        f"there is no key of the id {id_or_name}, and no live one of that name; see `keys list`."
     )
 
 
 def revoke(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
-    """End a key for good; return it as it was before.
+    """Revoke a key, and return its row from before.
 
-    :raises ConfigurationError: there is none.
+    :raises ConfigurationError: there is no such key.
     """
     row = find(connection, id_or_name, now)
     connection.execute(
@@ -273,13 +274,13 @@ def rotate(
 ) -> tuple[KeyRow, str]:
     """Give a key a new secret.
 
-    :param grace: seconds that the secrets until now stay valid, at most.
-    :return: the key's row, and the new key itself.
-    :raises ConfigurationError: there is no such key, or it is over.
+    :param grace: the most seconds for which the previous secrets stay valid.
+    :return: the key's row, and the new key.
+    :raises ConfigurationError: there is no such key, or it is not live.
     """
     row = find(connection, id_or_name, now)
     if row.state(now) != "live":
-        raise ConfigurationError(f"the key {row.id} is {row.state(now)}: create a new one")
+        raise ConfigurationError(f"the key {row.id} is {row.state(now)}; create a new one.")
     connection.execute(
         "UPDATE api_key_secret SET expires = min(coalesce(expires, :end), :end) WHERE key_id = :id",
         {"end": now + grace, "id": row.id},
@@ -288,7 +289,7 @@ def rotate(
 
 
 def add_usage(rows: Iterable[UsageRow], connection: sqlite3.Connection) -> None:
-    """Add to what was used on those days."""
+    """Add to the usage of those days."""
     connection.executemany(
         """
         INSERT INTO api_key_usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -322,7 +323,7 @@ def add_usage(rows: Iterable[UsageRow], connection: sqlite3.Connection) -> None:
 
 
 def read_usage(connection: sqlite3.Connection, since: str) -> list[UsageRow]:
-    """What was used since that day, the day itself included; the oldest first."""
+    """Return the usage of that day and of later ones, the oldest first."""
     rows = connection.execute(
         "SELECT * FROM api_key_usage WHERE day >= ? ORDER BY day, key_id", (since,)
     )
@@ -330,7 +331,7 @@ def read_usage(connection: sqlite3.Connection, since: str) -> list[UsageRow]:
 
 
 def last_used(connection: sqlite3.Connection) -> dict[str, int]:
-    """When each key that was used was so last, by its id."""
+    """Return when each key was last used, by its id."""
     return dict(
         connection.execute("SELECT key_id, max(last_used) FROM api_key_usage GROUP BY key_id")
     )

@@ -1,4 +1,4 @@
-"""Counts what is used with each key, by days, until it is written to the table."""
+"""The usage of each key and day until it is written to the database."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class _Sums:
 
 
 class UsageCount:
-    """What was used and is not handed over yet: at most a number of sums for each key and day."""
+    """The usage that is not written yet: one set of sums for each key and day."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, int], _Sums] = {}
 
     def add(self, key_id: str, record: RequestRecord) -> None:
-        """Count a request that is over. Its day is the one on which it began, in UTC."""
+        """Count a request that has ended. Its day is the one on which it began, in UTC."""
         at = (key_id, int(record.time // _DAY))
         sums = self._sums.get(at)
         if sums is None:
@@ -49,7 +49,7 @@ class UsageCount:
             sums.unpriced += 1
 
     def take(self) -> list[UsageRow]:
-        """All that was counted since this was last called."""
+        """Return the usage since the last call."""
         taken, self._sums = self._sums, {}
         return [
             UsageRow(
