@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 pytest_plugins = ["tornadoproxy.testing"]
-pytest.register_assert_rewrite("budget_team", "people", "program", "served", "way_of_asking")
+pytest.register_assert_rewrite(
+    "budget_team", "keyed", "people", "program", "served", "way_of_asking"
+)
 
 
 def pytest_configure() -> None:

@@ -1,10 +1,9 @@
-"""The ledger: a row for each request in an SQLite file, and the command ``usage`` that sums it up.
+"""The ledger: a row for each request in a database, and the command ``usage`` with its sums.
 
-``LEDGER_DB`` names the file; without it the plugin does nothing. A row is handed to a thread when
-its request has ended, and is in the file within half a second; the rest is written when the proxy
-stops. While the file is locked or full, 10,000 rows are held. What is lost beyond that is logged
-with its number; see `tornadoproxy.Database`. A request never waits for the file, and is never
-refused because of it.
+``LEDGER_DB`` names the SQLite file; without it the plugin is inactive. A row is passed to a thread
+when its request ends, and is written within half a second; the stop of the proxy writes the rest.
+While the database is locked or full, 10,000 rows are held; the number of rows lost beyond that is
+logged, see `tornadoproxy.Database`. No request waits for the database or is rejected because of it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     import argparse
 
 DAY = 86_400.0  # seconds
-PAUSE = 0.1  # seconds between two steps of deleting, for all others that write
+PAUSE = 0.1  # seconds between two steps of a deletion, so that other writers get their turn
 
 LEDGER_DB: Setting[Path | None] = Setting(
     "LEDGER_DB",
@@ -52,7 +51,7 @@ LEDGER_RETENTION_DAYS: Setting[int | None] = Setting(
 
 
 class Ledger:
-    """Writes a row for each finished request to ``LEDGER_DB``."""
+    """The plugin: it writes a row for each finished request."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -72,35 +71,35 @@ class Ledger:
 
     @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the path, which only a start changes, and the retention.
+        """Take the path and the retention.
 
-        :raises ConfigurationError: the path cannot be right, or has changed.
+        :raises ConfigurationError: the path is invalid, or has changed since the start.
         """
         path = settings[LEDGER_DB]
         if self._database is not None and path != self._path:
             raise ConfigurationError(
-                f"LEDGER_DB cannot change from {self._path} while the proxy runs: start it again."
+                "LEDGER_DB cannot change while the proxy runs; restart to apply."
             )
         if path is None:
             if settings[LEDGER_RETENTION_DAYS] is not None:
                 raise ConfigurationError(
-                    "LEDGER_RETENTION_DAYS is set and LEDGER_DB is not: set both, or neither."
+                    "LEDGER_RETENTION_DAYS is set without LEDGER_DB; set both or neither."
                 )
             return INACTIVE
         if self._database is None:
             _ledger(path).check()
         self._path = path
         self._days = settings[LEDGER_RETENTION_DAYS]
-        kept = "for ever" if self._days is None else f"for {self._days} days"
-        return f"a row for each request, to {path}, kept {kept}"
+        kept = "forever" if self._days is None else f"for {self._days} days"
+        return f"a row for each request in {path}, kept {kept}"
 
     @hookimpl
     async def startup(self) -> None:
-        """Open the file, and make it if it is not there.
+        """Open the database, and create it if it does not exist.
 
-        :raises ConfigurationError: it cannot be used.
+        :raises ConfigurationError: the database cannot be used.
         """
-        assert self._path is not None, "configure() said INACTIVE"
+        assert self._path is not None, "configure() has returned that this plugin is active"
         database = _ledger(self._path)
         await asyncio.to_thread(database.open)
         database.start()
@@ -114,7 +113,7 @@ class Ledger:
 
     @hookimpl
     async def shutdown(self) -> None:
-        """Write out what is held."""
+        """Write the rows that are held."""
         if self._deleting is not None:
             self._deleting.cancel()
         if self._database is not None:
@@ -122,7 +121,7 @@ class Ledger:
 
     async def _delete_daily(self, database: Database) -> None:
         while True:
-            # what keeps it from being done has been logged, and it is done the next day
+            # the database has logged the failure; the next day's deletion makes up for it
             with contextlib.suppress(DatabaseUnavailable):
                 await self._delete_old(database)
             await asyncio.sleep(DAY)
@@ -139,7 +138,7 @@ def _ledger(path: Path) -> Database:
     return Database(path, SCHEMA, name="ledger", setting=LEDGER_DB.name)
 
 
-# only the command itself pays for what it imports
+# imported by the command alone, so that a start does not load them
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,5 +152,7 @@ def _usage(arguments: argparse.Namespace, settings: Settings) -> int:
 
     path = settings[LEDGER_DB]
     if path is None:
-        raise ConfigurationError("LEDGER_DB is not set: name the file that the proxy writes to.")
+        raise ConfigurationError(
+            "LEDGER_DB is not set; set it to the database that the proxy writes."
+        )
     return run(arguments, _ledger(path))

@@ -1,12 +1,12 @@
-"""The ledger's table, and the row that a request's record becomes.
+"""The ledger's table and its rows.
 
-What a client may choose is cut at 256 characters. ``groups`` is a JSON array, ``NULL`` if there
-are none; ``time`` is in seconds since the epoch, durations are in seconds, ``cost_nanos`` is in
-billionths of a US dollar. ``NULL`` is what is not known.
+Texts that a client may choose are cut at 256 characters. ``groups`` is a JSON array, ``NULL``
+without groups; ``time`` is in seconds since the epoch, durations are in seconds, ``cost_nanos`` is
+in billionths of a US dollar. ``NULL`` means unknown.
 
 The token counts are those of ``model``. ``other_models`` is a JSON array with an object for each
-other call to a model (`Usage.others`), ``NULL`` if there is none: its ``model``, its counts under
-the names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
+other call to a model (`Usage.others`), ``NULL`` without any: its ``model``, its counts under the
+names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tornadoproxy import ModelUsage, RequestRecord
 
 MAX_TEXT = 256  # characters
-STEP = 1_000  # rows that are deleted at once
+STEP = 1_000  # rows of one deletion
 
 SCHEMA = (
     """
@@ -77,8 +77,8 @@ _COLUMNS = (
 _PLACES = ", ".join("?" for _ in _COLUMNS.split(","))
 _INSERT = f"INSERT INTO requests ({_COLUMNS}) VALUES ({_PLACES})"  # noqa: S608 - both are above
 
-# A statement for many rows costs half as much, and keeps the event loop waiting less often. SQLite
-# may have no more than 999 parameters in one (https://www.sqlite.org/limits.html, 9).
+# One statement for many rows costs half as much and blocks the event loop less often. A statement
+# may have at most 999 parameters (https://www.sqlite.org/limits.html, 9).
 _MANY = 999 // len(_COLUMNS.split(","))
 _INSERT_MANY = _INSERT + f", ({_PLACES})" * (_MANY - 1)
 
@@ -143,9 +143,9 @@ def _part(other: ModelUsage) -> dict[str, str | int | None]:
 
 
 def delete_some(before: float, connection: sqlite3.Connection) -> bool:
-    """Delete some of the rows from `before` that time, the oldest first.
+    """Delete up to `STEP` rows that are older than `before`, the oldest first.
 
-    :return: whether there may be more of them.
+    :return: whether more such rows may exist.
     """
     deleted = connection.execute(
         "DELETE FROM requests WHERE id IN "
@@ -156,7 +156,7 @@ def delete_some(before: float, connection: sqlite3.Connection) -> bool:
 
 
 def _text(value: str | None) -> str | None:
-    """`value`, short, and in characters that can be stored."""
+    """Return `value` shortened, with half of a surrogate pair escaped, which cannot be stored."""
     if value is None or (value.isascii() and len(value) <= MAX_TEXT):
         return value
     return value[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Sums of the ledger's rows: by whom, by what, by when."""
+"""Sums of the ledger's rows by key, group, model, day or month."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 GROUPINGS = ("key", "group", "model", "day", "month")
 
 _ERROR = "outcome IN ('denied', 'failed', 'drained') OR status >= 400"
-# Whatever told of something that it consumed, and what was given up before it could tell. That
-# listing models costs nothing is known.
+# Responses that reported usage, and requests that were abandoned before they could. Listing models
+# costs nothing.
 _UNPRICED = """cost_nanos IS NULL AND (
     partial OR model IS NOT NULL OR input_tokens IS NOT NULL OR output_tokens IS NOT NULL
     OR outcome IN ('abandoned', 'drained') AND upstream_time IS NOT NULL
@@ -36,8 +36,8 @@ def _sum_of_parts(name: str) -> str:
     return f"sum(json_extract(part.value, '$.{name}'))"
 
 
-# A request's own part, of the model that answered, and one of each model of its other calls.
-# `counted` is whether the part counts as a request. No cost is known of a part unless it is of all.
+# A row's part for the model that responded, and one for each model of its other calls. `counted` is
+# whether the part counts as a request. The cost of a part is known only if that of the row is.
 _OTHER_MODEL = "json_extract(part.value, '$.model')"
 _PARTS = f"""(
     SELECT {_OF_THE_REQUEST}, model, input_tokens, output_tokens, cache_read_input_tokens,
@@ -59,12 +59,12 @@ _PARTS = f"""(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be summed, and by what.
+    """The rows to sum, and the columns to group them by.
 
     :param by: names of `GROUPINGS`; a key is a principal.
     :param since: the first moment, in seconds since the epoch.
     :param until: the moment after the last one.
-    :param utc: whether days and months are those of UTC; else this machine's.
+    :param utc: whether days and months are those of UTC; otherwise this machine's.
     """
 
     by: tuple[str, ...]
@@ -78,15 +78,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The figures of the rows that have `keys` in common.
+    """The sums of the rows with the same `keys`.
 
-    :param keys: a value for each of ``Question.by``; `None` is what has none, or is not known.
-    :param errors: requests that were refused or broke, or were answered with a status from 400
-        on. Those whose client left are not among them.
-    :param cost: the sum of the costs that are known, in billionths of a US dollar; `None` if
-        none is known, although something was consumed.
-    :param unpriced: requests whose cost is not known, and is not in `cost`.
-    :param partial: answers that were cut, so that there may have been more.
+    :param keys: a value for each of ``Question.by``; `None` is none or unknown.
+    :param errors: requests that were rejected or failed, or had a status from 400 on; those that
+        the client abandoned are not counted.
+    :param cost: the sum of the known costs, in billionths of a US dollar; `None` if no cost is
+        known although tokens were used.
+    :param unpriced: requests whose cost is unknown and not in `cost`.
+    :param partial: responses that were cut off, so that more tokens may have been used.
     """
 
     keys: tuple[str | None, ...]
@@ -102,7 +102,7 @@ class Sum:
 
 
 def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
-    """A sum for each combination of what `question` sums by, in the order of its keys."""
+    """Return a sum for each combination of keys, sorted by the keys."""
     keys = ", ".join(_expression(name, utc=question.utc) for name in question.by)
     where, values = _condition(question)
     table = _PARTS
@@ -110,7 +110,7 @@ def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
         table += ' LEFT JOIN json_each("groups") AS member'
         if question.group is not None:
             where += " AND member.value = :group"
-    # all parts of it are this module's own; values are bound
+    # all parts of the statement are constants of this module; values are bound
     found = connection.execute(
         f"SELECT {keys}, {_SUMS} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608
         values,
@@ -119,7 +119,7 @@ def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
 
 
 def total(question: Question, connection: sqlite3.Connection) -> Sum:
-    """The sum of all that `question` asks for, each request counted once."""
+    """Return the sum of all rows of `question`, each request counted once."""
     where, values = _condition(replace(question, by=()))
     row = connection.execute(f"SELECT {_SUMS} FROM {_PARTS} WHERE {where}", values).fetchone()  # noqa: S608
     return _sum(row, 0)
@@ -148,7 +148,7 @@ def _condition(question: Question) -> tuple[str, dict[str, object]]:
     return where, given
 
 
-def _sum(row: tuple[Any, ...], keys: int) -> Sum:  # Any: what SQLite has
+def _sum(row: tuple[Any, ...], keys: int) -> Sum:  # Any: SQLite's columns
     requests, errors, read, written, cached, created, cost, unpriced, partial = row[keys:]
     return Sum(
         keys=row[:keys],

@@ -1,4 +1,4 @@
-"""The command ``usage``: its arguments, and the sums as a table, CSV or JSON."""
+"""The command ``usage``: its arguments, and the sums as text, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FIGURES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``usage`` takes."""
+    """Add the arguments of ``usage``."""
     parser.add_argument(
         "--by",
         action="extend",
@@ -55,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, database: Database) -> int:
-    """Print the sums that `arguments` ask for.
+    """Print the sums that `arguments` select.
 
-    :raises ConfigurationError: the arguments contradict each other, or the file cannot be read.
+    :raises ConfigurationError: the arguments contradict each other, or the database cannot be read.
     """
     question = _question(arguments)
     with database.reading() as connection:
@@ -74,7 +74,7 @@ def _question(arguments: argparse.Namespace) -> Question:
         for when in (arguments.since, _after(arguments.until))
     )
     if since is not None and until is not None and until <= since:
-        raise ConfigurationError("--until is before --since: exchange them.")
+        raise ConfigurationError("--until is before --since; exchange them.")
     return Question(
         by=tuple(dict.fromkeys(arguments.by or ("key",))),
         since=since,
@@ -96,7 +96,7 @@ def _groupings(value: str) -> list[str]:
     for name in names:
         if name not in GROUPINGS:
             raise argparse.ArgumentTypeError(
-                f"must be {', '.join(GROUPINGS)}, or several of them, not {name!r}"
+                f"must be one or several of {', '.join(GROUPINGS)}, not {name!r}"
             )
     return names
 
@@ -133,19 +133,19 @@ def _notes(question: Question, all_of_it: Sum) -> list[str]:
     notes = []
     if "group" in question.by:
         notes.append(
-            "A request of somebody in several groups counts for each, and once in the total."
+            "A request of a member of several groups counts for each group, and once in the total."
         )
     if "model" in question.by:
-        notes.append("A request on several models counts for each, and once in the total.")
+        notes.append("A request on several models counts for each model, and once in the total.")
     if all_of_it.unpriced:
-        notes.append("Unpriced requests are not in the cost: nobody knows what they cost.")
+        notes.append("Unpriced requests are not included in the cost.")
     if all_of_it.partial:
-        notes.append("Partial answers were cut: their tokens are those that had been seen.")
+        notes.append("Partial responses were cut off: only the tokens seen until then are counted.")
     return ["", *notes] if notes else []
 
 
 def _csv(question: Question, found: Sequence[Sum], all_of_it: Sum) -> str:
-    del all_of_it  # a line of sums among the lines would be summed up again
+    del all_of_it  # a reader that adds up the lines would count the total as well
     rows = [(*each.keys, *_figures(each).values()) for each in found]
     return tables.csv_text((*question.by, *_FIGURES), rows)
 

@@ -1,25 +1,26 @@
-"""The keys plugin's limits: models, requests and tokens a minute, requests at once."""
+"""The limits of keys: models, requests and tokens a minute, requests in flight."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
+import re
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
 from anthropic import AsyncAnthropic, PermissionDeniedError, RateLimitError
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from openai import PermissionDeniedError as OpenAIPermissionDeniedError
 from openai import RateLimitError as OpenAIRateLimitError
-from tornadoproxy_keys import store
+from people import CHAT, MESSAGES, MODEL, error_of, message
+from tornado.httputil import HTTPHeaders
+from tornadoproxy_keys import model_rules
 from tornadoproxy_keys.live_key import Window
 from tornadoproxy_keys.store import Limits
 
-from tornadoproxy import Database, Denied, hookimpl
+from tornadoproxy import UNKNOWN_MODEL, Denied, Dialect, IncomingRequest, ModelRequest, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
     clean_environment,
@@ -34,70 +35,19 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from keyed import Keyed
 
-    from tornadoproxy import IncomingRequest
-    from tornadoproxy.testing import (
-        OpenRaw,
-        RawConnection,
-        RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
-        UpstreamExchange,
-    )
+    from tornadoproxy.testing import RawResponse, UpstreamExchange
 
-MODEL = "claude-sonnet-5-5"
+pytest_plugins = ("keyed",)
 
-
-def message(model: str | None = MODEL, **fields: object) -> bytes:
-    named = {} if model is None else {"model": model}
-    messages = [{"role": "user", "content": "Hi"}]
-    return json.dumps({**named, "max_tokens": 50, "messages": messages, **fields}).encode()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "keys.db"
-
-
-def make_key(path: Path, limits: Limits, name: str = "ada") -> str:
-    with Database(path, store.SCHEMA, name="keys") as database, database.transaction() as it:
-        return store.create(it, name, (), limits, None, int(time.time()))
-
-
-class Key:
-    """Sends requests with one key."""
-
-    def __init__(self, raw: OpenRaw, key: str) -> None:
-        self._raw = raw
-        self._key = key
-
-    async def send(
-        self, method: str = "POST", target: str = "/v1/messages", body: bytes | None = None
-    ) -> RawConnection:
-        """Send a request, a message by default; its answer is still to be read."""
-        connection = await self._raw()
-        content = message() if body is None and method == "POST" else body or b""
-        await connection.send(request_bytes(method, target, body=content, token=self._key))
-        return connection
-
-    async def ask(
-        self, method: str = "POST", target: str = "/v1/messages", body: bytes | None = None
-    ) -> RawResponse:
-        """Send a request; return the answer."""
-        return await (await self.send(method, target, body)).response()
+PING = event({"type": "ping"})
 
 
 def retry_after(response: RawResponse) -> int:
     value = response.header("retry-after")
     assert value is not None
     return int(value)
-
-
-def error_of(response: RawResponse) -> dict[str, str]:
-    error: dict[str, str] = json.loads(response.body)["error"]
-    return error
 
 
 # The window
@@ -110,9 +60,8 @@ def error_of(response: RawResponse) -> dict[str, str]:
     limit=st.integers(1, 12),
 )
 @example(steps=[(2.928748568265113e-122, 1), (60.0, 1)], limit=1)
-def test_within_no_minute_more_is_let_in_than_the_limit(
-    steps: list[tuple[float, int]], limit: int
-) -> None:
+@settings(max_examples=60, deadline=None)
+def test_window_accepts_the_limit_in_any_minute(steps: list[tuple[float, int]], limit: int) -> None:
     window = Window()
     now = 0.0
     entered: list[float] = []
@@ -126,308 +75,222 @@ def test_within_no_minute_more_is_let_in_than_the_limit(
                 window.add(1, now)
                 entered.append(now)
                 continue
-            # nobody is turned away whose turn came more than a second ago
+            # a place is free at most a second late
             assert len([at for at in entered if at > now - 61.01]) >= limit
             assert 0 < wait <= 60
-            # and who comes back when told finds a place
+            # and after the wait there is a place
             later = Window()
             for at in entered:
                 later.add(1, at)
             assert later.wait(limit, now + wait + 0.001) == 0
 
 
-def test_an_amount_over_the_limit_counts_for_its_minute_and_no_longer() -> None:
+def test_window_counts_a_large_amount_for_a_minute() -> None:
     window = Window()
     window.add(1_000_000, 100.0)
-    assert window.wait(10, 100.0) == 60.0
-    assert window.wait(10, 130.0) == 30.0
-    assert window.wait(10, 160.0) == 0
+    assert [window.wait(10, now) for now in (100.0, 130.0, 160.0)] == [60.0, 30.0, 0]
 
 
 # Models
 
 
-@pytest.mark.parametrize("target", ["/v1/messages", "/openai/v1/chat/completions"])
-async def test_model_that_is_refused_is_in_the_record(
-    target: str, path: Path, start_proxy: StartProxy, raw: OpenRaw, records: Records
-) -> None:
-    key = Key(raw, make_key(path, Limits(models=("claude-haiku-*",))))
-    await start_proxy(KEYS_DB=path)
-    response = await key.ask("POST", target, message("claude-opus-5-5\x1b[31m"))
-    assert response.status == 403
-    assert error_of(response)["message"].endswith(r"asks for claude-opus-5-5\x1b[31m.")
-    assert (await records.finished()).requested_model == "claude-opus-5-5\x1b[31m"
+def check(
+    patterns: tuple[str, ...],
+    *models: str,
+    method: str = "POST",
+    path: str = MESSAGES,
+) -> str:
+    """Return the error for a request for `models`, or for a request of which none is known."""
+    request = IncomingRequest(method, path, HTTPHeaders(), "127.0.0.1", Dialect.ANTHROPIC)
+    asked = ModelRequest(models[0] or None, models, 1, False, 1) if models else None
+    allowed = re.compile("|".join(each.replace("*", ".*") + r"\Z" for each in patterns))
+    try:
+        model_rules.check(allowed, patterns, request, asked)
+    except Denied as denied:
+        return f"{denied.status}: {denied}"
+    return ""
 
 
-async def test_models_are_held_to_the_patterns(
-    path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    limits = Limits(models=("claude-sonnet-*", "claude-haiku-5"))
-    key = Key(raw, make_key(path, limits))
-    await start_proxy(KEYS_DB=path)
-    assert (await key.ask(body=message("claude-sonnet-5-5"))).status == 200
-    assert (await key.ask(body=message("claude-haiku-5"))).status == 200
-    let_in = len(upstream.requests)
-    for model in ("claude-haiku-5-1", "claude-opus-5", "Claude-Sonnet-5-5", "", None):
-        response = await key.ask(body=message(model))
-        assert response.status == 403
-        error = error_of(response)
-        assert error["type"] == "permission_error"
-        assert "claude-sonnet-*, claude-haiku-5" in error["message"]
-        assert f"asks for {model}." in error["message"] or not model
-    assert len(upstream.requests) == let_in
+@pytest.mark.parametrize(
+    ("models", "fault"),
+    [
+        (("claude-sonnet-5-5",), ""),
+        (("claude-haiku-5", "claude-sonnet-x"), ""),
+        (("claude-haiku-5-1",), "asks for claude-haiku-5-1."),
+        (("Claude-Sonnet-5-5",), "asks for Claude-Sonnet-5-5."),
+        (("claude-sonnet-5", "claude-opus-5"), "asks for claude-opus-5."),
+        (("claude-sonnet-5", UNKNOWN_MODEL), "may use a model that it does not name"),
+        (("opus\x1b[31m",), r"asks for opus\x1b[31m."),
+        (("x" * 1000,), "asks for " + "x" * 100 + "."),
+        (("",), "the request names no model."),
+    ],
+)
+def test_key_is_restricted_to_its_models(models: tuple[str, ...], fault: str) -> None:
+    error = check(("claude-sonnet-*", "claude-haiku-5"), *models)
+    assert fault in error
+    if fault:
+        assert error.startswith("403: This key is for the models claude-sonnet-*, claude-haiku-5")
 
 
-@pytest.mark.parametrize("allowed", ["claude-sonnet-*", "*"])
+@pytest.mark.parametrize(
+    ("method", "path", "accepted"),
+    [
+        ("GET", "/v1/messages/batches", True),
+        ("POST", "/v1/files", True),
+        ("POST", "/v1/skills", True),
+        ("POST", "/v1/skills/skill_1/versions", True),
+        ("POST", "/v1/skills/skill_1", False),
+        ("POST", "/v1/messages/batches", False),
+        ("POST", "/v1/messages/%62atches", False),
+        ("POST", "/v1/%6dessages", False),
+        ("POST", "/v1/Messages", False),
+        ("POST", "/v1/of-the-future", False),
+        ("PUT", "/v1/messages", False),
+    ],
+)
+def test_restricted_key_may_only_run_known_models(method: str, path: str, accepted: bool) -> None:
+    error = check((MODEL,), method=method, path=path)
+    assert (error == "") == accepted
+    assert accepted or f"the model {MODEL}: it cannot be used here" in error
+
+
 @pytest.mark.parametrize(
     ("target", "fields"),
     [
-        ("/v1/messages", {"fallbacks": "default"}),
-        ("/v1/messages", {"fallbacks": [{"model": MODEL}, {"model": "claude-opus-5-5"}]}),
-        ("/v1/messages", {"tools": [{"type": "advisor_20260301", "model": "claude-opus-5-5"}]}),
-        ("/v1/messages", {"thread": {"type": "continue", "previous_message_id": "msg_1"}}),
-        ("/openai/v1/chat/completions", {"fallbacks": "default"}),
-        ("/openai/v1/chat/completions", {"fallbacks": [{"model": "claude-opus-5-5"}]}),
-        ("/openai/v1/chat/completions", {"thread": {"type": "continue"}}),
+        (MESSAGES, {"model": "claude-opus-5-5"}),
+        (MESSAGES, {"fallbacks": [{"model": MODEL}, {"model": "claude-opus-5-5"}]}),
+        (MESSAGES, {"tools": [{"type": "advisor_20260301", "model": "claude-opus-5-5"}]}),
+        (MESSAGES, {"thread": {"type": "continue", "previous_message_id": "msg_1"}}),
+        (CHAT, {"fallbacks": "default"}),
+        ("/v1/messages/batches?beta=true", {}),
     ],
 )
-async def test_models_besides_the_first_are_held_to_the_patterns(
-    target: str,
-    fields: dict[str, object],
-    allowed: str,
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
+async def test_request_for_other_models_is_rejected(
+    target: str, fields: dict[str, object], keyed: Keyed
 ) -> None:
-    key = Key(raw, make_key(path, Limits(models=(allowed,))))
-    await start_proxy(KEYS_DB=path)
-    upstream.script(json_response(message_document("Hi")))
-    body = json.dumps({**json.loads(message()), **fields}).encode()
-    response = await key.ask("POST", target, body)
-    assert (response.status, len(upstream.requests)) == ((200, 1) if allowed == "*" else (403, 0))
-    if allowed != "*":
-        assert allowed in error_of(response)["message"]
-
-
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        ("POST", "/v1/messages/batches"),
-        ("POST", "/v1/messages/batches?beta=true"),
-        ("POST", "/v1/messages/batches/"),
-        ("POST", "/v1/messages/%62atches"),
-        ("POST", "/v1/complete"),
-        ("POST", "/v1/of-the-future"),
-        ("PUT", "/v1/messages"),
-    ],
-)
-async def test_a_key_for_some_models_is_of_no_use_where_they_are_not_looked_for(
-    method: str,
-    target: str,
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-) -> None:
-    limited = Key(raw, make_key(path, Limits(models=(MODEL,))))
-    free = Key(raw, make_key(path, Limits(), "bob"))
-    await start_proxy(KEYS_DB=path)
-    body = json.dumps({"requests": [{"custom_id": "1", "params": {"model": MODEL}}]}).encode()
-    response = await limited.ask(method, target, body)
+    limited = keyed.create("ada", Limits(models=("claude-sonnet-*",)))
+    unlimited = keyed.create("bob", Limits(models=("*",)))
+    await keyed.start()
+    document = message(**fields)  # type: ignore[arg-type]  # fields of a body
+    response = await keyed.ask(limited, target, document)
     assert response.status == 403
-    error = error_of(response)
-    assert error["type"] == "permission_error"
-    assert MODEL in error["message"]
-    assert "batches" in error["message"]
-    assert upstream.requests == []
-    upstream.script(json_response({}))
-    assert (await free.ask(method, target, body)).status == 200
+    assert error_of(response)["message"].startswith("This key is for the model claude-sonnet-*")
+    assert keyed.upstream.requests == []
+    asked = (await keyed.records.finished()).requested_model
+    assert asked == (None if "batches" in target else document["model"])
+    keyed.upstream.script(json_response(message_document("Hi")))
+    status = (await keyed.ask(unlimited, target, document)).status
+    assert status == (403 if "batches" in target else 200)
 
 
-@pytest.mark.parametrize("target", ["/v1/%6dessages", "/v1/messages/", "/v1/Messages"])
-async def test_another_spelling_of_messages_is_no_way_around(
-    target: str, path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    key = Key(raw, make_key(path, Limits(models=(MODEL,))))
-    await start_proxy(KEYS_DB=path)
-    assert (await key.ask("POST", target, message("claude-opus-5"))).status == 403
-    assert upstream.requests == []
+async def test_restricted_key_does_what_runs_no_model(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(models=("claude-haiku-*",)))
+    await keyed.start()
+    for target in ("/v1/models", "/openai/v1/models"):
+        assert (await keyed.get(key, target=target)).status == 200
+    assert (await keyed.ask(key, "/v1/messages/count_tokens")).status == 200
 
 
-async def test_a_key_for_some_models_does_what_runs_none(
-    path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    key = Key(raw, make_key(path, Limits(models=("claude-haiku-*",))))
-    await start_proxy(KEYS_DB=path)
-    for method, target in (
-        ("GET", "/v1/models"),
-        ("GET", "/openai/v1/models"),
-        ("GET", "/v1/messages/batches"),
-        ("DELETE", "/v1/files/file_1"),
-        ("POST", "/v1/messages/count_tokens"),
-        ("POST", "/v1/messages/batches/msgbatch_1/cancel"),
-        ("POST", "/v1/files"),
-    ):
-        answered = len(upstream.requests)
-        response = await key.ask(method, target)
-        assert response.status != 403
-        assert len(upstream.requests) > answered
-
-
-async def test_both_sdks_know_a_model_that_is_not_permitted(
-    path: Path, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = make_key(path, Limits(models=("claude-haiku-*",)))
-    proxy = await start_proxy(KEYS_DB=path)
+async def test_sdks_raise_what_limits_refuse(keyed: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = keyed.create("ada", Limits(models=("claude-haiku-*",)))
+    once = keyed.create("bob", Limits(requests_per_minute=1))
+    proxy = await keyed.start()
     clean_environment(monkeypatch)
-    async with AsyncAnthropic(base_url=proxy.url, api_key=key, max_retries=0) as client:
-        with pytest.raises(PermissionDeniedError) as refused:
-            await client.messages.create(
-                model=MODEL, max_tokens=50, messages=[{"role": "user", "content": "Hi"}]
-            )
-    assert refused.value.type == "permission_error"
-    assert "claude-haiku-*" in refused.value.message
     url = f"{proxy.url}/openai/v1"
-    async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as openai:
+    async with (
+        AsyncAnthropic(base_url=proxy.url, api_key=key, max_retries=0) as client,
+        AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as openai,
+    ):
+        with pytest.raises(PermissionDeniedError, match=r"claude-haiku-\*") as refused:
+            await client.messages.create(**message())
+        assert refused.value.type == "permission_error"
         with pytest.raises(OpenAIPermissionDeniedError, match=r"claude-haiku-\*"):
-            await openai.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": "Hi"}]
-            )
+            await openai.chat.completions.create(**message())
+        client.api_key = openai.api_key = once
+        await client.models.list()
+        with pytest.raises(RateLimitError) as limited:
+            await client.messages.create(**message())
+        assert limited.value.type == "rate_limit_error"
+        with pytest.raises(OpenAIRateLimitError) as also:
+            await openai.chat.completions.create(**message())
+        assert (also.value.type, also.value.code) == ("rate_limit_error", "rate_limit_exceeded")
+        for response in (limited.value.response, also.value.response):
+            assert 1 <= int(response.headers["retry-after"]) <= 60
 
 
 # Requests and tokens a minute
 
 
-async def test_of_parallel_requests_exactly_as_many_enter_as_may(
-    path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    key = Key(raw, make_key(path, Limits(requests_per_minute=7)))
-    other = Key(raw, make_key(path, Limits(requests_per_minute=7), "bob"))
-    await start_proxy(KEYS_DB=path)
-    responses = await asyncio.gather(*(key.ask() for _ in range(25)))
-    statuses = [response.status for response in responses]
-    assert (statuses.count(200), statuses.count(429)) == (7, 18)
-    assert len(upstream.requests) == 7
-    for response in responses:
-        if response.status == 429:
-            assert error_of(response)["type"] == "rate_limit_error"
-            assert "7 requests a minute" in error_of(response)["message"]
-            assert 1 <= retry_after(response) <= 60
-    assert (await key.ask("GET", "/v1/models")).status == 429
-    assert (await other.ask()).status == 200
+async def test_parallel_requests_enter_up_to_the_limit(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(requests_per_minute=7))
+    other = keyed.create("bob", Limits(requests_per_minute=7))
+    await keyed.start()
+    responses = await asyncio.gather(*(keyed.ask(key) for _ in range(15)))
+    refused = [response for response in responses if response.status == 429]
+    assert (len(refused), len(keyed.upstream.requests)) == (8, 7)
+    for response in refused:
+        assert error_of(response)["type"] == "rate_limit_error"
+        assert "reached its limit of 7 requests a minute" in error_of(response)["message"]
+        assert 1 <= retry_after(response) <= 60
+    assert (await keyed.get(key)).status == 429
+    assert (await keyed.ask(other)).status == 200
 
 
-async def test_both_sdks_know_a_rate_limit(
-    path: Path, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = make_key(path, Limits(requests_per_minute=1))
-    proxy = await start_proxy(KEYS_DB=path)
-    clean_environment(monkeypatch)
-    async with AsyncAnthropic(base_url=proxy.url, api_key=key, max_retries=0) as client:
-        await client.models.list()
-        with pytest.raises(RateLimitError) as refused:
-            await client.messages.create(
-                model=MODEL, max_tokens=50, messages=[{"role": "user", "content": "Hi"}]
-            )
-    assert refused.value.type == "rate_limit_error"
-    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
-    url = f"{proxy.url}/openai/v1"
-    async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as openai:
-        with pytest.raises(OpenAIRateLimitError) as also:
-            await openai.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": "Hi"}]
-            )
-    assert (also.value.type, also.value.code) == ("rate_limit_error", "rate_limit_exceeded")
-    assert 1 <= int(also.value.response.headers["retry-after"]) <= 60
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_tokens_count_when_they_are_known(
-    stream: bool,
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-) -> None:
-    key = Key(raw, make_key(path, Limits(tokens_per_minute=100)))
-    await start_proxy(KEYS_DB=path)
-
-    def script(
-        input_tokens: int, output_tokens: int, read: int, creation: int, advice: int
-    ) -> None:
-        document = message_document(
-            "Hi",
-            usage={
-                "input_tokens": input_tokens,
-                "output_tokens": output_tokens,
-                "cache_read_input_tokens": read,
-                "cache_creation_input_tokens": creation,
-                "iterations": [
-                    {"type": "advisor_message", "model": "opus", "input_tokens": advice}
-                ],
-            },
-        )
+@pytest.mark.parametrize("stream", [False, True], ids=["JSON", "stream"])
+async def test_tokens_count_when_they_are_known(stream: bool, keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(tokens_per_minute=100))
+    await keyed.start()
+    advice = {"type": "advisor_message", "model": "opus", "input_tokens": 10}
+    first = {
+        "input_tokens": 20,
+        "output_tokens": 30,
+        "cache_read_input_tokens": 1_000_000,
+        "cache_creation_input_tokens": 39,
+        "iterations": [advice],
+    }
+    for usage in (first, {"input_tokens": 1, "output_tokens": 0}):  # 99, then 100
+        document = message_document("Hi", usage=usage)
         scripted = sse_response(message_events(document)) if stream else json_response(document)
-        upstream.script(scripted)
-
-    script(20, 30, 1_000_000, 39, 10)
-    assert (await key.ask(body=message(stream=stream))).status == 200
-    script(1, 0, 0, 0, 0)
-    assert (await key.ask(body=message(stream=stream))).status == 200  # 99 until now
-    response = await key.ask(body=message(stream=stream))
-    assert response.status == 429
-    assert error_of(response)["type"] == "rate_limit_error"
+        keyed.upstream.script(scripted)
+        assert (await keyed.ask(key, document=message(stream=stream))).status == 200
+    response = await keyed.ask(key)
+    assert (response.status, error_of(response)["type"]) == (429, "rate_limit_error")
     assert "100 tokens a minute" in error_of(response)["message"]
     assert 1 <= retry_after(response) <= 60
 
 
-async def test_an_answer_that_does_not_tell_counts_with_what_was_asked_for(
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
-    """Otherwise a compression that nobody here knows would be a way around the limit."""
-    body = message()
-    # more than an error, less than its question alone, and its question and 50 tokens
-    key = Key(raw, make_key(path, Limits(tokens_per_minute=len(body) // 4 + 1)))
-    await start_proxy(KEYS_DB=path)
-    upstream.script(error_response(500, "api_error", "No"), silent_response())
-    assert (await key.ask(body=body)).status == 500
-    left = await key.send(body=body)
-    await upstream.received(2)
+async def test_response_without_usage_counts_its_estimate(keyed: Keyed) -> None:
+    """Otherwise an unknown compression would circumvent the limit."""
+    document = message()
+    # an error counts 0, a request without a response its input, any other input and 50 tokens
+    key = keyed.create("ada", Limits(tokens_per_minute=30))
+    await keyed.start()
+    keyed.upstream.script(error_response(500, "api_error", "No"), silent_response())
+    assert (await keyed.ask(key, document=document)).status == 500
+    left = await keyed.send(key)
+    await keyed.upstream.received(2)
     await left.close()
-    assert (await records.finished(2)).outcome == "abandoned"
-    upstream.script(json_response(message_document("Hi"), headers={"Content-Encoding": "secret"}))
-    assert (await key.ask(body=body)).status == 200
-    assert (await records.finished(3)).usage.output_tokens is None
-    assert (await key.ask(body=body)).status == 429
-    assert len(upstream.requests) == 3
+    assert (await keyed.records.finished(2)).outcome == "abandoned"
+    secret = json_response(message_document("Hi"), headers={"Content-Encoding": "secret"})
+    keyed.upstream.script(secret)
+    assert (await keyed.ask(key, document=document)).status == 200
+    assert (await keyed.records.finished(3)).usage.output_tokens is None
+    assert (await keyed.ask(key, document=document)).status == 429
+    assert len(keyed.upstream.requests) == 3
 
 
-async def test_named_file_counts_as_large_without_a_usage(
-    path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    key = Key(raw, make_key(path, Limits(tokens_per_minute=100_000)))
-    await start_proxy(KEYS_DB=path)
-    body = json.dumps({**json.loads(message()), "file_id": "file_1"}).encode()
-    upstream.script(json_response(message_document("Hi"), headers={"Content-Encoding": "secret"}))
-    assert (await key.ask(body=body)).status == 200
-    assert (await key.ask()).status == 429
+async def test_named_file_counts_as_large_without_usage(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(tokens_per_minute=100_000))
+    await keyed.start()
+    secret = json_response(message_document("Hi"), headers={"Content-Encoding": "secret"})
+    keyed.upstream.script(secret)
+    assert (await keyed.ask(key, document=message(file_id="file_1"))).status == 200
+    assert (await keyed.ask(key)).status == 429
 
 
-async def test_who_leaves_a_document_before_its_end_has_used_it(
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
-    body = message()
-    key = Key(raw, make_key(path, Limits(tokens_per_minute=len(body) // 4 + 50)))
-    await start_proxy(KEYS_DB=path)
+async def test_disconnect_within_a_document_counts_its_estimate(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(tokens_per_minute=60))
+    await keyed.start()
 
     async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
@@ -435,22 +298,20 @@ async def test_who_leaves_a_document_before_its_end_has_used_it(
         await exchange.send(b'{"type":"message","content":"All of it"')
         await exchange.disconnected()
 
-    upstream.script(response)
-    connection = await key.send(body=body)
+    keyed.upstream.script(response)
+    connection = await keyed.send(key)
     await connection.read_until(b"All of it")
     await connection.close()
-    assert (await records.finished()).outcome == "abandoned"
-    assert (await key.ask(body=body)).status == 429
+    assert (await keyed.records.finished()).outcome == "abandoned"
+    assert (await keyed.ask(key)).status == 429
 
 
-# At once
+# Requests in flight
 
 
-async def test_of_parallel_requests_no_more_run_than_may(
-    path: Path, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    key = Key(raw, make_key(path, Limits(concurrency=3)))
-    await start_proxy(KEYS_DB=path)
+async def test_parallel_requests_run_up_to_the_limit(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(concurrency=3))
+    await keyed.start()
     over = asyncio.Event()
 
     async def scripted(exchange: UpstreamExchange) -> None:
@@ -459,80 +320,72 @@ async def test_of_parallel_requests_no_more_run_than_may(
         await exchange.head(200, {"Content-Length": "2"})
         await exchange.send(b"{}")
 
-    upstream.script(*[scripted] * 3)
-    asking = [asyncio.ensure_future(key.ask()) for _ in range(12)]
-    for refused in islice(asyncio.as_completed(asking), 9):
+    keyed.upstream.script(*[scripted] * 3)
+    asking = [asyncio.ensure_future(keyed.ask(key)) for _ in range(8)]
+    for refused in islice(asyncio.as_completed(asking), 5):
         response = await refused
-        assert response.status == 429
-        assert error_of(response)["type"] == "rate_limit_error"
+        assert (response.status, error_of(response)["type"]) == (429, "rate_limit_error")
         assert "3 requests at once" in error_of(response)["message"]
         assert retry_after(response) == 1
-    await upstream.received(3)
+    await keyed.upstream.received(3)
     over.set()
     statuses = sorted(response.status for response in await asyncio.gather(*asking))
-    assert statuses == [200] * 3 + [429] * 9
-    assert (await key.ask()).status == 200
+    assert statuses == [200] * 3 + [429] * 5
+    assert (await keyed.ask(key)).status == 200
 
 
-async def test_a_place_is_free_again_however_a_request_ends(
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
-    key = Key(raw, make_key(path, Limits(concurrency=1)))
-
+async def test_place_is_freed_however_a_request_ends(keyed: Keyed) -> None:
     class Moody:
-        """An authorizer that is asked after the keys."""
+        """An authorizer that runs after the keys."""
 
         @hookimpl
         def authorize(self, request: IncomingRequest) -> None:
-            if "refused" in request.headers:
+            if request.method == "PUT":
                 raise Denied("Not today.")
-            if "broken" in request.headers:
+            if request.method == "PATCH":
                 raise RuntimeError
 
-    await start_proxy(plugins=[Moody()], KEYS_DB=path, UPSTREAM_IDLE_TIMEOUT=0.2)
-    # one that is refused later, or fails later
-    for header, status in (("Refused", 403), ("Broken", 503)):
-        connection = await raw()
-        request = request_bytes("POST", "/v1/messages", {header: "1"}, message(), token=key._key)
-        await connection.send(request)
+    key = keyed.create("ada", Limits(concurrency=1))
+    await keyed.start(plugins=[Moody()], UPSTREAM_IDLE_TIMEOUT=0.05)
+    for method, status in (("PUT", 403), ("PATCH", 503)):
+        connection = await keyed.raw()
+        await connection.send(request_bytes(method, MESSAGES, body=b"{}", token=key))
         assert (await connection.response()).status == status
-    # an upstream that refuses, cuts, or goes silent
-    upstream.script(
+    # an upstream that refuses, resets or goes silent
+    keyed.upstream.script(
         error_response(529, "overloaded_error", "Overloaded"),
-        sse_response([event({"type": "ping"})], end="reset"),
-        sse_response([event({"type": "ping"})], end="hang"),
+        sse_response([PING], end="reset"),
+        sse_response([PING], end="hang"),
     )
-    assert (await key.ask()).status == 529
+    assert (await keyed.ask(key)).status == 529
     for _ in range(2):
-        connection = await key.send()
-        assert b"event: error" in await connection.read_to_end()
-    # a message that is none
-    assert (await key.ask(body=b"not JSON")).status == 400
-    # a client that leaves
-    upstream.script(silent_response())
-    before = len(records.all)
-    connection = await key.send()
-    await upstream.received(4)
+        assert b"event: error" in await (await keyed.send(key)).read_to_end()
+    assert (await keyed.ask(key, document={"max_tokens": "x"})).status != 429
+    # a client that disconnects
+    keyed.upstream.script(silent_response())
+    before, sent = len(keyed.records.all), len(keyed.upstream.requests)
+    connection = await keyed.send(key)
+    await keyed.upstream.received(sent + 1)
     await connection.close()
-    assert (await records.finished(before + 1)).outcome == "abandoned"
-    assert (await key.ask()).status == 200
+    assert (await keyed.records.finished(before + 1)).outcome == "abandoned"
+    assert (await keyed.ask(key)).status == 200
 
 
-@pytest.mark.parametrize("target", ["/v1/messages", "/openai/v1/chat/completions", "/v1/files"])
 @pytest.mark.parametrize(
-    "limits", [Limits(concurrency=2), Limits(requests_per_minute=2)], ids=["at once", "a minute"]
+    ("target", "limits"),
+    [
+        (MESSAGES, Limits(concurrency=2)),
+        (CHAT, Limits(requests_per_minute=2)),
+        ("/v1/files", Limits(concurrency=2)),
+    ],
 )
-async def test_slow_bodies_count_against_limits_of_key(
-    target: str, limits: Limits, path: Path, start_proxy: StartProxy, raw: OpenRaw, records: Records
+async def test_slow_bodies_count_against_the_limits(
+    target: str, limits: Limits, keyed: Keyed
 ) -> None:
-    secret = make_key(path, limits)
-    await start_proxy(KEYS_DB=path)
-    slow = request_bytes("POST", target, body=message(), token=secret)[:-1]
-    clients = [await raw() for _ in range(3)]
+    key = keyed.create("ada", limits)
+    await keyed.start()
+    slow = request_bytes("POST", target, body=b"{}", token=key)[:-1]
+    clients = [await keyed.raw() for _ in range(3)]
     for client in clients:
         await client.send(slow)
     responses = [asyncio.ensure_future(client.response()) for client in clients]
@@ -542,42 +395,32 @@ async def test_slow_bodies_count_against_limits_of_key(
         task.cancel()
     for client in clients:
         await client.close()
-    await records.finished(3)
-    status = (await Key(raw, secret).ask()).status
+    await keyed.records.finished(3)
+    status = (await keyed.ask(key)).status
     assert status == (429 if limits.requests_per_minute else 200)
 
 
-async def test_nothing_leaks_after_many_aborted_streams(
-    path: Path,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
-    key = Key(raw, make_key(path, Limits(concurrency=2)))
-    await start_proxy(KEYS_DB=path)
-    aborted = 60
+async def test_many_aborted_streams_leak_no_place(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(concurrency=2))
+    await keyed.start()
+    aborted = 30
     for count in range(1, aborted + 1):
-        upstream.script(sse_response([event({"type": "ping"})], end="hang"))
-        connection = await key.send(body=message(stream=True))
+        keyed.upstream.script(sse_response([PING], end="hang"))
+        connection = await keyed.send(key, stream=True)
         await connection.head()
         await connection.reset()
-        assert (await records.finished(count)).outcome == "abandoned"
-    # two places, no more and no fewer
-    upstream.script(silent_response(), silent_response())
-    held = [await key.send(), await key.send()]
-    await upstream.received(aborted + 2)
-    assert (await key.ask()).status == 429
+        assert (await keyed.records.finished(count)).outcome == "abandoned"
+    keyed.upstream.script(silent_response(), silent_response())
+    held = [await keyed.send(key), await keyed.send(key)]
+    await keyed.upstream.received(aborted + 2)
+    assert (await keyed.ask(key)).status == 429
     for connection in held:
         await connection.close()
-    await records.finished(aborted + 3)
-    assert (await key.ask()).status == 200
+    await keyed.records.finished(aborted + 3)
+    assert (await keyed.ask(key)).status == 200
 
 
-async def test_who_has_no_key_has_no_limits_of_one(
-    path: Path, start_proxy: StartProxy, raw: OpenRaw
-) -> None:
-    make_key(path, Limits(("claude-haiku-*",), 1, 1, 1), "token")  # the token's own principal
-    await start_proxy(KEYS_DB=path)
-    token = Key(raw, TEST_TOKEN)
-    assert [(await token.ask()).status for _ in range(3)] == [200] * 3
+async def test_limits_of_a_key_do_not_apply_to_the_token(keyed: Keyed) -> None:
+    keyed.create("token", Limits(("claude-haiku-*",), 1, 1, 1))
+    await keyed.start()
+    assert [(await keyed.ask(TEST_TOKEN)).status for _ in range(3)] == [200] * 3

@@ -1,0 +1,125 @@
+"""A proxy with keys, for the tests of the plugin keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from people import MESSAGES, Document, message
+from tornadoproxy_keys import store
+from tornadoproxy_keys.store import Limits, UsageRow
+
+from tornadoproxy import Database
+from tornadoproxy.testing import request_bytes
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tornadoproxy.testing import (
+        Ask,
+        OpenRaw,
+        Proxy,
+        RawConnection,
+        RawResponse,
+        Records,
+        ScriptedUpstream,
+        StartProxy,
+    )
+
+
+class Keyed:
+    """A proxy with a keys database, its keys, and what surrounds it."""
+
+    def __init__(
+        self,
+        start_proxy: StartProxy,
+        ask: Ask,
+        raw: OpenRaw,
+        upstream: ScriptedUpstream,
+        records: Records,
+        path: Path,
+    ) -> None:
+        self._start_proxy = start_proxy
+        self._ask = ask
+        self.raw = raw
+        self.upstream = upstream
+        self.records = records
+        self.path = path
+
+    async def start(self, **given: Any) -> Proxy:
+        return await self._start_proxy(**{"KEYS_DB": self.path, **given})
+
+    @contextmanager
+    def database(self) -> Iterator[sqlite3.Connection]:
+        """Open a transaction in the way that a command does."""
+        database = Database(self.path, store.SCHEMA, name="keys")
+        with database, database.transaction() as connection:
+            yield connection
+
+    def create(
+        self,
+        name: str = "ada",
+        limits: Limits | None = None,
+        *,
+        groups: tuple[str, ...] = (),
+        expires: int | None = None,
+    ) -> str:
+        with self.database() as connection:
+            now = int(time.time())
+            return store.create(connection, name, groups, limits or Limits(), expires, now)
+
+    def revoke(self, name: str = "ada") -> None:
+        with self.database() as connection:
+            store.revoke(connection, name, int(time.time()))
+
+    def rotate(self, name: str = "ada", *, grace: int = 0) -> str:
+        with self.database() as connection:
+            return store.rotate(connection, name, grace, int(time.time()))[1]
+
+    def usage(self) -> UsageRow:
+        """Return the usage of the only key that has been used."""
+        with self.database() as connection:
+            (row,) = store.read_usage(connection, "2000-01-01")
+        return row
+
+    async def get(self, *keys: str, target: str = "/v1/models") -> RawResponse:
+        """Send a GET with these lines of ``x-api-key``."""
+        headers = [("X-Api-Key", key) for key in keys]
+        return await self._ask(target, headers=headers, token=None)
+
+    async def ask(
+        self, key: str, target: str = MESSAGES, document: Document | None = None
+    ) -> RawResponse:
+        return await self._ask(target, message() if document is None else document, token=key)
+
+    async def send(self, key: str, target: str = MESSAGES, **fields: object) -> RawConnection:
+        """Send a request whose response is still to be read."""
+        connection = await self.raw()
+        body = json.dumps(message(**fields)).encode()  # type: ignore[arg-type]  # fields of a body
+        await connection.send(request_bytes("POST", target, body=body, token=key))
+        return connection
+
+    async def until(self, status: int, key: str) -> RawResponse:
+        """Ask for the models until the response has `status`."""
+        async with asyncio.timeout(10):
+            while (response := await self.get(key)).status != status:
+                pass
+        return response
+
+
+@pytest.fixture
+def keyed(
+    start_proxy: StartProxy,
+    ask: Ask,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    tmp_path: Path,
+) -> Keyed:
+    return Keyed(start_proxy, ask, raw, upstream, records, tmp_path / "keys.db")
