@@ -1,20 +1,19 @@
-"""The access log: one line for each request, when it has ended.
+"""The access log: one line for each request that has ended.
 
-What a client may choose (path, model, session ids) cannot forge a line or a field: whatever is not
-printable ASCII is escaped, in the text form blanks, quotes and backslashes as well, and each value
-is cut at 256 characters.
+Texts that a client may choose (path, model, session ids) cannot forge a line or a field: each value
+is cut at 256 characters and escaped unless it is printable ASCII; in text lines blanks, quotes and
+backslashes are escaped as well.
 
-In the text form the model is the one that answered, else the one that was asked for. What is not
-known is ``-``, ``tokens`` are those of input + output, ``cache``
-those read + created, an error's blanks are ``_``, and fields that are seldom there are left out.
-``tokens`` and ``cache`` are those of the model that answered; ``others`` has the model and
-the tokens of each other call. ``cost`` is in US dollars, of all calls together, and
-``partial`` says that the answer was cut, so that there may have been more than was told.
-In the JSON form every line has every field, ``null`` if it is not known, so that lines can be
-loaded as columns. Durations are in milliseconds, in JSON to a tenth.
+In text lines the model is the one that responded, or else the requested one. Unknown values are
+``-``, ``tokens`` are input + output, ``cache`` is read + created, blanks in an error are ``_``, and
+rare fields are omitted. ``tokens`` and ``cache`` are those of the model that responded; ``others``
+has the model and the tokens of each other call. ``cost`` is in US dollars for all calls, and
+``partial`` marks a response that was cut off, so that more tokens may have been used.
+JSON lines have every field, ``null`` if it is unknown, so that they can be loaded as columns.
+Durations are in milliseconds, in JSON to a tenth.
 
-Lines are written by a thread, see `tornadoproxy.LineWriter`: a full disk or a stuck pipe costs
-lines, never a request.
+A thread writes the lines, see `tornadoproxy.LineWriter`: a full disk or a stuck pipe costs lines,
+but delays no request.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ NANOS = 1_000_000_000  # in a dollar
 
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 _JSON = json.JSONEncoder(separators=(",", ":"))
-_PLAIN = re.compile(rf"[!#-\[\]-~]{{1,{MAX_FIELD}}}").fullmatch  # neither blank, quote nor \
+_PLAIN = re.compile(rf"[!#-\[\]-~]{{1,{MAX_FIELD}}}").fullmatch  # no blank, quote or \
 
 
 def _destination(value: str) -> str:
-    """``stdout``, ``stderr``, ``off``, or a file's path."""
+    """Return ``stdout``, ``stderr``, ``off``, or a file's path."""
     if value.lower() in (*_DESCRIPTORS, "off"):
         return value.lower()
-    # a slash is asked for, lest a misspelt word become a file
+    # a path needs a slash, so that a misspelt word does not become a file
     if "/" not in value:
         raise ValueError(
             f"must be stdout, stderr, off, or a file's path such as ./access.log, not {value!r}"
@@ -81,7 +80,7 @@ ACCESS_LOG_FORMAT: Setting[str] = Setting(
 
 
 class AccessLog:
-    """Writes a line for each finished request to where ``ACCESS_LOG`` says."""
+    """The plugin: it writes a line for each finished request to ``ACCESS_LOG``."""
 
     def __init__(self) -> None:
         self._destination = ACCESS_LOG.default
@@ -95,18 +94,18 @@ class AccessLog:
 
     @hookimpl
     def configure(self, settings: Settings) -> str:
-        """Check the destination; once started, change over to it, or open its file again."""
+        """Check the destination; on a reload, switch to it or reopen its file."""
         destination = settings[ACCESS_LOG]
         form = _FORMS[settings[ACCESS_LOG_FORMAT]]
         _check(destination)
         changed = (destination, form) != (self._destination, self._form)
         if self._started and (changed or "/" in destination):
             writer = _open(destination, form)
-            self._close(timeout=0)  # it writes out what it has; requests do not wait for that
+            self._close(timeout=0)  # its thread writes the rest; no request waits for it
             self._writer = writer
         self._destination = destination
         self._form = form
-        return "off" if destination == "off" else f"a line for each request, to {destination}"
+        return "off" if destination == "off" else f"a line for each request to {destination}"
 
     @hookimpl
     def startup(self) -> None:
@@ -128,7 +127,7 @@ class AccessLog:
 
 
 def text_line(record: RequestRecord) -> bytes:
-    """One record as readable text, fields separated by blanks, without the line end."""
+    """Return a record as text, fields separated by blanks, without the line end."""
     usage = record.usage
     line = (
         f"{_time(record.time)} {record.status or '-':>3} {record.outcome:<9} "
@@ -161,7 +160,7 @@ def text_line(record: RequestRecord) -> bytes:
 
 
 def json_line(record: RequestRecord) -> bytes:
-    """One record as a JSON object, without the line end."""
+    """Return a record as a JSON object, without the line end."""
     usage = record.usage
     return _JSON.encode(
         {
@@ -178,9 +177,9 @@ def json_line(record: RequestRecord) -> bytes:
             "outcome": record.outcome,
             "error": _cut(record.error),
             "requested_model": _cut(record.requested_model),
-            **_spent(ModelUsage(record.model, usage, record.cost)),
+            **_used(ModelUsage(record.model, usage, record.cost)),
             "partial": usage.partial,
-            "others": [_spent(other) for other in usage.others],
+            "others": [_used(other) for other in usage.others],
             "stop_reason": _cut(record.stop_reason),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
@@ -204,7 +203,7 @@ def _json_notice(count: int) -> bytes:
 
 
 class _Form(NamedTuple):
-    """How a record is written, and how the number of dropped lines is."""
+    """The functions that write a record, and the number of dropped lines."""
 
     line: Callable[[RequestRecord], bytes]
     notice: Callable[[int], bytes]
@@ -214,16 +213,20 @@ _FORMS = {"text": _Form(text_line, _text_notice), "json": _Form(json_line, _json
 
 
 def _check(destination: str) -> None:
-    """Refuse a file that cannot be written to, without making it."""
+    """Refuse a file that cannot be written, without creating it."""
     if "/" not in destination:
         return
     path = Path(destination)
     if path.is_dir():
-        raise ConfigurationError(f"ACCESS_LOG={path} is a directory: name a file in it.")
+        raise ConfigurationError(f"ACCESS_LOG={path} is a directory; set it to a file.")
     if not path.parent.is_dir():
-        raise ConfigurationError(f"ACCESS_LOG={path}: there is no {path.parent}: make it.")
+        raise ConfigurationError(
+            f"ACCESS_LOG={path}: there is no directory {path.parent}; create it."
+        )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigurationError(f"ACCESS_LOG={path} cannot be written: permission denied.")
+        raise ConfigurationError(
+            f"ACCESS_LOG={path} cannot be written: permission denied; allow writing it."
+        )
 
 
 def _open(destination: str, form: _Form) -> LineWriter | None:
@@ -232,7 +235,7 @@ def _open(destination: str, form: _Form) -> LineWriter | None:
     try:
         if destination in _DESCRIPTORS:
             return LineWriter(_DESCRIPTORS[destination], notice=form.notice)
-        # O_NONBLOCK: opening a named pipe that nobody reads fails, instead of waiting for a reader
+        # with O_NONBLOCK, opening a named pipe without a reader fails instead of waiting for one
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         fd = os.open(destination, flags, 0o640)
     except OSError as error:
@@ -246,24 +249,24 @@ def _open(destination: str, form: _Form) -> LineWriter | None:
 
 
 def _time(seconds: float) -> str:
-    """RFC 3339, in UTC, to the millisecond."""
+    """Return a time as in RFC 3339, in UTC, to the millisecond."""
     whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
     return f"{_second(whole)}.{microseconds // 1000:03}Z"
 
 
-@lru_cache(4)  # lines come in the order of time, nearly
+@lru_cache(4)  # consecutive lines mostly share their second
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]
 
 
 @lru_cache(256)
 def _known(value: str | None) -> str:
-    """`_plain`, for what few requests have of their own."""
+    """Return `_plain`, cached for values that many requests share."""
     return _plain(value)
 
 
 def _plain(value: str | None) -> str:
-    """`value` as one printable word."""
+    """Return `value` as one printable word."""
     if value is None:
         return "-"
     if _PLAIN(value):
@@ -281,7 +284,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _tenths(seconds: float | None) -> float | None:
-    """Seconds as milliseconds, to a tenth."""
+    """Return seconds as milliseconds, to a tenth."""
     return None if seconds is None else round(seconds * 1000, 1)
 
 
@@ -290,7 +293,7 @@ def _other(other: ModelUsage) -> str:
     return f"{_known(other.model)}:{_pair(usage.input_tokens, usage.output_tokens)}"
 
 
-def _spent(part: ModelUsage) -> dict[str, str | float | None]:
+def _used(part: ModelUsage) -> dict[str, str | float | None]:
     usage = part.usage
     return {
         "model": _cut(part.model),
@@ -306,7 +309,7 @@ def _spent(part: ModelUsage) -> dict[str, str | float | None]:
 
 
 def _pair(first: int | None, second: int | None) -> str:
-    """Two counts as ``1024+512``; ``?`` is one that was not told, ``-`` is both."""
+    """Return two counts as ``1024+512``; ``?`` is an unknown one, ``-`` is two."""
     if first is None and second is None:
         return "-"
     return f"{'?' if first is None else first}+{'?' if second is None else second}"

@@ -1,7 +1,7 @@
-"""Offers figures to Prometheus, at ``/metrics``; off unless ``METRICS`` is set.
+"""Metrics for Prometheus at ``/metrics``; inactive unless ``METRICS`` is set.
 
-What the figures are is in `tornadoproxy_metrics.figures`. It needs prometheus-client, which
-``pip install 'tornadoproxy[metrics]'`` brings along.
+The metrics are described in `tornadoproxy_metrics.figures`. The plugin needs prometheus-client,
+which ``pip install 'tornadoproxy[metrics]'`` installs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 def _path(value: str) -> str:
-    """The path of a page that takes nothing away from clients."""
+    """Return the path of the page, which must not hide a path of the APIs."""
     if not _PATH.fullmatch(value) or value.startswith(_CLIENTS_PATHS):
         raise ValueError(
             f"must be a path such as /metrics, not below /v1 or /openai, not {value!r}"
@@ -64,7 +64,7 @@ METRICS_PUBLIC: Setting[bool] = Setting(
 
 
 class PrometheusMetrics:
-    """Counts what records tell, and serves the page."""
+    """The plugin: it counts records and serves the page."""
 
     def __init__(self) -> None:
         self._figures: Figures | None = None
@@ -77,10 +77,10 @@ class PrometheusMetrics:
 
     @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the path; it stays as it is until the next start.
+        """Take the path and the access to the page.
 
-        :raises ConfigurationError: prometheus-client is not installed; or the path or who may see
-            the page is to change while the proxy runs.
+        :raises ConfigurationError: prometheus-client is not installed, or a setting has changed
+            since the start.
         """
         if not settings[METRICS]:
             return INACTIVE
@@ -90,10 +90,11 @@ class PrometheusMetrics:
             self._path, self._public = path, public
         elif (path, public) != (self._path, self._public):
             raise ConfigurationError(
-                "METRICS_PATH and METRICS_PUBLIC are changed only by a start: start again."
+                "METRICS_PATH and METRICS_PUBLIC cannot change while the proxy runs; restart to "
+                "apply."
             )
-        who = "EVERYBODY who reaches it (METRICS_PUBLIC)" if public else "whoever may enter"
-        return f"figures for Prometheus at {path}, for {who}"
+        clients = "EVERYBODY who reaches it (METRICS_PUBLIC)" if public else "all clients"
+        return f"metrics for Prometheus at {path}, for {clients}"
 
     @hookimpl
     def pages(self) -> tuple[Page, ...]:
@@ -118,10 +119,10 @@ class PrometheusMetrics:
 def _figures(path: str) -> Figures:
     if find_spec("prometheus_client") is None:
         raise ConfigurationError(
-            "METRICS needs prometheus-client: pip install 'tornadoproxy[metrics]', or take METRICS "
-            "away."
+            "METRICS needs prometheus-client; install it with `pip install "
+            "'tornadoproxy[metrics]'`, or remove METRICS."
         )
-    # not at the top: it takes a while, which only those pay who use it
+    # imported when it is used, because the import is slow
     from tornadoproxy_metrics.figures import Figures
 
     return Figures(path)

@@ -1,8 +1,8 @@
-"""The figures: what is counted of each record, what is asked at each scrape, and how it is written.
+"""The metrics: counted from records, read from the status at each scrape, and written as text.
 
-The names follow https://prometheus.io/docs/practices/naming/. No label has a value that a client
-can choose freely: a path is told as one of a few kinds of routes, a model by its name only while
-there are fewer than `MAX_MODELS`. Nobody's name is a label.
+The names follow https://prometheus.io/docs/practices/naming/. A client cannot choose the value of a
+label freely: a path is one of a few kinds of routes, and a model has its name only among the first
+`MAX_MODELS`. No label names a person.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 MAX_MODELS = 50
-"""So many models have figures of their own; the others share those of ``other``."""
+"""The number of models with metrics of their own; further ones share those of ``other``."""
 
 _NANOS = 1_000_000_000  # in a US dollar
 
@@ -41,7 +41,7 @@ _KINDS = {
     "UpstreamError": "other",
 }
 
-# what starts at 0, since a rate misses the step from nothing to 1
+# series that exist from the start, because a rate misses the step from no sample to 1
 _ROUTES = {"anthropic": "messages", "openai": "chat_completions"}
 _ENDS = (
     *((status, "completed") for status in ("200", "400", "429", "500", "529")),
@@ -53,7 +53,7 @@ _STATUSES = ("status_429", "status_529", "status_5xx")
 
 
 class _RouteFigures(NamedTuple):
-    """What is observed of one kind of route in one dialect."""
+    """The histograms of one kind of route in one dialect."""
 
     duration: Histogram
     first_byte: Histogram
@@ -62,7 +62,7 @@ class _RouteFigures(NamedTuple):
 
 
 class _ModelFigures(NamedTuple):
-    """What is counted of one model."""
+    """The counters of one model."""
 
     input: Counter
     output: Counter
@@ -74,9 +74,9 @@ class _ModelFigures(NamedTuple):
 
 
 class Figures:
-    """The figures of one proxy.
+    """The metrics of one proxy.
 
-    :param path: that of the page which shows them.
+    :param path: the path of their page.
     """
 
     def __init__(self, path: str) -> None:
@@ -92,29 +92,29 @@ class Figures:
         labels = ("dialect", "route")
         self._duration = Histogram(
             "tornadoproxy_request_duration_seconds",
-            "From a request's head to the end of its answer.",
+            "From a request's headers to the end of its response.",
             labels,
             buckets=_LONG,
             registry=registry,
         )
         self._first_byte = Histogram(
             "tornadoproxy_time_to_first_byte_seconds",
-            "From a request's head to the first byte of the upstream's answer.",
+            "From a request's headers to the first byte of the upstream's response.",
             labels,
             buckets=_FIRST,
             registry=registry,
         )
         self._first_token = Histogram(
             "tornadoproxy_time_to_first_token_seconds",
-            "From a request's head to the first piece of a streamed answer's content.",
+            "From a request's headers to the first content of a streamed response.",
             labels,
             buckets=_FIRST,
             registry=registry,
         )
         self._overhead = Histogram(
             "tornadoproxy_overhead_seconds",
-            "A request's duration without its time upstream: this proxy, its plugins and queue, "
-            "and what it waited for the request's body.",
+            "A request's duration without its time upstream: the proxy, its plugins and queue, "
+            "and the wait for the request's body.",
             labels,
             buckets=_OVERHEAD,
             registry=registry,
@@ -127,19 +127,19 @@ class Figures:
         )
         self._cost = Counter(
             "tornadoproxy_cost_usd",
-            "What responses cost, in US dollars, as far as that is known.",
+            "The known costs of responses, in US dollars.",
             ("model",),
             registry=registry,
         )
         self._unpriced = Counter(
             "tornadoproxy_unpriced_requests",
-            "Requests that used tokens and whose cost is not known.",
+            "Requests that used tokens and whose cost is unknown.",
             ("model",),
             registry=registry,
         )
         self._upstream_errors = Counter(
             "tornadoproxy_upstream_errors",
-            "Requests that the upstream failed, or answered with 429, 529 or another 5xx.",
+            "Requests that failed at the upstream, or got 429, 529 or another 5xx from it.",
             ("kind",),
             registry=registry,
         )
@@ -151,19 +151,19 @@ class Figures:
         )
         build = Gauge(
             "tornadoproxy_build_info",
-            "What runs: always 1.",
+            "The version of the proxy; always 1.",
             ("version", "python_version"),
             registry=registry,
         )
         build.labels(__version__, platform.python_version()).set(1)
-        # to look a child up in these takes a third of the time that `labels` takes
+        # a look-up in these takes a third of the time of `labels`
         self._of_response: dict[tuple[str, str, int | None, str], Counter] = {}
         self._of_route: dict[tuple[str, str], _RouteFigures] = {}
         self._of_model: dict[str, _ModelFigures] = {}
         self._start_at_zero()
 
     def watch(self, status: Callable[[], Status]) -> None:
-        """Ask `status` at each scrape, from now on."""
+        """Read `status` at each scrape."""
         self._registry.register(_StatusCollector(status))
 
     def count(self, record: RequestRecord) -> None:
@@ -192,9 +192,9 @@ class Figures:
             self._count_error(record)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All figures, in the newest form that `accept` asks for.
+        """Return all metrics in the newest format that `accept` allows.
 
-        :param accept: the header of that name.
+        :param accept: the value of the header ``Accept``.
         :return: the text and its content type.
         """
         encode, content_type = choose_encoder(accept)
@@ -234,7 +234,7 @@ class Figures:
     def _count_error(self, record: RequestRecord) -> None:
         status = record.status or 0
         if record.error is None:
-            # what came from upstream is the upstream's own, and was passed on
+            # without an error of the proxy's own, the upstream's response was relayed
             if record.upstream_time is not None and (status == 429 or status >= 500):
                 told = f"status_{status}"
                 self._upstream_errors.labels(told if told in _STATUSES else "status_5xx").inc()
@@ -278,7 +278,7 @@ class Figures:
 
 
 class _StatusCollector(Collector):
-    """What is asked at each scrape, since it is a figure of the moment."""
+    """The metrics that are read from the proxy's status at each scrape."""
 
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
@@ -287,12 +287,10 @@ class _StatusCollector(Collector):
         status = self._status()
         yield GaugeMetricFamily(
             "tornadoproxy_in_flight",
-            "Protected requests that are not over, those that wait included.",
+            "Protected requests in flight, queued ones included.",
             value=status.in_flight,
         )
-        yield GaugeMetricFamily(
-            "tornadoproxy_waiting", "Requests that wait for their turn.", value=status.waiting
-        )
+        yield GaugeMetricFamily("tornadoproxy_waiting", "Queued requests.", value=status.waiting)
         connections = GaugeMetricFamily(
             "tornadoproxy_connections", "Open connections.", labels=("side", "state")
         )
@@ -302,17 +300,17 @@ class _StatusCollector(Collector):
         yield connections
         yield GaugeMetricFamily(
             "tornadoproxy_held_bytes",
-            "Request bodies, and heads that are not whole, held in memory.",
+            "Bytes of request bodies and incomplete headers held in memory.",
             value=status.held_bytes,
         )
         yield GaugeMetricFamily(
             "tornadoproxy_draining",
-            "Whether the proxy is about to stop: 1 or 0.",
+            "Whether the proxy is draining: 1 or 0.",
             value=status.draining,
         )
         errors = CounterMetricFamily(
             "tornadoproxy_plugin_errors",
-            "Failures of plugins, by what came of it: a request was refused, or a log line only.",
+            "Failures of plugins, by their effect: a rejected request, or only a log line.",
             labels=("plugin", "effect"),
         )
         for plugin, count in status.plugin_failures.items():
@@ -323,7 +321,7 @@ class _StatusCollector(Collector):
 
 
 class _WithoutCreation(Collector):
-    """All figures but when each was created: a third of the lines, which hardly anybody reads."""
+    """All metrics without their creation times, a third of the lines that dashboards ignore."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

@@ -1,8 +1,8 @@
-"""Tells the few kinds of routes apart, so that a client cannot make a time series for each path."""
+"""The kinds of routes, so that a client cannot create a time series for each path."""
 
 from __future__ import annotations
 
-_OPENAI = ("/openai", "/openai/v1", "/openai/v1/v1")  # some clients leave /v1 out, or double it
+_OPENAI = ("/openai", "/openai/v1", "/openai/v1/v1")  # some clients omit or double /v1
 
 _EXACT = {
     "/v1/messages": "messages",
@@ -22,7 +22,7 @@ _BELOW = {
 
 
 def route_class(path: str) -> str:
-    """The kind of route that a request's path is; ``other`` if it is none of those known."""
+    """Return the kind of route of a path; ``other`` for all further paths."""
     known = _EXACT.get(path)
     if known is not None:
         return known

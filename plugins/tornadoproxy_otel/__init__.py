@@ -1,12 +1,12 @@
-"""Reports each request as a span of OpenTelemetry's; off unless ``OTEL_TRACES`` is set.
+"""An OpenTelemetry span for each request; inactive unless ``OTEL_TRACES`` is set.
 
-Spans go to a collector by OTLP over HTTP, in batches, from a thread. What a span holds is in
-`tornadoproxy_otel.spans`. It needs OpenTelemetry's SDK and exporter, which
-``pip install 'tornadoproxy[otel]'`` brings along.
+A thread sends spans to a collector in batches, by OTLP over HTTP. `tornadoproxy_otel.spans`
+describes their attributes. The plugin needs OpenTelemetry's SDK and exporter, which
+``pip install 'tornadoproxy[otel]'`` installs.
 
-What is set here goes to OpenTelemetry as it is, wherever it was set. The variables that are not
-declared here, such as ``OTEL_TRACES_SAMPLER`` and ``OTEL_RESOURCE_ATTRIBUTES``, it takes from the
-process's environment by itself.
+The settings below are passed to OpenTelemetry from whichever source they came. OpenTelemetry reads
+its other variables, such as ``OTEL_TRACES_SAMPLER`` and ``OTEL_RESOURCE_ATTRIBUTES``, from the
+environment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VALUE = re.compile(r"[\x20-\x7e]+")
 
 
 def _headers(value: str) -> tuple[tuple[str, Secret], ...]:
-    """``name=value`` pairs with commas between them, values percent-encoded.
+    """Return the headers in ``name=value`` pairs, separated by commas, values percent-encoded.
 
     https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
     """
@@ -45,8 +45,10 @@ def _headers(value: str) -> tuple[tuple[str, Secret], ...]:
         name, equals, encoded = (each.strip() for each in pair.partition("="))
         text = unquote(encoded)
         if not (equals and _NAME.fullmatch(name) and _VALUE.fullmatch(text)):
-            raise ValueError("must be name=value pairs with commas between, values percent-encoded")
-        parsers.secrets(text)  # refuses a placeholder
+            raise ValueError(
+                "must be name=value pairs, separated by commas, values percent-encoded"
+            )
+        parsers.secrets(text)  # rejects a placeholder
         headers.append((name.lower(), Secret(text.encode("ascii"))))
     return tuple(headers)
 
@@ -86,7 +88,7 @@ _DECLARED = (
 
 
 class OpenTelemetry:
-    """Makes a span of each record."""
+    """The plugin: it reports a span for each record."""
 
     def __init__(self) -> None:
         self._settings: Settings | None = None
@@ -98,10 +100,10 @@ class OpenTelemetry:
 
     @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the settings; they stay as they are until the next start.
+        """Take the settings.
 
-        :raises ConfigurationError: OpenTelemetry is not installed; or the settings are to change
-            while the proxy runs.
+        :raises ConfigurationError: OpenTelemetry is not installed, or a setting has changed since
+            the start.
         """
         if not settings[OTEL_TRACES]:
             return INACTIVE
@@ -109,12 +111,12 @@ class OpenTelemetry:
             _require_library()
             self._settings = settings
         elif any(settings[each] != self._settings[each] for each in _DECLARED):
-            raise ConfigurationError("OTEL_* are changed only by a start: start again.")
-        return f"a span for each request, to {settings[OTEL_EXPORTER_OTLP_ENDPOINT]}"
+            raise ConfigurationError("OTEL_* cannot change while the proxy runs; restart to apply.")
+        return f"a span for each request to {settings[OTEL_EXPORTER_OTLP_ENDPOINT]}"
 
     @hookimpl
     def startup(self) -> None:
-        # not at the top: it takes a while, which only those pay who use it
+        # imported when it is used, because the import is slow
         from tornadoproxy_otel.spans import Tracing
 
         assert self._settings is not None
@@ -132,16 +134,16 @@ class OpenTelemetry:
 
     @hookimpl
     async def shutdown(self) -> None:
-        """Send what is held, as far as that comes in time."""
+        """Send the spans that are held, within the time for a stop."""
         assert self._tracing is not None
         await asyncio.to_thread(self._tracing.close)
 
 
 def _require_library() -> None:
     try:
-        import tornadoproxy_otel.spans  # noqa: F401  # whether it can be
+        import tornadoproxy_otel.spans  # noqa: F401  # to find out whether it can be imported
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"OTEL_TRACES needs {error.name}: pip install 'tornadoproxy[otel]', or take "
-            "OTEL_TRACES away."
+            f"OTEL_TRACES needs {error.name}; install it with `pip install "
+            "'tornadoproxy[otel]'`, or remove OTEL_TRACES."
         ) from None

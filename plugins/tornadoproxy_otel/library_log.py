@@ -1,8 +1,8 @@
-"""Thins out what OpenTelemetry logs: a collector that is down must not fill the disk.
+"""A filter of OpenTelemetry's log, so that a collector that is down does not fill the disk.
 
-Only its exporter and its SDK are heard. What its readers of headers say quotes what they cannot
-read: a client's trace context, of which there may be one a request, or the headers that are set
-for the collector.
+Only the records of the exporter and the SDK pass. The library's parsers of headers quote what they
+cannot parse: a client's trace context, possibly with each request, or the collector's headers,
+which are secret.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _HEARD = ("opentelemetry.exporter.", "opentelemetry.sdk.")
 
 
 class LibraryLog(logging.Filter):
-    """Stands before the library's loggers, from `install` to `remove`."""
+    """A filter on the library's loggers, from `install` to `remove`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,8 +22,8 @@ class LibraryLog(logging.Filter):
         self._loggers: list[logging.Logger] = []
 
     def install(self) -> None:
-        """Stand before the loggers of all that is imported of the library."""
-        # a filter is asked only by the very logger that a record was made with
+        """Filter the loggers of all imported modules of the library."""
+        # a filter applies to the records of its own logger, not to those of loggers below it
         self._loggers = [
             logger
             for name, logger in logging.root.manager.loggerDict.items()
@@ -33,12 +33,12 @@ class LibraryLog(logging.Filter):
             logger.addFilter(self)
 
     def remove(self) -> None:
-        """Leave the loggers as they were."""
+        """Remove the filter from the loggers."""
         for logger in self._loggers:
             logger.removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let through the 1st, 2nd, 4th, 8th … record from each line of the library."""
+        """Pass the 1st, 2nd, 4th, 8th … record from each line of the library."""
         if not record.name.startswith(_HEARD):
             return False
         place = record.name, record.lineno

@@ -1,13 +1,13 @@
-"""Makes a span of each record, after OpenTelemetry's semantic conventions, and sends it off.
+"""The span of a record, by OpenTelemetry's semantic conventions, and its way to the collector.
 
 Sources: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ and
 https://opentelemetry.io/docs/specs/semconv/gen-ai/. The attributes of the latter are still in
-development, so that their names stand here, and are not taken from a package.
+development, so their names are written here instead of imported from a package.
 
-A span is a server's: it lasts as long as the request, from its head to the answer's end. Its
-parent is the client's, if that sent a ``traceparent``, and so is the decision whether it is
-recorded. No credential, body or query is in it: a record has none. What is the proxy's own stands
-below ``tornadoproxy.``.
+A span has the kind server and lasts from the request's headers to the response's end. Its parent is
+the client's span if the client sent a ``traceparent``, which also decides whether it is recorded.
+A span has no credential, body or query, because a record has none. Attributes of the proxy's own
+begin with ``tornadoproxy.``.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 EXPORT_TIMEOUT = 3
-"""How long it takes at most to send a batch, further tries included, in seconds."""
+"""The timeout for sending a batch, retries included, in seconds."""
 
 FLUSH_TIMEOUT = 4.0
-"""How long the last spans may take when the proxy stops, in seconds."""
+"""The timeout for the last spans when the proxy stops, in seconds."""
 
 MAX_TEXT = 256
 """The longest text of an attribute, in characters."""
@@ -52,7 +52,7 @@ _ROUTES = {
     "/v1/models",
     *(f"/openai{base}/models" for base in ("", "/v1", "/v1/v1")),
 }
-# those that the conventions know; every other is written as _OTHER
+# the methods of the conventions, which write every other one as _OTHER
 _METHODS = {
     *("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"),
 }
@@ -60,11 +60,11 @@ _NANOS = 1_000_000_000  # in a second, and in a US dollar
 
 
 class Tracing:
-    """A tracer of one proxy's own, and the way of its spans to the collector.
+    """The tracer of one proxy, and the exporter of its spans.
 
-    :param endpoint: the URL that batches of spans are posted to.
-    :param headers: that go with them.
-    :param service: the name of this proxy.
+    :param endpoint: the URL to which batches of spans are sent by POST.
+    :param headers: the headers of these requests.
+    :param service: the name of this proxy in traces.
     """
 
     def __init__(self, *, endpoint: str, headers: Mapping[str, str], service: str) -> None:
@@ -80,7 +80,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def report(self, record: RequestRecord) -> None:
-        """Hand over the span of a request. Never blocks: if too many wait, the oldest is lost."""
+        """Queue the span of a request, without blocking; a full queue drops the oldest span."""
         start = int(record.time * _NANOS)
         span = self._tracer.start_span(
             _name(record),
@@ -94,13 +94,13 @@ class Tracing:
         span.end(start + int(record.duration * _NANOS))
 
     def close(self) -> None:
-        """Send what waits, for at most `FLUSH_TIMEOUT` seconds."""
-        # the provider would wait for half a minute
+        """Send the queued spans, for at most `FLUSH_TIMEOUT` seconds."""
+        # in a thread, because the provider would wait for half a minute
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(FLUSH_TIMEOUT)
         if closing.is_alive():
-            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # no more tries
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # ends the retries
         self._log.remove()
 
     def _parent(self, record: RequestRecord) -> Context:
@@ -115,13 +115,13 @@ def _is_chat(record: RequestRecord) -> bool:
 
 
 def _is_error(record: RequestRecord) -> bool:
-    """A client's own mistake is none of a server (the conventions for HTTP)."""
+    """Return whether a request failed; a client's error is none of a server's span."""
     broke = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
     return broke or (record.status is not None and record.status >= 500)
 
 
 def _name(record: RequestRecord) -> str:
-    """Of the few that there are: no part of it is one that a client can choose freely."""
+    """Return the name, one of a few: a client cannot choose a part of it freely."""
     if _is_chat(record):
         return "chat" if record.model is None else f"chat {_text(record.model)}"
     method = record.method if record.method in _METHODS else "HTTP"
@@ -129,7 +129,7 @@ def _name(record: RequestRecord) -> str:
 
 
 def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
-    """What is known of a request; nothing that is not."""
+    """Return the attributes whose values are known."""
     usage = record.usage
     found: dict[str, AttributeValue | None] = {
         "http.request.method": record.method if record.method in _METHODS else "_OTHER",
@@ -175,9 +175,9 @@ def _attributes(record: RequestRecord) -> dict[str, AttributeValue]:
 
 
 def _others(usage: Usage) -> dict[str, AttributeValue]:
-    """The other calls to models: what stands at one place of each list belongs together.
+    """Return the other calls to models: the values at one position of each list belong together.
 
-    ``gen_ai.usage`` is that of ``gen_ai.response.model``, which is what prices it.
+    ``gen_ai.usage`` is the usage of ``gen_ai.response.model`` alone.
     """
     if not usage.others:
         return {}
@@ -193,7 +193,7 @@ def _others(usage: Usage) -> dict[str, AttributeValue]:
 
 
 def _input_tokens(usage: Usage) -> int | None:
-    """All of them: this API counts those of the cache apart, and the conventions do not."""
+    """Return all input tokens; the API counts cached ones apart, the conventions do not."""
     counts = (
         usage.input_tokens,
         usage.cache_read_input_tokens,
@@ -212,5 +212,5 @@ def _error_type(record: RequestRecord) -> str | None:
 
 
 def _text(value: str | None) -> str | None:
-    """A text that can be sent: half of a surrogate pair would make a whole batch fail."""
+    """Return a text that can be sent: half of a surrogate pair would make a whole batch fail."""
     return None if value is None else value[:MAX_TEXT].encode(errors="replace").decode()

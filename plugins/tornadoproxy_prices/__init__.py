@@ -1,11 +1,11 @@
-"""Says what an answer costs, by a table of prices that ships with its date.
+"""The cost of responses, by a dated price table that is part of the plugin.
 
-What an answer consumed is read by the core; this plugin multiplies. ``PRICES_FILE`` replaces rows
-of the table, or adds to them. A model that is in neither is priced at the dearest, and named once
-in the log.
+The core reads the usage of a response; this plugin multiplies it by prices. ``PRICES_FILE``
+replaces rows of the table or adds rows. A model in neither has the highest price of each kind of
+token, and is named once in the log.
 
-- `tornadoproxy_prices.price_table`: what a table of prices is; `tornadoproxy_prices.shipped`: ours
-- `tornadoproxy_prices.price_file`: reads one of the operator's own
+- `tornadoproxy_prices.price_table`: price tables; `tornadoproxy_prices.shipped`: the built-in one
+- `tornadoproxy_prices.price_file`: the parser of ``PRICES_FILE``
 - `tornadoproxy_prices.command`: ``python -m tornadoproxy prices``
 """
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from tornadoproxy_prices.price_table import Prices, PriceTable
 
 MAX_NAMED = 100
-"""How many unknown models are named in the log: a client may ask for any."""
+"""The most unknown models that are named in the log, because a client may ask for any."""
 
 MAX_NAME = 80
-"""How much of a model's name is written, in characters."""
+"""The longest name of a model in the log, in characters."""
 
 logger = logging.getLogger(__name__)
 
 
 def _prices_file(value: str) -> PriceTable:
-    """The path of a file of prices."""
-    from tornadoproxy_prices import price_file  # most need none
+    """Return the price table in a file."""
+    from tornadoproxy_prices import price_file  # imported when it is used, which is rare
 
     path = parsers.readable_file(value)
     try:
         return price_file.read(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"must name a file of prices, but {value!r} {_reason(error)}") from None
+        raise ValueError(f"must be a price file, but {value!r} {_reason(error)}") from None
 
 
 PRICES_FILE: Setting[PriceTable | None] = Setting(
@@ -53,7 +53,7 @@ PRICES_FILE: Setting[PriceTable | None] = Setting(
 
 
 class Pricer:
-    """Prices what answers consumed."""
+    """The plugin: it prices the usage of responses."""
 
     def __init__(self) -> None:
         self._prices: Prices | None = None
@@ -77,7 +77,7 @@ class Pricer:
 
     @hookimpl(trylast=True)
     def price(self, model: str, usage: Usage) -> int | None:
-        """What `usage` costs; ``None`` if it tells of nothing."""
+        """Return the cost of `usage`; ``None`` if the usage is unknown."""
         if usage.input_tokens is None and usage.output_tokens is None:
             return None
         prices = self._prices
@@ -94,17 +94,17 @@ class Pricer:
         if name in self._named or len(self._named) == MAX_NAMED:
             return
         self._named.add(name)
-        last = " No other model will be named." if len(self._named) == MAX_NAMED else ""
+        last = " No further model is named." if len(self._named) == MAX_NAMED else ""
         logger.warning(
-            "nobody knows what the model %s costs: it is priced as the dearest. Put it into "
-            "PRICES_FILE.%s",
+            "the model %s has no price: it is charged the highest price of each kind of token. "
+            "Add it to PRICES_FILE.%s",
             name,
             last,
         )
 
 
 def _prices(settings: Settings) -> Prices:
-    # not loaded where the plugin is not asked
+    # imported when it is used, so that an inactive plugin costs nothing
     from tornadoproxy_prices.price_table import Prices
     from tornadoproxy_prices.shipped import SHIPPED
 

@@ -1,4 +1,4 @@
-"""``python -m tornadoproxy prices``: the prices in force, as text, JSON, CSV or TOML."""
+"""The command ``python -m tornadoproxy prices``: the prices as text, JSON, CSV or TOML."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _COLUMNS = ("model", "over", *Rates._fields)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the command's own flag."""
+    """Add the command's arguments."""
     tables.add_format(parser, "toml")
 
 
 def show(prices: Prices, form: str) -> int:
-    """Write them to standard output, in US dollars for a million tokens."""
+    """Write the prices to standard output, in US dollars for a million tokens."""
     forms = {"text": _as_text, "csv": _as_csv, "json": _as_json, "toml": _as_toml}
     sys.stdout.write(forms[form](prices))
     return 0
 
 
 def _lines(prices: Prices) -> Iterator[tuple[str, int, Rates]]:
-    """Each model's rates, and how many tokens a prompt has to be over for them."""
+    """Yield each model's rates, and the tokens of a prompt above which they apply."""
     for name, row in prices.rows.items():
         yield name, 0, row.rates
         if row.long is not None:
@@ -48,7 +48,7 @@ def _as_text(prices: Prices) -> str:
     ends = (
         "US dollars for a million tokens; "
         f"{usd(prices.web_search * 1000)} for a thousand web searches.",
-        "Any other model costs the highest of each column.",
+        "Any other model costs the highest price of each column.",
         f"In force: {prices.describe()}.",
     )
     return "\n".join([*tables.text_lines(titles, rows), "", *ends, ""])
@@ -76,7 +76,7 @@ def _as_json(prices: Prices) -> str:
 
 
 def _as_toml(prices: Prices) -> str:
-    """A file for PRICES_FILE, to begin with."""
+    """Return the prices as the content of a ``PRICES_FILE``."""
     latest = prices.own or prices.shipped
     lines = [
         "# US dollars for a million tokens, and for a thousand web searches",
@@ -99,5 +99,5 @@ def _assigned(rates: Rates) -> list[str]:
 
 
 def _dollars(nanos: int) -> str:
-    """US dollars for a million tokens, from billionths of one for a token."""
+    """Return US dollars for a million tokens from billionths of a dollar for one token."""
     return usd(nanos * 1_000_000)

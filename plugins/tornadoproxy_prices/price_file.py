@@ -1,4 +1,4 @@
-"""Reads a file of prices: TOML, in US dollars for a million tokens."""
+"""The parser of a price file: TOML, in US dollars for a million tokens."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_PRICES_SIZE = 1024 * 1024
-"""The largest file of prices, in bytes."""
+"""The largest price file, in bytes."""
 
 MAX_PRICE = 1_000_000
-"""The highest price that is believed, in US dollars."""
+"""The highest valid price, in US dollars."""
 
 
 def read(path: Path) -> PriceTable:
-    """Read a file of prices.
+    """Return the price table in a file.
 
-    :raises OSError: it cannot be read.
-    :raises ValueError: what is wrong with it, with the row's name; it goes on from the file's.
+    :raises OSError: the file cannot be read.
+    :raises ValueError: with the end of a sentence that says what is wrong, and in which row.
     """
     with path.open("rb") as file:
         content = file.read(MAX_PRICES_SIZE + 1)
     if len(content) > MAX_PRICES_SIZE:
-        raise ValueError("is larger than a file of prices can be")
+        raise ValueError(f"is larger than {MAX_PRICES_SIZE:,} bytes")
     try:
         document = tomllib.loads(content.decode(), parse_float=Decimal)
     except UnicodeDecodeError:
@@ -39,16 +39,16 @@ def read(path: Path) -> PriceTable:
     # a number may be too large for Python, or for Decimal
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"is not TOML: {error}") from None
-    _known(document, ("date", "source", "web_search", "models"), "it")
+    _known(document, ("date", "source", "web_search", "models"), "the file")
     day = document.get("date")
-    # a datetime is a date, too
+    # not isinstance(), because a datetime is a date, too
     if type(day) is not date:
-        raise ValueError("needs the day that its prices are of: date = 2026-10-24")
+        raise ValueError("lacks the date of its prices: date = 2026-10-24")
     source = _of(str, document.get("source", ""), "source", "text")
     models = _of(dict, document.get("models", {}), "models", "table")
     searches = None
     if "web_search" in document:
-        # it is given for a thousand, as a token's price is for a million
+        # the price of a thousand searches, as tokens have the price of a million
         searches = _nanos(document["web_search"], 1_000_000, "web_search")
     rows = {name: _row(name, row) for name, row in models.items()}
     _check_aliases(rows)
@@ -68,7 +68,7 @@ def _row(name: str, given: object) -> Row:
     _known(long, (*Rates._fields, "over"), f"{where}.long")
     over = long.get("over")
     if type(over) is not int or over < 1:
-        raise ValueError(f"lacks over in {where}.long, the most tokens of a prompt that is not")
+        raise ValueError(f"lacks over in {where}.long: the tokens above which a prompt is long")
     return Row(_rates(table, where), over, _rates(long, f"{where}.long"), tuple(aliases))
 
 
@@ -80,14 +80,14 @@ def _rates(table: Mapping[str, Any], where: str) -> Rates:  # Any: TOML
 
 
 def _nanos(dollars: Any, nanos: int, where: str) -> int:  # Any: TOML
-    """A price in billionths of a US dollar.
+    """Return a price in billionths of a US dollar.
 
-    :param nanos: how many of them make one where `dollars` is 1.
+    :param nanos: the result for one dollar.
     """
-    # not isinstance(): True is a number to Python
+    # not isinstance(), because True is an int
     price = Decimal(dollars) if type(dollars) in {int, Decimal} else Decimal("NaN")
     if not price.is_finite() or not 0 <= price <= MAX_PRICE:
-        raise ValueError(f"has a {where} that is no number of US dollars up to {MAX_PRICE:,}")
+        raise ValueError(f"has a {where} that is not a number of US dollars up to {MAX_PRICE:,}")
     whole = price * nanos
     if whole != int(whole):
         raise ValueError(f"has a {where} that is finer than {1 / Decimal(nanos):f} US dollars")
@@ -97,12 +97,12 @@ def _nanos(dollars: Any, nanos: int, where: str) -> int:  # Any: TOML
 def _of(kind: type[T], given: object, where: str, called: str) -> T:
     if isinstance(given, kind):
         return given
-    raise ValueError(f"has a {where} that is no {called}")
+    raise ValueError(f"has a {where} that is not a {called}")
 
 
 def _known(table: Mapping[str, Any], names: Iterable[str], where: str) -> None:  # Any: TOML
     if unknown := sorted(set(table) - set(names)):
-        raise ValueError(f"has {unknown[0]!r} in {where}, which means nothing there")
+        raise ValueError(f"has the unknown key {unknown[0]!r} in {where}")
 
 
 def _check_aliases(rows: Mapping[str, Row]) -> None:
@@ -111,5 +111,5 @@ def _check_aliases(rows: Mapping[str, Row]) -> None:
         for alias in row.aliases:
             if alias in rows or alias in owners:
                 other = alias if alias in rows else owners[alias]
-                raise ValueError(f"has {alias!r} for models.{name} and models.{other}")
+                raise ValueError(f"has the name {alias!r} in both models.{name} and models.{other}")
             owners[alias] = name

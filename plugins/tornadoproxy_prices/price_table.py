@@ -1,11 +1,10 @@
-"""A table of prices, and what an answer costs by it.
+"""Price tables, and the cost of usage.
 
-A price is a whole number of billionths of a US dollar for one token, so that sums are exact: a
-dollar for a million tokens is a thousand of them.
+A price is a whole number of billionths of a US dollar for one token, so that sums are exact. One
+dollar for a million tokens is the price 1,000.
 
-A model is looked up by its name or an alias, then without what follows its name: a date, or
-``-latest``. One that is not there is never free: it costs as much as the dearest for each kind of
-token.
+A model is looked up by its name or an alias, then without a date or ``-latest`` at the end of its
+name. A model that is not found costs the highest price of each kind of token.
 
 Source: https://platform.claude.com/docs/en/about-claude/pricing
 """
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     from tornadoproxy import Usage
 
 MAX_COST = 2**63 - 1
-"""The most that one answer costs, in billionths of a US dollar: what a database can hold."""
+"""The highest cost of a response, in billionths of a US dollar, because SQLite stores no more."""
 
 _AFTER_A_NAME = re.compile(r"([-@]\d{8}|-latest)\Z")
 
 
 class Rates(NamedTuple):
-    """What a token of each kind costs, in billionths of a US dollar."""
+    """The price of a token of each kind, in billionths of a US dollar."""
 
     input: int
     output: int
@@ -40,9 +39,9 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a model costs.
+    """The prices of a model.
 
-    :param long: the rates where the prompt has more than `over` tokens, if they differ.
+    :param long: the rates of a prompt with more than `over` tokens, if they differ.
     """
 
     rates: Rates
@@ -51,9 +50,9 @@ class Row:
     aliases: tuple[str, ...] = ()
 
     def cost(self, usage: Usage, web_search: int) -> int:
-        """What `usage` costs, in billionths of a US dollar.
+        """Return the cost of `usage`, in billionths of a US dollar.
 
-        :param web_search: what one search costs, in the same unit.
+        :param web_search: the price of one search, in the same unit.
         """
         plain = usage.input_tokens or 0
         read = usage.cache_read_input_tokens or 0
@@ -76,10 +75,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
-    """Prices of one day.
+    """The prices of one day.
 
-    :param web_search: what a search costs, in billionths of a US dollar, if it says so.
-    :param path: the file that it was read from.
+    :param web_search: the price of a search in billionths of a US dollar, if the table has one.
+    :param path: the file that the table was read from.
     """
 
     date: date
@@ -90,7 +89,7 @@ class PriceTable:
 
 
 class Prices:
-    """The prices in force: those that are shipped, and over them those of a file."""
+    """The prices in force: those of the built-in table, overridden by those of a file."""
 
     def __init__(self, shipped: PriceTable, own: PriceTable | None = None) -> None:
         self.shipped = shipped
@@ -103,23 +102,23 @@ class Prices:
         self.dearest = Row(Rates(*map(max, zip(*_all_rates(self.rows.values()), strict=True))))
         self._found: dict[str, Row] = {}
         for file in files:
-            # a row that was replaced keeps its aliases
+            # a replaced row keeps its aliases
             for name, row in file.rows.items():
                 self._found |= dict.fromkeys(row.aliases, self.rows[name])
         self._found |= self.rows
 
     def row(self, model: str) -> Row | None:
-        """What is known of `model`."""
+        """Return the row of `model`; ``None`` if it is unknown."""
         row = self._found.get(model)
         if row is None and (after := _AFTER_A_NAME.search(model)):
             row = self._found.get(model[: after.start()])
         return row
 
     def describe(self) -> str:
-        """Which prices these are, in a line."""
+        """Return a line that says which prices these are."""
         line = f"prices of {self.shipped.date} ({len(self.shipped.rows)} models)"
         if self.own is not None:
-            line += f", over them those of {self.own.path} of {self.own.date} "
+            line += f", overridden by {self.own.path} of {self.own.date} "
             line += f"({len(self.own.rows)})"
         return line
 

@@ -1,11 +1,11 @@
-"""What models cost: the table that is shipped, in billionths of a US dollar for one token.
+"""The built-in price table, in billionths of a US dollar for one token.
 
-A dollar for a million tokens is 1,000. The columns are those of `Rates`: input, output, read from
-the cache, written to it for five minutes, and for an hour. Above `over` tokens of a prompt, those
-included that are in the cache, its `long` prices hold.
+One dollar for a million tokens is 1,000. The columns are those of `Rates`: input, output, cache
+reads, and cache writes for five minutes and for an hour. The `long` prices apply to a prompt of
+more than `over` tokens, cached ones included.
 
-Not in it, since the proxy does not read whether it was so: batches, fast mode, data residency,
-other clouds, and what was agreed upon with a sales department.
+The table does not cover what the proxy cannot see: batches, fast mode, data residency, other
+clouds, and negotiated discounts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHIPPED = PriceTable(
     source="https://platform.claude.com/docs/en/about-claude/pricing",
     web_search=10_000_000,
     rows={
-        # The models of today
+        # current models
         "claude-fable-5-1": Row(Rates(10_000, 50_000, 250, 12_500, 20_000)),
         "claude-mythos-5-1": Row(Rates(10_000, 50_000, 250, 12_500, 20_000)),
         "claude-opus-5-5": Row(Rates(4_000, 20_000, 200, 5_000, 8_000)),
@@ -27,7 +27,7 @@ SHIPPED = PriceTable(
         "claude-haiku-5-5": Row(
             Rates(100, 500, 10, 125, 200), over=100_000, long=Rates(500, 2_500, 50, 625, 1_000)
         ),
-        # Those before them
+        # earlier models
         "claude-fable-5": Row(Rates(10_000, 50_000, 1_000, 12_500, 20_000)),
         "claude-mythos-5": Row(Rates(10_000, 50_000, 1_000, 12_500, 20_000)),
         "claude-opus-5": Row(Rates(5_000, 25_000, 500, 6_250, 10_000)),

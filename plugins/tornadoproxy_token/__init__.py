@@ -1,9 +1,9 @@
-"""The default authenticator: whoever presents the token gets in.
+"""The default authenticator: a shared token.
 
-It is asked last, so that any other authenticator goes before it; ``DISABLED_PLUGINS=token`` takes
-it away. Without a token everybody gets in, as an anonymous principal: that is for the loopback
-interface, and binding another address then takes ``ALLOW_ANONYMOUS``. With ``KEYS_DB`` nobody gets
-in by this plugin then: keys are asked for.
+It is asked last, after all other authenticators; ``DISABLED_PLUGINS=token`` removes it. Without a
+token every request is accepted as an anonymous principal, which is meant for the loopback
+interface; listening on another address then requires ``ALLOW_ANONYMOUS``. With ``KEYS_DB`` and
+without a token this plugin accepts no request, because keys are required.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tornadoproxy import (
     parsers,
 )
 
-STRONG_LENGTH = 16  # characters; a shorter token is remarked upon
+STRONG_LENGTH = 16  # characters; the start line warns of a shorter token
 
 AUTH_TOKEN: Setting[tuple[Secret, ...]] = Setting(
     "AUTH_TOKEN",
@@ -46,7 +46,7 @@ ALLOW_ANONYMOUS: Setting[bool] = Setting(
 
 
 class TokenAuthenticator:
-    """Compares what a request presents with the tokens; lets everybody in if there are none."""
+    """The plugin: it accepts the tokens, or every request if there are none."""
 
     def __init__(self) -> None:
         self._tokens: tuple[tuple[Secret, Identity], ...] = ()
@@ -58,21 +58,21 @@ class TokenAuthenticator:
 
     @hookimpl
     def configure(self, settings: Settings) -> str:
-        """Take the tokens; the line says who may enter.
+        """Take the tokens; the line says which clients are accepted.
 
-        :raises ConfigurationError: they contradict each other; nobody would be let in but by
-            saying so; or they are gone, which may be a file that is being written.
+        :raises ConfigurationError: the settings contradict each other; anonymous access is not
+            allowed explicitly; or the tokens are gone, as in a file that is being written.
         """
         tokens = _tokens(settings)
         if tokens:
             self._anonymous = None
             self._tokens = tuple(zip(tokens, _identities(len(tokens)), strict=True))
-            return _who_has(settings) + _remark(tokens)
+            return _accepted(settings) + _warning(tokens)
         keyed = settings.is_set("KEYS_DB")
         who = "nobody: no AUTH_TOKEN is set" if keyed else _anybody(settings)
         if self._tokens and not settings[ALLOW_ANONYMOUS]:
             raise ConfigurationError(
-                "AUTH_TOKEN is gone: set it, or start again to let in everybody on this machine."
+                "AUTH_TOKEN is gone; set it, or restart to accept everybody on this machine."
             )
         self._anonymous = None if keyed else Identity("anonymous", anonymous=True)
         self._tokens = ()
@@ -80,7 +80,7 @@ class TokenAuthenticator:
 
     @hookimpl(trylast=True)
     def authenticate(self, request: IncomingRequest) -> Identity | None:
-        """Compare every candidate with every token, so that the time tells nothing."""
+        """Compare every candidate with every token, so that the duration reveals nothing."""
         if self._anonymous is not None:
             return self._anonymous
         user: Identity | None = None
@@ -96,11 +96,11 @@ def _tokens(settings: Settings) -> tuple[Secret, ...]:
     allow_anonymous = settings[ALLOW_ANONYMOUS]
     faults = []
     if settings[AUTH_TOKEN] and settings[AUTH_TOKEN_FILE]:
-        faults.append("AUTH_TOKEN and AUTH_TOKEN_FILE are both set: take one of them away.")
+        faults.append("AUTH_TOKEN and AUTH_TOKEN_FILE are both set; remove one of them.")
     if tokens and allow_anonymous:
         faults.append(
-            "ALLOW_ANONYMOUS contradicts the token that is set: take ALLOW_ANONYMOUS away to let "
-            "in only who has it, or the token to let in everybody."
+            "ALLOW_ANONYMOUS contradicts the token that is set; remove ALLOW_ANONYMOUS to require "
+            "the token, or the token to accept everybody."
         )
     if faults:
         raise ConfigurationError(*faults)
@@ -113,37 +113,37 @@ def _identities(count: int) -> list[Identity]:
     return [Identity(f"token-{position}") for position in range(1, count + 1)]
 
 
-def _who_has(settings: Settings) -> str:
+def _accepted(settings: Settings) -> str:
     variable = "AUTH_TOKEN" if settings[AUTH_TOKEN] else "AUTH_TOKEN_FILE"
     count = len(settings[AUTH_TOKEN] or settings[AUTH_TOKEN_FILE])
     if count > 1:
-        return f"whoever has one of {count} tokens"
-    return f"whoever has {variable}"
+        return f"clients with one of {count} tokens"
+    return f"clients with {variable}"
 
 
-def _remark(tokens: tuple[Secret, ...]) -> str:
+def _warning(tokens: tuple[Secret, ...]) -> str:
     if all(len(token.reveal()) >= STRONG_LENGTH for token in tokens):
         return ""
     return (
-        f" (shorter than {STRONG_LENGTH} characters, so it can be guessed: "
-        "`python -m tornadoproxy token` makes a strong one)"
+        f" (shorter than {STRONG_LENGTH} characters and therefore guessable; "
+        "`python -m tornadoproxy token` creates a strong one)"
     )
 
 
 def _anybody(settings: Settings) -> str:
     if settings[ALLOW_ANONYMOUS]:
-        return "ANYONE who reaches it, as anonymous (ALLOW_ANONYMOUS)"
+        return "ANYONE who reaches the proxy, as anonymous (ALLOW_ANONYMOUS)"
     if _is_local(settings[HOST]):
         return "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set"
     raise ConfigurationError(
-        f"HOST is {settings[HOST]} and no AUTH_TOKEN is set: set one "
-        "(`python -m tornadoproxy token` makes one), or KEYS_DB for a key for each person, or say "
-        "ALLOW_ANONYMOUS=yes to let in everybody who reaches it."
+        f"HOST is {settings[HOST]} and no AUTH_TOKEN is set; set one "
+        "(`python -m tornadoproxy token` creates one), or KEYS_DB for a key for each person, or "
+        "ALLOW_ANONYMOUS=yes to accept everybody who reaches the proxy."
     )
 
 
 def _is_local(host: str) -> bool:
-    """Whether only clients on this machine reach `host`: loopback, or a Unix socket."""
+    """Return whether only this machine reaches `host`: loopback, or a Unix socket."""
     if host.startswith("unix:"):
         return True
     try:

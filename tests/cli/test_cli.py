@@ -221,7 +221,7 @@ class TestCheck:
         assert facts["address"] == "http://127.0.0.1:1"
         assert facts["upstream"] == "https://api.anthropic.com, key from UPSTREAM_API_KEY"
         assert re.fullmatch(r"token, access_log\b.* \(in the order asked\)", facts["plugins"])
-        assert facts["token"] == "whoever has AUTH_TOKEN"
+        assert facts["token"] == "clients with AUTH_TOKEN"
         assert TOKEN not in done.stdout
         assert KEY not in done.stdout
 
