@@ -1,4 +1,4 @@
-"""The access log: what a line says, what cannot get into it, and what cannot come of it."""
+"""The plugin access_log: its lines and their destinations."""
 
 from __future__ import annotations
 
@@ -14,24 +14,19 @@ from msgspec.structs import replace
 from tornadoproxy_access_log import ACCESS_LOG, ACCESS_LOG_FORMAT, AccessLog, json_line, text_line
 
 from tornadoproxy import ConfigurationError, ModelUsage, Outcome, RequestRecord, Settings, Usage
-from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.testing import request_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RECORD = RequestRecord(
+    from tornadoproxy.testing import StartProxy
+
+RECORD = request_record(
     time=1_796_000_000.1239,
     request_id="req_011",
     principal="token",
     groups=("staff",),
-    method="POST",
-    route="/v1/messages",
-    dialect="anthropic",
-    remote_ip="127.0.0.1",
-    status=200,
-    outcome=Outcome.COMPLETED,
-    error=None,
     model="claude-opus-4-5",
     usage=Usage(1024, 512, 2000, 0, 0, 1, 2),
     cost=18_420_001,
@@ -45,8 +40,6 @@ RECORD = RequestRecord(
     session_id="5e55",
     agent_id="a1",
     parent_agent_id="a0",
-    traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    tracestate="vendor=1",
 )
 NOTHING_KNOWN = replace(
     RECORD,
@@ -116,7 +109,7 @@ def ids(content: str) -> list[str]:
 
 
 def join_writers() -> None:
-    """Wait for those, too, that were left to write out their last lines."""
+    """Wait for the threads of closed writers, which write their last lines."""
     for thread in threading.enumerate():
         if thread.name == "linewriter":
             thread.join()
@@ -129,7 +122,7 @@ def record(request_id: str) -> RequestRecord:
 # Lines
 
 
-def test_a_text_line() -> None:
+def test_text_line_of_a_whole_record() -> None:
     assert text_line(RECORD).decode() == (
         "2026-11-30T00:53:20.123Z 200 completed POST /v1/messages token claude-opus-4-5 "
         "in=812 out=20431 ttfb=412ms total=8123ms upstream=8120ms tokens=1024+512 cache=2000+0 "
@@ -137,20 +130,20 @@ def test_a_text_line() -> None:
     )
 
 
-def test_a_text_line_of_which_little_is_known() -> None:
+def test_text_line_of_unknown_values() -> None:
     assert text_line(NOTHING_KNOWN).decode() == (
         "2026-11-30T00:53:20.123Z   - abandoned POST /v1/messages - - "
         "in=812 out=20431 ttfb=- total=8123ms upstream=- tokens=- from=127.0.0.1 id=req_011"
     )
 
 
-def test_text_line_of_a_denied_model_names_what_was_asked_for() -> None:
+def test_text_line_without_a_model_has_the_requested_one() -> None:
     denied = replace(NOTHING_KNOWN, requested_model="claude opus")
     assert r" claude\x20opus in=" in text_line(denied).decode()
     assert json.loads(json_line(denied))["requested_model"] == "claude opus"
 
 
-def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
+def test_text_line_of_an_error_and_half_the_tokens() -> None:
     failed = replace(
         NOTHING_KNOWN, outcome=Outcome.FAILED, error="it broke", usage=Usage(input_tokens=7)
     )
@@ -162,7 +155,7 @@ def test_a_text_line_with_an_error_and_half_the_tokens() -> None:
     assert " partial" not in line
 
 
-def test_a_line_of_several_models_names_each_with_its_tokens() -> None:
+def test_line_of_several_models_has_the_tokens_of_each() -> None:
     others = (ModelUsage("claude-opus-5-5", Usage(200, 50), cost=900), ModelUsage(None, Usage()))
     several = replace(RECORD, usage=Usage(10, 1, others=others), cost=108_000)
     shown = " tokens=10+1 others=claude-opus-5-5:200+50,-:- cost=$0.000108 from="
@@ -175,7 +168,7 @@ def test_a_line_of_several_models_names_each_with_its_tokens() -> None:
     assert first.keys() <= json.loads(json_line(several)).keys()
 
 
-def test_a_text_line_of_an_answer_that_was_cut() -> None:
+def test_line_of_a_cut_response_is_partial() -> None:
     cut = replace(RECORD, cost=None, usage=Usage(7, 3, partial=True))
     assert " tokens=7+3 partial from=" in text_line(cut).decode()
     priced = replace(cut, cost=5_000_000)
@@ -183,7 +176,7 @@ def test_a_text_line_of_an_answer_that_was_cut() -> None:
     assert json.loads(json_line(cut))["partial"] is True
 
 
-def test_a_json_line() -> None:
+def test_json_line_of_a_whole_record() -> None:
     assert json.loads(json_line(RECORD)) == {
         "time": "2026-11-30T00:53:20.123Z",
         "request_id": "req_011",
@@ -222,7 +215,7 @@ def test_a_json_line() -> None:
     }
 
 
-def test_a_json_line_has_every_field_of_a_record_known_or_not() -> None:
+def test_json_line_has_every_field_of_a_record() -> None:
     fields = set(RequestRecord.__struct_fields__)
     fields |= set(Usage.__struct_fields__)
     fields -= {"usage", "traceparent", "tracestate"}
@@ -231,34 +224,33 @@ def test_a_json_line_has_every_field_of_a_record_known_or_not() -> None:
         assert sorted(keys) == sorted(fields)
 
 
-@pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("field", TEXT_FIELDS)
-def test_no_value_forges_a_field_or_a_line_of_text(field: str, value: str) -> None:
+def test_value_cannot_forge_a_field_of_a_text_line(field: str) -> None:
     plain: dict[str, Any] = {"error": "x", field: "x"}
-    hostile: dict[str, Any] = {"error": "x", field: value}
     expected = text_line(replace(RECORD, **plain)).decode().split(" ")
-    line = text_line(replace(RECORD, **hostile)).decode()
-    assert line.isprintable()
-    found = line.split(" ")
-    assert len(found) == len(expected)
-    changed = [at for at in range(len(found)) if found[at] != expected[at]]
-    assert len(changed) <= 1
-    for at in changed:
-        key = expected[at].removesuffix("x")
-        assert found[at].startswith(key)
-        assert 0 < len(found[at].removeprefix(key)) <= 256
+    for value in HOSTILE:
+        line = text_line(replace(RECORD, **{**plain, field: value})).decode()
+        assert line.isprintable()
+        found = line.split(" ")
+        assert len(found) == len(expected)
+        changed = [at for at in range(len(found)) if found[at] != expected[at]]
+        assert len(changed) <= 1
+        for at in changed:
+            key = expected[at].removesuffix("x")
+            assert found[at].startswith(key)
+            assert 0 < len(found[at].removeprefix(key)) <= 256
 
 
-@pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("field", [*TEXT_FIELDS, "stop_reason"])
-def test_no_value_forges_a_field_or_a_line_of_json(field: str, value: str) -> None:
-    hostile: dict[str, Any] = {field: value}
-    line = json_line(replace(RECORD, **hostile)).decode("ascii")
-    assert line.isprintable()
-    assert json.loads(line) == {**json.loads(json_line(RECORD)), field: value[:256]}
+def test_value_cannot_forge_a_field_of_a_json_line(field: str) -> None:
+    for value in HOSTILE:
+        hostile: dict[str, Any] = {field: value}
+        line = json_line(replace(RECORD, **hostile)).decode("ascii")
+        assert line.isprintable()
+        assert json.loads(line) == {**json.loads(json_line(RECORD)), field: value[:256]}
 
 
-def test_different_values_stay_different() -> None:
+def test_escaping_keeps_values_distinct() -> None:
     lines = [text_line(replace(RECORD, route=value)) for value in HOSTILE]
     assert len(set(lines)) == len(HOSTILE)
     escaped = text_line(replace(RECORD, route="a b"))
@@ -269,26 +261,25 @@ def test_different_values_stay_different() -> None:
 
 
 @pytest.mark.parametrize("value", ["stdout", "STDERR", "off", "./log", "/var/log/proxy.log"])
-def test_destinations(value: str) -> None:
+def test_destination_is_parsed(value: str) -> None:
     parsed = ACCESS_LOG.parse(value)
     assert parsed == (value.lower() if "/" not in value else value)
 
 
 @pytest.mark.parametrize("value", ["stdou", "none", "access.log"])
-def test_a_word_that_is_no_path_is_refused(value: str) -> None:
+def test_destination_without_a_slash_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match=r"^must be stdout, stderr, off, or a file's path"):
         ACCESS_LOG.parse(value)
 
 
-def test_its_settings_come_through_the_entry_point() -> None:
-    assert set(Plugins.load().declared_settings()) > {ACCESS_LOG, ACCESS_LOG_FORMAT}
-    assert ACCESS_LOG.default == "stdout"
-    assert ACCESS_LOG_FORMAT.default == "text"
-    assert ACCESS_LOG_FORMAT.parse("JSON") == "json"
+async def test_settings_are_declared_by_the_installed_plugin(start_proxy: StartProxy) -> None:
+    proxy = await start_proxy(ACCESS_LOG="off", ACCESS_LOG_FORMAT="JSON")
+    assert dict(proxy.lines)["access_log"] == "off"
+    assert (ACCESS_LOG.default, ACCESS_LOG_FORMAT.default) == ("stdout", "text")
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_lines_go_to_a_standard_stream(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_go_to_the_standard_stream(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     plugin = started(settings(name))
     plugin.request_finished(RECORD)
     plugin.shutdown()
@@ -306,7 +297,7 @@ def test_off_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_lines_are_appended_to_a_file_that_others_cannot_read(tmp_path: Path) -> None:
+def test_lines_are_appended_to_a_private_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for _ in range(2):
         plugin = started(settings(path, "json"))
@@ -316,15 +307,15 @@ def test_lines_are_appended_to_a_file_that_others_cannot_read(tmp_path: Path) ->
     assert path.stat().st_mode & 0o137 == 0
 
 
-def test_checking_settings_makes_no_file(tmp_path: Path) -> None:
+def test_configure_creates_no_file(tmp_path: Path) -> None:
     line = AccessLog().configure(settings(tmp_path / "log"))
     assert str(tmp_path / "log") in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    assert "is a directory: name a file in it" in fault(tmp_path)
-    assert f"there is no {tmp_path / 'missing'}" in fault(tmp_path / "missing" / "log")
+def test_unwritable_path_is_refused(tmp_path: Path) -> None:
+    assert "is a directory; set it to a file" in fault(tmp_path)
+    assert f"there is no directory {tmp_path / 'missing'}" in fault(tmp_path / "missing" / "log")
     assert "there is no" in fault("/dev/null/log")
 
 
@@ -339,14 +330,14 @@ def not_root() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("not_root")
-def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+def test_path_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log").touch(mode=0o400)
     assert "permission denied" in fault(tmp_path / "log")
     tmp_path.chmod(0o500)
     assert "permission denied" in fault(tmp_path / "new")
 
 
-def test_a_pipe_that_nobody_reads_is_refused_at_start(tmp_path: Path) -> None:
+def test_pipe_without_a_reader_is_refused_at_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     plugin = AccessLog()
     plugin.configure(settings(tmp_path / "fifo"))
@@ -354,7 +345,7 @@ def test_a_pipe_that_nobody_reads_is_refused_at_start(tmp_path: Path) -> None:
         plugin.startup()
 
 
-def test_a_rotated_file_is_opened_again(tmp_path: Path) -> None:
+def test_reload_reopens_a_rotated_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     plugin = started(settings(path))
     plugin.request_finished(record("before"))
@@ -368,7 +359,7 @@ def test_a_rotated_file_is_opened_again(tmp_path: Path) -> None:
     assert ids(path.read_text()) == ["after"]
 
 
-def test_destination_and_form_change_without_losing_a_line(
+def test_reload_to_another_destination_loses_no_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plugin = started(settings("stdout"))
@@ -387,7 +378,7 @@ def test_destination_and_form_change_without_losing_a_line(
     assert sorted(ids(capfd.readouterr().out)) == ["1", "3", "4"]
 
 
-def test_a_refused_change_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+def test_refused_reload_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "log"
     plugin = started(settings(path))
     with pytest.raises(ConfigurationError):
@@ -400,14 +391,14 @@ def test_a_refused_change_leaves_the_log_as_it_was(tmp_path: Path) -> None:
     assert path.read_bytes() == text_line(RECORD) + b"\n"
 
 
-def test_a_full_disk_breaks_nothing() -> None:
+def test_full_disk_raises_nothing() -> None:
     plugin = started(settings("/dev/full"))
     for _ in range(10):
         plugin.request_finished(RECORD)
     plugin.shutdown()
 
 
-def test_a_record_after_the_end_breaks_nothing(tmp_path: Path) -> None:
+def test_record_after_the_stop_is_ignored(tmp_path: Path) -> None:
     plugin = started(settings(tmp_path / "log"))
     plugin.shutdown()
     plugin.request_finished(RECORD)
@@ -415,9 +406,7 @@ def test_a_record_after_the_end_breaks_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_stuck_reader_delays_nothing_and_lost_lines_are_told_of(
-    tmp_path: Path, form: str
-) -> None:
+def test_stuck_reader_costs_lines_that_are_counted(tmp_path: Path, form: str) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -437,7 +426,7 @@ def test_a_stuck_reader_delays_nothing_and_lost_lines_are_told_of(
 
 
 def dropped_lines(notice: bytes, form: str) -> int:
-    """How many lines a notice tells of."""
+    """Return the number of lines in a notice."""
     if form == "json":
         return int(json.loads(notice)["dropped_lines"])
     matched = re.fullmatch(rb"\S+Z (\d+) lines of this log were dropped", notice)

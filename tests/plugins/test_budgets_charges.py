@@ -164,7 +164,7 @@ async def test_charge_of_a_response_cut_before_its_usage(
         if reset:
             exchange.reset()
         else:
-            await exchange.gone()
+            await exchange.disconnected()
 
     team.upstream.script(response)
     document = asking(10, stream=kind == "SSE")

@@ -1,9 +1,8 @@
-"""The token plugin: who may enter, with which settings, and what each mistake is told."""
+"""The plugin token: accepted credentials, and its settings."""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tornado.httputil import HTTPHeaders
@@ -16,16 +15,20 @@ from tornadoproxy import (
     Identity,
     IncomingRequest,
     Secret,
+    Setting,
     Settings,
     hookimpl,
 )
-from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tornadoproxy.testing import Ask, Records, StartProxy
+
 TOKEN = "a-token-of-more-than-sixteen-characters"
 OTHER = "another-token-of-that-length"
+ANONYMOUS = Identity("anonymous", anonymous=True)
+KEYS_DB: Setting[str] = Setting("KEYS_DB", str, default="", help="As the plugin keys declares it.")
 
 
 class CountingSecret(Secret):
@@ -43,24 +46,17 @@ class CountingSecret(Secret):
 
 
 def settings(
-    tokens: tuple[Secret, ...] = (),
-    in_file: tuple[Secret, ...] = (),
+    *tokens: str | Secret,
+    in_file: tuple[str, ...] = (),
     host: str = "127.0.0.1",
-    *,
     allow_anonymous: bool = False,
 ) -> Settings:
+    given = {ALLOW_ANONYMOUS: allow_anonymous, HOST: host}
+    secrets = tuple(each if isinstance(each, Secret) else Secret(each) for each in tokens)
+    files = tuple(map(Secret, in_file))
     return Settings.defaults(AUTH_TOKEN, AUTH_TOKEN_FILE, ALLOW_ANONYMOUS).replace(
-        {
-            AUTH_TOKEN: tokens,
-            AUTH_TOKEN_FILE: in_file,
-            ALLOW_ANONYMOUS: allow_anonymous,
-            HOST: host,
-        }
+        {AUTH_TOKEN: secrets, AUTH_TOKEN_FILE: files, **given}
     )
-
-
-def secrets(*tokens: str) -> tuple[Secret, ...]:
-    return tuple(Secret(token) for token in tokens)
 
 
 def configured(values: Settings) -> TokenAuthenticator:
@@ -70,7 +66,7 @@ def configured(values: Settings) -> TokenAuthenticator:
 
 
 def line(values: Settings) -> str:
-    """Who may enter, as it is shown at start."""
+    """Return the line at start that says which clients are accepted."""
     return TokenAuthenticator().configure(values)
 
 
@@ -97,69 +93,66 @@ def bearer(token: str) -> tuple[str, str]:
 # Settings
 
 
-def test_its_settings_are_read_from_their_texts(tmp_path: Path) -> None:
+def test_settings_are_parsed(tmp_path: Path) -> None:
+    secrets = (Secret(TOKEN), Secret(OTHER))
     assert AUTH_TOKEN.secret
-    assert AUTH_TOKEN.parse(f"{TOKEN} {OTHER}") == secrets(TOKEN, OTHER)
+    assert AUTH_TOKEN.parse(f"{TOKEN} {OTHER}") == secrets
     file = tmp_path / "tokens"
     file.write_text(f"{TOKEN}\n{OTHER}\n")
-    assert AUTH_TOKEN_FILE.parse(str(file)) == secrets(TOKEN, OTHER)
+    assert AUTH_TOKEN_FILE.parse(str(file)) == secrets
     assert ALLOW_ANONYMOUS.parse("1") is True
     with pytest.raises(ValueError, match="control characters"):
         AUTH_TOKEN.parse("a\x01b")
 
 
-OTHERS = ("access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel")
-
-
-def test_it_declares_its_settings_through_the_entry_point() -> None:
-    declared = Plugins.load(disabled=OTHERS).declared_settings()
-    assert declared == (AUTH_TOKEN, AUTH_TOKEN_FILE, ALLOW_ANONYMOUS)
-
-
-def test_the_line_says_who_may_enter() -> None:
-    assert line(settings(secrets(TOKEN))) == "whoever has AUTH_TOKEN"
-    assert line(settings(in_file=secrets(TOKEN))) == "whoever has AUTH_TOKEN_FILE"
-    assert line(settings(secrets(TOKEN, OTHER))) == "whoever has one of 2 tokens"
+def test_line_says_which_clients_are_accepted() -> None:
+    assert line(settings(TOKEN)) == "clients with AUTH_TOKEN"
+    assert line(settings(in_file=(TOKEN,))) == "clients with AUTH_TOKEN_FILE"
+    assert line(settings(TOKEN, OTHER)) == "clients with one of 2 tokens"
     assert line(settings()) == "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set"
+    assert line(settings(host="unix:/run/x")).startswith("ANYONE on this machine")
     open_ = settings(host="0.0.0.0", allow_anonymous=True)
-    assert line(open_) == "ANYONE who reaches it, as anonymous (ALLOW_ANONYMOUS)"
+    assert line(open_) == "ANYONE who reaches the proxy, as anonymous (ALLOW_ANONYMOUS)"
+    keyed = settings(host="0.0.0.0").replace({KEYS_DB: "keys.db"})
+    assert line(keyed) == "nobody: no AUTH_TOKEN is set"
 
 
-def test_a_short_token_is_remarked_upon_and_not_shown() -> None:
-    short = line(settings(secrets(TOKEN, "fifteen-letters")))
+def test_line_warns_of_a_short_token_without_showing_it() -> None:
+    short = line(settings(TOKEN, "fifteen-letters"))
     assert "shorter than 16 characters" in short
     assert "python -m tornadoproxy token" in short
     assert "fifteen-letters" not in short
-    assert "shorter" not in line(settings(secrets("sixteen-letters-")))
+    assert "shorter" not in line(settings("sixteen-letters-"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_no_token_is_enough_on_the_loopback_interface(host: str) -> None:
-    identity = configured(settings(host=host)).authenticate(request())
-    assert identity == Identity("anonymous", anonymous=True)
+def test_without_a_token_loopback_is_anonymous(host: str) -> None:
+    assert configured(settings(host=host)).authenticate(request()) == ANONYMOUS
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "localhost.example", "127.example"])
-def test_no_token_elsewhere_names_both_ways_out(host: str) -> None:
+def test_without_a_token_other_addresses_are_refused(host: str) -> None:
     (fault,) = faults(settings(host=host))
-    assert host in fault
-    assert "AUTH_TOKEN" in fault
-    assert "python -m tornadoproxy token" in fault
-    assert "ALLOW_ANONYMOUS=yes" in fault
-    assert "ANYONE who reaches it" in line(settings(host=host, allow_anonymous=True))
-    assert "whoever has" in line(settings(secrets(TOKEN), host=host))
+    for part in (host, "AUTH_TOKEN", "python -m tornadoproxy token", "ALLOW_ANONYMOUS=yes"):
+        assert part in fault
+    assert "ANYONE" in line(settings(host=host, allow_anonymous=True))
+    assert "clients with" in line(settings(TOKEN, host=host))
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
-    (fault,) = faults(settings(secrets(TOKEN), secrets(OTHER)))
-    assert "AUTH_TOKEN and AUTH_TOKEN_FILE are both set" in fault
-    (fault,) = faults(settings(secrets(TOKEN), allow_anonymous=True))
-    assert "ALLOW_ANONYMOUS contradicts" in fault
-    (fault,) = faults(settings(in_file=secrets(TOKEN), allow_anonymous=True))
-    assert "ALLOW_ANONYMOUS contradicts" in fault
-    both = faults(settings(secrets(TOKEN), secrets(OTHER), allow_anonymous=True))
-    assert len(both) == 2
-    assert TOKEN not in str(both)
+def test_contradicting_settings_are_refused() -> None:
+    both = "AUTH_TOKEN and AUTH_TOKEN_FILE are both set"
+    anonymous = "ALLOW_ANONYMOUS contradicts"
+    for values, starts in (
+        (settings(TOKEN, in_file=(OTHER,)), [both]),
+        (settings(TOKEN, allow_anonymous=True), [anonymous]),
+        (settings(in_file=(TOKEN,), allow_anonymous=True), [anonymous]),
+        (settings(TOKEN, in_file=(OTHER,), allow_anonymous=True), [both, anonymous]),
+    ):
+        found = faults(values)
+        assert len(found) == len(starts)
+        for fault, start in zip(found, starts, strict=True):
+            assert fault.startswith(start)
+            assert TOKEN not in fault
 
 
 # Requests
@@ -168,18 +161,13 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 @pytest.mark.parametrize(
     "presented", [key(TOKEN), bearer(TOKEN), ("authorization", f"bEARER  {TOKEN} ")]
 )
-def test_the_token_lets_in(presented: tuple[str, str]) -> None:
-    plugin = configured(settings(secrets(TOKEN)))
-    assert plugin.authenticate(request(presented)) == Identity("token")
+def test_token_is_accepted_in_either_header(presented: tuple[str, str]) -> None:
+    for values in (settings(TOKEN), settings(in_file=(TOKEN,))):
+        assert configured(values).authenticate(request(presented)) == Identity("token")
 
 
-def test_a_token_from_a_file_lets_in() -> None:
-    plugin = configured(settings(in_file=secrets(TOKEN)))
-    assert plugin.authenticate(request(key(TOKEN))) == Identity("token")
-
-
-def test_each_of_several_tokens_has_a_principal_of_its_own() -> None:
-    plugin = configured(settings(secrets(TOKEN, OTHER)))
+def test_each_token_has_its_own_principal() -> None:
+    plugin = configured(settings(TOKEN, OTHER))
     assert plugin.authenticate(request(bearer(TOKEN))) == Identity("token-1")
     assert plugin.authenticate(request(bearer(OTHER))) == Identity("token-2")
 
@@ -193,100 +181,76 @@ def test_each_of_several_tokens_has_a_principal_of_its_own() -> None:
         [key(TOKEN + "x")],
         [key(TOKEN.upper())],
         [key(f"{TOKEN},{TOKEN}")],
-        [key("wrong"), bearer(TOKEN)],  # x-api-key goes first, even if it is wrong
+        [key("wrong"), bearer(TOKEN)],  # x-api-key takes precedence
         [key("tökén")],
         [],
-        [key("")],
         [key("  ")],
         [("Authorization", "Basic dTpw")],
         [bearer("")],
     ],
 )
-def test_an_unknown_credential_is_left_to_the_manager(presented: list[tuple[str, str]]) -> None:
-    assert configured(settings(secrets(TOKEN))).authenticate(request(*presented)) is None
+def test_unknown_credential_is_left_to_others(presented: list[tuple[str, str]]) -> None:
+    assert configured(settings(TOKEN)).authenticate(request(*presented)) is None
+    assert TokenAuthenticator().authenticate(request(*presented)) is None, "not configured yet"
 
 
-def test_one_right_key_among_several_is_enough() -> None:
-    plugin = configured(settings(secrets(TOKEN)))
-    assert plugin.authenticate(request(key("dummy"), key(TOKEN))) == Identity("token")
-    assert plugin.authenticate(request(key(TOKEN), key("dummy"))) == Identity("token")
-
-
-def test_a_token_beyond_ascii_is_compared_as_bytes() -> None:
-    plugin = configured(settings(secrets("pässwörd-of-enough-length")))
-    assert plugin.authenticate(request(key("pässwörd-of-enough-length"))) == Identity("token")
-    # as Latin-1
-    assert plugin.authenticate(request(("X-Api-Key", "pässwörd-of-enough-length"))) is None
-
-
-def test_every_candidate_is_compared_with_every_token() -> None:
+def test_one_valid_key_among_several_suffices() -> None:
     tokens = [CountingSecret(TOKEN), CountingSecret(OTHER), CountingSecret("a third one, unused")]
-    plugin = configured(settings(tuple(tokens)))
-    plugin.authenticate(request(key(TOKEN), key("dummy")))
-    assert [token.compared for token in tokens] == [2, 2, 2]
+    plugin = configured(settings(*tokens))
+    for keys in ((key("dummy"), key(TOKEN)), (key(TOKEN), key("dummy"))):
+        assert plugin.authenticate(request(*keys)) == Identity("token-1")
+    # every candidate is compared with every token
+    assert [token.compared for token in tokens] == [4, 4, 4]
 
 
-def test_without_a_token_credentials_are_not_looked_at() -> None:
-    plugin = configured(settings())
-    # two that differ would be a 401, were they looked at
+def test_token_beyond_ascii_is_compared_as_bytes() -> None:
+    plugin = configured(settings("pässwörd-of-enough-length"))
+    assert plugin.authenticate(request(key("pässwörd-of-enough-length"))) == Identity("token")
+    latin_1 = ("X-Api-Key", "pässwörd-of-enough-length")
+    assert plugin.authenticate(request(latin_1)) is None
+
+
+def test_without_a_token_credentials_are_ignored() -> None:
+    # two that differ would be a 401
     everything = request(bearer("one"), bearer("two"))
-    assert plugin.authenticate(everything) == Identity("anonymous", anonymous=True)
+    assert configured(settings()).authenticate(everything) == ANONYMOUS
 
 
-def test_nobody_enters_before_it_is_configured() -> None:
-    plugin = TokenAuthenticator()
-    assert plugin.authenticate(request(key(TOKEN))) is None
+# Reloads
 
 
-def test_new_settings_take_effect_for_the_next_request() -> None:
-    plugin = configured(settings(secrets(TOKEN)))
-    plugin.configure(settings(secrets(OTHER)))
+def test_reload_applies_to_the_next_request() -> None:
+    plugin = configured(settings())
+    plugin.configure(settings(TOKEN))
+    assert plugin.authenticate(request()) is None
+    plugin.configure(settings(OTHER))
     assert plugin.authenticate(request(key(OTHER))) == Identity("token")
     assert plugin.authenticate(request(key(TOKEN))) is None
 
 
-def test_open_mode_ends_when_a_token_is_set() -> None:
-    plugin = configured(settings())
-    plugin.configure(settings(secrets(TOKEN)))
-    assert plugin.authenticate(request()) is None
-
-
-def test_a_token_that_is_gone_opens_nothing_unless_that_is_said() -> None:
-    """A file that is being written may lack it when it is read again."""
-    plugin = configured(settings(secrets(TOKEN)))
+def test_refused_reload_changes_nothing() -> None:
+    plugin = configured(settings(TOKEN))
+    # a file may lack the token while it is written
     with pytest.raises(ConfigurationError, match="AUTH_TOKEN is gone"):
         plugin.configure(settings())
-    assert plugin.authenticate(request()) is None
-    assert plugin.authenticate(request(key(TOKEN))) == Identity("token")
-    plugin.configure(settings(allow_anonymous=True))
-    assert plugin.authenticate(request()) == Identity("anonymous", anonymous=True)
-
-
-def test_refused_settings_change_nothing() -> None:
-    plugin = configured(settings(secrets(TOKEN)))
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=r"HOST is 0\.0\.0\.0"):
         plugin.configure(settings(host="0.0.0.0"))
     assert plugin.authenticate(request()) is None
     assert plugin.authenticate(request(key(TOKEN))) == Identity("token")
+    plugin.configure(settings(allow_anonymous=True))
+    assert plugin.authenticate(request()) == ANONYMOUS
 
 
-def test_it_is_asked_after_any_other_authenticator() -> None:
+async def test_plugin_is_asked_after_other_authenticators(
+    start_proxy: StartProxy, ask: Ask, records: Records
+) -> None:
     class Other:
         @hookimpl
         def authenticate(self, request: IncomingRequest) -> Identity:
             return Identity("other")
 
-    class Point:
-        name = "zz_other"
-        value = "at:hand"
-        dist = None
-
-        def load(self) -> object:
-            return Other()
-
-    own = entry_points(group="tornadoproxy", name="token")
-    points: list[Any] = [Point(), *own]
-    plugins = Plugins.load(entry_points=points)
-    assert [info.name for info in plugins.describe()] == ["zz_other", "token"]
-    plugins.configure(settings(secrets(TOKEN)))
-    assert plugins.authenticate(request(key("wrong"))) == Identity("other")
+    proxy = await start_proxy(plugins={"zz_other": Other()}, AUTH_TOKEN=TOKEN)
+    names = [info.name for info in proxy.plugins.describe()]
+    assert names.index("zz_other") < names.index("token")
+    assert (await ask("/v1/models", token=TOKEN)).status == 200
+    assert (await records.finished()).principal == "other"
