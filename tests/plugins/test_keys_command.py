@@ -237,7 +237,7 @@ def test_only_create_creates_the_database(keys: KeysCommand) -> None:
 def test_unusable_database_is_reported(keys: KeysCommand) -> None:
     absent = keys.path.parent / "absent"
     elsewhere = KeysCommand(absent / "keys.db")
-    assert f"there is no directory {absent}" in elsewhere.refused("create", "--name", "ada")
+    assert f"{absent} does not exist: create it" in elsewhere.refused("create", "--name", "ada")
     assert not absent.exists()
     keys.path.write_bytes(b"no database " * 1000)
     assert "not an SQLite database" in keys.refused("create", "--name", "ada")
