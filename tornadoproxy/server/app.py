@@ -85,8 +85,8 @@ class GatewayApplication(Application):
 class _Request(HTTPServerRequest):
     """A request as Tornado's handlers need it, without the fields of its query and its form.
 
-    Tornado's constructor parses the query, validates the ``Host`` header again, and refuses a query
-    of more than 1,000 fields, which is for the upstream to decide.
+    Tornado's constructor parses the query, which takes 2 ms for 990 fields, and refuses more than
+    1,000 fields, which is for the upstream to decide. It also validates ``Host`` once more.
     """
 
     def __init__(

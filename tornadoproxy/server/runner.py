@@ -83,79 +83,90 @@ async def serve(
     :return: the exit status.
     :raises ConfigurationError: the server cannot start.
     """
-    loop = asyncio.get_running_loop()
-    first, second = asyncio.Event(), asyncio.Event()
+    return await _Process(settings, plugins, reload).run(announce)
 
-    # a plugin may block the event loop forever in its shutdown
-    graceful = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
-    timeout = graceful + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _EXIT_TIMEOUT
-    last_resort = threading.Timer(timeout, os._exit, (1,))
-    last_resort.daemon = True
 
-    def stop() -> None:
-        if first.is_set():
-            second.set()
-        else:
-            first.set()
-            last_resort.start()
+class _Process:
+    """A server with its signals."""
 
-    for number in _STOP:
-        loop.add_signal_handler(number, stop)
-    server = Server(settings, plugins)
-    # a SIGHUP before the end of the start is handled after it; by default it ends the process
-    early_reload = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, early_reload.set)
+    def __init__(
+        self, settings: Settings, plugins: Plugins, reload: Callable[[], Settings]
+    ) -> None:
+        self._settings = settings
+        self._read_settings = reload
+        self._server = Server(settings, plugins)
+        self._first, self._second = asyncio.Event(), asyncio.Event()
+        self._early_reload = asyncio.Event()
+        # a plugin may block the event loop forever in its shutdown
+        graceful = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
+        timeout = graceful + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _EXIT_TIMEOUT
+        self._last_resort = threading.Timer(timeout, os._exit, (1,))
+        self._last_resort.daemon = True
 
-    async def live() -> None:
-        await server.start()
-        loop.add_signal_handler(signal.SIGHUP, _reload, server, settings, reload)
-        announce(server.port)
-        if early_reload.is_set():
-            _reload(server, settings, reload)
+    async def run(self, announce: Callable[[int], None]) -> int:
+        """Serve until a signal stops the server, and return the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in _STOP:
+            loop.add_signal_handler(number, self._stop)
+        # a SIGHUP during the start is handled after it; by default it would end the process
+        loop.add_signal_handler(signal.SIGHUP, self._early_reload.set)
+        life = asyncio.create_task(self._live(announce))
+        hurry = asyncio.create_task(self._second.wait())
+        try:
+            await asyncio.wait((life, hurry), return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                hurry.cancel()
+                await life
+                return 0
+            _logger.warning("stopping now: aborting the requests in flight")
+            self._server.abort()
+            await asyncio.wait((life,), timeout=_LAST_RECORDS)
+            return 1
+        finally:
+            self._last_resort.cancel()
+
+    async def _live(self, announce: Callable[[int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        await self._server.start()
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        announce(self._server.port)
+        if self._early_reload.is_set():
+            self._reload()
         loop.call_later(_SETTLED, _settle)
-        await first.wait()
-        await server.drain()
+        await self._first.wait()
+        await self._server.drain()
 
-    life = asyncio.create_task(live())
-    hurry = asyncio.create_task(second.wait())
-    try:
-        await asyncio.wait((life, hurry), return_when=asyncio.FIRST_COMPLETED)
-        if life.done():
-            hurry.cancel()
-            await life
-            return 0
-        _logger.warning("stopping now: aborting the requests in flight")
-        server.abort()
-        await asyncio.wait((life,), timeout=_LAST_RECORDS)
-        return 1
-    finally:
-        last_resort.cancel()
+    def _stop(self) -> None:
+        if self._first.is_set():
+            self._second.set()
+        else:
+            self._first.set()
+            self._last_resort.start()
+
+    def _reload(self) -> None:
+        try:
+            new = self._read_settings()
+            in_force = _kept(self._settings, new)
+            faults = contradictions(in_force)
+            if not faults:
+                self._server.reload(in_force)
+        except ConfigurationError as error:
+            faults = error.faults
+        if faults:
+            for fault in faults:
+                _logger.error("SIGHUP: the settings stay as they were: %s", fault)
+            return
+        logs.set_level(in_force[LOG_LEVEL])
+        for setting in in_force.changed(new):
+            _logger.warning("SIGHUP: %s has changed; restart to apply it", setting.name)
+        _logger.info("SIGHUP: reloaded secrets and the settings of plugins")
 
 
 def _settle() -> None:
-    """What is there now stays: the garbage collector, off until now, need not look at it again."""
+    """Enable the garbage collector, and have it ignore what the start has created."""
     gc.collect()
     gc.freeze()
     gc.enable()
-
-
-def _reload(server: Server, started: Settings, reload: Callable[[], Settings]) -> None:
-    try:
-        new = reload()
-        in_force = _kept(started, new)
-        faults = contradictions(in_force)
-        if not faults:
-            server.reload(in_force)
-    except ConfigurationError as error:
-        faults = error.faults
-    if faults:
-        for fault in faults:
-            _logger.error("SIGHUP: the settings stay as they were: %s", fault)
-        return
-    logs.set_level(in_force[LOG_LEVEL])
-    for setting in in_force.changed(new):
-        _logger.warning("SIGHUP: %s has changed; restart to apply it", setting.name)
-    _logger.info("SIGHUP: reloaded secrets and the settings of plugins")
 
 
 def _kept(started: Settings, new: Settings) -> Settings:
