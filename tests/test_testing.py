@@ -42,7 +42,7 @@ class NameTag:
         return Identity(name) if name else None
 
 
-async def test_the_sdk_talks_through_the_proxy(
+async def test_anthropic_client_asks_through_the_proxy(
     anthropic_client: AsyncAnthropic, upstream: ScriptedUpstream, records: Records
 ) -> None:
     message = await anthropic_client.messages.create(
@@ -58,19 +58,19 @@ async def test_the_sdk_talks_through_the_proxy(
     assert records.all == [record]
 
 
-async def test_the_openai_client_speaks_its_own_dialect(openai_client: AsyncOpenAI) -> None:
+async def test_openai_client_asks_through_the_proxy(openai_client: AsyncOpenAI) -> None:
     assert openai_client.api_key == TEST_TOKEN
     with pytest.raises(openai.NotFoundError) as raised:
         await openai_client.get("/no/such/route", cast_to=object)
     assert raised.value.request_id
 
 
-async def test_pytest_tornados_client_works(http_client: AsyncHTTPClient, base_url: str) -> None:
+async def test_http_client_asks_the_proxy(http_client: AsyncHTTPClient, base_url: str) -> None:
     response = await http_client.fetch(f"{base_url}/health")
     assert response.code == 200
 
 
-async def test_raw_bytes_go_to_the_last_proxy(
+async def test_raw_connects_to_the_proxy_started_last(
     start_proxy: StartProxy, raw: OpenRaw, records: Records
 ) -> None:
     await start_proxy()
@@ -90,7 +90,7 @@ def authenticators(proxy: Proxy) -> list[str]:
     ]
 
 
-async def test_plugins_and_settings_are_given_by_the_test(
+async def test_start_proxy_takes_plugins_and_settings(
     start_proxy: StartProxy, raw: OpenRaw, records: Records
 ) -> None:
     proxy = await start_proxy(plugins=[NameTag()], DISABLED_PLUGINS="token", AUTH_TOKEN=None)
@@ -104,12 +104,12 @@ async def test_plugins_and_settings_are_given_by_the_test(
     assert (await records.finished(2)).outcome == "denied"
 
 
-async def test_a_mapping_names_the_plugins(start_proxy: StartProxy) -> None:
+async def test_start_proxy_takes_names_of_plugins(start_proxy: StartProxy) -> None:
     proxy = await start_proxy(plugins={"one": NameTag(), "two": NameTag()})
     assert authenticators(proxy) == ["one", "two", "token"]
 
 
-async def test_mistakes_are_the_programs(start_proxy: StartProxy) -> None:
+async def test_start_proxy_raises_the_programs_errors(start_proxy: StartProxy) -> None:
     with pytest.raises(ConfigurationError, match="UPSTREAM_IDLE_TIMEOUT must be"):
         await start_proxy(UPSTREAM_IDLE_TIMEOUT="soon")
     with pytest.raises(
@@ -130,7 +130,7 @@ async def test_reload(proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream) ->
     assert (await connection.response()).status == 401
 
 
-async def test_a_cut_answer_never_looks_whole(
+async def test_cut_response_raises_truncated(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(
@@ -144,7 +144,7 @@ async def test_a_cut_answer_never_looks_whole(
             await connection.response()
 
 
-async def test_a_client_that_leaves_is_seen_upstream(
+async def test_upstream_sees_a_disconnect(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     upstream.script(silent_response())
@@ -157,7 +157,7 @@ async def test_a_client_that_leaves_is_seen_upstream(
     assert (await records.finished()).outcome == "abandoned"
 
 
-async def test_a_response_to_the_end_of_the_connection_and_interim_ones(
+async def test_response_to_the_close_and_interim_are_read(
     raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(
@@ -172,7 +172,7 @@ async def test_a_response_to_the_end_of_the_connection_and_interim_ones(
     assert [(each.status, each.all("link")) for each in response.interim] == [(103, ["x"])]
 
 
-async def test_a_half_closed_connection_is_still_answered(
+async def test_half_closed_connection_gets_its_response(
     raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(bytes_response(b"still"))
@@ -218,7 +218,7 @@ async def test_leftovers_that_harm_nobody(upstream, raw, start_proxy):
 """
 
 
-def test_what_goes_wrong_unseen_fails_its_test(pytester: pytest.Pytester) -> None:
+def test_unseen_errors_fail_their_test(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("pytest_plugins = ['tornadoproxy.testing']")
     pytester.makepyfile(LEAKING_TESTS)
     result = pytester.runpytest_subprocess(

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 
-def test_it_measures_the_proxy_beside_a_bare_handler(tmp_path: Path) -> None:
+def test_bench_measures_proxy_and_bare_handler(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--peers", "tornadoproxy,hello"]
     command += ["--rounds", "1", "--requests", "48", "--seconds", "0.1"]
     command += ["--only", "json,chat,sse,chat-sse,latency,start"]
@@ -85,7 +85,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
         (raw_response(CHUNKED + b"no\r\n"), "not HTTP"),
     ],
 )
-async def test_only_a_whole_200_counts(
+async def test_bench_counts_only_whole_200_responses(
     load: Path,
     tmp_path: Path,
     upstream: ScriptedUpstream,

@@ -1,4 +1,4 @@
-"""What the distribution holds, and what happens without one."""
+"""The contents of the wheel, the sdist and the container."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def entry_points(wheel: zipfile.ZipFile) -> configparser.ConfigParser:
     return parsed
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     top = {PurePosixPath(name).parts[0] for name in wheel.namelist()}
 
     assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel.namelist())
 
 
-def test_the_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     modules = {
         path.relative_to(parent).as_posix()
         for parent in (ROOT, ROOT / "plugins")
@@ -83,7 +83,7 @@ def test_the_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
 
 
-def test_the_wheel_registers_the_plugins_as_anybody_would(wheel: zipfile.ZipFile) -> None:
+def test_wheel_registers_plugins_by_entry_point(wheel: zipfile.ZipFile) -> None:
     registered = entry_points(wheel)
 
     assert dict(registered["tornadoproxy"]) == {
@@ -99,7 +99,7 @@ def test_the_wheel_registers_the_plugins_as_anybody_would(wheel: zipfile.ZipFile
     assert dict(registered["console_scripts"]) == {"tornadoproxy": "tornadoproxy.__main__:main"}
 
 
-def test_the_wheel_tells_version_license_and_where_it_runs(wheel: zipfile.ZipFile) -> None:
+def test_wheel_names_version_license_and_python(wheel: zipfile.ZipFile) -> None:
     (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(path).decode()
 
@@ -109,9 +109,7 @@ def test_the_wheel_tells_version_license_and_where_it_runs(wheel: zipfile.ZipFil
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
 
 
-def test_the_source_distribution_builds_the_same_wheel(
-    wheel: zipfile.ZipFile, tmp_path: Path
-) -> None:
+def test_sdist_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     (tmp_path / "sdist").mkdir()
     with tarfile.open(build("sdist", ROOT, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -122,7 +120,7 @@ def test_the_source_distribution_builds_the_same_wheel(
     assert (source / "tests" / "system" / "test_packaging.py").exists()
 
 
-def test_what_is_tested_is_what_is_installed() -> None:
+def test_imported_package_is_the_installed_one() -> None:
     """In tox the wheel, not the checkout beside it."""
     distribution = importlib.metadata.distribution("tornadoproxy")
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
@@ -146,7 +144,7 @@ def dependencies(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["serve", "check", "demo"])
-def test_a_checkout_that_is_not_installed_does_not_start(
+def test_checkout_without_installation_does_not_start(
     command: str, dependencies: Path, tmp_path: Path
 ) -> None:
     ran = run(
@@ -171,9 +169,7 @@ def health_check() -> list[str]:
     return list(arguments)
 
 
-async def test_the_containers_health_check_tells_well_from_ill(
-    proxy: Proxy, tmp_path: Path
-) -> None:
+async def test_container_health_check_fails_without_proxy(proxy: Proxy, tmp_path: Path) -> None:
     async def status(port: int) -> int:
         arguments = [each.replace("8000", str(port)) for each in health_check()]
         return (await asyncio.to_thread(run, arguments, tmp_path)).returncode
@@ -195,9 +191,7 @@ def build_context(tmp_path: Path) -> Path:
     return context
 
 
-def test_the_container_copies_all_that_the_wheel_is_built_from(
-    build_context: Path, tmp_path: Path
-) -> None:
+def test_container_copies_what_the_wheel_needs(build_context: Path, tmp_path: Path) -> None:
     """What the file copies is enough for hatchling, README and licence included."""
     built = zipfile.ZipFile(build("wheel", build_context, tmp_path / "wheel"))
     assert any(name.startswith("tornadoproxy_token/") for name in built.namelist())

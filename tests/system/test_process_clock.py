@@ -1,4 +1,4 @@
-"""The wall clock is set anew, forwards or back, while the real program serves."""
+"""Steps of the wall clock while the real program serves."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def ping(connection: RawConnection, dialect: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "total"), [(FORWARDS, 1), (BACK, -1)])
-async def test_nothing_is_late_or_takes_negative_time(
+async def test_clock_step_of_a_day_changes_no_deadline(
     tmp_path: Path, number: signal.Signals, total: int
 ) -> None:
     install_clock(tmp_path)
@@ -142,7 +142,7 @@ async def test_nothing_is_late_or_takes_negative_time(
             assert round(away.total_seconds() / 86400) == moved
 
 
-async def test_deadlines_and_pings_go_on_with_a_clock_set_back(tmp_path: Path) -> None:
+async def test_clock_set_back_keeps_deadlines_and_pings(tmp_path: Path) -> None:
     install_clock(tmp_path)
 
     async def falls_silent(exchange: UpstreamExchange) -> None:
@@ -217,7 +217,7 @@ async def authenticate(request):
     ("number", "total", "seconds", "path", "status"),
     [(FORWARDS, 1, "60", "/v1/models", 200), (BACK, -1, "0.5", "/v1/never", 503)],
 )
-async def test_plugins_have_their_time_and_no_more(
+async def test_clock_step_keeps_the_plugin_timeout(
     tmp_path: Path, number: signal.Signals, total: int, seconds: str, path: str, status: int
 ) -> None:
     install(tmp_path, "first", FIRST)

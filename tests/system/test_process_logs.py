@@ -1,4 +1,4 @@
-"""Logs that cannot be written: full, closed, read by nobody. The proxy goes on serving."""
+"""Logs that cannot be written: full, closed, read by nobody."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def check_it_stops(program: Program) -> None:
         pytest.param(stuck, marks=pytest.mark.long),
     ],
 )
-async def test_logs_that_take_nothing_cost_their_lines_only(
+async def test_unwritable_logs_change_no_response(
     tmp_path: Path, target: type[contextlib.AbstractContextManager[int]]
 ) -> None:
     port = free_port()
@@ -134,7 +134,7 @@ async def test_logs_that_take_nothing_cost_their_lines_only(
         *(pytest.param(each, marks=pytest.mark.long) for each in ("0<&-", "1>&-", "1>&- 2>&-")),
     ],
 )
-async def test_standard_streams_that_are_closed_at_start(tmp_path: Path, closed: str) -> None:
+async def test_closed_standard_streams_change_no_response(tmp_path: Path, closed: str) -> None:
     wrapper = [each.format(closed) for each in CLOSING]
     port = free_port()
     async with (
@@ -155,7 +155,7 @@ async def test_standard_streams_that_are_closed_at_start(tmp_path: Path, closed:
 
 
 @pytest.mark.parametrize("stream", ["2>/dev/full", pytest.param("2>&-", marks=pytest.mark.long)])
-async def test_a_fault_that_cannot_be_told_has_its_status(tmp_path: Path, stream: str) -> None:
+async def test_unwritable_start_error_keeps_status_2(tmp_path: Path, stream: str) -> None:
     wrapper = [each.format(stream) for each in CLOSING]
     async with (
         ScriptedUpstream() as upstream,
@@ -165,7 +165,7 @@ async def test_a_fault_that_cannot_be_told_has_its_status(tmp_path: Path, stream
     assert program.output.all == []
 
 
-async def test_a_log_file_on_a_full_disk(tmp_path: Path) -> None:
+async def test_access_log_on_full_disk_changes_no_response(tmp_path: Path) -> None:
     async with (
         ScriptedUpstream() as upstream,
         running(tmp_path, upstream, ACCESS_LOG="/dev/full") as program,
@@ -179,7 +179,7 @@ async def test_a_log_file_on_a_full_disk(tmp_path: Path) -> None:
     assert "Traceback" not in "\n".join(program.errors.all)
 
 
-async def test_readers_that_leave_meanwhile(tmp_path: Path) -> None:
+async def test_closed_log_pipe_changes_no_response(tmp_path: Path) -> None:
     (lines, stdout), (log, stderr) = os.pipe(), os.pipe()
     port = free_port()
     async with (
@@ -202,7 +202,7 @@ async def test_readers_that_leave_meanwhile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [">/dev/full", pytest.param(">&-", marks=pytest.mark.long)])
-async def test_a_command_whose_output_cannot_be_written(tmp_path: Path, stream: str) -> None:
+async def test_unwritable_output_fails_a_command(tmp_path: Path, stream: str) -> None:
     wrapper = [each.format(stream) for each in CLOSING]
     async with (
         ScriptedUpstream() as upstream,

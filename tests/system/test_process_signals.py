@@ -1,4 +1,4 @@
-"""Signals under load: what has been taken on is finished, and each request is logged once."""
+"""Signals under load."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
         assert not upstream.failures
 
 
-async def test_a_second_sigterm_under_load_cuts_everything_and_logs_it(tmp_path: Path) -> None:
+async def test_second_sigterm_under_load_cuts_and_logs_all(tmp_path: Path) -> None:
     async with (
         NumberingUpstream() as upstream,
         running(tmp_path, upstream, DRAIN_TIMEOUT="600") as program,
@@ -201,9 +201,7 @@ async def test_a_second_sigterm_under_load_cuts_everything_and_logs_it(tmp_path:
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-async def test_signals_that_come_while_it_ends_change_nothing(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+async def test_signals_while_it_ends_change_nothing(tmp_path: Path, number: signal.Signals) -> None:
     async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
         await program.port()
         program.send_signal(signal.SIGTERM)
@@ -219,7 +217,7 @@ async def test_signals_that_come_while_it_ends_change_nothing(
         assert "Traceback" not in "\n".join(program.errors.all)
 
 
-async def test_sighup_under_load_changes_nothing_for_anybody(tmp_path: Path) -> None:
+async def test_sighup_under_load_changes_no_response(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     tokens = tmp_path / "tokens"
     tokens.write_text(TEST_TOKEN)
@@ -274,7 +272,7 @@ async def test_sighup_under_load_changes_nothing_for_anybody(tmp_path: Path) -> 
         assert "Traceback" not in "\n".join(program.errors.all)
 
 
-async def test_sighup_before_it_serves_waits_until_it_does(tmp_path: Path) -> None:
+async def test_sighup_before_it_serves_is_applied_then(tmp_path: Path) -> None:
     install(
         tmp_path,
         "slow",
@@ -305,7 +303,7 @@ async def startup():
         assert (response.status, len(upstream.requests)) == (404, 1)
 
 
-async def test_sighup_while_it_stops_cuts_nothing(tmp_path: Path) -> None:
+async def test_sighup_while_draining_cuts_nothing(tmp_path: Path) -> None:
     async with (
         NumberingUpstream() as upstream,
         running(tmp_path, upstream, DRAIN_TIMEOUT="60") as program,

@@ -1,4 +1,4 @@
-"""What the real program finds when it starts: its ``.env``, its address, its own secrets."""
+"""The start of the real program: its ``.env``, its address, its secrets."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("content", [b" \t\r\n\n  \n", pytest.param(b"", marks=pytest.mark.long)])
-async def test_a_blank_env_file_is_no_fault(tmp_path: Path, content: bytes) -> None:
+async def test_blank_env_file_is_accepted(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".env").write_bytes(content)
     async with ScriptedUpstream() as upstream, running(tmp_path, upstream) as program:
         assert (await program.ask(MODELS)).status == 200
@@ -86,7 +86,7 @@ async def test_a_blank_env_file_is_no_fault(tmp_path: Path, content: bytes) -> N
         *(pytest.param(each, marks=pytest.mark.long) for each in ("binary", "NUL", "UTF-16")),
     ],
 )
-async def test_a_spoilt_env_file_is_one_line(tmp_path: Path, name: str) -> None:
+async def test_unreadable_env_file_is_one_line_and_status_2(tmp_path: Path, name: str) -> None:
     spoil, told = SPOILT[name]
     spoil(tmp_path / ".env")
     wrapper = without_privileges() if name == "unreadable" else ()
@@ -99,7 +99,7 @@ async def test_a_spoilt_env_file_is_one_line(tmp_path: Path, name: str) -> None:
     assert program.output.all == []
 
 
-async def test_every_usual_way_to_write_an_env_file(tmp_path: Path) -> None:
+async def test_env_file_with_bom_export_and_quotes_is_read(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(
         b"\xef\xbb\xbfexport PLUGIN_TIMEOUT=3 # seconds\r\n"
         b"\r\n"
@@ -118,7 +118,7 @@ async def test_every_usual_way_to_write_an_env_file(tmp_path: Path) -> None:
     assert TEST_TOKEN not in "\n".join(program.errors.all)
 
 
-async def test_an_env_file_that_is_spoilt_later_changes_nothing(tmp_path: Path) -> None:
+async def test_env_file_unreadable_on_sighup_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     good = f"AUTH_TOKEN={TEST_TOKEN}\n"
     path.write_text(good)
@@ -159,7 +159,7 @@ async def test_an_env_file_that_is_spoilt_later_changes_nothing(tmp_path: Path) 
         pytest.param("nowhere.invalid", "", marks=pytest.mark.long),
     ],
 )
-async def test_an_address_that_is_not_ours_is_one_line(
+async def test_foreign_host_is_one_line_and_status_2(
     tmp_path: Path, host: str, reason: str
 ) -> None:
     async with ScriptedServer() as upstream, running(tmp_path, upstream, HOST=host) as program:
@@ -169,7 +169,7 @@ async def test_an_address_that_is_not_ours_is_one_line(
     assert line.endswith("; choose another PORT or HOST")
 
 
-async def test_a_port_that_takes_privileges_is_one_line(tmp_path: Path) -> None:
+async def test_privileged_port_is_one_line_and_status_2(tmp_path: Path) -> None:
     first_free = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()
     if int(first_free) <= 80:
         pytest.skip("no port takes privileges here")
@@ -184,7 +184,7 @@ async def test_a_port_that_takes_privileges_is_one_line(tmp_path: Path) -> None:
     ]
 
 
-async def test_a_port_in_use_undoes_what_plugins_started(tmp_path: Path) -> None:
+async def test_port_in_use_shuts_plugins_down(tmp_path: Path) -> None:
     install(
         tmp_path,
         "noting",
@@ -219,7 +219,7 @@ async def shutdown():
 # -- what everybody can read of a process
 
 
-async def test_secrets_from_files_are_nowhere_to_be_read(tmp_path: Path) -> None:
+async def test_secrets_from_files_are_not_in_proc(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(TEST_UPSTREAM_KEY)
     (tmp_path / ".env").write_text(f"AUTH_TOKEN={TEST_TOKEN}\nUPSTREAM_API_KEY_FILE=key\n")
     async with (

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-async def test_both_clients(proxy: Proxy) -> None:
+async def test_typescript_sdks_work_through_the_proxy(proxy: Proxy) -> None:
     ran = await asyncio.to_thread(
         subprocess.run,
         ["node", "clients.mjs", proxy.url, TEST_TOKEN],

@@ -1,37 +1,49 @@
-"""Canaries: credentials planted everywhere, which must appear only where they belong."""
+"""Canaries: credentials planted in requests and settings of the running program."""
 
 from __future__ import annotations
 
 import base64
-import gc
 import json
-import logging
-import shutil
 import signal
-import subprocess
-import sys
 from asyncio.subprocess import PIPE
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
-import pytest
-from program import Program, install, run, running
+from canaries import (
+    ADMIN_KEY,
+    BODY,
+    CHAT,
+    CLIENTS,
+    COOKIE,
+    CREDENTIALS,
+    EGRESS_PASSWORD,
+    EVERYTHING,
+    GUESS,
+    KEY,
+    MESSAGE,
+    NEW_KEY,
+    NEW_TOKEN,
+    OTHER_TOKEN,
+    PLUGINS_OWN,
+    PLUGINS_SETTINGS,
+    QUERY,
+    READ_KEY,
+    SAID,
+    STREAM,
+    TOKEN,
+    found,
+    key_of,
+)
+from program import Program, install, running
 
-import tornadoproxy.handlers.exchange_handler
-from tornadoproxy import Setting, hookimpl, parsers
-from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
     RawConnection,
-    ReceivedRequest,
     ScriptedServer,
     ScriptedUpstream,
     Truncated,
     bytes_response,
     error_response,
-    event,
-    json_response,
     message_document,
     message_events,
     raw_response,
@@ -39,80 +51,13 @@ from tornadoproxy.testing import (
     silent_response,
     sse_response,
 )
-from tornadoproxy.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
 
-    from tornadoproxy.testing import OpenRaw, Records, Response, StartProxy
-    from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
+    import pytest
 
-TOKEN = "canary-token-Wq7Zr2Lx9/+"
-OTHER_TOKEN = "canary-other-token-Kd83Jf0"
-NEW_TOKEN = "canary-new-token-Pm55Vb1"
-KEY = "canary-key-Xs49Nc6/+"
-NEW_KEY = "canary-new-key-Tg12Hy8"
-EGRESS_PASSWORD = "canary-egress-Bn66Rt3"
-GUESS = "canary-guess-Lo01Qa7"
-ADMIN_KEY = "canary-admin-key-of-32-characters-Hj45Sd6/+"
-READ_KEY = "canary-read-key-of-32-characters-Yt09Bw1"
-COLLECTOR_KEY = "canary-collector-Ek62Zu3"
-COOKIE = "canary-cookie-Ui98Me4"
-QUERY = "canary-query-Zx34Cv5"
-BODY = "canary-body-Fg77Jk2"
-
-CLIENTS = [TOKEN, OTHER_TOKEN, NEW_TOKEN, GUESS, COOKIE]  # never upstream
-PLUGINS_OWN = [ADMIN_KEY, READ_KEY, COLLECTOR_KEY]
-OURS = [  # never to a client
-    *(TOKEN, OTHER_TOKEN, NEW_TOKEN, KEY, NEW_KEY, EGRESS_PASSWORD),
-    *PLUGINS_OWN,
-]
-CREDENTIALS = [*OURS, GUESS, COOKIE]
-EVERYTHING = [*CREDENTIALS, QUERY, BODY]  # in no log, ever
-
-MESSAGE = json.dumps(
-    {
-        "model": "claude-sonnet-5-5",
-        "max_tokens": 40,
-        "messages": [{"role": "user", "content": BODY}],
-    }
-).encode()
-STREAM = MESSAGE[:-1] + b', "stream": true}'
-
-
-def disguises(canary: str) -> set[bytes]:
-    """The canary, and what it looks like once it has been encoded."""
-    plain = canary.encode()
-    return {
-        plain,
-        plain.hex().encode(),
-        quote(canary, safe="").encode(),
-        repr(canary)[1:-1].encode(),
-        json.dumps(canary)[1:-1].encode(),
-        json.dumps(canary)[1:-1].replace("/", "\\/").encode(),
-        # base64 of what ends in it, as in Basic credentials, whatever stands before
-        *(base64.b64encode(b"x" * lead + plain)[4:-4] for lead in range(3)),
-    }
-
-
-def found(canaries: Iterable[str], text: bytes) -> list[str]:
-    """Those of the canaries that are in `text`, in whatever disguise."""
-    return [canary for canary in canaries if any(each in text for each in disguises(canary))]
-
-
-def test_found_sees_a_canary_in_each_encoding() -> None:
-    """Were it not, none of the tests below would mean anything."""
-    basic = base64.b64encode(f"user:{EGRESS_PASSWORD}".encode())
-
-    assert found([EGRESS_PASSWORD], b"Proxy-Authorization: Basic " + basic) == [EGRESS_PASSWORD]
-    assert found([TOKEN], f"?key={quote(TOKEN, safe='')}".encode()) == [TOKEN]
-    assert found([TOKEN], json.dumps({"key": TOKEN}).encode()) == [TOKEN]
-    assert found([TOKEN], b"KeyError: " + repr(TOKEN).encode()) == [TOKEN]
-    assert found(EVERYTHING, b"nothing to see here") == []
-
-
-# -- the program
-
+    from tornadoproxy.testing import Response
 
 CARELESS_PLUGIN = f"""
 from tornadoproxy import ConfigurationError, Identity, Setting, hookimpl, parsers
@@ -225,8 +170,6 @@ async def observed(
         yield Observed(program)
 
 
-SAID = [{"role": "user", "content": BODY}]
-CHAT = {"model": "claude-sonnet-5-5", "messages": SAID}
 CALL = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": BODY}}
 REFUSED_CHATS = [
     f'{{"model": "{BODY}'.encode(),
@@ -507,33 +450,6 @@ async def test_canary_of_egress_proxy_stays_with_it(
     _silent(program, upstream)
 
 
-PLUGINS_SETTINGS = {
-    "KEYS_DB": "keys.db",
-    "BUDGETS_DB": "budgets.db",
-    "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY}",
-    "BUDGETS_ADMIN_READ_KEY": READ_KEY,
-    "LEDGER_DB": "ledger.db",
-    "METRICS": "yes",
-    "OTEL_TRACES": "yes",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
-    "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}",
-}
-
-
-def key_of(
-    name: str, directory: Path, capfd: pytest.CaptureFixture[str], command: str = "create"
-) -> str:
-    """A key that a command makes, which is shown once."""
-    environment = {"KEYS_DB": str(directory / "keys.db")}
-    given = ["--name", name] if command == "create" else [name]
-    assert cli.main(["keys", command, *given], environment) == 0
-    output, errors = capfd.readouterr()
-    key = output.strip()
-    assert key.startswith("tp-")
-    assert found([key], errors.encode()) == []
-    return key
-
-
 async def test_canaries_of_plugins_stay_out_of_logs_and_files(
     upstream: ScriptedUpstream,
     tmp_path: Path,
@@ -586,378 +502,3 @@ async def test_canaries_of_plugins_stay_out_of_logs_and_files(
         assert found([key, replaced, *PLUGINS_OWN], where) == []
     for file in files:
         assert found([key, replaced], file.read_bytes()) == [], file
-
-
-# -- the program, when it does not start
-
-
-def secret_files(directory: Path) -> dict[str, Path]:
-    """Files that hold canaries where something else ought to be."""
-    texts = {
-        "two.txt": f"{KEY} {NEW_KEY}",
-        "control.txt": f"{TOKEN}\x01{OTHER_TOKEN}",
-        "unknown.env": f"AUTH_TOKENS={TOKEN}\n",
-        "bare.env": f"{TOKEN}\n",
-        "assignment.env": f"{TOKEN}={KEY}\n",
-        "quote.env": f"AUTH_TOKEN='{TOKEN}\nUPSTREAM_API_KEY={KEY}\n",
-        "blank.env": f"UPSTREAM_API_KEY={KEY} {NEW_KEY}\n",
-        "export.env": f"export {TOKEN}\n",
-    }
-    for name, text in texts.items():
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o600)
-    return {name: directory / name for name in texts}
-
-
-BUDGETS = {"BUDGETS_DB": "budgets.db"}
-GOOD = {"AUTH_TOKEN": TOKEN, "UPSTREAM_API_KEY": KEY, "PORT": "0"}
-
-ENV_FILE = "--env-file"
-BAD: list[tuple[list[str], dict[str, str]]] = [
-    *(
-        ([], {name: value})
-        for name, value in (
-            ("AUTH_TOKEN", f"{TOKEN}\x01"),
-            ("UPSTREAM_API_KEY", f"{KEY} {NEW_KEY}"),
-            ("UPSTREAM_API_KEY", f"{KEY}\x7f"),
-            ("AUTH_TOKEN_FILE", TOKEN),
-            ("AUTH_TOKEN_FILE", "{two.txt}"),
-            ("AUTH_TOKEN_FILE", "{control.txt}"),
-            ("UPSTREAM_API_KEY_FILE", KEY),
-            ("UPSTREAM_API_KEY_FILE", "{two.txt}"),
-            ("ALLOW_ANONYMOUS", "yes"),
-            ("HTTPS_PROXY", f"socks5://user:{EGRESS_PASSWORD}@proxy:1"),
-            ("HTTPS_PROXY", f"http://user:{EGRESS_PASSWORD}@proxy/path"),
-            ("HTTPS_PROXY", f"http://u:{EGRESS_PASSWORD}@proxy:99999"),
-            ("HTTPS_PROXY", f"http://u:{EGRESS_PASSWORD}@"),
-            ("https_proxy", f"ftp://u:{EGRESS_PASSWORD}@proxy"),
-            ("UPSTREAM_BASE_URL", f"https://user:{KEY}@up.example"),
-            ("UPSTREAM_BASE_URL", f"https://up.example/?key={KEY}"),
-            ("BUDGETS_ADMIN_KEY", ADMIN_KEY),  # without BUDGETS_DB
-            ("OTEL_EXPORTER_OTLP_HEADERS", COLLECTOR_KEY),
-            ("OTEL_EXPORTER_OTLP_HEADERS", f"x-key={COLLECTOR_KEY}%0A{KEY}"),
-        )
-    ),
-    ([], {"UPSTREAM_API_KEY": "", "ANTHROPIC_API_KEY": f"{KEY} {NEW_KEY}"}),
-    ([], {**BUDGETS, "BUDGETS_ADMIN_KEY": f"ops={TOKEN}"}),
-    ([], {**BUDGETS, "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY} ops={READ_KEY}"}),
-    ([], {**BUDGETS, "BUDGETS_ADMIN_KEY": ADMIN_KEY, "BUDGETS_ADMIN_READ_KEY": ADMIN_KEY}),
-    ([], {"BUDGETS_DB": "/", "BUDGETS_ADMIN_KEY": ADMIN_KEY}),
-    (
-        [],
-        {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://u:{COLLECTOR_KEY}@c"},
-    ),
-    ([f"--budgets-admin-key={ADMIN_KEY}"], BUDGETS),
-    ([ENV_FILE, "{blank.env}"], {"UPSTREAM_API_KEY": ""}),
-    *(
-        (arguments, {})
-        for arguments in (
-            ["--otel-exporter-otlp-headers", f"x-key={COLLECTOR_KEY}"],
-            ["--upstream-base-url", f"https://u:{KEY}@up.example"],
-            ["--auth-token", TOKEN],
-            [f"--auth-token={TOKEN}"],
-            ["serve", f"--upstream-api-key={KEY}"],
-            [f"--token={TOKEN}"],
-            ["check", "--token", TOKEN],
-            [TOKEN],
-            ["check", TOKEN],
-            [f"--{TOKEN}"],
-            [f"-k{TOKEN}"],
-            [ENV_FILE, "{unknown.env}"],
-            [ENV_FILE, "{bare.env}"],
-            [ENV_FILE, "{quote.env}"],
-            [ENV_FILE, "{export.env}"],
-        )
-    ),
-]
-
-
-@pytest.mark.parametrize(("arguments", "variables"), BAD)
-def test_wrong_setting_shows_no_canary(
-    arguments: list[str],
-    variables: dict[str, str],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    files = secret_files(tmp_path)
-
-    def placed(text: str) -> str:
-        return str(files[text[1:-1]]) if text[:1] == "{" else text
-
-    environment = {**GOOD, **{key: placed(value) for key, value in variables.items()}}
-
-    status = cli.main([placed(argument) for argument in arguments], environment)
-
-    output, errors = capfd.readouterr()
-    assert status == 2
-    assert output == ""
-    assert all(line.startswith("tornadoproxy: ") for line in errors.splitlines())
-    assert errors.strip() != ""
-    assert found(EVERYTHING, errors.encode()) == []
-
-
-def test_warning_of_ignored_names_shows_no_canary(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ignored = secret_files(tmp_path)["assignment.env"]
-    ignored.chmod(0o644)
-    environment = {**GOOD, f"{TOKEN}_NAME": KEY}
-
-    assert cli.main(["check", "--env-file", str(ignored)], environment) == 0
-
-    output, errors = capfd.readouterr()
-    assert "1 name that is no setting" in errors
-    assert found(EVERYTHING, f"{output}{errors}".encode()) == []
-
-
-@pytest.mark.parametrize("command", ["check", "plugins", "token", "--help", "--version"])
-def test_command_shows_no_canary(
-    command: str,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    environment = {
-        "AUTH_TOKEN": f"{TOKEN} {OTHER_TOKEN}",
-        "UPSTREAM_API_KEY": KEY,
-        "HTTPS_PROXY": f"http://user:{EGRESS_PASSWORD}@proxy.example:3128",
-        "ANTHROPIC_API_KEY": NEW_KEY,
-        "ANTHROPIC_AUTH_TOKEN": NEW_TOKEN,
-        **PLUGINS_SETTINGS,
-    }
-
-    assert cli.main([command], environment) == 0
-
-    output, errors = capfd.readouterr()
-    if command in ("check", "plugins"):
-        for name in ("keys", "budgets", "otel"):
-            assert name in output
-    assert output.strip() != ""
-    assert errors == ""
-    assert found(EVERYTHING, output.encode()) == []
-
-
-@pytest.mark.parametrize(
-    "hook",
-    [
-        "startup():\n    raise KeyError(os.environ['AUTH_TOKEN'], os.environ['UPSTREAM_API_KEY'])",
-        "configure(settings):\n    raise ValueError(str(os.environ))",
-    ],
-    ids=["startup", "configure"],
-)
-def test_plugin_failing_at_start_shows_no_canary(hook: str, tmp_path: Path) -> None:
-    source = f"import os\nfrom tornadoproxy import hookimpl\n\n@hookimpl\ndef {hook}\n"
-    install(tmp_path, "careless", source)
-    ended = run(tmp_path, **GOOD)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    name = hook.partition("(")[0]
-    assert line.startswith(f"tornadoproxy: plugin 'careless' failed in {name}: ")
-    assert found(EVERYTHING, f"{ended.stdout}{ended.stderr}".encode()) == []
-
-
-# -- in the process
-
-
-class Passphrase:
-    """Declares a secret that is plain text."""
-
-    @hookimpl
-    def declare_settings(self) -> list[Setting[str]]:
-        return [Setting("PASSPHRASE", parsers.text, default="", help="What it is.", secret=True)]
-
-
-async def test_repr_of_every_object_shows_no_canary(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Every one that lives while requests are in flight: settings, server, plugins, exchanges …"""
-    monkeypatch.chdir(tmp_path)
-    key = key_of("ada", tmp_path, capfd)
-    collector = ScriptedServer()
-    await collector.start()
-    collector.script(json_response({}), json_response({}))
-    sent: list[UpstreamRequest] = []  # they live but for a moment
-    send = UpstreamClient.send
-
-    def keep_and_send(client: UpstreamClient, request: UpstreamRequest, receiver: Receiver) -> Call:
-        sent.append(request)
-        return send(client, request, receiver)
-
-    monkeypatch.setattr(UpstreamClient, "send", keep_and_send)
-    proxy = await start_proxy(
-        AUTH_TOKEN=f"{TOKEN} {OTHER_TOKEN}",
-        UPSTREAM_API_KEY=KEY,
-        HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
-        PASSPHRASE=NEW_TOKEN,
-        plugins=[Passphrase()],
-        **{**PLUGINS_SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url},
-    )
-    upstream.script(
-        sse_response([event({"type": "ping"})], end="hang"),
-        *(silent_response(), silent_response(), json_response({})),
-    )
-    first, second, third, fourth, fifth = [await raw() for _ in range(5)]
-    target = f"/v1/messages?key={QUERY}"
-    cookie = [("Cookie", COOKIE)]
-    await first.send(request_bytes("POST", target, cookie, STREAM, token=TOKEN))
-    await first.head()
-    await second.send(request_bytes("POST", target, cookie, MESSAGE, token=key))
-    await upstream.received(2)
-    chat = f"/openai/v1/chat/completions?key={QUERY}"
-    await fifth.send(request_bytes("POST", chat, cookie, json.dumps(CHAT).encode(), token=TOKEN))
-    await upstream.received(3)
-    await third.send(request_bytes("GET", target, cookie, token=TOKEN))
-    await third.response()
-    await fourth.send(request_bytes("GET", target, cookie, token=GUESS))
-    await fourth.response()
-    await records.finished(2)
-
-    ours = [
-        each
-        for each in gc.get_objects()
-        if str(type(each).__module__).partition(".")[0].startswith("tornadoproxy")
-    ]
-    kinds = {type(each).__name__ for each in ours}
-    for kind in (
-        *("Settings", "Server", "Gateway", "Plugins", "UpstreamClient", "Connector", "Call"),
-        *("UpstreamConnection", "UpstreamRequest", "RelayHandler", "Exchange", "IncomingRequest"),
-        *("RequestRecord", "TokenAuthenticator", "EgressProxy", "Proxy", "ClientConnection"),
-        *("ChatHandler", "Translation", "Gate", "LiveKey", "AdminKey", "AdminKeys", "Keeper"),
-        *("SpendLimitsApi", "OpenTelemetry", "Tracing", "Figures", "Database", "Permits"),
-    ):
-        assert kind in kinds
-    for each in ours:
-        for shown in (repr(each), str(each)):
-            # the scripted upstream tells a test what it was asked, query and all
-            lenient = isinstance(each, ReceivedRequest)
-            canaries = CREDENTIALS if lenient else EVERYTHING
-            assert found([*canaries, key], shown.encode()) == [], type(each)
-    assert found(EVERYTHING, repr(vars(proxy.server)).encode()) == []
-    await proxy.server.drain()
-    assert collector.requests[0].header("x-key") == COLLECTOR_KEY
-    await collector.stop()
-
-
-async def test_traceback_of_a_bug_shows_no_canary(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def broken(target: str) -> None:
-        raise RuntimeError("a mistake")
-
-    monkeypatch.setattr(tornadoproxy.handlers.exchange_handler, "check_target", broken)
-    caplog.set_level(logging.DEBUG)
-    await start_proxy(AUTH_TOKEN=TOKEN, UPSTREAM_API_KEY=KEY)
-
-    for path in (f"/v1/messages?key={QUERY}", f"/openai/x?key={QUERY}"):
-        client = await raw()
-        await client.send(request_bytes("POST", path, [("Cookie", COOKIE)], MESSAGE, token=TOKEN))
-        response = await client.response()
-        assert response.status == 500
-        assert found(EVERYTHING, response.raw_head + response.body) == []
-        assert b"mistake" not in response.body
-
-    assert "RuntimeError: a mistake" in caplog.text
-    assert found(EVERYTHING, caplog.text.encode()) == []
-
-
-# -- the check that the whole test run is under
-
-
-CARELESS_TESTS = """
-import logging
-import os
-import sys
-
-import pytest
-
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, request_bytes
-
-
-def test_in_a_record():
-    logging.getLogger("tornadoproxy.handlers.relay").debug("sent %s", TEST_UPSTREAM_KEY)
-
-
-def test_in_a_traceback():
-    try:
-        raise KeyError(TEST_TOKEN)
-    except KeyError:
-        logging.getLogger("tornado.application").exception("it failed")
-
-
-def test_in_standard_output():
-    print(TEST_TOKEN)
-
-
-def test_in_the_descriptor_of_standard_error():
-    os.write(2, TEST_UPSTREAM_KEY.encode())
-
-
-@pytest.fixture
-def careless():
-    yield
-    print(TEST_TOKEN)
-
-
-def test_in_a_fixtures_end(careless):
-    pass
-
-
-async def test_up_the_wrong_way(raw, upstream):
-    client = await raw(upstream)
-    await client.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
-    await client.response()
-
-
-async def test_careful(proxy, raw):
-    client = await raw()
-    await client.send(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
-    assert (await client.response()).status == 200
-    print("fine")
-    logging.getLogger("tornadoproxy").error("fine")
-"""
-
-
-def test_conftest_fails_tests_that_show_a_credential(tmp_path: Path) -> None:
-    """It is in conftest.py, and the credentials of the fixtures are its canaries."""
-    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
-    (tmp_path / "test_careless.py").write_text(CARELESS_TESTS)
-
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-Wignore", tmp_path],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-
-    outcome_words = ("PASSED", "FAILED", "ERROR")
-    outcomes = {
-        (words[1].rpartition("::")[2], words[0])
-        for line in run.stdout.splitlines()
-        if (words := line.split()) and words[0] in outcome_words and "::" in words[1]
-    }
-    assert run.returncode == 1
-    assert outcomes == {
-        ("test_in_a_record", "FAILED"),
-        ("test_in_a_traceback", "FAILED"),
-        ("test_in_standard_output", "FAILED"),
-        ("test_in_the_descriptor_of_standard_error", "FAILED"),
-        ("test_in_a_fixtures_end", "PASSED"),
-        ("test_in_a_fixtures_end", "ERROR"),
-        ("test_up_the_wrong_way", "FAILED"),
-        ("test_careful", "PASSED"),
-    }
