@@ -1,6 +1,6 @@
-"""Every field has one treatment, gets it, and is in the documentation's table.
+"""Fields of chat completions: each has one treatment, which the documentation names.
 
-Run as a program, it writes that table.
+Run as a program, this writes the table of the documentation.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
 BEGIN, END = "<!-- fields: made by tests/openai/test_chat_fields.py -->", "<!-- end of fields -->"
 
 TOOL: Json = {"type": "function", "function": {"name": "f"}}
+TRANSLATED_TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
+ONE_HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+FORMAT = {"type": "json_schema", "schema": {"type": "string"}}
 
-# A value for each field that the other API has a place for, and what shows it there.
+# For each translated field a request that has it, and the fields of the upstream's request for it.
 TRANSLATED: dict[str, tuple[Json, Json]] = {
     "messages": (
         {"messages": [{"role": "developer", "content": "Be."}, {"role": "user", "content": "a"}]},
@@ -38,18 +41,9 @@ TRANSLATED: dict[str, tuple[Json, Json]] = {
     "stop": ({"stop": "x"}, {"stop_sequences": ["x"]}),
     "temperature": ({"temperature": 0.5}, {"temperature": 0.5}),
     "top_p": ({"top_p": 0.5}, {"top_p": 0.5}),
-    "tools": (
-        {"tools": [TOOL]},
-        {"tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}]},
-    ),
-    "functions": (
-        {"functions": [{"name": "f"}]},
-        {"tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}]},
-    ),
-    "tool_choice": (
-        {"tools": [TOOL], "tool_choice": "required"},
-        {"tool_choice": {"type": "any"}},
-    ),
+    "tools": ({"tools": [TOOL]}, {"tools": [TRANSLATED_TOOL]}),
+    "functions": ({"functions": [{"name": "f"}]}, {"tools": [TRANSLATED_TOOL]}),
+    "tool_choice": ({"tools": [TOOL], "tool_choice": "required"}, {"tool_choice": {"type": "any"}}),
     "function_call": (
         {"functions": [{"name": "f"}], "function_call": "none"},
         {"tool_choice": {"type": "none"}},
@@ -65,17 +59,14 @@ TRANSLATED: dict[str, tuple[Json, Json]] = {
                 "json_schema": {"name": "x", "schema": {"type": "string"}},
             }
         },
-        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "string"}}}},
+        {"output_config": {"format": FORMAT}},
     ),
     "reasoning_effort": ({"reasoning_effort": "low"}, {"output_config": {"effort": "low"}}),
     "prompt_cache_options": (
         {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
-        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        ONE_HOUR,
     ),
-    "prompt_cache_retention": (
-        {"prompt_cache_retention": "24h"},
-        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
-    ),
+    "prompt_cache_retention": ({"prompt_cache_retention": "24h"}, ONE_HOUR),
     "user": ({"user": "u"}, {"metadata": {"user_id": "u"}}),
     "safety_identifier": ({"safety_identifier": "u"}, {"metadata": {"user_id": "u"}}),
     "metadata": ({"metadata": {"user_id": "u"}}, {"metadata": {"user_id": "u"}}),
@@ -92,7 +83,7 @@ REFUSED: dict[str, object] = {
     "top_logprobs": 1,
 }
 
-# Anthropic's SDK sends these as headers.
+# Anthropic's SDK sends these fields as headers.
 HEADERS = {"betas", "user_profile_id", "workspace_id"}
 
 
@@ -110,7 +101,7 @@ def fields_of(*params: type) -> set[str]:
     return {name for each in params for name in typing.get_type_hints(each)}
 
 
-def test_every_field_of_openais_has_a_treatment() -> None:
+def test_every_field_of_openais_api_has_a_treatment() -> None:
     known = fields_of(
         openai_params.CompletionCreateParamsNonStreaming,
         openai_params.CompletionCreateParamsStreaming,
@@ -121,19 +112,19 @@ def test_every_field_of_openais_has_a_treatment() -> None:
     assert set(treated(Treatment.REFUSED)) <= known
 
 
-def test_every_field_of_anthropics_has_a_treatment() -> None:
+def test_every_field_of_anthropics_api_has_a_treatment() -> None:
     known = fields_of(
         anthropic_params.MessageCreateParamsNonStreaming,
         anthropic_beta_params.MessageCreateParamsNonStreaming,
     )
     assert len(known) > 20
     assert known - FIELDS.keys() == HEADERS
-    # the types no longer have this one; older models do
+    # older models accept this one, which the types no longer have
     assert set(treated(Treatment.PASSED)) - known == {"top_k"}
 
 
 @pytest.mark.parametrize("name", treated(Treatment.TRANSLATED))
-def test_what_is_translated(name: str) -> None:
+def test_translated_field_goes_upstream(name: str) -> None:
     fields, shown = TRANSLATED[name]
     assert name in fields
     translation = translate(strict=True, **fields)
@@ -149,7 +140,7 @@ def test_what_is_translated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", treated(Treatment.IGNORED))
-def test_what_is_ignored(name: str) -> None:
+def test_ignored_field_is_dropped_named_and_refused_if_strict(name: str) -> None:
     fields: Json = {name: "x"}
     translation = translate(**fields)
     assert translation.ignored == (name,)
@@ -160,7 +151,7 @@ def test_what_is_ignored(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", treated(Treatment.REFUSED))
-def test_what_is_refused(name: str) -> None:
+def test_refused_field_is_named(name: str) -> None:
     fields: Json = {name: REFUSED[name]}
     with pytest.raises(InvalidRequest) as caught:
         translate(**fields)
@@ -168,7 +159,7 @@ def test_what_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", treated(Treatment.PASSED))
-def test_what_is_passed(name: str) -> None:
+def test_passed_field_goes_upstream_unchanged(name: str) -> None:
     value = 5 if name == "top_k" else {"type": "a"}
     fields: Json = {name: value}
     translation = translate(strict=True, **fields)
@@ -190,7 +181,7 @@ def with_table(page: str) -> str:
     return f"{before}{begin}\n{table()}\n{end}{after}"
 
 
-def test_the_documentation_has_the_table() -> None:
+def test_documentation_has_the_table_of_fields() -> None:
     page = PAGE.read_text()
     assert page.count(BEGIN) == page.count(END) == 1
     assert page == with_table(page), "run: python tests/openai/test_chat_fields.py"
