@@ -1,4 +1,4 @@
-"""The upstream's list of models: kept, renewed, and gone without."""
+"""The upstream's list of models: cached, renewed, and absent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Lists:
-    """An upstream that is asked for its list, and answers when it is told to."""
+    """An upstream whose responses are scripted."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.requests = 0
         self.waiting: list[asyncio.Future[tuple[int, bytes]]] = []
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        self.asked += 1
+        self.requests += 1
         self.waiting.append(asyncio.get_running_loop().create_future())
         return await self.waiting[-1]
 
@@ -46,10 +46,10 @@ async def test_known_waits_for_the_first_list_once() -> None:
     assert [list(await task) for task in both] == [["a"], ["a"]]
     assert models.is_known
     assert list(await models.known()) == ["a"]
-    assert lists.asked == 1
+    assert lists.requests == 1
 
 
-async def test_known_uses_the_old_list_until_there_is_a_new_one(
+async def test_known_returns_the_old_list_while_a_new_one_is_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(model_list, "LIFETIME", 0)
@@ -69,7 +69,7 @@ async def test_known_uses_the_old_list_until_there_is_a_new_one(
     models.close()
 
 
-async def test_known_after_failure_asks_nothing_for_a_while(
+async def test_known_after_an_error_fetches_nothing_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lists = Lists()
@@ -79,14 +79,14 @@ async def test_known_after_failure_asks_nothing_for_a_while(
     assert await task == {}
     assert models.is_known
     assert await models.known() == {}
-    assert lists.asked == 1
+    assert lists.requests == 1
     monkeypatch.setattr(models, "_retry_at", 0.0)
     task = await started(models)
     lists.response("a")
     assert list(await task) == ["a"]
 
 
-async def test_known_waits_once_for_an_upstream_that_is_silent(
+async def test_known_waits_once_for_a_silent_upstream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(model_list, "FIRST_TIMEOUT", 0.01)
@@ -95,9 +95,9 @@ async def test_known_waits_once_for_an_upstream_that_is_silent(
     assert await models.known() == {}
     monkeypatch.setattr(model_list, "FIRST_TIMEOUT", 60)
     assert await models.known() == {}
-    assert lists.asked == 1
-    wanted = asyncio.create_task(models.models())
+    assert lists.requests == 1
+    fetched = asyncio.create_task(models.models())
     await asyncio.sleep(0)
-    lists.response("a")  # late, and yet of use
-    await wanted
+    lists.response("a")  # late, but used
+    await fetched
     assert list(await models.known()) == ["a"]

@@ -1,4 +1,4 @@
-"""The upstream refuses the proxy's own key: what clients, the log and ``check --online`` say."""
+"""An upstream that refuses the proxy's own key: errors, log, and ``check --online``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tornadoproxy.testing import (
+        Ask,
         OpenRaw,
         Proxy,
-        RawResponse,
         Records,
         Response,
         ScriptedUpstream,
@@ -36,58 +36,50 @@ if TYPE_CHECKING:
     )
 
 REFUSED = error_response(401, "authentication_error", "invalid x-api-key")
-TOLD = "The upstream refused this proxy's own credential, not yours. Tell whoever operates this"
+MESSAGE_START = (
+    "The upstream refused this proxy's own credential, not yours. Tell whoever operates this"
+)
 
 
-def ask_for(stream: bool) -> bytes:
-    message = {"role": "user", "content": "Hi"}
-    document = {"model": "claude-sonnet-5-5", "messages": [message], "stream": stream}
-    return json.dumps({**document, "max_tokens": 9}).encode()
+MESSAGE = {
+    "model": "claude-sonnet-5-5",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 9,
+}
 
 
-async def ask(
-    raw: OpenRaw, method: str = "GET", target: str = "/v1/models", body: bytes = b""
-) -> RawResponse:
-    client = await raw()
-    await client.send(request_bytes(method, target, body=body, token=TEST_TOKEN))
-    return await client.response()
-
-
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("method", "target", "error_type"),
+    ("target", "document", "error_type"),
     [
-        ("POST", "/v1/messages", "api_error"),
-        ("GET", "/v1/files", "api_error"),
-        ("POST", "/openai/v1/chat/completions", "server_error"),
-        ("GET", "/openai/v1/models", "server_error"),
+        ("/v1/messages", {**MESSAGE, "stream": True}, "api_error"),
+        ("/v1/files", None, "api_error"),
+        ("/openai/v1/chat/completions", MESSAGE, "server_error"),
+        ("/openai/v1/chat/completions", {**MESSAGE, "stream": True}, "server_error"),
+        ("/openai/v1/models", None, "server_error"),
     ],
 )
-async def test_upstream_401_is_a_502_that_says_whose_key(
-    method: str,
+async def test_upstream_401_is_502_that_says_whose_key(
     target: str,
+    document: object,
     error_type: str,
-    stream: bool,
     proxy: Proxy,
-    raw: OpenRaw,
+    ask: Ask,
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
     upstream.script(REFUSED)
-
-    response = await ask(raw, method, target, ask_for(stream) if method == "POST" else b"")
-
+    response = await ask(target, document)
     assert response.status == 502
     assert response.header("x-should-retry") == "false"
     assert response.header("www-authenticate") is None
     error = json.loads(response.body)["error"]
-    assert (error["type"], error["message"][: len(TOLD)]) == (error_type, TOLD)
+    assert (error["type"], error["message"][: len(MESSAGE_START)]) == (error_type, MESSAGE_START)
     record = await records.finished()
     assert (record.status, record.outcome) == (502, Outcome.FAILED)
     assert (record.error or "").startswith("CredentialRefused: ")
 
 
-async def test_upstream_401_amid_an_upload_is_a_502(
+async def test_upstream_401_during_an_upload_is_502(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
     async def respond_early(exchange: UpstreamExchange) -> None:
@@ -97,7 +89,6 @@ async def test_upstream_401_amid_an_upload_is_a_502(
     client = await raw()
     lines = [("Content-Length", "4000000")]
     await client.send(request_bytes("POST", "/v1/files", lines, token=TEST_TOKEN) + bytes(2000000))
-
     assert (await client.response()).status == 502
     await upstream.requests[0].disconnected()
 
@@ -111,7 +102,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def sources(directory: Path) -> list[tuple[dict[str, Any], str]]:
-    """Where the upstream's key may come from, and what is said of it."""
+    """Return settings with each source of the upstream's key, and how its error begins."""
     file = directory / "key"
     file.write_text(TEST_UPSTREAM_KEY)
     file.chmod(0o600)
@@ -125,44 +116,43 @@ def sources(directory: Path) -> list[tuple[dict[str, Any], str]]:
 
 
 @pytest.mark.parametrize("source", range(4))
-async def test_upstream_401_logs_the_setting_once(
+async def test_upstream_401_logs_the_setting_of_the_key(
     source: int,
     tmp_path: Path,
     start_proxy: StartProxy,
-    raw: OpenRaw,
+    ask: Ask,
     upstream: ScriptedUpstream,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    variables, told = sources(tmp_path)[source]
-    proxy = await start_proxy(**variables)
-
-    async def refuse(times: int) -> None:
-        upstream.script(*[REFUSED] * times)
-        for _ in range(times):
-            assert (await ask(raw)).status == 502
-
-    await refuse(3)
-    assert [line[: len(told)] for line in logged(caplog)] == [told]
-    upstream.script(error_response(529, "overloaded_error", "Overloaded"))
-    assert (await ask(raw)).status == 529
-    await refuse(1)
-    assert len(logged(caplog)) == 1, "an error is no sign that the key was accepted"
-    upstream.script(bytes_response(b"{}"))
-    assert (await ask(raw)).status == 200
-    await refuse(2)
-    assert len(logged(caplog)) == 2
-    proxy.reload()
-    await refuse(2)
-    assert len(logged(caplog)) == 3
+    variables, start = sources(tmp_path)[source]
+    await start_proxy(**variables)
+    upstream.script(REFUSED)
+    assert (await ask("/v1/models")).status == 502
+    assert [line[: len(start)] for line in logged(caplog)] == [start]
     assert TEST_UPSTREAM_KEY not in caplog.text
 
 
+async def test_upstream_401_is_logged_until_the_key_is_accepted_again(
+    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse_twice() -> int:
+        upstream.script(REFUSED, REFUSED)
+        for _ in range(2):
+            assert (await ask("/v1/models")).status == 502
+        return len(logged(caplog))
+
+    assert await refuse_twice() == 1
+    upstream.script(error_response(529, "overloaded_error", "Overloaded"))
+    assert (await ask("/v1/models")).status == 529
+    assert await refuse_twice() == 1, "an error is no sign that the key was accepted"
+    upstream.script(bytes_response(b"{}"))
+    assert (await ask("/v1/models")).status == 200
+    assert await refuse_twice() == 2
+    proxy.reload()
+    assert await refuse_twice() == 3
+
+
 # -- check --online
-
-
-@pytest.fixture
-def check(upstream: ScriptedUpstream, capfd: pytest.CaptureFixture[str]) -> Check:
-    return Check(upstream, capfd)
 
 
 class Check:
@@ -182,11 +172,15 @@ class Check:
         return status, shown.out.splitlines()[-1], shown.err
 
 
-async def test_check_online_asks_one_question_with_the_key(
+@pytest.fixture
+def check(upstream: ScriptedUpstream, capfd: pytest.CaptureFixture[str]) -> Check:
+    return Check(upstream, capfd)
+
+
+async def test_check_online_sends_one_request_with_the_key(
     check: Check, upstream: ScriptedUpstream
 ) -> None:
     status, line, errors = await check("--online", "--upstream-auth-scheme", "bearer")
-
     assert (status, errors) == (0, "")
     assert line == "the upstream accepts the key (GET /v1/models?limit=1)"
     (request,) = upstream.requests
@@ -194,27 +188,25 @@ async def test_check_online_asks_one_question_with_the_key(
     assert request.header("authorization") == f"Bearer {TEST_UPSTREAM_KEY}"
 
 
-async def test_check_without_online_asks_nothing(check: Check, upstream: ScriptedUpstream) -> None:
+async def test_check_without_online_sends_nothing(check: Check, upstream: ScriptedUpstream) -> None:
     assert (await check())[0] == 0
     assert upstream.connections == 0
 
 
-@pytest.mark.parametrize("source", range(4))
+@pytest.mark.parametrize("source", [0, 3])
 async def test_check_online_names_the_refused_setting(
     source: int, tmp_path: Path, check: Check, upstream: ScriptedUpstream
 ) -> None:
-    variables, told = sources(tmp_path)[source]
+    variables, start = sources(tmp_path)[source]
     upstream.script(REFUSED)
-
     status, _, errors = await check("--online", **variables)
-
     assert status == 2
-    assert errors.startswith(f"tornadoproxy: {told}")
+    assert errors.startswith(f"tornadoproxy: {start}")
     assert TEST_UPSTREAM_KEY not in errors
 
 
 @pytest.mark.parametrize(
-    ("response", "told"),
+    ("response", "reason"),
     [
         (
             error_response(403, "permission_error", "Key disabled."),
@@ -227,21 +219,18 @@ async def test_check_online_names_the_refused_setting(
         (raw_response(b"SSH-2.0-OpenSSH\r\n\r\n", end="close"), "The upstream"),
     ],
 )
-async def test_check_online_says_what_the_upstream_answers(
-    response: Response, told: str, check: Check, upstream: ScriptedUpstream
+async def test_check_online_reports_the_upstreams_response(
+    response: Response, reason: str, check: Check, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(response)
-
     status, _, errors = await check("--online")
-
     assert status == 2
-    assert errors.startswith(f"tornadoproxy: UPSTREAM_BASE_URL is {upstream.url}: {told}")
+    assert errors.startswith(f"tornadoproxy: UPSTREAM_BASE_URL is {upstream.url}: {reason}")
     assert len(errors.splitlines()) == 1
 
 
-async def test_check_online_says_that_nothing_listens(check: Check) -> None:
+async def test_check_online_reports_that_nothing_listens(check: Check) -> None:
     status, _, errors = await check("--online", UPSTREAM_BASE_URL="http://127.0.0.1:9")
-
     assert status == 2
     assert errors.endswith(
         "UPSTREAM_BASE_URL is http://127.0.0.1:9: The upstream cannot be reached.\n"
