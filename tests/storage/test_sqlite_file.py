@@ -1,0 +1,327 @@
+"""SQLite files of plugins in commands: creation, schema, errors, reading."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tornadoproxy import ConfigurationError, Database
+from tornadoproxy.storage import sqlite_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
+WORDS = "CREATE TABLE words (word TEXT);"
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root has all permissions")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "test.db"
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr(sqlite_file, "OPEN_TIMEOUT", 0.1)
+
+
+def insert(path: Path, number: int) -> None:
+    with Database(path, SCHEMA, name="test") as opened, opened.transaction() as connection:
+        connection.execute("INSERT INTO numbers VALUES (?)", (number,))
+
+
+def numbers_in(path: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [number for (number,) in connection.execute("SELECT number FROM numbers")]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def refusal(path: Path, schema: tuple[str, ...] = SCHEMA) -> str:
+    """Return why the file cannot be opened."""
+    with pytest.raises(ConfigurationError) as caught:
+        Database(path, schema, name="test").open()
+    (line,) = caught.value.faults
+    assert "\n" not in line
+    start = f"the database {path} of test cannot be used: "
+    assert line.startswith(start)
+    return line.removeprefix(start)
+
+
+# -- files
+
+
+def test_file_is_created_for_its_owner_alone(path: Path) -> None:
+    with Database(path, SCHEMA, name="test") as opened, opened.transaction() as connection:
+        connection.execute("INSERT INTO numbers VALUES (1)")
+        created = [path, *path.parent.glob("test.db-*")]
+        assert len(created) == 3
+        assert {stat.S_IMODE(each.stat().st_mode) for each in created} == {0o600}
+
+
+@pytest.mark.parametrize("name", ["a b?mode=ro#x%41&.db", "größe.db", os.fsdecode(b"\xff.db")])
+def test_file_may_have_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    insert(tmp_path / name, 1)
+    insert(Path(name), 2)
+    assert numbers_in(tmp_path / name) == [1, 2]
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_transaction_that_raises_changes_nothing(path: Path) -> None:
+    def use(opened: Database) -> None:
+        with opened.transaction() as connection:
+            connection.execute("INSERT INTO numbers VALUES (1)")
+            raise KeyError("mine")
+
+    with Database(path, SCHEMA, name="test") as opened, pytest.raises(KeyError, match="mine"):
+        use(opened)
+    assert numbers_in(path) == []
+
+
+def test_several_processes_may_create_it_at_once(path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tornadoproxy import Database\n"
+        "with Database(Path(sys.argv[1]), ['CREATE TABLE numbers (number)'], name='test') as d:\n"
+        "    with d.transaction() as c: c.execute('INSERT INTO numbers VALUES (1)')"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, path]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0] * 3
+    assert numbers_in(path) == [1] * 3
+
+
+def test_sqlite3_is_not_imported_without_a_database() -> None:
+    script = "import sys, tornadoproxy; sys.exit('sqlite3' in sys.modules)"
+    # without the environment, in which coverage would have it imported
+    subprocess.run([sys.executable, "-c", script], env={}, check=True)
+
+
+# -- schemas
+
+
+def test_schema_is_migrated(path: Path) -> None:
+    insert(path, 1)
+    newer = (
+        *SCHEMA,
+        "ALTER TABLE numbers ADD COLUMN word TEXT;\n-- why; not\nCREATE INDEX i ON numbers (word)",
+        "UPDATE numbers SET word = 'a;b';",
+    )
+    for _ in range(2):
+        with Database(path, newer, name="test") as opened, opened.transaction() as connection:
+            assert connection.execute("SELECT * FROM numbers").fetchall() == [(1, "a;b")]
+            assert connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'i'").fetchone()
+
+
+def test_migration_that_fails_leaves_the_previous_version(path: Path) -> None:
+    insert(path, 1)
+    broken = (*SCHEMA, f"{WORDS} INSERT INTO nowhere VALUES (1);")
+    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+        Database(path, broken, name="test").open()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert not connection.execute("SELECT 1 FROM sqlite_schema WHERE name='words'").fetchone()
+    insert(path, 2)
+
+
+def test_newer_schema_is_refused(path: Path) -> None:
+    with Database(path, (*SCHEMA, WORDS), name="test"):
+        pass
+    assert refusal(path) == (
+        "it was written by a newer version of the plugin (schema 2, and this one has 1): install "
+        "the newer one, or name another file"
+    )
+
+
+async def test_two_plugins_write_to_a_file_at_once(path: Path) -> None:
+    def insert_into(tables: Sequence[str], connection: sqlite3.Connection) -> None:
+        for table in tables:
+            connection.execute(f"INSERT INTO {table} VALUES (1)")
+
+    plugins = {
+        table: Database(path, [f"CREATE TABLE {table} (item);"], name=table)
+        for table in ("numbers", "words")
+    }
+    for each in plugins.values():
+        await asyncio.to_thread(each.open)
+        each.start()
+    for number in range(100):
+        for table, each in plugins.items():
+            each.write_behind(insert_into, table)
+            if number % 20 == 0:
+                await each.run(lambda connection: connection.execute("SELECT 1"))
+    for each in plugins.values():
+        await each.close()
+        assert each.lost == 0
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for table in plugins:
+            query = f"SELECT count(*) FROM {table}"
+            assert connection.execute(query).fetchone() == (100,)
+
+
+# -- files that cannot be used
+
+
+def through_a_file(directory: Path) -> Path:
+    (directory / "file").touch()
+    return directory / "file" / "test.db"
+
+
+def pipe(directory: Path) -> Path:
+    os.mkfifo(directory / "pipe")
+    return directory / "pipe"
+
+
+def dangling_link(directory: Path) -> Path:
+    (directory / "link").symlink_to(directory / "nowhere")
+    return directory / "link"
+
+
+def read_only_directory(directory: Path) -> Path:
+    directory.chmod(0o500)
+    return directory / "test.db"
+
+
+def read_only_file(directory: Path) -> Path:
+    insert(directory / "test.db", 1)
+    (directory / "test.db").chmod(0o400)
+    return directory / "test.db"
+
+
+def text(directory: Path) -> Path:
+    (directory / "notes.txt").write_bytes(b"not a database\n" * 100)
+    return directory / "notes.txt"
+
+
+def corrupt(directory: Path) -> Path:
+    insert(directory / "test.db", 1)
+    content = bytearray((directory / "test.db").read_bytes())
+    content[100:3000] = b"\xff" * 2900  # the page of the schema, behind the header of the file
+    (directory / "test.db").write_bytes(content)
+    return directory / "test.db"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda directory: directory, "it is a directory: name a file in it"),
+        (through_a_file, "{}/file is not a directory: name another path"),
+        (pipe, "it is not a regular file: name another path"),
+        (
+            dangling_link,
+            "it cannot be opened: permit the proxy's user to read and write it and its directory",
+        ),
+        (
+            lambda directory: directory / "nowhere" / "test.db",
+            "the directory {}/nowhere does not exist: create it, or correct the path",
+        ),
+        (text, "it is not an SQLite database: name another file, or restore a backup"),
+        (corrupt, "it is corrupt: stop the proxy and restore a backup"),
+        pytest.param(
+            read_only_directory,
+            "the proxy's user cannot write to {}: permit it",
+            marks=needs_permissions,
+        ),
+        pytest.param(
+            read_only_file,
+            "access is denied: permit the proxy's user to read and write it",
+            marks=needs_permissions,
+        ),
+    ],
+)
+def test_unusable_path_is_refused_and_left_alone(
+    tmp_path: Path, make: Callable[[Path], Path], reason: str
+) -> None:
+    path = make(tmp_path)
+    before = {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+    try:
+        assert refusal(path) == reason.format(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+    assert before == {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+
+
+def test_locked_file_is_refused_if_it_must_be_migrated(path: Path, short_timeouts: None) -> None:
+    insert(path, 1)
+    with locked(path):
+        with Database(path, SCHEMA, name="test"):
+            pass  # nothing has to be written
+        assert refusal(path, (*SCHEMA, WORDS)) == (
+            "it is locked by another program: end that program's transaction"
+        )
+
+
+def test_transaction_on_a_locked_file_is_a_configuration_error(
+    path: Path, short_timeouts: None
+) -> None:
+    with Database(path, SCHEMA, name="test") as opened, locked(path):
+        with pytest.raises(ConfigurationError) as caught, opened.transaction():
+            pass
+        (line,) = caught.value.faults
+        assert line.endswith("it is locked by another program: end that program's transaction")
+
+
+# -- reading only
+
+
+def test_reader_sees_one_moment_while_others_write(path: Path) -> None:
+    insert(path, 1)
+    query = "SELECT number FROM numbers"
+    with Database(path, SCHEMA, name="test").reading() as connection:
+        assert connection.execute(query).fetchall() == [(1,)]
+        insert(path, 2)
+        assert connection.execute(query).fetchall() == [(1,)]
+    with locked(path), Database(path, SCHEMA, name="test").reading() as connection:
+        assert connection.execute(query).fetchall() == [(1,), (2,)]
+
+
+def test_reader_cannot_write(path: Path) -> None:
+    insert(path, 1)
+    reader = Database(path, SCHEMA, name="test")
+    with pytest.raises(ConfigurationError, match="it cannot be written"), reader.reading() as found:
+        found.execute("INSERT INTO numbers VALUES (2)")
+    assert numbers_in(path) == [1]
+
+
+def test_reader_creates_no_file(path: Path) -> None:
+    reader = Database(path, SCHEMA, name="test", setting="TEST_DB")
+    with pytest.raises(ConfigurationError) as caught, reader.reading():
+        pass
+    assert caught.value.faults == (
+        f"TEST_DB={path} cannot be used: there is no such file: the proxy creates it when it "
+        "starts",
+    )
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "reason"),
+    [
+        (SCHEMA * 2, "test", "it was written by another version of the plugin: start this version"),
+        ((), "test", "it was written by another version of the plugin: start this version"),
+        (SCHEMA, "other", "other has never written to it: name the file of other"),
+    ],
+)
+def test_reader_refuses_another_schema(
+    path: Path, schema: tuple[str, ...], name: str, reason: str
+) -> None:
+    insert(path, 1)
+    reader = Database(path, schema, name=name)
+    with pytest.raises(ConfigurationError, match=reason), reader.reading():
+        pass
