@@ -87,13 +87,14 @@ class ScriptedUpstream(ScriptedServer):
 
     def _route(self, request: ReceivedRequest, headers: Headers) -> Response:
         authenticate(request)
+        version = request.header("anthropic-version")
         method = "GET" if request.method == "HEAD" else request.method
         match [method, *(unquote(part) for part in request.path.split("/")[1:])]:
             case ["POST", "v1", "messages"]:
-                return _message_response(document_of(request), request, headers)
+                return _message_response(document_of(request), version, headers)
             case ["POST", "v1", "messages", "count_tokens"]:
                 document = document_of(request)
-                validate({"max_tokens": 1, **document}, request)
+                validate({"max_tokens": 1, **document}, version)
                 return json_response({"input_tokens": input_tokens(document)}, headers=headers)
             case ["GET", "v1", "models"]:
                 return json_response(
@@ -102,7 +103,7 @@ class ScriptedUpstream(ScriptedServer):
             case ["GET", "v1", "models", name]:
                 return json_response(_find_model(name), headers=headers)
             case ["POST", "v1", "messages", "batches"]:
-                batch = self._new_batch(document_of(request), request)
+                batch = self._new_batch(document_of(request), version)
                 return json_response(batch, headers=headers)
             case ["GET", "v1", "messages", "batches"]:
                 batches = [batch for batch, _ in self._batches.values()]
@@ -114,11 +115,11 @@ class ScriptedUpstream(ScriptedServer):
                 return bytes_response(self._batches[name][1], lines)
         raise Refusal(404, "not_found_error", f"Not found: {request.method} {request.path}")
 
-    def _new_batch(self, document: Document, request: ReceivedRequest) -> Document:
+    def _new_batch(self, document: Document, version: str | None) -> Document:
         requests = document.get("requests")
         if not isinstance(requests, list) or not requests:
             refuse_field("requests", "Field required")
-        results = [_batch_result(item, request) for item in requests]
+        results = [_batch_result(item, version) for item in requests]
         succeeded = sum(result["result"]["type"] == "succeeded" for result in results)
         batch_id = new_id("msgbatch")
         now = datetime.now(UTC)
@@ -159,8 +160,8 @@ def error_response(
     return json_response(_error(error_type, message, request_id), status, lines)
 
 
-def _message_response(document: Document, request: ReceivedRequest, headers: Headers) -> Response:
-    validate(document, request)
+def _message_response(document: Document, version: str | None, headers: Headers) -> Response:
+    validate(document, version)
     message = message_for(document)
     if document.get("stream"):
         return sse_response(message_events(message), headers=headers)
@@ -209,9 +210,9 @@ def _find_model(model_id: str) -> Document:
     return _model(*found)
 
 
-def _batch_result(item: Document, request: ReceivedRequest) -> Document:
+def _batch_result(item: Document, version: str | None) -> Document:
     try:
-        validate(item["params"], request)
+        validate(item["params"], version)
     except Refusal as refusal:
         error = _error(refusal.error_type, refusal.message, new_id("req"))
         result: Document = {"type": "errored", "error": error}

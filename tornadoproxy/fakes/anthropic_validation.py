@@ -41,6 +41,8 @@ KNOWN_FIELDS = _SAMPLING | {
 
 
 class Refusal(Exception):
+    """An error of the API in response to a request."""
+
     def __init__(self, status: int, error_type: str, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -57,11 +59,13 @@ def refuse_field(name: str, complaint: str) -> NoReturn:
 
 
 def authenticate(request: ReceivedRequest) -> None:
+    """Refuse a request without credential."""
     if not request.header("x-api-key") and not request.header("authorization"):
         refuse(401, "authentication_error", "x-api-key header is required")
 
 
 def document_of(request: ReceivedRequest) -> Document:
+    """Return the JSON object in the body of `request`."""
     try:
         document = request.json()
     except ValueError as error:  # not JSON, not UTF-8, or longer than KEEP_BODY
@@ -71,8 +75,12 @@ def document_of(request: ReceivedRequest) -> Document:
     return document
 
 
-def validate(document: Document, request: ReceivedRequest) -> None:
-    version = request.header("anthropic-version")
+def validate(document: Document, version: str | None) -> None:
+    """Validate the body of a request for a message.
+
+    :param version: the header ``anthropic-version``.
+    :raises Refusal: the API would reject the request.
+    """
     if not version:
         refuse_field("anthropic-version", "header is required")
     for name in ("model", "max_tokens", "messages"):

@@ -37,7 +37,7 @@ class Ask(Protocol):
         headers: Headers = (),
         body: bytes = b"",
         token: str | None = TEST_TOKEN,
-        to: Proxy | None = None,
+        to: Proxy | ScriptedServer | None = None,
     ) -> RawResponse:
         """Send one request, and return the response."""
 
@@ -97,7 +97,7 @@ def ask(raw: OpenRaw) -> Ask:
         headers: Headers = (),
         body: bytes = b"",
         token: str | None = TEST_TOKEN,
-        to: Proxy | None = None,
+        to: Proxy | ScriptedServer | None = None,
     ) -> RawResponse:
         if document is not None:
             body = json.dumps(document).encode()

@@ -1,0 +1,397 @@
+"""The scripted upstream as the Anthropic API: messages, streams, lists and errors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+import anthropic
+import pytest
+from anthropic import AsyncAnthropic
+from anthropic.types import (
+    Message,
+    MessageTokensCount,
+    ModelInfo,
+    RawMessageStreamEvent,
+    message_create_params,
+)
+from anthropic.types.beta import message_create_params as beta_message_create_params
+from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
+from pydantic import TypeAdapter
+
+from tornadoproxy.fakes.anthropic_validation import KNOWN_FIELDS, Refusal, validate
+from tornadoproxy.testing import (
+    clean_environment,
+    error_response,
+    message_document,
+    message_events,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornado.ioloop import IOLoop
+
+    from tornadoproxy.testing import Ask, Document, RawResponse, ScriptedUpstream
+
+MODEL = "claude-sonnet-5-5"
+KEY = "a-key"
+VERSION = {"anthropic-version": "2023-06-01"}
+TEXT = "This is a scripted answer, not Claude's. You said: "
+TOOL: Document = {
+    "name": "get_weather",
+    "input_schema": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "unit": {"enum": ["C", "F"]},
+            "at": {"type": "array", "items": {"type": "number"}},
+            "now": {"type": "boolean"},
+            "zone": {"type": "null"},
+        },
+    },
+}
+USE = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "rain"}
+
+
+@pytest.fixture
+def sdk(
+    io_loop: IOLoop, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AsyncAnthropic]:
+    """The SDK's client of the upstream itself."""
+    clean_environment(monkeypatch)
+    client = AsyncAnthropic(base_url=upstream.url, api_key=KEY, max_retries=0)
+    yield client
+    io_loop.run_sync(client.close)
+
+
+def message_request(text: str = "Hi", **fields: Any) -> dict[str, Any]:  # JSON, as the SDK takes it
+    messages = [{"role": "user", "content": text}]
+    return {"model": MODEL, "max_tokens": 200, "messages": messages, **fields}
+
+
+async def complete(sdk: AsyncAnthropic, stream: bool, document: dict[str, Any]) -> Message:
+    if stream:
+        async with sdk.messages.stream(**document) as events:
+            return await events.get_final_message()
+    message: Message = await sdk.messages.create(**document)
+    return message
+
+
+def text_of(message: Message, index: int = 0) -> str:
+    block = message.content[index]
+    assert block.type == "text"
+    return block.text
+
+
+# -- messages
+
+
+async def test_message_is_one_of_the_sdk(sdk: AsyncAnthropic, upstream: ScriptedUpstream) -> None:
+    response = await sdk.messages.with_raw_response.create(**message_request("Grüß dich"))
+    message = Message.model_validate_json(await response.read())
+    assert text_of(message) == f"{TEXT}Grüß dich"
+    assert (message.stop_reason, message.model) == ("end_turn", MODEL)
+    assert (message.usage.output_tokens, message.usage.cache_read_input_tokens) == (11, 0)
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["request-id"].startswith("req_")
+    assert response.headers["anthropic-organization-id"]
+    assert response.headers["anthropic-ratelimit-requests-limit"] == "4000"
+    assert upstream.requests[0].json()["messages"][0]["content"] == "Grüß dich"
+
+
+async def test_stream_is_the_message_in_valid_events(
+    sdk: AsyncAnthropic, upstream: ScriptedUpstream, ask: Ask
+) -> None:
+    async with sdk.messages.stream(**message_request("one two")) as stream:
+        message = await stream.get_final_message()
+        assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert stream.response.headers["cache-control"] == "no-cache"
+    assert text_of(message) == f"{TEXT}one two"
+    assert (message.stop_reason, message.usage.output_tokens) == ("end_turn", 11)
+
+    sent = upstream.requests[0]
+    lines = (await ask(sent.raw_head + sent.body, to=upstream)).body.decode().splitlines()
+    names = [line[7:] for line in lines if line.startswith("event: ")]
+    assert names[:3] == ["message_start", "ping", "content_block_start"]
+    assert set(names[3:-3]) == {"content_block_delta"}
+    assert names[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    adapter: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)  # a union of the SDK's
+    documents = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert [document["type"] for document in documents] == names
+    for document in documents:
+        if document["type"] != "ping":
+            adapter.validate_python(document)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tool_is_called_and_its_result_used(sdk: AsyncAnthropic, stream: bool) -> None:
+    document = message_request("tool: Šanghaj", tools=[TOOL])
+    message = await complete(sdk, stream, document)
+    assert message.stop_reason == "tool_use"
+    call = message.content[-1]
+    assert call.type == "tool_use"
+    assert call.name == "get_weather"
+    assert call.input == {
+        "city": "Šanghaj",
+        "days": 1,
+        "unit": "C",
+        "at": [1.5],
+        "now": True,
+        "zone": None,
+    }
+    rain = [{"type": "text", "text": "rain"}]
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": rain}
+    document["messages"] += [
+        {"role": "assistant", "content": [block.to_dict() for block in message.content]},
+        {"role": "user", "content": [result]},
+    ]
+    final = await complete(sdk, stream, document)
+    assert final.stop_reason == "end_turn"
+    assert text_of(final).endswith("The tool said: rain")
+
+
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        ({"type": "any"}, ["get_weather"]),
+        ({"type": "tool", "name": "other"}, ["other"]),
+        ({"type": "auto"}, []),
+        ({"type": "none"}, []),
+    ],
+)
+async def test_tool_choice_selects_the_tool(
+    sdk: AsyncAnthropic, choice: Any, called: list[str]
+) -> None:
+    tools = [TOOL, {"name": "other", "input_schema": {"type": "object"}}]
+    message = await sdk.messages.create(**message_request(tools=tools, tool_choice=choice))
+    assert [block.name for block in message.content if block.type == "tool_use"] == called
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_controls_of_a_message(sdk: AsyncAnthropic, stream: bool) -> None:
+    short = await complete(sdk, stream, message_request(max_tokens=3))
+    assert (short.stop_reason, short.usage.output_tokens) == ("max_tokens", 3)
+    assert text_of(short) == "This is a"
+
+    stops = ["said", "Claude", "no such"]
+    stopped = await complete(sdk, stream, message_request(stop_sequences=stops))
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "Claude")
+    assert text_of(stopped) == "This is a scripted answer, not "
+
+    for kind in ({"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}):
+        message = await complete(sdk, stream, message_request(thinking=kind, max_tokens=2000))
+        thinking, text = message.content
+        assert thinking.type == "thinking"
+        assert thinking.thinking
+        assert thinking.signature
+        assert text.type == "text"
+        assert message.usage.output_tokens_details is not None
+        thought = message.usage.output_tokens_details.thinking_tokens
+        assert 0 < thought < message.usage.output_tokens
+
+
+async def test_structured_output_and_cached_input(sdk: AsyncAnthropic) -> None:
+    form = {"type": "json_schema", "schema": TOOL["input_schema"]}
+    message = await sdk.messages.create(**message_request("Oslo", output_config={"format": form}))
+    assert json.loads(text_of(message))["city"] == "Oslo"
+    block = {"type": "text", "text": "a b c d", "cache_control": {"type": "ephemeral"}}
+    usage = (await sdk.messages.create(**message_request(system=[block]))).usage
+    assert usage.cache_read_input_tokens
+    assert usage.input_tokens > 0
+
+
+def test_message_events_stream_a_document() -> None:
+    other = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+    document = message_document(content=[other], stop_reason="pause_turn")
+    events = [json.loads(each.split(b"data: ")[1]) for each in message_events(document)]
+    assert events[0]["message"]["content"] == []
+    assert events[2]["content_block"] == other
+    assert events[3]["type"] == "content_block_stop"
+    assert events[4]["delta"]["stop_reason"] == "pause_turn"
+    assert events[4]["usage"]["output_tokens"] == document["usage"]["output_tokens"]
+    long = message_events(message_document("word " * 1000 + "end"))
+    assert 50 < len(long) < 120, "at most a hundred deltas"
+
+
+# -- other paths
+
+
+async def test_count_tokens(sdk: AsyncAnthropic) -> None:
+    document = message_request("one two three")
+    del document["max_tokens"]
+    response = await sdk.messages.with_raw_response.count_tokens(**document)
+    assert MessageTokensCount.model_validate_json(await response.read()).input_tokens > 3
+
+
+async def test_models_are_listed_in_pages(sdk: AsyncAnthropic, upstream: ScriptedUpstream) -> None:
+    first = await sdk.models.list(limit=3)
+    assert first.has_more
+    assert first.last_id == first.data[-1].id
+    every = [model async for model in first]
+    assert len(every) == 4
+    assert [request.target for request in upstream.requests] == [
+        "/v1/models?limit=3",
+        f"/v1/models?limit=3&after_id={first.last_id}",
+    ]
+    before = await sdk.models.list(before_id=every[2].id, limit=1)
+    assert [model.id for model in before.data] == [every[1].id]
+    one = await sdk.models.with_raw_response.retrieve(every[0].id)
+    assert ModelInfo.model_validate_json(await one.read()) == every[0]
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        await sdk.models.retrieve("no-such")
+    assert "model: no-such" in str(missing.value)
+    with pytest.raises(anthropic.BadRequestError, match="limit"):
+        await sdk.models.list(limit=0)
+
+
+async def test_batch_results_have_an_absolute_url(
+    sdk: AsyncAnthropic, upstream: ScriptedUpstream
+) -> None:
+    requests: Any = [
+        {"custom_id": "good", "params": message_request()},
+        {"custom_id": "bad", "params": message_request(max_tokens=0)},
+    ]
+    created = await sdk.messages.batches.with_raw_response.create(requests=requests)
+    batch = MessageBatch.model_validate_json(await created.read())
+    assert batch.results_url == f"{upstream.url}/v1/messages/batches/{batch.id}/results"
+    assert (batch.request_counts.succeeded, batch.request_counts.errored) == (1, 1)
+    assert await sdk.messages.batches.retrieve(batch.id) == batch
+    assert [each.id async for each in await sdk.messages.batches.list()] == [batch.id]
+    results = {each.custom_id: each async for each in await sdk.messages.batches.results(batch.id)}
+    for result in results.values():
+        MessageBatchIndividualResponse.model_validate(result.to_dict(mode="json"))
+    assert results["good"].result.type == "succeeded"
+    assert results["bad"].result.type == "errored"
+    with pytest.raises(anthropic.NotFoundError):
+        await sdk.messages.batches.retrieve("no-such")
+    with pytest.raises(anthropic.BadRequestError, match="requests: Field required"):
+        await sdk.messages.batches.create(requests=[])
+
+
+# -- errors
+
+
+def assistant(*blocks: Document) -> Document:
+    return {"role": "assistant", "content": [*blocks]}
+
+
+def user(*blocks: Document) -> Document:
+    return {"role": "user", "content": [*blocks]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_tokens": None}, "max_tokens: "),
+        ({"max_tokens": 0}, "max_tokens: "),
+        ({"model": 5}, "model: "),
+        ({"messages": []}, "messages: at least one"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: "),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages.0.content: "),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content: "),
+        (
+            {"messages": [user({"type": "text", "text": ""})]},
+            "messages.0.content: text content blocks must be non-empty",
+        ),
+        ({"messages": [assistant(USE)]}, "messages.0: each tool_use needs one tool_result"),
+        ({"messages": [assistant(USE), {"role": "user", "content": "?"}]}, "messages.1: each"),
+        ({"messages": [user(RESULT)]}, "messages.0: each tool_use needs one tool_result"),
+        ({"messages": [assistant(USE), user(RESULT, RESULT)]}, "messages.1: each tool_use"),
+        ({"stream": None}, "stream: "),
+        ({"temperature": None}, "temperature: "),
+        ({"temperature": 1.5}, "temperature: "),
+        ({"stop_sequences": [" "]}, "stop_sequences: "),
+        ({"seed": 1}, "seed: Extra inputs are not permitted"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 200}}, "thinking.enabled"),
+        ({"tool_choice": {"type": "auto"}}, "tool_choice: "),
+        ({"tools": [TOOL, TOOL]}, "tools: "),
+        ({"tools": [TOOL], "tool_choice": {"type": "required"}}, "tool_choice: "),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice: "),
+    ],
+)
+def test_invalid_field_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        validate(message_request(**fields), "2023-06-01")
+    assert (caught.value.status, caught.value.error_type) == (400, "invalid_request_error")
+    assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize("field", ["model", "max_tokens", "messages"])
+def test_missing_field_is_named(field: str) -> None:
+    document = message_request()
+    del document[field]
+    with pytest.raises(Refusal, match=rf"^{field}: Field required$"):
+        validate(document, "2023-06-01")
+
+
+def test_sampling_is_refused_from_a_version_on() -> None:
+    document = message_request(temperature=0.5)
+    validate(document, "2023-06-01")
+    with pytest.raises(Refusal, match=r"^temperature: not supported"):
+        validate(document, "2026-10-21")
+
+
+def test_known_fields_are_those_of_the_sdk() -> None:
+    names: set[str] = set()
+    for module in (message_create_params, beta_message_create_params):
+        names |= module.MessageCreateParamsStreaming.__annotations__.keys()
+        names |= inspect.get_annotations(module.MessageCreateParamsBase).keys()
+    sent_as_headers = {"betas", "user_profile_id", "workspace_id"}
+    assert names - sent_as_headers <= KNOWN_FIELDS
+
+
+async def test_refusals_are_errors_of_the_api(ask: Ask, upstream: ScriptedUpstream) -> None:
+    async def post(document: object, headers: dict[str, str]) -> RawResponse:
+        return await ask("/v1/messages", document, headers=headers, token=KEY, to=upstream)
+
+    def error(response: RawResponse) -> tuple[int, str, str]:
+        document = json.loads(response.body)
+        assert document["type"] == "error"
+        assert document["request_id"] == response.header("request-id")
+        assert document["request_id"].startswith("req_")
+        return response.status, document["error"]["type"], document["error"]["message"]
+
+    assert error(await ask("/v1/models", token=None, to=upstream)) == (
+        401,
+        "authentication_error",
+        "x-api-key header is required",
+    )
+    assert error(await post(message_request(), {}))[2].startswith("anthropic-version: ")
+    assert error(await post([1], VERSION))[0] == 400
+    assert error(await post(message_request(model="gpt-x"), VERSION)) == (
+        404,
+        "not_found_error",
+        "model: gpt-x",
+    )
+    garbled = request_bytes("POST", "/v1/messages", VERSION, b"\xff{", token=KEY)
+    assert error(await ask(garbled, to=upstream))[0] == 400
+    elsewhere = await ask("/v1/nowhere?a=b", token=KEY, to=upstream)
+    assert error(elsewhere)[:2] == (404, "not_found_error")
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "error"),
+    [
+        (400, "invalid_request_error", anthropic.BadRequestError),
+        (429, "rate_limit_error", anthropic.RateLimitError),
+        (529, "overloaded_error", anthropic.InternalServerError),
+    ],
+)
+async def test_error_response_raises_the_sdks_class(
+    sdk: AsyncAnthropic,
+    upstream: ScriptedUpstream,
+    status: int,
+    error_type: str,
+    error: type[anthropic.APIStatusError],
+) -> None:
+    upstream.script(error_response(status, error_type, "the message", request_id="req_7"))
+    with pytest.raises(error, match="the message") as raised:
+        await sdk.messages.create(**message_request())
+    assert (raised.value.status_code, raised.value.request_id) == (status, "req_7")
+    assert error_type in str(raised.value.body)
+    assert (await sdk.messages.create(**message_request())).stop_reason == "end_turn"

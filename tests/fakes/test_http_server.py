@@ -1,0 +1,426 @@
+"""The scripted server and the raw client: exact bytes, connections and failures."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import json
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from tornadoproxy.testing import (
+    ProtocolError,
+    RawConnection,
+    ScriptedUpstream,
+    Truncated,
+    UpstreamExchange,
+    bytes_response,
+    event,
+    json_response,
+    raw_response,
+    request_bytes,
+    silent_response,
+    sse_response,
+)
+
+if TYPE_CHECKING:
+    from tornadoproxy.testing import Ask, OpenRaw, Response
+
+GET = request_bytes("GET", "/")
+MODELS = request_bytes("GET", "/v1/models", token="a-key")
+
+
+# -- requests
+
+
+async def test_request_is_recorded_as_it_was_sent(ask: Ask, upstream: ScriptedUpstream) -> None:
+    head = (
+        b"PUT /v1/a%2Fb?q=\xc3\xa9? HTTP/1.1\r\nhOsT: x\r\nX-Twice: 1\r\n"
+        b"x-twice:  2 \r\nContent-Length: 4\r\n\r\n"
+    )
+    assert (await ask(head + b"\x00\xff\r\n", to=upstream)).status == 401
+    request = upstream.requests[0]
+    assert (request.method, request.version, request.connection) == ("PUT", "1.1", 1)
+    assert (request.path, request.raw_head) == ("/v1/a%2Fb", head)
+    assert request.headers[1:3] == [("X-Twice", "1"), ("x-twice", "2")]
+    assert request.all("X-TWICE") == ["1", "2"]
+    assert request.header("x-none") is None
+    assert request.body == b"\x00\xff\r\n"
+    assert request.body_sha256 == hashlib.sha256(b"\x00\xff\r\n").hexdigest()
+
+
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+async def test_chunked_body_is_read_at_every_split(
+    raw: OpenRaw, upstream: ScriptedUpstream, size: int
+) -> None:
+    body = b"5;ext=1\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\nTrailer: x\r\n\r\n"
+    request = request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}, body)
+    connection = await raw(upstream)
+    for start in range(0, len(request), size):
+        await connection.send(request[start : start + size])
+    assert (await connection.response()).status == 401
+    assert upstream.requests[0].body == b"hello world"
+
+
+async def test_long_body_is_recorded_by_digest_only(ask: Ask, upstream: ScriptedUpstream) -> None:
+    body = b"0123456789abcdef" * 100_000
+    upstream.script(bytes_response(b"ok"))
+    assert (await ask("/", body=body, token=None, to=upstream)).body == b"ok"
+    request = upstream.requests[0]
+    assert request.body_length == len(body)
+    assert request.body_sha256 == hashlib.sha256(body).hexdigest()
+    with pytest.raises(ValueError, match="1600000 bytes is not kept"):
+        _ = request.body
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxyz\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nbad trailer\r\n\r\n",
+    ],
+)
+async def test_ambiguous_request_is_a_failure_of_its_connection(
+    raw: OpenRaw, ask: Ask, upstream: ScriptedUpstream, garbage: bytes
+) -> None:
+    connection = await raw(upstream)
+    await connection.send(garbage)
+    await connection.disconnected()
+    assert [type(failure) for failure in upstream.failures] == [ProtocolError]
+    upstream.failures.clear()
+    assert (await ask(MODELS, to=upstream)).status == 200
+
+
+async def test_continue_is_sent_when_the_body_is_read(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    head = request_bytes("POST", "/", {"Expect": "100-continue", "Content-Length": "4"})
+    connection = await raw(upstream)
+    await connection.send(head)
+    assert await connection.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    await connection.send(b"body")
+    assert (await connection.response()).status == 401
+
+    async def refuse(exchange: UpstreamExchange) -> None:
+        await exchange.head(417, {"Content-Length": "0"})
+
+    upstream.script(refuse)
+    response = await connection.ask(head)
+    assert (response.status, response.interim) == (417, [])
+
+
+# -- connections
+
+
+async def test_connections_are_reused_and_counted(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+    first = await raw(upstream)
+    await first.send(MODELS * 2)
+    for _ in range(2):
+        assert (await first.response()).status == 200
+    assert (await first.ask(MODELS)).status == 200
+    second = await raw(upstream)
+    assert (await second.ask(MODELS)).status == 200
+    assert [each.connection for each in upstream.requests] == [1, 1, 1, 2]
+    assert (upstream.connections, upstream.open_connections) == (2, 2)
+    await second.send(MODELS.replace(b"/1.1", b"/1.0"))
+    assert (await second.response()).status == 200
+    assert await second.read_to_end() == b"", "HTTP/1.0 closes"
+    await first.close()
+    await upstream.all_closed()
+    assert (upstream.connections, upstream.open_connections) == (2, 0)
+
+
+@pytest.mark.parametrize("leave", [RawConnection.close, RawConnection.reset])
+@pytest.mark.parametrize(
+    "response",
+    [silent_response(), sse_response([b"part"], end="hang")],
+    ids=["silent", "streaming"],
+)
+async def test_disconnect_of_the_client_is_recorded(
+    raw: OpenRaw, upstream: ScriptedUpstream, response: Response, leave: Any
+) -> None:
+    upstream.script(response)
+    connection = await raw(upstream)
+    await connection.send(request_bytes("POST", "/", body=b"x"))
+    request = await upstream.received()
+    await request.complete()
+    before = request.disconnected_at
+    assert before is None
+    await leave(connection)
+    await request.disconnected()
+    assert request.disconnected_at is not None
+    await upstream.all_closed()
+
+
+async def test_disconnect_is_seen_behind_an_unread_body(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(UpstreamExchange.disconnected)
+    connection = await raw(upstream)
+    head = request_bytes("POST", "/", {"Content-Length": "9999999"})
+    sending = asyncio.ensure_future(connection.send(head + bytes(2_000_000)))
+    request = await upstream.received()
+    await sending
+    await connection.reset()
+    await request.disconnected()
+
+
+async def test_incomplete_body_is_a_connection_error(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    connection = await raw(upstream)
+    await connection.send(request_bytes("POST", "/", {"Content-Length": "9"}, b"part"))
+    request = await upstream.received()
+    await connection.close()
+    with pytest.raises(ConnectionError, match="after 4 body bytes"):
+        await request.complete()
+
+
+async def test_unread_body_stays_with_the_client(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+    goes_on = asyncio.Event()
+
+    async def reluctant(exchange: UpstreamExchange) -> None:
+        await goes_on.wait()
+        await bytes_response(b"")(exchange)
+
+    upstream.script(reluctant)
+    connection = await raw(upstream)
+    body = bytes(16 * 1024 * 1024)  # more than any socket holds
+    sending = asyncio.ensure_future(connection.send(request_bytes("POST", "/", body=body)))
+    request = await upstream.received()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(sending), 0.05)
+    assert request.body_length == 0
+    goes_on.set()
+    await sending
+    assert (await connection.response()).status == 200
+    assert request.body_length == len(body)
+
+
+# -- responses
+
+
+async def test_head_and_204_have_no_body(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+    connection = await raw(upstream)
+    response = await connection.ask(MODELS.replace(b"GET", b"HEAD"), to_head=True)
+    assert int(response.header("Content-Length") or "") > 100
+    upstream.script(bytes_response(b"never sent", status=204), json_response({"whole": True}))
+    await connection.send(GET * 2)
+    empty = await connection.response()
+    assert (empty.status, empty.header("Content-Length")) == (204, None)
+    assert json.loads((await connection.response()).body) == {"whole": True}
+
+
+async def test_each_piece_of_a_stream_is_a_chunk(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+    events = [event({"type": "ping"}), event({"type": "ping", "é": "ü"})]
+    upstream.script(
+        sse_response(events),
+        sse_response(b"whole"),
+        sse_response(events, split=1),
+        sse_response(b"", headers={"CONTENT-TYPE": "text/plain"}),
+    )
+    connection = await raw(upstream)
+    await connection.send(GET * 4)
+    received = []
+    for _ in range(4):
+        head = await connection.head()
+        received.append([(head.header("content-type") or "").encode()])
+        while chunk := await connection.chunk():
+            received[-1].append(chunk)
+    sse = b"text/event-stream; charset=utf-8"
+    each_byte = [b"%c" % byte for byte in b"".join(events)]
+    assert received == [[sse, *events], [sse, b"whole"], [sse, *each_byte], [b"text/plain"]]
+
+
+async def test_each_piece_is_a_read_of_the_client(upstream: ScriptedUpstream) -> None:
+    reads: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    class Reader(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            reads.append(data)
+            if data.endswith(b"!"):
+                done.set_result(None)
+
+    pieces = [b"%c" % byte for byte in b"HTTP byte by byte!"]
+    upstream.script(raw_response(*pieces))
+    transport, _ = await loop.create_connection(Reader, "127.0.0.1", upstream.port)
+    transport.write(GET)
+    await done
+    transport.close()
+    assert reads == pieces
+
+
+async def test_end_of_a_response_is_fin_or_rst_after_its_bytes(
+    ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    short = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"
+    upstream.script(
+        sse_response([b"part"], end="reset"),
+        raw_response(short, end="reset"),
+        sse_response([b"part"], end="close"),
+        raw_response(end="close"),
+    )
+    for reset, body in ((True, b"part"), (True, b"short"), (False, b"part"), (False, None)):
+        with pytest.raises(Truncated) as cut:
+            await ask(GET, to=upstream)
+        assert cut.value.reset is reset
+        assert (cut.value.response and cut.value.response.body) == body
+    upstream.script(raw_response(b"HTTP/1.1 200 OK\r\n\r\nto the end", end="close"))
+    assert (await ask(GET, to=upstream)).body == b"to the end"
+
+
+async def test_response_before_the_body_ends_by_fin(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    async def too_large(exchange: UpstreamExchange) -> None:
+        await exchange.head(413, {"Content-Length": "0"})
+        exchange.close()
+
+    upstream.script(too_large)
+    connection = await raw(upstream)
+    head = request_bytes("POST", "/", {"Content-Length": "1000000"}, b"part")
+    assert (await connection.ask(head)).status == 413
+    assert await connection.read() == b"", "a FIN, although the body was not read"
+    await connection.send(b"more")  # which is still received
+
+
+async def test_response_before_the_body_keeps_the_connection(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    async def early(exchange: UpstreamExchange) -> None:
+        await exchange.head(200, {"Content-Length": "0"})
+
+    upstream.script(early)
+    connection = await raw(upstream)
+    half = request_bytes("POST", "/", {"Content-Length": "8"}, b"half")
+    assert (await connection.ask(half)).status == 200
+    assert (await connection.ask(b"more" + MODELS)).status == 200
+    assert upstream.requests[0].body == b"halfmore"
+    assert upstream.connections == 1
+
+
+async def test_response_that_raises_is_a_failure(ask: Ask, upstream: ScriptedUpstream) -> None:
+    async def broken(exchange: UpstreamExchange) -> None:
+        assert exchange.request.method == "DELETE"
+
+    upstream.script(broken)
+    with pytest.raises(Truncated) as cut:
+        await ask(GET, to=upstream)
+    assert cut.value.reset
+    assert [type(failure) for failure in upstream.failures] == [AssertionError]
+    upstream.failures.clear()
+
+
+async def test_response_to_a_disconnected_client_ends(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    ended = asyncio.Event()
+
+    async def endless(exchange: UpstreamExchange) -> None:
+        try:
+            while True:
+                await exchange.send(b"x" * 1000)
+        except ConnectionError:
+            assert exchange.dead
+            ended.set()
+            raise
+
+    upstream.script(endless)
+    connection = await raw(upstream)
+    await connection.send(GET)
+    await connection.read()
+    await connection.reset()
+    await ended.wait()
+
+
+async def test_slow_client_slows_the_response_down(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    sent = 0
+
+    async def flood(exchange: UpstreamExchange) -> None:
+        nonlocal sent
+        for _ in range(1000):
+            await exchange.send(bytes(65536))
+            sent += 65536
+        exchange.close()
+
+    upstream.script(flood)
+    connection = await raw(upstream, receive_buffer=4096)
+    await connection.send(GET)
+    await connection.read(1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(upstream.all_closed(), 0.1)
+    assert sent < 30_000_000
+    await connection.reset()
+    await upstream.all_closed()
+
+
+# -- the server
+
+
+async def test_server_with_tls(raw: OpenRaw) -> None:
+    authority = trustme.CA()
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+    async with ScriptedUpstream(ssl=server_side) as upstream:
+        assert upstream.url == f"https://127.0.0.1:{upstream.port}"
+        upstream.script(bytes_response(b"x" * 300_000), sse_response([b"part"], end="reset"))
+        connection = await raw(upstream, ssl=client_side)
+        posted = request_bytes("POST", "/", body=b"y" * 300_000)
+        assert (await connection.ask(posted)).body == b"x" * 300_000
+        assert upstream.requests[0].body_length == 300_000
+        with pytest.raises(Truncated):
+            await connection.ask(GET)
+    assert upstream.failures == []
+
+
+async def test_server_stops_at_once_and_starts_again(raw: OpenRaw, ask: Ask) -> None:
+    async def never(_: UpstreamExchange) -> None:
+        await asyncio.Event().wait()
+
+    async with ScriptedUpstream() as upstream:
+        upstream.script(never)
+        connection = await raw(upstream)
+        await connection.send(GET)
+        await raw(upstream)
+        await upstream.received()
+    await upstream.stop()
+    assert upstream.open_connections == 0
+    with pytest.raises(ConnectionRefusedError):
+        await raw(upstream)
+    await upstream.start(port=upstream.port)
+    assert (await ask(MODELS, to=upstream)).status == 200
+    await upstream.stop()
+
+
+async def test_stop_closes_a_connection_that_is_being_accepted() -> None:
+    for turns in range(6):  # of the loop, over which a connection is accepted and served
+        async with ScriptedUpstream() as upstream:
+            with socket.create_connection((upstream.host, upstream.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await upstream.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+    gc.collect()  # a leaked connection would be a ResourceWarning, which is an error
+
+
+async def test_delay_is_between_the_events_of_a_stream(ask: Ask) -> None:
+    async with ScriptedUpstream(delay=0.01) as upstream:
+        upstream.script(sse_response([b"a", b"b", b"c"]))
+        before = time.monotonic()
+        assert (await ask(GET, to=upstream)).body == b"abc"
+        assert time.monotonic() - before >= 0.025
