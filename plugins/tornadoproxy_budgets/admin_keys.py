@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy import Denied, Secret, parsers
 
@@ -18,15 +17,14 @@ MIN_LENGTH = 32  # characters, the minimum of Anthropic's own gateway
 _NAMED = re.compile(rb"([A-Za-z][A-Za-z0-9_.-]{0,31})=(.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class AdminKey:
+class AdminKey(NamedTuple):
     """One admin key.
 
     :param name: its holder's name in the audit log.
     """
 
     name: str
-    secret: Secret = field(repr=False)
+    secret: Secret
 
 
 def parse_keys(value: str) -> tuple[AdminKey, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,8 +36,7 @@ class Rates(NamedTuple):
     cache_write_1h: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """The prices of a model.
 
     :param long: the rates of a prompt with more than `over` tokens, if they differ.
@@ -73,8 +71,7 @@ class Row:
         return min(cost, MAX_COST)
 
 
-@dataclass(frozen=True, slots=True)
-class PriceTable:
+class PriceTable(NamedTuple):
     """The prices of one day.
 
     :param web_search: the price of a search in billionths of a US dollar, if the table has one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import logging
 from typing import TYPE_CHECKING
@@ -314,7 +313,7 @@ def test_unreadable_price_file_is_refused(tmp_path: Path) -> None:
 def test_prices_as_toml_are_a_valid_price_file(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(shown("--format", "toml"))
-    assert PRICES_FILE.parse(str(path)) == dataclasses.replace(SHIPPED, path=path)
+    assert PRICES_FILE.parse(str(path)) == SHIPPED._replace(path=path)
 
 
 # The command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from tornadoproxy.config.core_settings import (
@@ -26,7 +27,6 @@ from tornadoproxy.config.upstream_key import upstream_key_fault
 from tornadoproxy.errors import CredentialRefused, ProxyError
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
-from tornadoproxy.openai.chat_completions import Options
 from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.upstream.client import ask, upstream_credential
 from tornadoproxy.upstream.connector import Origin
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.openai.chat_completions import Options
     from tornadoproxy.plugin.manager import Plugins
     from tornadoproxy.upstream.client import UpstreamClient
 
@@ -142,18 +143,24 @@ class Gateway:
         self.draining = False
         base = settings[UPSTREAM_BASE_URL]
         self.origin = Origin(base.scheme, base.host, base.port)
-        self.chat_options = Options(
-            default_max_tokens=settings[CHAT_DEFAULT_MAX_TOKENS],
-            models=settings[CHAT_MODELS],
-            strict=settings[CHAT_STRICT],
-            drop_sampling=settings[CHAT_DROP_SAMPLING],
-            prefill=settings[CHAT_PREFILL],
-            cache=settings[CHAT_CACHE],
-        )
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
+
+    @cached_property
+    def chat_options(self) -> Options:
+        """How chat completions are translated; the translation is not loaded at the start."""
+        from tornadoproxy.openai.chat_completions import Options
+
+        return Options(
+            default_max_tokens=self.settings[CHAT_DEFAULT_MAX_TOKENS],
+            models=self.settings[CHAT_MODELS],
+            strict=self.settings[CHAT_STRICT],
+            drop_sampling=self.settings[CHAT_DROP_SAMPLING],
+            prefill=self.settings[CHAT_PREFILL],
+            cache=self.settings[CHAT_CACHE],
+        )
 
     def reload(self, settings: Settings) -> None:
         """Use other tokens and keys from now on; requests in flight keep theirs.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStartLine
 from tornado.web import Application
 
-from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
 from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_preflight
 from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
 from tornadoproxy.handlers.probes import NotFoundHandler, ProbeHandler, ReadyHandler
@@ -75,10 +74,11 @@ class GatewayApplication(Application):
             return NotFoundHandler if is_double else RelayHandler
         if path in _PROBES:
             return _PROBES[path]
-        if CHAT.fullmatch(path):
-            return ChatHandler
-        if MODELS.fullmatch(path):
-            return ModelsHandler
+        if CHAT.fullmatch(path) or MODELS.fullmatch(path):
+            # the translation is not loaded at the start: see `runner`
+            from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
+
+            return ChatHandler if CHAT.fullmatch(path) else ModelsHandler
         return NotFoundHandler
 
 

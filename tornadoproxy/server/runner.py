@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -163,7 +164,11 @@ class _Process:
 
 
 def _settle() -> None:
-    """Enable the garbage collector, and have it ignore what the start has created."""
+    """Load what only some requests need, and enable the garbage collector.
+
+    It ignores from then on what exists by now.
+    """
+    importlib.import_module("tornadoproxy.handlers.chat")
     gc.collect()
     gc.freeze()
     gc.enable()
