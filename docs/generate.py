@@ -51,7 +51,7 @@ def _row(setting: Setting[Any]) -> str:
     default = default_text(setting)
     shown = "" if default == "none" else f"`{default}`"
     no_flag = "" if setting.flag else " *No flag.*"
-    text = setting.help.replace("*", r"\*")
+    text = setting.help.rstrip(".").replace("*", r"\*") + "."
     return f"| {names} | {shown} | {text}{no_flag} |"
 
 

@@ -67,15 +67,14 @@ ACCESS_LOG: Setting[str] = Setting(
     _destination,
     default="stdout",
     help=(
-        "Where a line for each request goes: stdout, stderr, off, or a file, which is opened "
-        "again on SIGHUP."
+        "destination of the access log: stdout, stderr, off, or a file, which is reopened on SIGHUP"
     ),
 )
 ACCESS_LOG_FORMAT: Setting[str] = Setting(
     "ACCESS_LOG_FORMAT",
     parsers.choice("text", "json"),
     default="text",
-    help="The form of these lines: text, or json for one object a line.",
+    help="format of the access log: text, or json for one object per line",
 )
 
 

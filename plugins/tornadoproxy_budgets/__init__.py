@@ -47,15 +47,15 @@ BUDGETS_DB: Setting[Path | None] = Setting(
     "BUDGETS_DB",
     parsers.path,
     default=None,
-    help="The SQLite file that holds the caps and what was spent; it is made if it is not there.",
+    help="SQLite file for the caps and what was spent; created if missing",
 )
 BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "BUDGETS_ADMIN_KEY",
     parse_keys,
     default=(),
     help=(
-        "The keys for /v1/organizations/spend_limits, separated by blanks: each NAME=KEY or KEY, "
-        "the key of at least 32 characters. Without one that API is off."
+        "keys for /v1/organizations/spend_limits, separated by spaces: each NAME=KEY or KEY, "
+        "the key of at least 32 characters. That API is off without one."
     ),
     secret=True,
 )
@@ -63,7 +63,7 @@ BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "BUDGETS_ADMIN_READ_KEY",
     parse_keys,
     default=(),
-    help="Keys for the same, written in the same way, that may read and not change.",
+    help="keys for the same API that may only read, in the same format",
     secret=True,
 )
 

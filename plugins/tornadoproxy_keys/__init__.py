@@ -53,8 +53,8 @@ KEYS_DB: Setting[Path | None] = Setting(
     parsers.path,
     default=None,
     help=(
-        "The SQLite file that holds the keys of `keys create`; it is made if it is not there. With "
-        "it, nobody enters without a credential."
+        "SQLite file for the keys of `keys create`; created if missing. With it, every request "
+        "needs a credential."
     ),
 )
 

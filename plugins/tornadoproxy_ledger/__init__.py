@@ -40,13 +40,13 @@ LEDGER_DB: Setting[Path | None] = Setting(
     "LEDGER_DB",
     parsers.path,
     default=None,
-    help="The SQLite file that a row for each request goes to; it is made if it is not there.",
+    help="SQLite file that gets a row for each request; created if missing",
 )
 LEDGER_RETENTION_DAYS: Setting[int | None] = Setting(
     "LEDGER_RETENTION_DAYS",
     parsers.integer(1, 36_500),
     default=None,
-    help="Days after which the ledger's rows are deleted; they are kept for ever by default.",
+    help="days after which the ledger's rows are deleted; without it they are kept",
 )
 
 

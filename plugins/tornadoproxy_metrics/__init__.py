@@ -47,19 +47,19 @@ METRICS: Setting[bool] = Setting(
     "METRICS",
     parsers.boolean,
     default=False,
-    help="Whether there is a page with figures for Prometheus.",
+    help="serve a page with figures for Prometheus",
 )
 METRICS_PATH: Setting[str] = Setting(
     "METRICS_PATH",
     _path,
     default="/metrics",
-    help="The path of that page.",
+    help="path of the page for Prometheus",
 )
 METRICS_PUBLIC: Setting[bool] = Setting(
     "METRICS_PUBLIC",
     parsers.boolean,
     default=False,
-    help="Whether everybody may see that page who reaches the proxy, without a credential.",
+    help="serve the page for Prometheus without a credential, to everyone who reaches the proxy",
 )
 
 

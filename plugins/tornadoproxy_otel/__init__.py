@@ -57,26 +57,26 @@ OTEL_TRACES: Setting[bool] = Setting(
     "OTEL_TRACES",
     parsers.boolean,
     default=False,
-    help="Whether each request is reported as a span, to OTEL_EXPORTER_OTLP_ENDPOINT.",
+    help="send a span for each request to OTEL_EXPORTER_OTLP_ENDPOINT",
 )
 OTEL_EXPORTER_OTLP_ENDPOINT: Setting[parsers.BaseURL] = Setting(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     parsers.base_url,
     default=parsers.base_url("http://localhost:4318"),
-    help="The collector that spans go to, by OTLP over HTTP; /v1/traces is added.",
+    help="URL of the collector that spans are sent to by OTLP over HTTP; /v1/traces is appended",
 )
 OTEL_EXPORTER_OTLP_HEADERS: Setting[tuple[tuple[str, Secret], ...]] = Setting(
     "OTEL_EXPORTER_OTLP_HEADERS",
     _headers,
     default=(),
-    help="Headers for the collector: name=value pairs with commas between them.",
+    help="headers for the collector: name=value pairs separated by commas",
     secret=True,
 )
 OTEL_SERVICE_NAME: Setting[str] = Setting(
     "OTEL_SERVICE_NAME",
     parsers.text,
     default="tornadoproxy",
-    help="What this proxy is called in traces.",
+    help="name of this proxy in traces",
 )
 
 _DECLARED = (

@@ -46,8 +46,8 @@ PRICES_FILE: Setting[PriceTable | None] = Setting(
     _prices_file,
     default=None,
     help=(
-        "A TOML file of prices that replace those of the command prices, or are added to them. "
-        "Read again on SIGHUP."
+        "TOML file of prices that replace, or add to, those of the command prices. Reloaded on "
+        "SIGHUP."
     ),
 )
 

@@ -28,20 +28,20 @@ AUTH_TOKEN: Setting[tuple[Secret, ...]] = Setting(
     "AUTH_TOKEN",
     parsers.secrets,
     default=(),
-    help="The token that clients present; during a rotation several, separated by blanks.",
+    help="token that clients present; several, separated by spaces, during a rotation",
     secret=True,
 )
 AUTH_TOKEN_FILE: Setting[tuple[Secret, ...]] = Setting(
     "AUTH_TOKEN_FILE",
     parsers.secrets_file,
     default=(),
-    help="A file that holds the token or tokens, instead of AUTH_TOKEN. Read again on SIGHUP.",
+    help="file that holds the token or tokens, instead of AUTH_TOKEN. Reloaded on SIGHUP.",
 )
 ALLOW_ANONYMOUS: Setting[bool] = Setting(
     "ALLOW_ANONYMOUS",
     parsers.boolean,
     default=False,
-    help="Whether everybody may enter who reaches the proxy, without a token, on any address.",
+    help="accept every request without a token, on any address",
 )
 
 

@@ -121,9 +121,11 @@ class TestDefaults:
         names = [setting.name for setting in CORE_SETTINGS]
         assert len(set(names)) == len(names)
 
-    def test_every_setting_has_a_sentence_of_help(self) -> None:
-        for setting in CORE_SETTINGS:
-            assert re.search(r"[\w*)]\.$", setting.help), setting.name
+    def test_help_is_a_phrase_then_sentences(self) -> None:
+        for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings()):
+            phrase, *sentences = re.split(r"\. (?=[A-Z0-9])", setting.help)
+            assert re.match(r"[a-z]|[A-Z]{3}|http://", phrase), setting.name
+            assert setting.help.endswith(".") == bool(sentences), setting.name
 
     def test_the_core_declares_no_token(self) -> None:
         assert not [setting for setting in CORE_SETTINGS if "AUTH_TOKEN" in setting.name]

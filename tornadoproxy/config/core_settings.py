@@ -25,7 +25,7 @@ HOST: Setting[str] = Setting(
     parsers.listen_address,
     default="127.0.0.1",
     help=(
-        "The address to listen on: IPv4, IPv6, a host name, or unix:/path for a Unix socket. "
+        "address to listen on: IPv4, IPv6, a host name, or unix:/path for a Unix socket. "
         "0.0.0.0 listens on all interfaces by IPv4, :: by IPv4 and IPv6."
     ),
 )
@@ -33,20 +33,20 @@ PORT: Setting[int] = Setting(
     "PORT",
     parsers.integer(0, 65_535),
     default=8000,
-    help="The port to listen on; 0 takes a free one. Not used for a Unix socket.",
+    help="TCP port to listen on; 0 picks a free one. Not used with a Unix socket.",
 )
 UPSTREAM_BASE_URL: Setting[BaseURL] = Setting(
     "UPSTREAM_BASE_URL",
     parsers.base_url,
     default=BaseURL("https", "api.anthropic.com", 443),
-    help="Where requests are relayed to. A path prefix is kept; /v1 is not part of it.",
+    help="URL that requests are relayed to. A path prefix is kept; /v1 is not part of it.",
 )
 UPSTREAM_ALLOW_CLEARTEXT: Setting[bool] = Setting(
     "UPSTREAM_ALLOW_CLEARTEXT",
     parsers.boolean,
     default=False,
     help=(
-        "Whether UPSTREAM_BASE_URL may be http:// to another machine or container: the key and all "
+        "allow an http:// UPSTREAM_BASE_URL on another machine or container. The key and all "
         "messages cross that network unencrypted."
     ),
 )
@@ -54,7 +54,7 @@ UPSTREAM_API_KEY: Setting[Secret | None] = Setting(
     "UPSTREAM_API_KEY",
     parsers.secret,
     default=None,
-    help="The key that the upstream gets, in place of the client's credential.",
+    help="API key sent upstream in place of the client's credential",
     secret=True,
     fallbacks=("ANTHROPIC_API_KEY",),
 )
@@ -62,49 +62,49 @@ UPSTREAM_API_KEY_FILE: Setting[Secret | None] = Setting(
     "UPSTREAM_API_KEY_FILE",
     parsers.secret_file,
     default=None,
-    help="A file that holds the upstream's key, instead of UPSTREAM_API_KEY. Read again on SIGHUP.",
+    help="file that holds the upstream's API key, instead of UPSTREAM_API_KEY. Reloaded on SIGHUP.",
 )
 UPSTREAM_AUTH_SCHEME: Setting[str] = Setting(
     "UPSTREAM_AUTH_SCHEME",
     parsers.choice("x-api-key", "bearer"),
     default="x-api-key",
-    help="How the key is sent upstream: x-api-key, or bearer for Authorization: Bearer.",
+    help="header that carries the key upstream: x-api-key, or bearer for Authorization: Bearer",
 )
 UPSTREAM_CONNECT_TIMEOUT: Setting[float] = Setting(
     "UPSTREAM_CONNECT_TIMEOUT",
     _timeout,
     default=10.0,
-    help="Seconds to connect to the upstream, TLS included.",
+    help="seconds to connect to the upstream, TLS handshake included",
 )
 UPSTREAM_FIRST_BYTE_TIMEOUT: Setting[float] = Setting(
     "UPSTREAM_FIRST_BYTE_TIMEOUT",
     _timeout,
     default=600.0,
-    help="Seconds that the upstream may take to begin its answer.",
+    help="seconds the upstream may take to begin its response before the request fails",
 )
 UPSTREAM_IDLE_TIMEOUT: Setting[float] = Setting(
     "UPSTREAM_IDLE_TIMEOUT",
     _timeout,
     default=600.0,
-    help="Seconds that the upstream may be silent within its answer.",
+    help="seconds a response may be silent before it is aborted",
 )
 UPSTREAM_KEEPALIVE_TIMEOUT: Setting[float] = Setting(
     "UPSTREAM_KEEPALIVE_TIMEOUT",
     parsers.seconds(),
     default=60.0,
-    help="Seconds that an idle upstream connection is kept for the next request; 0 keeps none.",
+    help="seconds an idle upstream connection is kept for the next request; 0 keeps none",
 )
 UPSTREAM_CA_FILE: Setting[Path | None] = Setting(
     "UPSTREAM_CA_FILE",
     parsers.certificates_file,
     default=None,
-    help="A PEM file with the authorities to trust upstream, instead of the system's.",
+    help="PEM file with the certificate authorities to trust upstream, instead of the system's",
 )
 HTTPS_PROXY: Setting[EgressProxy | None] = Setting(
     "HTTPS_PROXY",
     parsers.egress_proxy,
     default=None,
-    help="The http:// proxy through which an https upstream is reached.",
+    help="http:// proxy through which an https upstream is reached",
     secret=True,
     fallbacks=("https_proxy",),
     blank=True,
@@ -114,8 +114,8 @@ NO_PROXY: Setting[tuple[str, ...]] = Setting(
     parsers.words,
     default=(),
     help=(
-        "Hosts that are reached without HTTPS_PROXY: names, domains as .corp.example or "
-        "*.corp.example, addresses, networks, or * for all."
+        "hosts reached without HTTPS_PROXY: names, domains such as .corp.example or "
+        "*.corp.example, addresses, networks, or * for all"
     ),
     fallbacks=("no_proxy",),
     blank=True,
@@ -125,74 +125,78 @@ MAX_CONNECTIONS: Setting[int] = Setting(
     parsers.integer(0, 1_000_000),
     default=0,
     help=(
-        "Connections from clients at once; 0 is half of the limit of open files, 20,000 at most. "
-        "At the limit, the one that has been idle or unauthenticated longest makes room."
+        "client connections open at once; 0 is half of the limit of open files, at most 20,000. "
+        "At the limit, the connection that has been idle or unauthenticated longest is closed."
     ),
 )
 MAX_CONCURRENT_REQUESTS: Setting[int] = Setting(
     "MAX_CONCURRENT_REQUESTS",
     parsers.integer(1, 1_000_000),
     default=10_000,
-    help="Requests in flight at once; one more waits for its turn.",
+    help="requests in flight at once; further ones are queued",
 )
 QUEUE_TIMEOUT: Setting[float] = Setting(
     "QUEUE_TIMEOUT",
     parsers.seconds(),
     default=5.0,
     help=(
-        "Seconds that a request waits for its turn, then it is answered 529 with retry-after; 0 "
-        "is not at all."
+        "seconds a request may be queued before it is rejected with 529 and retry-after; 0 "
+        "disables queueing"
     ),
 )
 MAX_QUEUED_REQUESTS: Setting[int] = Setting(
     "MAX_QUEUED_REQUESTS",
     parsers.integer(1, 100_000),
     default=1_000,
-    help="Requests that wait for their turn at once, before any more are answered 529.",
+    help="requests queued at once; further ones are rejected with 529",
 )
 MAX_HELD_BODIES: Setting[int] = Setting(
     "MAX_HELD_BODIES",
     parsers.size,
     default=512 << 20,
     help=(
-        "The most memory for request bodies that are held, of which one principal gets half at "
-        "most; a body without room is answered 529."
+        "bytes of memory for buffered request bodies. One principal may use half of it; a body "
+        "that does not fit is rejected with 529."
     ),
 )
 MAX_HEADER_SIZE: Setting[int] = Setting(
     "MAX_HEADER_SIZE",
     parsers.size,
     default=64 << 10,
-    help="The largest head of a request, its first line and headers; a larger one is answered 431.",
+    help="bytes of a request's first line and headers; more is rejected with 431",
 )
 MAX_BODY_SIZE: Setting[int] = Setting(
     "MAX_BODY_SIZE",
     parsers.size,
     default=500 << 20,
-    help="The largest request body, as 1048576 or 32MB or 1.5GB (binary multiples).",
+    help=(
+        "bytes of a request body, such as 1048576, 32MB or 1.5GB (binary multiples); more is "
+        "rejected with 413"
+    ),
 )
 CLIENT_IDLE_TIMEOUT: Setting[float] = Setting(
     "CLIENT_IDLE_TIMEOUT",
     _timeout,
     default=75.0,
     help=(
-        "Seconds between two requests on a connection, and for a request's head to arrive. Keep it "
-        "above the idle timeout of a load balancer in front: often 60, Google Cloud's 600."
+        "seconds between two requests on a connection, and for a request's headers to arrive. "
+        "Keep it above the idle timeout of a load balancer in front: often 60, Google Cloud's "
+        "600."
     ),
 )
 CLIENT_BODY_TIMEOUT: Setting[float] = Setting(
     "CLIENT_BODY_TIMEOUT",
     _timeout,
     default=60.0,
-    help="Seconds that a client may be silent within its request body.",
+    help="seconds a client may be silent within its request body",
 )
 MIN_BODY_RATE: Setting[int] = Setting(
     "MIN_BODY_RATE",
     parsers.integer(0, 1_000_000_000),
     default=500,
     help=(
-        "Bytes a second that a request body must arrive with on average after CLIENT_BODY_TIMEOUT "
-        "seconds, else it is answered 408; 0 disables it."
+        "bytes per second that a request body must average after CLIENT_BODY_TIMEOUT seconds; a "
+        "slower one is rejected with 408. 0 disables the check."
     ),
 )
 SHUTDOWN_DELAY: Setting[float] = Setting(
@@ -200,8 +204,8 @@ SHUTDOWN_DELAY: Setting[float] = Setting(
     parsers.seconds(),
     default=0.0,
     help=(
-        "Seconds that requests are still accepted when the process is told to stop, while /ready "
-        "answers 503, so that load balancers stop sending them; DRAIN_TIMEOUT begins after it."
+        "seconds requests are still accepted after a stop signal while /ready returns 503, so "
+        "that load balancers stop sending them. DRAIN_TIMEOUT begins afterwards."
     ),
 )
 DRAIN_TIMEOUT: Setting[float] = Setting(
@@ -209,42 +213,42 @@ DRAIN_TIMEOUT: Setting[float] = Setting(
     parsers.seconds(),
     default=30.0,
     help=(
-        "Seconds that requests in flight get when the process is told to stop. Many orchestrators "
-        "kill after 30: raise theirs with this one."
+        "seconds requests in flight may take to finish after a stop signal. Many orchestrators "
+        "kill after 30: raise their limit along with this one."
     ),
 )
 PLUGIN_TIMEOUT: Setting[float] = Setting(
     "PLUGIN_TIMEOUT",
     _timeout,
     default=10.0,
-    help="Seconds that a plugin may take to decide on a request; then it is answered 503.",
+    help="seconds a plugin may take to decide on a request before it is rejected with 503",
 )
 DISABLED_PLUGINS: Setting[tuple[str, ...]] = Setting(
     "DISABLED_PLUGINS",
     parsers.words,
     default=(),
-    help="Names of plugins that are not even imported, separated by commas or blanks.",
+    help="names of plugins that are not loaded, separated by commas or spaces",
     blank=True,
 )
 TLS_CERT: Setting[Path | None] = Setting(
     "TLS_CERT",
     parsers.readable_file,
     default=None,
-    help="A PEM file with this server's certificate and its chain: listens with TLS.",
+    help="PEM file with this server's certificate and its chain; turns TLS on",
 )
 TLS_KEY: Setting[Path | None] = Setting(
     "TLS_KEY",
     parsers.readable_file,
     default=None,
-    help="A PEM file with the private key, not encrypted, of TLS_CERT.",
+    help="PEM file with the unencrypted private key of TLS_CERT",
 )
 TRUSTED_PROXIES: Setting[tuple[IPNetwork, ...]] = Setting(
     "TRUSTED_PROXIES",
     parsers.networks,
     default=(),
     help=(
-        "Addresses or networks of the proxies in front, whose X-Forwarded-For, X-Forwarded-Proto "
-        "and X-Forwarded-Prefix are believed."
+        "addresses or networks of the proxies in front, whose X-Forwarded-For, "
+        "X-Forwarded-Proto and X-Forwarded-Prefix are trusted"
     ),
     blank=True,
 )
@@ -252,45 +256,51 @@ ALLOWED_HOSTS: Setting[tuple[str, ...]] = Setting(
     "ALLOWED_HOSTS",
     parsers.hosts,
     default=(),
-    help="Host names, without port, that anonymous requests may be addressed to besides loopback.",
+    help="host names, without port, that anonymous requests may address besides loopback",
     blank=True,
 )
 ALLOWED_ORIGINS: Setting[tuple[str, ...]] = Setting(
     "ALLOWED_ORIGINS",
     parsers.origins,
     default=(),
-    help="Web pages that may use the proxy from a browser (CORS), as https://app.example.com.",
+    help=(
+        "origins of web pages that may use the proxy from a browser (CORS), such as "
+        "https://app.example.com"
+    ),
     blank=True,
 )
 LOG_LEVEL: Setting[str] = Setting(
     "LOG_LEVEL",
     parsers.choice("debug", "info", "warning", "error"),
     default="info",
-    help="How much is logged: debug, info, warning or error.",
+    help="lowest level that is logged: debug, info, warning or error",
 )
 DEFAULT_ANTHROPIC_VERSION: Setting[str] = Setting(
     "DEFAULT_ANTHROPIC_VERSION",
     parsers.date,
     default="2023-06-01",
-    help="The anthropic-version for a client that sends none.",
+    help="anthropic-version for a client that sends none",
 )
 SSE_KEEPALIVE_INTERVAL: Setting[float] = Setting(
     "SSE_KEEPALIVE_INTERVAL",
     parsers.seconds(),
     default=0.0,
-    help="Seconds of upstream silence after which a stream gets a ping of our own; 0 is never.",
+    help=(
+        "seconds of upstream silence after which the proxy sends a ping into a stream; 0 "
+        "disables it"
+    ),
 )
 REWRITE_RESULTS_URL: Setting[bool] = Setting(
     "REWRITE_RESULTS_URL",
     parsers.boolean,
     default=False,
-    help="Whether a batch's results_url is made to lead through this proxy.",
+    help="rewrite the results_url of a batch to lead through this proxy",
 )
 REUSE_PORT: Setting[bool] = Setting(
     "REUSE_PORT",
     parsers.boolean,
     default=False,
-    help="Whether several processes may listen on the same port, and share its connections.",
+    help="let several processes listen on the same port and share its connections",
 )
 
 CHAT_MODELS: Setting[Mapping[str, str]] = Setting(
@@ -298,8 +308,8 @@ CHAT_MODELS: Setting[Mapping[str, str]] = Setting(
     parsers.pairs,
     default=MappingProxyType({}),
     help=(
-        "Upstream's models for the names that OpenAI clients send, as in "
-        "'gpt-5=claude-opus-5-5 *=claude-sonnet-5-5'; * is any other name that is not Claude's."
+        "upstream models for the names that OpenAI clients send, such as 'gpt-5=claude-opus-5-5 "
+        "*=claude-sonnet-5-5'; * is any other name that is not Claude's"
     ),
     blank=True,
 )
@@ -308,8 +318,8 @@ CHAT_DEFAULT_MAX_TOKENS: Setting[int | None] = Setting(
     parsers.integer(minimum=1),
     default=None,
     help=(
-        "The most tokens of a chat completion whose request names no limit, in place of the "
-        "model's own maximum (32000 where the upstream's list of models does not name it)."
+        "max_tokens of a chat completion whose request sets no limit. Without it, the model's "
+        "own maximum is used (32000 if the upstream's list of models does not name it)."
     ),
 )
 CHAT_STRICT: Setting[bool] = Setting(
@@ -317,8 +327,8 @@ CHAT_STRICT: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help=(
-        "Whether a chat completion that asks for what has no counterpart is refused, instead of "
-        "the field being dropped and named in x-tornadoproxy-ignored."
+        "reject a chat completion that uses a field without counterpart, instead of dropping "
+        "the field and naming it in x-tornadoproxy-ignored"
     ),
 )
 CHAT_DROP_SAMPLING: Setting[bool] = Setting(
@@ -326,8 +336,8 @@ CHAT_DROP_SAMPLING: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help=(
-        "Whether temperature, top_p and top_k of a chat completion are dropped, instead of the "
-        "request going out with the last anthropic-version that takes them."
+        "drop temperature, top_p and top_k of a chat completion, instead of sending the last "
+        "anthropic-version that accepts them"
     ),
 )
 CHAT_PREFILL: Setting[bool] = Setting(
@@ -335,8 +345,8 @@ CHAT_PREFILL: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help=(
-        "Whether the model continues an assistant message that stands last, which models since "
-        "Claude 4.6 refuse, instead of being asked for a new message as OpenAI's models are."
+        "let the model continue a trailing assistant message, which models since Claude 4.6 "
+        "reject, instead of asking for a new message as OpenAI's models do"
     ),
 )
 CHAT_CACHE: Setting[str] = Setting(
@@ -344,8 +354,8 @@ CHAT_CACHE: Setting[str] = Setting(
     parsers.choice("auto", "always", "off"),
     default="auto",
     help=(
-        "When a chat completion without any cache_control is cached: auto (if it has tools or an "
-        "assistant message), always, or off."
+        "when to cache a chat completion without any cache_control: auto (if it has tools or an "
+        "assistant message), always, or off"
     ),
 )
 
