@@ -817,9 +817,9 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("content", "told"),
         [
-            (b"", "names a file that is empty: write the secret into it"),
-            (b" \n", "names a file that is empty: write the secret into it"),
-            (b"\xef\xbb\xbf\n", "names a file that is empty: write the secret into it"),
+            (b"", "names an empty file: write the secret into it"),
+            (b" \n", "names an empty file: write the secret into it"),
+            (b"\xef\xbb\xbf\n", "names an empty file: write the secret into it"),
             (f"{CANARY}\0".encode(), "must name a text file: its secrets must hold no control"),
             (f"{CANARY} {CANARY}".encode(), "must name a file that holds one value, without"),
             (CANARY.encode() * 8192, "must name a file that holds a secret, but that one is over"),

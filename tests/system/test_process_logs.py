@@ -213,5 +213,5 @@ async def test_unwritable_output_fails_a_command(tmp_path: Path, stream: str) ->
     assert (status, program.errors.all) == (
         (0, [])
         if stream == ">&-"
-        else (2, ["tornadoproxy: standard output takes nothing: No space left on device"])
+        else (2, ["tornadoproxy: cannot write to standard output: No space left on device"])
     )

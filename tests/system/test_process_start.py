@@ -59,13 +59,13 @@ def of_bytes(content: bytes) -> Callable[[Path], None]:
 
 # with what the one line that tells of it says
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a directory": (directory, "is not a regular file: mend or remove it"),
-    "unreadable": (unreadable, "cannot be read (Permission denied): mend or remove it"),
-    "binary": (of_bytes(bytes(range(256))), "is not text in UTF-8: mend or remove it"),
-    "NUL": (of_bytes(b"AUTH_TOKEN=a\0b\n"), "is binary: mend or remove it"),
-    "UTF-16": (of_bytes("A=b".encode("utf-16")), "is not text in UTF-8: mend or remove it"),
+    "a directory": (directory, "is not a regular file: replace or remove it"),
+    "unreadable": (unreadable, "cannot be read (Permission denied): fix or remove it"),
+    "binary": (of_bytes(bytes(range(256))), "is not UTF-8 text: fix or remove it"),
+    "NUL": (of_bytes(b"AUTH_TOKEN=a\0b\n"), "is binary: replace or remove it"),
+    "UTF-16": (of_bytes("A=b".encode("utf-16")), "is not UTF-8 text: fix or remove it"),
     # told of as a whole, and not line by line
-    "huge": (of_bytes(b"no setting\n" * 1_000_000), "is larger than 64 kB: mend or remove it"),
+    "huge": (of_bytes(b"no setting\n" * 1_000_000), "is larger than 64 kB: shorten or remove it"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes what is shown once the proxy listens: what it does, and lines to paste."""
+"""The lines that are shown once the proxy listens: facts, and commands to paste."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from tornadoproxy.config.sources import Sources
     from tornadoproxy.plugin.discovery import PluginInfo
 
-# what a client on this machine connects to where every address is listened on
+# the address that a client on this machine uses when the proxy listens on all interfaces
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here
 
 VARIABLE = "$AUTH_TOKEN"
-"""What a client sends, as a shell reads it, once the line of `credential` was pasted."""
+"""The client's credential in a shell, once the line of `credential` was pasted."""
 
 
 def listening_url(settings: Settings, port: int) -> str:
-    """The URL that is listened on, or ``unix:/path``."""
+    """Return the URL that the proxy listens on, or ``unix:/path``."""
     if settings[HOST].startswith("unix:"):
         return settings[HOST]
     return _url(settings, settings[HOST], port)
 
 
 def client_url(settings: Settings, port: int) -> str:
-    """The URL for a client on the same machine, which may have to go by a Unix socket."""
+    """Return the URL for a client on this machine; a Unix socket needs a client that takes one."""
     if settings[HOST].startswith("unix:"):
         return "http://localhost"
     return _url(settings, _LOOPBACK.get(settings[HOST], settings[HOST]), port)
@@ -47,9 +47,9 @@ def facts(
     plugin_lines: Iterable[tuple[str, str]],
     plugins: Iterable[PluginInfo],
 ) -> tuple[tuple[str, str], ...]:
-    """What this proxy is, as pairs of a name and a line; holds no credential.
+    """Return the facts of this proxy, pairs of a name and a line, without credentials.
 
-    :param port: the port that is, or will be, listened on.
+    :param port: the port that the proxy listens on, or will.
     :param plugin_lines: what `Plugins.configure` returned.
     :param plugins: the plugins in the order asked.
     """
@@ -65,10 +65,10 @@ def facts(
 def credential(
     settings: Settings, sources: Sources, declared: Iterable[Setting[Any]]
 ) -> tuple[str, str]:
-    """What takes the proxy's token from where it stands, into ``AUTH_TOKEN``: a title, a command.
+    """Return a title and a shell command that reads the proxy's token into ``AUTH_TOKEN``.
 
-    It holds no token, and works in another terminal, as a user who may read the token. Of several
-    tokens it takes the first. For another authenticator's credential it has a placeholder.
+    The command contains no token; it works in another terminal, for a user who may read the token.
+    Of several tokens it takes the first. For another plugin's credential it has a placeholder.
 
     :param declared: the settings that the plugins declare.
     """
@@ -80,7 +80,7 @@ def credential(
         placeholder, own = "your-token", "your credential, if you need one"
         if settings.is_set("KEYS_DB"):
             placeholder, own = "your-key", "a key of yours"
-        title = f"to paste first; replace {placeholder} with {own}:"
+        title = f"Paste this first, with {own} in place of {placeholder}:"
         return title, f"export AUTH_TOKEN={placeholder}"
     elif "AUTH_TOKEN" in sources.environment:
         found = f"tr '\\0' '\\n' < /proc/{os.getpid()}/environ | sed -n 's/^AUTH_TOKEN=//p'"
@@ -89,17 +89,17 @@ def credential(
         line = file.entries["AUTH_TOKEN"].line
         found = f"sed -n '{line}s/[^=]*=//p' {_quoted(file.path)} | tr -d \\\"\\'"
     command = f"export AUTH_TOKEN=\"$({found} | awk 'NF {{print $1; exit}}')\""
-    return "to paste first:", command
+    return "Paste this first:", command
 
 
 def banner(
     settings: Settings, port: int, shown: Sequence[tuple[str, str]], sent: str, *before: str
 ) -> tuple[str, ...]:
-    """The lines to show. Those to paste are not indented, for Python's sake.
+    """Return the lines to show. Lines to paste are not indented, so that Python accepts them.
 
     :param shown: pairs of a name and a line; see `facts`.
-    :param sent: what a client sends, as a shell reads it: `VARIABLE`, or a throw-away token.
-    :param before: lines to show before those that send it; see `credential`.
+    :param sent: the client's credential in a shell: `VARIABLE`, or a token made for this run.
+    :param before: lines to show before those that use `sent`; see `credential`.
     """
     return (
         f"tornadoproxy {__version__}",
@@ -110,13 +110,13 @@ def banner(
 
 
 def aligned(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """A line for each pair: a name that pads to the longest of them, and a text."""
+    """Return a line for each pair of a name, padded to the longest, and a text."""
     width = max(len(name) for name, _ in pairs)
     return tuple(f"  {name:<{width}}  {text}" for name, text in pairs)
 
 
 def streaming_curl(settings: Settings, port: int, sent: str) -> str:
-    """A command that shows a streamed answer."""
+    """Return a command that shows a streamed response."""
     body = (
         '{"model": "claude-sonnet-5-5", "max_tokens": 200, "stream": true, '
         '"messages": [{"role": "user", "content": "Say hello, one word at a time."}]}'
@@ -128,7 +128,7 @@ def streaming_curl(settings: Settings, port: int, sent: str) -> str:
 
 
 def _curl(settings: Settings) -> str:
-    """``curl``, by way of the Unix socket if there is one."""
+    """Return ``curl``, with the Unix socket if the proxy listens on one."""
     host = settings[HOST]
     if host.startswith("unix:"):
         return f"curl --unix-socket {shlex.quote(host.removeprefix('unix:'))}"
@@ -146,19 +146,19 @@ def _key_line(settings: Settings) -> str:
 
 
 def _to_paste(settings: Settings, url: str, sent: str) -> Iterator[str]:
-    if not settings[HOST].startswith("unix:"):  # which only curl takes
+    if not settings[HOST].startswith("unix:"):  # only curl takes one
         in_python = f'os.environ["{sent[1:]}"]' if sent.startswith("$") else f'"{sent}"'
-        yield "to paste for Claude Code:"
+        yield "Paste this for Claude Code:"
         yield f"export ANTHROPIC_BASE_URL={url}"
         yield f'export ANTHROPIC_AUTH_TOKEN="{sent}"'
-        yield "to paste into Python, for Anthropic's and OpenAI's client:"
+        yield "Paste one of these into Python, for Anthropic's or OpenAI's client:"
         for package, made, base in (
             ("anthropic", "Anthropic", url),
             ("openai", "OpenAI", f"{url}/openai/v1"),
         ):
             client = f'{package}.{made}(base_url="{base}", api_key={in_python})'
             yield f"import os, {package}; client = {client}"
-    yield "to paste for a list of the models:"
+    yield "Paste this to list the models:"
     yield f'{_curl(settings)} {url}/v1/models -H "x-api-key: {sent}"'
 
 

@@ -1,4 +1,4 @@
-"""The proxy in front of an embedded scripted upstream: needs no key and no network."""
+"""The command ``demo``: the proxy in front of a scripted upstream in the same process."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.manager import Plugins
     from tornadoproxy.server.line_writer import LineWriter
 
-_DELAY = 0.05  # seconds between the events of an answer, so that one sees them stream
+_DELAY = 0.05  # seconds between the events of a response, so that they visibly stream
 
-# the default authenticator's; whoever sets one of them has decided who may enter
+# the settings of the token plugin; if one is set, the demo makes no token
 _TOKEN = "AUTH_TOKEN"  # noqa: S105  # a variable's name
-_ENTRANCE = frozenset({_TOKEN, "AUTH_TOKEN_FILE", "ALLOW_ANONYMOUS"})
+_ACCESS = frozenset({_TOKEN, "AUTH_TOKEN_FILE", "ALLOW_ANONYMOUS"})
 
 
 async def serve_demo(
     configuration: Configuration, plugins: Plugins, settings: Settings, writer: LineWriter
 ) -> int:
-    """Serve until a signal says to stop.
+    """Serve until a stop signal.
 
-    Unless it has been set who may enter, a token is made up for this run, and shown: it opens the
-    way to a script.
+    Unless access is configured, a token is made for this run and shown: it gives access to a script
+    only.
 
-    :param writer: for what is shown.
+    :param writer: for the lines that are shown.
     :return: the exit status.
-    :raises ConfigurationError: it cannot start.
+    :raises ConfigurationError: the proxy cannot start.
     """
     upstream = ScriptedUpstream(delay=_DELAY)
     await upstream.start()
     try:
-        token, entrance = _entrance(settings, plugins)
+        token, access = _access(settings, plugins)
         own: dict[Setting[Any], Any] = {
             UPSTREAM_BASE_URL: base_url(upstream.url),
             UPSTREAM_API_KEY: Secret("demo"),
             UPSTREAM_API_KEY_FILE: None,
-            **entrance,
+            **access,
         }
         settings = settings.replace(own)
         plugin_lines = configure(plugins, settings)
@@ -68,9 +68,9 @@ async def serve_demo(
                 before = banner.credential(settings, sources, plugins.declared_settings())
             lines = banner.banner(settings, port, tuple(facts.items()), sent, *before)
             for line in (
-                "This is a demo: the answers come from a script, not from Claude.",
+                "This is a demo: the responses come from a script, not from Claude.",
                 *lines,
-                "to see an answer stream:",
+                "Paste this to see a response stream:",
                 banner.streaming_curl(settings, port, sent),
             ):
                 writer.write(line.encode())
@@ -85,14 +85,14 @@ async def serve_demo(
         await upstream.stop()
 
 
-def _entrance(
+def _access(
     settings: Settings, plugins: Plugins
 ) -> tuple[str | None, dict[Setting[Any], Any]]:  # Any: the value is the plugin's
-    """A token made up for this run, and the setting that takes it, unless it is set who enters."""
+    """Return a token made for this run and its setting; ``None`` if access is configured."""
     declared = {setting.name: setting for setting in plugins.declared_settings()}
     if _TOKEN not in declared:
         return None, {}
-    if any(settings.variable(declared[name]) for name in _ENTRANCE & declared.keys()):
+    if any(settings.variable(declared[name]) for name in _ACCESS & declared.keys()):
         return None, {}
     token = secrets.token_urlsafe(32)
     return token, {declared[_TOKEN]: declared[_TOKEN].parse(token)}

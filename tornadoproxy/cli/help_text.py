@@ -1,4 +1,4 @@
-"""Writes the texts of ``help`` and ``help settings``."""
+"""The texts of ``help`` and ``help settings``."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _WIDTH = 80
 _COMMANDS = """\
 usage: python -m tornadoproxy [COMMAND] [flags]
 
-A proxy between Claude and everyone who uses it.
+A proxy between Claude and its users.
 
 Commands:
 {described}
 
 Flags of every command:
   --env-file PATH  read this file instead of .env in the current directory
-  --help, -h       print what the command takes
+  --help, -h       explain the command
   --SETTING VALUE  set any setting that is not secret
 
 `python -m tornadoproxy help settings` lists the settings."""
 
 _SETTINGS = """\
-Each setting is taken from its flag, else from the environment, else from .env,
-else it has its default. In .env, ${NAME} is not replaced, and a value stands on
-one line. On SIGHUP, secrets and the settings of plugins are read again."""
+A setting is read from its flag, else from the environment, else from .env, else
+it has its default. In .env, ${NAME} is not expanded, and a value takes one line.
+SIGHUP reloads secrets and the settings of plugins."""
 
 
 def commands_text(plugins: Iterable[PluginInfo]) -> str:
-    """The text of ``--help``, with the commands of `plugins`."""
+    """Return the text of ``--help``, with the commands of `plugins`."""
     commands = COMMANDS | {each.name: each.help for info in plugins for each in info.commands}
     width = max(map(len, commands))
     described = (
@@ -54,16 +54,16 @@ def commands_text(plugins: Iterable[PluginInfo]) -> str:
 
 
 def settings_text(plugins: Iterable[PluginInfo]) -> str:
-    """The text of ``help settings``, with the settings of `plugins`."""
+    """Return the text of ``help settings``, with the settings of `plugins`."""
     lines = [_SETTINGS, *_group("Settings:", CORE_SETTINGS)]
     for info in plugins:
         if info.settings:
-            lines += _group(f"Of the plugin {info.name}:", info.settings)
+            lines += _group(f"Settings of the plugin {info.name}:", info.settings)
     return "\n".join(lines)
 
 
 def default_text(setting: Setting[Any]) -> str:
-    """The default of `setting`, as one would write it."""
+    """Return the default of `setting`, as it would be written in ``.env``."""
     default = setting.default
     if default is None or default in ((), {}):
         return "none"

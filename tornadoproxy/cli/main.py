@@ -1,4 +1,4 @@
-"""The commands: those of `tornadoproxy.config.command_line.COMMANDS`, and those of the plugins."""
+"""The commands: `tornadoproxy.config.command_line.COMMANDS` and those of the plugins."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command that `arguments`, those after the program's name, ask for.
 
-    :return: the exit status: 0; 1 if it was ended in a hurry; 2 for mistakes in the settings,
-        which have been told on standard error, a line each; or what a plugin's command returns.
+    :return: the exit status: 0; 1 after a second stop signal; 2 for configuration errors, which are
+        printed to standard error, a line each; or what a plugin's command returns.
     """
     try:
         return _run(Configuration(arguments, environment))
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _refuse(error: ConfigurationError) -> int:
-    """Tell of the faults, a line each, and return the exit status."""
-    # the status says the same to those who cannot be told
+    """Print the faults, a line each, and return the exit status."""
+    # if standard error is closed, the status alone reports the error
     with contextlib.suppress(OSError):
         for fault in error.faults:
             _write(f"tornadoproxy: {' '.join(fault.splitlines())}", sys.stderr)
@@ -92,7 +92,7 @@ def _help(configuration: Configuration) -> int:
         plugins = Plugins.load(configuration.disabled()).describe()
     except ConfigurationError:
         _print(text(()))
-        _print("Plugins cannot be loaded: `python -m tornadoproxy check` says why.")
+        _print("Plugins cannot be loaded: `python -m tornadoproxy check` shows why.")
     else:
         _print(text(plugins))
     return 0
@@ -105,7 +105,7 @@ def _version(configuration: Configuration) -> int:
 
 
 def _plugin_command(configuration: Configuration, word: str) -> int:
-    # most starts are for one of the core's commands
+    # the core's commands start faster without it
     from tornadoproxy.cli import plugin_command
 
     plugins = Plugins.load(configuration.disabled())
@@ -129,7 +129,7 @@ def _plugin_command(configuration: Configuration, word: str) -> int:
 
 
 def _serve(configuration: Configuration) -> int:
-    # the other commands start faster without the server
+    # the other commands start faster without it
     from tornadoproxy.server import runner
 
     plugins, settings = configuration.load()
@@ -155,7 +155,7 @@ def _serve(configuration: Configuration) -> int:
 
 
 async def _ended(serving: Coroutine[Any, Any, int]) -> int:  # Any: what it yields is the loop's
-    """What `serving` returns. Faults are told at once: a plugin may hold up the loop's end."""
+    """Return the result of `serving`; faults are printed before a plugin can delay the end."""
     try:
         return await serving
     except ConfigurationError as error:
@@ -163,7 +163,7 @@ async def _ended(serving: Coroutine[Any, Any, int]) -> int:  # Any: what it yiel
 
 
 def _demo(configuration: Configuration) -> int:
-    # nobody but the demo pays for the scripted upstream
+    # the other commands start faster without the scripted upstream
     from tornadoproxy.cli.demo import serve_demo
     from tornadoproxy.server import runner
 
@@ -174,17 +174,17 @@ def _demo(configuration: Configuration) -> int:
 
 
 def _check(configuration: Configuration) -> int:
-    from tornadoproxy.cli.plugin_command import judge
+    from tornadoproxy.cli.plugin_command import validate
 
     plugins, settings = configuration.load()
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
         configuration.warn(plugins)
         plugin_lines = configure(plugins, settings)
-        judge(plugins.describe())
+        validate(plugins.describe())
         facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
         _print("\n".join(banner.aligned(facts)))
         if configuration.command_line().own.online:
-            # the other checks start faster without the client
+            # without --online the check is faster
             from tornadoproxy.server.online_check import check_upstream
 
             _print(asyncio.run(check_upstream(settings)))
@@ -195,7 +195,7 @@ def _plugins(configuration: Configuration) -> int:
     arguments = configuration.command_line()
     if "name" in arguments.own:
         return _new_plugin(arguments)
-    from tornadoproxy.cli.plugin_command import judge
+    from tornadoproxy.cli.plugin_command import validate
     from tornadoproxy.cli.plugin_listing import listing
 
     form: str = arguments.own.format
@@ -213,7 +213,7 @@ def _plugins(configuration: Configuration) -> int:
             configuration.warn(plugins)
             plugins.configure(settings)
         configured = True
-        judge(plugins.describe())
+        validate(plugins.describe())
     finally:
         _print(listing(plugins.describe(), sources, form, configured=configured).rstrip())
     return 0
@@ -231,7 +231,7 @@ def _new_plugin(arguments: Arguments) -> int:
 
 def _token(configuration: Configuration) -> int:
     if len(configuration.arguments) > 1:
-        raise ConfigurationError("token takes no flags: leave out what follows it")
+        raise ConfigurationError("token takes no flags: remove what follows it")
     _print(secrets.token_urlsafe(32))
     return 0
 
@@ -240,11 +240,11 @@ def _print(line: str) -> None:
     try:
         _write(line, sys.stdout)
     except OSError as error:
-        raise ConfigurationError(f"standard output takes nothing: {error.strerror}") from None
+        raise ConfigurationError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _write(line: str, stream: TextIO) -> None:
-    # not through its buffer: Python would try again at the end, with a traceback
+    # unbuffered: Python would retry a failed write at exit, and print a traceback
     data = f"{line}\n".encode(stream.encoding, "backslashreplace")
     while data:
         data = data[os.write(stream.fileno(), data) :]

@@ -1,4 +1,4 @@
-"""Writes a new plugin package: ``python -m tornadoproxy plugins new NAME``."""
+"""The command ``plugins new NAME``, which creates a plugin package."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _TEMPLATES = Path(__file__).with_name("plugin_template")
-_SUFFIX = ".template"  # without it, tools would take them for modules and tests of this project
+_SUFFIX = ".template"  # without it, tools would collect them as modules and tests of this project
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add those of ``plugins new``."""
+    """Add the arguments of ``plugins new``."""
     new = parser.add_subparsers().add_parser(
         "new",
-        description="Write a complete package, tornadoproxy-NAME, whose tests pass as they are.",
+        description="Create the package tornadoproxy-NAME, with tests that pass.",
     )
-    new.add_argument("name", metavar="NAME", help="the plugin's name, such as team_budget")
+    new.add_argument("name", metavar="NAME", help="name of the plugin, such as team_budget")
     new.add_argument(
         "--directory",
         metavar="DIR",
         type=Path,
         default=Path(),
-        help="the directory to write it to; the current one unless given",
+        help="directory to create it in (default: the current one)",
     )
 
 
 def generate(name: str, directory: Path) -> Path:
-    """Write the package of a plugin `name`, whole or not at all.
+    """Create the package of a plugin `name`, completely or not at all.
 
-    :param directory: where its own directory, ``tornadoproxy-NAME``, is made.
-    :return: that.
-    :raises ConfigurationError: the name is bad or taken, or the directory cannot be made.
+    :param directory: where the package's directory, ``tornadoproxy-NAME``, is created.
+    :return: the package's directory.
+    :raises ConfigurationError: the name is invalid or taken, or the directory cannot be created.
     """
     words = _words(name)
     target = directory / words["distribution"]
     if os.path.lexists(target):
-        raise ConfigurationError(f"{target.name} is there already: choose another name, or move it")
+        raise ConfigurationError(f"{target.name} already exists: choose another name, or move it")
     try:
         with tempfile.TemporaryDirectory(dir=directory, prefix=f".{target.name}-") as temporary:
             whole = Path(temporary, target.name)
@@ -61,17 +61,17 @@ def generate(name: str, directory: Path) -> Path:
             whole.rename(target)
     except OSError as error:
         raise ConfigurationError(
-            f"{target.name} cannot be made ({error.strerror}): name a directory that can be "
-            "written to with --directory"
+            f"{target.name} cannot be created ({error.strerror}): choose a writable directory "
+            "with --directory"
         ) from None
     return target
 
 
 def told(made: Path) -> list[str]:
-    """What to print of the package that was `made`: its files, and what to do next."""
+    """Return the lines to print about the package at `made`: its files and the next steps."""
     files = sorted(path for path in made.rglob("*") if path.is_file())
     return [
-        "made",
+        "created",
         *(f"  {path}" for path in files),
         "next",
         f"  cd {shlex.quote(str(made))}",
@@ -81,7 +81,7 @@ def told(made: Path) -> list[str]:
 
 
 def _words(name: str) -> Mapping[str, str]:
-    """What stands for what in the templates."""
+    """Return the placeholders of the templates and their texts."""
     if len(name) > 40 or not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name):
         raise ConfigurationError(
             "the name must be at most 40 lower-case letters, digits, - and _, such as team_budget"
@@ -102,7 +102,7 @@ def _words(name: str) -> Mapping[str, str]:
 
 
 def _files(words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The path of each file in the package, and its content."""
+    """Yield the path and content of each file in the package."""
     for template in sorted(_TEMPLATES.rglob(f"*{_SUFFIX}")):
         path = template.relative_to(_TEMPLATES).as_posix().removesuffix(_SUFFIX)
         path = path.replace("package/", f"{words['package']}/")

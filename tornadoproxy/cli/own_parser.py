@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OwnParser(argparse.ArgumentParser):
-    """argparse, whose errors are faults. A value may be a credential, and is not repeated."""
+    """argparse with errors as faults that never repeat a value, which may be a credential."""
 
     def __init__(self, **options: Any) -> None:  # Any: argparse's own options
         super().__init__(**{"allow_abbrev": False, **options})
@@ -52,7 +52,7 @@ class OwnParser(argparse.ArgumentParser):
         complaint = complaint.partition(", not '")[0].partition(', not "')[0]
         values = {part for word in self._given for part in (word, word.partition("=")[2])}
         repeats = any(len(value) > 3 and value in complaint for value in values)
-        return "has a wrong value" if repeats or not complaint or "'" in complaint else complaint
+        return "has an invalid value" if repeats or not complaint or "'" in complaint else complaint
 
 
 def own_parser(

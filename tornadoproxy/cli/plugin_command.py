@@ -1,4 +1,4 @@
-"""Runs a plugin's own command."""
+"""The commands of plugins."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.commands import Command
     from tornadoproxy.plugin.discovery import PluginInfo
 
-BROKEN_PIPE = 141  # what a shell makes of SIGPIPE, 128 + 13
+BROKEN_PIPE = 141  # the status that a shell reports for SIGPIPE, 128 + 13
 
 
 def parser_of(plugin: str, command: Command, declared: Iterable[Setting[Any]]) -> OwnParser:
-    """The parser of the own arguments of `plugin`'s `command`.
+    """Return the parser for the own arguments of `plugin`'s `command`.
 
-    :param declared: all settings, whose flags it must leave alone.
-    :raises ConfigurationError: it has one of them, or cannot be made.
+    :param declared: all settings, whose flags the command must not define.
+    :raises ConfigurationError: it defines one, or its parser cannot be made.
     """
     try:
         parser = own_parser(command.name, command.help, command.add_arguments)
-    # a plugin may fail in any way
+    # a plugin may raise anything
     except Exception as error:
         raise _failed(plugin, command, error) from None
     reserved = setting_flags(declared)
@@ -45,10 +45,10 @@ def parser_of(plugin: str, command: Command, declared: Iterable[Setting[Any]]) -
     return parser
 
 
-def judge(plugins: Iterable[PluginInfo]) -> None:
-    """See that the commands of `plugins` can be used, which the other commands do not look at.
+def validate(plugins: Iterable[PluginInfo]) -> None:
+    """Check that the commands of `plugins` can be used.
 
-    :raises ConfigurationError: with every fault.
+    :raises ConfigurationError: a line for each fault.
     """
     plugins = tuple(plugins)
     declared = (*CORE_SETTINGS, *(setting for info in plugins for setting in info.settings))
@@ -64,17 +64,17 @@ def judge(plugins: Iterable[PluginInfo]) -> None:
 
 
 def run(plugin: str, command: Command, own: argparse.Namespace, settings: Settings) -> int:
-    """Run `plugin`'s `command`, and return the exit status.
+    """Run `plugin`'s `command` and return the exit status.
 
-    :param own: what its parser made of its arguments.
-    :raises ConfigurationError: its own, about a mistake of the user's; or it failed in another way.
+    :param own: its parsed arguments.
+    :raises ConfigurationError: the command raised it about its input, or failed in another way.
     """
     gc.enable()
     try:
         status: object = command.run(own, settings)
     except BrokenPipeError:
         raise
-    # a plugin may fail in any way
+    # a plugin may raise anything
     except Exception as error:
         raise _failed(plugin, command, error) from None
     if type(status) is int:
@@ -85,12 +85,12 @@ def run(plugin: str, command: Command, own: argparse.Namespace, settings: Settin
 
 
 def with_standard_output(work: Callable[[], int]) -> int:
-    """What `work` returns once all that it has written to ``sys.stdout`` is out.
+    """Return the result of `work` once ``sys.stdout`` is flushed.
 
-    What its encoding has no bytes for is escaped: a name must not end a list.
+    Characters that the encoding lacks are escaped, so that a name does not abort a list.
 
-    :return: `BROKEN_PIPE` if the reader has left, as ``head`` does: nobody is to be told.
-    :raises ConfigurationError: it cannot be written.
+    :return: `BROKEN_PIPE`, without an error, if the reader has closed the pipe, as ``head`` does.
+    :raises ConfigurationError: standard output cannot be written.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -104,7 +104,7 @@ def with_standard_output(work: Callable[[], int]) -> int:
         return BROKEN_PIPE
     except OSError as error:
         _write_nothing_more()
-        raise ConfigurationError(f"standard output takes nothing: {error.strerror}") from None
+        raise ConfigurationError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _failed(plugin: str, command: Command, error: Exception) -> ConfigurationError:
@@ -112,7 +112,7 @@ def _failed(plugin: str, command: Command, error: Exception) -> ConfigurationErr
 
 
 def _write_nothing_more() -> None:
-    """Spare what is still held: Python would try again at the end, with a traceback."""
+    """Drop buffered output: Python would retry at exit, and print a traceback."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
     os.close(nothing)

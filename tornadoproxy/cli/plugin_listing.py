@@ -1,4 +1,4 @@
-"""Writes what ``python -m tornadoproxy plugins`` shows."""
+"""The output of the command ``plugins``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _COLUMNS = {name: name for name in ("order", "name", "distribution", "version", 
 def listing(
     infos: Sequence[PluginInfo], sources: Sources | None, form: str, *, configured: bool
 ) -> str:
-    """A table of the plugins, and in text and JSON what is to be told of each.
+    """Return a table of the plugins, with details of each in text and JSON.
 
-    :param sources: where the settings have their values; ``None`` if they cannot be read.
+    :param sources: where the settings are set; ``None`` if they cannot be read.
     :param form: one of `tables.FORMATS`.
-    :param configured: whether the plugins have taken their settings, so that it is known which
-        of them are active.
+    :param configured: the plugins have accepted their settings, so that it is known which are
+        active.
     """
     rows = [
         (
@@ -100,7 +100,7 @@ def _access(page: Page) -> str:
 
 
 def _value(setting: Setting[Any], sources: Sources | None) -> tuple[str, ...]:
-    """The value of `setting`, unless it is secret, and where it comes from."""
+    """Return the value of `setting`, unless it is secret, and the place that sets it."""
     if sources is None:
         return ()
     text, place = sources.origin(setting)
@@ -113,7 +113,7 @@ def _value(setting: Setting[Any], sources: Sources | None) -> tuple[str, ...]:
 
 
 def _labelled(label: str, lines: Iterable[str]) -> Iterable[str]:
-    """The `lines`, indented, and the `label` before the first."""
+    """Yield the `lines`, indented, with the `label` before the first."""
     for line in lines:
         yield f"  {label:<{_INDENT - 2}}{line}"
         label = ""

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "serve": "listen and relay; this is the default",
-    "check": "validate settings and plugins, then exit, with 2 if one is wrong",
-    "plugins": "list the plugins, their hooks and settings; `plugins new NAME` writes one",
-    "token": "print a new strong token",
-    "demo": "serve in front of a scripted upstream: needs no key, no network and no .env",
-    "help": "print the commands; `help COMMAND` what one takes, `help settings` the settings",
+    "check": "validate settings and plugins, then exit; the status is 2 if one is invalid",
+    "plugins": "list the plugins, their hooks and settings; `plugins new NAME` creates one",
+    "token": "print a new random token",
+    "demo": "serve in front of a scripted upstream; needs no key, no network and no .env",
+    "help": "list the commands; `help COMMAND` explains one, `help settings` lists the settings",
     "version": "print the version",
 }
 DEFAULT_ENV_FILE = Path(".env")
@@ -169,19 +169,19 @@ def _flag(setting: Setting[Any]) -> str:
 
 def _secret_fault(setting: Setting[Any]) -> str:
     return (
-        f"{setting.name} is secret, and everybody can read a process's arguments: set it in the "
+        f"{setting.name} is secret, but every user can read a process's arguments: set it in the "
         "environment or in .env"
     )
 
 
 def _unknown(arguments: Sequence[str], known: Iterable[str], mend: str) -> list[str]:
-    """A fault for each flag that is unknown, or else one for the arguments that belong to none."""
+    """Return a fault for each unknown flag, or one for arguments that belong to no flag."""
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     if not flags and arguments:
         return [f"there is an argument that belongs to no flag: {mend}"]
     return [
         f"unknown flag {flag}{nearest(flag, known)}"
         if re.fullmatch(r"--[a-z][a-z0-9-]{1,60}", flag)
-        else "there is an unknown flag, which is not repeated here: see `help settings`"
+        else "there is an unknown flag, which is not shown here: see `help settings`"
         for flag in flags
     ]

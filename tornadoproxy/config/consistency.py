@@ -1,4 +1,4 @@
-"""Finds the core's settings that are right one by one and wrong together."""
+"""Checks the core's settings for values that are individually valid but contradictory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def contradictions(settings: Settings) -> tuple[str, ...]:
-    """A fault for each contradiction within the core's settings; opens no socket."""
+    """Return a fault for each contradiction; opens no socket."""
     return (
         *_of_listening(settings),
         *_of_tls(settings),
@@ -38,7 +38,7 @@ def contradictions(settings: Settings) -> tuple[str, ...]:
 
 def _of_listening(settings: Settings) -> Iterator[str]:
     if settings[HOST].startswith("unix:") and settings[REUSE_PORT]:
-        yield "REUSE_PORT is for ports, and HOST is a Unix socket: give each process its own file"
+        yield "REUSE_PORT needs a port, but HOST is a Unix socket: give each process its own file"
 
 
 def _of_tls(settings: Settings) -> Iterator[str]:
@@ -55,8 +55,8 @@ def _of_tls(settings: Settings) -> Iterator[str]:
 
 def _not_loadable(certificate: Path, key: Path) -> str | None:
     def no_password() -> str:
-        # without this, OpenSSL would ask the terminal
-        raise ValueError("the key is encrypted, and there is nobody to ask for its password")
+        # without this, OpenSSL would prompt on the terminal
+        raise ValueError("the key is encrypted: remove its passphrase")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_password)
@@ -88,16 +88,16 @@ def _of_upstream(settings: Settings) -> Iterator[str]:
             "or set another PORT"
         )
     elif upstream.scheme == "http" and not (is_local or settings[UPSTREAM_ALLOW_CLEARTEXT]):
-        # private networks and container names are others' too: who listens there is not known
+        # on a private network or under a container's name, others can listen as well
         yield (
             f"UPSTREAM_BASE_URL is {upstream}: the key and all messages would leave this machine "
-            "unencrypted; use https://, or set UPSTREAM_ALLOW_CLEARTEXT=yes if that network is "
-            "yours alone"
+            "unencrypted; use https://, or set UPSTREAM_ALLOW_CLEARTEXT=yes if nobody else uses "
+            "that network"
         )
 
 
 def _on_this_machine(host: str) -> bool:
-    """Whether `host` is loopback, or every address, by its look: no name is resolved."""
+    """Return whether `host` is loopback or a wildcard address; no name is resolved."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tornadoproxy.protocol.client_address import IPNetwork
     from tornadoproxy.secret import Secret
 
-# a timeout of zero would be over before it begins, and means "none" to some readers
+# zero would expire at once, while some readers take it for "no timeout"
 _timeout = parsers.seconds(minimum=0.001)
 
 HOST: Setting[str] = Setting(
@@ -362,7 +362,7 @@ CHAT_CACHE: Setting[str] = Setting(
 CORE_SETTINGS: tuple[Setting[Any], ...] = tuple(
     value for value in tuple(globals().values()) if isinstance(value, Setting)
 )
-"""All of the above, in their order."""
+"""All settings above, in their order."""
 
 RELOADABLE: tuple[Setting[Any], ...] = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, LOG_LEVEL)
-"""The core's settings that SIGHUP changes; plugins take all of theirs in again."""
+"""The core's settings that SIGHUP reloads; plugins reload all of theirs."""

@@ -1,11 +1,11 @@
-"""Reads a ``.env`` file into its entries and its faults.
+"""The ``.env`` file, read into entries and faults.
 
 The format is python-dotenv's: ``NAME=value``, perhaps after ``export``; ``#`` begins a comment;
-quotes around a value; backslash escapes within double quotes. Two things are not done: ``${NAME}``
-is not replaced, since a credential may contain it, and a value does not go over several lines,
-since that is a quote that somebody forgot to close.
+quotes around a value; backslash escapes within double quotes. There are two differences:
+``${NAME}`` is not expanded, because a credential may contain it, and a value over several lines is
+an error, because it comes from a quote that was not closed.
 
-A fault names the file and the line, never what the line holds: it may be a credential.
+A fault names the file and the line, never the content, which may be a credential.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class Entry(Struct, frozen=True):
-    """One value, and the number of its line."""
+    """A value and its line number."""
 
     value: str
     line: int
@@ -37,9 +37,8 @@ class Entry(Struct, frozen=True):
 
 
 class EnvFile(Struct, frozen=True):
-    """What a file holds.
+    """The content of a ``.env`` file.
 
-    :param path: the file.
     :param entries: by name; the last of several with the same name.
     :param faults: what is wrong with the file, a line each.
     """
@@ -52,34 +51,34 @@ class EnvFile(Struct, frozen=True):
 def read(path: Path, *, required: bool) -> EnvFile:
     """Read the file at `path`.
 
-    :param required: whether it is a fault that there is no such file.
+    :param required: a missing file is a fault.
     """
     try:
-        # a pipe cannot be read again on SIGHUP, and would be waited for
+        # a pipe blocks, and cannot be reloaded on SIGHUP
         if not (path.is_file() or path == Path(os.devnull)) and path.exists():
-            return EnvFile(path, {}, (f"{path} is not a regular file: mend or remove it",))
+            return EnvFile(path, {}, (f"{path} is not a regular file: replace or remove it",))
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
-            # some log or archive: it would be told of line by line
-            return EnvFile(path, {}, (f"{path} is larger than 64 kB: mend or remove it",))
+            # a log or an archive: each line would become a fault
+            return EnvFile(path, {}, (f"{path} is larger than 64 kB: shorten or remove it",))
         content = data.decode("utf-8-sig")
     except FileNotFoundError:
-        # a link to nowhere was meant to lead to settings
+        # a dangling link is a mistake even where the file is optional
         if required or path.is_symlink():
             return EnvFile(path, {}, (f"{path} does not exist: create it or name another",))
         return EnvFile(path, {})
     except OSError as error:
-        return EnvFile(path, {}, (f"{path} cannot be read ({error.strerror}): mend or remove it",))
+        return EnvFile(path, {}, (f"{path} cannot be read ({error.strerror}): fix or remove it",))
     except UnicodeDecodeError:
-        return EnvFile(path, {}, (f"{path} is not text in UTF-8: mend or remove it",))
+        return EnvFile(path, {}, (f"{path} is not UTF-8 text: fix or remove it",))
     if "\0" in content:
-        return EnvFile(path, {}, (f"{path} is binary: mend or remove it",))
+        return EnvFile(path, {}, (f"{path} is binary: replace or remove it",))
     return _parsed(path, content)
 
 
 def _parsed(path: Path, content: str) -> EnvFile:
-    from dotenv.parser import parse_stream  # most starts read no file
+    from dotenv.parser import parse_stream  # most starts have no file
 
     entries: dict[str, Entry] = {}
     faults: list[str] = []
@@ -99,7 +98,7 @@ def _parsed(path: Path, content: str) -> EnvFile:
 
 
 def _line(binding: Binding) -> int:
-    """The number of the line that `binding` stands on; blank lines before it belong to it."""
+    """Return the line number of `binding`, which includes the blank lines before it."""
     text = binding.original.string
     blank = text[: len(text) - len(text.lstrip())]
     return binding.original.line + len(_LINE_END.findall(blank))

@@ -1,17 +1,17 @@
-"""From a setting's text to its value: one function, or one that makes one, for each kind.
+"""Parsers of settings: a function, or a function that returns one, for each kind of value.
 
-A parser takes the text of a setting, blanks at both ends removed, and returns the value. It raises
-`ValueError` with the end of a sentence that begins with the variable's name, and that says how to
-mend it: ``must be a whole number from 0 to 65535, not 'x'``. Parsers of secrets, and of whatever
-may hold one, never repeat the text; of a secret setting, no message with a quotation is shown.
+A parser gets the text of a setting, stripped, and returns the value. It raises `ValueError` with
+the end of a sentence that begins with the variable's name and says what to do: ``must be a whole
+number from 0 to 65535, not 'x'``. Parsers of secrets, and of values that may contain one, never
+repeat the text; for a secret setting, no message with a quotation is shown.
 
-Plugins use them for their own settings::
+Plugins use them for their settings::
 
     from tornadoproxy import Setting, parsers
 
-    TEAM = Setting("TEAM", parsers.text, default="", help="The team that is named in the log.")
+    TEAM = Setting("TEAM", parsers.text, default="", help="team that is named in the log")
 
-An empty text reaches a parser only if its setting says ``blank=True``.
+A parser gets an empty text only if its setting has ``blank=True``.
 """
 
 from __future__ import annotations
@@ -83,33 +83,33 @@ _BOOLEANS = {
 }
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# what this project's documentation writes in a secret's place, perhaps after a name or a prefix
+# the placeholders of this project's documentation, perhaps after a name or a prefix
 _PLACEHOLDER = re.compile(
     rb"(?:[a-z]+=|sk-ant-)?(?:your-[a-z-]+|change-?me[a-z-]*|\.\.\.|\xe2\x80\xa6)", re.IGNORECASE
 )
 
 
 def text(value: str) -> str:
-    """One line of text."""
+    """Parse one line of text."""
     if _CONTROLS.search(value):
         raise ValueError("must be one line, without control characters")
     return value
 
 
 def path(value: str) -> Path:
-    """The path of a file that need not be there."""
+    """Parse the path of a file that need not exist."""
     return Path(text(value))
 
 
 def date(value: str) -> str:
-    """A date as API versions are written: ``2023-06-01``."""
+    """Parse the date of an API version: ``2023-06-01``."""
     if not _DATE.fullmatch(value):
         raise ValueError(f"must be a date such as 2023-06-01, not {value!r}")
     return value
 
 
 def integer(minimum: int | None = None, maximum: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers from `minimum` to `maximum`, both included."""
+    """Return a parser of whole numbers from `minimum` to `maximum`, both included."""
     wanted = f"must be a whole number{_limits(minimum, maximum)}"
 
     def parse(value: str) -> int:
@@ -124,7 +124,7 @@ def integer(minimum: int | None = None, maximum: int | None = None) -> Callable[
 
 
 def seconds(minimum: float = 0.0, maximum: float = A_YEAR) -> Callable[[str], float]:
-    """A parser of times in seconds, such as ``10`` or ``0.5``; never infinite, never negative."""
+    """Return a parser of seconds, such as ``10`` or ``0.5``; never infinite, never negative."""
     wanted = f"must be a number of seconds{_limits(minimum, maximum)}, without a unit"
 
     def parse(value: str) -> float:
@@ -139,9 +139,9 @@ def seconds(minimum: float = 0.0, maximum: float = A_YEAR) -> Callable[[str], fl
 
 
 def size(value: str) -> int:
-    """A number of bytes, at least one: ``1048576``, ``1024kB``, ``32 MiB``, ``1.5GB``.
+    """Parse a number of bytes, at least one: ``1048576``, ``1024kB``, ``32 MiB``, ``1.5GB``.
 
-    Every multiple is binary, whether or not it is written with an ``i``: 1 kB is 1024 bytes.
+    Multiples are binary, with or without an ``i``: 1 kB is 1024 bytes.
     """
     matched = _SIZE.fullmatch(value)
     number = float(matched[1]) * _MULTIPLES[matched[2].lower()] if matched else 0
@@ -151,7 +151,7 @@ def size(value: str) -> int:
 
 
 def boolean(value: str) -> bool:
-    """``1``, ``true``, ``yes``, ``on``, or ``0``, ``false``, ``no``, ``off``, in any case."""
+    """Parse ``1``, ``true``, ``yes``, ``on``, or ``0``, ``false``, ``no``, ``off``, in any case."""
     try:
         return _BOOLEANS[value.lower()]
     except KeyError:
@@ -159,7 +159,7 @@ def boolean(value: str) -> bool:
 
 
 def choice(*options: str) -> Callable[[str], str]:
-    """A parser of one of `options`, which are in lower case; the text may be in any case."""
+    """Return a parser of one of `options`, in lower case; the text may be in any case."""
 
     def parse(value: str) -> str:
         if value.lower() not in options:
@@ -170,63 +170,63 @@ def choice(*options: str) -> Callable[[str], str]:
 
 
 def words(value: str) -> tuple[str, ...]:
-    """Words separated by commas or blanks."""
+    """Parse words separated by commas or spaces."""
     return tuple(text(value.replace(",", " ").replace("\t", " ")).split())
 
 
 def pairs(value: str) -> Mapping[str, str]:
-    """``name=value`` pairs, separated by blanks or commas: a mapping that nobody changes."""
+    """Parse ``name=value`` pairs separated by spaces or commas into a read-only mapping."""
     found: dict[str, str] = {}
     for word in words(value):
         name, equals, meaning = word.partition("=")
         if not name or not equals or not meaning:
-            raise ValueError(f"must be pairs like name=value, separated by blanks, not {word!r}")
+            raise ValueError(f"must be pairs such as name=value, separated by spaces, not {word!r}")
         found[name] = meaning
     return MappingProxyType(found)
 
 
 def secret(value: str) -> Secret:
-    """One credential, as it goes into a header: no blanks or control characters inside it."""
+    """Parse one credential, without spaces or control characters, as a header requires."""
     found = secrets(value)
     if len(found) > 1:
-        raise ValueError("must be one value, without blanks inside it")
+        raise ValueError("must be one value, without spaces inside it")
     return found[0]
 
 
 def secrets(value: str) -> tuple[Secret, ...]:
-    """One or more credentials separated by blanks: several are valid during a rotation.
+    """Parse one or more credentials separated by spaces: several are valid during a rotation.
 
-    A comma belongs to a credential; it does not separate two.
+    A comma is part of a credential.
     """
     return _secrets(value.encode("utf-8", "surrogateescape"), "must")
 
 
 def secret_file(value: str) -> Secret:
-    """The path of a file that holds one credential; blanks and line ends around it are removed."""
+    """Read one credential from the file at a path, stripped of spaces and line ends."""
     found = secrets_file(value)
     if len(found) > 1:
-        raise ValueError("must name a file that holds one value, without blanks inside it")
+        raise ValueError("must name a file that holds one value, without spaces inside it")
     return found[0]
 
 
 def secrets_file(value: str) -> tuple[Secret, ...]:
-    """The path of a file that holds one or more credentials, separated by blanks or line ends."""
-    # the path is never repeated: somebody will put the credential itself here
+    """Read one or more credentials, separated by spaces or line ends, from the file at a path."""
+    # the path is never shown: it may be the credential itself, by mistake
     try:
         with _open(value) as file:
             content = file.read(MAX_SECRET_FILE_SIZE + 1)
     except (OSError, ValueError) as error:
         raise ValueError(f"must name a readable file: {_reason(error)}") from None
     if len(content) > MAX_SECRET_FILE_SIZE:
-        raise ValueError("must name a file that holds a secret, but that one is over 64 kB")
+        raise ValueError("must name a file that holds a secret, but the file is over 64 kB")
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
-        raise ValueError("names a file that is empty: write the secret into it")
+        raise ValueError("names an empty file: write the secret into it")
     return _secrets(content, "must name a text file: its secrets must")
 
 
 def readable_file(value: str) -> Path:
-    """The path of a file that this process can read."""
+    """Parse the path of a file that this process can read."""
     try:
         _open(value).close()
     except (OSError, ValueError) as error:
@@ -235,7 +235,7 @@ def readable_file(value: str) -> Path:
 
 
 def certificates_file(value: str) -> Path:
-    """The path of a PEM file that holds at least one certificate."""
+    """Parse the path of a PEM file with at least one certificate."""
     path = readable_file(value)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
@@ -245,12 +245,12 @@ def certificates_file(value: str) -> Path:
 
 
 def networks(value: str) -> tuple[IPNetwork, ...]:
-    """IP addresses or networks, separated by commas or blanks: ``10.0.0.0/8, ::1``."""
+    """Parse IP addresses or networks, separated by commas or spaces: ``10.0.0.0/8, ::1``."""
     return tuple(_network(word) for word in words(value))
 
 
 def listen_address(value: str) -> str:
-    """A host as `host` takes it, or ``unix:/path`` for the file of a Unix socket."""
+    """Parse a host as `host` does, or ``unix:/path`` for the file of a Unix socket."""
     if not value.startswith("unix:"):
         return host(value)
     path = text(value).removeprefix("unix:")
@@ -262,17 +262,17 @@ def listen_address(value: str) -> str:
 
 
 def hosts(value: str) -> tuple[str, ...]:
-    """Host names or IP addresses without ports, separated by commas or blanks; see `host`."""
+    """Parse host names or IP addresses without ports, separated by commas or spaces."""
     return tuple(host(word) for word in words(value))
 
 
 def origins(value: str) -> tuple[str, ...]:
-    """Origins of web pages, separated by commas or blanks: ``https://app.example.com``."""
+    """Parse origins of web pages, separated by commas or spaces: ``https://app.example.com``."""
     return tuple(origin(word) for word in words(value))
 
 
 NEVER_QUOTE = frozenset({secret, secrets, secret_file, secrets_file, base_url, egress_proxy})
-"""The parsers whose messages hold no part of the text."""
+"""The parsers whose messages contain no part of the text."""
 
 
 def _limits(minimum: float | None, maximum: float | None) -> str:
@@ -290,17 +290,19 @@ def _within(number: float, minimum: float | None, maximum: float | None) -> bool
 def _secrets(content: bytes, must: str) -> tuple[Secret, ...]:
     found = content.split()
     if any(byte < 0x20 or byte == 0x7F for word in found for byte in word):
-        raise ValueError(f"{must} hold no control characters")
+        raise ValueError(f"{must} contain no control characters")
     if any(_PLACEHOLDER.fullmatch(word) for word in found):
-        raise ValueError("is still the documentation's placeholder: put a secret of your own there")
+        raise ValueError(
+            "is still the documentation's placeholder: replace it with a secret of your own"
+        )
     return tuple(Secret(word) for word in found)
 
 
 def _open(value: str) -> BinaryIO:
-    """Open a file, and no pipe: that could not be read again on SIGHUP, and would be waited for.
+    """Open a file, but no pipe, which blocks and cannot be reloaded on SIGHUP.
 
     :raises OSError: it cannot be opened.
-    :raises ValueError: it is no path.
+    :raises ValueError: `value` is not a path.
     """
     mode = os.stat(value).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -309,7 +311,7 @@ def _open(value: str) -> BinaryIO:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Why a file cannot be opened, without its path."""
+    """Return why a file cannot be opened, without its path."""
     return (error.strerror if isinstance(error, OSError) else None) or "it is not a path"
 
 
@@ -319,7 +321,7 @@ def _network(word: str) -> IPNetwork:
     except ValueError:
         pass
     else:
-        # addresses are compared as IPv4 where they are IPv4-mapped
+        # client addresses that are IPv4-mapped are compared as IPv4
         mapped = network.version == 6 and network.network_address.ipv4_mapped
         if mapped and network.prefixlen >= 96:
             return ipaddress.ip_network((mapped, network.prefixlen - 96))

@@ -1,6 +1,6 @@
-"""One setting: its name, how its text becomes a value, its default and its help.
+"""A setting: its name, how its text is parsed, its default and its help text.
 
-Plugins declare theirs in the same way; see `tornadoproxy.plugin.hookspecs.declare_settings`.
+Plugins declare theirs in the hook `tornadoproxy.plugin.hookspecs.declare_settings`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Setting(Struct, Generic[T_co], frozen=True, eq=False):
-    """One setting. Two are the same only if they are the same object.
+    """One setting; two objects are two settings, whatever their names.
 
-    :param name: its environment variable, in capitals: ``UPSTREAM_BASE_URL``.
-    :param parse: from text to value; raises ``ValueError("must be …")``, which is shown after the
-        name. See `tornadoproxy.config.parsers`.
-    :param default: its value if nobody sets it.
-    :param help: what it does, in a sentence or two, with its unit.
-    :param secret: whether its text is a credential, or may hold one: there is no flag for it,
-        since everybody on a machine can read a process's arguments, and it is never shown.
-    :param fallbacks: other variables that are asked when this one is absent; a blank one of them
-        counts as absent.
-    :param blank: whether it may be set to nothing, which then reaches `parse` as an empty text.
-        For every other setting, set but blank is a mistake.
+    :param name: the environment variable, in capitals: ``UPSTREAM_BASE_URL``.
+    :param parse: turns the text into the value. It raises ``ValueError("must be …")``, which is
+        shown after the name. See `tornadoproxy.config.parsers`.
+    :param default: the value if the setting is not set.
+    :param help: a phrase in lower case that says what the value is, with its unit; sentences may
+        follow it.
+    :param secret: the text is or may contain a credential: it is never shown, and there is no flag
+        for it, because every user of a machine can read a process's arguments.
+    :param fallbacks: other variables that are read when this one is not set; a blank one counts as
+        not set.
+    :param blank: the setting may be set to nothing, and `parse` gets an empty text then. Otherwise
+        set but blank is an error.
     """
 
     name: str
@@ -42,11 +43,15 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.name):
-            raise ValueError(f"a setting's name is in capitals, like LOG_LEVEL, not {self.name!r}")
+            raise ValueError(
+                f"a setting's name must be in capitals, such as LOG_LEVEL, not {self.name!r}"
+            )
         if self.name in {"ENV_FILE", "HELP", "VERSION"}:
-            raise ValueError(f"{self.name} would have a flag that is the program's own: rename it")
+            raise ValueError(
+                f"{self.name} would have the flag of the program's own option: rename it"
+            )
 
     @property
     def flag(self) -> str | None:
-        """Its flag, ``--upstream-base-url``; ``None`` if it is secret."""
+        """The flag, such as ``--upstream-base-url``; ``None`` for a secret setting."""
         return None if self.secret else "--" + self.name.lower().replace("_", "-")

@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class Settings:
-    """The values of all settings, read once; nothing changes them. See `replace`.
+    """The values of all settings; they never change, see `replace`.
 
-    :param values: a value for each declared setting.
-    :param variables: for each that was not left to its default, the variable that it came from:
-        its own name, or one of its fallbacks.
+    :param values: the value of each declared setting.
+    :param variables: for each setting that was set, the variable that set it: its own name or one
+        of its fallbacks.
     """
 
     __slots__ = ("_values", "_variables")
@@ -34,13 +34,13 @@ class Settings:
 
     @classmethod
     def defaults(cls, *declared: Setting[Any]) -> Settings:
-        """The defaults of the core's settings and of a plugin's own."""
+        """Return the defaults of the core's settings and of those of a plugin."""
         return cls({setting: setting.default for setting in (*CORE_SETTINGS, *declared)})
 
     def __getitem__(self, setting: Setting[T]) -> T:
-        """The value of `setting`.
+        """Return the value of `setting`.
 
-        :raises KeyError: nobody declared it.
+        :raises KeyError: it is not declared.
         """
         try:
             value: T = self._values[setting]
@@ -51,20 +51,20 @@ class Settings:
         return value
 
     def variable(self, setting: Setting[Any]) -> str | None:
-        """The variable that `setting` came from, its own or a fallback; ``None`` if defaulted."""
+        """Return the variable that set `setting`, its own or a fallback; ``None`` if not set."""
         return self._variables.get(setting)
 
     def is_set(self, name: str) -> bool:
-        """Whether somebody set the variable `name`, whichever plugin declares it."""
+        """Return whether the variable `name` is set, whichever plugin declares it."""
         return name in self._variables.values()
 
     def replace(self, values: Mapping[Setting[Any], Any]) -> Settings:
-        """Settings with `values` in place of, or besides, the present ones."""
+        """Return settings with `values` in place of, or besides, these."""
         variables = {setting: setting.name for setting in values}
         return Settings({**self._values, **values}, {**self._variables, **variables})
 
     def changed(self, other: Settings) -> tuple[Setting[Any], ...]:
-        """The settings whose values differ between these and `other`."""
+        """Return the settings whose values differ between these and `other`."""
         return tuple(each for each in self._values if self[each] != other[each])
 
     def __repr__(self) -> str:

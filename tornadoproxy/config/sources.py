@@ -1,12 +1,12 @@
-"""Reads settings from flags, then the environment, then ``.env``, then their defaults.
+"""Settings from flags, then the environment, then ``.env``, then their defaults.
 
-The first that has a variable wins. A fallback variable is asked only when none of them has the
-setting's own. Every fault is collected: whoever mends one shall not meet the next at the next
-start. No fault repeats what a secret setting, or a name nobody knows, was set to.
+The first source that has a variable wins. A fallback variable is read only if no source has the
+setting's own. All faults are reported at once. No fault repeats the value of a secret setting or of
+an unknown name.
 
 A ``.env`` may be shared with other programs, so unknown names in it are ignored. A name that is
-nearly a setting's is a mistake: one letter too many, too few or wrong, other capitals or
-underscores, or a word left out.
+similar to a setting's is an error: one letter too many, too few or wrong, other case or
+underscores, or a missing word.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 _ANTHROPIC_BASE_URL = "ANTHROPIC_BASE_URL"
 
-# nearly HTTPS_PROXY, and what other programs read
+# similar to HTTPS_PROXY, but read by other programs
 _OTHERS_OWN = frozenset({"HTTPPROXY"})
 
-# what anybody but the owner and the group may do with a file
+# permission bits of a file for users other than the owner and the group
 _OTHERS_READ = 0o004
 _OTHERS_WRITE = 0o002
 
-# the places of a `_Given` that are no file
+# the places of a `_Given` that are not files
 _COMMAND_LINE = "on the command line"
 _ENVIRONMENT = "in the environment"
 
 
 class _Given(Struct, frozen=True):
-    """A text that somebody set, where it stood, and under which name."""
+    """The text of a setting, the variable that holds it, and the place where it is set."""
 
     variable: str
     text: str
@@ -52,11 +52,11 @@ class _Given(Struct, frozen=True):
 
 
 class Sources(Struct, frozen=True):
-    """Where settings come from.
+    """The places that set settings.
 
-    :param flags: texts by variable, as the command line gave them.
+    :param flags: the texts of flags, by variable.
     :param environment: the process's environment.
-    :param env_file: the ``.env`` file. A name that is nearly a declared one is a fault.
+    :param env_file: the ``.env`` file.
     """
 
     flags: Mapping[str, str]
@@ -66,9 +66,9 @@ class Sources(Struct, frozen=True):
     __repr__ = object.__repr__  # a field may hold a credential
 
     def read(self, declared: Iterable[Setting[Any]]) -> Settings:
-        """The values of the `declared` settings.
+        """Return the values of the `declared` settings.
 
-        :raises ConfigurationError: with a line for each value that is wrong.
+        :raises ConfigurationError: a line for each invalid value.
         """
         values: dict[Setting[Any], Any] = {}
         variables: dict[Setting[Any], str] = {}
@@ -80,7 +80,7 @@ class Sources(Struct, frozen=True):
                 continue
             try:
                 values[setting] = _parsed(setting, given)
-            # a plugin's parser may fail in any way
+            # a plugin's parser may raise anything
             except Exception as error:
                 place = "" if given.place == _ENVIRONMENT else f" ({given.place})"
                 faults.append(f"{given.variable} {_complaint(setting, given, error)}{place}")
@@ -90,7 +90,7 @@ class Sources(Struct, frozen=True):
         return Settings(values, variables)
 
     def misspelt(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
-        """A fault for each name in the ``.env`` file that is nearly that of a declared setting."""
+        """Return a fault for each name in ``.env`` that is similar to a declared setting's."""
         names = _Names(declared)
         return tuple(
             f"{self.env_file.path}, line {entry.line}: unknown setting {name}: "
@@ -100,7 +100,7 @@ class Sources(Struct, frozen=True):
         )
 
     def warnings(self, declared: Iterable[Setting[Any]]) -> Iterator[str]:
-        """What is probably not meant, a line each."""
+        """Yield a line for each probable mistake."""
         declared = tuple(declared)
         names = _Names(declared)
         file = self.env_file
@@ -127,7 +127,7 @@ class Sources(Struct, frozen=True):
                 yield from _too_open(title, Path(given.text), rights)
 
     def origin(self, setting: Setting[Any]) -> tuple[str | None, str]:
-        """The text that `setting` was given, and where; ``None`` if it is left to its default."""
+        """Return the text of `setting` and the place that sets it; ``None`` if it is not set."""
         given = self._given(setting)
         if given is None:
             return None, "by default"
@@ -154,7 +154,7 @@ class Sources(Struct, frozen=True):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a fault about an unknown `name`: the one that is meant, if one is near."""
+    """Return the end of a fault about an unknown `name`: a suggestion if one is similar."""
     import difflib  # most starts have no fault
 
     found = difflib.get_close_matches(name, sorted(known), n=1)
@@ -169,18 +169,20 @@ def _parsed(setting: Setting[Any], given: _Given) -> object:
 
 def _complaint(setting: Setting[Any], given: _Given, error: Exception) -> str:
     if not isinstance(error, ValueError):
-        return f"has a value that its parser fails at ({type(error).__name__}): see `help settings`"
+        return (
+            f"has a value that its parser cannot read ({type(error).__name__}): see `help settings`"
+        )
     complaint = str(error)
     quiet = not setting.secret or setting.parse in parsers.NEVER_QUOTE
     if not quiet and _may_quote(complaint, given.text):
-        return "has a wrong value, which is not repeated here: see `help settings`"
+        return "has an invalid value, which is not shown here: see `help settings`"
     return complaint
 
 
 def _may_quote(complaint: str, text: str) -> bool:
-    """Whether `complaint` may repeat `text`: it has a quotation, or four characters in any case.
+    """Return whether `complaint` may repeat `text`: a quotation, or four characters in any case.
 
-    A secret's parser may be one for anything, or a bare `int`, whose errors quote what they got.
+    The parser of a secret may be any function, or a bare `int`, whose errors quote the text.
     """
     if "'" in complaint or '"' in complaint:
         return True
@@ -190,10 +192,10 @@ def _may_quote(complaint: str, text: str) -> bool:
 
 
 class _Names:
-    """The names of settings, and what is nearly one of them.
+    """The names of settings, and names that are similar to one.
 
-    Two names are near if they are equal once each has lost at most one letter: an environment of
-    hundreds of names is compared with all of them in a millisecond.
+    Two names are similar if they are equal once each has lost at most one letter. Comparing an
+    environment of hundreds of names takes a millisecond.
     """
 
     def __init__(self, declared: Iterable[Setting[Any]]) -> None:
@@ -207,7 +209,7 @@ class _Names:
                 self._near.setdefault(short, name)
 
     def meant(self, name: str) -> str | None:
-        """The setting that `name` is nearly the name of; ``None`` if it is one, or near none."""
+        """Return the setting whose name is similar to `name`; ``None`` if none is, or it is one."""
         if name in self.known:
             return None
         letters = _letters(name)
@@ -222,17 +224,17 @@ def _letters(name: str) -> str:
 
 
 def _shortened(letters: str) -> Iterator[str]:
-    """`letters`, and all that is left of them without one."""
+    """Yield `letters`, then `letters` without each one of them."""
     yield letters
     for at in range(len(letters)):
         yield letters[:at] + letters[at + 1 :]
 
 
 def _forbidden_rights(setting: Setting[Any]) -> int:
-    """What others must not have of the file that `setting` names; 0 if it names none."""
+    """Return the permission that other users must not have on the file of `setting`, or 0."""
     if setting.parse in (parsers.secret_file, parsers.secrets_file) or setting is TLS_KEY:
         return _OTHERS_READ
-    # a database is what a plugin keeps: who can write it lets themselves in
+    # a plugin's database: a user who can write to it can add a key
     return _OTHERS_WRITE if setting.parse is parsers.path else 0
 
 
@@ -240,7 +242,7 @@ def _too_open(title: str, path: Path, rights: int) -> Iterator[str]:
     try:
         open_to_others = path.stat().st_mode & rights
     except (OSError, ValueError):
-        return  # whoever needs it says so
+        return  # reported where the file is opened
     if open_to_others:
         what, mend = ("read", "o-r") if rights == _OTHERS_READ else ("write", "o-w")
         yield f"{title}: every user of this machine can {what} it: chmod {mend} {path}"

@@ -1,4 +1,4 @@
-"""Which key the upstream gets, and which variable it comes from."""
+"""The key that is sent upstream, and the variable that sets it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def upstream_key(settings: Settings) -> Secret | None:
-    """The key that the upstream gets; ``None`` if there is none.
+    """Return the key that is sent upstream; ``None`` if there is none.
 
-    The file goes before ``ANTHROPIC_API_KEY``, which is a fallback; a file beside a
-    ``UPSTREAM_API_KEY`` is refused at start.
+    The file takes precedence over the fallback ``ANTHROPIC_API_KEY``; together with
+    ``UPSTREAM_API_KEY`` it is an error at start.
     """
     return settings[UPSTREAM_API_KEY_FILE] or settings[UPSTREAM_API_KEY]
 

@@ -1,4 +1,4 @@
-"""URLs, origins and hosts: from their text to values that have one reading."""
+"""URLs, origins and hosts, parsed so that they have one interpretation only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ _URL_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 
 
 class BaseURL(Struct, frozen=True):
-    """The URL below which an HTTP service lives.
+    """The base URL of an HTTP service.
 
     :param scheme: ``http`` or ``https``.
     :param host: a host name in lower case, an IPv4 address, or an IPv6 address without brackets.
-    :param port: always a number; the scheme's own where the URL names none.
-    :param prefix: the path before every request's own: empty, or ``/a/b`` without a slash at the
-        end.
+    :param port: the scheme's default port if the URL has none.
+    :param prefix: the path in front of every request's: empty, or ``/a/b`` without a final slash.
     """
 
     scheme: str
@@ -36,7 +35,7 @@ class BaseURL(Struct, frozen=True):
 
     @property
     def authority(self) -> str:
-        """Host and port for the ``Host`` header: the scheme's own port left out."""
+        """Host and port for the ``Host`` header, without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -50,12 +49,11 @@ class BaseURL(Struct, frozen=True):
 
 
 class EgressProxy(Struct, frozen=True):
-    """An HTTP proxy on the way out, asked by ``CONNECT``.
+    """An HTTP proxy to the upstream, used with ``CONNECT``.
 
     :param host: a host name, an IPv4 address, or an IPv6 address without brackets.
-    :param port: its port.
-    :param credentials: ``user:password``, decoded, as ``Proxy-Authorization: Basic`` wants it
-        before base64; ``None`` if the proxy asks for none.
+    :param credentials: ``user:password``, decoded, for ``Proxy-Authorization: Basic``; ``None`` if
+        the proxy needs none.
     """
 
     host: str
@@ -64,7 +62,7 @@ class EgressProxy(Struct, frozen=True):
 
 
 def host(value: str) -> str:
-    """A host name in lower case, an IPv4 address, or an IPv6 address without brackets."""
+    """Parse a host name into lower case, an IPv4 address, or an IPv6 address without brackets."""
     try:
         bracketed = re.fullmatch(r"\[(.*:.*)\]", value)
         return _host(bracketed[1] if bracketed else value)
@@ -75,63 +73,63 @@ def host(value: str) -> str:
 
 
 def base_url(value: str) -> BaseURL:
-    """An http or https URL, perhaps with a path prefix: ``https://gateway.example/anthropic``.
+    """Parse an http or https URL, perhaps with a path prefix: ``https://gateway.example/anthropic``.
 
-    Whatever would make two readers disagree about where it leads is refused: user and password,
-    query, fragment, dot segments, empty segments, encoded slashes, blanks, non-ASCII characters.
+    Ambiguous parts are refused: user and password, query, fragment, dot segments, empty segments,
+    encoded slashes, spaces, non-ASCII characters.
     """
     if not value.isascii():
-        raise ValueError("must be ASCII: write the path percent-encoded and the host in punycode")
+        raise ValueError("must be ASCII: percent-encode the path and write the host in punycode")
     if re.search(r"[\x00-\x20\x7f]", value):
-        raise ValueError("must not hold blanks or control characters: write them percent-encoded")
+        raise ValueError("must not contain spaces or control characters: percent-encode them")
     scheme, colon, rest = value.partition("://")
     scheme = scheme.lower()
     if not colon or scheme not in _DEFAULT_PORTS:
-        raise ValueError("must begin with https:// or http://, as https://api.anthropic.com does")
+        raise ValueError("must begin with https:// or http://, such as https://api.anthropic.com")
     if "?" in rest or "#" in rest:
         raise ValueError("must have neither a query nor a fragment: end it before the ? or #")
     authority, slash, path = rest.partition("/")
     if "@" in authority:
-        raise ValueError("must hold no user or password: take out what stands before the @")
+        raise ValueError("must contain no user or password: remove the part before the @")
     name, port = _split_authority(authority, _DEFAULT_PORTS[scheme])
     return BaseURL(scheme, name, port, _prefix(slash + path))
 
 
 def egress_proxy(value: str) -> EgressProxy | None:
-    """An http proxy: ``http://user:password@proxy.example:3128``; an empty text is ``None``.
+    """Parse an http proxy: ``http://user:password@proxy.example:3128``; an empty text is ``None``.
 
-    User and password are percent-encoded. Without a scheme, http is meant.
+    User and password are percent-encoded. Without a scheme, http is assumed.
     """
-    # nothing of the text is repeated: it may hold a password
+    # no message repeats the text, which may contain a password
     if not value:
         return None
     scheme, colon, rest = value.partition("://")
     if not colon:
         scheme, rest = "http", value
     if scheme.lower() != "http":
-        raise ValueError("must begin with http://: no other kind of proxy is known")
+        raise ValueError("must begin with http://: other kinds of proxies are not supported")
     userinfo, at, authority = rest.removesuffix("/").rpartition("@")
     if re.search(r"[\x00-\x20\x7f/?#]", rest.removesuffix("/")):
         raise ValueError("must be http://host:port, perhaps with user:password@ before the host")
     credentials = unquote_to_bytes(userinfo.encode("utf-8", "surrogateescape"))
     if _CONTROLS.search(credentials.decode("latin-1")):
-        raise ValueError("must hold no control characters in its user and password")
+        raise ValueError("must contain no control characters in its user and password")
     name, port = _split_authority(authority, _DEFAULT_PORTS["http"])
     return EgressProxy(name, port, Secret(credentials) if at else None)
 
 
 def origin(word: str) -> str:
-    """The origin of a web page as a browser sends it in ``Origin`` (RFC 6454 §6.2).
+    """Parse the origin of a web page into the form that a browser sends (RFC 6454 §6.2).
 
-    It is in lower case, without the scheme's own port.
+    That is lower case, without the scheme's default port.
     """
     if "*" in word:
         raise ValueError(
-            "must name each origin in full, such as https://app.example.com: with a * in it, "
-            "pages of strangers could use this proxy, too"
+            "must name each origin in full, such as https://app.example.com: a * would let "
+            "any web page use this proxy"
         )
     if "@" in word:
-        raise ValueError("must hold no user or password: take out what stands before the @")
+        raise ValueError("must contain no user or password: remove the part before the @")
     scheme, _, authority = word.partition("://")
     scheme = scheme.lower()
     if scheme not in _DEFAULT_PORTS or re.search("[/?#]", authority):
@@ -171,17 +169,17 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
 def _prefix(path: str) -> str:
     prefix = path.rstrip("/")
     if not _URL_PATH.fullmatch(prefix):
-        raise ValueError("must hold no character that does not belong in a URL's path")
+        raise ValueError("must contain only characters that are allowed in a URL's path")
     if re.search(r"%(2f|5c)", prefix, re.IGNORECASE):
-        raise ValueError("must hold no encoded slash or backslash")
+        raise ValueError("must contain no encoded slash or backslash")
     segments = prefix.split("/")[1:]
     if "" in segments:
-        raise ValueError("must hold no double slash")
+        raise ValueError("must contain no double slash")
     if any(re.sub("%2e", ".", each, flags=re.IGNORECASE) in (".", "..") for each in segments):
-        raise ValueError("must hold no . or .. as a part of its path")
+        raise ValueError("must contain no . or .. as a part of its path")
     if prefix.endswith(("/v1", "/v1/messages")):
         raise ValueError(
             f"must not end in {prefix[prefix.rindex('/v1') :]}: every request's path begins with "
-            "/v1 already, leave it out"
+            "/v1 already, remove it"
         )
     return prefix
