@@ -14,9 +14,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-pytest_plugins = ["tornadoproxy.testing"]
+pytest_plugins = ["tornadoproxy.testing", "in_process"]
 pytest.register_assert_rewrite(
-    "budget_team", "keyed", "people", "program", "served", "way_of_asking"
+    "budget_team", "in_process", "keyed", "people", "program", "served", "way_of_asking"
 )
 
 

@@ -77,7 +77,7 @@ def credential(
         path = sources.origin(by_name["AUTH_TOKEN_FILE"])[0] or ""
         found = f"cat {_quoted(path)}"
     elif not settings.is_set("AUTH_TOKEN"):
-        placeholder, own = "your-token", "your credential, if you need one"
+        placeholder, own = "your-token", "your credential (if you need one)"
         if settings.is_set("KEYS_DB"):
             placeholder, own = "your-key", "a key of yours"
         title = f"Paste this first, with {own} in place of {placeholder}:"

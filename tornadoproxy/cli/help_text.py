@@ -33,8 +33,8 @@ Flags of every command:
 
 _SETTINGS = """\
 A setting is read from its flag, else from the environment, else from .env, else
-it has its default. In .env, ${NAME} is not expanded, and a value takes one line.
-SIGHUP reloads secrets and the settings of plugins."""
+it has its default. In .env, ${NAME} is not expanded, and a value takes one
+line. SIGHUP reloads secrets and the settings of plugins."""
 
 
 def commands_text(plugins: Iterable[PluginInfo]) -> str:

@@ -1,0 +1,78 @@
+"""The lines that are shown once the proxy listens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tornadoproxy import Secret, Settings
+from tornadoproxy.cli import banner
+from tornadoproxy.config import env_file
+from tornadoproxy.config.core_settings import (
+    HOST,
+    TLS_CERT,
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+)
+from tornadoproxy.config.sources import Sources
+from tornadoproxy.plugin.manager import Plugins
+
+SETTINGS = Settings.defaults().replace({UPSTREAM_API_KEY: Secret("sk-canary-key-51d0a7")})
+
+
+@pytest.mark.parametrize(
+    ("host", "listening", "client"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:9", "http://127.0.0.1:9"),
+        ("0.0.0.0", "http://0.0.0.0:9", "http://127.0.0.1:9"),
+        ("::", "http://[::]:9", "http://[::1]:9"),
+        ("proxy.example", "http://proxy.example:9", "http://proxy.example:9"),
+    ],
+)
+def test_banner_has_a_url_that_works(host: str, listening: str, client: str) -> None:
+    settings = SETTINGS.replace({HOST: host})
+    facts = banner.facts(settings, 9, (), ())
+    assert ("address", listening) in facts
+    lines = "\n".join(banner.banner(settings, 9, facts, "x"))
+    assert f"ANTHROPIC_BASE_URL={client}\n" in lines
+    assert f'base_url="{client}/openai/v1"' in lines
+    assert banner.streaming_curl(settings, 9, "x").startswith(f"curl -N {client}/v1/messages")
+
+
+def test_banner_with_tls_has_an_https_url() -> None:
+    settings = SETTINGS.replace({TLS_CERT: Path("cert.pem")})
+    assert banner.listening_url(settings, 443) == "https://127.0.0.1"
+
+
+def test_banner_names_the_variable_of_the_key() -> None:
+    def upstream(settings: Settings) -> str:
+        return dict(banner.facts(settings, 9, (), ()))["upstream"]
+
+    assert upstream(SETTINGS).endswith("key from UPSTREAM_API_KEY")
+    assert upstream(Settings.defaults()).endswith("no key")
+    by_file = Settings.defaults().replace({UPSTREAM_API_KEY_FILE: Secret("k")})
+    assert upstream(by_file).endswith("key from UPSTREAM_API_KEY_FILE")
+
+
+def test_banner_writes_the_credential_for_shell_and_python() -> None:
+    lines = "\n".join(banner.banner(SETTINGS, 9, [("a", "b")], "$AUTH_TOKEN"))
+    assert 'export ANTHROPIC_AUTH_TOKEN="$AUTH_TOKEN"' in lines
+    assert 'api_key=os.environ["AUTH_TOKEN"]' in lines
+    lines = "\n".join(banner.banner(SETTINGS, 9, [("a", "b")], "throw-away"))
+    assert 'api_key="throw-away"' in lines
+
+
+def test_credential_of_other_plugins_is_a_placeholder() -> None:
+    declared = Plugins.load().declared_settings()
+    nothing = Sources({}, {}, env_file.EnvFile(Path(".env"), {}))
+    settings = Settings.defaults(*declared)
+    assert banner.credential(settings, nothing, declared) == (
+        "Paste this first, with your credential (if you need one) in place of your-token:",
+        "export AUTH_TOKEN=your-token",
+    )
+    (keys,) = [setting for setting in declared if setting.name == "KEYS_DB"]
+    assert banner.credential(settings.replace({keys: Path("keys.db")}), nothing, declared) == (
+        "Paste this first, with a key of yours in place of your-key:",
+        "export AUTH_TOKEN=your-key",
+    )

@@ -1,0 +1,100 @@
+"""The ``.env`` file: its format, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from given import CANARY, sources
+
+from tornadoproxy.config import env_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        *((f"AUTH_TOKEN=abc{end}", "abc") for end in ("", "\n", "\r\n", " # mine")),
+        *((f"{start}AUTH_TOKEN=abc", "abc") for start in ("\ufeff", "export ", "# a\n\n  ")),
+        *((f"AUTH_TOKEN{rest}", "abc") for rest in (" = abc", "='abc'", '="abc"')),
+        ("AUTH_TOKEN=abc#def", "abc#def"),
+        ("AUTH_TOKEN='abc # def'", "abc # def"),
+        ("AUTH_TOKEN=$HOME/${HOME}", "$HOME/${HOME}"),
+        ("AUTH_TOKEN=a=b,c", "a=b,c"),
+        ("AUTH_TOKEN='schlüssel'", "schlüssel"),
+        ("AUTH_TOKEN=old\nAUTH_TOKEN=new", "new"),
+        ("AUTH_TOKEN=a\u2028b", "a\u2028b"),
+        ("AUTH_TOKEN=", ""),
+    ],
+)
+def test_env_file_value_in_each_format_is_read(tmp_path: Path, content: str, value: str) -> None:
+    read = sources(tmp_path, file=content).env_file
+    assert read.faults == ()
+    assert read.entries["AUTH_TOKEN"].value == value
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "told"),
+    [
+        (f"PORT=1\n\n'{CANARY}\n", 3, "cannot be parsed: write NAME=value"),
+        (f'AUTH_TOKEN="{CANARY}\n', 1, "cannot be parsed: write NAME=value"),
+        (f"AUTH_TOKEN='a' {CANARY}\n", 1, "cannot be parsed: write NAME=value"),
+        (f"PORT=1\n{CANARY}\n", 2, "has no =: write NAME=value"),
+        (f"export {CANARY}\n", 1, "has no =: write NAME=value"),
+        (f'A="{CANARY}\nB="\n', 1, "a quote is not closed on its line: close it"),
+    ],
+)
+def test_env_file_bad_line_is_named_by_number_only(
+    tmp_path: Path, content: str, line: int, told: str
+) -> None:
+    read = sources(tmp_path, file=content).env_file
+    assert read.faults == (f"{tmp_path / '.env'}, line {line}: {told}",)
+
+
+def test_env_file_bad_lines_are_all_faults(tmp_path: Path) -> None:
+    read = sources(tmp_path, file="A\nPORT=1\n'\nB\n").env_file
+    assert [fault.partition("line ")[2][0] for fault in read.faults] == ["1", "3", "4"]
+    assert read.entries["PORT"].value == "1"
+
+
+def _written(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (_written(b"PORT=1\0"), "is binary: replace or remove it"),
+        (_written(b"PORT=\xff\xfe"), "is not UTF-8 text: fix or remove it"),
+        (_written("PORT=1".encode("utf-16")), "is not UTF-8 text: fix or remove it"),
+        (_written(b"#" * 65_537), "is larger than 64 kB: shorten or remove it"),
+        (Path.mkdir, "is not a regular file: replace or remove it"),
+        (os.mkfifo, "is not a regular file: replace or remove it"),
+        (
+            lambda path: path.symlink_to(path),
+            "cannot be read (Too many levels of symbolic links): fix or remove it",
+        ),
+        (lambda path: path.symlink_to("moved-away"), "does not exist: create it or name another"),
+    ],
+)
+def test_env_file_that_cannot_be_used_is_a_fault(
+    tmp_path: Path, make: Callable[[Path], object], told: str
+) -> None:
+    make(tmp_path / ".env")
+    assert sources(tmp_path).env_file.faults == (f"{tmp_path / '.env'} {told}",)
+
+
+def test_env_file_that_is_absent_is_a_fault_if_required(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    assert env_file.read(path, required=False).faults == ()
+    assert env_file.read(path, required=True).faults == (
+        f"{path} does not exist: create it or name another",
+    )
+
+
+def test_env_file_dev_null_is_empty() -> None:
+    assert env_file.read(Path(os.devnull), required=True).faults == ()
