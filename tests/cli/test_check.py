@@ -107,7 +107,7 @@ def test_argument_that_is_wrong_is_one_line(
         ({"AUTH_TOKEN_FILE": "absent"}, None, "AUTH_TOKEN_FILE must name a readable file"),
         ({"AUTH_TOKEN_FILE": KEY}, None, "AUTH_TOKEN_FILE must name a readable file"),
         ({"UPSTREAM_API_KEY": f"{KEY} {KEY}"}, None, "UPSTREAM_API_KEY must be one value"),
-        ({"HOST": "0.0.0.0"}, None, "HOST is 0.0.0.0 and no AUTH_TOKEN is set: set one"),
+        ({"HOST": "0.0.0.0"}, None, "HOST is 0.0.0.0 and no AUTH_TOKEN is set; set one"),
         ({"DISABLED_PLUGINS": "token"}, None, "No plugin authenticates requests"),
         ({"DISABLED_PLUGINS": "tokn"}, None, "DISABLED_PLUGINS names "),
         (

@@ -140,7 +140,7 @@ def test_plugins_are_listed_although_one_refuses_the_settings(commands: Commands
     assert shown.states["token"] == "loaded"
     assert shown.setting("token", "AUTH_TOKEN") == ["not set", "by default"]
     (fault,) = done.errors.splitlines()
-    assert fault.startswith("tornadoproxy: HOST is 0.0.0.0 and no AUTH_TOKEN is set: set one")
+    assert fault.startswith("tornadoproxy: HOST is 0.0.0.0 and no AUTH_TOKEN is set; set one")
 
 
 def test_plugins_are_not_listed_if_the_disabled_are_unknown(commands: Commands) -> None:

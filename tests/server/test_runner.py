@@ -130,8 +130,8 @@ async def test_printed_lines_work_when_pasted(
     ) as program:
         await program.port()
         printed = program.errors.all
-        lines = printed[printed.index("to paste first:") :]
-        shell = [line for line in lines if not re.search("^to paste|client = ", line)]
+        lines = printed[printed.index("Paste this first:") :]
+        shell = [line for line in lines if not re.search("^Paste |client = ", line)]
         if file is None:  # the SDKs take seconds to import
             snippets = [line for line in lines if "client = " in line]
             code = "\n".join(f"{each}; print(client.models.list().data[0].id)" for each in snippets)
