@@ -17,7 +17,7 @@ from tornadoproxy.fakes.http_message import request_bytes
 if TYPE_CHECKING:
     from tornadoproxy.fakes.raw_client import RawResponse
 
-TOKEN = "token-of-clients-in-numbers"
+TOKEN = "test-token-that-clients-present"  # TEST_TOKEN, without pytest
 
 ORDINARY = 0
 """The number of a request that is no part of the load."""

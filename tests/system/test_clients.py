@@ -11,14 +11,14 @@ import os
 import resource
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from load_content import TOKEN
 from peer_process import Peer, peer_process
 from proxy_process import ProxyProcess, proxy_process, until
+from way_of_asking import EVENTS, WAYS, Way
 
 from tornadoproxy.config.core_settings import CLIENT_IDLE_TIMEOUT
 from tornadoproxy.testing import (
@@ -26,9 +26,6 @@ from tornadoproxy.testing import (
     ScriptedUpstream,
     UpstreamExchange,
     event,
-    message_document,
-    message_events,
-    request_bytes,
 )
 
 if TYPE_CHECKING:
@@ -41,145 +38,64 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts descript
 MEGABYTE = 1 << 20
 
 
-# -- who leaves
+# -- clients that disconnect
 
-
-PATHS = {"anthropic": "/v1/messages", "openai": "/openai/v1/chat/completions"}
 EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
-DOCUMENT = message_document("one two three")
-EVENTS = message_events(DOCUMENT)
-JSON = json.dumps(DOCUMENT).encode()
+HEAD_END = b"\r\n\r\n"
+STREAM = Way("anthropic", stream=True)
+
+# the length of what a client has sent of its request when it disconnects
+PARTS: tuple[Callable[[bytes], int], ...] = (
+    lambda request: 0,
+    lambda request: 6,
+    lambda request: request.index(HEAD_END) - 3,
+    lambda request: request.index(HEAD_END) + 4,
+    lambda request: len(request) - 5,
+)
+HAS_HEAD = PARTS[3:]
 
 
-async def close(client: RawConnection) -> None:
-    await client.close()
-
-
-async def reset(client: RawConnection) -> None:
-    await client.reset()
-
-
-WAYS = (close, reset)
-
-
-class Kind(NamedTuple):
-    """What a client asks for."""
-
-    dialect: str
-    streams: bool
-
-    def request(self, token: str) -> bytes:
-        """The request."""
-        document = {
-            "model": "claude-sonnet-5-5",
-            "max_tokens": 9,
-            "stream": self.streams,
-            "messages": [{"role": "user", "content": "Hi"}],
-        }
-        body = json.dumps(document).encode()
-        return request_bytes("POST", PATHS[self.dialect], {}, body, token=token)
-
-
-STREAM = Kind("anthropic", streams=True)
-KINDS = [Kind(dialect, streams) for dialect in PATHS for streams in (False, True)]
-# How much of its request a client has sent when it leaves: all of these are before its end.
-
-
-def nothing(request: bytes) -> int:
-    return 0
-
-
-def half_a_line(request: bytes) -> int:
-    return 6
-
-
-def half_a_head(request: bytes) -> int:
-    return request.index(b"\r\n\r\n") - 3
-
-
-def head_alone(request: bytes) -> int:
-    return request.index(b"\r\n\r\n") + 4
-
-
-def half_a_body(request: bytes) -> int:
-    return len(request) - 5
-
-
-PARTS = (nothing, half_a_line, half_a_head, head_alone, half_a_body)
-HAS_HEAD = (head_alone, half_a_body)
-
-
-# What the upstream has answered by then, before it falls silent.
-
-
-async def no_response(exchange: UpstreamExchange, kind: Kind) -> None:
-    pass
-
-
-async def part_of_a_head(exchange: UpstreamExchange, kind: Kind) -> None:
-    await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Ty")
-
-
-async def head(exchange: UpstreamExchange, kind: Kind) -> None:
-    if kind.streams:
-        await exchange.head(200, EVENT_STREAM)
+def begun_responses(way: Way) -> list[bytes]:
+    """What the upstream has sent by then: from nothing to all but the end."""
+    if way.stream:
+        head = way.head(b"Transfer-Encoding: chunked")
+        part, whole = (b"%x\r\n%b\r\n" % (len(data), data) for data in (way.part, way.body))
     else:
-        await exchange.head(200, {"Content-Length": str(len(JSON))})
+        head = way.head(b"Content-Length: %d" % len(way.body))
+        part, whole = way.part, way.body[:-1]
+    return [b"", b"HTTP/1.1 200 OK\r\nContent-Ty", head, head + part, head + whole]
 
 
-async def part_of_the_body(exchange: UpstreamExchange, kind: Kind) -> None:
-    await head(exchange, kind)
-    if kind.streams:
-        await exchange.chunk(b"".join(EVENTS[:5]) + EVENTS[5][:9])
-    else:
-        await exchange.send(JSON[:9])
-
-
-async def all_but_the_end(exchange: UpstreamExchange, kind: Kind) -> None:
-    await head(exchange, kind)
-    if kind.streams:
-        await exchange.chunk(b"".join(EVENTS))
-    else:
-        await exchange.send(JSON[:-1])
-
-
-ANSWERED = (no_response, part_of_a_head, head, part_of_the_body, all_but_the_end)
-Answered = Callable[[UpstreamExchange, Kind], Awaitable[None]]
-
-
-def responses(kind: Kind, answered: Answered) -> Response:
-    """Answers as far as that, and falls silent."""
-
+def hanging_response(sent: bytes) -> Response:
     async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
-        await answered(exchange, kind)
+        if sent:
+            await exchange.send(sent)
         await exchange.disconnected()
 
     return response
 
 
-async def reached(client: RawConnection, answered: Answered, kind: Kind) -> None:
-    """Read what a client gets of that; a chat completion that is no stream is held till whole."""
-    begins = answered in {head, part_of_the_body, all_but_the_end}
-    if not begins or (kind.dialect == "openai" and not kind.streams):
+async def reached(client: RawConnection, way: Way, sent: bytes) -> None:
+    """Read what a client gets of that; a translated JSON response is held until it is whole."""
+    if HEAD_END not in sent or not way.shows_all:
         return
-    response = await client.head()
-    assert response.status == 200
-    if answered is not head:
+    assert (await client.head()).status == 200
+    if not sent.endswith(HEAD_END):
         assert await client.read()
 
 
 class Moment(NamedTuple):
-    """When one of many leaves."""
+    """When one of many disconnects: within its request, or within the response."""
 
-    kind: Kind
+    way: Way
     part: Callable[[bytes], int] | None
-    answered: Answered
+    response: bytes = b""
 
 
 MOMENTS = [
-    *(Moment(kind, part, no_response) for kind in KINDS for part in PARTS),
-    *(Moment(kind, None, answered) for kind in KINDS for answered in ANSWERED),
+    *(Moment(way, part) for way in WAYS for part in PARTS),
+    *(Moment(way, None, sent) for way in WAYS for sent in begun_responses(way)),
 ]
 
 
@@ -196,19 +112,19 @@ async def test_200_disconnects_at_any_moment_leave_nothing(
         for number in range(count):
             moment = MOMENTS[number % len(MOMENTS)]
             client = await RawConnection.open(proxy.port)
-            request = moment.kind.request(TOKEN)
+            request = moment.way.request
             if moment.part is not None:
                 await client.send(request[: moment.part(request)])
             else:
-                upstream.script(responses(moment.kind, moment.answered))
+                upstream.script(hanging_response(moment.response))
                 await client.send(request)
                 asked += 1
                 await (await upstream.received(asked)).complete()
-                await reached(client, moment.answered, moment.kind)
+                await reached(client, moment.way, moment.response)
             clients.append((moment, client))
         assert (await proxy.ask()).status == 200  # by now what the last one sent has been read
         for number, (_, client) in enumerate(clients):
-            await WAYS[number // len(MOMENTS) % 2](client)
+            await (client.reset if number // len(MOMENTS) % 2 else client.close)()
         async with asyncio.timeout(1):
             await upstream.all_closed()
             await until(lambda: proxy.descriptors() <= before, 1)
@@ -292,13 +208,11 @@ DELTA = event(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "kind", [KINDS[0], KINDS[1], KINDS[3]], ids=["anthropic-JSON", "anthropic-SSE", "openai-SSE"]
-)
+@pytest.mark.parametrize("way", [way for way in WAYS if way.shows_all], ids=str)
 @pytest.mark.gen_test(timeout=110)
 @pytest.mark.timeout(130)
 async def test_unread_response_takes_less_than_32_mb(
-    kind: Kind, upstream: ScriptedUpstream, tmp_path: Path
+    way: Way, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     """Of 256 MB the proxy keeps less than 32, and passes on all of them once they are read."""
     pieces = 256 * MEGABYTE // len(DELTA) + 1
@@ -308,15 +222,15 @@ async def test_unread_response_takes_less_than_32_mb(
     async def response(exchange: UpstreamExchange) -> None:
         nonlocal sent
         await exchange.read_all()
-        if kind.streams:
+        if way.stream:
             await exchange.head(200, EVENT_STREAM)
             await exchange.chunk(b"".join(EVENTS[:3]))
         else:
             await exchange.head(200, {"Content-Length": str(whole)})
         for _ in range(pieces):
-            await (exchange.chunk(DELTA) if kind.streams else exchange.send(DELTA))
+            await (exchange.chunk(DELTA) if way.stream else exchange.send(DELTA))
             sent += len(DELTA)
-        if kind.streams:
+        if way.stream:
             await exchange.chunk(b"".join(EVENTS[-3:]))
             await exchange.last_chunk()
 
@@ -326,7 +240,7 @@ async def test_unread_response_takes_less_than_32_mb(
         upstream.script(response)
         client = await RawConnection.open(proxy.port, receive_buffer=16_384)
         stack.push_async_callback(client.close)
-        await client.send(kind.request(TOKEN))
+        await client.send(way.request)
         await upstream.received(2)
         before = -1
         while before < sent or not sent:
@@ -338,7 +252,7 @@ async def test_unread_response_takes_less_than_32_mb(
         await client.head()
         received, last = 0, b""
         # a stream ends with its last chunk, and any other answer with its length
-        while not last.endswith(b"\r\n0\r\n\r\n") and (kind.streams or received < whole):
+        while not last.endswith(b"\r\n0\r\n\r\n") and (way.stream or received < whole):
             piece = await client.read()
             received += len(piece)
             last = (last + piece)[-7:]
@@ -402,7 +316,7 @@ class Streams:
         """Ask for one on each of these connections, and see its first part."""
         self._clients = clients
         for client in clients:
-            await client.send(STREAM.request(TOKEN))
+            await client.send(STREAM.request)
             assert (await client.head()).status == 200
         await self._see(self.PARTS[0])
 
@@ -464,7 +378,7 @@ async def test_oldest_idle_connection_makes_room(
         async with asyncio.timeout(10):
             await idle[0].disconnected()
             assert (await proxy.ask()).status == 200
-            await idle[-1].send(STREAM.request(TOKEN))
+            await idle[-1].send(STREAM.request)
             assert (await idle[-1].response()).status == 200
         assert proxy.descriptors() - before <= most
         await streams.go_on()
@@ -530,7 +444,7 @@ async def test_client_without_room_waits_or_gets_503(
         results = []
         for _ in range(CROWD):
             (client,) = await open_many(stack, proxy.port, 1)
-            await client.send(STREAM.request(TOKEN))
+            await client.send(STREAM.request)
             results.append(asyncio.create_task(result(client)))
         await until(lambda: began[200] >= 50, 10)
         await check_calm(proxy)
