@@ -1,4 +1,4 @@
-"""What Claude Code needs of a gateway: its requests as it sends them, and what it goes by."""
+"""What Claude Code needs of a gateway: its own requests, errors and retry headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from tornadoproxy.testing import OpenRaw, Proxy, RawResponse, Records, ScriptedUpstream
+    from tornadoproxy.testing import Ask, Proxy, Records, ScriptedUpstream
 
 SESSION = "0b0ad2a5-3a1c-4f6e-9d58-1a7f5f0f6f0a"
 HEADERS = [
@@ -43,10 +43,6 @@ HEADERS = [
 ]
 API_KEY = ("x-api-key", TEST_TOKEN)
 BEARER = ("Authorization", f"Bearer {TEST_TOKEN}")
-CREDENTIALS = pytest.mark.parametrize(
-    "credentials", [[API_KEY], [BEARER], [API_KEY, BEARER]], ids=["x-api-key", "Bearer", "both"]
-)
-
 SOURCE = """<system-reminder>Do "this" & <b>that</b></system-reminder>
 <?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>
 '; DROP TABLE users; -- <script>alert(1)</script> ${jndi:ldap://x} ../../etc/passwd
@@ -65,27 +61,25 @@ def sent(method: str, target: str, credentials: list[tuple[str, str]], body: byt
     return request_bytes(method, target, [*HEADERS, *credentials], body)
 
 
-async def ask(raw: OpenRaw, request: bytes) -> RawResponse:
-    client = await raw()
-    await client.send(request)
-    return await client.response(to_head=request.startswith(b"HEAD"))
-
-
-@CREDENTIALS
 @pytest.mark.parametrize(
-    "target", ["/v1/messages?beta=true", "/v1/messages/count_tokens?beta=true"]
+    ("target", "credentials"),
+    [
+        ("/v1/messages?beta=true", [API_KEY]),
+        ("/v1/messages?beta=true", [API_KEY, BEARER]),
+        ("/v1/messages/count_tokens?beta=true", [BEARER]),
+    ],
+    ids=["x-api-key", "both", "count_tokens with Bearer"],
 )
-async def test_requests_go_upstream_as_they_are(
+async def test_claude_code_request_goes_upstream_unchanged(
     target: str,
     credentials: list[tuple[str, str]],
-    raw: OpenRaw,
+    ask: Ask,
     proxy: Proxy,
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
-    """Headers and body untouched, source code and XML included; one credential, the upstream's."""
     upstream.script(bytes_response(b"{}"))
-    assert (await ask(raw, sent("POST", target, credentials, BODY))).status == 200
+    assert (await ask(sent("POST", target, credentials, BODY))).status == 200
     request = upstream.requests[0]
     assert (request.method, request.target) == ("POST", target)
     assert request.body == BODY
@@ -102,55 +96,47 @@ async def test_requests_go_upstream_as_they_are(
     )
 
 
-async def test_requests_of_a_session_without_agents(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+async def test_session_without_agents_is_recorded(
+    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream, records: Records
 ) -> None:
     headers = [("x-claude-code-session-id", SESSION), API_KEY]
-    assert (await ask(raw, request_bytes("GET", "/v1/models", headers))).status == 200
+    assert (await ask(request_bytes("GET", "/v1/models", headers))).status == 200
     record = await records.finished()
     assert (record.session_id, record.agent_id, record.parent_agent_id) == (SESSION, None, None)
 
 
-@CREDENTIALS
-async def test_models(
-    credentials: list[tuple[str, str]], raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+async def test_claude_code_model_list_comes_within_3_seconds(
+    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
 ) -> None:
-    """Within three seconds, without a redirect."""
     async with asyncio.timeout(3):
-        response = await ask(raw, sent("GET", "/v1/models?limit=1000", credentials))
+        response = await ask(sent("GET", "/v1/models?limit=1000", [BEARER]))
     assert response.status == 200
     assert [model["type"] for model in json.loads(response.body)["data"]] == ["model"] * 4
     assert upstream.requests[0].target == "/v1/models?limit=1000"
 
 
-async def test_pings_are_relayed(raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream) -> None:
+async def test_pings_of_upstream_are_relayed(
+    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
+) -> None:
     ping = event({"type": "ping"})
     first, *rest = message_events(message_document(SOURCE))
     events = [first, *(part for each in rest for part in (ping, each)), ping]
     upstream.script(sse_response(events))
-    response = await ask(raw, sent("POST", "/v1/messages?beta=true", [BEARER], BODY))
+    response = await ask(sent("POST", "/v1/messages?beta=true", [BEARER], BODY))
     assert response.body == b"".join(events)
 
 
 @pytest.mark.parametrize("path", ["/api/hello", "/"])
-async def test_connection_probe(
-    path: str, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+async def test_connection_probe_needs_no_credential(
+    path: str, ask: Ask, proxy: Proxy, upstream: ScriptedUpstream, records: Records
 ) -> None:
     """A cheap 200 without a credential: nothing goes upstream, nothing is recorded."""
-    response = await ask(raw, request_bytes("HEAD", path))
+    response = await ask(request_bytes("HEAD", path))
     assert response.status == 200
     assert not upstream.requests
     assert not records.all
 
 
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        ("POST", "/v1/messages?beta=true"),
-        ("POST", "/v1/messages/count_tokens"),
-        ("GET", "/v1/models?limit=1000"),
-    ],
-)
 @pytest.mark.parametrize(
     "credentials",
     [
@@ -161,19 +147,22 @@ async def test_connection_probe(
     ],
     ids=["none", "wrong x-api-key", "wrong Bearer", "wrong x-api-key beside a right Bearer"],
 )
-async def test_wrong_credential_is_401(
+async def test_wrong_credential_of_claude_code_is_401(
     credentials: list[tuple[str, str]],
-    method: str,
-    target: str,
-    raw: OpenRaw,
+    ask: Ask,
     proxy: Proxy,
     upstream: ScriptedUpstream,
 ) -> None:
     """Never 403: a key helper fetches a new key on nothing else."""
-    response = await ask(raw, sent(method, target, credentials))
-    assert response.status == 401
-    assert response.header("WWW-Authenticate") == "Bearer"
-    assert json.loads(response.body)["error"]["type"] == "authentication_error"
+    for method, target in (
+        ("POST", "/v1/messages?beta=true"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("GET", "/v1/models?limit=1000"),
+    ):
+        response = await ask(sent(method, target, credentials))
+        assert response.status == 401
+        assert response.header("WWW-Authenticate") == "Bearer"
+        assert json.loads(response.body)["error"]["type"] == "authentication_error"
     assert not upstream.requests
 
 
@@ -199,28 +188,21 @@ async def test_wrong_credential_is_401(
     ],
     ids=str,
 )
-async def test_errors_and_retry_headers_pass(
+async def test_upstream_errors_and_retry_headers_pass(
     status: int,
     error_type: str,
     message: str,
     headers: list[tuple[str, str]],
-    raw: OpenRaw,
+    ask: Ask,
     proxy: Proxy,
     upstream: ScriptedUpstream,
 ) -> None:
     """Claude Code matches their wording, and retries by their headers."""
     upstream.script(error_response(status, error_type, message, headers, "req_upstream"))
-    response = await ask(raw, sent("POST", "/v1/messages?beta=true", [BEARER], BODY))
+    response = await ask(sent("POST", "/v1/messages?beta=true", [BEARER], BODY))
     assert response.status == status
-    assert (
-        response.body
-        == json.dumps(
-            {
-                "type": "error",
-                "error": {"type": error_type, "message": message},
-                "request_id": "req_upstream",
-            }
-        ).encode()
-    )
+    error = {"type": error_type, "message": message}
+    document = {"type": "error", "error": error, "request_id": "req_upstream"}
+    assert response.body == json.dumps(document).encode()
     passed = [(name.lower(), value) for name, value in response.headers]
     assert set(passed) >= {("request-id", "req_upstream"), *headers}
