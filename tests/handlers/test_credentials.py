@@ -1,4 +1,4 @@
-"""Credentials on the wire: which are accepted, and what reaches the upstream and the client."""
+"""Credentials on the wire: which are accepted, and what reaches the upstream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import openai
 import pytest
-from served import CHAT_BODY, CHAT_PATH, EVENTS
+from served import CHAT_BODY, CHAT_PATH
 
 from tornadoproxy import hookimpl
 from tornadoproxy.testing import (
@@ -18,7 +18,6 @@ from tornadoproxy.testing import (
     bytes_response,
     clean_environment,
     request_bytes,
-    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ async def test_openai_sdk_is_accepted(
     assert "claude-sonnet-5-5" in {model.id for model in models.data}
 
 
-async def test_anthropic_sdk_raises_authentication_error(
+async def test_anthropic_sdk_reads_401_while_sending_large_body(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean_environment(monkeypatch)
@@ -250,31 +249,11 @@ async def test_anthropic_sdk_raises_authentication_error(
     async with anthropic.AsyncAnthropic(
         base_url=proxy.url, api_key="wrong", max_retries=0
     ) as client:
-        for message in (MESSAGE, large):
-            with pytest.raises(anthropic.AuthenticationError) as caught:
-                await client.messages.create(**message)
-    error = caught.value
-    assert (error.request_id or "").startswith("req_")
-    assert error.type == "authentication_error"
-    assert "The credential sent is not known" in str(error)
+        with pytest.raises(anthropic.AuthenticationError, match="The credential sent is not known"):
+            await client.messages.create(**large)
 
 
-async def test_openai_sdk_raises_authentication_error(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clean_environment(monkeypatch)
-    async with openai.AsyncOpenAI(
-        base_url=f"{proxy.url}/openai/v1", api_key="wrong", max_retries=0
-    ) as client:
-        with pytest.raises(openai.AuthenticationError) as caught:
-            await client.models.list()
-    error = caught.value
-    assert error.request_id
-    assert (error.type, error.code) == ("invalid_request_error", "invalid_api_key")
-    assert "The credential sent is not known" in str(error)
-
-
-# -- what reaches the upstream and the client
+# -- what reaches the upstream
 
 PRESENTED: list[list[Line]] = [
     [API_KEY, BEARER],
@@ -324,21 +303,3 @@ async def test_upstream_gets_only_the_proxys_credential(
         assert sent == credential, received
         for theirs in (TEST_TOKEN, "theirs", "dGhlaXJz", "dummy", "dGVzdC10b2tlbg"):
             assert theirs.encode() not in received.raw_head
-
-
-async def test_upstreams_cookies_and_key_do_not_reach_client(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    cookies = [("Set-Cookie", "theirs=1; Path=/"), ("X-Kept", "yes"), ("set-cookie", "theirs=2")]
-    upstream.script(
-        bytes_response(b"fine", cookies),
-        bytes_response(b"not fine", cookies, 500),
-        sse_response(EVENTS, headers=cookies),
-    )
-    client = await raw()
-    for status in (200, 500, 200):
-        response = await get(client, "/v1/models", API_KEY)
-        assert response.status == status
-        assert response.header("x-kept") == "yes"
-        for withheld in (b"theirs", TEST_UPSTREAM_KEY.encode(), TEST_TOKEN.encode()):
-            assert withheld not in response.raw_head + response.body

@@ -65,7 +65,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("acme", None)
 
 
-def test_installed_plugin_is_loaded_and_disabled_one_not_imported(site: Path) -> None:
+def test_installed_plugin_is_loaded_unless_it_is_disabled(site: Path) -> None:
     points = [point for dist in distributions(path=[str(site)]) for point in dist.entry_points]
     plugins = Plugins.load(["bad"], points)
     acme, bad = plugins.describe()

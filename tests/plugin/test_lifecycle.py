@@ -75,7 +75,7 @@ async def hang() -> None:
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STARTUP_TIMEOUT", "SHUTDOWN_TIMEOUT"):
-        monkeypatch.setattr(f"tornadoproxy.plugin.manager.{name}", 0.01)
+        monkeypatch.setattr(f"tornadoproxy.plugin.manager.{name}", 0.05)
 
 
 def test_plugins_start_in_order_and_stop_in_reverse_once() -> None:
@@ -96,8 +96,8 @@ def test_plugins_start_in_order_and_stop_in_reverse_once() -> None:
     [
         (fail, "KeyError in "),
         (fail_later, "KeyError in "),
-        (hang, "no result within 0.01 s"),
-        (lambda: time.sleep(0.02), "no result within 0.01 s"),
+        (hang, "no result within 0.05 s"),
+        (lambda: time.sleep(0.06), "no result within 0.05 s"),
     ],
 )
 def test_failed_startup_shuts_down_those_before(start: Callable[[], object], said: str) -> None:
@@ -124,7 +124,7 @@ def test_configuration_error_of_startup_is_reported_as_it_is() -> None:
 @pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize(
     ("stop", "said"),
-    [(fail, "KeyError"), (fail_later, "KeyError"), (hang, "no result within 0.01 s")],
+    [(fail, "KeyError"), (fail_later, "KeyError"), (hang, "no result within 0.05 s")],
 )
 def test_failed_shutdown_is_logged_and_isolated(
     stop: Callable[[], object], said: str, caplog: pytest.LogCaptureFixture
