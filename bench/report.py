@@ -86,8 +86,8 @@ TARGETS = (
     Target("Latency added, p99", "ms", 2, _added("p99")),
     Target("1,000 open streams", "KB each", 18, _plain("streams-1000")),
     Target("5,000 open streams", "KB each", 18, _plain("streams-5000")),
-    Target("Idle RSS", "MB", 36, _plain("idle")),
-    Target("First response after start", "ms", 200, _plain("cold")),
+    Target("Idle RSS", "of hello's", 1.2, _ratio("idle", "hello", "idle")),
+    Target("First response after start", "of hello's", 1.25, _ratio("cold", "hello", "cold")),
     Target("64 MB request body", "MB more", 8, _plain("body")),
 )
 

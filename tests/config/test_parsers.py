@@ -59,6 +59,9 @@ def test_parser_accepts(parse: Callable[[str], object], values: dict[str, object
         assert type(parse(text)) is type(value)
 
 
+NO_HOST = ("", "a b", "*", "a:80", "127.0.0.1:80", "300.0.0.1", "127.1", "http://a", "[a]", ":::")
+
+
 @pytest.mark.parametrize(
     ("parse", "texts", "told"),
     [
@@ -88,11 +91,7 @@ def test_parser_accepts(parse: Callable[[str], object], values: dict[str, object
         (parsers.secret, ["a b", "a\nb"], "must be one value, without spaces inside it"),
         (parsers.secret, ["a\0b", "a\x7f"], "must contain no control characters"),
         (parsers.secrets, ["a b\x01"], "must contain no control characters"),
-        (
-            parsers.networks,
-            ["10.0.0.1/8"],
-            "must be networks without host bits: write 10.0.0.0/8, not '10.0.0.1/8'",
-        ),
+        (parsers.networks, ["10.0.0.1/8"], "host bits: write 10.0.0.0/8, not '10.0.0.1/8'"),
         (
             parsers.networks,
             ["10.0.0.0/33", "proxy.example", "::1, x"],
@@ -100,30 +99,11 @@ def test_parser_accepts(parse: Callable[[str], object], values: dict[str, object
         ),
         (
             parsers.host,
-            [
-                "",
-                "*",
-                "a b",
-                "a:80",
-                "127.0.0.1:80",
-                "300.0.0.1",
-                "127.1",
-                "http://a",
-                "[a]",
-                ":::",
-                "-a",
-                "a..b",
-                "a" * 64,
-                ".",
-            ],
-            "must be a host name or an IP address, without scheme and port, not ",
+            [*NO_HOST, "-a", "a..b", ".", "a" * 64],
+            "must be a host name or an IP address, without ",
         ),
         (parsers.hosts, ["a.example, b.example:80"], "not 'b.example:80'"),
-        (
-            parsers.egress_proxy,
-            ["https://p.example", "socks5://p.example"],
-            "must begin with http://: other kinds of proxies are not supported",
-        ),
+        (parsers.egress_proxy, ["https://p", "socks5://p"], "must begin with http://: other kinds"),
         (
             parsers.egress_proxy,
             ["http://p.example/x", "http://p.example?x", "http://a b"],
@@ -137,14 +117,6 @@ def test_parser_refuses(parse: Callable[[str], object], texts: list[str], told: 
     for text in texts:
         with pytest.raises(ValueError, match=re.escape(told)):
             parse(text)
-
-
-FILE_PARSERS = [
-    parsers.secret_file,
-    parsers.secrets_file,
-    parsers.readable_file,
-    parsers.certificates_file,
-]
 
 
 @pytest.mark.parametrize(
@@ -184,29 +156,25 @@ def test_secret_file_without_a_secret_is_refused(tmp_path: Path, content: bytes,
     assert CANARY not in str(raised.value)
 
 
-@pytest.mark.parametrize("parse", FILE_PARSERS)
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    "parse",
     [
-        ("absent", "No such file or directory"),
-        ("", "Is a directory"),
-        ("a\0b", "it is not a path"),
+        *(parsers.secret_file, parsers.secrets_file),
+        *(parsers.readable_file, parsers.certificates_file),
     ],
 )
 def test_file_that_cannot_be_read_is_refused(
-    tmp_path: Path, parse: Callable[[str], object], name: str, reason: str
-) -> None:
-    with pytest.raises(ValueError, match=f"must name a readable file.*: {reason}$"):
-        parse(f"{tmp_path}/{name}")
-
-
-@pytest.mark.parametrize("parse", FILE_PARSERS)
-def test_file_that_is_a_pipe_is_not_waited_for(
     tmp_path: Path, parse: Callable[[str], object]
 ) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match=r"must name a readable file.*: Not a regular file$"):
-        parse(str(tmp_path / "pipe"))
+    os.mkfifo(tmp_path / "pipe")  # which is not waited for
+    for name, reason in (
+        ("absent", "No such file or directory"),
+        ("", "Is a directory"),
+        ("a\0b", "it is not a path"),
+        ("pipe", "Not a regular file"),
+    ):
+        with pytest.raises(ValueError, match=f"must name a readable file.*: {reason}$"):
+            parse(f"{tmp_path}/{name}")
 
 
 def test_readable_file_is_a_path(tmp_path: Path) -> None:
@@ -215,14 +183,10 @@ def test_readable_file_is_a_path(tmp_path: Path) -> None:
     assert parsers.readable_file(str(path)) == path
 
 
-def test_certificates_file_is_a_path(tmp_path: Path) -> None:
+def test_certificates_file_holds_certificates(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
     assert parsers.certificates_file(str(path)) == path
-
-
-def test_certificates_file_without_certificates_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
     path.write_text("-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n")
     with pytest.raises(ValueError, match="must name a PEM file with certificates"):
         parsers.certificates_file(str(path))
