@@ -172,6 +172,13 @@ def test_schema_is_rewritten_into_the_subset_or_unfit(part: Json, expected: obje
         ),
         ({"allOf": [STRING, {"type": "integer"}]}, None),
         ({"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"x": CLOSED}}]}, None),
+        (
+            {"allOf": [{"title": "T", "type": "string"}, {"title": "U"}, {"description": "D"}]},
+            {"title": "T", "type": "string", "description": "D"},
+        ),
+        ({"allOf": 5}, None),
+        ({"allOf": [5]}, None),
+        ({"type": "object", "properties": 5, "additionalProperties": False}, None),
         ({"allOf": [{"required": 5}, {"required": ["x"]}]}, None),
         ({"allOf": [{"properties": {}}, {"properties": [5]}]}, None),
         ({"$ref": "https://example.com/a.json"}, None),

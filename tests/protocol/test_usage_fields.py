@@ -52,120 +52,89 @@ DECLINED = "claude-fable-5-1"
 ADVISOR = "claude-opus-5-5"
 FALLBACK = {"type": "fallback", "from": {"model": DECLINED}, "to": {"model": MODEL}}
 ADVICE = Usage(200_000, 5000, 0, 0)
-TEN = {"input_tokens": 10, "output_tokens": 1}
+LIFETIMES = {"ephemeral_5m_input_tokens": 3000, "ephemeral_1h_input_tokens": 2000}
+
+
+def tokens(*counts: int, **more: object) -> Document:
+    """A ``usage`` with input, output, read and written tokens."""
+    read = ("cache_read_input_tokens", "cache_creation_input_tokens")
+    names = ("input_tokens", "output_tokens", *read)
+    return {**dict(zip(names, counts, strict=False)), **more}
+
+
+def calls(*iterations: Document, **more: object) -> Document:
+    """A ``usage`` of several calls."""
+    return tokens(10, 1, iterations=[*iterations], **more)
+
+
 SHAPES = {
-    "plain": shape(Usage(25, 15), {"input_tokens": 25, "output_tokens": 15}),
+    "plain": shape(Usage(25, 15), tokens(25, 15)),
     "cache": shape(
         Usage(3, 15, 20_000, 5000, 2000),
-        {
-            "input_tokens": 3,
-            "cache_creation_input_tokens": 5000,
-            "cache_read_input_tokens": 20_000,
-            "cache_creation": {
-                "ephemeral_5m_input_tokens": 3000,
-                "ephemeral_1h_input_tokens": 2000,
-            },
-            "output_tokens": 15,
-            "service_tier": "standard",
-        },
+        tokens(3, 15, 20_000, 5000, cache_creation=LIFETIMES, service_tier="standard"),
     ),
     "no cache": shape(
-        Usage(25, 15, 0, 0),
-        {
-            "input_tokens": 25,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "cache_creation": None,
-            "server_tool_use": None,
-            "output_tokens": 15,
-        },
+        Usage(25, 15, 0, 0), tokens(25, 15, 0, 0, cache_creation=None, server_tool_use=None)
     ),
     "server tools": shape(
         Usage(700, 80, web_search_requests=3, web_fetch_requests=2),
-        {
-            "input_tokens": 700,
-            "output_tokens": 80,
-            "server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 2},
-        },
+        tokens(700, 80, server_tool_use={"web_search_requests": 3, "web_fetch_requests": 2}),
         {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"q": "x"}},
-        {
-            "type": "web_search_tool_result",
-            "tool_use_id": "srvtoolu_1",
-            "content": [
-                {"type": "web_search_result", "title": '"usage": message_stop', "url": "x"}
-            ],
-        },
+        {"type": "web_search_tool_result", "content": [{"title": '"usage": message_stop'}]},
         TEXT,
         stop_reason="pause_turn",
     ),
     "tool use": shape(
         Usage(30, 60),
-        {"input_tokens": 30, "output_tokens": 60},
+        tokens(30, 60),
         TEXT,
-        {
-            "type": "tool_use",
-            "id": "toolu_1",
-            "name": "f",
-            "input": {"usage": {"output_tokens": 9}, "type": "message_stop"},
-        },
+        {"type": "tool_use", "name": "f", "input": {"usage": tokens(1, 9), "type": "message_stop"}},
         stop_reason="tool_use",
     ),
     "thinking": shape(
         Usage(30, 400),
-        {"input_tokens": 30, "output_tokens": 400, "output_tokens_details": {"x": 300}},
+        tokens(30, 400, output_tokens_details={"thinking_tokens": 300}),
         {"type": "thinking", "thinking": "Hm. So it is.", "signature": "EqoBCkgIARABGAIiQA=="},
         TEXT,
     ),
-    "refusal": shape(Usage(30, 2), {"input_tokens": 30, "output_tokens": 2}, stop_reason="refusal"),
+    "refusal": shape(Usage(30, 2), tokens(30, 2), stop_reason="refusal"),
     "advisor": shape(
         Usage(10, 1, others=(ModelUsage(ADVISOR, ADVICE), ModelUsage(ADVISOR, Usage(7, 8)))),
-        {
-            **TEN,
-            "iterations": [
-                iteration("message", None, Usage(10, 1)),
-                iteration("advisor_message", ADVISOR, ADVICE),
-                iteration("message", f"{MODEL}-20260901", Usage(10, 1)),
-                iteration("advisor_message", ADVISOR, Usage(7, 8)),
-            ],
-        },
+        calls(
+            iteration("message", None, Usage(10, 1)),
+            iteration("advisor_message", ADVISOR, ADVICE),
+            iteration("message", f"{MODEL}-20260901", Usage(10, 1)),
+            iteration("advisor_message", ADVISOR, Usage(7, 8)),
+        ),
         {"type": "server_tool_use", "id": "srvtoolu_1", "name": "advisor", "input": {}},
         TEXT,
     ),
     "compaction": shape(
         Usage(10, 1, others=(ModelUsage(MODEL, Usage(150_000, 3000, 7)),)),
-        {
-            **TEN,
-            "iterations": [
-                iteration("compaction", None, Usage(150_000, 3000, 7)),
-                iteration("message", MODEL, Usage(10, 1)),
-            ],
-        },
+        calls(
+            iteration("compaction", None, Usage(150_000, 3000, 7)),
+            iteration("message", MODEL, Usage(10, 1)),
+        ),
         {"type": "compaction", "content": "What was said."},
         TEXT,
     ),
     "fallback": shape(
         Usage(10, 1, others=(ModelUsage(DECLINED, Usage(408, 299, 560_186)),)),
-        {
-            **TEN,
-            "iterations": [
-                iteration("message", DECLINED, Usage(408, 299, 560_186)),
-                iteration("message", MODEL, Usage(4, 1)),
-                iteration("fallback_message", MODEL, Usage(6, 0)),
-            ],
-        },
+        calls(
+            iteration("message", DECLINED, Usage(408, 299, 560_186)),
+            iteration("message", MODEL, Usage(4, 1)),
+            iteration("fallback_message", MODEL, Usage(6, 0)),
+        ),
         TEXT,
         FALLBACK,
         TEXT,
     ),
     "fallback before any output": shape(
         Usage(10, 1),
-        {
-            **TEN,
-            "iterations": [
-                iteration("message", DECLINED, Usage(408, 0)),
-                iteration("fallback_message", MODEL, Usage(10, 1)),
-            ],
-        },
+        calls(
+            iteration("message", DECLINED, Usage(408, 0)),
+            iteration("fallback_message", MODEL, Usage(10, 1)),
+        ),
         FALLBACK,
         TEXT,
     ),
@@ -173,24 +142,20 @@ SHAPES = {
         Usage(
             10, 1, others=(ModelUsage(ADVISOR, Usage()), ModelUsage(None, Usage(output_tokens=9)))
         ),
-        {
-            **TEN,
-            "iterations": [
-                {"type": "advisor_message", "model": ADVISOR, "input_tokens": "many"},
-                {"type": "of tomorrow", "output_tokens": 9},
-            ],
-        },
+        calls(
+            {"type": "advisor_message", "model": ADVISOR, "input_tokens": "many"},
+            {"type": "of tomorrow", "output_tokens": 9},
+        ),
     ),
     "lifetimes by iteration": shape(
         Usage(10, 1, None, 500, 300),
-        {
-            **TEN,
-            "cache_creation_input_tokens": 500,
-            "iterations": [
-                iteration("message", None, Usage(5, 0), cache_creation=lifetimes)
-                for lifetimes in ({"ephemeral_1h_input_tokens": 300}, {})
-            ],
-        },
+        calls(
+            iteration(
+                "message", None, Usage(5, 0), cache_creation={"ephemeral_1h_input_tokens": 300}
+            ),
+            iteration("message", None, Usage(5, 0), cache_creation={}),
+            cache_creation_input_tokens=500,
+        ),
     ),
 }
 
