@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-STREAMS = 100
-RESPONSES = 40
-UPLOADS = 20
-CLIENTS = 40  # that ask again and again, each on one connection
+STREAMS = 40
+RESPONSES = 20
+UPLOADS = 10
+CLIENTS = 16  # that ask again and again, each on one connection
 NEWCOMERS = 8  # that come on a new connection each time
 
 
