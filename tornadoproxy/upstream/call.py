@@ -50,16 +50,16 @@ class Receiver(Protocol):
     """
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
-        """Take the head, and the part of the body that arrived with it, which may be empty."""
+        """Handle the head, and the part of the body that arrived with it, which may be empty."""
 
     def on_data(self, chunk: bytes) -> None:
-        """Take more of the body, as it was on the wire except for its transfer coding."""
+        """Handle more of the body, as it was on the wire except for its transfer coding."""
 
     def on_end(self) -> None:
-        """Take note that the response is whole."""
+        """Handle the end of the response."""
 
     def on_failure(self, error: UpstreamError) -> None:
-        """Take note that there is no response, or that it is cut short."""
+        """Handle a response that is missing or cut short."""
 
 
 class Connections(Protocol):

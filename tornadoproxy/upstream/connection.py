@@ -50,25 +50,25 @@ class ConnectionUser(Protocol):
     """Callbacks for what happens on a connection."""
 
     def response_began(self, head: ResponseHead, first: bytes) -> None:
-        """Take the head, and the part of the body that arrived with it, which may be empty."""
+        """Handle the head, and the part of the body that arrived with it, which may be empty."""
 
     def response_continued(self, chunk: bytes) -> None:
-        """Take more of the body."""
+        """Handle more of the body."""
 
     def response_ended(self, *, reusable: bool) -> None:
-        """Take note that the response is whole, and whether the connection can be reused."""
+        """Handle the end of the response; the connection is idle now, or cannot be reused."""
 
     def response_failed(self, error: UpstreamError, *, unreceived: bool) -> None:
-        """Take note that the response will never be whole.
+        """Handle a response that is missing or cut short.
 
         :param unreceived: the peer closed without having received a byte of the request.
         """
 
     def writing_resumed(self) -> None:
-        """Take note that the peer receives data again."""
+        """Continue to write, since the peer receives data again."""
 
     def deadline_passed(self) -> None:
-        """Take note that the deadline set by `UpstreamConnection.set_deadline` has passed."""
+        """Handle the end of the time set by `UpstreamConnection.set_deadline`."""
 
 
 class _Response:
