@@ -20,10 +20,10 @@ from anthropic.types.beta import message_create_params as beta_message_create_pa
 from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 from pydantic import TypeAdapter
 
+from tornadoproxy.fakes.anthropic_messages import message_for
 from tornadoproxy.fakes.anthropic_validation import KNOWN_FIELDS, Refusal, validate
 from tornadoproxy.testing import (
     clean_environment,
-    error_response,
     message_document,
     message_events,
     request_bytes,
@@ -74,16 +74,22 @@ def message_request(text: str = "Hi", **fields: Any) -> dict[str, Any]:  # JSON,
     return {"model": MODEL, "max_tokens": 200, "messages": messages, **fields}
 
 
-async def complete(sdk: AsyncAnthropic, stream: bool, document: dict[str, Any]) -> Message:
-    if stream:
-        async with sdk.messages.stream(**document) as events:
-            return await events.get_final_message()
-    message: Message = await sdk.messages.create(**document)
-    return message
+def assistant(*blocks: Document) -> Document:
+    return {"role": "assistant", "content": [*blocks]}
 
 
-def text_of(message: Message, index: int = 0) -> str:
-    block = message.content[index]
+def user(*blocks: Document) -> Document:
+    return {"role": "user", "content": [*blocks]}
+
+
+def message(text: str = "Hi", **fields: Any) -> Message:  # JSON fields of a request
+    """Return the message that the API responds with, as the SDK reads it."""
+    document = message_for(message_request(text, **fields))
+    return Message.model_validate_json(json.dumps(document))
+
+
+def text_of(message: Message) -> str:
+    block = message.content[0]
     assert block.type == "text"
     return block.text
 
@@ -128,31 +134,25 @@ async def test_stream_is_the_message_in_valid_events(
             adapter.validate_python(document)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_tool_is_called_and_its_result_used(sdk: AsyncAnthropic, stream: bool) -> None:
-    document = message_request("tool: Šanghaj", tools=[TOOL])
-    message = await complete(sdk, stream, document)
-    assert message.stop_reason == "tool_use"
-    call = message.content[-1]
-    assert call.type == "tool_use"
-    assert call.name == "get_weather"
-    assert call.input == {
-        "city": "Šanghaj",
-        "days": 1,
-        "unit": "C",
-        "at": [1.5],
-        "now": True,
-        "zone": None,
-    }
-    rain = [{"type": "text", "text": "rain"}]
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": rain}
-    document["messages"] += [
-        {"role": "assistant", "content": [block.to_dict() for block in message.content]},
-        {"role": "user", "content": [result]},
-    ]
-    final = await complete(sdk, stream, document)
-    assert final.stop_reason == "end_turn"
-    assert text_of(final).endswith("The tool said: rain")
+async def test_stream_contains_thinking_and_tool_input(sdk: AsyncAnthropic) -> None:
+    controls: Any = {"tools": [TOOL], "thinking": {"type": "adaptive"}, "max_tokens": 2000}
+    async with sdk.messages.stream(**message_request("tool: Šanghaj", **controls)) as stream:
+        streamed: Any = (await stream.get_final_message()).to_dict()["content"]
+    whole: Any = message("tool: Šanghaj", **controls).to_dict()["content"]
+    assert streamed[:2] == whole[:2]
+    assert streamed[2]["input"] == whole[2]["input"]
+
+
+def test_tool_is_called_and_its_result_used() -> None:
+    called = message("tool: Šanghaj", tools=[TOOL])
+    assert called.stop_reason == "tool_use"
+    call = called.content[-1].to_dict()
+    assert (call["type"], call["name"]) == ("tool_use", "get_weather")
+    values = {"days": 1, "unit": "C", "at": [1.5], "now": True, "zone": None}
+    assert call["input"] == {"city": "Šanghaj", **values}
+    result = {**RESULT, "content": [{"type": "text", "text": "rain"}]}
+    final = message(tools=[TOOL], messages=[user(result)])
+    assert (final.stop_reason, text_of(final)[-19:]) == ("end_turn", "The tool said: rain")
 
 
 @pytest.mark.parametrize(
@@ -164,45 +164,36 @@ async def test_tool_is_called_and_its_result_used(sdk: AsyncAnthropic, stream: b
         ({"type": "none"}, []),
     ],
 )
-async def test_tool_choice_selects_the_tool(
-    sdk: AsyncAnthropic, choice: Any, called: list[str]
-) -> None:
-    tools = [TOOL, {"name": "other", "input_schema": {"type": "object"}}]
-    message = await sdk.messages.create(**message_request(tools=tools, tool_choice=choice))
-    assert [block.name for block in message.content if block.type == "tool_use"] == called
+def test_tool_choice_selects_the_tool(choice: Document, called: list[str]) -> None:
+    content = message(tools=[TOOL, {"name": "other"}], tool_choice=choice).content
+    assert [block.name for block in content if block.type == "tool_use"] == called
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_controls_of_a_message(sdk: AsyncAnthropic, stream: bool) -> None:
-    short = await complete(sdk, stream, message_request(max_tokens=3))
+def test_controls_of_a_message() -> None:
+    short = message(max_tokens=3)
     assert (short.stop_reason, short.usage.output_tokens) == ("max_tokens", 3)
     assert text_of(short) == "This is a"
-
-    stops = ["said", "Claude", "no such"]
-    stopped = await complete(sdk, stream, message_request(stop_sequences=stops))
+    stopped = message(stop_sequences=["said", "Claude", "no such"])
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "Claude")
     assert text_of(stopped) == "This is a scripted answer, not "
-
-    for kind in ({"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}):
-        message = await complete(sdk, stream, message_request(thinking=kind, max_tokens=2000))
-        thinking, text = message.content
-        assert thinking.type == "thinking"
-        assert thinking.thinking
-        assert thinking.signature
-        assert text.type == "text"
-        assert message.usage.output_tokens_details is not None
-        thought = message.usage.output_tokens_details.thinking_tokens
-        assert 0 < thought < message.usage.output_tokens
-
-
-async def test_structured_output_and_cached_input(sdk: AsyncAnthropic) -> None:
     form = {"type": "json_schema", "schema": TOOL["input_schema"]}
-    message = await sdk.messages.create(**message_request("Oslo", output_config={"format": form}))
-    assert json.loads(text_of(message))["city"] == "Oslo"
+    assert json.loads(text_of(message("Oslo", output_config={"format": form})))["city"] == "Oslo"
     block = {"type": "text", "text": "a b c d", "cache_control": {"type": "ephemeral"}}
-    usage = (await sdk.messages.create(**message_request(system=[block]))).usage
+    usage = message(system=[block]).usage
     assert usage.cache_read_input_tokens
     assert usage.input_tokens > 0
+
+
+@pytest.mark.parametrize("kind", [{"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}])
+def test_thinking_comes_first_and_is_signed(kind: Document) -> None:
+    thoughtful = message(thinking=kind, max_tokens=2000)
+    thinking, text = (block.to_dict() for block in thoughtful.content)
+    assert (thinking["type"], text["type"]) == ("thinking", "text")
+    assert thinking["thinking"]
+    assert thinking["signature"]
+    assert thoughtful.usage.output_tokens_details is not None
+    thought = thoughtful.usage.output_tokens_details.thinking_tokens
+    assert 0 < thought < thoughtful.usage.output_tokens
 
 
 def test_message_events_stream_a_document() -> None:
@@ -276,16 +267,8 @@ async def test_batch_results_have_an_absolute_url(
 # -- errors
 
 
-def assistant(*blocks: Document) -> Document:
-    return {"role": "assistant", "content": [*blocks]}
-
-
-def user(*blocks: Document) -> Document:
-    return {"role": "user", "content": [*blocks]}
-
-
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "start"),
     [
         ({"max_tokens": None}, "max_tokens: "),
         ({"max_tokens": 0}, "max_tokens: "),
@@ -314,11 +297,11 @@ def user(*blocks: Document) -> Document:
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice: "),
     ],
 )
-def test_invalid_field_is_named(fields: dict[str, Any], message: str) -> None:
+def test_invalid_field_is_named(fields: dict[str, Any], start: str) -> None:
     with pytest.raises(Refusal) as caught:
         validate(message_request(**fields), "2023-06-01")
     assert (caught.value.status, caught.value.error_type) == (400, "invalid_request_error")
-    assert caught.value.message.startswith(message)
+    assert caught.value.message.startswith(start)
 
 
 @pytest.mark.parametrize("field", ["model", "max_tokens", "messages"])
@@ -372,26 +355,3 @@ async def test_refusals_are_errors_of_the_api(ask: Ask, upstream: ScriptedUpstre
     assert error(await ask(garbled, to=upstream))[0] == 400
     elsewhere = await ask("/v1/nowhere?a=b", token=KEY, to=upstream)
     assert error(elsewhere)[:2] == (404, "not_found_error")
-
-
-@pytest.mark.parametrize(
-    ("status", "error_type", "error"),
-    [
-        (400, "invalid_request_error", anthropic.BadRequestError),
-        (429, "rate_limit_error", anthropic.RateLimitError),
-        (529, "overloaded_error", anthropic.InternalServerError),
-    ],
-)
-async def test_error_response_raises_the_sdks_class(
-    sdk: AsyncAnthropic,
-    upstream: ScriptedUpstream,
-    status: int,
-    error_type: str,
-    error: type[anthropic.APIStatusError],
-) -> None:
-    upstream.script(error_response(status, error_type, "the message", request_id="req_7"))
-    with pytest.raises(error, match="the message") as raised:
-        await sdk.messages.create(**message_request())
-    assert (raised.value.status_code, raised.value.request_id) == (status, "req_7")
-    assert error_type in str(raised.value.body)
-    assert (await sdk.messages.create(**message_request())).stop_reason == "end_turn"

@@ -139,10 +139,12 @@ async def test_connections_are_reused_and_counted(raw: OpenRaw, upstream: Script
     assert (upstream.connections, upstream.open_connections) == (2, 0)
 
 
-@pytest.mark.parametrize("leave", [RawConnection.close, RawConnection.reset])
 @pytest.mark.parametrize(
-    "response",
-    [silent_response(), sse_response([b"part"], end="hang")],
+    ("response", "leave"),
+    [
+        (silent_response(), RawConnection.close),
+        (sse_response([b"part"], end="hang"), RawConnection.reset),
+    ],
     ids=["silent", "streaming"],
 )
 async def test_disconnect_of_the_client_is_recorded(

@@ -305,19 +305,6 @@ async def test_name_with_two_addresses_uses_the_one_that_accepts(
     assert (await connection.ask(GET)).body == b"ok"
 
 
-async def test_unknown_name_is_502_at_once(
-    start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    await start_proxy(UPSTREAM_BASE_URL="http://nothing.invalid", UPSTREAM_ALLOW_CLEARTEXT="yes")
-    connection = await raw()
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    async with asyncio.timeout(1):
-        assert "reached" in message_of(await connection.ask(GET))
-
-
 async def test_refused_connection_is_502_with_a_log_line(
     serve: Serve, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,17 +332,6 @@ async def test_connection_that_is_not_accepted_is_504(start_proxy: StartProxy, a
         message_of(await ask("/v1/x"), 504)
         for each in waiting:
             each.close()
-
-
-async def test_stalled_handshake_is_504(start_proxy: StartProxy, ask: Ask) -> None:
-    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with listening(stall) as port:
-        url = f"https://127.0.0.1:{port}"
-        await start_proxy(UPSTREAM_BASE_URL=url, UPSTREAM_CONNECT_TIMEOUT=0.05)
-        message_of(await ask("/v1/x"), 504)
 
 
 async def test_client_that_disconnects_ends_the_handshake(

@@ -547,13 +547,23 @@ async def test_idle_connections_beyond_the_limit_are_closed(
     assert (upstream.connections, upstream.open_connections) == (7, 4)
 
 
-async def test_closed_client_closes_its_connections(
+async def test_closed_client_finishes_exchanges_and_keeps_nothing(
     client: UpstreamClient, upstream: ScriptedUpstream
 ) -> None:
-    upstream.script(OK)
+    closed = asyncio.Event()
+
+    async def late(exchange: UpstreamExchange) -> None:
+        await closed.wait()
+        await OK(exchange)
+
+    upstream.script(late, OK)
+    in_flight = asyncio.ensure_future(client.fetch(upstream.url))
+    await upstream.received()
     await client.fetch(upstream.url)
-    assert upstream.open_connections == 1
+    assert upstream.open_connections == 2
     client.close()
+    closed.set()
+    assert (await in_flight).body == b"ok"
     async with asyncio.timeout(1):
         await upstream.all_closed()
     with pytest.raises(RuntimeError, match="closed"):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tornadoproxy.testing import TEST_TOKEN, bytes_response, raw_response, request_bytes
 from tornadoproxy.upstream.connection import MAX_HEAD, UpstreamConnection
 
 if TYPE_CHECKING:
     import asyncio
 
     from tornadoproxy.errors import UpstreamError
-    from tornadoproxy.testing import OpenRaw, Proxy, Records, Response, ScriptedUpstream
     from tornadoproxy.upstream.connection import ResponseHead
 
-OK: Response = bytes_response(b"ok")
 HEADERS = b"HTTP/1.1 200 OK\r\n"
 WHOLE = HEADERS + b"Content-Length: 2\r\n\r\nok"
 NOT_MODIFIED = b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n"
@@ -176,35 +172,3 @@ async def test_head_that_is_too_long_is_an_error(first: bytes, more: bytes) -> N
 async def test_malformed_chunk_is_an_error(data: bytes) -> None:
     events = transcript(CHUNKED, data)
     assert (events[0], events[-1]) == (200, "UpstreamProtocolError")
-
-
-# -- over sockets
-
-
-@pytest.mark.parametrize("data", [b"SSH-2.0-OpenSSH_9.9\r\n", TWO_LENGTHS])
-async def test_response_that_is_not_http_is_502(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records, data: bytes
-) -> None:
-    upstream.script(raw_response(data, end="close"), OK)
-    connection = await raw()
-    response = await connection.ask(
-        request_bytes("POST", "/v1/messages", (), b"{}", token=TEST_TOKEN)
-    )
-    assert response.status == 502
-    assert json.loads(response.body)["error"]["type"] == "api_error"
-    assert (await records.finished()).outcome == "failed"
-    get = request_bytes("GET", "/v1/x", token=TEST_TOKEN)
-    assert (await connection.ask(get)).body == b"ok", "nothing of it is left"
-    assert [request.method for request in upstream.requests] == ["POST", "GET"]
-
-
-async def test_malformed_chunk_never_looks_whole(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    upstream.script(raw_response(CHUNKED, b"2\r\nokay\r\n0\r\n\r\n", end="close"))
-    connection = await raw()
-    await connection.send(request_bytes("GET", "/v1/x", token=TEST_TOKEN))
-    everything = await connection.read_to_end()
-    assert everything.startswith(b"HTTP/1.1 200 OK")
-    assert not everything.endswith(b"0\r\n\r\n")
-    assert (await records.finished()).outcome == "failed"
