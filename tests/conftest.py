@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tornadoproxy.testing", "in_process"]
 pytest.register_assert_rewrite(
-    "budget_team", "in_process", "keyed", "people", "program", "served", "way_of_asking"
+    *("budget_team", "in_process", "keyed", "people", "program", "served"),
+    *("upstream_scene", "way_of_asking"),
 )
 
 

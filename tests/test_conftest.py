@@ -63,7 +63,8 @@ async def test_careful(proxy, raw):
 
 def test_conftest_fails_tests_that_show_a_credential(tmp_path: Path) -> None:
     """It is in conftest.py, and the credentials of the fixtures are its canaries."""
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    for name in ("conftest.py", "in_process.py"):
+        shutil.copy(Path(__file__).with_name(name), tmp_path)
     (tmp_path / "test_careless.py").write_text(CARELESS_TESTS)
 
     run = subprocess.run(
