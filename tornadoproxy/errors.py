@@ -153,8 +153,8 @@ class CredentialRefused(UpstreamError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The upstream refused this proxy's own credential, not yours. Tell whoever operates "
-            "this proxy; a retry does not help.",
+            "The upstream refused this proxy's own credential, not yours. Tell the operator "
+            "of this proxy; a retry does not help.",
             headers={"X-Should-Retry": "false"},
         )
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 REFUSED = error_response(401, "authentication_error", "invalid x-api-key")
 MESSAGE_START = (
-    "The upstream refused this proxy's own credential, not yours. Tell whoever operates this"
+    "The upstream refused this proxy's own credential, not yours. Tell the operator of this"
 )
 
 
@@ -210,7 +210,7 @@ async def test_check_online_names_the_refused_setting(
     [
         (
             error_response(403, "permission_error", "Key disabled."),
-            "it answered GET /v1/models?limit=1 with 403: Key disabled.",
+            "it responded to GET /v1/models?limit=1 with 403: Key disabled.",
         ),
         (
             bytes_response(b"<html>\nWelcome</html>"),

@@ -47,7 +47,7 @@ _IDS_AT_ONCE = 256
 
 
 def request_ids() -> Iterator[str]:
-    """Yield ids for requests, without end; nobody can guess them.
+    """Yield ids for requests, without end, that cannot be guessed.
 
     The system provides many at once: to ask it for each takes longer than all the rest.
     """

@@ -104,7 +104,7 @@ class UpstreamHandler(ExchangeHandler):
 
     def prepare(self) -> Coroutine[Any, Any, None]:  # Any: what it yields is the loop's
         # before authentication: a looping request carries the upstream's key, which need not be a
-        # credential here, and nobody else knows this proxy's name in Via
+        # credential here, and only the upstream knows this proxy's name in Via
         if has_been_here(self.request.headers, self.gateway.instance):
             raise LoopDetected(
                 "This request has passed this proxy before: UPSTREAM_BASE_URL leads back to it. "

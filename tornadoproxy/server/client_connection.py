@@ -146,7 +146,7 @@ class ClientConnection(ClientTransport):
         request = self._request
         if (
             request is not None
-            and request.is_answered_at_once
+            and request.responds_at_once
             and not request.response_ended
             and self._transport.can_write_eof()  # TLS ends in both directions at once
         ):

@@ -193,7 +193,7 @@ class ClientTransport(asyncio.Protocol):
             self._host.hangups.remove(self._fd(), self._hung_up)
         if not self._flushed.done():
             self._flushed.set_exception(StreamClosedError(exc))
-            self._flushed.exception()  # whoever awaits it is told; nobody has to
+            self._flushed.exception()  # retrieved here: it need not be awaited
 
     # -- the memory of pending bytes
 

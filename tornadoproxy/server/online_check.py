@@ -40,7 +40,7 @@ async def check_upstream(settings: Settings) -> str:
             return f"the upstream accepts the key (GET {PATH})"
         _, message = read_error(body)
         message = message or body[:_MAX_QUOTED].decode("utf-8", "replace").strip() or "nothing else"
-        fault = f"it answered GET {PATH} with {status}: {message}"
+        fault = f"it responded to GET {PATH} with {status}: {message}"
     except TimeoutError:
         status, fault = 0, f"no response to GET {PATH} within {TIMEOUT:g} seconds"
     except UpstreamError as error:

@@ -207,7 +207,7 @@ class RequestConnection(HTTPConnection):
         return self._body.complete if self._body is not None else not self._body_left
 
     @property
-    def is_answered_at_once(self) -> bool:
+    def responds_at_once(self) -> bool:
         """Whether the request is whole and its handler, such as a probe's, waits for nothing."""
         return self.has_come and self.on_fault is None
 
