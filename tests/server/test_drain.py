@@ -117,15 +117,6 @@ async def test_drain_ends_idle_connections_and_lets_streams_finish(
     assert (await records.finished()).outcome == "completed"
 
 
-async def test_drain_without_requests_ends_at_once(start_proxy: StartProxy, raw: OpenRaw) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=600)
-    idle = await raw()
-    await become_idle(idle)
-    async with asyncio.timeout(5):
-        await proxy.server.drain()
-        assert await idle.read() == b""
-
-
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
 async def test_drain_right_after_response_closes_connection(
     turns: int, start_proxy: StartProxy, raw: OpenRaw, records: Records
