@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -63,13 +64,14 @@ async def test_careful(proxy, raw):
 
 def test_conftest_fails_tests_that_show_a_credential(tmp_path: Path) -> None:
     """It is in conftest.py, and the credentials of the fixtures are its canaries."""
-    for name in ("conftest.py", "in_process.py"):
-        shutil.copy(Path(__file__).with_name(name), tmp_path)
+    tests = Path(__file__).parent
+    shutil.copy(tests / "conftest.py", tmp_path)
     (tmp_path / "test_careless.py").write_text(CARELESS_TESTS)
 
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-Wignore", tmp_path],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tests)},
         capture_output=True,
         text=True,
         timeout=50,
