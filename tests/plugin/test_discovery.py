@@ -214,6 +214,8 @@ NOT_MARKED = "is not marked: put @tornadoproxy.hookimpl above it"
         ("authorise", ["token"], None),  # a helper takes what it needs
         ("admin", ["request"], None),  # short, so an ordinary word
         ("prices", [], None),
+        ("start", [], None),  # startup, if it took an argument of it
+        ("start", ["status"], "the hook startup"),
         ("reload", ["settings"], None),
         ("_authorise", ["request"], None),
     ],
