@@ -171,10 +171,14 @@ def fail(_: object = None) -> None:
     raise KeyError(CANARY)
 
 
-@pytest.mark.parametrize("page", ["/v1/messages", CHAT_PATH, "/v1/files", "/nowhere"])
 @pytest.mark.parametrize(
-    ("decide", "status"),
-    [(refuse, 429), (fail, 503), (lambda: True, 503), (lambda: later(KeyError), 503)],
+    ("page", "decide", "status"),
+    [
+        *((page, refuse, 429) for page in ("/v1/messages", CHAT_PATH, "/v1/files", "/nowhere")),
+        ("/v1/messages", fail, 503),
+        (CHAT_PATH, lambda: True, 503),
+        ("/v1/files", lambda: later(KeyError), 503),
+    ],
 )
 async def test_admit_refusal_precedes_body_and_authorize(
     page: str,
