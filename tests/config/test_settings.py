@@ -289,7 +289,9 @@ EVERY_PARSER: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("text", [CANARY, f"a={CANARY} {CANARY[:9]}", "zq", f"zq=1, {CANARY}/ü"])
+@pytest.mark.parametrize(
+    "text", [CANARY, f"a={CANARY} {CANARY[:9]}", "zq", "\x01zq", f"zq=1, {CANARY}/ü"]
+)
 def test_fault_of_a_secret_setting_quotes_no_part_of_it(tmp_path: Path, text: str) -> None:
     faults: list[str] = []
     for parse in EVERY_PARSER:
