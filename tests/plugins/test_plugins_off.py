@@ -118,7 +118,7 @@ async def test_inactive_plugin_costs_no_call(
     added = {(module, name) for module, name, _ in found - expected}
     added.remove(("tornadoproxy.plugin.manager", "Plugins.tell"))
     assert {module for module, _ in added} == {
-        *("tornadoproxy_ledger", "tornadoproxy.storage.database")
+        *("tornadoproxy_ledger", "tornadoproxy.storage.database", "tornadoproxy.storage.worker")
     }
     assert ("tornadoproxy_ledger", "Ledger.request_finished") in added
     assert ("tornadoproxy.storage.database", "Database.write_behind") in added

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tornadoproxy import Database, DatabaseUnavailable
-from tornadoproxy.storage import database, sqlite_file
+from tornadoproxy.storage import sqlite_file, worker
 
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
@@ -55,7 +55,7 @@ def opened(io_loop: IOLoop, path: Path) -> Iterator[Database]:
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait only briefly for locks, and at the end; comes before `opened`."""
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
-    monkeypatch.setattr(database, "CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.3)
 
 
 def add(numbers: Sequence[int | None], connection: sqlite3.Connection) -> None:
@@ -236,7 +236,7 @@ async def test_items_beyond_the_limit_are_counted_and_logged(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(database, "MAX_HELD", 10)
+    monkeypatch.setattr(worker, "MAX_HELD", 10)
     with locked(path):
         for number in range(25):
             opened.write_behind(add, number)
@@ -335,15 +335,17 @@ async def test_lock_fails_run_and_holds_items(
 
 
 async def test_lock_fails_all_waiting_callers_at_once(
-    short_timeouts: None, opened: Database, path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with locked(path):
-        first = asyncio.create_task(opened.run(numbers))
-        await asyncio.sleep(0)  # it is queued
-        while opened._jobs:  # until the thread waits for the lock
-            await asyncio.sleep(0)
-        calls = [first, *(opened.run(numbers) for _ in range(20))]
-        results = await asyncio.gather(*calls, return_exceptions=True)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.5)  # time enough for all to be queued
+    async with started(path) as opened:
+        with locked(path):
+            first = asyncio.create_task(opened.run(numbers))
+            await asyncio.sleep(0)  # it is queued
+            while opened._worker._jobs:  # until the thread waits for the lock
+                await asyncio.sleep(0)
+            calls = [first, *(opened.run(numbers) for _ in range(20))]
+            results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result) for result in results] == [DatabaseUnavailable] * 21
     assert "1 consecutive failures" in caplog.text
     assert "2 consecutive failures" not in caplog.text

@@ -1,5 +1,5 @@
 """What plugins keep.
 
-`contract` says what every engine offers. `database` is the SQLite engine, which runs in a thread of
-its own; `sqlite_file` is the only module that knows SQLite.
+`contract` says what every engine offers. `database` is the SQLite engine: `worker` is the thread
+that uses its file while the proxy runs, and `sqlite_file` the only module that knows SQLite.
 """

@@ -25,12 +25,17 @@ class Storage(Protocol[ConnectionT_co]):
     `check`, `open` and the commands raise `ConfigurationError` then, with one line that says why
     and what to do. An engine raises no other error of its library, except for a wrong statement.
 
-    :ivar failing: whether the last attempt to use the database failed.
-    :ivar lost: how many items passed to `write_behind` have been lost.
     """
 
-    failing: bool
-    lost: int
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt to use the database failed."""
+        ...
+
+    @property
+    def lost(self) -> int:
+        """How many items passed to `write_behind` have been lost."""
+        ...
 
     def check(self) -> None:
         """Validate the setting that names the database, without opening or creating anything.

@@ -1,0 +1,273 @@
+"""The thread that uses one SQLite file while the proxy runs.
+
+Callers wait for jobs; items are written behind. While the file cannot be used, jobs fail at once,
+and items are held and tried again. Of consecutive failures the 1st, 2nd, 4th, 8th … are logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from concurrent.futures import Future
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from msgspec import Struct
+
+from tornadoproxy.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tornadoproxy.storage.sqlite_file import SQLiteFile
+
+T = TypeVar("T")
+
+MAX_HELD = 10_000
+"""How many items to be written behind are held at most."""
+
+LINGER = 0.25  # seconds for which items are collected for one transaction
+CLOSE_TIMEOUT = 4.0  # seconds for writing the held items at the end
+
+_logger = logging.getLogger(__name__)
+
+
+class _Job(Struct, frozen=True):
+    """A function that a caller awaits. Any: each has a result type of its own."""
+
+    do: Callable[[], Any]
+    done: Future[Any]
+
+
+class _Item(NamedTuple):
+    """An item to be written behind. Any: each `write` has an item type of its own."""
+
+    write: Callable[[Sequence[Any], sqlite3.Connection], object]
+    item: Any
+
+
+class Worker:
+    """The thread of one file; see the module's docstring.
+
+    :ivar failing: whether the last attempt to use the file failed.
+    :ivar lost: how many items have been lost.
+    """
+
+    def __init__(self, file: SQLiteFile, name: str) -> None:
+        self.failing = False
+        self.lost = 0
+        self._file = file
+        self._title = file.title
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        # guards the following attributes, and is notified when the thread has something to do
+        self._condition = threading.Condition()
+        self._jobs: list[_Job] = []
+        self._held: deque[_Item] = deque()
+        self._closing_at: float | None = None
+        # consecutive failures; used by the thread only
+        self._failures = 0
+
+    # In the event loop's thread
+
+    def start(self) -> None:
+        """Start the thread. The file must be open."""
+        assert self._file.connection  # raises unless the file is open
+        self._thread.start()
+
+    async def do(self, job: Callable[[], T]) -> T:
+        """Have the thread do `job`, and return its result; see `Storage.run`."""
+        queued = _Job(job, Future())
+        with self._condition:
+            if self._closing_at is not None:
+                raise self._file.unavailable("it is closed")
+            self._jobs.append(queued)
+            self._condition.notify()
+        result: T = await asyncio.wrap_future(queued.done)
+        return result
+
+    def write_behind(
+        self, write: Callable[[Sequence[T], sqlite3.Connection], object], item: T
+    ) -> None:
+        """Have the thread write `item`; see `Storage.write_behind`."""
+        with self._condition:
+            if len(self._held) < MAX_HELD and self._closing_at is None:
+                self._held.append(_Item(write, item))
+                if len(self._held) == 1:
+                    self._condition.notify()
+                return
+        self._lose(
+            1, "the database is closed" if self._closing_at is not None else f"{MAX_HELD} are held"
+        )
+
+    async def close(self) -> None:
+        """Write the held items, and end the thread, which closes the file."""
+        with self._condition:
+            self._closing_at = time.monotonic() + CLOSE_TIMEOUT
+            self._condition.notify()
+        if not self._thread.ident:
+            self._file.close()
+            return
+        await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT + 0.5)
+        if self._thread.is_alive():
+            _logger.error("%s: the disk does not respond; held items may be lost", self._title)
+
+    # In the thread
+
+    def _serve(self) -> None:
+        # signals are handled in the main thread, which may have blocked them
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while self._wait():
+            # taken first, so that all items held when a job was queued are written before it
+            with self._condition:
+                jobs, self._jobs = self._jobs, []
+            try:
+                self._file.verify()
+                self._write_held()
+                _do(jobs)
+            except DatabaseUnavailable as error:
+                self._failed(error, jobs)
+            except BaseException as error:
+                self._failed(self._file.unavailable(_where(error)), jobs)
+            else:
+                self._succeeded()
+        _fail(self._jobs, self._file.unavailable("it is closed"))
+        if self._held:
+            self._lose(len(self._held), "they could not be written before the end")
+        if self.lost:
+            _logger.error("%s: %d items were lost in all", self._title, self.lost)
+        self._file.close()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do: not longer than necessary if it is a job.
+
+        :return: False if everything is done, or the time to close is up.
+        """
+        with self._condition:
+
+            def urgent() -> bool:
+                return bool(self._jobs) or self._closing_at is not None
+
+            self._condition.wait_for(lambda: self._held or urgent())
+            self._condition.wait_for(urgent, LINGER)
+            if self._closing_at is None:
+                return True
+            if self.failing:
+                self._condition.wait(LINGER)
+            due = bool(self._held or self._jobs)
+            return due and time.monotonic() < self._closing_at
+
+    def _write_held(self) -> None:
+        """Write all held items in one transaction, except for those whose `write` fails."""
+        alone = False
+        while self._held:
+            with self._condition:
+                held = list(self._held)
+            done = 0
+            try:
+                with self._file.transaction() as connection:
+                    for write, items in _groups(held, alone=alone):
+                        write(items, connection)
+                        done += len(items)
+            except BaseException as error:
+                if done == len(held) or isinstance(error, DatabaseUnavailable):
+                    raise
+                if not alone:
+                    alone = True
+                    continue
+                with self._condition:
+                    del self._held[done]
+                self._lose(1, _where(error))
+            else:
+                with self._condition:
+                    for _ in held:
+                        self._held.popleft()
+                return
+
+    def _failed(self, error: DatabaseUnavailable, jobs: list[_Job]) -> None:
+        """Count a failure, log some, and fail all waiting jobs, so that none waits for the next."""
+        self.failing = True
+        self._failures += 1
+        with self._condition:
+            jobs += self._jobs
+            self._jobs = []
+        _fail(jobs, error)
+        if self._failures & (self._failures - 1) == 0:
+            _logger.error(
+                "%s (%d consecutive failures, %d items held)",
+                error,
+                self._failures,
+                len(self._held),
+            )
+
+    def _succeeded(self) -> None:
+        if self.failing:
+            _logger.warning(
+                "%s can be used again after %d failures; %d items were lost so far",
+                self._title, self._failures, self.lost,
+            )  # fmt: skip
+            self.failing = False
+            self._failures = 0
+
+    # In any thread
+
+    def _lose(self, count: int, reason: str) -> None:
+        with self._condition:
+            before = self.lost
+            self.lost += count
+        # at 1, 2, 4, 8 …
+        if self.lost.bit_length() > before.bit_length():
+            _logger.error(
+                "%s: %d items were lost, the last one because %s",
+                self._title, self.lost, reason,
+            )  # fmt: skip
+
+
+def _groups(
+    held: list[_Item], *, alone: bool
+) -> Iterator[tuple[Callable[[Sequence[Any], sqlite3.Connection], object], list[Any]]]:
+    """Group consecutive items of the same function; or yield each `alone`."""
+    if alone:
+        yield from ((write, [item]) for write, item in held)
+    else:
+        for write, group in groupby(held, attrgetter("write")):
+            yield write, [each.item for each in group]
+
+
+def _do(jobs: list[_Job]) -> None:
+    """Do `jobs` one after the other, and remove each when it is done.
+
+    :raises DatabaseUnavailable: the file cannot be used; the remaining jobs are not done.
+    """
+    while jobs:
+        job = jobs[0]
+        if not job.done.set_running_or_notify_cancel():
+            del jobs[0]
+            continue
+        try:
+            result = job.do()
+        except DatabaseUnavailable:
+            raise
+        except BaseException as error:
+            job.done.set_exception(error)
+        else:
+            job.done.set_result(result)
+        del jobs[0]
+
+
+def _fail(jobs: list[_Job], error: DatabaseUnavailable) -> None:
+    for job in jobs:
+        if job.done.running() or job.done.set_running_or_notify_cancel():
+            job.done.set_exception(DatabaseUnavailable(*error.args))
+
+
+def _where(error: BaseException) -> str:
+    """Describe an exception without its text, which may contain secrets."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"it raised {type(error).__name__} in {last.filename}, line {last.lineno}"
