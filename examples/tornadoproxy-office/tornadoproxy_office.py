@@ -1,4 +1,4 @@
-"""Lets in whoever is in the office, without a token."""
+"""Accept every request from the office's network, without a token."""
 
 from ipaddress import ip_address, ip_network
 
@@ -11,4 +11,4 @@ OFFICE = ip_network("10.20.0.0/16")
 def authenticate(request: IncomingRequest) -> Identity | None:
     if request.remote_ip != "unknown" and ip_address(request.remote_ip) in OFFICE:
         return Identity(principal=f"office {request.remote_ip}", anonymous=True)
-    return None  # not mine: the next plugin is asked
+    return None  # from elsewhere: the next plugin decides

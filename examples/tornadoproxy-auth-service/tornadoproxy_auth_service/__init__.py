@@ -1,12 +1,12 @@
-"""Asks a service over HTTP who a credential belongs to: OAuth 2.0 Token Introspection (RFC 7662).
+"""An authenticator by OAuth 2.0 Token Introspection (RFC 7662): a service validates credentials.
 
-The service gets ``token=…`` as a form. It answers ``{"active": true, "sub": "alice"}``, perhaps
-with ``groups`` and ``exp``, or ``{"active": false}``. Whatever else it answers, and whatever goes
-wrong, refuses the request: 503.
+The service gets ``token=…`` as a form. It responds with ``{"active": true, "sub": "alice"}``,
+optionally with ``groups`` and ``exp``, or with ``{"active": false}``. Any other response and any
+error rejects the request with 503.
 
-A yes is remembered for a short time, under a hash of the credential; a no is not, so that whoever
-has just been let in by the service is let in here. Requests with one credential that come while
-the service is being asked about it wait for the same answer.
+A yes is cached for a short time under the hash of the credential. A no is not cached, so that a
+credential that the service has just accepted is accepted here as well. Concurrent requests with the
+same credential wait for the same response.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ CACHE_SECONDS: Setting[float] = Setting(
 
 
 class Response(msgspec.Struct):
-    """What the service answers. A text where a list is asked for is no list of its letters."""
+    """The service's response. A text in place of a list is invalid, not a list of its letters."""
 
     active: bool
     sub: str = ""
@@ -80,7 +80,7 @@ class Response(msgspec.Struct):
 
 
 class AuthService:
-    """Knows people by what the service says of their credentials."""
+    """The plugin: it accepts the credentials that the service accepts."""
 
     def __init__(self) -> None:
         self._settings: Settings | None = None
@@ -98,11 +98,11 @@ class AuthService:
             return INACTIVE
         self._settings = settings
         self._remembered.clear()
-        return f"whoever {settings[URL]} vouches for"
+        return f"clients that {settings[URL]} accepts"
 
     @hookimpl
     def startup(self) -> None:
-        # of our own: the shared one may have been configured by somebody else
+        # an instance of its own, because another plugin may have configured the shared one
         self._client = AsyncHTTPClient(force_instance=True, max_clients=MAX_CALLS)
 
     @hookimpl
@@ -112,12 +112,14 @@ class AuthService:
             if identity := await self._identity(candidate):
                 return identity
         if candidates:
-            raise AuthenticationFailed("This credential is not known, or is no longer valid.")
+            raise AuthenticationFailed(
+                "This credential is unknown or no longer valid: get a new one."
+            )
         return None
 
     @hookimpl
     async def shutdown(self) -> None:
-        if self._asked:  # calls that nobody waits for any more; their deadline ends them
+        if self._asked:  # abandoned calls, which end by their timeout
             await asyncio.wait(self._asked.values())
         if self._client is not None:
             self._client.close()
@@ -131,16 +133,16 @@ class AuthService:
         if task is None:
             task = self._asked[key] = asyncio.create_task(self._ask(credential, key))
             task.add_done_callback(lambda done: self._answered(key, done))
-        # one whose time is up does not end the call for those who wait for it, too
+        # a request that reaches its deadline must not cancel the call for the others
         return await asyncio.shield(task)
 
     def _answered(self, key: bytes, task: asyncio.Task[Identity | None]) -> None:
         del self._asked[key]
         if not task.cancelled():
-            task.exception()  # taken, also if nobody waits for it any more
+            task.exception()  # retrieved, so that an abandoned call logs no warning
 
     async def _ask(self, credential: Secret, key: bytes) -> Identity | None:
-        """Whom the service says that `credential` belongs to; ``None`` if to nobody."""
+        """Return the identity that the service returns for `credential`; ``None`` for a no."""
         assert self._settings is not None, "configured"
         assert self._client is not None, "started"
         settings = self._settings
@@ -160,7 +162,7 @@ class AuthService:
         if not scripted.active:
             return None
         if not scripted.sub:
-            raise ValueError("the service names nobody")
+            raise ValueError("the service names no person")
         identity = Identity(principal=scripted.sub, groups=scripted.groups)
         self._remember(key, identity, min(time.time() + settings[CACHE_SECONDS], scripted.exp))
         return identity

@@ -1,12 +1,11 @@
-"""Decides what people may do, once it is known who they are.
+"""An authorizer with three rules for authenticated people.
 
-Three rules, each inactive until it is set: which models a group may use, how long an answer may be
-asked for, and how many requests a person may have in flight.
+Each rule is inactive until it is set: the models of a group, the highest ``max_tokens`` of a
+request, and the requests that a person may have in flight.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -28,12 +27,9 @@ from tornadoproxy import (
     parsers,
 )
 
-# what is under no rule for models: it runs none, or is only read
-_RUNS_NO_MODEL = re.compile(r"/v1/messages/count_tokens|(/openai)?/v1/models(/.*)?|/v1/files(/.*)?")
-
 
 def _group_models(value: str) -> Mapping[str, tuple[str, ...]]:
-    """``interns=claude-haiku-*|claude-sonnet-* *=claude-*``."""
+    """Parse ``interns=claude-haiku-*|claude-sonnet-* *=claude-*``."""
     return {group: tuple(models.split("|")) for group, models in parsers.pairs(value).items()}
 
 
@@ -61,7 +57,7 @@ CONCURRENT: Setting[int] = Setting(
 
 
 class Authorizer:
-    """Holds people to the rules; counts what each has in flight."""
+    """The plugin: it applies the rules, and counts each person's requests in flight."""
 
     def __init__(self) -> None:
         self._models: Mapping[str, tuple[str, ...]] = {}
@@ -80,9 +76,9 @@ class Authorizer:
         self._concurrent = settings[CONCURRENT]
         if not (self._models or self._max_tokens or self._concurrent):
             return INACTIVE
-        return "models, answer lengths and concurrency have limits"
+        return "limits of models, max_tokens and concurrency"
 
-    # by the head: a slow body must not get around it
+    # before the body is read, so that slow bodies count as well
     @hookimpl
     def admit(self, identity: Identity) -> Permit | None:
         return self._count(identity.principal) if self._concurrent else None
@@ -98,7 +94,7 @@ class Authorizer:
         asked = model_request.max_tokens
         if self._max_tokens and asked is not None and asked > self._max_tokens:
             raise Denied(
-                f"max_tokens may be {self._max_tokens} at most, not {asked}: ask for less.",
+                f"max_tokens must be at most {self._max_tokens}, not {asked}.",
                 status=400,
             )
 
@@ -106,23 +102,23 @@ class Authorizer:
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> None:
         if model_request is None:
-            # a batch, say: its body, which names models, has not been read
-            if request.method in ("GET", "HEAD") or _RUNS_NO_MODEL.fullmatch(request.path):
+            # such as a batch, whose models are not checked
+            if request.costs_nothing:
                 return
-            raise Denied("You may use some models only, and only by messages: this is not one.")
+            raise Denied("Your models are restricted, so you may only send messages.")
         groups = [group for group in identity.groups if group in self._models] or ["*"]
         allowed = [model for group in groups for model in self._models.get(group, ())]
-        # its fallbacks and its tools may name others than model_request.model
+        # fallbacks and tools may name further models than model_request.model
         for model in model_request.models:
             if not any(fnmatchcase(model, each) for each in allowed):
                 names = ", ".join(allowed) or "none"
-                raise Denied(f"You may not use {model}. These you may: {names}.")
+                raise Denied(f"You may not use {model}. You may use: {names}.")
 
     def _count(self, principal: str) -> Permit:
-        """A place in flight for `principal`, which is given back when the request is over."""
+        """Reserve a place in flight for `principal` until the request ends."""
         if self._in_flight[principal] >= self._concurrent:
             raise Denied(
-                f"You have {self._concurrent} requests in flight already: wait for one of them.",
+                f"You already have {self._concurrent} requests in flight: wait for one to end.",
                 status=429,
                 retry_after=1,
             )
@@ -131,6 +127,6 @@ class Authorizer:
         def settle(record: RequestRecord) -> None:
             self._in_flight[principal] -= 1
             if not self._in_flight[principal]:
-                del self._in_flight[principal]  # or it would grow with everybody who ever came
+                del self._in_flight[principal]  # so that the counter does not grow without bound
 
         return Permit(settle=settle)

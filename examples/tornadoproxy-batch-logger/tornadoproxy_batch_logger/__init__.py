@@ -1,10 +1,10 @@
-"""Ships what became of each request somewhere else: in batches, by HTTP, as lines of JSON.
+"""A logger that sends the records of finished requests to a collector, in batches of JSON lines.
 
-Nothing here makes a request wait. Records wait in a bounded queue until there are enough of them,
-or for some seconds; a task of its own sends them, and sends them again, with longer and longer
-pauses, while the other side fails. What does not fit in the queue, what the other side refuses, and
-what is left at the stop is lost, which is counted and logged. A batch whose answer is lost arrives
-twice: tell records apart by ``request_id``.
+No request waits for it. Records wait in a bounded queue until a batch is full or some seconds have
+passed. A task sends the batches, and retries with increasing pauses while the collector fails.
+Records that do not fit into the queue, that the collector refuses, or that are left at the stop are
+lost; their number is logged. A batch whose response is lost arrives twice: identify records by
+``request_id``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ QUEUE: Setting[int] = Setting(
 
 
 class BatchLogger:
-    """Sends records, some at a time."""
+    """The plugin: it queues records and sends them in batches."""
 
     def __init__(self) -> None:
         self._settings: Settings | None = None
@@ -91,7 +91,7 @@ class BatchLogger:
         if not settings[URL]:
             return INACTIVE
         self._settings = settings
-        return f"sends finished requests to {settings[URL]}"
+        return f"records of finished requests to {settings[URL]}"
 
     @hookimpl
     def startup(self) -> None:
@@ -110,7 +110,7 @@ class BatchLogger:
 
     @hookimpl
     async def shutdown(self) -> None:
-        """Send what waits, once, within the time that there is."""
+        """Send the queued records once, within the time for a stop."""
         assert self._sending is not None, "started"
         self._stopping.set()
         self._enough.set()
@@ -125,7 +125,7 @@ class BatchLogger:
         while self._waiting or not self._stopping.is_set():
             await _at_most(self._enough.wait(), self._settings[SECONDS])
             batch = list(islice(self._waiting, self._settings[RECORDS]))
-            # they stay in the queue until they have arrived; others are added at its end
+            # the batch stays in the queue until it has arrived; new records are appended
             if not batch or await self._sent(batch):
                 for _ in batch:
                     self._waiting.popleft()
@@ -139,7 +139,7 @@ class BatchLogger:
                 self._enough.clear()
 
     async def _sent(self, batch: list[RequestRecord]) -> bool:
-        """Send `batch`; whether it is done with, because it has arrived or never will."""
+        """Send a batch, and return whether to remove it: it has arrived, or is refused."""
         assert self._settings is not None, "configured"
         headers = {"Content-Type": "application/x-ndjson"}
         if token := self._settings[TOKEN]:
@@ -150,15 +150,15 @@ class BatchLogger:
                 self._settings[URL],
                 method="POST",
                 headers=headers,
-                body=await asyncio.to_thread(_lines, batch),  # it would hold up the loop
+                body=await asyncio.to_thread(_lines, batch),  # in a thread, because it is slow
                 request_timeout=TIMEOUT,
                 follow_redirects=False,
             )
-        # whatever it is: the next attempt may fare better
+        # whatever the error is, a retry may succeed
         except Exception as error:
             status = error.code if isinstance(error, HTTPClientError) else 0
             if 400 <= status < 500 and status not in (408, 429):
-                self._lose(len(batch), f"they are refused with {status}")
+                self._lose(len(batch), f"the collector refused them with {status}")
                 return True
             _logger.warning("BATCH_LOG_URL cannot be reached: %s", type(error).__name__)
             return False
@@ -168,9 +168,9 @@ class BatchLogger:
 
     def _lose(self, count: int, why: str) -> None:
         before, self._lost = self._lost, self._lost + count
-        # at 1, 2, 4, 8 …: what is lost in a flood must not flood the log
+        # logged at 1, 2, 4, 8 … lost records, so that many losses do not flood the log
         if before.bit_length() != self._lost.bit_length():
-            _logger.error("BATCH_LOG_URL: %d records are lost by now: %s", self._lost, why)
+            _logger.error("BATCH_LOG_URL: %d records lost so far: %s", self._lost, why)
 
 
 def _lines(batch: list[RequestRecord]) -> bytes:

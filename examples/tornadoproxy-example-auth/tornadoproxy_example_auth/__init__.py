@@ -1,12 +1,11 @@
-"""Lets people in by name, from a JSON file of names and hashed tokens.
+"""An authenticator by a JSON file of names and hashed tokens.
 
 ::
 
     {"alice": "9e6e15f8a9fd0cc98665c467d2f26fe369ee1529388e823ef4e110835101e8d5"}
 
-Each value is the SHA-256, in hexadecimal, of the token that the person presents. The tokens are
-long and random (``python -m tornadoproxy token`` makes one), so a plain hash is enough: there is
-no dictionary of them to try.
+Each value is the SHA-256 of the person's token in hexadecimal. The tokens are long and random
+(``python -m tornadoproxy token`` creates one) and cannot be guessed, so a plain hash is enough.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PEOPLE_FILE: Setting[Path | None] = Setting(
 
 
 class PeopleAuthenticator:
-    """Knows people by the hashes of their tokens."""
+    """The plugin: it accepts the tokens whose hashes are in the file."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -49,7 +48,7 @@ class PeopleAuthenticator:
 
     @hookimpl
     def configure(self, settings: Settings) -> str:
-        """Read the file; its people take the place of those before only if all of it is right."""
+        """Load the file; an invalid file leaves the people as they are."""
         self._names = _names_by_hash(settings[PEOPLE_FILE])
         return f"{len(self._names)} people of PEOPLE_FILE"
 
@@ -57,13 +56,13 @@ class PeopleAuthenticator:
     def authenticate(self, request: IncomingRequest) -> Identity | None:
         candidates = request.candidates()
         for candidate in candidates:
-            # looked up by its hash: how long that takes tells nothing about a token
+            # by its hash, so that the duration of the look-up reveals nothing about a token
             name = self._names.get(_hash(candidate))
             if name is not None:
                 return Identity(principal=name)
         if candidates:
-            raise AuthenticationFailed("This token is nobody's. Ask for one of your own.")
-        return None  # no credential at all: perhaps another plugin knows this request
+            raise AuthenticationFailed("This token is unknown: ask for one of your own.")
+        return None  # without a credential another plugin may accept the request
 
 
 def _hash(token: Secret) -> str:
@@ -72,13 +71,13 @@ def _hash(token: Secret) -> str:
 
 def _names_by_hash(path: Path | None) -> dict[str, str]:
     if path is None:
-        raise ConfigurationError("PEOPLE_FILE is not set: name the JSON file of people.")
+        raise ConfigurationError("PEOPLE_FILE is not set; set it to a JSON file of people.")
     try:
         people = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"PEOPLE_FILE cannot be read: {error.strerror}.") from None
+        raise ConfigurationError(f"PEOPLE_FILE {path} cannot be read: {error.strerror}.") from None
     except ValueError:
-        raise ConfigurationError(f"PEOPLE_FILE {path} is not JSON: mend it.") from None
+        raise ConfigurationError(f"PEOPLE_FILE {path} is not JSON; correct it.") from None
     faults = tuple(_faults(people))
     if faults:
         raise ConfigurationError(*(f"PEOPLE_FILE {path}: {fault}" for fault in faults))
@@ -86,14 +85,14 @@ def _names_by_hash(path: Path | None) -> dict[str, str]:
 
 
 def _faults(people: object) -> Iterator[str]:
-    """What is wrong with the file's content; never a value, which may be a token in the clear."""
+    """Yield the faults of the content, without values, which may be plain tokens."""
     if not isinstance(people, dict) or not people:
         yield 'it must be an object of names and hashes, such as {"alice": "9e6e…"}.'
         return
     for name, hashed in people.items():
         if not name:
-            yield "a name is empty: give it one."
+            yield "a name is empty; enter one."
         if not isinstance(hashed, str) or not re.fullmatch("[0-9a-f]{64}", hashed):
-            yield f"{name!r} needs the SHA-256 of a token: 64 digits of 0-9 and a-f."
+            yield f"{name!r} needs the SHA-256 of a token, 64 digits of 0-9 and a-f."
     if len({repr(hashed) for hashed in people.values()}) < len(people):
-        yield "two people have the same token: give each their own."
+        yield "two people have the same token; give each their own."

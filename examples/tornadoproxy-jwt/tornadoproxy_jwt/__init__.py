@@ -1,9 +1,9 @@
-"""Lets in who presents a JSON Web Token that an identity provider has signed.
+"""An authenticator by JSON Web Tokens of an identity provider.
 
-A credential that is no JWT is left to the next plugin. One that is has to be right: signed with a
-key of the provider's JWKS, by one of the algorithms that the settings name, for this audience, by
-this issuer, and not expired. While the keys cannot be had, tokens of unknown keys are answered
-503; tokens of keys that have been read go on being accepted.
+A credential that is not a JWT is left to the next plugin. A JWT must be signed with a key of the
+provider's JWKS, by one of the configured algorithms, for this audience, by this issuer, and must
+not have expired. While the keys cannot be loaded, tokens of unknown keys are rejected with 503;
+tokens of keys that are loaded are still accepted.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 MAX_LINES = 8  # of JWT_HEADER in one request, as of x-api-key
 
-# only those of a private and a public key: with an HMAC, whoever can check could sign as well
+# only asymmetric ones, because an HMAC key that validates tokens could also sign them
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 
 
 def _keys_url(value: str) -> str:
-    """The URL of a JWKS. Not in the clear, unless it stays on this machine."""
+    """Return the URL of a JWKS, which must use TLS unless it is on this machine."""
     if value.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
         return parsers.text(value)
-    raise ValueError("must begin with https://: who can change the keys on their way gets in")
+    raise ValueError("must begin with https://, because a changed key would accept forged tokens")
 
 
 def _algorithms(value: str) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ RETRY_SECONDS: Setting[float] = Setting(
 
 
 class JWTAuthenticator:
-    """Knows people by the tokens of their identity provider."""
+    """The plugin: it accepts the tokens of the identity provider."""
 
     def __init__(self) -> None:
         self._keys: KeySet | None = None
@@ -127,13 +127,13 @@ class JWTAuthenticator:
     def configure(self, settings: Settings) -> str | Inactive:
         if not settings[JWKS_URL]:
             return INACTIVE
-        # not at the top: who does not use this plugin does not wait for cryptography
+        # imported when it is used, because importing cryptography is slow
         from tornadoproxy_jwt.keys import KeySet
         from tornadoproxy_jwt.tokens import TokenReader
 
         missing = [each.name for each in (ISSUER, AUDIENCE) if not settings[each]]
         if missing:
-            faults = (f"{name} is not set, and JWT_JWKS_URL is: set it." for name in missing)
+            faults = (f"{name} is not set but JWT_JWKS_URL is; set both." for name in missing)
             raise ConfigurationError(*faults)
         if self._keys is None or self._keys.url != settings[JWKS_URL]:
             self._keys = KeySet(settings[JWKS_URL])
@@ -147,7 +147,7 @@ class JWTAuthenticator:
             leeway=settings[LEEWAY],
             groups_claim=settings[GROUPS_CLAIM],
         )
-        return f"whoever has a token of {settings[ISSUER]}"
+        return f"clients with a token of {settings[ISSUER]}"
 
     @hookimpl
     def credential_headers(self) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ class JWTAuthenticator:
         assert self._reader is not None, "configured"
         tokens = self._reader.tokens(self._candidates(request))
         if not tokens:
-            return None  # not mine, which is known without a coroutine
+            return None  # left to the next plugin, without the cost of a coroutine
         return self._reader.identify(tokens, self._keys)
 
     def _candidates(self, request: IncomingRequest) -> tuple[Secret, ...]:

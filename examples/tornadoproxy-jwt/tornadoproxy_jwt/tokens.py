@@ -1,4 +1,4 @@
-"""From a token to the person that it names, or to the reason why it is refused."""
+"""The validation of tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tornadoproxy import AuthenticationFailed, Identity, Secret
 if TYPE_CHECKING:
     from tornadoproxy_jwt.keys import KeySet
 
-_REFUSED = "This token is not valid here: get one of the right provider, for this service."
+_REFUSED = "This token is not valid here: get one from the right provider for this service."
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReader:
-    """What a token must be. Verifying one takes some 50 µs, which the loop has."""
+    """The requirements of a token. Its validation takes about 50 µs, so it needs no thread."""
 
     issuer: str
     audience: str
@@ -27,7 +27,7 @@ class TokenReader:
     groups_claim: str
 
     def tokens(self, candidates: Sequence[Secret]) -> list[tuple[Secret, str | None]]:
-        """Those of `candidates` that are JWTs, with the id of the key each names."""
+        """Return those of `candidates` that are JWTs, each with the id of its key."""
         found = []
         for candidate in candidates:
             try:
@@ -40,10 +40,10 @@ class TokenReader:
     async def identify(
         self, tokens: Sequence[tuple[Secret, str | None]], keys: KeySet
     ) -> Identity | None:
-        """Whom the first token names that is right.
+        """Return the identity of the first valid token.
 
-        :raises AuthenticationFailed: none is.
-        :raises OSError: a key is not known, and the keys cannot be read now.
+        :raises AuthenticationFailed: no token is valid.
+        :raises OSError: a key is unknown, and the keys cannot be loaded.
         """
         reason = _REFUSED
         for token, key_id in tokens:
@@ -61,7 +61,7 @@ class TokenReader:
         claims: dict[str, Any] = jwt.decode(  # Any: a claim may be any JSON
             token.reveal(),
             key,
-            algorithms=self.algorithms,  # the token's own header has no say
+            algorithms=self.algorithms,  # and not the one that the token names
             audience=self.audience,
             issuer=self.issuer,
             leeway=self.leeway,
