@@ -1,4 +1,4 @@
-"""The real proxy with this plugin, and an authentication service on a socket of its own."""
+"""The plugin in a real proxy, and a scripted authentication service."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def ask(http_client: AsyncHTTPClient) -> Ask:
     return ask
 
 
-async def test_who_the_service_knows_gets_in_by_name(
+async def test_accepted_credential_has_name_and_groups(
     proxy: Proxy, ask: Ask, service: ScriptedServer, records: Records
 ) -> None:
     service.script(json_response({**YES, "groups": ["staff", "research"]}))
@@ -90,7 +90,7 @@ async def test_who_the_service_knows_gets_in_by_name(
     assert parse_qs(call.body.decode(), encoding="latin-1") == {"token": ["a & b = ü"]}
 
 
-async def test_a_no_is_a_401_and_is_asked_again(
+async def test_rejected_credential_is_401_and_not_cached(
     proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
 ) -> None:
     service.script(json_response({"active": False}), json_response(YES))
@@ -102,14 +102,14 @@ async def test_a_no_is_a_401_and_is_asked_again(
     assert (await ask(proxy, "new")).code == 200
 
 
-async def test_without_a_credential_nobody_is_asked(
+async def test_without_a_credential_the_service_is_not_asked(
     proxy: Proxy, ask: Ask, service: ScriptedServer
 ) -> None:
     assert (await ask(proxy)).code == 401
     assert service.requests == []
 
 
-async def test_of_several_credentials_one_that_is_right_is_enough(
+async def test_one_valid_credential_among_several_suffices(
     proxy: Proxy, ask: Ask, service: ScriptedServer
 ) -> None:
     service.script(json_response({"active": False}), json_response(YES))
@@ -117,12 +117,14 @@ async def test_of_several_credentials_one_that_is_right_is_enough(
     assert (await ask(proxy, "dummy", "right")).code == 200
 
 
-async def test_a_yes_is_remembered(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
+async def test_accepted_credential_is_cached(
+    proxy: Proxy, ask: Ask, service: ScriptedServer
+) -> None:
     service.script(json_response(YES), json_response({"active": False}))
 
     assert (await ask(proxy, "alices")).code == 200
     assert (await ask(proxy, "alices")).code == 200
-    assert (await ask(proxy, "alices ü")).code == 401, "another one is another question"
+    assert (await ask(proxy, "alices ü")).code == 401, "another credential is validated"
     assert len(service.requests) == 2
 
 
@@ -131,7 +133,7 @@ async def test_a_yes_is_remembered(proxy: Proxy, ask: Ask, service: ScriptedServ
     [({"AUTH_SERVICE_CACHE_SECONDS": 0}, YES), ({}, {**YES, "exp": int(time.time())})],
     ids=["cache off", "exp"],
 )
-async def test_a_yes_is_remembered_no_longer_than_it_holds(
+async def test_cache_ends_with_its_time_or_the_expiry(
     start: Start,
     ask: Ask,
     service: ScriptedServer,
@@ -145,7 +147,7 @@ async def test_a_yes_is_remembered_no_longer_than_it_holds(
     assert (await ask(proxy, "alices")).code == 401
 
 
-async def test_sighup_forgets(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
+async def test_reload_clears_the_cache(proxy: Proxy, ask: Ask, service: ScriptedServer) -> None:
     service.script(json_response(YES), json_response({"active": False}))
     assert (await ask(proxy, "alices")).code == 200
 
@@ -153,10 +155,10 @@ async def test_sighup_forgets(proxy: Proxy, ask: Ask, service: ScriptedServer) -
     assert (await ask(proxy, "alices")).code == 401
 
 
-async def test_those_who_come_at_once_wait_for_one_call(
+async def test_concurrent_requests_wait_for_one_call(
     start: Start, ask: Ask, service: ScriptedServer
 ) -> None:
-    all_are_there = asyncio.Event()
+    all_have_arrived = asyncio.Event()
 
     class Counter:
         seen = 0
@@ -165,10 +167,10 @@ async def test_those_who_come_at_once_wait_for_one_call(
         def authenticate(self) -> None:
             self.seen += 1
             if self.seen == 5:
-                all_are_there.set()
+                all_have_arrived.set()
 
     async def slow(exchange: UpstreamExchange) -> None:
-        await all_are_there.wait()
+        await all_have_arrived.wait()
         await json_response(YES)(exchange)
 
     proxy = await start(plugins=[Counter()])
@@ -179,10 +181,10 @@ async def test_those_who_come_at_once_wait_for_one_call(
     assert len(service.requests) == 1
 
 
-async def test_one_whose_time_is_up_does_not_end_the_call_for_the_others(
+async def test_timed_out_request_does_not_cancel_the_call(
     start: Start, ask: Ask, service: ScriptedServer
 ) -> None:
-    second_is_there = asyncio.Event()
+    second_has_arrived = asyncio.Event()
 
     class Counter:
         seen = 0
@@ -191,10 +193,10 @@ async def test_one_whose_time_is_up_does_not_end_the_call_for_the_others(
         def authenticate(self) -> None:
             self.seen += 1
             if self.seen == 2:
-                second_is_there.set()
+                second_has_arrived.set()
 
     async def slow(exchange: UpstreamExchange) -> None:
-        await second_is_there.wait()
+        await second_has_arrived.wait()
         await json_response(YES)(exchange)
 
     proxy = await start(plugins=[Counter()], PLUGIN_TIMEOUT=0.3)
@@ -224,7 +226,7 @@ async def test_one_whose_time_is_up_does_not_end_the_call_for_the_others(
         bytes_response(b"<html>"),
     ],
 )
-async def test_any_other_answer_fails_closed(
+async def test_invalid_response_rejects_the_request(
     proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream, response: Any
 ) -> None:
     service.script(response, json_response(YES))
@@ -235,7 +237,7 @@ async def test_any_other_answer_fails_closed(
     assert upstream.requests == []
 
 
-async def test_a_service_that_is_down_fails_closed(
+async def test_service_that_is_down_rejects_the_request(
     proxy: Proxy, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
 ) -> None:
     await service.stop()
@@ -244,7 +246,7 @@ async def test_a_service_that_is_down_fails_closed(
     assert upstream.requests == []
 
 
-async def test_a_service_that_hangs_fails_closed_in_time(
+async def test_hanging_service_rejects_the_request_in_time(
     start: Start, ask: Ask, service: ScriptedServer, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(AUTH_SERVICE_TIMEOUT=0.2)
@@ -255,13 +257,13 @@ async def test_a_service_that_hangs_fails_closed_in_time(
     await service.all_closed()
 
 
-async def test_without_a_url_it_is_not_there(start: Start) -> None:
+async def test_without_a_url_the_plugin_is_inactive(start: Start) -> None:
     proxy = await start(DISABLED_PLUGINS=None, AUTH_SERVICE_URL=None, AUTH_SERVICE_KEY=None)
 
     states = {info.name: info.state for info in proxy.plugins.describe()}
     assert states["auth_service"] == "inactive"
 
 
-async def test_a_url_that_is_none_is_refused(start: Start) -> None:
+async def test_invalid_url_is_refused(start: Start) -> None:
     with pytest.raises(ConfigurationError, match="AUTH_SERVICE_URL must begin with https://"):
         await start(AUTH_SERVICE_URL="login.example.com")

@@ -1,4 +1,4 @@
-"""The real proxy with this plugin, and an authenticator that takes people's word for it."""
+"""The plugin in a real proxy, with an authenticator that accepts any name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Ask: TypeAlias = "Callable[..., Awaitable[HTTPResponse]]"
 
 
 class Names:
-    """The credential ``alice:staff:research`` is Alice, in two groups."""
+    """An authenticator: the credential ``alice:staff:research`` is Alice, in two groups."""
 
     @hookimpl(tryfirst=True)
     def authenticate(self, request: IncomingRequest) -> Identity:
@@ -84,7 +84,7 @@ def ask(http_client: AsyncHTTPClient) -> Ask:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/messages", "/openai/v1/chat/completions"])
-async def test_groups_use_their_models(
+async def test_group_may_use_its_models(
     start: Callable[..., Awaitable[Proxy]],
     ask: Ask,
     upstream: ScriptedUpstream,
@@ -105,7 +105,7 @@ async def test_groups_use_their_models(
 
 
 @pytest.mark.parametrize("fallbacks", ["default", [{"model": OPUS}]])
-async def test_fallbacks_are_held_to_the_rule(
+async def test_fallback_to_another_model_is_rejected(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, fallbacks: object
 ) -> None:
     proxy = await start(GROUP_MODELS=MODELS)
@@ -113,7 +113,7 @@ async def test_fallbacks_are_held_to_the_rule(
     assert (await ask(proxy, "ann:interns", fallbacks=fallbacks)).code == 403
 
 
-async def test_everybody_else_has_a_rule_of_their_own(
+async def test_group_star_is_everybody_else(
     start: Callable[..., Awaitable[Proxy]], ask: Ask
 ) -> None:
     proxy = await start(GROUP_MODELS=f"{MODELS} *=claude-sonnet-5-5")
@@ -134,7 +134,7 @@ async def test_everybody_else_has_a_rule_of_their_own(
         ("/v1/messages/batches/msgbatch_unheard-of", None, 404),
     ],
 )
-async def test_what_names_no_model_is_no_way_around(
+async def test_request_without_a_known_model(
     start: Callable[..., Awaitable[Proxy]],
     ask: Ask,
     upstream: ScriptedUpstream,
@@ -150,7 +150,7 @@ async def test_what_names_no_model_is_no_way_around(
     assert len(upstream.requests) == (status != 403)
 
 
-async def test_answers_are_no_longer_than_the_ceiling(
+async def test_max_tokens_above_the_limit_is_rejected(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(MAX_TOKENS_CEILING=1000)
@@ -158,12 +158,12 @@ async def test_answers_are_no_longer_than_the_ceiling(
     refused = await ask(proxy, "ann", max_tokens=1001)
     error = json.loads(refused.body)["error"]
     assert (refused.code, error["type"]) == (400, "invalid_request_error")
-    assert "1000 at most" in error["message"]
+    assert "at most 1000" in error["message"]
     assert upstream.requests == []
     assert (await ask(proxy, "ann", max_tokens=1000)).code == 200
 
 
-async def test_a_person_has_so_many_in_flight(
+async def test_requests_in_flight_are_limited(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, upstream: ScriptedUpstream
 ) -> None:
     proxy = await start(CONCURRENT_REQUESTS=2)
@@ -180,7 +180,7 @@ async def test_a_person_has_so_many_in_flight(
 
 
 @pytest.mark.parametrize("ending", [Outcome.COMPLETED, Outcome.FAILED, Outcome.ABANDONED])
-async def test_however_a_request_ends_its_place_is_given_back(
+async def test_place_is_freed_however_a_request_ends(
     start: Callable[..., Awaitable[Proxy]],
     ask: Ask,
     raw: OpenRaw,
@@ -206,7 +206,9 @@ async def test_however_a_request_ends_its_place_is_given_back(
     assert (await ask(proxy, "ann")).code == 200
 
 
-async def test_without_a_rule_it_is_not_there(start: Callable[..., Awaitable[Proxy]]) -> None:
+async def test_without_a_rule_the_plugin_is_inactive(
+    start: Callable[..., Awaitable[Proxy]],
+) -> None:
     proxy = await start()
 
     states = {info.name: info.state for info in proxy.plugins.describe()}

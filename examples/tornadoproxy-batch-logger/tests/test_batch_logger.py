@@ -1,4 +1,4 @@
-"""The real proxy with this plugin, and the other side on a socket of its own."""
+"""The plugin in a real proxy, and a scripted collector."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_full_batch_is_sent(
     assert TEST_TOKEN not in request.body.decode()
 
 
-async def test_one_that_is_not_full_is_sent_after_a_while(
+async def test_incomplete_batch_is_sent_after_its_time(
     start: Start, ask: Ask, collector: ScriptedServer
 ) -> None:
     collector.script(DONE)
@@ -94,7 +94,7 @@ async def test_one_that_is_not_full_is_sent_after_a_while(
     assert len(await lines(await collector.received())) == 1
 
 
-async def test_what_waits_at_the_stop_is_sent(
+async def test_stop_sends_the_queued_records(
     start: Start, ask: Ask, collector: ScriptedServer
 ) -> None:
     collector.script(DONE, DONE)
@@ -107,7 +107,7 @@ async def test_what_waits_at_the_stop_is_sent(
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 408])
-async def test_what_fails_is_sent_again(
+async def test_failed_batch_is_retried(
     start: Start, ask: Ask, collector: ScriptedServer, status: int
 ) -> None:
     collector.script(bytes_response(b"", status=status), DONE)
@@ -118,7 +118,7 @@ async def test_what_fails_is_sent_again(
     assert await lines(first) == await lines(second)
 
 
-async def test_what_is_refused_is_not_sent_again_and_is_told(
+async def test_refused_batch_is_lost_and_logged(
     start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.script(bytes_response(b"", status=400), DONE)
@@ -128,10 +128,10 @@ async def test_what_is_refused_is_not_sent_again_and_is_told(
     await ask(proxy)
 
     assert await lines(await collector.received(2)) != refused
-    assert "1 records are lost by now: they are refused with 400" in caplog.text
+    assert "1 records lost so far: the collector refused them with 400" in caplog.text
 
 
-async def test_the_queue_has_an_end(
+async def test_full_queue_loses_records(
     start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.script(DONE)
@@ -141,10 +141,10 @@ async def test_the_queue_has_an_end(
     await proxy.server.drain()
 
     assert len(await lines(await collector.received())) == 2
-    assert "1 records are lost by now: the queue is full" in caplog.text
+    assert "1 records lost so far: the queue is full" in caplog.text
 
 
-async def test_a_stop_does_not_wait_for_a_collector_that_is_gone(
+async def test_stop_does_not_wait_for_a_missing_collector(
     start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = await start()
@@ -152,10 +152,10 @@ async def test_a_stop_does_not_wait_for_a_collector_that_is_gone(
     await collector.stop()
     await proxy.server.drain()
 
-    assert "1 records are lost by now: the proxy stops" in caplog.text
+    assert "1 records lost so far: the proxy stops" in caplog.text
 
 
-async def test_a_stop_gives_up_on_a_collector_that_hangs(
+async def test_stop_gives_up_on_a_hanging_collector(
     start: Start, ask: Ask, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.script(silent_response())
@@ -164,11 +164,11 @@ async def test_a_stop_gives_up_on_a_collector_that_hangs(
     await collector.received()
     await proxy.server.drain()
 
-    assert "1 records are lost by now: the proxy stops" in caplog.text
+    assert "1 records lost so far: the proxy stops" in caplog.text
     assert "failed in shutdown" not in caplog.text
 
 
-async def test_requests_do_not_wait_for_the_collector(
+async def test_request_does_not_wait_for_the_collector(
     start: Start, ask: Ask, collector: ScriptedServer, records: Records
 ) -> None:
     collector.script(silent_response())
@@ -180,7 +180,7 @@ async def test_requests_do_not_wait_for_the_collector(
     assert stuck.disconnected_at is None, "it still hangs"
 
 
-async def test_without_a_url_it_is_not_there(start: Start) -> None:
+async def test_without_a_url_the_plugin_is_inactive(start: Start) -> None:
     proxy = await start(BATCH_LOG_URL=None, BATCH_LOG_TOKEN=None, BATCH_LOG_SECONDS=None)
 
     states = {info.name: info.state for info in proxy.plugins.describe()}

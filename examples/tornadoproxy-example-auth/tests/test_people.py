@@ -1,4 +1,4 @@
-"""The real proxy, with this package installed in place of the token plugin."""
+"""The plugin in a real proxy, in place of the plugin token."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def start(start_proxy: StartProxy, people_file: Path) -> Start:
 
 @pytest.fixture
 def proxy(io_loop: IOLoop, start: Start) -> Proxy:
-    """In place of the one with the token plugin: the clients of the fixtures all use it."""
+    """Replace the proxy of the other fixtures."""
     started: Proxy = io_loop.run_sync(start)
     return started
 
@@ -63,7 +63,7 @@ def ask(http_client: AsyncHTTPClient, base_url: str) -> Ask:
     [{"x-api-key": BOBS_TOKEN}, {"Authorization": f"Bearer {BOBS_TOKEN}"}],
     ids=["x-api-key", "bearer"],
 )
-async def test_the_right_person_gets_in_by_name(
+async def test_token_has_the_name_of_its_person(
     ask: Ask, upstream: ScriptedUpstream, records: Records, headers: dict[str, str]
 ) -> None:
     response = await ask(headers)
@@ -78,7 +78,7 @@ async def test_the_right_person_gets_in_by_name(
     [{"x-api-key": "nobodys"}, {"x-api-key": TEST_TOKEN}, {"x-api-key": hashed(BOBS_TOKEN)}, {}],
     ids=["unknown", "token plugin's", "hash", "none"],
 )
-async def test_nobody_else_gets_in(
+async def test_other_credentials_are_rejected(
     ask: Ask, upstream: ScriptedUpstream, records: Records, headers: dict[str, str]
 ) -> None:
     response = await ask(headers)
@@ -89,9 +89,7 @@ async def test_nobody_else_gets_in(
     assert (await records.finished()).principal is None
 
 
-async def test_people_come_and_go_without_a_restart(
-    proxy: Proxy, ask: Ask, people_file: Path
-) -> None:
+async def test_reload_replaces_the_people(proxy: Proxy, ask: Ask, people_file: Path) -> None:
     people_file.write_text(json.dumps({"carol": hashed(CAROLS_TOKEN)}))
     proxy.reload()
 
@@ -99,7 +97,7 @@ async def test_people_come_and_go_without_a_restart(
     assert (await ask({"x-api-key": CAROLS_TOKEN})).code == 200
 
 
-async def test_a_file_that_is_wrong_changes_nothing(
+async def test_reload_of_an_invalid_file_changes_nothing(
     proxy: Proxy, ask: Ask, people_file: Path
 ) -> None:
     people_file.write_text(json.dumps({"carol": hashed(CAROLS_TOKEN), "dave": ""}))
@@ -124,7 +122,7 @@ async def test_a_file_that_is_wrong_changes_nothing(
         (f'{{"alice": "{hashed("t")}", "bob": "{hashed("t")}"}}'.encode(), "the same token"),
     ],
 )
-async def test_a_wrong_file_is_refused_readably(
+async def test_invalid_file_is_refused(
     start: Start, people_file: Path, content: bytes, fault: str
 ) -> None:
     people_file.write_bytes(content)
@@ -135,7 +133,7 @@ async def test_a_wrong_file_is_refused_readably(
     assert "in-the-clear" not in str(caught.value)
 
 
-async def test_every_fault_is_told_at_once(start: Start, people_file: Path) -> None:
+async def test_every_fault_is_reported_at_once(start: Start, people_file: Path) -> None:
     people_file.write_text(json.dumps({"alice": "short", "bob": "short"}))
 
     with pytest.raises(ConfigurationError) as caught:
@@ -143,12 +141,12 @@ async def test_every_fault_is_told_at_once(start: Start, people_file: Path) -> N
     assert len(caught.value.faults) == 3
 
 
-async def test_it_does_not_start_without_a_file(start_proxy: StartProxy) -> None:
+async def test_without_a_file_the_start_fails(start_proxy: StartProxy) -> None:
     with pytest.raises(ConfigurationError, match="PEOPLE_FILE is not set"):
         await start_proxy(DISABLED_PLUGINS="token")
 
 
-def test_the_token_plugin_is_not_even_imported(tmp_path: Path, people_file: Path) -> None:
+def test_disabled_token_plugin_is_not_imported(tmp_path: Path, people_file: Path) -> None:
     script = (
         "import os, sys\n"
         "from tornadoproxy.cli import main as cli\n"
@@ -167,7 +165,7 @@ def test_the_token_plugin_is_not_even_imported(tmp_path: Path, people_file: Path
     assert any("2 people of PEOPLE_FILE" in line for line in shown)
 
 
-def test_it_is_listed_as_the_one_that_authenticates(tmp_path: Path, people_file: Path) -> None:
+def test_plugins_lists_the_authenticator(tmp_path: Path, people_file: Path) -> None:
     shown = run(
         ["-m", "tornadoproxy", "plugins"],
         tmp_path,
@@ -183,7 +181,7 @@ def test_it_is_listed_as_the_one_that_authenticates(tmp_path: Path, people_file:
 
 
 def run(arguments: list[str], directory: Path, **variables: str) -> list[str]:
-    """What Python prints, line by line; it must end with 0."""
+    """Return the lines that Python prints; it must exit with 0."""
     ran = subprocess.run(
         [sys.executable, *arguments],
         cwd=directory,

@@ -1,4 +1,4 @@
-"""The real proxy with this plugin, and an identity provider on a socket of its own."""
+"""The plugin in a real proxy, and a scripted identity provider."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Ask: TypeAlias = "Callable[..., Awaitable[HTTPResponse]]"
 
 
 class Provider(ScriptedServer):
-    """An identity provider: it serves the public keys in `keys`."""
+    """An identity provider that serves the public keys in `keys`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Provider(ScriptedServer):
 
 
 def public(key: Key, kid: str) -> dict[str, Any]:
-    """The JWK of `key`."""
+    """Return the JWK of `key`."""
     if isinstance(key, rsa.RSAPrivateKey):
         jwk: dict[str, Any] = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
     else:
@@ -59,7 +59,7 @@ def public(key: Key, kid: str) -> dict[str, Any]:
 
 
 def token(key: Key | str, kid: str = "first", algorithm: str = "RS256", **claims: Any) -> str:
-    """A token for Alice; a claim that is ``None`` is left out."""
+    """Return a token for Alice, without the claims that are ``None``."""
     now = int(time.time())
     payload = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, **claims}
     payload = {name: value for name, value in payload.items() if value is not None}
@@ -119,7 +119,7 @@ def ask(http_client: AsyncHTTPClient) -> Ask:
     return ask
 
 
-async def test_a_token_of_the_provider_names_the_person_and_the_groups(
+async def test_token_has_the_name_and_groups_of_the_person(
     proxy: Proxy, ask: Ask, rsa_key: Key, records: Records, upstream: ScriptedUpstream
 ) -> None:
     response = await ask(proxy, token(rsa_key, groups=["staff", "research"]))
@@ -130,7 +130,7 @@ async def test_a_token_of_the_provider_names_the_person_and_the_groups(
     assert len(upstream.requests) == 1
 
 
-async def test_elliptic_curves_work_as_well(
+async def test_token_signed_by_an_elliptic_curve_is_accepted(
     proxy: Proxy, ask: Ask, provider: Provider, ec_key: Key
 ) -> None:
     provider.keys["curve"] = ec_key
@@ -138,7 +138,7 @@ async def test_elliptic_curves_work_as_well(
     assert (await ask(proxy, token(ec_key, "curve", "ES256"))).code == 200
 
 
-async def test_the_keys_are_read_once(
+async def test_keys_are_loaded_once(
     proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key
 ) -> None:
     responses = await asyncio.gather(*(ask(proxy, token(rsa_key)) for _ in range(5)))
@@ -148,10 +148,10 @@ async def test_the_keys_are_read_once(
     assert len(provider.requests) == 1
 
 
-async def test_one_whose_time_is_up_does_not_end_the_reading_for_the_others(
+async def test_timed_out_request_does_not_cancel_the_load(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, provider: Provider, rsa_key: Key
 ) -> None:
-    second_is_there = asyncio.Event()
+    second_has_arrived = asyncio.Event()
 
     class Counter:
         seen = 0
@@ -160,21 +160,21 @@ async def test_one_whose_time_is_up_does_not_end_the_reading_for_the_others(
         def authenticate(self) -> None:
             self.seen += 1
             if self.seen == 2:
-                second_is_there.set()
+                second_has_arrived.set()
 
     async def slow(exchange: UpstreamExchange) -> None:
-        await second_is_there.wait()
+        await second_has_arrived.wait()
         await provider.default_response(exchange)
 
     proxy = await start(plugins=[Counter()], PLUGIN_TIMEOUT=0.3)
     provider.script(slow)
 
     assert (await ask(proxy, token(rsa_key))).code == 503
-    assert (await ask(proxy, token(rsa_key))).code == 200, "the reading went on"
+    assert (await ask(proxy, token(rsa_key))).code == 200, "the load continued"
     assert len(provider.requests) == 1
 
 
-async def test_token_in_a_header_of_its_own_ends_here(
+async def test_token_header_is_not_relayed(
     start: Callable[..., Awaitable[Proxy]],
     http_client: AsyncHTTPClient,
     upstream: ScriptedUpstream,
@@ -190,7 +190,7 @@ async def test_token_in_a_header_of_its_own_ends_here(
     assert upstream.requests[0].header("x-goog-iap-jwt-assertion") is None
 
 
-async def test_what_is_no_jwt_is_left_to_the_next_plugin(
+async def test_other_credential_is_left_to_the_next_plugin(
     proxy: Proxy, ask: Ask, records: Records, provider: Provider
 ) -> None:
     assert (await ask(proxy, TEST_TOKEN)).code == 200
@@ -209,7 +209,7 @@ async def test_what_is_no_jwt_is_left_to_the_next_plugin(
         b"W10.e30.AA",
     ],
 )
-async def test_what_looks_like_a_jwt_and_is_none_gets_nobody_in(
+async def test_malformed_token_is_rejected(
     proxy: Proxy, ask: Ask, upstream: ScriptedUpstream, credential: bytes
 ) -> None:
     assert (await ask(proxy, credential)).code == 401
@@ -234,7 +234,7 @@ async def test_what_looks_like_a_jwt_and_is_none_gets_nobody_in(
     ],
     ids=str,
 )
-async def test_a_token_that_is_not_right_is_refused(
+async def test_token_with_an_invalid_claim_is_rejected(
     proxy: Proxy,
     ask: Ask,
     rsa_key: Key,
@@ -250,7 +250,7 @@ async def test_a_token_that_is_not_right_is_refused(
     assert upstream.requests == []
 
 
-async def test_the_clocks_may_differ_by_the_leeway(
+async def test_clocks_may_differ_by_the_leeway(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, rsa_key: Key
 ) -> None:
     proxy = await start(JWT_LEEWAY=300)
@@ -258,10 +258,10 @@ async def test_the_clocks_may_differ_by_the_leeway(
     assert (await ask(proxy, token(rsa_key, exp=int(time.time()) - 100))).code == 200
 
 
-async def test_nobody_signs_with_the_public_key(
+async def test_token_signed_with_the_public_key_is_rejected(
     proxy: Proxy, ask: Ask, rsa_key: rsa.RSAPrivateKey, upstream: ScriptedUpstream
 ) -> None:
-    """The attack: HMAC, with the public key, which everybody has, as the secret."""
+    """An HMAC with the public key as its secret is a known attack."""
     from cryptography.hazmat.primitives import hashes, hmac
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -276,19 +276,19 @@ async def test_nobody_signs_with_the_public_key(
     assert upstream.requests == []
 
 
-async def test_nobody_leaves_the_signature_out(proxy: Proxy, ask: Ask, rsa_key: Key) -> None:
+async def test_token_without_a_signature_is_rejected(proxy: Proxy, ask: Ask, rsa_key: Key) -> None:
     head = base64.urlsafe_b64encode(b'{"alg":"none","kid":"first"}').rstrip(b"=").decode()
 
     assert (await ask(proxy, f"{head}.{token(rsa_key).split('.')[1]}.")).code == 401
 
 
-async def test_another_key_of_the_same_name_signs_nothing(proxy: Proxy, ask: Ask) -> None:
+async def test_token_of_another_key_with_the_same_id_is_rejected(proxy: Proxy, ask: Ask) -> None:
     stranger = rsa.generate_private_key(65537, 2048)
 
     assert (await ask(proxy, token(stranger))).code == 401
 
 
-async def test_keys_are_rotated_without_a_restart(
+async def test_rotated_keys_apply_without_a_restart(
     proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key, ec_key: Key
 ) -> None:
     assert (await ask(proxy, token(rsa_key))).code == 200
@@ -299,7 +299,7 @@ async def test_keys_are_rotated_without_a_restart(
     assert len(provider.requests) == 3
 
 
-async def test_old_keys_are_read_again(
+async def test_old_keys_are_loaded_again(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, provider: Provider, rsa_key: Key
 ) -> None:
     proxy = await start(JWT_KEYS_SECONDS=0)
@@ -309,7 +309,7 @@ async def test_old_keys_are_read_again(
     assert (await ask(proxy, token(rsa_key))).code == 401
 
 
-async def test_strangers_do_not_make_it_ask_each_time(
+async def test_unknown_key_ids_do_not_cause_a_load_each(
     start: Callable[..., Awaitable[Proxy]], ask: Ask, provider: Provider, rsa_key: Key
 ) -> None:
     proxy = await start(JWT_RETRY_SECONDS=3600)
@@ -320,7 +320,7 @@ async def test_strangers_do_not_make_it_ask_each_time(
     assert len(provider.requests) == 1
 
 
-async def test_without_the_provider_nobody_new_gets_in_and_known_keys_go_on(
+async def test_missing_provider_rejects_only_unknown_keys(
     start: Callable[..., Awaitable[Proxy]],
     ask: Ask,
     provider: Provider,
@@ -352,7 +352,7 @@ async def test_without_the_provider_nobody_new_gets_in_and_known_keys_go_on(
         json_response({}, 302, {"Location": "/elsewhere"}),
     ],
 )
-async def test_an_answer_that_holds_no_keys_fails_closed(
+async def test_response_without_keys_rejects_the_request(
     proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key, response: Any
 ) -> None:
     provider.script(response)
@@ -360,7 +360,7 @@ async def test_an_answer_that_holds_no_keys_fails_closed(
     assert (await ask(proxy, token(rsa_key))).code == 503
 
 
-async def test_the_stop_waits_for_a_reading_and_leaves_nothing_behind(
+async def test_stop_waits_for_a_load(
     proxy: Proxy, ask: Ask, provider: Provider, rsa_key: Key
 ) -> None:
     go_on = asyncio.Event()
@@ -380,7 +380,7 @@ async def test_the_stop_waits_for_a_reading_and_leaves_nothing_behind(
     await provider.all_closed()
 
 
-async def test_without_a_url_it_is_not_there(start: Callable[..., Awaitable[Proxy]]) -> None:
+async def test_without_a_url_the_plugin_is_inactive(start: Callable[..., Awaitable[Proxy]]) -> None:
     proxy = await start(JWT_JWKS_URL=None, JWT_ISSUER=None, JWT_AUDIENCE=None)
 
     states = {info.name: info.state for info in proxy.plugins.describe()}
@@ -398,7 +398,7 @@ async def test_without_a_url_it_is_not_there(start: Callable[..., Awaitable[Prox
     ],
     ids=str,
 )
-async def test_settings_that_let_strangers_in_are_refused(
+async def test_unsafe_settings_are_refused(
     start: Callable[..., Awaitable[Proxy]], variables: dict[str, object], fault: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=fault):
