@@ -38,7 +38,7 @@ def without_privileges() -> tuple[str, ...]:
     return (setpriv, "--bounding-set=-net_bind_service,-dac_override,-dac_read_search")
 
 
-# -- the .env file
+# -- the .env file; tests/config/test_env_file.py has its formats
 
 
 def directory(path: Path) -> None:
@@ -50,42 +50,19 @@ def unreadable(path: Path) -> None:
     path.chmod(0)
 
 
-def of_bytes(content: bytes) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-
-    return write
+def huge(path: Path) -> None:
+    path.write_bytes(b"no setting\n" * 1_000_000)
 
 
-# with what the one line that tells of it says
+# each with what its one line says
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a directory": (directory, "is not a regular file: replace or remove it"),
     "unreadable": (unreadable, "cannot be read (Permission denied): fix or remove it"),
-    "binary": (of_bytes(bytes(range(256))), "is not UTF-8 text: fix or remove it"),
-    "NUL": (of_bytes(b"AUTH_TOKEN=a\0b\n"), "is binary: replace or remove it"),
-    "UTF-16": (of_bytes("A=b".encode("utf-16")), "is not UTF-8 text: fix or remove it"),
-    # told of as a whole, and not line by line
-    "huge": (of_bytes(b"no setting\n" * 1_000_000), "is larger than 64 kB: shorten or remove it"),
+    "huge": (huge, "is larger than 64 kB: shorten or remove it"),
 }
 
 
-@pytest.mark.parametrize("content", [b" \t\r\n\n  \n", pytest.param(b"", marks=pytest.mark.long)])
-async def test_blank_env_file_is_accepted(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / ".env").write_bytes(content)
-    async with ScriptedUpstream() as upstream, running(tmp_path, upstream) as program:
-        assert (await program.ask(MODELS)).status == 200
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a directory",
-        "unreadable",
-        "huge",
-        # which SIGHUP reads in the same way, below
-        *(pytest.param(each, marks=pytest.mark.long) for each in ("binary", "NUL", "UTF-16")),
-    ],
-)
+@pytest.mark.parametrize("name", ["unreadable", "huge"])
 async def test_unreadable_env_file_is_one_line_and_status_2(tmp_path: Path, name: str) -> None:
     spoil, told = SPOILT[name]
     spoil(tmp_path / ".env")
@@ -97,25 +74,6 @@ async def test_unreadable_env_file_is_one_line_and_status_2(tmp_path: Path, name
         assert await program.ended() == 2
     assert program.errors.all == [f"tornadoproxy: .env {told}"]
     assert program.output.all == []
-
-
-async def test_env_file_with_bom_export_and_quotes_is_read(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_bytes(
-        b"\xef\xbb\xbfexport PLUGIN_TIMEOUT=3 # seconds\r\n"
-        b"\r\n"
-        b"# the token\r\n"
-        b"export AUTH_TOKEN='" + TEST_TOKEN.encode() + b"'\r\n"
-        b'UPSTREAM_API_KEY = "' + TEST_UPSTREAM_KEY.encode() + b'"\r\n'
-        b"DRAIN_TIMEOUT=1"
-    )
-    async with (
-        ScriptedUpstream() as upstream,
-        running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program,
-    ):
-        assert (await program.ask(MODELS)).status == 200
-        assert (await program.ask(request_bytes("GET", "/v1/models", token="x"))).status == 401
-        assert upstream.requests[0].all("x-api-key") == [TEST_UPSTREAM_KEY]
-    assert TEST_TOKEN not in "\n".join(program.errors.all)
 
 
 async def test_env_file_unreadable_on_sighup_changes_nothing(tmp_path: Path) -> None:

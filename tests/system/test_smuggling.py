@@ -488,9 +488,13 @@ def at_each_line_end(sent: bytes) -> Iterator[bytes]:
     yield from re.split(rb"(?<=[\r\n])|(?=[\r\n])", sent)
 
 
-@pytest.mark.parametrize(
-    "split", [whole, at_each_line_end, pytest.param(byte_by_byte, marks=pytest.mark.long)]
+BYTE_BY_BYTE = pytest.param(
+    byte_by_byte,
+    marks=[pytest.mark.long, pytest.mark.gen_test(timeout=150), pytest.mark.timeout(170)],
 )
+
+
+@pytest.mark.parametrize("split", [whole, at_each_line_end, BYTE_BY_BYTE])
 async def test_framing_in_doubt_is_refused_all_else_forwarded(
     split: Callable[[bytes], Iterable[bytes]],
     raw: OpenRaw,
@@ -504,7 +508,7 @@ async def test_framing_in_doubt_is_refused_all_else_forwarded(
             await checker.check(case, [*split(case.sent)])
 
 
-@pytest.mark.parametrize("split", [whole, pytest.param(byte_by_byte, marks=pytest.mark.long)])
+@pytest.mark.parametrize("split", [whole, BYTE_BY_BYTE])
 async def test_framing_in_doubt_is_refused_on_openai_route(
     split: Callable[[bytes], Iterable[bytes]],
     raw: OpenRaw,
