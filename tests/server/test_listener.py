@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 import trustme
 
 from tornadoproxy import Page, PageResponse, hookimpl
+from tornadoproxy.server import listener
 from tornadoproxy.server.server import _raise_descriptor_limit
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -205,6 +207,19 @@ async def test_closed_connections_leave_no_place_taken(
     both = [await raw(), await raw()]
     for connection in (*both, *both):
         await served(connection)
+
+
+async def test_connection_cancelled_while_opening_frees_its_place(
+    start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop may open it before it cancels the task that opens it."""
+    monkeypatch.setattr(listener, "_GRACE", 0.0)
+    proxy = await start_proxy(MAX_CONNECTIONS=1)
+    clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(10)]
+    await served(await raw())
+    assert proxy.server.status().client_connections <= 1
+    for client in clients:
+        client.close()
 
 
 @pytest.mark.parametrize(

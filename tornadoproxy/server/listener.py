@@ -241,9 +241,10 @@ class Listener:
             )
         except (OSError, asyncio.CancelledError) as error:  # TLS's errors are OSErrors
             logger.debug("a connection was lost while it was opened: %s", error)
-            sock.close()
-            del self._opening[connection]
-            self._free_a_place(connection)
+            # a connection that opened before its task was cancelled is lost like any other
+            if self._opening.pop(connection, None) is not None:
+                sock.close()
+                self._free_a_place(connection)
 
     def _make_room(self) -> bool:
         """Close the connection that has been without an authenticated request longest.
