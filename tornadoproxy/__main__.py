@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line, and return the exit status."""
+    """Run the command line and return the exit status."""
     # nothing that is loaded now is garbage; to look for it takes 7 % of the start (254 ms of CPU
     # in place of 236). The server enables it again once it has started.
     gc.disable()
@@ -19,14 +19,14 @@ def main() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open those that the process was started without.
+    """Open the standard streams that the process was started without.
 
-    Otherwise the next socket would get the number of one of them, and what belongs to a log would
-    be written to it.
+    Otherwise a socket would get the file descriptor of one of them, and log lines would be written
+    to it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # stays open
 
 
 if __name__ == "__main__":
