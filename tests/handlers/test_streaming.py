@@ -333,7 +333,7 @@ async def test_pings_come_between_events_only(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     """Silence after an event gets pings; silence within the next one gets the idle deadline."""
-    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.2)
+    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.4)
     client_has_pings = asyncio.Event()
     half = EVENTS[4][:20]
 
@@ -360,16 +360,17 @@ async def test_pings_come_between_events_only(
     assert (await records.finished()).outcome == "failed"
 
 
-@pytest.mark.parametrize("interval", [0, 0.02])
+@pytest.mark.parametrize(("interval", "silence"), [(0, 0.05), (0.02, 0.4)])
 async def test_pings_if_any_do_not_hide_a_dead_upstream(
     interval: float,
+    silence: float,
     start_proxy: StartProxy,
     raw: OpenRaw,
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
     assert SSE_KEEPALIVE_INTERVAL.default == 0
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.15, SSE_KEEPALIVE_INTERVAL=interval)
+    await start_proxy(UPSTREAM_IDLE_TIMEOUT=silence, SSE_KEEPALIVE_INTERVAL=interval)
     upstream.script(sse_response(EVENTS[:4], end="hang"))
     response = partial(await truncated(await raw()))
     assert response.body.startswith(BEGUN)
