@@ -285,10 +285,7 @@ blocks = st.one_of(
     of("tool_use", name=st.just("weather") | st.text(), input=objects),
     of("server_tool_use", id=st.just("srvtoolu_1"), name=st.just("web_search"), input=objects),
     st.sampled_from(
-        [
-            {"type": "redacted_thinking", "data": "ZGF0YQ=="},
-            {"type": "of the future", "text": "x"},
-        ]
+        [{"type": "redacted_thinking", "data": "ZGF0YQ=="}, {"type": "of the future", "text": "x"}]
     ),
 )
 

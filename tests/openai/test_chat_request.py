@@ -406,7 +406,7 @@ def schema_format(schema: Json, **more: object) -> Json:
         (CLOSED, {}, PLAIN, ()),
     ],
 )
-def test_format_that_cannot_be_enforced_is_requested_in_the_prompt(
+def test_format_that_is_not_enforced_is_requested_in_the_prompt(
     schema: Json, more: Json, able: Capabilities | None, ignored: tuple[str, ...]
 ) -> None:
     response_format = schema_format(schema, **more)
@@ -424,7 +424,7 @@ def test_json_object_is_requested_in_the_prompt() -> None:
     assert "system" not in sent(response_format=None)
 
 
-def test_format_and_effort_are_merged_with_the_clients_output_config() -> None:
+def test_format_and_effort_are_merged_with_output_config() -> None:
     body = sent(
         response_format=schema_format(CLOSED),
         reasoning_effort="low",

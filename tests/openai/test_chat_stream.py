@@ -202,10 +202,7 @@ def test_block_is_translated_once_and_whole(events: list[Json], expected: list[J
 def test_thinking_becomes_blocks_with_their_place() -> None:
     def block(text: str | None = None, **fields: object) -> Json:
         entry = fields if text is None else {**fields, "thinking": text}
-        return {
-            "thinking_blocks": [entry],
-            **({} if text is None else {"reasoning_content": text}),
-        }
+        return {"thinking_blocks": [entry], **({} if text is None else {"reasoning_content": text})}
 
     assert deltas(
         opened(0, "thinking", thinking="", signature=""),

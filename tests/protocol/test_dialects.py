@@ -255,8 +255,7 @@ def test_stream_error_has_the_form_of_its_dialect() -> None:
 
 
 @pytest.mark.parametrize(
-    "message",
-    ["a\nb\rc\r\n\r\nd\n\ne: f", "a\x85é\u2028b\u2029", "half of a pair: \ud83d"],
+    "message", ["a\nb\rc\r\n\r\nd\n\ne: f", "a\x85é\u2028b\u2029", "half of a pair: \ud83d"]
 )
 @both
 def test_error_of_any_message_is_one_line_of_json(dialect: Dialect, message: str) -> None:
@@ -264,9 +263,6 @@ def test_error_of_any_message_is_one_line_of_json(dialect: Dialect, message: str
     event = dialect.stream_error(error, REQUEST_ID)
     assert event.count(b"\n\n") == 1
     assert event.endswith(b"\n\n")
-    for written in (
-        dialect.error_body(error, REQUEST_ID),
-        event.partition(b"data: ")[2].rstrip(),
-    ):
+    for written in (dialect.error_body(error, REQUEST_ID), event.partition(b"data: ")[2].rstrip()):
         assert len(written.decode().splitlines()) == 1
         assert json.loads(written)["error"]["message"] == message

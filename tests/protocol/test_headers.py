@@ -160,8 +160,7 @@ def test_connection_cannot_remove_the_framing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("host", "api.example:8443"), ("via", VIA), ("x-api-key", UPSTREAM_KEY)],
+    ("name", "expected"), [("host", "api.example:8443"), ("via", VIA), ("x-api-key", UPSTREAM_KEY)]
 )
 def test_connection_cannot_remove_what_the_proxy_adds(name: str, expected: str) -> None:
     assert values(sent([("connection", name), (name, "client's")]), name) == [expected]
@@ -304,7 +303,7 @@ def test_blanks_around_a_value_are_removed(value: str) -> None:
     "own",
     [[], [("cache-control", "no-store")], [("cache-control", "x"), ("x-accel-buffering", "yes")]],
 )
-def test_event_stream_is_marked_as_unbuffered_unless_upstream_says(own: Lines) -> None:
+def test_event_stream_is_marked_as_unbuffered_by_default(own: Lines) -> None:
     lines = [("content-type", "Text/Event-Stream; charset=utf-8"), *own]
     defaults = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     assert dict(returned(lines)) == {**defaults, **dict(lines)}

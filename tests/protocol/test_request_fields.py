@@ -203,10 +203,7 @@ ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definitio
         ({"tools": [{"name": "t", "MODEL": "dear"}]}, ("dear",)),
         ({"tools": [{"input_schema": {"properties": {"model": {"type": "string"}}}}]}, ()),
         ({"messages": [{"role": "system", "content": [ADDED]}]}, ("dear",)),
-        (
-            {"messages": [{"content": [{"type": "compaction", "tool_changes": [ADDED]}]}]},
-            ("dear",),
-        ),
+        ({"messages": [{"content": [{"type": "compaction", "tool_changes": [ADDED]}]}]}, ("dear",)),
         ({"messages": [{"content": [{"type": "tool_use", "input": ADDED}]}]}, ()),
         ({"messages": [{"content": [{"type": "fallback", "to": {"model": "b"}}]}]}, ()),
         ({"thread": {"type": "create"}}, ()),
@@ -237,10 +234,7 @@ def test_escaped_or_repeated_model_is_listed(body: str) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"tools": [{"model": "b"}] * 100_000},
-        {"messages": [{"content": [ADDED]}] * 100_000},
-    ],
+    [{"tools": [{"model": "b"}] * 100_000}, {"messages": [{"content": [ADDED]}] * 100_000}],
 )
 def test_too_many_nested_values_are_an_unknown_model(fields: dict[str, object]) -> None:
     assert models(**fields) == ("a", UNKNOWN_MODEL)
