@@ -173,8 +173,8 @@ class Figures:
         response = (dialect, route, status, outcome)
         requests = self._of_response.get(response)
         if requests is None:
-            told = "none" if status is None else str(status)
-            requests = self._requests.labels(dialect, route, told, outcome.value)
+            label = "none" if status is None else str(status)
+            requests = self._requests.labels(dialect, route, label, outcome.value)
             self._of_response[response] = requests
         requests.inc()
         of_route = self._of_route.get((dialect, route)) or self._add_route(dialect, route)
@@ -236,8 +236,8 @@ class Figures:
         if record.error is None:
             # without an error of the proxy's own, the upstream's response was relayed
             if record.upstream_time is not None and (status == 429 or status >= 500):
-                told = f"status_{status}"
-                self._upstream_errors.labels(told if told in _STATUSES else "status_5xx").inc()
+                label = f"status_{status}"
+                self._upstream_errors.labels(label if label in _STATUSES else "status_5xx").inc()
             return
         kind = _KINDS.get(record.error.partition(":")[0])
         if kind is not None:

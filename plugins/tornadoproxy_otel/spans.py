@@ -199,8 +199,8 @@ def _input_tokens(usage: Usage) -> int | None:
         usage.cache_read_input_tokens,
         usage.cache_creation_input_tokens,
     )
-    told = [count for count in counts if count is not None]
-    return sum(told) if told else None
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _error_type(record: RequestRecord) -> str | None:

@@ -46,7 +46,7 @@ MAX_TOKENS: Setting[int] = Setting(
     "MAX_TOKENS_CEILING",
     parsers.integer(minimum=0),
     default=0,
-    help="The most tokens that an answer may be asked for; 0 is no limit.",
+    help="The most tokens that a request may ask for; 0 disables the limit.",
 )
 CONCURRENT: Setting[int] = Setting(
     "CONCURRENT_REQUESTS",
