@@ -144,6 +144,20 @@ async def test_malformed_chunk_is_400_and_aborts_the_call(
     assert len(upstream.requests) <= len(records.all) == 1
 
 
+async def test_request_behind_a_refused_body_is_not_served(
+    start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    """The last piece of the body is the one that is too large."""
+    await start_proxy(MAX_BODY_SIZE="1kB")
+    client = await raw()
+    head = HEAD % b"/v1/files" + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await client.send(head + b"7d0\r\n" + bytes(2000) + b"\r\n0\r\n\r\n" + SMUGGLED)
+    assert (await client.response()).status == 413
+    await client.send(SMUGGLED)
+    await ended(client)
+    assert len(records.all) == 1
+
+
 # -- large heads
 
 

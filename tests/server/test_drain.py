@@ -330,6 +330,22 @@ async def test_drain_timeout_error_event_reaches_slow_client(
     assert (await records.finished()).outcome == "drained"
 
 
+@pytest.mark.usefixtures("small_send_buffers")
+async def test_second_abort_does_not_wait_for_slow_client(
+    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+) -> None:
+    proxy = await start_proxy(DRAIN_TIMEOUT=60)
+    endless = Endless()
+    upstream.script(endless)
+    client = await raw(receive_buffer=16_384)
+    await client.send(REQUEST)
+    await endless.stalled.wait()
+    proxy.server.abort()
+    assert not records.all  # the error event waits for the client
+    proxy.server.abort()
+    assert (await records.finished()).outcome == "drained"
+
+
 async def test_drain_shuts_plugins_down_once_and_last(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
