@@ -78,7 +78,7 @@ SITUATIONS: dict[str, Situation] = {
     "The credential sent is not known here": lambda _path, _upstream: Case({}, token="wrong"),
     "This key was revoked": lambda path, _upstream: key_case(path, revoked=True),
     "This key is for the model": lambda path, _upstream: key_case(path, models=("claude-haiku-*",)),
-    "is at its limit of": lambda path, _upstream: key_case(path, requests_per_minute=1),
+    "has reached its limit of": lambda path, _upstream: key_case(path, requests_per_minute=1),
     "spend limit reached": lambda path, _upstream: spent(path),
     "There is nothing at": lambda _path, _upstream: Case({}, path="/v1/v1/messages"),
     "is larger than": lambda _path, _upstream: Case({"MAX_BODY_SIZE": 10}),

@@ -118,7 +118,7 @@ async def test_other_file_in_place_of_socket_is_kept(start_proxy: StartProxy, pa
 
 @pytest.mark.parametrize(
     ("suffix", "reuse_port", "fault"),
-    [("/x", "no", "No such file or directory"), ("", "yes", "REUSE_PORT is for ports")],
+    [("/x", "no", "No such file or directory"), ("", "yes", "REUSE_PORT needs a port")],
 )
 async def test_unusable_unix_socket_is_refused(
     start_proxy: StartProxy, path: Path, suffix: str, reuse_port: str, fault: str
