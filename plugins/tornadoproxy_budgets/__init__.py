@@ -94,7 +94,7 @@ class Budgets:
         return (
             Command(
                 "budgets",
-                "set, show and take away the caps of BUDGETS_DB, and show what is left",
+                "set, list and remove the caps of BUDGETS_DB, and show what is left",
                 _add_arguments,
                 _run,
             ),

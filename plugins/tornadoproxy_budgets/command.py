@@ -54,45 +54,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands to the parser of ``budgets``."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    set_ = commands.add_parser("set", help="set a cap, or replace the one that is there")
+    set_ = commands.add_parser("set", help="set or replace a cap")
     who = set_.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", type=_name, metavar="NAME", help="for one person")
     who.add_argument("--group", type=_name, metavar="NAME", help="for each member of a group")
-    who.add_argument("--everyone", action="store_true", help="for everyone, each")
+    who.add_argument("--everyone", action="store_true", help="for each person")
     set_.add_argument(
         "--shared",
         action="store_true",
-        help="with --group or --everyone: for all of them together, besides what each may spend",
+        help="with --group or --everyone: one cap for all of them together, besides personal caps",
     )
-    set_.add_argument("--period", choices=PERIODS, required=True, help="from 00:00 UTC")
+    set_.add_argument("--period", choices=PERIODS, required=True, help="begins at 00:00 UTC")
     set_.add_argument(
         "--amount",
         type=_amount,
         required=True,
         metavar="USD",
-        help=f"such as 12.50; 0 to block; {_UNLIMITED} to lift a wider cap",
+        help=f"US dollars, such as 12.50; 0 blocks; {_UNLIMITED} exempts from a wider cap",
     )
     set_.set_defaults(do=_set)
 
-    list_ = commands.add_parser("list", help="show the caps, and what is spent of shared ones")
+    list_ = commands.add_parser("list", help="list the caps, and what is spent of shared ones")
     tables.add_format(list_)
     list_.set_defaults(do=_list)
 
-    remove = commands.add_parser("remove", help="take a cap away")
-    remove.add_argument("id", metavar="ID", help="spl_…, as `budgets list` shows it")
+    remove = commands.add_parser("remove", help="remove a cap")
+    remove.add_argument("id", metavar="ID", help="id of the cap from `budgets list`: spl_…")
     remove.set_defaults(do=_remove)
 
-    show = commands.add_parser("show", help="show what each may spend, has spent, and has left")
-    show.add_argument("name", nargs="?", type=_name, metavar="NAME", help="of one person only")
+    show = commands.add_parser("show", help="show each person's caps, spend, and what is left")
+    show.add_argument("name", nargs="?", type=_name, metavar="NAME", help="only of this person")
     tables.add_format(show)
     show.set_defaults(do=_show)
 
-    audit = commands.add_parser("audit", help="show who changed which cap, the last change first")
+    audit = commands.add_parser("audit", help="list who changed which cap, latest change first")
     audit.add_argument(
-        "--limit", type=tables.count, default=100, metavar="N", help="at most so many"
+        "--limit",
+        type=tables.count,
+        default=100,
+        metavar="N",
+        help="number of changes (default: 100)",
     )
     audit.add_argument(
-        "--since", type=tables.since, metavar="AGE|DATE", help="from then on: 7d, 2026-11-30 (UTC)"
+        "--since", type=tables.since, metavar="AGE|DATE", help="first day: 7d, 2026-11-30 (UTC)"
     )
     tables.add_format(audit)
     audit.set_defaults(do=_audit)

@@ -56,9 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands to the parser of ``keys``."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    create = commands.add_parser("create", help="make a key, and show it, this once")
+    create = commands.add_parser("create", help="create a key and print it, once")
     create.add_argument(
-        "--name", required=True, type=_text, help="whose it is: the principal in logs and limits"
+        "--name",
+        required=True,
+        type=_text,
+        help="name of its owner: the principal in logs and limits",
     )
     create.add_argument(
         "--group",
@@ -67,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_text,
         metavar="GROUP",
-        help="groups that the person belongs to",
+        help="groups of its owner",
     )
     create.add_argument(
         "--models",
@@ -76,13 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_text,
         metavar="PATTERN",
-        help="the models that it may use, as claude-sonnet-* is; all unless given",
+        help="models that it may use, such as claude-sonnet-* (default: all)",
     )
     create.add_argument(
         "--expires",
         type=_end,
         default=None,
-        help="30d, 12h, a date (to its end, in UTC), or never, which is the default",
+        help="30d, 12h, a date (its end, in UTC), or never (default: never)",
     )
     for limit, what in (
         ("--requests-per-minute", "requests within a minute"),
@@ -94,32 +97,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     create.set_defaults(do=_create)
 
-    list_ = commands.add_parser("list", help="show the keys, without their secrets")
+    list_ = commands.add_parser("list", help="list the keys, without their secrets")
     tables.add_format(list_)
     list_.set_defaults(do=_list)
 
-    revoke = commands.add_parser("revoke", help="end a key for good")
+    revoke = commands.add_parser("revoke", help="revoke a key permanently")
     revoke.add_argument("key", metavar="ID|NAME")
     revoke.set_defaults(do=_revoke)
 
-    rotate = commands.add_parser("rotate", help="give a key a new secret, and show it, this once")
+    rotate = commands.add_parser("rotate", help="replace the secret of a key and print it, once")
     rotate.add_argument("key", metavar="ID|NAME")
     rotate.add_argument(
         "--grace",
         type=tables.age,
         default=timedelta(),
-        help="how long the old secret stays valid: 24h, 7d; not at all unless given",
+        help="how long the old secret stays valid, such as 24h or 7d (default: not at all)",
     )
     rotate.set_defaults(do=_rotate)
 
-    usage = commands.add_parser("usage", help="show what was used, by key and day")
-    usage.add_argument("name", nargs="?", metavar="NAME", help="of this name only")
+    usage = commands.add_parser("usage", help="show usage by key and day")
+    usage.add_argument("name", nargs="?", metavar="NAME", help="only of this name")
     usage.add_argument(
         "--since",
         type=tables.since,
         default=timedelta(days=30),
         metavar="AGE|DATE",
-        help="the first day, in UTC: 7d, 4w, 2026-11-30 (default: 30d)",
+        help="first day, in UTC: 7d, 4w, 2026-11-30 (default: 30d)",
     )
     tables.add_format(usage)
     usage.set_defaults(do=_usage)

@@ -66,7 +66,12 @@ class Ledger:
     @hookimpl
     def commands(self) -> tuple[Command, ...]:
         return (
-            Command("usage", "Sum up who has used how much, from LEDGER_DB", _arguments, _usage),
+            Command(
+                "usage",
+                "show usage and cost by key, group, model or day, from LEDGER_DB",
+                _arguments,
+                _usage,
+            ),
         )
 
     @hookimpl

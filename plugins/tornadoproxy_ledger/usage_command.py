@@ -37,20 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=_groupings,
         metavar="|".join(GROUPINGS),
-        help="what to sum by, several separated by commas (default: key)",
+        help="columns to sum by, separated by commas (default: key)",
     )
     parser.add_argument(
-        "--since", type=tables.since, metavar="AGE|DATE", help="from then on: 7d, 24h, 2026-11-30"
+        "--since",
+        type=tables.since,
+        metavar="AGE|DATE",
+        help="first day or moment: 7d, 24h, 2026-11-30",
     )
     parser.add_argument(
-        "--until", type=tables.since, metavar="AGE|DATE", help="until then; a day is included"
+        "--until", type=tables.since, metavar="AGE|DATE", help="last day, included, or moment"
     )
-    parser.add_argument("--principal", help="only this key's requests")
-    parser.add_argument("--group", help="only those of this group's members")
-    parser.add_argument("--model", help="only those answered by this model")
+    parser.add_argument("--principal", help="only requests of this key")
+    parser.add_argument("--group", help="only requests of this group's members")
+    parser.add_argument("--model", help="only the share of this model")
     tables.add_format(parser)
     parser.add_argument(
-        "--tz", choices=("local", "utc"), default="local", help="whose days and months"
+        "--tz",
+        choices=("local", "utc"),
+        default="local",
+        help="time zone of days and months (default: local)",
     )
 
 

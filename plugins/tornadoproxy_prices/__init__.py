@@ -65,7 +65,7 @@ class Pricer:
 
     @hookimpl
     def commands(self) -> tuple[Command]:
-        command = Command("prices", "Show what models cost, and since when.", _arguments, _show)
+        command = Command("prices", "show the prices of models, and their date", _arguments, _show)
         return (command,)
 
     @hookimpl

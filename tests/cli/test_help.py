@@ -104,11 +104,11 @@ def test_help_settings_works_while_settings_are_wrong(commands: Commands) -> Non
     ("command", "own"),
     [
         *((name, "") for name in COMMANDS if name not in ("plugins", "help")),
-        ("prices", "\nShow what models cost, and since when.\n"),
+        ("prices", "\nShow the prices of models, and their date.\n"),
         ("plugins", "--format"),
         ("plugins new", "--directory"),
         ("keys create", "--requests-per-minute"),
-        ("keys create", "\nMake a key, and show it, this once.\n"),
+        ("keys create", "\nCreate a key and print it, once.\n"),
         ("keys revoke", "Every setting's flag may follow"),
         ("usage", "--since"),
         ("team", "\nShow the team.\n"),
