@@ -162,7 +162,7 @@ def test_faults_of_all_sources_are_reported_at_once(commands: Commands) -> None:
         assert line.startswith(f"tornadoproxy: {start}")
 
 
-def test_contradictions_and_refusals_of_plugins_are_reported_at_once(commands: Commands) -> None:
+def test_contradictions_and_plugin_refusals_are_reported_at_once(commands: Commands) -> None:
     (commands.directory / "key.pem").touch(mode=0o600)
     done = commands.run("check", HOST="0.0.0.0", TLS_KEY="key.pem")
     told = [line.split()[1] for line in done.errors.splitlines()]

@@ -409,7 +409,7 @@ def test_file_open_to_other_users_is_a_warning(
         ("PORT=1", 0o644, 0),
     ],
 )
-def test_env_file_open_to_others_is_a_warning_if_it_holds_a_secret(
+def test_env_file_with_a_secret_open_to_others_is_a_warning(
     tmp_path: Path, content: str, mode: int, count: int
 ) -> None:
     read = sources(tmp_path, file=content)
