@@ -26,30 +26,62 @@ BEGIN, END = "<!-- fields: made by tests/openai/test_chat_fields.py -->", "<!-- 
 
 TOOL: Json = {"type": "function", "function": {"name": "f"}}
 
-# For each translated field a request in which it changes what goes upstream.
-TRANSLATED: dict[str, Json] = {
-    "messages": {"messages": [{"role": "user", "content": "a"}]},
-    "model": {"model": "gpt-5"},
-    "max_completion_tokens": {"max_completion_tokens": 7},
-    "max_tokens": {"max_tokens": 7},
-    "stop": {"stop": "x"},
-    "temperature": {"temperature": 0.5},
-    "top_p": {"top_p": 0.5},
-    "tools": {"tools": [TOOL]},
-    "functions": {"functions": [{"name": "f"}]},
-    "tool_choice": {"tools": [TOOL], "tool_choice": "required"},
-    "function_call": {"functions": [{"name": "f"}], "function_call": "none"},
-    "parallel_tool_calls": {"tools": [TOOL], "parallel_tool_calls": False},
-    "response_format": {"response_format": {"type": "json_object"}},
-    "reasoning_effort": {"reasoning_effort": "low"},
-    "prompt_cache_options": {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
-    "prompt_cache_retention": {"prompt_cache_retention": "24h"},
-    "user": {"user": "u"},
-    "safety_identifier": {"safety_identifier": "u"},
-    "metadata": {"metadata": {"user_id": "u"}},
-    "stream": {"stream": True},
-    "stream_options": {"stream": True, "stream_options": {"include_usage": True}},
-    "service_tier": {"service_tier": "standard_only"},
+# A value for each field, and what it becomes upstream.
+TRANSLATED: dict[str, tuple[Json, Json]] = {
+    "messages": (
+        {"messages": [{"role": "developer", "content": "Be."}, {"role": "user", "content": "a"}]},
+        {"system": "Be.", "messages": [{"role": "user", "content": "a"}]},
+    ),
+    "model": ({"model": "gpt-5"}, {"model": "claude-mapped"}),
+    "max_completion_tokens": ({"max_completion_tokens": 7}, {"max_tokens": 7}),
+    "max_tokens": ({"max_tokens": 7}, {"max_tokens": 7}),
+    "stop": ({"stop": "x"}, {"stop_sequences": ["x"]}),
+    "temperature": ({"temperature": 0.5}, {"temperature": 0.5}),
+    "top_p": ({"top_p": 0.5}, {"top_p": 0.5}),
+    "tools": (
+        {"tools": [TOOL]},
+        {"tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}]},
+    ),
+    "functions": (
+        {"functions": [{"name": "f"}]},
+        {"tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}]},
+    ),
+    "tool_choice": (
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tool_choice": {"type": "any"}},
+    ),
+    "function_call": (
+        {"functions": [{"name": "f"}], "function_call": "none"},
+        {"tool_choice": {"type": "none"}},
+    ),
+    "parallel_tool_calls": (
+        {"tools": [TOOL], "parallel_tool_calls": False},
+        {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+    ),
+    "response_format": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "string"}},
+            }
+        },
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "string"}}}},
+    ),
+    "reasoning_effort": ({"reasoning_effort": "low"}, {"output_config": {"effort": "low"}}),
+    "prompt_cache_options": (
+        {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    ),
+    "prompt_cache_retention": (
+        {"prompt_cache_retention": "24h"},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    ),
+    "user": ({"user": "u"}, {"metadata": {"user_id": "u"}}),
+    "safety_identifier": ({"safety_identifier": "u"}, {"metadata": {"user_id": "u"}}),
+    "metadata": ({"metadata": {"user_id": "u"}}, {"metadata": {"user_id": "u"}}),
+    "stream": ({"stream": True}, {"stream": True}),
+    "stream_options": ({"stream": True, "stream_options": {"include_usage": True}}, {}),
+    "service_tier": ({"service_tier": "standard_only"}, {"service_tier": "standard_only"}),
 }
 
 REFUSED: dict[str, object] = {
@@ -101,11 +133,13 @@ def test_every_field_of_anthropics_api_has_a_treatment() -> None:
 
 
 @pytest.mark.parametrize("name", treated(Treatment.TRANSLATED))
-def test_translated_field_changes_the_request(name: str) -> None:
-    """Into what is tested field by field elsewhere."""
-    fields = TRANSLATED[name]
-    without = translate(**{key: value for key, value in fields.items() if key != name})
+def test_translated_field_changes_the_request_as_shown(name: str) -> None:
+    fields, shown = TRANSLATED[name]
     translation = translate(strict=True, **fields)
+    body = json.loads(translation.body)
+    assert {key: body[key] for key in shown} == shown
+    assert translation.include_usage == (name == "stream_options")
+    without = translate(**{key: value for key, value in fields.items() if key != name})
     assert (without.body, without.include_usage) != (translation.body, translation.include_usage)
 
 
