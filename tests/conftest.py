@@ -7,6 +7,7 @@ credentials of its fixtures. A test in which one turns up where it does not belo
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,10 +30,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Run one file, one test or the tests marked `alone` in this process; else let xdist count."""
+    """Run one file, one test or the tests marked `alone` in this process, else two workers a core.
+
+    Many tests wait for a deadline or a process while another worker can use the core. Those
+    marked `long` compute, so one worker a core is enough.
+    """
     given = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
     one = len(given) == 1 and ("::" in given[0] or given[0].endswith(".py"))
-    return 0 if one or config.option.markexpr == "alone" else None
+    if one or config.option.markexpr == "alone":
+        return 0
+    return None if config.option.markexpr == "long" else 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture
