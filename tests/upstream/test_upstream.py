@@ -16,7 +16,12 @@ from tornado.httpclient import HTTPClientError
 
 from tornadoproxy import Settings, hookimpl
 from tornadoproxy.config.core_settings import UPSTREAM_FIRST_BYTE_TIMEOUT
-from tornadoproxy.errors import UpstreamClosed, UpstreamTimeout, UpstreamUnreachable
+from tornadoproxy.errors import (
+    UpstreamClosed,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from tornadoproxy.handlers.relay import HELD_BODY
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -29,7 +34,9 @@ from tornadoproxy.testing import (
     sse_response,
 )
 from tornadoproxy.upstream import client as upstream_client
+from tornadoproxy.upstream.call import UpstreamRequest
 from tornadoproxy.upstream.client import UpstreamClient
+from tornadoproxy.upstream.connector import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +54,8 @@ if TYPE_CHECKING:
         StartProxy,
         UpstreamExchange,
     )
+    from tornadoproxy.upstream.call import Call
+    from tornadoproxy.upstream.connection import ResponseHead
 
 OK: Response = bytes_response(b"ok")
 OK_BYTES = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -568,3 +577,38 @@ async def test_closed_client_finishes_exchanges_and_keeps_nothing(
         await upstream.all_closed()
     with pytest.raises(RuntimeError, match="closed"):
         await client.fetch(upstream.url)
+
+
+class PausingReceiver:
+    """Pauses its call when the response begins."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.ended = asyncio.Event()
+
+    def on_head(self, head: ResponseHead, first: bytes) -> None:
+        assert self.call is not None
+        self.call.pause()
+
+    def on_data(self, chunk: bytes) -> None:
+        raise AssertionError("the body arrives with its head")
+
+    def on_end(self) -> None:
+        self.ended.set()
+
+    def on_failure(self, error: UpstreamError) -> None:
+        raise AssertionError(error)
+
+
+async def test_paused_exchange_leaves_its_connection_readable(
+    client: UpstreamClient, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(OK, OK)
+    origin = Origin("http", "127.0.0.1", upstream.port)
+    receiver = PausingReceiver()
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    receiver.call = client.send(UpstreamRequest(origin, "GET", head), receiver)
+    async with asyncio.timeout(2):
+        await receiver.ended.wait()
+        assert (await client.fetch(upstream.url)).body == b"ok"
+    assert upstream.connections == 1
