@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from tornadoproxy.config import parsers
+from tornadoproxy.config.setting import flag_of
 from tornadoproxy.config.sources import nearest
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def read(
     :param own: the command's own parser; it prints help, and raises `SystemExit` then.
     :raises ConfigurationError: the command's own arguments are wrong.
     """
-    settings = {_flag(setting): setting for setting in declared}
+    # a secret one has no flag, but it is recognized to say so
+    settings = {flag_of(setting.name): setting for setting in declared}
     rest = arguments[1:] if arguments and not arguments[0].startswith("-") else arguments
     given, unknown = _taken(rest, settings)
     env_file = given.pop(_ENV_FILE, None)
@@ -124,7 +126,7 @@ def read(
 
 def setting_flags(declared: Iterable[Setting[Any]]) -> frozenset[str]:
     """Return the flags that every command takes: those of `declared`, and ``--env-file``."""
-    return frozenset({_ENV_FILE, *map(_flag, declared)})
+    return frozenset({_ENV_FILE, *(flag_of(setting.name) for setting in declared)})
 
 
 def _taken(
@@ -160,11 +162,6 @@ def _looks_like_flag(argument: str) -> bool:
 def _env_file(name: str) -> Path:
     """Return the ``.env`` file of the command `name`: the demo reads none, and shows no secret."""
     return _NO_ENV_FILE if name == "demo" else DEFAULT_ENV_FILE
-
-
-def _flag(setting: Setting[Any]) -> str:
-    """Return the flag of `setting`; a secret one's is recognized to say why there is none."""
-    return setting.flag or "--" + setting.name.lower().replace("_", "-")
 
 
 def _secret_fault(setting: Setting[Any]) -> str:

@@ -54,4 +54,9 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
     @property
     def flag(self) -> str | None:
         """The flag, such as ``--upstream-base-url``; ``None`` for a secret setting."""
-        return None if self.secret else "--" + self.name.lower().replace("_", "-")
+        return None if self.secret else flag_of(self.name)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag that belongs to the variable `name`."""
+    return "--" + name.lower().replace("_", "-")

@@ -21,7 +21,7 @@ def upstream_key(settings: Settings) -> Secret | None:
 
 
 def upstream_key_fault(settings: Settings) -> str:
-    """Return what is wrong where the upstream answers 401: the setting, and what to do."""
+    """Return what a 401 of the upstream means: which setting is wrong, and what to do."""
     if upstream_key(settings) is None:
         return (
             "UPSTREAM_API_KEY is not set, and the upstream requires a credential (it answered "

@@ -3,7 +3,7 @@
 Without ``ALLOWED_ORIGINS`` this is disabled, and no ``Access-Control-*`` header is ever sent. With
 it:
 
-- A preflight request is answered without a credential, since browsers send none with it, and is not
+- A preflight request needs no credential, since browsers send none with it, and is not
   forwarded.
 - A page of an allowed origin may read every response to its requests, errors included, with all
   headers. ``*`` allows that as long as no credentials are allowed

@@ -67,10 +67,10 @@ class ExchangeHandler(BaseHandler):
     # -- who sends the request, and whether it may go on
 
     async def prepare(self) -> None:
-        response = self.gateway.plugins.authenticate(self.exchange.request)
-        if not isinstance(response, Identity):
-            response = await self.while_authenticating(response)
-        identity = self.exchange.identity = response
+        result = self.gateway.plugins.authenticate(self.exchange.request)
+        if not isinstance(result, Identity):
+            result = await self.while_authenticating(result)
+        identity = self.exchange.identity = result
         if self.ended:
             return
         self.request.connection.authenticated()  # type: ignore[union-attr]  # ours

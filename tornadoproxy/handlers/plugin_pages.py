@@ -164,26 +164,26 @@ class PageHandler(ExchangeHandler):
 
         :param kind: of a valid result.
         """
-        response: object = None
+        result: object = None
         error: BaseException | None = None
         timeout = self.gateway.settings[PLUGIN_TIMEOUT]
         began = time.monotonic()
         try:
-            response = function(argument)
+            result = function(argument)
         except BaseException as raised:
             error = raised
-        if inspect.isawaitable(response):
-            response, error = await outcome(response, timeout)
+        if inspect.isawaitable(result):
+            result, error = await outcome(result, timeout)
         elif (took := time.monotonic() - began) > timeout:
-            response, error = None, held_the_loop(took, timeout)
+            result, error = None, held_the_loop(took, timeout)
         if isinstance(error, ProxyError) and 400 <= error.status <= 599:
             return None, error
-        if error is None and isinstance(response, kind):
-            return response, None
+        if error is None and isinstance(result, kind):
+            return result, None
         late = isinstance(error, OurOwnError)
         if error is None:
-            discard(response)
-            error = OurOwnError(f"its {type(response).__name__} is not a {kind.__name__}")
+            discard(result)
+            error = OurOwnError(f"its {type(result).__name__} is not a {kind.__name__}")
         self.gateway.plugins.count_failure(self._plugin, "pages", error)
         if late:
             return None, PluginFailed("This page took too long. Try again.", retry_after=1)

@@ -7,7 +7,7 @@ All headers cross, repeated lines included, except these:
 - The client's credentials and cookies, which are for this proxy, and the headers that plugins
   declare with the hook ``credential_headers``. The upstream gets one credential, its own. Its
   cookies are not for the client.
-- ``Expect``, since this proxy has answered it.
+- ``Expect``, since this proxy has confirmed it.
 - ``Origin``, ``Referer`` and ``Sec-Fetch-*``: the API refuses requests from web pages, and this
   proxy decides which pages may use it (`tornadoproxy.handlers.cors`).
 - ``Access-Control-*`` of the upstream: this proxy decides which pages may read its responses

@@ -8,7 +8,7 @@ from msgspec import Struct
 class Usage(Struct, frozen=True):
     """The tokens and tool calls that a response reports, as far as it was read.
 
-    The counts are those of the model that answered; `others` holds the response's calls to other
+    The counts are those of the model that responded; `others` holds the response's calls to other
     models. ``None`` means not reported.
 
     :param input_tokens: input tokens neither read from the cache nor written to it.

@@ -163,12 +163,12 @@ def updated(counts: _Tokens, before: Usage) -> Usage:
 def with_iterations(top: Usage, iterations: list[Iteration], model: str | None) -> Usage:
     """Add to the top level's counts the calls that `iterations` reports besides.
 
-    The top level has the ``message`` entries of the model that answered, and no others. A
+    The top level has the ``message`` entries of the model that responded, and no others. A
     ``compaction`` is a separate call to that model. An entry of another model is separate as well,
     even if its type is unknown; but an attempt that declined without any output is not billed.
     Without a fallback, every ``message`` is in the top level, whatever alias of the model it names.
 
-    :param model: the model that answered.
+    :param model: the model that responded.
     """
     answered = [each.model for each in iterations if each.type == "fallback_message"]
     within: list[Iteration] = []

@@ -67,7 +67,7 @@ _NOT_REPORTED = ModelUsage(None, Usage(partial=True))
 class UsageReader:
     """Reader of one response: feed it each piece of the body, then read its attributes.
 
-    :ivar model: the model that answered; within a stream, the model that answers at this point.
+    :ivar model: the model that responded; within a stream, the model that responds at this point.
     :ivar stop_reason: why the model stopped.
     :ivar first_token_at: when a stream's first content arrived, in monotonic seconds.
     """

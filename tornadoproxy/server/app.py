@@ -74,11 +74,12 @@ class GatewayApplication(Application):
             return NotFoundHandler if is_double else RelayHandler
         if path in _PROBES:
             return _PROBES[path]
-        if CHAT.fullmatch(path) or MODELS.fullmatch(path):
+        is_chat = CHAT.fullmatch(path) is not None
+        if is_chat or MODELS.fullmatch(path):
             # the translation is not loaded at the start: see `runner`
             from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
 
-            return ChatHandler if CHAT.fullmatch(path) else ModelsHandler
+            return ChatHandler if is_chat else ModelsHandler
         return NotFoundHandler
 
 

@@ -4,7 +4,7 @@ The theory. The upstream's stream has a start, blocks that open, grow and close,
 of types that have no place in a chunk are skipped. Each event becomes::
 
     message_start          a chunk with the role
-    fallback opens         nothing; the following chunks name the model that answers from here on
+    fallback opens         nothing; the following chunks name the model that responds from here on
     ping                   a comment, which clients ignore
     text_delta             a chunk with content
     thinking_delta …       a chunk with reasoning_content and thinking_blocks
