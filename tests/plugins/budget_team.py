@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, Document, People, message
+from people import MESSAGES, Document, People, Scene, message, until
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Scope
 
@@ -15,7 +14,6 @@ from tornadoproxy import Database, Usage, hookimpl
 from tornadoproxy.testing import (
     json_response,
     message_document,
-    request_bytes,
 )
 
 if TYPE_CHECKING:
@@ -54,24 +52,8 @@ class Prices:
         return (usage.input_tokens or 0) * CENT // 100 + (usage.output_tokens or 0) * CENT
 
 
-class Team:
+class Team(Scene):
     """People who spend through a proxy with budgets, and what surrounds it."""
-
-    def __init__(
-        self,
-        start_proxy: StartProxy,
-        get: Ask,
-        raw: OpenRaw,
-        upstream: ScriptedUpstream,
-        records: Records,
-        path: Path,
-    ) -> None:
-        self.start_proxy = start_proxy
-        self.get = get
-        self.raw = raw
-        self.upstream = upstream
-        self.records = records
-        self.path = path
 
     async def start(self, **variables: Any) -> Proxy:
         given = {"BUDGETS_DB": self.path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "prices"}
@@ -92,28 +74,24 @@ class Team:
         route: str = MESSAGES,
         to: Proxy | None = None,
     ) -> RawResponse:
-        return await self.get(route, asking() if document is None else document, token=who, to=to)
+        return await self.request(
+            route, asking() if document is None else document, token=who, to=to
+        )
 
     async def send(self, document: Document, who: str = "ada") -> RawConnection:
         """Send a request whose response is still to be read."""
-        body = json.dumps(document).encode()
-        connection = await self.raw()
-        await connection.send(request_bytes("POST", MESSAGES, body=body, token=who))
-        return connection
+        return await self.begin(document, who)
 
     async def spent(self, who: str = "ada", to: Proxy | None = None) -> int:
         """Return a person's spending of this day in nanos, by the Admin API."""
         target = f"{LIMITS}/effective?period[]=daily&user_ids[]={who}"
-        (row,) = json.loads((await self.get(target, token=ADMIN, to=to)).body)["data"]
+        (row,) = json.loads((await self.request(target, token=ADMIN, to=to)).body)["data"]
         whole, _, thousandths = row["period_to_date_spend"].partition(".")
         return int(whole) * CENT + int(thousandths.ljust(3, "0")) * CENT // 1000
 
     async def until(self, status: int, who: str = "ada") -> RawResponse:
         """Ask for messages until the response has `status`."""
-        async with asyncio.timeout(10):
-            while (response := await self.ask(who)).status != status:
-                pass
-        return response
+        return await until(status, lambda: self.ask(who))
 
 
 @pytest.fixture

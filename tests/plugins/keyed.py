@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, Document, message
+from people import MESSAGES, Document, Scene, message, until
 from tornadoproxy_keys import store
 from tornadoproxy_keys.store import Limits, UsageRow
 
 from tornadoproxy import Database
-from tornadoproxy.testing import request_bytes
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,27 +30,11 @@ if TYPE_CHECKING:
     )
 
 
-class Keyed:
+class Keyed(Scene):
     """A proxy with a keys database, its keys, and what surrounds it."""
 
-    def __init__(
-        self,
-        start_proxy: StartProxy,
-        ask: Ask,
-        raw: OpenRaw,
-        upstream: ScriptedUpstream,
-        records: Records,
-        path: Path,
-    ) -> None:
-        self._start_proxy = start_proxy
-        self._ask = ask
-        self.raw = raw
-        self.upstream = upstream
-        self.records = records
-        self.path = path
-
     async def start(self, **given: Any) -> Proxy:
-        return await self._start_proxy(**{"KEYS_DB": self.path, **given})
+        return await self.start_proxy(**{"KEYS_DB": self.path, **given})
 
     @contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
@@ -91,26 +72,20 @@ class Keyed:
     async def get(self, *keys: str, target: str = "/v1/models") -> RawResponse:
         """Send a GET with these lines of ``x-api-key``."""
         headers = [("X-Api-Key", key) for key in keys]
-        return await self._ask(target, headers=headers, token=None)
+        return await self.request(target, headers=headers, token=None)
 
     async def ask(
         self, key: str, target: str = MESSAGES, document: Document | None = None
     ) -> RawResponse:
-        return await self._ask(target, message() if document is None else document, token=key)
+        return await self.request(target, message() if document is None else document, token=key)
 
     async def send(self, key: str, target: str = MESSAGES, **fields: object) -> RawConnection:
         """Send a request whose response is still to be read."""
-        connection = await self.raw()
-        body = json.dumps(message(**fields)).encode()  # type: ignore[arg-type]  # fields of a body
-        await connection.send(request_bytes("POST", target, body=body, token=key))
-        return connection
+        return await self.begin(message(**fields), key, target)  # type: ignore[arg-type]  # fields of a body
 
     async def until(self, status: int, key: str) -> RawResponse:
         """Ask for the models until the response has `status`."""
-        async with asyncio.timeout(10):
-            while (response := await self.get(key)).status != status:
-                pass
-        return response
+        return await until(status, lambda: self.get(key))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import io
 import json
@@ -11,13 +12,22 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tornadoproxy import Command, ConfigurationError, Identity, IncomingRequest, Settings, hookimpl
+from tornadoproxy.testing import request_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tornadoproxy import Setting
-    from tornadoproxy.testing import RawResponse
+    from tornadoproxy.testing import (
+        Ask,
+        OpenRaw,
+        RawConnection,
+        RawResponse,
+        Records,
+        ScriptedUpstream,
+        StartProxy,
+    )
 
 MODEL = "claude-sonnet-5-5"
 MESSAGES, CHAT = "/v1/messages", "/openai/v1/chat/completions"
@@ -45,6 +55,44 @@ def message(max_tokens: int = 50, *, content: str = "Hi", **fields: object) -> D
 def error_of(response: RawResponse) -> dict[str, str]:
     error: dict[str, str] = json.loads(response.body)["error"]
     return error
+
+
+class Scene:
+    """The proxies of a test, and what surrounds them.
+
+    :ivar path: the database of the plugin that is tested.
+    """
+
+    def __init__(
+        self,
+        start_proxy: StartProxy,
+        ask: Ask,
+        raw: OpenRaw,
+        upstream: ScriptedUpstream,
+        records: Records,
+        path: Path,
+    ) -> None:
+        self.start_proxy = start_proxy
+        self.request = ask
+        self.raw = raw
+        self.upstream = upstream
+        self.records = records
+        self.path = path
+
+    async def begin(self, document: Document, token: str, target: str = MESSAGES) -> RawConnection:
+        """Send a request whose response is still to be read."""
+        connection = await self.raw()
+        body = json.dumps(document).encode()
+        await connection.send(request_bytes("POST", target, body=body, token=token))
+        return connection
+
+
+async def until(status: int, ask: Callable[[], Awaitable[RawResponse]]) -> RawResponse:
+    """Call `ask` until the response has `status`."""
+    async with asyncio.timeout(10):
+        while (response := await ask()).status != status:
+            pass
+    return response
 
 
 @contextlib.contextmanager

@@ -133,8 +133,8 @@ async def test_request_that_costs_nothing_passes_the_cap(team: Team) -> None:
     await team.start()
     counting = {"model": MODEL, "messages": message()["messages"]}
     target = f"{MESSAGES}/count_tokens?beta=true"
-    assert (await team.get(target, counting, token="ada")).status == 200
-    assert (await team.get("/v1/models", token="ada")).status == 200
+    assert (await team.request(target, counting, token="ada")).status == 200
+    assert (await team.request("/v1/models", token="ada")).status == 200
     assert len(team.upstream.requests) == 2
     assert await team.spent() == 0
 
@@ -143,14 +143,14 @@ async def test_request_whose_cost_is_uncounted_needs_no_cap(team: Team) -> None:
     team.cap(ADA, 100)
     await team.start()
     batches = f"{MESSAGES}/batches"
-    refused = await team.get(batches, {}, token="ada")
+    refused = await team.request(batches, {}, token="ada")
     assert (refused.status, error_of(refused)["type"]) == (403, "permission_error")
     assert f"the cost of POST {batches} cannot be counted" in error_of(refused)["message"]
     assert team.upstream.requests == []
     team.upstream.script(json_response({}), json_response({}), json_response({}))
-    assert (await team.get(batches, {}, token="bob")).status == 200
-    assert (await team.get(batches, token="ada")).status == 200
-    assert (await team.get(f"{batches}/msgbatch_1/cancel", {}, token="ada")).status == 200
+    assert (await team.request(batches, {}, token="bob")).status == 200
+    assert (await team.request(batches, token="ada")).status == 200
+    assert (await team.request(f"{batches}/msgbatch_1/cancel", {}, token="ada")).status == 200
 
 
 async def test_model_without_a_price_is_refused_under_a_cap(team: Team) -> None:
@@ -162,10 +162,10 @@ async def test_model_without_a_price_is_refused_under_a_cap(team: Team) -> None:
     assert refused.header("x-should-retry") == "false"
     long = await team.ask("ada", asking(model=UNPRICED + "x" * 100_000))
     assert len(error_of(long)["message"]) < 500
-    assert (await team.get(MESSAGES, {"max_tokens": 1}, token="ada")).status == 400
+    assert (await team.request(MESSAGES, {"max_tokens": 1}, token="ada")).status == 400
     for route in (MESSAGES, CHAT):
         fallbacks = asking(fallbacks=[{"model": MODEL}, {"model": UNPRICED}])
-        other = await team.get(route, fallbacks, token="ada")
+        other = await team.request(route, fallbacks, token="ada")
         assert (other.status, UNPRICED in error_of(other)["message"]) == (503, True)
     assert team.upstream.requests == []
     assert (await team.ask("bob", asking(model=UNPRICED))).status == 200
@@ -179,7 +179,7 @@ async def test_upstreams_shared_quota_is_withheld_under_a_cap(team: Team) -> Non
         for target in (MESSAGES, f"{MESSAGES}/count_tokens"):
             headers = {unified: "allowed", tokens: "9"}
             team.upstream.script(json_response(message_document("Hi"), headers=headers))
-            response = await team.get(target, asking(), token=who)
+            response = await team.request(target, asking(), token=who)
             assert response.header(tokens) == "9"
             assert (response.header(unified) is None) == withheld
 
@@ -230,10 +230,10 @@ async def test_locked_database_refuses_later_and_loses_nothing(
         assert "budgets are temporarily unavailable" in error_of(refused)["message"]
         async with asyncio.timeout(10):  # until one attempt to save has failed
             while "locked by another program" not in caplog.text:
-                counting = await team.get(f"{MESSAGES}/count_tokens", {}, token="ada")
+                counting = await team.request(f"{MESSAGES}/count_tokens", {}, token="ada")
                 assert counting.status != 503
         for target in (f"{LIMITS}/effective", LIMITS, f"{LIMITS}/spl_x"):
-            assert (await team.get(target, token=ADMIN)).status == 503
+            assert (await team.request(target, token=ADMIN)).status == 503
     await team.until(200, "bob")
     assert await team.spent() == 7 * CENT
     await proxy.server.drain()
@@ -306,7 +306,7 @@ async def test_without_a_database_the_plugin_is_inactive(team: Team) -> None:
     proxy = await team.start_proxy()
     assert "budgets" not in dict(proxy.lines)
     team.upstream.script(json_response({}))
-    assert (await team.get(LIMITS)).status == 200
+    assert (await team.request(LIMITS)).status == 200
     assert len(team.upstream.requests) == 1, "the path is relayed"
 
 
@@ -340,8 +340,8 @@ async def test_reload_changes_admin_keys_but_not_the_database(tmp_path: Path, te
     proxy = await team.start()
     assert dict(proxy.lines)["budgets"] == f"spending caps in {team.path}"
     proxy.reload(BUDGETS_ADMIN_KEY="x" * 32)
-    assert (await team.get(LIMITS, token=ADMIN)).status == 401
-    assert (await team.get(LIMITS, token="x" * 32)).status == 200
+    assert (await team.request(LIMITS, token=ADMIN)).status == 401
+    assert (await team.request(LIMITS, token="x" * 32)).status == 200
     with pytest.raises(ConfigurationError, match="BUDGETS_DB cannot change"):
         proxy.reload(BUDGETS_DB=tmp_path / "another.db")
 

@@ -97,7 +97,7 @@ async def test_spending_on_other_models_counts(
     team.upstream.script(
         sse_response(message_events(document)) if stream else json_response(document)
     )
-    first, second = [await team.get(route, asking(stream=stream)) for _ in range(2)]
+    first, second = [await team.request(route, asking(stream=stream)) for _ in range(2)]
     assert (first.status, second.status) == (200, 429)
     record = await team.records.finished()
     assert (record.model, usd(record.cost or 0)) == (MODEL, dollars)
@@ -284,7 +284,7 @@ async def test_mixed_load_overspends_less_than_one_estimate(team: Team) -> None:
     assert total < 80 * CENT + input_cost(document) + 4 * CENT
     # a cap with room for one more request, which a leaked reservation would fill
     cap = {"scope": {"type": "organization", "shared": True}, "period": "daily"}
-    raised = await team.get(LIMITS, {**cap, "amount": str(total // CENT + 1)}, token=ADMIN)
+    raised = await team.request(LIMITS, {**cap, "amount": str(total // CENT + 1)}, token=ADMIN)
     assert raised.status == 200
     went_up = len(team.upstream.requests)
     connection = await team.raw()

@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from held_stream import EVENT_STREAM, EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
 from tornado import netutil
 
 from tornadoproxy import RequestRecord, hookimpl
@@ -15,8 +16,6 @@ from tornadoproxy.server import listening
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Truncated,
-    message_document,
-    message_events,
     request_bytes,
     silent_response,
     sse_response,
@@ -35,27 +34,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
-REQUEST = request_bytes("POST", "/v1/messages", {}, b"{}", token=TEST_TOKEN)
 NOT_FOUND = request_bytes("GET", "/nowhere", token=TEST_TOKEN)
 READY = request_bytes("GET", "/ready")
-EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
-EVENTS = message_events(message_document())
-
-
-class Stream:
-    """A response that begins with `EVENTS[0]`, and ends when it may."""
-
-    def __init__(self) -> None:
-        self.may_end = asyncio.Event()
-
-    async def __call__(self, exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.head(200, EVENT_STREAM)
-        await exchange.chunk(EVENTS[0])
-        await self.may_end.wait()
-        for each in EVENTS[1:]:
-            await exchange.chunk(each)
-        await exchange.last_chunk()
 
 
 class Ending:
@@ -73,19 +53,9 @@ class Ending:
         self.noted.append("shutdown")
 
 
-async def begin_stream(client: RawConnection) -> None:
-    """Send a request, and read its stream's head and first event."""
-    await client.send(REQUEST)
-    assert (await client.head()).status == 200
-    assert await client.chunk() == EVENTS[0]
-
-
 async def end_stream(client: RawConnection) -> None:
     """Read the rest of the stream, to its clean end, and the connection's."""
-    rest = b""
-    while piece := await client.chunk():
-        rest += piece
-    assert rest == b"".join(EVENTS[1:])
+    assert await rest_of_stream(client) == b"".join(EVENTS[1:])
     assert await client.read() == b""
 
 
@@ -292,17 +262,23 @@ class Endless:
             await sending
 
 
+async def stalled_client(raw: OpenRaw, upstream: ScriptedUpstream) -> RawConnection:
+    """A client that reads nothing of an endless stream, of which nothing more can be sent."""
+    endless = Endless()
+    upstream.script(endless)
+    client = await raw(receive_buffer=16_384)
+    await client.send(REQUEST)
+    await endless.stalled.wait()
+    return client
+
+
 @pytest.mark.usefixtures("small_send_buffers")
 async def test_drain_timeout_does_not_wait_for_stalled_client(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     """Not even the error event fits into the client's buffers."""
     proxy = await start_proxy(DRAIN_TIMEOUT=0.05, SSE_KEEPALIVE_INTERVAL=0.05)
-    endless = Endless()
-    upstream.script(endless)
-    client = await raw(receive_buffer=16_384)
-    await client.send(REQUEST)
-    await endless.stalled.wait()
+    client = await stalled_client(raw, upstream)
     async with asyncio.timeout(5):
         await proxy.server.drain()
     assert (await records.finished()).outcome == "drained"
@@ -315,11 +291,7 @@ async def test_drain_timeout_error_event_reaches_slow_client(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     proxy = await start_proxy(DRAIN_TIMEOUT=0.1)
-    endless = Endless()
-    upstream.script(endless)
-    client = await raw(receive_buffer=16_384)
-    await client.send(REQUEST)
-    await endless.stalled.wait()
+    client = await stalled_client(raw, upstream)
     drain = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0.2)  # a slow client
     with pytest.raises(Truncated) as caught:
@@ -335,11 +307,7 @@ async def test_second_abort_does_not_wait_for_slow_client(
     start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
 ) -> None:
     proxy = await start_proxy(DRAIN_TIMEOUT=60)
-    endless = Endless()
-    upstream.script(endless)
-    client = await raw(receive_buffer=16_384)
-    await client.send(REQUEST)
-    await endless.stalled.wait()
+    await stalled_client(raw, upstream)
     proxy.server.abort()
     assert not records.all  # the error event waits for the client
     proxy.server.abort()

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
 from program import install, run, running
 
 from tornadoproxy.testing import (
@@ -23,8 +24,6 @@ from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
     RawConnection,
     Truncated,
-    message_document,
-    message_events,
     request_bytes,
     sse_response,
 )
@@ -34,46 +33,13 @@ if TYPE_CHECKING:
 
     from program import Program
 
-    from tornadoproxy.testing import ScriptedUpstream, UpstreamExchange
+    from tornadoproxy.testing import ScriptedUpstream
 
 OTHER_TOKEN = "another-token-that-is-long-enough"
 OTHER_KEY = "another-key"
 MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
 OTHER_MODELS = request_bytes("GET", "/v1/models", token=OTHER_TOKEN)
 READY = request_bytes("GET", "/ready")
-REQUEST = request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN)
-EVENTS = message_events(message_document())
-
-
-class Stream:
-    """A response that begins with `EVENTS[0]`, and ends when it may."""
-
-    def __init__(self) -> None:
-        self.may_end = asyncio.Event()
-
-    async def __call__(self, exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        headers = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
-        await exchange.head(200, headers)
-        await exchange.chunk(EVENTS[0])
-        await self.may_end.wait()
-        for each in EVENTS[1:]:
-            await exchange.chunk(each)
-        await exchange.last_chunk()
-
-
-async def begin_stream(client: RawConnection) -> None:
-    """Send a request, and read the stream's head and first event."""
-    await client.send(REQUEST)
-    assert (await client.head()).status == 200
-    assert await client.chunk() == EVENTS[0]
-
-
-async def rest_of_stream(client: RawConnection) -> bytes:
-    rest = b""
-    while piece := await client.chunk():
-        rest += piece
-    return rest
 
 
 def text_of(program: Program) -> str:

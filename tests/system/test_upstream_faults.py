@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         StartProxy,
     )
 
+pytest_plugins = ("upstream_scene",)
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 
@@ -54,17 +55,6 @@ pytestmark = pytest.mark.usefixtures("no_errors_logged")
 def asyncio_loop(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoop:
     """Either loop. All of it together takes long enough for one of them to be left for later."""
     return uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop()
-
-
-@pytest.fixture(params=WAYS, ids=str)
-def way(request: pytest.FixtureRequest) -> Way:
-    way: Way = request.param
-    return way
-
-
-@pytest.fixture
-def scene(way: Way, raw: OpenRaw, upstream: ScriptedUpstream, records: Records) -> Scene:
-    return Scene(way, raw, upstream, records)
 
 
 # -- there is no connection; tests/upstream/test_connector.py has the certificates

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 from upstream_scene import CHUNKED, LAST_CHUNK, OK, WITHIN, Fault, Scene, chunk, length
-from way_of_asking import WAYS, Way, openai_type
+from way_of_asking import Way, openai_type
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Records,
     )
 
+pytest_plugins = ("upstream_scene",)
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 
@@ -33,17 +34,6 @@ pytestmark = pytest.mark.usefixtures("no_errors_logged")
 def asyncio_loop(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoop:
     """Either loop. All of it together takes long enough for one of them to be left for later."""
     return uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop()
-
-
-@pytest.fixture(params=WAYS, ids=str)
-def way(request: pytest.FixtureRequest) -> Way:
-    way: Way = request.param
-    return way
-
-
-@pytest.fixture
-def scene(way: Way, raw: OpenRaw, upstream: ScriptedUpstream, records: Records) -> Scene:
-    return Scene(way, raw, upstream, records)
 
 
 # -- what looks like a fault, and is none

@@ -6,6 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
+from way_of_asking import WAYS, Way
+
 from tornadoproxy.testing import (
     RawResponse,
     ScriptedUpstream,
@@ -13,8 +16,6 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from way_of_asking import Way
-
     from tornadoproxy.plugin.request import RequestRecord
     from tornadoproxy.testing import (
         OpenRaw,
@@ -140,3 +141,14 @@ class Scene:
         assert (await self.records.finished(records + 1)).outcome == "completed"
         # nothing was asked or recorded a second time
         assert (len(self.upstream.requests), len(self.records.all)) == (requests + 1, records + 1)
+
+
+@pytest.fixture(params=WAYS, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    way: Way = request.param
+    return way
+
+
+@pytest.fixture
+def scene(way: Way, raw: OpenRaw, upstream: ScriptedUpstream, records: Records) -> Scene:
+    return Scene(way, raw, upstream, records)

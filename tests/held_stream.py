@@ -1,0 +1,46 @@
+"""A streamed response that the test ends, and the request for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tornadoproxy.testing import TEST_TOKEN, message_document, message_events, request_bytes
+
+if TYPE_CHECKING:
+    from tornadoproxy.testing import RawConnection, UpstreamExchange
+
+REQUEST = request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN)
+EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
+EVENTS = message_events(message_document())
+
+
+class Stream:
+    """A response that begins with `EVENTS[0]`, and ends when it may."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        await exchange.chunk(EVENTS[0])
+        await self.may_end.wait()
+        for each in EVENTS[1:]:
+            await exchange.chunk(each)
+        await exchange.last_chunk()
+
+
+async def begin_stream(client: RawConnection) -> None:
+    """Send `REQUEST`, and read the stream's head and first event."""
+    await client.send(REQUEST)
+    assert (await client.head()).status == 200
+    assert await client.chunk() == EVENTS[0]
+
+
+async def rest_of_stream(client: RawConnection) -> bytes:
+    """Read the rest of the stream, to its clean end."""
+    rest = b""
+    while piece := await client.chunk():
+        rest += piece
+    return rest
