@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,25 +25,12 @@ if TYPE_CHECKING:
     from tornadoproxy.fakes.http_server import ScriptedServer
 
 
-class Ask(Protocol):
-    """The function that `ask` returns."""
+class OpenRaw:
+    """Opens raw connections; see the fixture `raw`."""
 
-    async def __call__(
-        self,
-        target: str | bytes,
-        document: object = None,
-        *,
-        method: str | None = None,
-        headers: Headers = (),
-        body: bytes = b"",
-        token: str | None = TEST_TOKEN,
-        to: Proxy | ScriptedServer | None = None,
-    ) -> RawResponse:
-        """Send one request, and return the response."""
-
-
-class OpenRaw(Protocol):
-    """The function that `raw` returns."""
+    def __init__(self, proxies: list[Proxy]) -> None:
+        self._proxies = proxies
+        self.opened: list[RawConnection] = []
 
     async def __call__(
         self,
@@ -52,44 +39,21 @@ class OpenRaw(Protocol):
         ssl: SSLContext | None = None,
         receive_buffer: int | None = None,
     ) -> RawConnection:
-        """Open one more connection."""
-
-
-@pytest.fixture
-def raw(io_loop: IOLoop, _proxies: list[Proxy]) -> Iterator[OpenRaw]:
-    """A function that opens a connection: ``await raw()`` opens one to the proxy started last."""
-    connections: list[RawConnection] = []
-
-    async def open_raw(
-        to: Proxy | ScriptedServer | None = None,
-        *,
-        ssl: SSLContext | None = None,
-        receive_buffer: int | None = None,
-    ) -> RawConnection:
-        port = (to or _proxies[-1]).port
+        """Open a connection to `to`, or to the proxy started last; see `RawConnection.open`."""
+        port = (to or self._proxies[-1]).port
         connection = await RawConnection.open(port, ssl=ssl, receive_buffer=receive_buffer)
-        connections.append(connection)
+        self.opened.append(connection)
         return connection
 
-    yield open_raw
-    for connection in connections:
-        run(io_loop, connection.close)
 
+class Ask:
+    """Sends requests, each on a connection of its own; see the fixture `ask`."""
 
-@pytest.fixture
-def ask(raw: OpenRaw) -> Ask:
-    """A function that sends one request on a connection of its own, and returns the response.
+    def __init__(self, raw: OpenRaw) -> None:
+        self._raw = raw
 
-    ``await ask("/v1/models")`` sends a GET with `TEST_TOKEN`;
-    ``await ask("/v1/messages", {"model": ...})`` a POST of that JSON document. `body` is sent
-    unchanged, and a target of type `bytes` is the whole request. `token` is sent as
-    ``Authorization: Bearer``, unless it is `None`. The request goes to the proxy started last,
-    unless `to` names another.
-
-    The function raises `Truncated` if the response is cut short.
-    """
-
-    async def send(
+    async def __call__(
+        self,
         target: str | bytes,
         document: object = None,
         *,
@@ -99,18 +63,45 @@ def ask(raw: OpenRaw) -> Ask:
         token: str | None = TEST_TOKEN,
         to: Proxy | ScriptedServer | None = None,
     ) -> RawResponse:
+        """Send one request, and return the whole response.
+
+        :param target: the request target; `bytes` are the whole request.
+        :param document: sent as JSON.
+        :param method: by default POST with a body, otherwise GET.
+        :param body: sent unchanged.
+        :param token: sent as ``Authorization: Bearer``; ``None`` sends none.
+        :param to: the server, by default the proxy started last.
+        :raises Truncated: the response is cut short.
+        """
         if document is not None:
             body = json.dumps(document).encode()
         if isinstance(target, str):
             method = method or ("POST" if body else "GET")
             target = request_bytes(method, target, headers, body, token=token)
-        connection = await raw(to)
+        connection = await self._raw(to)
         try:
             return await connection.ask(target, to_head=target.startswith(b"HEAD "))
         finally:
             await connection.close()
 
-    return send
+
+@pytest.fixture
+def raw(io_loop: IOLoop, _proxies: list[Proxy]) -> Iterator[OpenRaw]:
+    """Opens connections: ``await raw()`` opens one to the proxy started last."""
+    open_raw = OpenRaw(_proxies)
+    yield open_raw
+    for connection in open_raw.opened:
+        run(io_loop, connection.close)
+
+
+@pytest.fixture
+def ask(raw: OpenRaw) -> Ask:
+    """Sends one request on a connection of its own, and returns the response.
+
+    ``await ask("/v1/models")`` sends a GET with `TEST_TOKEN`;
+    ``await ask("/v1/messages", {"model": ...})`` a POST of that JSON document.
+    """
+    return Ask(raw)
 
 
 @pytest.fixture
