@@ -112,7 +112,7 @@ def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
             where += " AND member.value = :group"
     # all parts of the statement are constants of this module; values are bound
     found = connection.execute(
-        f"SELECT {keys}, {_SUMS} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608
+        f"SELECT {keys}, {_SUMS} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608  # as said
         values,
     )
     return [_sum(row, len(question.by)) for row in found]
@@ -121,8 +121,8 @@ def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
 def total(question: Question, connection: sqlite3.Connection) -> Sum:
     """Return the sum of all rows of `question`, each request counted once."""
     where, values = _condition(replace(question, by=()))
-    row = connection.execute(f"SELECT {_SUMS} FROM {_PARTS} WHERE {where}", values).fetchone()  # noqa: S608
-    return _sum(row, 0)
+    statement = f"SELECT {_SUMS} FROM {_PARTS} WHERE {where}"  # noqa: S608  # constants, as above
+    return _sum(connection.execute(statement, values).fetchone(), 0)
 
 
 def _expression(name: str, *, utc: bool) -> str:

@@ -312,7 +312,7 @@ class Household(BaseModel):
 def test_schemas_of_pydantic_and_the_openai_sdk_fit() -> None:
     for schema in (
         Household.model_json_schema(),
-        type_to_response_format_param(Household)["json_schema"]["schema"],  # type: ignore[index, typeddict-item]
+        type_to_response_format_param(Household)["json_schema"]["schema"],  # type: ignore[index, typeddict-item]  # it has both
     ):
         whole = Grammar().fit(schema)
         assert whole is not None

@@ -16,7 +16,7 @@ from tornadoproxy.config.command_line import COMMANDS, asks_for_help, unknown_co
 from tornadoproxy.config.core_settings import CORE_SETTINGS, LOG_LEVEL, PORT
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.manager import Plugins
-from tornadoproxy.server.configuration import Configuration, configure
+from tornadoproxy.server.configuration import Configuration, configure, warn
 from tornadoproxy.server.logs import logging_to
 from tornadoproxy.version import __version__
 
@@ -135,7 +135,7 @@ def _serve(configuration: Configuration) -> int:
     plugins, settings = configuration.load()
     sources = configuration.sources(plugins)
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
-        configuration.warn(plugins)
+        warn(sources, plugins)
         plugin_lines = configure(plugins, settings)
 
         def announce(port: int) -> None:
@@ -169,7 +169,7 @@ def _demo(configuration: Configuration) -> int:
 
     plugins, settings = configuration.load()
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]) as writer:
-        configuration.warn(plugins)
+        warn(configuration.sources(plugins), plugins)
         return runner.run(_ended(serve_demo(configuration, plugins, settings, writer)))
 
 
@@ -178,7 +178,7 @@ def _check(configuration: Configuration) -> int:
 
     plugins, settings = configuration.load()
     with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
-        configuration.warn(plugins)
+        warn(configuration.sources(plugins), plugins)
         plugin_lines = configure(plugins, settings)
         validate(plugins.describe())
         facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
@@ -210,7 +210,7 @@ def _plugins(configuration: Configuration) -> int:
         settings = configuration.settings(plugins)
         sources = configuration.sources(plugins)
         with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
-            configuration.warn(plugins)
+            warn(configuration.sources(plugins), plugins)
             plugins.configure(settings)
         configured = True
         validate(plugins.describe())

@@ -228,6 +228,7 @@ def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHead
     :param fields: the upstream's, validated by its parser.
     """
     headers = headers_of(fields)
+    # `get` of Tornado's headers raises and catches a KeyError where there is none, which is slower
     connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
     ends_here = _ends_here(_RESPONSE_ENDS_HERE, frozenset(), connection)
     for name in [each for each in headers if each in ends_here or each.startswith(_FOR_PAGES)]:

@@ -104,11 +104,6 @@ class Configuration(Struct, frozen=True):
             raise ConfigurationError(*faults)
         return settings
 
-    def warn(self, plugins: Plugins) -> None:
-        """Log probable mistakes in the sources of the settings."""
-        for line in self.sources(plugins).warnings((*CORE_SETTINGS, *plugins.declared_settings())):
-            _logger.warning(line)
-
     def sources(self, plugins: Plugins) -> Sources:
         """Return the sources of the core's and the plugins' settings."""
         return self._sources(self.command_line(*plugins.declared_settings()))
@@ -123,6 +118,12 @@ class Configuration(Struct, frozen=True):
         except ConfigurationError as error:
             return error.faults
         return ()
+
+
+def warn(sources: Sources, plugins: Plugins) -> None:
+    """Log probable mistakes in the sources of the settings."""
+    for line in sources.warnings((*CORE_SETTINGS, *plugins.declared_settings())):
+        _logger.warning(line)
 
 
 def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ...]:

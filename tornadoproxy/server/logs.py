@@ -79,10 +79,10 @@ class _LineHandler(logging.Handler):
 class _Formatter(logging.Formatter):
     """A format that keeps a record's message on one line, whatever it contains."""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's
         """Return the time by RFC 3339, in UTC, as in the access log."""
         time = datetime.fromtimestamp(record.created, UTC)
         return time.isoformat(timespec="milliseconds")[:-6] + "Z"
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's  # logging's own name
         return super().formatMessage(record).translate(_CONTROLS)
