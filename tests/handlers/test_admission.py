@@ -27,13 +27,12 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from scene import Scene
+
     from tornadoproxy.testing import (
         OpenRaw,
         RawConnection,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -58,41 +57,32 @@ def clients(raw: OpenRaw) -> Clients:
     ids=["no body", "held body", "streamed body", "chunked body", "chat"],
 )
 async def test_request_over_limit_waits_for_another_to_end(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    clients: Clients,
-    upstream: ScriptedUpstream,
-    queued: bytes,
+    scene: Scene, clients: Clients, queued: bytes
 ) -> None:
     gate = Gate()
-    await start_proxy(MAX_CONCURRENT_REQUESTS=1, plugins=[clients.names])
+    await scene.start(MAX_CONCURRENT_REQUESTS=1, plugins=[clients.names])
     is_chat = CHAT_PATH.encode() in queued
-    upstream.script(gate, json_response(message_document("Hi") if is_chat else {}))
+    scene.upstream.script(gate, json_response(message_document("Hi") if is_chat else {}))
     first = await clients.send(get("/v1/first"))
-    await upstream.received()
-    second = await raw()
+    await scene.upstream.received()
+    second = await scene.raw()
     sending = asyncio.create_task(second.send(queued))
     await clients.names.asked(2)
-    assert targets(upstream) == ["/v1/first"]
+    assert targets(scene.upstream) == ["/v1/first"]
     gate.open.set()
     assert (await first.response()).body == b"{}"
     assert (await second.response()).status == 200
     await sending
     body = b"abc" if b"chunked" in queued else queued.partition(b"\r\n\r\n")[2]
-    assert is_chat or upstream.requests[1].body_length == len(body)
+    assert is_chat or scene.upstream.requests[1].body_length == len(body)
 
 
-async def test_response_of_the_proxys_own_does_not_wait(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    clients: Clients,
-    upstream: ScriptedUpstream,
-) -> None:
-    await start_proxy(
+async def test_response_of_the_proxys_own_does_not_wait(scene: Scene, clients: Clients) -> None:
+    await scene.start(
         MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=100, MAX_BODY_SIZE=100, plugins=[clients.names]
     )
     assert (await clients.ask(get("/openai/v1/models"))).status == 200, "cached from now on"
-    upstream.script(silent_response())
+    scene.upstream.script(silent_response())
     await clients.send(get())
     for request, status in [
         (get("/health"), 200),
@@ -103,56 +93,49 @@ async def test_response_of_the_proxys_own_does_not_wait(
         (get(name="stranger"), 401),
         (post("/v1/x", b"x" * 101)[:-101], 413),
     ]:
-        client = await raw()
+        client = await scene.raw()
         assert (await client.ask(request)).status == status, request
 
 
 async def test_request_that_is_authenticated_slowly_takes_no_place(
-    start_proxy: StartProxy, clients: Clients
+    scene: Scene, clients: Clients
 ) -> None:
-    await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0, plugins=[clients.names])
+    await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0, plugins=[clients.names])
     slow = await clients.send(get(name="slow"))
     assert (await clients.ask(get("/v1/models"))).status == 200
     clients.names.hanging.set()
     assert (await slow.response()).status == 404
 
 
-async def test_queue_timeout_is_529_and_connection_usable(
-    start_proxy: StartProxy,
-    clients: Clients,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
+async def test_queue_timeout_is_529_and_connection_usable(scene: Scene, clients: Clients) -> None:
     gate = Gate()
-    await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0.05, plugins=[clients.names])
-    upstream.script(gate)
+    await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0.05, plugins=[clients.names])
+    scene.upstream.script(gate)
     first = await clients.send(get())
     client = await clients.send(get(name="late"))
     response = await client.response()
     assert is_overloaded(response)
     assert response.reason == "Overloaded"
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.outcome, record.status, record.principal) == ("denied", 529, "late")
     assert record.upstream_time is None
     chat = await clients.ask(post(CHAT_PATH, CHAT_BODY))
     openai_error(chat, 503, "server_error")
     assert int(chat.header("Retry-After") or "") >= 1
-    assert (await records.finished(2)).outcome == "denied"
+    assert (await scene.records.finished(2)).outcome == "denied"
     gate.open.set()
     assert (await first.response()).status == 200
     assert (await client.ask(get("/v1/models"))).status == 200
-    assert targets(upstream) == ["/v1/x", "/v1/models"]
+    assert targets(scene.upstream) == ["/v1/x", "/v1/models"]
 
 
 # -- fairness
 
 
-async def test_principals_of_queued_requests_take_turns(
-    start_proxy: StartProxy, clients: Clients, upstream: ScriptedUpstream
-) -> None:
+async def test_principals_of_queued_requests_take_turns(scene: Scene, clients: Clients) -> None:
     gate = Gate()
-    await start_proxy(MAX_CONCURRENT_REQUESTS=1, plugins=[clients.names])
-    upstream.script(gate)
+    await scene.start(MAX_CONCURRENT_REQUESTS=1, plugins=[clients.names])
+    scene.upstream.script(gate)
     queued = ["a1", "a2", "b1"]
     sent = [await clients.send(get("/v1/first"))]
     sent += [await clients.send(get(f"/v1/{name}", name[0])) for name in queued]
@@ -160,7 +143,7 @@ async def test_principals_of_queued_requests_take_turns(
     for client in sent:
         await client.response()
     turns = ["first", "a1", "b1", "a2"]
-    assert targets(upstream) == [f"/v1/{name}" for name in turns]
+    assert targets(scene.upstream) == [f"/v1/{name}" for name in turns]
 
 
 # -- disconnects, and the drain
@@ -183,45 +166,38 @@ async def reset(client: RawConnection) -> None:
     "queued", [get(), post("/v1/x", b"x" * 2_000_000)[:50_000]], ids=["get", "within a body"]
 )
 async def test_disconnect_while_queued_frees_its_place(
-    start_proxy: StartProxy,
+    scene: Scene,
     clients: Clients,
-    upstream: ScriptedUpstream,
-    records: Records,
     disconnect: Callable[[RawConnection], Awaitable[None]],
     queued: bytes,
 ) -> None:
     gate = Gate()
-    await start_proxy(
+    await scene.start(
         MAX_CONCURRENT_REQUESTS=1, MAX_QUEUED_REQUESTS=1, QUEUE_TIMEOUT=100, plugins=[clients.names]
     )
-    upstream.script(gate)
+    scene.upstream.script(gate)
     first = await clients.send(get("/v1/first"))
     await disconnect(await clients.send(queued))
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.outcome, record.status, record.principal) == ("abandoned", None, "me")
     last = await clients.send(get("/v1/last"))
     gate.open.set()
     assert (await first.response()).status == 200
     assert (await last.response()).status == 404
-    assert targets(upstream) == ["/v1/first", "/v1/last"]
-    assert len(records.all) == 3
+    assert targets(scene.upstream) == ["/v1/first", "/v1/last"]
+    assert len(scene.records.all) == 3
 
 
 @pytest.mark.parametrize("in_time", [True, False])
 async def test_drain_serves_queue_until_its_timeout(
-    start_proxy: StartProxy,
-    clients: Clients,
-    upstream: ScriptedUpstream,
-    records: Records,
-    *,
-    in_time: bool,
+    scene: Scene, clients: Clients, *, in_time: bool
 ) -> None:
     gate = Gate()
     timeout = 100 if in_time else 0.05
-    proxy = await start_proxy(
+    proxy = await scene.start(
         MAX_CONCURRENT_REQUESTS=1, DRAIN_TIMEOUT=timeout, plugins=[clients.names]
     )
-    upstream.script(gate, bytes_response(b"{}"))
+    scene.upstream.script(gate, bytes_response(b"{}"))
     sent = [await clients.send(get()) for _ in range(2)]
     draining = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0)  # it runs up to where it waits for those two
@@ -232,8 +208,8 @@ async def test_drain_serves_queue_until_its_timeout(
     assert [response.status for response in responses] == [200 if in_time else 503] * 2
     assert in_time or all(response.header("Retry-After") for response in responses)
     outcome = "completed" if in_time else "drained"
-    assert [record.outcome for record in records.all] == [outcome] * 2
-    assert len(upstream.requests) == (2 if in_time else 1)
+    assert [record.outcome for record in scene.records.all] == [outcome] * 2
+    assert len(scene.upstream.requests) == (2 if in_time else 1)
 
 
 # -- the count of places
@@ -276,14 +252,9 @@ async def respond_by_query(exchange: UpstreamExchange) -> None:
     await RESPONSES[exchange.request.target.partition("?")[2] or "json"](exchange)
 
 
-async def test_requests_that_end_in_every_way_free_their_places(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
+async def test_requests_that_end_in_every_way_free_their_places(scene: Scene) -> None:
     names = Names()
-    await start_proxy(
+    await scene.start(
         MAX_CONCURRENT_REQUESTS=LIMIT,
         MAX_QUEUED_REQUESTS=2 * LIMIT,
         QUEUE_TIMEOUT=0.1,
@@ -293,7 +264,7 @@ async def test_requests_that_end_in_every_way_free_their_places(
         plugins=[names],
     )
     requests = REQUESTS * 4
-    upstream.script(*[respond_by_query] * (len(requests) + LIMIT))
+    scene.upstream.script(*[respond_by_query] * (len(requests) + LIMIT))
     chosen = random.Random(4)
     chosen.shuffle(requests)
     at_once = asyncio.Semaphore(4 * LIMIT)
@@ -301,7 +272,7 @@ async def test_requests_that_end_in_every_way_free_their_places(
     async def run(number: str, request: bytes, patience: str) -> None:
         line, _, rest = request.partition(b"\r\n")
         async with at_once:
-            client = await raw()
+            client = await scene.raw()
             with contextlib.suppress(ConnectionError, Truncated):
                 await client.send(b"%b\r\nX-Number: %b\r\n%b" % (line, number.encode(), rest))
                 if patience == "none":
@@ -317,16 +288,16 @@ async def test_requests_that_end_in_every_way_free_their_places(
     patience = chosen.choices(["all", "all", "none", "little"], k=len(requests))
     numbered = zip(map(str, range(len(requests))), requests, patience, strict=True)
     await asyncio.gather(*(run(*each) for each in numbered))
-    await records.finished(len(requests))
-    outcomes = {record.outcome for record in records.all}
+    await scene.records.finished(len(requests))
+    outcomes = {record.outcome for record in scene.records.all}
     assert outcomes == {"completed", "denied", "failed", "abandoned"}
-    assert any(record.status == 529 for record in records.all)
+    assert any(record.status == 529 for record in scene.records.all)
 
     # as many as ever are served at once, and one more is not
-    count = len(upstream.requests)
+    count = len(scene.upstream.requests)
     for _ in range(LIMIT):
-        await (await raw()).send(get("/v1/x?held"))
-    await upstream.received(count + LIMIT)
-    assert is_overloaded(await (await raw()).ask(get("/v1/x?json")))
-    assert len(records.all) == len(requests) + 1
-    assert len(upstream.requests) == count + LIMIT
+        await (await scene.raw()).send(get("/v1/x?held"))
+    await scene.upstream.received(count + LIMIT)
+    assert is_overloaded(await (await scene.raw()).ask(get("/v1/x?json")))
+    assert len(scene.records.all) == len(requests) + 1
+    assert len(scene.upstream.requests) == count + LIMIT

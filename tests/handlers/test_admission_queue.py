@@ -99,9 +99,7 @@ async def test_place_of_withdrawn_turn_goes_to_next() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("eqlw"), st.integers(0, 9)), max_size=60))
-def test_admission_never_exceeds_limit_nor_leaves_place_free(
-    steps: list[tuple[str, int]],
-) -> None:
+def test_admission_never_exceeds_limit_nor_leaves_place_free(steps: list[tuple[str, int]]) -> None:
     """Requests enter, queue, leave and withdraw in any order; at the end all have ended."""
 
     async def run() -> None:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
     from openai import AsyncOpenAI
+    from scene import Scene
 
     from tornadoproxy import RequestRecord, Usage
-    from tornadoproxy.testing import Ask, OpenRaw, Records, ScriptedUpstream, StartProxy
 
 MODEL = "claude-sonnet-5-5"
 FIELDS: dict[str, Any] = {
@@ -98,7 +98,7 @@ async def later(result: object) -> object:
 @each_api
 @pytest.mark.parametrize("stream", [False, True])
 async def test_authorize_sees_model_request_with_its_cost(
-    page: str, start_proxy: StartProxy, ask: Ask, records: Records, *, stream: bool
+    page: str, scene: Scene, *, stream: bool
 ) -> None:
     class Prices:
         @hookimpl(tryfirst=True)
@@ -106,9 +106,9 @@ async def test_authorize_sees_model_request_with_its_cost(
             return (usage.input_tokens or 0) * 1_000_000 + (usage.output_tokens or 0) * 2_000_000
 
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer, Prices()])
+    await scene.start(plugins=[authorizer, Prices()])
     body = json.dumps({**FIELDS, "stream": stream}).encode()
-    assert (await ask(page, body=body)).status == 200
+    assert (await scene.ask(page, body=body)).status == 200
     ((incoming, identity, asked),) = authorizer.asked
     assert incoming.path == page.partition("?")[0]
     assert identity == Identity("token")
@@ -117,46 +117,40 @@ async def test_authorize_sees_model_request_with_its_cost(
     assert asked.size == len(body)
     assert asked.input_cost is not None
     assert asked.max_cost == asked.input_cost + 100 * 2_000_000
-    record = await records.finished()
+    record = await scene.records.finished()
     assert record.cost == Prices().price(record.usage)
 
 
-async def test_authorize_sees_model_and_limit_sent_upstream(
-    start_proxy: StartProxy, ask: Ask
-) -> None:
+async def test_authorize_sees_model_and_limit_sent_upstream(scene: Scene) -> None:
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer], CHAT_MODELS=f"gpt-5={MODEL}", CHAT_DEFAULT_MAX_TOKENS=7)
-    await ask(CHAT_PATH, {"model": "gpt-5", "messages": FIELDS["messages"]})
+    await scene.start(plugins=[authorizer], CHAT_MODELS=f"gpt-5={MODEL}", CHAT_DEFAULT_MAX_TOKENS=7)
+    await scene.ask(CHAT_PATH, {"model": "gpt-5", "messages": FIELDS["messages"]})
     for more in ({}, {"fallbacks": [{"model": "claude-unheard-of"}]}):
-        await ask("/v1/messages", {**FIELDS, "max_tokens": 10**12, **more})
+        await scene.ask("/v1/messages", {**FIELDS, "max_tokens": 10**12, **more})
     asked = [(each.model, each.max_tokens, each.output_tokens) for each in authorizer.models()]
     assert asked == [(MODEL, 7, 7), (MODEL, 10**12, 64_000), (MODEL, 10**12, 128_000)]
 
 
-async def test_path_that_may_mean_messages_is_authorized_as_such(
-    start_proxy: StartProxy, ask: Ask
-) -> None:
+async def test_path_that_may_mean_messages_is_authorized_as_such(scene: Scene) -> None:
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer])
+    await scene.start(plugins=[authorizer])
     for page in ("/v1/messages/", "/v1/%6Dessages", "/v1/messages;x"):
-        await ask(page, FIELDS)
+        await scene.ask(page, FIELDS)
     assert [each.model for each in authorizer.models()] == [MODEL] * 3
 
 
-async def test_other_request_is_authorized_by_its_headers(
-    start_proxy: StartProxy, raw: OpenRaw, ask: Ask
-) -> None:
+async def test_other_request_is_authorized_by_its_headers(scene: Scene) -> None:
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer])
+    await scene.start(plugins=[authorizer])
     pages = [
         *(("GET", "/v1/models"), ("GET", "/openai/v1/models"), ("GET", "/v1/messages")),
         *(("POST", "/v1/messages/count_tokens"), ("GET", "/nothing")),
     ]
     for method, page in pages:
-        await ask(page, method=method, body=BODY if method == "POST" else b"")
+        await scene.ask(page, method=method, body=BODY if method == "POST" else b"")
     assert [(each.method, each.path) for each, _, _ in authorizer.asked] == pages
     assert authorizer.models() == []
-    assert (await ask("/v1/messages", FIELDS, token="wrong")).status == 401
+    assert (await scene.ask("/v1/messages", FIELDS, token="wrong")).status == 401
     assert len(authorizer.asked) == len(pages)
 
 
@@ -181,58 +175,46 @@ def fail(_: object = None) -> None:
     ],
 )
 async def test_admit_refusal_precedes_body_and_authorize(
-    page: str,
-    decide: Callable[[], object],
-    status: int,
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
+    page: str, decide: Callable[[], object], status: int, scene: Scene
 ) -> None:
     settled, authorizer = Settled(), Authorizer()
     plugins = {"a": Admitter(settled.permit), "b": Admitter(decide), "c": authorizer}
-    await start_proxy(plugins=plugins)
-    response = await ask(page, method="POST", headers=[("Content-Length", "1000000")])
+    await scene.start(plugins=plugins)
+    response = await scene.ask(page, method="POST", headers=[("Content-Length", "1000000")])
     assert response.status == status
     assert response.header("retry-after") == ("7" if status == 429 else "1")
-    assert settled.records == [await records.finished()]
+    assert settled.records == [await scene.records.finished()]
     assert authorizer.asked == []
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 @each_api
-async def test_authorize_refusal_settles_and_stays_here(
-    page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_authorize_refusal_settles_and_stays_here(page: str, scene: Scene) -> None:
     settled, other = Settled(), Authorizer()
     plugins = {"a": Authorizer(settled.permit), "b": Authorizer(refuse), "c": other}
-    await start_proxy(plugins=plugins, DISABLED_PLUGINS="keys budgets")
-    response = await ask(page, FIELDS)
+    await scene.start(plugins=plugins, DISABLED_PLUGINS="keys budgets")
+    response = await scene.ask(page, FIELDS)
     assert response.header("retry-after") == "7"
     if page == CHAT_PATH:
         assert openai_error(response, 429, "rate_limit_error") == "Too often: wait."
     else:
         assert anthropic_error(response, 429, "rate_limit_error") == "Too often: wait."
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.outcome, record.cost) == ("denied", None)
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
     assert other.asked == []
     assert settled.records == [record]
 
 
-async def test_authorize_refusal_precedes_body_of_upload(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(plugins=[Authorizer(refuse)])
-    response = await ask("/v1/files", method="POST", headers=[("Content-Length", "1000000")])
+async def test_authorize_refusal_precedes_body_of_upload(scene: Scene) -> None:
+    await scene.start(plugins=[Authorizer(refuse)])
+    response = await scene.ask("/v1/files", method="POST", headers=[("Content-Length", "1000000")])
     assert response.status == 429
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 @each_api
-async def test_late_permit_is_503_and_settled(
-    page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_late_permit_is_503_and_settled(page: str, scene: Scene) -> None:
     settled, cancelled = Settled(), asyncio.Event()
 
     async def hang(_: object) -> Permit:
@@ -242,47 +224,38 @@ async def test_late_permit_is_503_and_settled(
             cancelled.set()
         return settled.permit()
 
-    await start_proxy(plugins=[Authorizer(hang)], PLUGIN_TIMEOUT=0.05)
-    assert (await ask(page, FIELDS)).status == 503
-    assert upstream.connections == 0
+    await scene.start(plugins=[Authorizer(hang)], PLUGIN_TIMEOUT=0.05)
+    assert (await scene.ask(page, FIELDS)).status == 503
+    assert scene.upstream.connections == 0
     await cancelled.wait()
-    assert settled.records == [await records.finished()]
+    assert settled.records == [await scene.records.finished()]
 
 
 # -- how permits are settled
 
 
 @pytest.mark.parametrize("page", ["/v1/messages", CHAT_PATH, "/v1/files"])
-async def test_permits_are_settled_once(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, ask: Ask, records: Records
-) -> None:
+async def test_permits_are_settled_once(page: str, scene: Scene) -> None:
     settled = Settled()
     plugins = {
         "a": Admitter(settled.permit),
         "b": Authorizer(settled.permit),
         "c": Authorizer(lambda _: later(settled.permit())),
     }
-    await start_proxy(plugins=plugins)
-    await ask(page, FIELDS)
-    assert settled.records == [await records.finished()] * 3
+    await scene.start(plugins=plugins)
+    await scene.ask(page, FIELDS)
+    assert settled.records == [await scene.records.finished()] * 3
 
-    client = await raw()
+    client = await scene.raw()
     await client.send(request("POST", page, ("Expect", "100-continue"), ("Content-Length", "9")))
     await client.read_until(b"100 Continue")
     await client.close()
-    record = await records.finished(2)
+    record = await scene.records.finished(2)
     assert settled.records[3:] == [record] * (3 if page == "/v1/files" else 1)
 
 
 @each_api
-async def test_disconnect_during_authorization_is_settled(
-    page: str,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
+async def test_disconnect_during_authorization_is_settled(page: str, scene: Scene) -> None:
     settled, asked, may_decide = Settled(), asyncio.Event(), asyncio.Event()
 
     async def decide(model_request: ModelRequest | None) -> Permit | None:
@@ -292,61 +265,53 @@ async def test_disconnect_during_authorization_is_settled(
         await may_decide.wait()
         return settled.permit()
 
-    await start_proxy(plugins=[Authorizer(decide)])
-    client = await raw()
+    await scene.start(plugins=[Authorizer(decide)])
+    client = await scene.raw()
     await client.send(request("POST", page, body=BODY))
     await asked.wait()
     await client.close()
-    record = await records.finished()
+    record = await scene.records.finished()
     assert record.outcome == "abandoned"
     assert settled.records == []
     may_decide.set()
-    assert (await ask("/v1/models")).status == 200
+    assert (await scene.ask("/v1/models")).status == 200
     assert settled.records == [record]
-    assert [each.path for each in upstream.requests] == ["/v1/models"]
+    assert [each.path for each in scene.upstream.requests] == ["/v1/models"]
 
 
 @each_api
 @pytest.mark.parametrize("streams", [False, True])
 async def test_disconnect_during_response_is_settled_once(
-    page: str,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    *,
-    streams: bool,
+    page: str, scene: Scene, *, streams: bool
 ) -> None:
     settled = Settled()
-    await start_proxy(plugins=[Authorizer(settled.permit)])
+    await scene.start(plugins=[Authorizer(settled.permit)])
     events = message_events(message_document("Hello"))[:3]
-    upstream.script(sse_response(events, end="hang") if streams else silent_response())
-    client = await raw()
+    scene.upstream.script(sse_response(events, end="hang") if streams else silent_response())
+    client = await scene.raw()
     body = json.dumps({**FIELDS, "stream": True}).encode()
     await client.send(request("POST", page, body=body))
-    received = await upstream.received()
+    received = await scene.upstream.received()
     if streams:
         await client.head()
     await client.close()
     await received.disconnected()
-    record = await records.finished()
+    record = await scene.records.finished()
     assert record.outcome == "abandoned"
     assert settled.records == [record]
 
 
 @each_api
-async def test_permit_withholds_headers_of_upstream(
-    page: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> None:
     permit = Permit(withheld_headers=("anthropic-ratelimit-unified-",))
-    await start_proxy(plugins=[Authorizer(lambda _: permit)])
+    await scene.start(plugins=[Authorizer(lambda _: permit)])
     headers = {
         "Anthropic-Ratelimit-Unified-5h-Utilization": "0.9",
         "anthropic-ratelimit-unified-status": "allowed",
         "anthropic-ratelimit-requests-remaining": "7",
     }
-    upstream.script(json_response(message_document("Hi"), headers=headers))
-    response = await ask(page, FIELDS)
+    scene.upstream.script(json_response(message_document("Hi"), headers=headers))
+    response = await scene.ask(page, FIELDS)
     assert response.status == 200
     assert response.header("anthropic-ratelimit-requests-remaining") == "7"
     assert not [name for name, _ in response.headers if "unified" in name.lower()]
@@ -358,18 +323,18 @@ async def test_permit_withholds_headers_of_upstream(
 @pytest.mark.parametrize("size", [0, 2 * 1024 * 1024])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_authorized_message_goes_upstream_unchanged(
-    size: int, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, *, chunked: bool
+    size: int, scene: Scene, *, chunked: bool
 ) -> None:
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer])
-    upstream.script(json_response(message_document("Hello")))
+    await scene.start(plugins=[authorizer])
+    scene.upstream.script(json_response(message_document("Hello")))
     body = BODY.replace(b'"Hi"', b' "H\\u00ef' + b"y" * size + b'"')
     if chunked:
         data = request("POST", "/v1/messages", CHUNKED) + in_chunks(body, len(body))
     else:
         data = request("POST", "/v1/messages", body=body)
-    assert (await ask(data)).status == 200
-    received = await upstream.received()
+    assert (await scene.ask(data)).status == 200
+    received = await scene.upstream.received()
     assert received.body_length == len(body)
     assert received.all("content-length") == [str(len(body))]
     assert received.all("transfer-encoding") == []
@@ -378,53 +343,42 @@ async def test_authorized_message_goes_upstream_unchanged(
 
 
 @each_api
-async def test_complete_body_is_charged_its_size(
-    page: str, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    proxy = await start_proxy(plugins=[Authorizer()])
-    upstream.script(silent_response())
-    client = await raw()
+async def test_complete_body_is_charged_its_size(page: str, scene: Scene) -> None:
+    proxy = await scene.start(plugins=[Authorizer()])
+    scene.upstream.script(silent_response())
+    client = await scene.raw()
     body = BODY + b" " * UNCHARGED_BODY
     await client.send(request("POST", page, CHUNKED) + in_chunks(body, len(body)))
-    await upstream.received()
+    await scene.upstream.received()
     assert proxy.server.status().held_bytes == len(body)
     await client.close()
-    await records.finished()
+    await scene.records.finished()
     assert proxy.server.status().held_bytes == 0
 
 
 @pytest.mark.parametrize("leaves", [False, True])
 @each_api
-async def test_large_body_is_parsed_in_thread(
-    page: str,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
-    *,
-    leaves: bool,
-) -> None:
+async def test_large_body_is_parsed_in_thread(page: str, scene: Scene, *, leaves: bool) -> None:
     authorizer, may_go_on = Authorizer(), threading.Event()
-    proxy = await start_proxy(plugins=[authorizer])
+    proxy = await scene.start(plugins=[authorizer])
     gateway = proxy.server._gateway
     assert gateway is not None
     before = asyncio.create_task(gateway.body_thread.run("another", may_go_on.wait))
     try:
-        large = await raw()
+        large = await scene.raw()
         body = BODY.replace(b"Hi", b"x" * (IN_THREAD + 1))
         await large.send(request("POST", page, body=body))
-        assert (await ask(page, FIELDS)).status == 200, "the loop is free"
+        assert (await scene.ask(page, FIELDS)).status == 200, "the loop is free"
         assert len(authorizer.asked) == 1
         if leaves:
             await large.close()
-            await records.finished(2)
+            await scene.records.finished(2)
     finally:
         may_go_on.set()
         await before
     if not leaves:
         assert (await large.response()).status == 200
-    assert len(authorizer.asked) == len(upstream.requests) == (1 if leaves else 2)
+    assert len(authorizer.asked) == len(scene.upstream.requests) == (1 if leaves else 2)
 
 
 @pytest.mark.parametrize(
@@ -438,21 +392,16 @@ async def test_large_body_is_parsed_in_thread(
     ],
 )
 async def test_message_that_cannot_be_parsed_stays_here(
-    body: bytes,
-    headers: dict[str, str],
-    status: int,
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
+    body: bytes, headers: dict[str, str], status: int, scene: Scene
 ) -> None:
     authorizer = Authorizer()
-    await start_proxy(plugins=[authorizer], MAX_BODY_SIZE=64 * 1024 * 1024)
-    response = await ask("/v1/messages", method="POST", headers=headers, body=body)
+    await scene.start(plugins=[authorizer], MAX_BODY_SIZE=64 * 1024 * 1024)
+    response = await scene.ask("/v1/messages", method="POST", headers=headers, body=body)
     error_type = "request_too_large" if status == 413 else "invalid_request_error"
     message = anthropic_error(response, status, error_type)
     assert status == 400 or "a messages request can be no larger" in message
     assert authorizer.asked == []
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 # -- the SDKs' errors
@@ -469,10 +418,10 @@ def deny(_: object) -> None:
 
 
 async def test_sdks_raise_refusal_without_retry(
-    start_proxy: StartProxy, anthropic_client: AsyncAnthropic, openai_client: AsyncOpenAI
+    scene: Scene, anthropic_client: AsyncAnthropic, openai_client: AsyncOpenAI
 ) -> None:
     authorizer = Authorizer(deny)
-    proxy = await start_proxy(plugins=[authorizer])
+    proxy = await scene.start(plugins=[authorizer])
     one = anthropic_client.with_options(base_url=proxy.url, max_retries=2)
     with pytest.raises(anthropic.RateLimitError) as caught:
         await one.messages.create(**FIELDS)

@@ -29,16 +29,12 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+    from scene import Scene
 
     from tornadoproxy.testing import (
-        Ask,
         Document,
-        OpenRaw,
         Proxy,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -69,24 +65,22 @@ def chat_bytes(**fields: Any) -> bytes:
 # -- the SDK
 
 
-async def test_create_asks_upstream_for_a_message(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_create_asks_upstream_for_a_message(openai_client: AsyncOpenAI, scene: Scene) -> None:
     completion = await openai_client.chat.completions.create(model=MODEL, messages=HELLO)
     assert (completion.choices[0].message.content or "").endswith("Hello")
     assert completion.choices[0].finish_reason == "stop"
-    (received,) = upstream.requests
+    (received,) = scene.upstream.requests
     assert (received.method, received.target) == ("POST", "/v1/messages")
     assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
     assert received.all("authorization") == []
     assert received.header("anthropic-version") == "2023-06-01"
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.dialect, record.model) == ("openai", completion.model)
     assert completion.usage is not None
     assert record.usage.output_tokens == completion.usage.completion_tokens > 0
 
 
-async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, records: Records) -> None:
+async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, scene: Scene) -> None:
     stream = await openai_client.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
@@ -97,28 +91,26 @@ async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, records: Recor
     assert last.choices == []
     assert last.usage is not None
     assert len({(each.id, each.created) for each in [*pieces, last]}) == 1
-    assert (await records.finished()).outcome == "completed"
+    assert (await scene.records.finished()).outcome == "completed"
 
 
-async def test_parse_returns_a_pydantic_model(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
-) -> None:
+async def test_parse_returns_a_pydantic_model(openai_client: AsyncOpenAI, scene: Scene) -> None:
     class City(BaseModel):
         name: str
 
     models = json_response({"data": [], "has_more": False})
-    upstream.script(models, json_response(message_document('{"name": "Bern"}')))
+    scene.upstream.script(models, json_response(message_document('{"name": "Bern"}')))
     completion = await openai_client.chat.completions.parse(
         model=MODEL, messages=HELLO, response_format=City
     )
     assert completion.choices[0].message.parsed == City(name="Bern")
-    schema = upstream.requests[-1].json()["output_config"]["format"]["schema"]
+    schema = scene.upstream.requests[-1].json()["output_config"]["format"]["schema"]
     assert schema["properties"]["name"]["type"] == "string"
     assert schema["additionalProperties"] is False
 
 
 async def test_turn_with_tools_and_thinking_goes_back_as_it_was(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+    openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
     """The SDK's stream helper puts it together, and the client sends it back."""
     blocks = [
@@ -128,7 +120,7 @@ async def test_turn_with_tools_and_thinking_goes_back_as_it_was(
         {"type": "tool_use", "id": "toolu_2", "name": "get_weather", "input": {}},
     ]
     document = message_document(content=blocks, stop_reason="tool_use")
-    upstream.script(sse_response(message_events(document)))
+    scene.upstream.script(sse_response(message_events(document)))
     completions = openai_client.chat.completions
     async with completions.stream(model=MODEL, messages=HELLO, tools=[WEATHER]) as stream:
         final = await stream.get_final_completion()
@@ -146,14 +138,14 @@ async def test_turn_with_tools_and_thinking_goes_back_as_it_was(
         model=MODEL, messages=[*HELLO, sent_back, *results], tools=[WEATHER]
     )
     assert second.choices[0].finish_reason == "stop"
-    _, turn, last = upstream.requests[-1].json()["messages"]
+    _, turn, last = scene.upstream.requests[-1].json()["messages"]
     assert turn["content"] == blocks
     result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny"}
     assert last["content"][0] == result
 
 
 async def test_error_of_upstream_keeps_status_and_request_id(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, records: Records
+    openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
     headers = {"retry-after": "7", "request-id": "req_up", "x-should-retry": "false"}
     for status, error_type, raised in (
@@ -162,13 +154,13 @@ async def test_error_of_upstream_keeps_status_and_request_id(
         (429, "rate_limit_error", openai.RateLimitError),
         (529, "overloaded_error", openai.InternalServerError),
     ):
-        upstream.script(error_response(status, error_type, "model: so it is", headers))
+        scene.upstream.script(error_response(status, error_type, "model: so it is", headers))
         with pytest.raises(raised, match="so it is") as error:
             await openai_client.chat.completions.create(model=MODEL, messages=HELLO)
         assert (error.value.status_code, error.value.request_id) == (status, "req_up")
         crossed = error.value.response.headers
         assert (crossed["retry-after"], crossed["x-should-retry"]) == ("7", "false")
-        record = await records.finished(len(upstream.requests))
+        record = await scene.records.finished(len(scene.upstream.requests))
         assert (record.outcome, record.request_id) == ("completed", "req_up")
 
 
@@ -176,27 +168,27 @@ async def test_error_of_upstream_keeps_status_and_request_id(
 
 
 async def test_models_are_listed_from_all_pages_and_kept(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+    openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
     first = {"data": [{"id": "claude-a b"}], "has_more": True, "last_id": "claude-a b"}
     second = {"data": [{"id": "claude-c"}, "junk"], "has_more": False, "last_id": "claude-c"}
-    upstream.script(json_response(first), json_response(second))
+    scene.upstream.script(json_response(first), json_response(second))
     listed = await openai_client.models.list()
     assert [model.id for model in listed.data] == ["claude-a b", "claude-c"]
     assert (await openai_client.models.retrieve("claude-c")).owned_by == "anthropic"
     with pytest.raises(openai.NotFoundError) as error:
         await openai_client.models.retrieve("gpt-nonsense")
     assert error.value.code == "model_not_found"
-    assert [each.target for each in upstream.requests] == [
+    assert [each.target for each in scene.upstream.requests] == [
         "/v1/models?limit=1000",
         "/v1/models?limit=1000&after_id=claude-a%20b",
     ]
 
 
 async def test_models_that_cannot_be_had_are_asked_for_again(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
+    openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
-    upstream.script(
+    scene.upstream.script(
         error_response(403, "permission_error", "not yours"), json_response({"data": "junk"})
     )
     with pytest.raises(openai.PermissionDeniedError, match="not yours"):
@@ -207,22 +199,18 @@ async def test_models_that_cannot_be_had_are_asked_for_again(
     assert (await openai_client.models.list()).data
 
 
-async def test_chat_models_map_names(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(CHAT_MODELS=f"gpt-5=claude-opus-5-5 *={MODEL}")
+async def test_chat_models_map_names(scene: Scene) -> None:
+    await scene.start(CHAT_MODELS=f"gpt-5=claude-opus-5-5 *={MODEL}")
     for name in ("gpt-5", "o9", "claude-haiku-5-5"):
-        assert (await ask(CHAT_PATH, chat(model=name))).status == 200
-    models = [received.json()["model"] for received in upstream.requests]
+        assert (await scene.ask(CHAT_PATH, chat(model=name))).status == 200
+    models = [received.json()["model"] for received in scene.upstream.requests]
     assert models == ["claude-opus-5-5", MODEL, "claude-haiku-5-5"]
-    assert json.loads((await ask("/openai/v1/models/gpt-5.1")).body)["id"] == "gpt-5.1"
-    listed = json.loads((await ask("/openai/v1/models")).body)["data"]
+    assert json.loads((await scene.ask("/openai/v1/models/gpt-5.1")).body)["id"] == "gpt-5.1"
+    listed = json.loads((await scene.ask("/openai/v1/models")).body)["data"]
     assert not {"gpt-5.1", "*"} & {model["id"] for model in listed}
 
 
-async def test_effort_depends_on_what_the_model_can_do(
-    ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_effort_depends_on_what_the_model_can_do(scene: Scene) -> None:
     able, unable = {"supported": True}, {"supported": False}
     types = {"adaptive": unable, "enabled": able, "disabled": able}
     capabilities = {
@@ -231,97 +219,87 @@ async def test_effort_depends_on_what_the_model_can_do(
         "thinking": {**able, "types": types},
     }
     models = {"data": [{"id": MODEL, "capabilities": capabilities}], "has_more": False}
-    upstream.script(json_response(models))
+    scene.upstream.script(json_response(models))
     asked = chat(reasoning_effort="low", max_tokens=9000)
-    assert (await ask(CHAT_PATH, asked)).status == 200
-    sent = upstream.requests[-1].json()
+    assert (await scene.ask(CHAT_PATH, asked)).status == 200
+    sent = scene.upstream.requests[-1].json()
     assert sent["thinking"]["type"] == "enabled"
     assert 1024 <= sent["thinking"]["budget_tokens"] < 9000
     assert "output_config" not in sent
 
 
-async def test_models_that_cannot_be_had_delay_no_chat(
-    ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    upstream.script(error_response(500, "api_error", "Internal server error"))
-    assert (await ask(CHAT_PATH, chat(reasoning_effort="high"))).status == 200
-    assert upstream.requests[-1].json()["output_config"] == {"effort": "high"}
+async def test_models_that_cannot_be_had_delay_no_chat(scene: Scene) -> None:
+    scene.upstream.script(error_response(500, "api_error", "Internal server error"))
+    assert (await scene.ask(CHAT_PATH, chat(reasoning_effort="high"))).status == 200
+    assert scene.upstream.requests[-1].json()["output_config"] == {"effort": "high"}
 
 
-async def test_limit_is_the_models_own_asked_for_once(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(CHAT_DEFAULT_MAX_TOKENS=None)
-    assert (await ask(CHAT_PATH, chat(messages=[]))).status == 400
-    assert upstream.requests == []
-    await ask(CHAT_PATH, chat(max_completion_tokens=9))
-    upstream.script(json_response({"data": [{"id": MODEL, "max_tokens": 64_000}]}))
+async def test_limit_is_the_models_own_asked_for_once(scene: Scene) -> None:
+    await scene.start(CHAT_DEFAULT_MAX_TOKENS=None)
+    assert (await scene.ask(CHAT_PATH, chat(messages=[]))).status == 400
+    assert scene.upstream.requests == []
+    await scene.ask(CHAT_PATH, chat(max_completion_tokens=9))
+    scene.upstream.script(json_response({"data": [{"id": MODEL, "max_tokens": 64_000}]}))
     for _ in range(2):
-        await ask(CHAT_PATH, chat())
+        await scene.ask(CHAT_PATH, chat())
     thinking = {"type": "enabled", "budget_tokens": 20_000}
-    await ask(CHAT_PATH, chat(model="claude-unlisted", thinking=thinking))
-    targets = [received.target for received in upstream.requests]
+    await scene.ask(CHAT_PATH, chat(model="claude-unlisted", thinking=thinking))
+    targets = [received.target for received in scene.upstream.requests]
     assert targets == ["/v1/messages", "/v1/models?limit=1000", *["/v1/messages"] * 3]
-    limits = [each.json()["max_tokens"] for each in upstream.requests if each.method == "POST"]
+    limits = [
+        each.json()["max_tokens"] for each in scene.upstream.requests if each.method == "POST"
+    ]
     assert limits == [9, 64_000, 64_000, 40_000]
 
 
 # -- requests
 
 
-async def test_chat_with_or_without_v1_is_post_only(
-    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_chat_with_or_without_v1_is_post_only(proxy: Proxy, scene: Scene) -> None:
     for path in (CHAT_PATH, "/openai/chat/completions", "/openai/v1/v1/chat/completions"):
-        assert (await ask(path, chat())).status == 200
-        response = await ask(path)
+        assert (await scene.ask(path, chat())).status == 200
+        response = await scene.ask(path)
         openai_error(response, 405)
         assert response.header("allow") == "POST"
-    assert len(upstream.requests) == 3
+    assert len(scene.upstream.requests) == 3
     assert proxy.server.status().held_bytes == 0
 
 
-async def test_sampling_pins_the_version_that_takes_it(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(DEFAULT_ANTHROPIC_VERSION="2026-10-21")
+async def test_sampling_pins_the_version_that_takes_it(scene: Scene) -> None:
+    await scene.start(DEFAULT_ANTHROPIC_VERSION="2026-10-21")
     for fields in ({}, {"temperature": 1}, {"temperature": 0.7}):
-        await ask(CHAT_PATH, chat(**fields))
-    versions = [received.header("anthropic-version") for received in upstream.requests]
+        await scene.ask(CHAT_PATH, chat(**fields))
+    versions = [received.header("anthropic-version") for received in scene.upstream.requests]
     assert versions == ["2026-10-21", "2026-10-21", "2023-06-01"]
-    assert upstream.requests[-1].json()["temperature"] == 0.7
+    assert scene.upstream.requests[-1].json()["temperature"] == 0.7
 
 
-async def test_settings_steer_the_translation(
-    start_proxy: StartProxy, proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_settings_steer_the_translation(scene: Scene, proxy: Proxy) -> None:
     """What they do is tested with the translation itself."""
     asked = chat(temperature=0.5, messages=[*HELLO, {"role": "assistant", "content": "I "}])
     shown = []
-    await start_proxy(CHAT_DROP_SAMPLING=1, CHAT_PREFILL="yes", CHAT_CACHE="always")
+    await scene.start(CHAT_DROP_SAMPLING=1, CHAT_PREFILL="yes", CHAT_CACHE="always")
     for to in (None, proxy):
-        response = await ask(CHAT_PATH, asked, to=to)
-        sent = upstream.requests[-1].json()
+        response = await scene.ask(CHAT_PATH, asked, to=to)
+        sent = scene.upstream.requests[-1].json()
         last = sent["messages"][-1]["role"]
         ignored = response.header("x-tornadoproxy-ignored")
         shown.append((ignored, sent.get("temperature"), last, "cache_control" in sent))
     assert shown == [("temperature", None, "assistant", True), (None, 0.5, "user", True)]
-    await start_proxy(CHAT_CACHE="off", CHAT_STRICT=1)
-    assert (await ask(CHAT_PATH, asked)).status == 200
-    assert "cache_control" not in upstream.requests[-1].json()
-    openai_error(await ask(CHAT_PATH, chat(seed=1)), 400, param="seed")
+    await scene.start(CHAT_CACHE="off", CHAT_STRICT=1)
+    assert (await scene.ask(CHAT_PATH, asked)).status == 200
+    assert "cache_control" not in scene.upstream.requests[-1].json()
+    openai_error(await scene.ask(CHAT_PATH, chat(seed=1)), 400, param="seed")
 
 
-async def test_ignored_fields_are_named_in_a_header(ask: Ask) -> None:
-    response = await ask(CHAT_PATH, chat(seed=1, **{"x\r\nevil: 1": 2}))
+async def test_ignored_fields_are_named_in_a_header(scene: Scene) -> None:
+    response = await scene.ask(CHAT_PATH, chat(seed=1, **{"x\r\nevil: 1": 2}))
     assert response.status == 200
     assert response.header("x-tornadoproxy-ignored") == "seed, unknown"
     assert response.header("evil") is None
 
 
-async def test_invalid_request_names_its_field_and_stays_here(
-    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_invalid_request_names_its_field_and_stays_here(proxy: Proxy, scene: Scene) -> None:
     for body, param in (
         (b"{", None),
         (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', None),
@@ -330,40 +308,39 @@ async def test_invalid_request_names_its_field_and_stays_here(
         (b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "n": 2}', "n"),
         (b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "top_p": NaN}', None),
     ):
-        openai_error(await ask(CHAT_PATH, body=body), 400, param=param)
+        openai_error(await scene.ask(CHAT_PATH, body=body), 400, param=param)
         assert proxy.server.status().held_bytes == 0
-    response = await ask(CHAT_PATH, chat(), headers={"Content-Encoding": "gzip"})
+    response = await scene.ask(CHAT_PATH, chat(), headers={"Content-Encoding": "gzip"})
     assert "Content-Encoding" in openai_error(response, 400)
-    assert upstream.requests == []
+    assert scene.upstream.requests == []
 
 
-async def test_disconnect_while_models_are_asked_for_costs_nothing(
-    upstream: ScriptedUpstream, raw: OpenRaw, ask: Ask, records: Records
-) -> None:
+async def test_disconnect_while_models_are_asked_for_costs_nothing(scene: Scene) -> None:
     go_on = asyncio.Event()
 
     async def models(exchange: UpstreamExchange) -> None:
         await go_on.wait()
         await json_response({"data": [], "has_more": False})(exchange)
 
-    upstream.script(models)
-    client = await raw()
+    scene.upstream.script(models)
+    client = await scene.raw()
     await client.send(chat_bytes(reasoning_effort="high"))
-    await upstream.received()
+    await scene.upstream.received()
     await client.close()
-    assert (await records.finished()).outcome == "abandoned"
+    assert (await scene.records.finished()).outcome == "abandoned"
     go_on.set()
-    assert (await ask(CHAT_PATH, chat())).status == 200
-    assert [each.target for each in upstream.requests] == ["/v1/models?limit=1000", "/v1/messages"]
+    assert (await scene.ask(CHAT_PATH, chat())).status == 200
+    assert [each.target for each in scene.upstream.requests] == [
+        "/v1/models?limit=1000",
+        "/v1/messages",
+    ]
 
 
 # -- responses
 
 
-async def test_pieces_and_pings_go_out_at_once(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02)
+async def test_pieces_and_pings_go_out_at_once(scene: Scene) -> None:
+    await scene.start(SSE_KEEPALIVE_INTERVAL=0.02)
     go_on = asyncio.Event()
 
     async def response(exchange: UpstreamExchange) -> None:
@@ -372,8 +349,8 @@ async def test_pieces_and_pings_go_out_at_once(
         await go_on.wait()
         await exchange.send(chunks(*EVENTS[1:]) + b"0\r\n\r\n")
 
-    upstream.script(response)
-    client = await raw()
+    scene.upstream.script(response)
+    client = await scene.raw()
     await client.send(chat_bytes(stream=True))
     await client.read_until(b'"role":"assistant"')
     await client.read_until(b": ping\n\n")
@@ -382,15 +359,15 @@ async def test_pieces_and_pings_go_out_at_once(
 
 
 async def test_line_separators_of_text_reach_the_sdk(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, ask: Ask
+    openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
     """They are escaped, since some clients split lines at them."""
     content = "a\u2028b\u2029c\x85d"
     events = sse_response(message_events(message_document(content)))
-    upstream.script(events, json_response(message_document(content)))
+    scene.upstream.script(events, json_response(message_document(content)))
     stream = await openai_client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     assert "".join([each.choices[0].delta.content or "" async for each in stream]) == content
-    document = (await ask(CHAT_PATH, chat())).body.decode()
+    document = (await scene.ask(CHAT_PATH, chat())).body.decode()
     assert len(document.splitlines()) == 1
     assert json.loads(document)["choices"][0]["message"]["content"] == content
 
@@ -409,37 +386,33 @@ BROKEN: dict[str, Response] = {
 }
 
 
-async def test_broken_stream_ends_in_an_error_never_in_done(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_broken_stream_ends_in_an_error_never_in_done(scene: Scene) -> None:
     for count, (fault, response) in enumerate(BROKEN.items(), 1):
-        upstream.script(response)
+        scene.upstream.script(response)
         with pytest.raises(Truncated) as cut:
-            await (await raw()).ask(chat_bytes(stream=True))
+            await (await scene.raw()).ask(chat_bytes(stream=True))
         assert cut.value.response is not None
         body = cut.value.response.body
         last = json.loads(body.rstrip().split(b"\n\n")[-1].removeprefix(b"data: "))
         assert last["error"]["type"] == "server_error", fault
         assert ("Overloaded" in last["error"]["message"]) == (fault == "an error")
         assert b"[DONE]" not in body
-        assert (await records.finished(count)).outcome == "failed", fault
+        assert (await scene.records.finished(count)).outcome == "failed", fault
 
 
-async def test_response_that_is_no_message_is_502(
-    ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_response_that_is_no_message_is_502(scene: Scene) -> None:
     page = bytes_response(b"<html>hello</html>", {"Content-Type": "text/html"})
     coded = sse_response(EVENTS, headers={"Content-Encoding": "unheard-of"})
     cases = [(False, page), (True, page), (False, json_response({}, 201)), (True, coded)]
     for stream, scripted in cases:
-        upstream.script(scripted)
-        openai_error(await ask(CHAT_PATH, chat(stream=stream)), 502, "server_error")
-    record = await records.finished(len(cases))
+        scene.upstream.script(scripted)
+        openai_error(await scene.ask(CHAT_PATH, chat(stream=stream)), 502, "server_error")
+    record = await scene.records.finished(len(cases))
     assert record.usage == Usage(partial=True)  # its coding is unknown
-    assert {each.outcome for each in records.all} == {"failed"}
+    assert {each.outcome for each in scene.records.all} == {"failed"}
 
 
-async def test_response_without_an_end_is_502(ask: Ask, upstream: ScriptedUpstream) -> None:
+async def test_response_without_an_end_is_502(scene: Scene) -> None:
     piece = chunks(bytes(1_000_000))
 
     async def endless(exchange: UpstreamExchange) -> None:
@@ -448,16 +421,14 @@ async def test_response_without_an_end_is_502(ask: Ask, upstream: ScriptedUpstre
         while True:
             await exchange.send(piece)
 
-    upstream.script(endless)
-    response = await ask(CHAT_PATH, chat())
+    scene.upstream.script(endless)
+    response = await scene.ask(CHAT_PATH, chat())
     assert "too large" in openai_error(response, 502, "server_error")
     async with asyncio.timeout(1):
-        await upstream.requests[0].disconnected()
+        await scene.upstream.requests[0].disconnected()
 
 
-async def test_client_that_does_not_read_stalls_the_upstream(
-    upstream: ScriptedUpstream, raw: OpenRaw, records: Records
-) -> None:
+async def test_client_that_does_not_read_stalls_the_upstream(scene: Scene) -> None:
     text = "x" * 80_000
     delta = {"type": "content_block_delta", "index": 0}
     piece = chunks(event({**delta, "delta": {"type": "text_delta", "text": text}}))
@@ -475,8 +446,8 @@ async def test_client_that_does_not_read_stalls_the_upstream(
         await exchange.send(chunks(*EVENTS[-3:]) + b"0\r\n\r\n")
         all_sent.set()
 
-    upstream.script(response)
-    client = await raw(receive_buffer=16_384)
+    scene.upstream.script(response)
+    client = await scene.raw(receive_buffer=16_384)
     await client.send(chat_bytes(stream=True))
     await client.head()
     before = -1
@@ -490,4 +461,4 @@ async def test_client_that_does_not_read_stalls_the_upstream(
     while received := await client.chunk():
         letters += received.count(b"x")
     assert letters >= total * len(text)
-    assert (await records.finished()).outcome == "completed"
+    assert (await scene.records.finished()).outcome == "completed"

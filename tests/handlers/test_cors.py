@@ -17,15 +17,12 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
         RawResponse,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
     )
 
 APP = "https://app.example.com"
@@ -64,11 +61,9 @@ def vary(response: RawResponse) -> list[str]:
 # -- responses
 
 
-async def test_upstreams_cors_headers_never_cross(
-    proxy: Proxy, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_upstreams_cors_headers_never_cross(proxy: Proxy, scene: Scene) -> None:
     """Without ALLOWED_ORIGINS, or with a blank one, responses have no CORS headers."""
-    blank = await start_proxy(ALLOWED_ORIGINS="")
+    blank = await scene.start(ALLOWED_ORIGINS="")
     stream = b'{"stream": true,' + CHAT_BODY[1:]
     for to in (proxy, blank):
         for origin in ([], [FROM_APP], [("Origin", "null")]):
@@ -79,8 +74,8 @@ async def test_upstreams_cors_headers_never_cross(
                 (SSE, CHAT_PATH, stream, b"data: [DONE]"),
                 (ERROR, CHAT_PATH, CHAT_BODY, b"Slow down."),
             ):
-                upstream.script(scripted)
-                response = await ask(path, body=body, headers=origin, to=to)
+                scene.upstream.script(scripted)
+                response = await scene.ask(path, body=body, headers=origin, to=to)
                 assert (shares(response), vary(response)) == ({}, [])
                 assert expected in response.body
                 if path != CHAT_PATH:
@@ -110,57 +105,49 @@ READABLE: list[tuple[str, str, bytes, str | None, Response | None, int]] = [
 ]
 
 
-async def test_allowed_origin_may_read_every_response(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(ALLOWED_ORIGINS=ALLOWED, MAX_BODY_SIZE=100)
+async def test_allowed_origin_may_read_every_response(scene: Scene) -> None:
+    await scene.start(ALLOWED_ORIGINS=ALLOWED, MAX_BODY_SIZE=100)
     for method, path, body, token, scripted, status in READABLE:
         for origin in (APP, DEV):
             if scripted is not None:
-                upstream.script(scripted)
+                scene.upstream.script(scripted)
             lines = [("Origin", origin)]
-            response = await ask(path, method=method, headers=lines, body=body, token=token)
+            response = await scene.ask(path, method=method, headers=lines, body=body, token=token)
             assert response.status == status, path
             assert shares(response) == shared_with(origin)
             assert vary(response) == ["origin"]
 
 
-async def test_allowed_origin_may_read_529_and_502(
-    start_proxy: StartProxy, raw: OpenRaw, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(ALLOWED_ORIGINS=APP, MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0)
-    upstream.script(silent_response())
-    first = await raw()
+async def test_allowed_origin_may_read_529_and_502(scene: Scene) -> None:
+    await scene.start(ALLOWED_ORIGINS=APP, MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0)
+    scene.upstream.script(silent_response())
+    first = await scene.raw()
     await first.send(request_bytes("GET", "/v1/x", [FROM_APP], token=TEST_TOKEN))
-    await upstream.received()
-    refused = await ask("/v1/x", headers=[FROM_APP])
-    await upstream.stop()
+    await scene.upstream.received()
+    refused = await scene.ask("/v1/x", headers=[FROM_APP])
+    await scene.upstream.stop()
     broken = await first.response()
     assert (refused.status, broken.status) == (529, 502)
     assert shares(refused) == shares(broken) == shared_with(APP)
 
 
-async def test_allowed_origin_reads_the_response_as_it_came(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_allowed_origin_reads_the_response_as_it_came(scene: Scene) -> None:
     """Upstream refuses web pages; which of them may ask is decided in the proxy."""
-    await start_proxy(ALLOWED_ORIGINS=APP)
+    await scene.start(ALLOWED_ORIGINS=APP)
     headers = [("request-id", "req_upstream"), ("Vary", "Accept-Encoding")]
-    upstream.script(sse_response(EVENTS, split=7, headers=headers))
+    scene.upstream.script(sse_response(EVENTS, split=7, headers=headers))
     lines = [FROM_APP, ("Referer", f"{APP}/x"), ("Sec-Fetch-Site", "cross-site")]
-    response = await ask("/v1/messages", headers=lines, body=b"{}")
+    response = await scene.ask("/v1/messages", headers=lines, body=b"{}")
     assert response.body == STREAM
     assert shares(response) == shared_with(APP)
     assert response.header("request-id") == "req_upstream"
     assert vary(response) == ["accept-encoding", "origin"]
-    assert [upstream.requests[0].header(name) for name, _ in lines] == [None] * 3
+    assert [scene.upstream.requests[0].header(name) for name, _ in lines] == [None] * 3
 
 
-async def test_other_origin_is_served_but_may_not_read(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_other_origin_is_served_but_may_not_read(scene: Scene) -> None:
     """A cache must not hand the response to a page that may read one: hence Vary."""
-    await start_proxy(ALLOWED_ORIGINS=ALLOWED)
+    await scene.start(ALLOWED_ORIGINS=ALLOWED)
     for origins in (
         [],
         ["https://evil.example"],
@@ -175,10 +162,10 @@ async def test_other_origin_is_served_but_may_not_read(
         [APP, "https://evil.example"],
         [f"{APP} https://evil.example"],
     ):
-        upstream.script(JSON)
+        scene.upstream.script(JSON)
         lines = [("Origin", origin) for origin in origins]
-        relayed = await ask("/v1/x", headers=lines)
-        refused = await ask("/v1/x", headers=lines, token=None)
+        relayed = await scene.ask("/v1/x", headers=lines)
+        refused = await scene.ask("/v1/x", headers=lines, token=None)
         assert (relayed.status, relayed.body, refused.status) == (200, b"{}", 401)
         assert shares(relayed) == shares(refused) == {}, origins
         assert vary(relayed) == vary(refused) == ["origin"]
@@ -187,12 +174,10 @@ async def test_other_origin_is_served_but_may_not_read(
 # -- preflights
 
 
-async def test_preflight_needs_no_credential(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_preflight_needs_no_credential(scene: Scene) -> None:
     """Neither credentials nor a private network are granted."""
-    await start_proxy(ALLOWED_ORIGINS=ALLOWED)
-    client = await raw()
+    await scene.start(ALLOWED_ORIGINS=ALLOWED)
+    client = await scene.raw()
     lines = [
         *PREFLIGHT,
         ("Access-Control-Request-Headers", "anthropic-version,content-type,x-api-key"),
@@ -213,14 +198,12 @@ async def test_preflight_needs_no_credential(
     # the request itself, on the same connection
     response = await client.ask(request_bytes("POST", "/v1/messages", [FROM_APP], b"{}"))
     assert response.status == 401
-    assert upstream.connections == 0
-    assert [record.method for record in records.all] == ["POST"]
+    assert scene.upstream.connections == 0
+    assert [record.method for record in scene.records.all] == ["POST"]
 
 
-async def test_preflight_grants_what_is_a_method_and_a_name(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(ALLOWED_ORIGINS=APP)
+async def test_preflight_grants_what_is_a_method_and_a_name(scene: Scene) -> None:
+    await scene.start(ALLOWED_ORIGINS=APP)
     for method, names, allowed_methods, allowed_names in (
         ("DELETE", None, ["DELETE"], []),
         ("GET", "", ["GET"], []),
@@ -235,56 +218,50 @@ async def test_preflight_grants_what_is_a_method_and_a_name(
         lines = [FROM_APP, ("Access-Control-Request-Method", method)]
         if names is not None:
             lines.append(("Access-Control-Request-Headers", names))
-        response = await ask("/v1/x", method="OPTIONS", headers=lines)
+        response = await scene.ask("/v1/x", method="OPTIONS", headers=lines)
         assert response.status == 204
         assert response.all("Access-Control-Allow-Methods") == allowed_methods
         assert response.all("Access-Control-Allow-Headers") == allowed_names
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
-async def test_options_but_preflights_of_allowed_origins_are_relayed(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(ALLOWED_ORIGINS=APP)
+async def test_options_but_preflights_of_allowed_origins_are_relayed(scene: Scene) -> None:
+    await scene.start(ALLOWED_ORIGINS=APP)
     others = [("Origin", "https://evil.example"), ("Origin", "null"), ("Origin", f"{APP}:8443")]
     for lines in ([FROM_APP], PREFLIGHT[1:], *([other, *PREFLIGHT[1:]] for other in others)):
-        upstream.script(bytes_response(b"fine"))
-        refused = await ask("/v1/x", method="OPTIONS", headers=lines, token=None)
+        scene.upstream.script(bytes_response(b"fine"))
+        refused = await scene.ask("/v1/x", method="OPTIONS", headers=lines, token=None)
         assert refused.status == 401
         assert shares(refused) == (shared_with(APP) if FROM_APP in lines else {})
-        assert (await ask("/v1/x", method="OPTIONS", headers=lines)).body == b"fine"
-    assert [received.method for received in upstream.requests] == ["OPTIONS"] * 5
+        assert (await scene.ask("/v1/x", method="OPTIONS", headers=lines)).body == b"fine"
+    assert [received.method for received in scene.upstream.requests] == ["OPTIONS"] * 5
 
 
 # -- without a token
 
 
-async def test_open_proxy_serves_pages_of_allowed_origins_only(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(AUTH_TOKEN=None, ALLOWED_ORIGINS=APP)
+async def test_open_proxy_serves_pages_of_allowed_origins_only(scene: Scene) -> None:
+    await scene.start(AUTH_TOKEN=None, ALLOWED_ORIGINS=APP)
     cross_site = [("Host", "localhost"), ("Sec-Fetch-Site", "cross-site")]
-    response = await ask("/v1/models", headers=[*cross_site, FROM_APP], token=None)
+    response = await scene.ask("/v1/models", headers=[*cross_site, FROM_APP], token=None)
     assert (response.status, shares(response)) == (200, shared_with(APP))
     lines = [*cross_site, *PREFLIGHT]
-    preflight = await ask("/v1/messages", method="OPTIONS", headers=lines, token=None)
+    preflight = await scene.ask("/v1/messages", method="OPTIONS", headers=lines, token=None)
     assert preflight.status == 204
     for origin in ("https://evil.example", "http://app.example.com", "null", ""):
         for more in ([], PREFLIGHT[1:]):
             lines = [*cross_site, ("Origin", origin), *more]
-            response = await ask("/v1/messages", method="OPTIONS", headers=lines, token=None)
+            response = await scene.ask("/v1/messages", method="OPTIONS", headers=lines, token=None)
             assert (response.status, shares(response)) == (403, {})
     # a page's <img> sends no Origin
-    assert (await ask("/v1/models", headers=cross_site, token=None)).status == 403
-    assert len(upstream.requests) == 1
+    assert (await scene.ask("/v1/models", headers=cross_site, token=None)).status == 403
+    assert len(scene.upstream.requests) == 1
 
 
-async def test_allowed_origin_does_not_open_another_host(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(AUTH_TOKEN=None, ALLOWED_ORIGINS=APP)
+async def test_allowed_origin_does_not_open_another_host(scene: Scene) -> None:
+    await scene.start(AUTH_TOKEN=None, ALLOWED_ORIGINS=APP)
     lines = [("Host", "evil.example"), FROM_APP]
-    response = await ask("/v1/models", headers=lines, token=None)
+    response = await scene.ask("/v1/models", headers=lines, token=None)
     assert response.status == 403
     assert "ALLOWED_HOSTS" in json.loads(response.body)["error"]["message"]
-    assert upstream.requests == []
+    assert scene.upstream.requests == []

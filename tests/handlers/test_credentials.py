@@ -21,15 +21,13 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy import IncomingRequest
     from tornadoproxy.testing import (
-        OpenRaw,
         Proxy,
         RawConnection,
         RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
     )
 
 Line = tuple[str, str]
@@ -99,29 +97,25 @@ REFUSED: list[list[Line]] = [
 
 
 @each_api
-async def test_token_in_either_header_is_accepted(
-    page: str, proxy: Proxy, raw: OpenRaw, records: Records
-) -> None:
-    client = await raw()
+async def test_token_in_either_header_is_accepted(page: str, proxy: Proxy, scene: Scene) -> None:
+    client = await scene.raw()
     for lines in ACCEPTED:
         assert not is_refused(await get(client, page, *lines)), lines
-    await records.finished(len(ACCEPTED))
-    assert {record.principal for record in records.all} == {"token"}
+    await scene.records.finished(len(ACCEPTED))
+    assert {record.principal for record in scene.records.all} == {"token"}
 
 
 @each_api
-async def test_wrong_or_missing_credential_is_401(
-    page: str, proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    client = await raw()
+async def test_wrong_or_missing_credential_is_401(page: str, proxy: Proxy, scene: Scene) -> None:
+    client = await scene.raw()
     for lines in REFUSED:
         assert is_refused(await get(client, page, *lines)), lines
     in_query = f"{page}?x-api-key={TEST_TOKEN}&key={TEST_TOKEN}&access_token={TEST_TOKEN}"
     assert is_refused(await get(client, in_query))
-    await records.finished(len(REFUSED) + 1)
-    reported = {(record.status, record.outcome, record.principal) for record in records.all}
+    await scene.records.finished(len(REFUSED) + 1)
+    reported = {(record.status, record.outcome, record.principal) for record in scene.records.all}
     assert reported == {(401, "denied", None)}
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 @pytest.mark.parametrize(
@@ -137,9 +131,9 @@ async def test_wrong_or_missing_credential_is_401(
 )
 @each_api
 async def test_401_forbids_retry_except_to_key_helper(
-    page: str, lines: list[Line], retry: str | None, proxy: Proxy, raw: OpenRaw
+    page: str, lines: list[Line], retry: str | None, proxy: Proxy, scene: Scene
 ) -> None:
-    response = await get(await raw(), page, *lines)
+    response = await get(await scene.raw(), page, *lines)
     assert is_refused(response)
     assert response.header("x-should-retry") == retry
 
@@ -156,22 +150,20 @@ async def test_401_forbids_retry_except_to_key_helper(
     ],
 )
 @each_api
-async def test_401_precedes_body(
-    page: str, lines: list[Line], proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    client = await raw()
+async def test_401_precedes_body(page: str, lines: list[Line], proxy: Proxy, scene: Scene) -> None:
+    client = await scene.raw()
     await client.send(request_bytes("POST", page, lines, token="wrong"))
     response = await client.response()
     assert is_refused(response)
     assert response.interim == []
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_401_is_readable_while_large_body_is_sent(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, *, chunked: bool
+    proxy: Proxy, scene: Scene, *, chunked: bool
 ) -> None:
-    client = await raw()
+    client = await scene.raw()
     size = 10_000_000
     framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(size))
     await client.send(request_bytes("POST", "/v1/messages", [framing], token="wrong"))
@@ -181,7 +173,7 @@ async def test_401_is_readable_while_large_body_is_sent(
         await client.send(bytes(1_000_000))
     await client.send(b"\r\n0\r\n\r\n" if chunked else b"")
     assert is_refused(await client.response())
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 # -- the SDKs
@@ -209,11 +201,11 @@ class Recorder:
     ids=["api_key", "auth_token", "default_headers"],
 )
 async def test_anthropic_sdk_is_accepted(
-    options: Any, api_keys: list[str], start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+    options: Any, api_keys: list[str], scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean_environment(monkeypatch)
     recorder = Recorder()
-    proxy = await start_proxy(plugins=[recorder])
+    proxy = await scene.start(plugins=[recorder])
     async with anthropic.AsyncAnthropic(base_url=proxy.url, max_retries=0, **options) as client:
         message = await client.messages.create(**MESSAGE)
     assert message.stop_reason == "end_turn"
@@ -281,24 +273,20 @@ OTHERS: list[Line] = [
     ],
 )
 async def test_upstream_gets_only_the_proxys_credential(
-    variables: dict[str, Any],
-    credential: list[Line],
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
+    variables: dict[str, Any], credential: list[Line], scene: Scene
 ) -> None:
-    await start_proxy(**variables)
-    upstream.script(*[bytes_response(b"{}")] * (2 * len(PRESENTED) + 1))
-    client = await raw()
+    await scene.start(**variables)
+    scene.upstream.script(*[bytes_response(b"{}")] * (2 * len(PRESENTED) + 1))
+    client = await scene.raw()
     for lines in PRESENTED:
         await get(client, "/v1/models", *lines, *OTHERS)
         await client.send(request_bytes("POST", CHAT_PATH, [*lines, *OTHERS], CHAT_BODY))
         await client.response()
     await get(client, "/openai/v1/models", *PRESENTED[0], *OTHERS)
 
-    assert len(upstream.requests) == 2 * len(PRESENTED) + 1
+    assert len(scene.upstream.requests) == 2 * len(PRESENTED) + 1
     names = {"x-api-key", "authorization", "proxy-authorization", "cookie"}
-    for received in upstream.requests:
+    for received in scene.upstream.requests:
         sent = [(name.lower(), value) for name, value in received.headers if name.lower() in names]
         assert sent == credential, received
         for theirs in (TEST_TOKEN, "theirs", "dGhlaXJz", "dummy", "dGVzdC10b2tlbg"):

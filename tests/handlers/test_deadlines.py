@@ -26,13 +26,10 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -70,41 +67,30 @@ def pausing(before_head: float, before_body: float) -> Response:
     ],
     ids=["silent", "half a head", "after an upload"],
 )
-async def test_no_first_byte_in_time_is_504(
-    response: Response,
-    sent: bytes,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
+async def test_no_first_byte_in_time_is_504(response: Response, sent: bytes, scene: Scene) -> None:
     """The client's connection goes on, the upstream's does not."""
-    await start_proxy(UPSTREAM_FIRST_BYTE_TIMEOUT=0.05)
-    upstream.script(response)
-    client = await raw()
+    await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.05)
+    scene.upstream.script(response)
+    client = await scene.raw()
     async with asyncio.timeout(3):
         anthropic_error(await client.ask(sent), 504, "timeout_error")
-        await upstream.requests[0].disconnected()
-    record = await records.finished()
+        await scene.upstream.requests[0].disconnected()
+    record = await scene.records.finished()
     assert (record.outcome, record.status) == ("failed", 504)
     assert (await client.ask(request("GET", "/v1/models"))).status == 200
 
 
-async def test_first_byte_and_silence_have_own_deadlines(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    upstream.script(pausing(0, 0.35), pausing(0.35, 0))
-    await start_proxy(UPSTREAM_FIRST_BYTE_TIMEOUT=0.25)
-    assert (await ask("/v1/messages", body=b"{}")).body == PING
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.25)
-    assert (await ask("/v1/messages", body=b"{}")).body == PING
+async def test_first_byte_and_silence_have_own_deadlines(scene: Scene) -> None:
+    scene.upstream.script(pausing(0, 0.35), pausing(0.35, 0))
+    await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.25)
+    assert (await scene.ask("/v1/messages", body=b"{}")).body == PING
+    await scene.start(UPSTREAM_IDLE_TIMEOUT=0.25)
+    assert (await scene.ask("/v1/messages", body=b"{}")).body == PING
 
 
-async def test_response_may_last_longer_than_any_deadline(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_response_may_last_longer_than_any_deadline(scene: Scene) -> None:
     limit = 0.3
-    await start_proxy(
+    await scene.start(
         UPSTREAM_CONNECT_TIMEOUT=limit,
         UPSTREAM_FIRST_BYTE_TIMEOUT=limit,
         UPSTREAM_IDLE_TIMEOUT=limit,
@@ -122,39 +108,35 @@ async def test_response_may_last_longer_than_any_deadline(
             await exchange.chunk(PING)
         await exchange.last_chunk()
 
-    upstream.script(response)
-    assert (await ask("/v1/messages", body=b"{}")).body == PING * 8
-    record = await records.finished()
+    scene.upstream.script(response)
+    assert (await scene.ask("/v1/messages", body=b"{}")).body == PING * 8
+    record = await scene.records.finished()
     assert record.outcome == "completed"
     assert record.duration > limit
 
 
-async def test_first_byte_deadline_is_whole_after_slow_upload(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(UPSTREAM_FIRST_BYTE_TIMEOUT=0.4)
-    upstream.script(pausing(0.2, 0))
-    client = await raw()
+async def test_first_byte_deadline_is_whole_after_slow_upload(scene: Scene) -> None:
+    await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.4)
+    scene.upstream.script(pausing(0.2, 0))
+    client = await scene.raw()
     await client.send(UPLOAD)
     for pause in (0.45, 0.25):  # the client is slow
         await client.send(chunks(b"x"))
         await asyncio.sleep(pause)
     assert (await client.ask(b"0\r\n\r\n")).status == 200
-    assert upstream.requests[0].body == b"xx"
+    assert scene.upstream.requests[0].body == b"xx"
 
 
-async def test_upstream_that_takes_no_body_is_504(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_upstream_that_takes_no_body_is_504(scene: Scene) -> None:
     """The upload waits for the upstream, not for the client."""
-    await start_proxy(UPSTREAM_FIRST_BYTE_TIMEOUT=0.2, CLIENT_BODY_TIMEOUT=0.1)
+    await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.2, CLIENT_BODY_TIMEOUT=0.1)
     released = asyncio.Event()
 
     async def deaf(exchange: UpstreamExchange) -> None:
         await released.wait()
 
-    upstream.script(deaf)
-    client = await raw()
+    scene.upstream.script(deaf)
+    client = await scene.raw()
     await client.send(UPLOAD)
     answered = asyncio.create_task(client.response())
     while not answered.done():
@@ -165,11 +147,9 @@ async def test_upstream_that_takes_no_body_is_504(
     anthropic_error(await answered, 504, "timeout_error")
 
 
-async def test_idle_deadline_stops_while_client_does_not_read(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_idle_deadline_stops_while_client_does_not_read(scene: Scene) -> None:
     """It holds again once the client reads on."""
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.2)
+    await scene.start(UPSTREAM_IDLE_TIMEOUT=0.2)
     size = 24 << 20  # more than the buffers between upstream and client hold
 
     async def response(exchange: UpstreamExchange) -> None:
@@ -178,24 +158,22 @@ async def test_idle_deadline_stops_while_client_does_not_read(
         await exchange.send(head + bytes(size))
         await exchange.disconnected()
 
-    upstream.script(response)
-    client = await raw(receive_buffer=16_384)
+    scene.upstream.script(response)
+    client = await scene.raw(receive_buffer=16_384)
     await client.send(MESSAGE)
     await client.head()
     await asyncio.sleep(0.5)  # longer than the deadline
-    assert not records.all
+    assert not scene.records.all
     async with asyncio.timeout(10):
         assert len(await client.read_to_end()) == size
-        assert (await records.finished()).outcome == "failed"
+        assert (await scene.records.finished()).outcome == "failed"
 
 
 # -- the client's
 
 
-async def test_client_silent_within_its_body_is_408(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(CLIENT_BODY_TIMEOUT=0.1)
+async def test_client_silent_within_its_body_is_408(scene: Scene) -> None:
+    await scene.start(CLIENT_BODY_TIMEOUT=0.1)
     sent = [
         MESSAGE[:-1],
         request("POST", "/v1/messages", ("Content-Length", "9999999")) + b"half",
@@ -206,14 +184,14 @@ async def test_client_silent_within_its_body_is_408(
     ]
     for count, data in enumerate(sent, 1):
         async with asyncio.timeout(3):
-            response = await (await raw()).ask(data)
+            response = await (await scene.raw()).ask(data)
         if b"/openai/" in data:
             openai_error(response, 408)
         else:
             anthropic_error(response, 408, "invalid_request_error")
-        record = await records.finished(count)
+        record = await scene.records.finished(count)
         assert (record.outcome, record.status) == ("denied", 408)
-    assert len(upstream.requests) == 3  # held bodies have not been sent
-    for received in upstream.requests:
+    assert len(scene.upstream.requests) == 3  # held bodies have not been sent
+    for received in scene.upstream.requests:
         with pytest.raises(ConnectionError):
             await received.complete()

@@ -38,10 +38,10 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from scene import Scene
+
     from tornadoproxy import RequestRecord
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
         Records,
         StartProxy,
@@ -167,22 +167,19 @@ async def on_kept_connection(client: RawConnection, upstream: ScriptedUpstream) 
     ],
 )
 async def test_disconnect_aborts_the_upstream_request(
-    stage: Callable[[RawConnection, ScriptedUpstream], Awaitable[int | None]],
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
+    stage: Callable[[RawConnection, ScriptedUpstream], Awaitable[int | None]], scene: Scene
 ) -> None:
     for count, disconnect in enumerate(WAYS, 1):
-        client = await raw(receive_buffer=16_384)
-        status = await stage(client, upstream)
+        client = await scene.raw(receive_buffer=16_384)
+        status = await stage(client, scene.upstream)
         await disconnect(client)
-        record = await abandoned(upstream, records, count)
+        record = await abandoned(scene.upstream, scene.records, count)
         assert (record.status, record.principal) == (status, "token")
-        assert len(upstream.requests) == count
+        assert len(scene.upstream.requests) == count
         if "uploading" in stage.__name__:
-            assert upstream.requests[-1].body_length <= record.bytes_in
+            assert scene.upstream.requests[-1].body_length <= record.bytes_in
             with pytest.raises(ConnectionError):
-                await upstream.requests[-1].complete()
+                await scene.upstream.requests[-1].complete()
 
 
 @pytest.mark.parametrize(
@@ -192,35 +189,33 @@ async def test_disconnect_aborts_the_upstream_request(
 )
 @pytest.mark.parametrize("began", [False, True], ids=["before the head", "in the stream"])
 async def test_disconnect_behind_unread_bytes_is_noticed(
-    began: bool, unread: bytes, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    began: bool, unread: bytes, scene: Scene
 ) -> None:
     for count, disconnect in enumerate(WAYS, 1):
-        upstream.script(BEGUN if began else silent_response())
-        client = await raw()
+        scene.upstream.script(BEGUN if began else silent_response())
+        client = await scene.raw()
         await client.send(MESSAGE + unread)
-        await upstream.received(count)
+        await scene.upstream.received(count)
         if began:
             await client.head()
         await disconnect(client)
-        assert (await abandoned(upstream, records, count)).status == (200 if began else None)
-        assert len(upstream.requests) == count
+        assert (await abandoned(scene.upstream, scene.records, count)).status == (
+            200 if began else None
+        )
+        assert len(scene.upstream.requests) == count
 
 
-async def test_disconnect_in_stream_counts_usage_so_far(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    client = await raw()
-    await in_silent_stream(client, upstream)
+async def test_disconnect_in_stream_counts_usage_so_far(scene: Scene) -> None:
+    client = await scene.raw()
+    await in_silent_stream(client, scene.upstream)
     await client.close()
-    record = await abandoned(upstream, records)
+    record = await abandoned(scene.upstream, scene.records)
     assert record.model == "claude-sonnet-5-5"
     assert (record.usage.input_tokens, record.usage.output_tokens) == (10, 1)
     assert (record.bytes_in, record.bytes_out) == (len(MESSAGE_BODY), len(b"".join(EVENTS[:3])))
 
 
-async def test_reset_while_upstream_does_not_read_upload(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_reset_while_upstream_does_not_read_upload(scene: Scene) -> None:
     """A FIN would wait behind the bytes that are still on the client's side."""
     disconnected = asyncio.Event()
 
@@ -228,8 +223,8 @@ async def test_reset_while_upstream_does_not_read_upload(
         await disconnected.wait()
         await exchange.disconnected()
 
-    upstream.script(deaf)
-    client = await raw()
+    scene.upstream.script(deaf)
+    client = await scene.raw()
     await client.send(UPLOAD)
     while True:
         sending = asyncio.create_task(client.send(chunks(bytes(0x10000))))
@@ -239,24 +234,22 @@ async def test_reset_while_upstream_does_not_read_upload(
     with pytest.raises(ConnectionError):
         await sending
     disconnected.set()
-    await abandoned(upstream, records)
+    await abandoned(scene.upstream, scene.records)
 
 
-async def test_disconnect_while_connecting_closes_everything(
-    start_proxy: StartProxy, raw: OpenRaw, records: Records
-) -> None:
+async def test_disconnect_while_connecting_closes_everything(scene: Scene) -> None:
     with full_backlog() as port:
-        await start_proxy(UPSTREAM_BASE_URL=f"http://127.0.0.1:{port}")
+        await scene.start(UPSTREAM_BASE_URL=f"http://127.0.0.1:{port}")
         before = descriptors()
         for count, disconnect in enumerate(WAYS, 1):
-            client = await raw()
+            client = await scene.raw()
             await client.send(MESSAGE)
             async with asyncio.timeout(5):
                 while descriptors() < before + 3:  # the client's two ends, and the one that tries
                     await asyncio.sleep(0)
             await disconnect(client)
             async with asyncio.timeout(1):
-                record = await records.finished(count)
+                record = await scene.records.finished(count)
             assert (record.outcome, record.status) == ("abandoned", None)
             await client.close()
             await all_closed(before)
@@ -265,36 +258,32 @@ async def test_disconnect_while_connecting_closes_everything(
 # -- before the upstream is asked
 
 
-async def test_disconnect_within_held_body_asks_no_upstream(
-    ask: Ask, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_disconnect_within_held_body_asks_no_upstream(scene: Scene, proxy: Proxy) -> None:
     for count, disconnect in enumerate(WAYS, 1):
-        client = await raw()
+        client = await scene.raw()
         await client.send(MESSAGE[:-5])
-        await ask("/v1/models")  # by now the proxy has read what the first one sent
+        await scene.ask("/v1/models")  # by now the proxy has read what the first one sent
         await disconnect(client)
         async with asyncio.timeout(1):
-            record = await records.finished(2 * count)
+            record = await scene.records.finished(2 * count)
         assert (record.outcome, record.status) == ("abandoned", None)
         assert record.bytes_in == len(MESSAGE_BODY) - 5
-        assert len(upstream.requests) == count
+        assert len(scene.upstream.requests) == count
 
 
-async def test_disconnect_together_with_request_leaves_nothing(
-    ask: Ask, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_disconnect_together_with_request_leaves_nothing(scene: Scene) -> None:
     """The request may never be read."""
-    await start_proxy(UPSTREAM_KEEPALIVE_TIMEOUT=0)
+    await scene.start(UPSTREAM_KEEPALIVE_TIMEOUT=0)
     before = descriptors()
     for disconnect in WAYS:
-        records.all.clear()
-        client = await raw()
+        scene.records.all.clear()
+        client = await scene.raw()
         await client.send(MESSAGE)
         await disconnect(client)
-        assert (await ask("/v1/models")).status == 200  # by now the first one has been seen
+        assert (await scene.ask("/v1/models")).status == 200  # by now the first one has been seen
         await client.close()
         await all_closed(before)
-        *others, last = [(record.route, record.outcome) for record in records.all]
+        *others, last = [(record.route, record.outcome) for record in scene.records.all]
         assert last == ("/v1/models", "completed")
         assert others in ([], [("/v1/messages", "abandoned")])
 
@@ -305,43 +294,43 @@ async def test_disconnect_together_with_request_leaves_nothing(
     ids=["held", "chunked"],
 )
 async def test_disconnect_together_with_end_of_body(
-    begins: bytes, ends: bytes, ask: Ask, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    begins: bytes, ends: bytes, scene: Scene
 ) -> None:
     async def silent(exchange: UpstreamExchange) -> None:
         await (json_response({}) if exchange.request.method == "GET" else silent_response())(
             exchange
         )
 
-    upstream.script(*[silent] * 6)
+    scene.upstream.script(*[silent] * 6)
     for count, disconnect in enumerate(WAYS, 1):
-        client = await raw()
+        client = await scene.raw()
         await client.send(begins)
-        await ask("/v1/models")  # by now the head of the first one has been read
+        await scene.ask("/v1/models")  # by now the head of the first one has been read
         await client.send(ends)
         await disconnect(client)
         async with asyncio.timeout(1):
-            assert (await records.finished(2 * count)).outcome == "abandoned"
-            for received in upstream.requests:
+            assert (await scene.records.finished(2 * count)).outcome == "abandoned"
+            for received in scene.upstream.requests:
                 if received.method == "POST":
                     await received.disconnected()
 
 
-async def test_disconnect_between_requests_is_no_request(raw: OpenRaw, records: Records) -> None:
+async def test_disconnect_between_requests_is_no_request(scene: Scene) -> None:
     before = descriptors()
     for disconnect in WAYS:
-        client = await raw()
+        client = await scene.raw()
         await client.ask(request("GET", "/nowhere"))
         await disconnect(client)
         await client.close()
         await all_closed(before)
-    assert [record.outcome for record in records.all] == ["denied"] * 3
+    assert [record.outcome for record in scene.records.all] == ["denied"] * 3
 
 
-async def test_disconnect_after_whole_response_is_completed(raw: OpenRaw, records: Records) -> None:
-    client = await raw()
+async def test_disconnect_after_whole_response_is_completed(scene: Scene) -> None:
+    client = await scene.raw()
     await client.ask(MODELS)
     await client.reset()
-    assert (await records.finished()).outcome == "completed"
+    assert (await scene.records.finished()).outcome == "completed"
 
 
 # -- TLS
@@ -360,32 +349,26 @@ async def start_with_tls(start_proxy: StartProxy, tmp_path: Path) -> ssl.SSLCont
     return context
 
 
-async def test_disconnect_with_tls_aborts_upstream_request(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    tmp_path: Path,
-) -> None:
-    context = await start_with_tls(start_proxy, tmp_path)
+async def test_disconnect_with_tls_aborts_upstream_request(scene: Scene, tmp_path: Path) -> None:
+    context = await start_with_tls(scene.start, tmp_path)
     ways = [(RawConnection.close, b""), (RawConnection.reset, b""), (RawConnection.reset, b"\r\n")]
     for count, (disconnect, unread) in enumerate(ways, 1):
-        upstream.script(silent_response())
-        client = await raw(ssl=context)
+        scene.upstream.script(silent_response())
+        client = await scene.raw(ssl=context)
         await client.send(MESSAGE + unread)
-        await upstream.received(count)
+        await scene.upstream.received(count)
         await disconnect(client)
-        await abandoned(upstream, records, count)
+        await abandoned(scene.upstream, scene.records, count)
 
 
 async def test_tls_probe_that_disconnects_logs_nothing(
-    start_proxy: StartProxy, raw: OpenRaw, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = await start_with_tls(start_proxy, tmp_path)
+    context = await start_with_tls(scene.start, tmp_path)
     probe = request_bytes("GET", "/health")
     for _ in range(20):
-        client = await raw(ssl=context)
+        client = await scene.raw(ssl=context)
         await client.send(probe)
         await client.close()
-    assert (await (await raw(ssl=context)).ask(probe)).status == 200
+    assert (await (await scene.raw(ssl=context)).ask(probe)).status == 200
     assert [each for each in caplog.records if each.levelname != "DEBUG"] == []

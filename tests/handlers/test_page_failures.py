@@ -23,7 +23,8 @@ from tornadoproxy.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.testing import Ask, OpenRaw, Records, StartProxy
+    from scene import Scene
+
 
 QUOTA = Denied("The page is busy.", status=429, error_type="billing_error", retry_after=7)
 
@@ -42,11 +43,7 @@ QUOTA = Denied("The page is busy.", status=429, error_type="billing_error", retr
     ids=["invalid", "denied", "error", "overloaded"],
 )
 async def test_proxy_error_of_page_is_in_the_paths_api_format(
-    error: ProxyError,
-    expected: tuple[tuple[int, str], tuple[int, str]],
-    start_proxy: StartProxy,
-    ask: Ask,
-    records: Records,
+    error: ProxyError, expected: tuple[tuple[int, str], tuple[int, str]], scene: Scene
 ) -> None:
     def serve(_: PageRequest) -> PageResponse:
         raise error
@@ -56,15 +53,15 @@ async def test_proxy_error_of_page_is_in_the_paths_api_format(
         raise error
 
     pages = Pages(Page("/page", serve, public=True), Page("/openai/page", serve_later))
-    proxy = await start_proxy(plugins=[pages])
+    proxy = await scene.start(plugins=[pages])
     (status, error_type), (openai_status, openai_type) = expected
-    response = await ask("/page")
+    response = await scene.ask("/page")
     assert anthropic_error(response, status, error_type) == "The page is busy."
-    other = await ask("/openai/page")
+    other = await scene.ask("/openai/page")
     code = "insufficient_quota" if error is QUOTA else None
     assert openai_error(other, openai_status, openai_type, code=code) == "The page is busy."
     assert error is not QUOTA or response.header("retry-after") == "7"
-    assert (await records.finished(2)).error is not None
+    assert (await scene.records.finished(2)).error is not None
     assert not any(proxy.server.status().plugin_failures.values())
 
 
@@ -124,44 +121,38 @@ FAILURES: dict[Callable[[PageRequest], Any], str] = {
 
 @pytest.mark.parametrize("serve", FAILURES, ids=lambda serve: serve.__name__)
 async def test_failed_page_is_500_without_details(
-    serve: Callable[[PageRequest], PageResponse],
-    start_proxy: StartProxy,
-    ask: Ask,
-    records: Records,
-    caplog: pytest.LogCaptureFixture,
+    serve: Callable[[PageRequest], PageResponse], scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = "/openai/page" if serve is nothing else "/page"
     plugin = Pages(Page(path, serve, ("POST",)), Page("/sound", Recorder()))
-    proxy = await start_proxy(plugins={"fragile": plugin})
-    response = await ask(path, body=b"what-nobody-reads")
+    proxy = await scene.start(plugins={"fragile": plugin})
+    response = await scene.ask(path, body=b"what-nobody-reads")
     message_of(response, path, 500, "api_error", "server_error")
     assert b"nobody-reads" not in response.body
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.outcome, record.status) == ("failed", 500)
     assert "nobody-reads" not in (record.error or "")
     (logged,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert f"plugin 'fragile' failed in pages (1 so far): {FAILURES[serve]}" in logged.getMessage()
     assert "nobody-reads" not in caplog.text
     assert proxy.server.status().plugin_failures["fragile"] == 1
-    assert (await ask("/sound")).status == 200
+    assert (await scene.ask("/sound")).status == 200
 
 
-async def test_slow_page_is_503(
-    start_proxy: StartProxy, ask: Ask, records: Records, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_slow_page_is_503(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     def block(_: PageRequest) -> PageResponse:
         time.sleep(0.06)
         return PageResponse(b"{}")
 
     gate = Gate()
     pages = {"slow": Pages(Page("/openai/slow", gate)), "block": Pages(Page("/block", block))}
-    proxy = await start_proxy(plugins=pages, PLUGIN_TIMEOUT=0.05)
-    response = await ask("/openai/slow")
+    proxy = await scene.start(plugins=pages, PLUGIN_TIMEOUT=0.05)
+    response = await scene.ask("/openai/slow")
     assert "too long" in openai_error(response, 503, "server_error")
     assert response.header("retry-after") == "1"
-    assert "too long" in anthropic_error(await ask("/block"), 503, "overloaded_error")
-    await records.finished(2)
-    assert [record.outcome for record in records.all] == ["failed"] * 2
+    assert "too long" in anthropic_error(await scene.ask("/block"), 503, "overloaded_error")
+    await scene.records.finished(2)
+    assert [record.outcome for record in scene.records.all] == ["failed"] * 2
     assert "'slow' failed in pages (1 so far): no result within 0.05 s" in caplog.text
     assert "'block' failed in pages (1 so far): it blocked the event loop for " in caplog.text
     failures = proxy.server.status().plugin_failures
@@ -209,51 +200,45 @@ def test_page_request_shows_neither_query_nor_body() -> None:
 
 
 @pytest.mark.usefixtures("no_errors_logged")
-async def test_disconnect_releases_body_and_lets_page_finish(
-    start_proxy: StartProxy, raw: OpenRaw, ask: Ask, records: Records
-) -> None:
+async def test_disconnect_releases_body_and_lets_page_finish(scene: Scene) -> None:
     gate = Gate()
-    proxy = await start_proxy(plugins=[Pages(Page("/page", gate, ("POST",)))])
-    client = await raw()
+    proxy = await scene.start(plugins=[Pages(Page("/page", gate, ("POST",)))])
+    client = await scene.raw()
     await client.send(request("POST", "/page", body=b"x" * 1000))
     await gate.asked.wait()
     status = proxy.server.status()
     assert (status.in_flight, status.held_bytes) == (1, 1000)
     await client.close()
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.outcome, record.status) == ("abandoned", None)
     status = proxy.server.status()
     assert (status.in_flight, status.held_bytes) == (0, 0)
     gate.may_respond.set()
     while not gate.responded:
         await asyncio.sleep(0)
-    assert (await ask("/nowhere")).status == 404
-    assert len(records.all) == 2
+    assert (await scene.ask("/nowhere")).status == 404
+    assert len(scene.records.all) == 2
 
 
-async def test_disconnect_within_body_never_calls_page(
-    start_proxy: StartProxy, raw: OpenRaw, records: Records
-) -> None:
+async def test_disconnect_within_body_never_calls_page(scene: Scene) -> None:
     page = Recorder()
-    proxy = await start_proxy(plugins=[Pages(Page("/page", page, ("POST",)))])
-    client = await raw()
+    proxy = await scene.start(plugins=[Pages(Page("/page", page, ("POST",)))])
+    client = await scene.raw()
     await client.send(request("POST", "/page", body=b"x" * 10)[:-1])
     await held(proxy, 9)
     await client.close()
-    assert (await records.finished()).outcome == "abandoned"
+    assert (await scene.records.finished()).outcome == "abandoned"
     assert proxy.server.status().held_bytes == 0
     assert page.requests == []
 
 
 @pytest.mark.usefixtures("no_errors_logged")
 @pytest.mark.parametrize("in_time", [True, False])
-async def test_drain_waits_for_page_until_its_timeout(
-    start_proxy: StartProxy, raw: OpenRaw, records: Records, *, in_time: bool
-) -> None:
+async def test_drain_waits_for_page_until_its_timeout(scene: Scene, *, in_time: bool) -> None:
     gate = Gate()
     plugins = [Pages(Page("/page", gate))]
-    proxy = await start_proxy(plugins=plugins, DRAIN_TIMEOUT=15 if in_time else 0.05)
-    client = await raw()
+    proxy = await scene.start(plugins=plugins, DRAIN_TIMEOUT=15 if in_time else 0.05)
+    client = await scene.raw()
     await client.send(request("GET", "/page"))
     await gate.asked.wait()
     draining = asyncio.create_task(proxy.server.drain())
@@ -263,7 +248,7 @@ async def test_drain_waits_for_page_until_its_timeout(
         gate.may_respond.set()
     response = await client.response()
     await draining
-    record = await records.finished()
+    record = await scene.records.finished()
     if in_time:
         assert (response.status, response.body, record.outcome) == (200, b"late", "completed")
         return
@@ -272,4 +257,4 @@ async def test_drain_waits_for_page_until_its_timeout(
     gate.may_respond.set()
     while not gate.responded:
         await asyncio.sleep(0)
-    assert len(records.all) == 1, "the late response is discarded"
+    assert len(scene.records.all) == 1, "the late response is discarded"

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from scene import Scene
+
     from tornadoproxy import IncomingRequest
-    from tornadoproxy.testing import Ask, OpenRaw, Records, ScriptedUpstream, StartProxy
 
 
 class Deciding:
@@ -72,19 +73,14 @@ async def later(result: object) -> object:
     "decide", [raises, cancels, hangs, presented, lambda request: later(presented(request))]
 )
 async def test_failed_authenticator_is_503_without_credential(
-    decide: Callable[[IncomingRequest], object],
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
-    caplog: pytest.LogCaptureFixture,
+    decide: Callable[[IncomingRequest], object], scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Deciding(lambda request: Identity("other"))
     plugins = {"careless": Deciding(decide), "other": other}
-    await start_proxy(plugins=plugins, PLUGIN_TIMEOUT=0.05)
+    await scene.start(plugins=plugins, PLUGIN_TIMEOUT=0.05)
     responses = [
-        await ask("/v1/models"),
-        await ask("/openai/v1/models", token="wrong-guess"),
+        await scene.ask("/v1/models"),
+        await scene.ask("/openai/v1/models", token="wrong-guess"),
     ]
     # a 401 would make a key helper fetch a new key
     messages = {
@@ -93,10 +89,10 @@ async def test_failed_authenticator_is_503_without_credential(
     }
     assert messages == {"Authentication is temporarily unavailable: try again."}
     assert [response.header("retry-after") for response in responses] == ["1", "1"]
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
     assert other.asked == 0
-    await records.finished(2)
-    ended = [(each.status, each.outcome, each.principal) for each in records.all]
+    await scene.records.finished(2)
+    ended = [(each.status, each.outcome, each.principal) for each in scene.records.all]
     assert ended == [(503, "failed", None)] * 2
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 2
@@ -104,7 +100,7 @@ async def test_failed_authenticator_is_503_without_credential(
     if decide is raises:
         assert "test_plugins_served.py" in caplog.text, "where it was raised"
     for secret in (TEST_TOKEN, "wrong-guess"):
-        assert secret not in caplog.text + repr(records.all)
+        assert secret not in caplog.text + repr(scene.records.all)
         assert all(secret not in repr(record.__dict__) for record in caplog.records)
         assert all(secret.encode() not in each.raw_head + each.body for each in responses)
 
@@ -113,24 +109,20 @@ async def test_failed_authenticator_is_503_without_credential(
     "decide", [lambda request: Identity("alice"), lambda request: later(Identity("alice"))]
 )
 async def test_authenticator_sees_request_as_sent_and_decides(
-    decide: Callable[[IncomingRequest], object],
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
+    decide: Callable[[IncomingRequest], object], scene: Scene
 ) -> None:
     seen: list[IncomingRequest] = []
-    await start_proxy(plugins=[Deciding(lambda request: seen.append(request) or decide(request))])  # type: ignore[func-returns-value]  # both
+    await scene.start(plugins=[Deciding(lambda request: seen.append(request) or decide(request))])  # type: ignore[func-returns-value]  # both
     body = b'{"model":"m"}' * 1000
     lines = [("X-Twice", "1"), ("X-Twice", "2"), ("x-api-key", "no-token-of-ours")]
-    await ask("/v1/a%20b?c=d", method="PUT", headers=lines, body=body, token=None)
-    record = await records.finished()
+    await scene.ask("/v1/a%20b?c=d", method="PUT", headers=lines, body=body, token=None)
+    record = await scene.records.finished()
     assert (record.principal, record.outcome) == ("alice", "completed")
     (request,) = seen
     assert (request.method, request.path, request.remote_ip) == ("PUT", "/v1/a%20b", "127.0.0.1")
     assert request.dialect.value == "anthropic"
     assert request.headers.get_list("x-twice") == ["1", "2"]
-    (received,) = upstream.requests
+    (received,) = scene.upstream.requests
     assert received.body == body
     assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
 
@@ -147,11 +139,9 @@ def denies(_: IncomingRequest) -> Identity:
     )
 
 
-async def test_denied_has_its_status_type_message_and_headers(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(plugins=[Deciding(denies)])
-    responses = [await ask("/v1/models"), await ask("/openai/v1/models")]
+async def test_denied_has_its_status_type_message_and_headers(scene: Scene) -> None:
+    await scene.start(plugins=[Deciding(denies)])
+    responses = [await scene.ask("/v1/models"), await scene.ask("/openai/v1/models")]
     quota = "insufficient_quota"
     messages = {
         anthropic_error(responses[0], 429, "billing_error"),
@@ -162,9 +152,9 @@ async def test_denied_has_its_status_type_message_and_headers(
         assert response.header("retry-after") == "42", "whole seconds, rounded up"
         assert response.header("x-should-retry") == "false"
         assert response.header("x-budget") == "0"
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.status, record.outcome) == (429, "denied")
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
 # -- a client that disconnects while a plugin decides
@@ -172,12 +162,7 @@ async def test_denied_has_its_status_type_message_and_headers(
 
 @pytest.mark.parametrize("decide", [lambda request: Identity("slow"), raises, denies])
 async def test_disconnect_during_authentication_is_abandoned_once(
-    decide: Callable[[IncomingRequest], object],
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
+    decide: Callable[[IncomingRequest], object], scene: Scene
 ) -> None:
     begun, decided = asyncio.Event(), asyncio.Event()
 
@@ -190,19 +175,19 @@ async def test_disconnect_during_authentication_is_abandoned_once(
         decided.set()
         return decide(request)
 
-    await start_proxy(plugins=[Deciding(slow)])
-    client = await raw()
+    await scene.start(plugins=[Deciding(slow)])
+    client = await scene.raw()
     await client.send(request_bytes("POST", "/v1/messages", body=b"x" * 100, token=TEST_TOKEN))
     await begun.wait()
     await client.close()
-    record = await records.finished()
+    record = await scene.records.finished()
     await decided.wait()
     # what the late result leads to has happened once this request has ended
-    assert (await ask("/v1/models")).status == 200
-    await records.finished(2)
+    assert (await scene.ask("/v1/models")).status == 200
+    await scene.records.finished(2)
     assert (record.status, record.outcome) == (None, "abandoned")
-    assert [each.outcome for each in records.all] == ["abandoned", "completed"]
-    assert [received.path for received in upstream.requests] == ["/v1/models"]
+    assert [each.outcome for each in scene.records.all] == ["abandoned", "completed"]
+    assert [received.path for received in scene.upstream.requests] == ["/v1/models"]
 
 
 # -- in place of the plugin token
@@ -222,10 +207,10 @@ def authenticate(request):
 
 
 async def test_disabled_token_plugin_is_replaced_and_not_imported(
-    upstream: ScriptedUpstream, tmp_path: Path
+    scene: Scene, tmp_path: Path
 ) -> None:
     install(tmp_path, "third_party", THIRD_PARTY)
-    async with running(tmp_path, upstream, DISABLED_PLUGINS="token") as program:
+    async with running(tmp_path, scene.upstream, DISABLED_PLUGINS="token") as program:
         for token, status in (("alices-key", 200), (TEST_TOKEN, 401)):
             request = request_bytes("GET", "/v1/models", token=token)
             assert (await program.ask(request)).status == status
@@ -259,20 +244,14 @@ class Badge:
     ],
 )
 async def test_credential_header_reaches_neither_upstream_nor_log(
-    target: str,
-    body: bytes,
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
-    caplog: pytest.LogCaptureFixture,
+    target: str, body: bytes, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    await start_proxy(plugins=[Badge()], LOG_LEVEL="debug")
+    await scene.start(plugins=[Badge()], LOG_LEVEL="debug")
     lines = [("X-Badge", "secret-badge-1"), ("x-BADGE", "secret-badge-2"), ("X-Own", "crosses")]
-    await ask(target, headers=lines, body=body)
-    (received,) = upstream.requests
+    await scene.ask(target, headers=lines, body=body)
+    (received,) = scene.upstream.requests
     assert received.header("x-own") == "crosses"
     assert "secret-badge" not in str(received.headers)
     assert "asked about" in caplog.text
-    assert "secret-badge" not in caplog.text + str(await records.finished())
+    assert "secret-badge" not in caplog.text + str(await scene.records.finished())

@@ -13,13 +13,10 @@ from served import CHUNKED, anthropic_error, in_chunks, lowered, openai_error, r
 from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response, sse_response
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -52,8 +49,8 @@ BODIES = [
 ]
 
 
-async def test_body_of_any_type_crosses_unchanged(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    client = await raw()
+async def test_body_of_any_type_crosses_unchanged(scene: Scene) -> None:
+    client = await scene.raw()
     for body, content_type in BODIES:
         lines = [("Content-Type", content_type)]
         for data in (
@@ -62,60 +59,58 @@ async def test_body_of_any_type_crosses_unchanged(raw: OpenRaw, upstream: Script
             request("POST", "/v1/messages", *lines, CHUNKED) + in_chunks(body, len(body)),
             request("POST", "/v1/messages", *lines, CHUNKED) + in_chunks(body, 7),
         ):
-            upstream.script(OK)
+            scene.upstream.script(OK)
             assert (await client.ask(data)).status == 200
-            received = upstream.requests[-1]
+            received = scene.upstream.requests[-1]
             assert received.body == body
             assert received.all("Content-Type") == [content_type]
             length = str(len(body)) if b"Content-Length" in data else None
             assert received.header("Content-Length") == length
             assert received.header("Transfer-Encoding") == (None if length else "chunked")
-    assert len(upstream.requests) == 4 * len(BODIES)
+    assert len(scene.upstream.requests) == 4 * len(BODIES)
 
 
-async def test_body_of_any_size_crosses_whole(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+async def test_body_of_any_size_crosses_whole(scene: Scene) -> None:
     """Up to 1 MB it is held, and then it streams."""
-    client = await raw()
+    client = await scene.raw()
     for size in (65_537, MB, MB + 1, 5 * MB):
         body = Random(size).randbytes(size)
-        upstream.script(OK, OK, OK)
+        scene.upstream.script(OK, OK, OK)
         for data in (
             request("POST", "/v1/files", body=body),
             request("POST", "/v1/files", CHUNKED) + in_chunks(body, size),
             request("POST", "/v1/files", CHUNKED) + in_chunks(body, 1 + size // 9),
         ):
             assert (await client.ask(data)).body == b"ok"
-            received = upstream.requests[-1]
+            received = scene.upstream.requests[-1]
             assert received.body_length == size
             assert received.body_sha256 == hashlib.sha256(body).hexdigest()
 
 
-async def test_empty_body_keeps_its_framing(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    client = await raw()
+async def test_empty_body_keeps_its_framing(scene: Scene) -> None:
+    client = await scene.raw()
     for method in ("GET", "POST", "DELETE"):
-        upstream.script(OK, OK, OK)
+        scene.upstream.script(OK, OK, OK)
         await client.ask(request(method, "/v1/x", ("Content-Length", "0")))
         await client.ask(request(method, "/v1/x", CHUNKED) + b"0\r\n\r\n")
         head = f"{method} /v1/x HTTP/1.1\r\nHost: a\r\nX-Api-Key: {TEST_TOKEN}\r\n\r\n"
         await client.ask(head.encode())
         framings = [
             (each.header("Content-Length"), each.header("Transfer-Encoding"), each.body)
-            for each in upstream.requests[-3:]
+            for each in scene.upstream.requests[-3:]
         ]
         assert framings == [("0", None, b""), (None, "chunked", b""), (None, None, b"")]
 
 
-async def test_response_overlaps_upload(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_response_overlaps_upload(scene: Scene) -> None:
     async def echo(exchange: UpstreamExchange) -> None:
         await exchange.head(200, [CHUNKED])
         while piece := await exchange.read():
             await exchange.chunk(piece.upper())
         await exchange.last_chunk()
 
-    upstream.script(echo)
-    client = await raw()
+    scene.upstream.script(echo)
+    client = await scene.raw()
     await client.send(request("POST", "/v1/x", CHUNKED))
     assert (await client.head()).status == 200
     for word in (b"one", b"two", b"three"):
@@ -123,14 +118,12 @@ async def test_response_overlaps_upload(
         assert await client.chunk() == word.upper()
     await client.send(b"0\r\n\r\n")
     assert await client.chunk() == b""
-    assert (await records.finished()).outcome == "completed"
-    assert upstream.requests[0].body == b"onetwothree"
+    assert (await scene.records.finished()).outcome == "completed"
+    assert scene.upstream.requests[0].body == b"onetwothree"
 
 
 @pytest.mark.parametrize("reads_first", [True, False])
-async def test_response_before_upload_ends_is_readable(
-    reads_first: bool, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_response_before_upload_ends_is_readable(reads_first: bool, scene: Scene) -> None:
     """The client may read it at once or after its whole body; its connection serves on."""
 
     async def respond_early(exchange: UpstreamExchange) -> None:
@@ -141,8 +134,8 @@ async def test_response_before_upload_ends_is_readable(
         if not reads_first:
             exchange.close()
 
-    upstream.script(respond_early, OK)
-    client = await raw()
+    scene.upstream.script(respond_early, OK)
+    client = await scene.raw()
     responses = []
     await client.send(request("POST", "/v1/files", CHUNKED) + b"3\r\nabc\r\n")
     if reads_first:
@@ -158,7 +151,7 @@ async def test_response_before_upload_ends_is_readable(
 # -- headers
 
 
-async def test_headers_cross_in_order_and_repeated(ask: Ask, upstream: ScriptedUpstream) -> None:
+async def test_headers_cross_in_order_and_repeated(scene: Scene) -> None:
     sent = [
         ("user-agent", "claude-cli/9.9 (external, cli)"),
         ("accept-encoding", "gzip, br;q=0.5, zstd"),
@@ -182,18 +175,16 @@ async def test_headers_cross_in_order_and_repeated(ask: Ask, upstream: ScriptedU
         ("x-AGAIN", "1"),
         ("Content-Length", "2"),
     ]
-    upstream.script(OK)
-    await ask("/v1/messages", headers=sent, body=b"{}")
-    received = lowered(upstream.requests[0].headers)
+    scene.upstream.script(OK)
+    await scene.ask("/v1/messages", headers=sent, body=b"{}")
+    received = lowered(scene.upstream.requests[0].headers)
     own = {"host", "x-api-key", "via"}
     assert [line for line in received if line[0] not in own] == lowered(sent)
 
 
-async def test_hop_by_hop_and_credentials_are_replaced(
-    ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_hop_by_hop_and_credentials_are_replaced(scene: Scene) -> None:
     """Connection removes the headers that it names, except framing and the proxy's own."""
-    upstream.script(OK, OK)
+    scene.upstream.script(OK, OK)
     lines = [
         ("Host", "proxy.example"),
         ("Connection", "X-Named, content-length, transfer-encoding, host, x-api-key"),
@@ -206,16 +197,16 @@ async def test_hop_by_hop_and_credentials_are_replaced(
         ("Anthropic-Version", "1"),
         ("Via", "1.1 corporate"),
     ]
-    await ask("/v1/x", headers=lines, body=b"body")
-    await ask("/v1/x", headers=[*lines, CHUNKED], body=b"4\r\nbody\r\n0\r\n\r\n")
+    await scene.ask("/v1/x", headers=lines, body=b"body")
+    await scene.ask("/v1/x", headers=[*lines, CHUNKED], body=b"4\r\nbody\r\n0\r\n\r\n")
     framings = [("content-length", "4"), ("transfer-encoding", "chunked")]
-    for received, framing in zip(upstream.requests, framings, strict=True):
+    for received, framing in zip(scene.upstream.requests, framings, strict=True):
         *others, own_via = lowered(received.headers)
         assert sorted(others) == sorted(
             [
                 framing,
                 ("anthropic-version", "1"),
-                ("host", f"127.0.0.1:{upstream.port}"),
+                ("host", f"127.0.0.1:{scene.upstream.port}"),
                 ("via", "1.1 corporate"),
                 ("x-api-key", TEST_UPSTREAM_KEY),
             ]
@@ -224,13 +215,11 @@ async def test_hop_by_hop_and_credentials_are_replaced(
         assert received.body == b"body"
 
 
-async def test_anthropic_version_has_a_default(
-    ask: Ask, start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
-    await ask("/v1/models")
-    await start_proxy(DEFAULT_ANTHROPIC_VERSION="2026-10-21")
-    await ask("/v1/models")
-    versions = [received.all("Anthropic-Version") for received in upstream.requests]
+async def test_anthropic_version_has_a_default(scene: Scene) -> None:
+    await scene.ask("/v1/models")
+    await scene.start(DEFAULT_ANTHROPIC_VERSION="2026-10-21")
+    await scene.ask("/v1/models")
+    versions = [received.all("Anthropic-Version") for received in scene.upstream.requests]
     assert versions == [["2023-06-01"], ["2026-10-21"]]
 
 
@@ -252,27 +241,23 @@ TARGETS = [
 ]
 
 
-async def test_path_and_query_cross_verbatim(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    client = await raw()
-    upstream.script(*[OK] * len(TARGETS))
+async def test_path_and_query_cross_verbatim(scene: Scene) -> None:
+    client = await scene.raw()
+    scene.upstream.script(*[OK] * len(TARGETS))
     for target in TARGETS:
         assert (await client.ask(request("GET", target))).body == b"ok", target
-    assert [received.target for received in upstream.requests] == TARGETS
+    assert [received.target for received in scene.upstream.requests] == TARGETS
 
 
-async def test_path_prefix_of_base_url_is_kept(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(UPSTREAM_BASE_URL=f"{upstream.url}/gateway/a%20b/")
-    upstream.script(OK)
-    await ask("/v1/messages?beta=true")
-    assert upstream.requests[0].target == "/gateway/a%20b/v1/messages?beta=true"
+async def test_path_prefix_of_base_url_is_kept(scene: Scene) -> None:
+    await scene.start(UPSTREAM_BASE_URL=f"{scene.upstream.url}/gateway/a%20b/")
+    scene.upstream.script(OK)
+    await scene.ask("/v1/messages?beta=true")
+    assert scene.upstream.requests[0].target == "/gateway/a%20b/v1/messages?beta=true"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-async def test_ambiguous_target_is_400_and_stays_here(
-    method: str, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_ambiguous_target_is_400_and_stays_here(method: str, scene: Scene) -> None:
     targets = [
         "/v1/../admin",
         "/v1/%2e%2E;x/admin",
@@ -287,26 +272,24 @@ async def test_ambiguous_target_is_400_and_stays_here(
         "?",
     ]
     for target in targets:
-        response = await ask(target, method=method)
+        response = await scene.ask(target, method=method)
         anthropic_error(response, 400, "invalid_request_error")
-    openai_error(await ask("/openai/v1/../admin", method=method), 400)
-    await records.finished(len(targets) + 1)
-    assert {record.outcome for record in records.all} == {"denied"}
-    assert upstream.connections == 0
+    openai_error(await scene.ask("/openai/v1/../admin", method=method), 400)
+    await scene.records.finished(len(targets) + 1)
+    assert {record.outcome for record in scene.records.all} == {"denied"}
+    assert scene.upstream.connections == 0
 
 
 # -- the client's connection
 
 
-async def test_pipelined_requests_are_served_in_order(
-    raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_pipelined_requests_are_served_in_order(scene: Scene) -> None:
     async def echo(exchange: UpstreamExchange) -> None:
         body = exchange.request.target.encode() + await exchange.body()
         await bytes_response(body)(exchange)
 
-    upstream.script(*[echo] * 4)
-    client = await raw()
+    scene.upstream.script(*[echo] * 4)
+    client = await scene.raw()
     await client.send(
         request("GET", "/v1/a")
         + request("POST", "/v1/b", body=b"GET / HTTP/1.1\r\n\r\n")
@@ -322,12 +305,10 @@ async def test_pipelined_requests_are_served_in_order(
         b"/v1/cxy",
         b"/v1/d",
     ]
-    assert upstream.connections == 1
+    assert scene.upstream.connections == 1
 
 
-async def test_one_connection_serves_requests_of_every_kind(
-    raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_one_connection_serves_requests_of_every_kind(scene: Scene) -> None:
     body = b"x" * 1000
     served = [
         (request("POST", "/v1/x", body=body), 200),
@@ -342,9 +323,9 @@ async def test_one_connection_serves_requests_of_every_kind(
         (request("TRACE", "/v1/x"), 405),
         (request("GET", "/openai/nowhere"), 404),
     ]
-    client = await raw()
+    client = await scene.raw()
     for number in range(3):
-        upstream.script(
+        scene.upstream.script(
             bytes_response(b"%d" % number),
             sse_response([b"event: ping\n\n"] * 3),
             bytes_response(b"", status=204),
@@ -354,23 +335,23 @@ async def test_one_connection_serves_requests_of_every_kind(
         for data, status in served:
             response = await client.ask(data, to_head=data.startswith(b"HEAD"))
             assert response.status == status, data
-    assert upstream.connections == 1
+    assert scene.upstream.connections == 1
 
 
-async def test_expected_chunked_body_is_asked_for(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    upstream.script(OK)
-    client = await raw()
+async def test_expected_chunked_body_is_asked_for(scene: Scene) -> None:
+    scene.upstream.script(OK)
+    client = await scene.raw()
     await client.send(request("POST", "/v1/x", ("Expect", "100-continue"), CHUNKED))
     async with asyncio.timeout(3):
         assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
     assert (await client.ask(in_chunks(b"body", 4))).body == b"ok"
-    (received,) = upstream.requests
+    (received,) = scene.upstream.requests
     assert (received.body, received.header("Expect")) == (b"body", None)
 
 
-async def test_refused_body_is_not_asked_for(ask: Ask, upstream: ScriptedUpstream) -> None:
+async def test_refused_body_is_not_asked_for(scene: Scene) -> None:
     lines = [("Expect", "100-continue"), ("Content-Length", str(1 << 40))]
     for target, status in (("/nowhere", 404), ("/v1/..", 400), ("/v1/x", 413)):
-        response = await ask(target, method="POST", headers=lines)
+        response = await scene.ask(target, method="POST", headers=lines)
         assert (response.status, response.interim) == (status, [])
-    assert upstream.requests == []
+    assert scene.upstream.requests == []

@@ -29,14 +29,10 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
     from anthropic.types.messages.batch_create_params import Request
+    from scene import Scene
 
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
     )
 
 pytestmark = pytest.mark.usefixtures("proxy")
@@ -54,7 +50,7 @@ def head(line: bytes, *headers: bytes) -> bytes:
 # -- status and headers
 
 
-async def test_response_headers_cross_in_order(ask: Ask, upstream: ScriptedUpstream) -> None:
+async def test_response_headers_cross_in_order(scene: Scene) -> None:
     headers = [
         ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
         ("Server", "cloudflare"),
@@ -70,21 +66,21 @@ async def test_response_headers_cross_in_order(ask: Ask, upstream: ScriptedUpstr
         ("X-Empty", ""),
         ("CF-RAY", "1-FRA"),
     ]
-    upstream.script(bytes_response(JSON, headers))
-    response = await ask("/v1/x")
+    scene.upstream.script(bytes_response(JSON, headers))
+    response = await scene.ask("/v1/x")
     assert lowered(response.headers) == lowered([*headers, ("content-length", str(len(JSON)))])
     assert response.body == JSON
 
 
-async def test_response_gets_a_date_and_nothing_else(ask: Ask, upstream: ScriptedUpstream) -> None:
-    upstream.script(bytes_response(b"x"))
-    length, (name, date) = lowered((await ask("/v1/x")).headers)
+async def test_response_gets_a_date_and_nothing_else(scene: Scene) -> None:
+    scene.upstream.script(bytes_response(b"x"))
+    length, (name, date) = lowered((await scene.ask("/v1/x")).headers)
     assert (length, name) == (("content-length", "1"), "date")
     assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 60
 
 
-async def test_response_hop_by_hop_headers_end_here(ask: Ask, upstream: ScriptedUpstream) -> None:
-    upstream.script(
+async def test_response_hop_by_hop_headers_end_here(scene: Scene) -> None:
+    scene.upstream.script(
         bytes_response(
             b"x",
             [
@@ -101,14 +97,12 @@ async def test_response_hop_by_hop_headers_end_here(ask: Ask, upstream: Scripted
             ],
         )
     )
-    response = await ask("/v1/x")
+    response = await scene.ask("/v1/x")
     expected = [("x-stays", "1"), ("date", "today"), ("content-length", "1")]
     assert (lowered(response.headers), response.body) == (expected, b"x")
 
 
-async def test_any_status_crosses_unchanged(
-    ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_any_status_crosses_unchanged(scene: Scene) -> None:
     """Nothing is retried, and no redirect followed."""
     statuses = [
         (200, "OK", b"{}"),
@@ -132,7 +126,7 @@ async def test_any_status_crosses_unchanged(
         headers = [
             ("Content-Type", "text/html; charset=iso-8859-1"),
             ("Content-Length", str(len(body))),
-            ("Location", f"{upstream.url}/v1/elsewhere"),
+            ("Location", f"{scene.upstream.url}/v1/elsewhere"),
             ("Retry-After", "17"),
             ("X-Should-Retry", "false"),
             ("Request-Id", "req_of_the_upstream"),
@@ -140,38 +134,36 @@ async def test_any_status_crosses_unchanged(
             ("Date", "Tue, 24 Nov 2026 10:28:36 GMT"),
         ]
         lines = [f"{name}: {value}".encode() for name, value in headers]
-        upstream.script(raw_response(head(f"{status} {reason}".encode(), *lines) + body))
-        response = await ask("/v1/messages", body=b"{}")
+        scene.upstream.script(raw_response(head(f"{status} {reason}".encode(), *lines) + body))
+        response = await scene.ask("/v1/messages", body=b"{}")
         assert (response.status, response.reason, response.body) == (status, reason, body)
         assert response.headers == headers
-        assert len(upstream.requests) == count
-        record = await records.finished(count)
+        assert len(scene.upstream.requests) == count
+        record = await scene.records.finished(count)
         assert (record.outcome, record.request_id) == ("completed", "req_of_the_upstream")
 
 
 # -- without a body
 
 
-async def test_response_to_head_keeps_its_length(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    client = await raw()
+async def test_response_to_head_keeps_its_length(scene: Scene) -> None:
+    client = await scene.raw()
     lengths = {
         b"Content-Length: 12345": "12345",
         b"Transfer-Encoding: chunked": None,
         b"X: y": None,
     }
     for framing, length in lengths.items():
-        upstream.script(raw_response(head(b"200 OK", framing)), OK)
+        scene.upstream.script(raw_response(head(b"200 OK", framing)), OK)
         response = await client.ask(request("HEAD", "/v1/files/x"), to_head=True)
         assert (response.status, response.header("Content-Length")) == (200, length)
-        assert upstream.requests[-1].method == "HEAD"
+        assert scene.upstream.requests[-1].method == "HEAD"
         assert (await client.ask(GET)).body == b"ok"
 
 
-async def test_response_without_body_leaves_connection_usable(
-    raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_response_without_body_leaves_connection_usable(scene: Scene) -> None:
     """A 204 loses its length: RFC 9110 §8.6 forbids it, and a client might wait for the body."""
-    client = await raw()
+    client = await scene.raw()
     for line, length, expected in (
         (b"204 No Content", None, None),
         (b"204 No Content", b"5", None),
@@ -180,7 +172,7 @@ async def test_response_without_body_leaves_connection_usable(
         (b"200 OK", b"0", "0"),
     ):
         fields = [] if length is None else [b"Content-Length: " + length]
-        upstream.script(raw_response(head(line, b'ETag: "a"', *fields)), OK)
+        scene.upstream.script(raw_response(head(line, b'ETag: "a"', *fields)), OK)
         response = await client.ask(request("GET", "/v1/x", ("If-None-Match", '"a"')))
         assert response.status == int(line[:3])
         assert response.header("Content-Length") == expected
@@ -202,23 +194,23 @@ ENCODED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-async def test_bodies_cross_as_they_are_encoded(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+async def test_bodies_cross_as_they_are_encoded(scene: Scene) -> None:
     """In both directions, although usage is read from them."""
     kinds = {
         "application/json": JSON,
         "text/event-stream; charset=utf-8": STREAM,
         "application/octet-stream": BINARY,
     }
-    client = await raw()
+    client = await scene.raw()
     for content_type, plain in kinds.items():
         for coding, encode in ENCODED.items():
             body = encode(plain)
             headers = {"Content-Type": content_type, "Content-Encoding": coding}
-            upstream.script(bytes_response(body, headers))
+            scene.upstream.script(bytes_response(body, headers))
             accepts = ("Accept-Encoding", "gzip, br, zstd")
             lines = [*headers.items(), accepts]
             response = await client.ask(request("POST", "/v1/messages", *lines, body=body))
-            received = upstream.requests[-1]
+            received = scene.upstream.requests[-1]
             assert response.body == body, headers
             assert received.body_sha256 == hashlib.sha256(body).hexdigest(), headers
             assert received.header(accepts[0]) == accepts[1]
@@ -227,16 +219,16 @@ async def test_bodies_cross_as_they_are_encoded(raw: OpenRaw, upstream: Scripted
                 assert {name: side.header(name) for name in headers} == headers
 
 
-async def test_event_stream_crosses_at_any_split(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+async def test_event_stream_crosses_at_any_split(scene: Scene) -> None:
     """Within a line end, a character, a field."""
     stream = b': a\r\n\r\nevent: x\rdata: {"\xc3\xa9": "\xf0\x9f\x98\x80\xe2\x80\xa8"}\r\r'
     scripted = [
         *((stream, sse_response([stream[:at], stream[at:]])) for at in range(1, len(stream))),
         *((STREAM, sse_response(STREAM, split=size)) for size in (1, 64)),
     ]
-    client = await raw()
+    client = await scene.raw()
     for number, (sent, response) in enumerate(scripted, 1):
-        upstream.script(response)
+        scene.upstream.script(response)
         assert (await client.ask(request("POST", "/v1/messages", body=b"{}"))).body == sent, number
 
 
@@ -270,30 +262,28 @@ def framed(body: bytes) -> dict[str, Response]:
     }
 
 
-async def test_body_is_whole_however_it_is_framed(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    client = await raw()
+async def test_body_is_whole_however_it_is_framed(scene: Scene) -> None:
+    client = await scene.raw()
     count = 0
     for size in (1, 7, 4096, 65_537, 1 << 20):
         for framing, response in framed(BINARY[:size]).items():
-            upstream.script(response)
+            scene.upstream.script(response)
             got = await client.ask(GET)
             assert (got.status, got.body) == (200, BINARY[:size]), framing
             assert got.interim == []
             assert (got.header("X-T"), got.header("X-Hint")) == (None, None)
             count += 1
-    await records.finished(count)
-    assert {record.outcome for record in records.all} == {"completed"}
+    await scene.records.finished(count)
+    assert {record.outcome for record in scene.records.all} == {"completed"}
 
 
 @pytest.mark.parametrize("lines", [[], [("Connection", "keep-alive")]])
 async def test_http_1_0_connection_ends_with_response(
-    lines: list[tuple[str, str]], raw: OpenRaw, upstream: ScriptedUpstream
+    lines: list[tuple[str, str]], scene: Scene
 ) -> None:
     for framing, response in framed(b"one two").items():
-        upstream.script(response)
-        client = await raw()
+        scene.upstream.script(response)
+        client = await scene.raw()
         await client.send(request("GET", "/v1/x", *lines, version="1.0"))
         got = await client.head()
         assert not got.chunked
@@ -317,31 +307,29 @@ BATCH: list[Request] = [
 ]
 
 
-async def test_results_url_is_left_alone_by_default(ask: Ask, upstream: ScriptedUpstream) -> None:
-    response = await ask(BATCHES, {"requests": BATCH})
+async def test_results_url_is_left_alone_by_default(scene: Scene) -> None:
+    response = await scene.ask(BATCHES, {"requests": BATCH})
     url = json.loads(response.body)["results_url"]
-    assert url.startswith(f"{upstream.url}{BATCHES}/msgbatch_")
+    assert url.startswith(f"{scene.upstream.url}{BATCHES}/msgbatch_")
 
 
 async def test_results_url_rewritten_leads_through_the_proxy(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, anthropic_client: AsyncAnthropic
+    scene: Scene, anthropic_client: AsyncAnthropic
 ) -> None:
-    proxy = await start_proxy(REWRITE_RESULTS_URL="yes")
+    proxy = await scene.start(REWRITE_RESULTS_URL="yes")
     batches = anthropic_client.with_options(base_url=proxy.url).messages.batches
     batch = await batches.create(requests=BATCH)
     results = [result async for result in await batches.results(batch.id)]
     assert batch.results_url == f"{proxy.url}{BATCHES}/{batch.id}/results"
     assert [result.custom_id for result in results] == ["one"]
-    assert all(each.all("x-api-key") == [TEST_UPSTREAM_KEY] for each in upstream.requests)
+    assert all(each.all("x-api-key") == [TEST_UPSTREAM_KEY] for each in scene.upstream.requests)
     targets = [BATCHES, f"{BATCHES}/{batch.id}", f"{BATCHES}/{batch.id}/results"]
-    assert [each.target for each in upstream.requests] == targets
+    assert [each.target for each in scene.upstream.requests] == targets
 
 
-async def test_only_results_url_in_json_is_rewritten(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_only_results_url_in_json_is_rewritten(scene: Scene) -> None:
     """The length follows. Batches are asked for uncompressed, since they could not be rewritten."""
-    proxy = await start_proxy(REWRITE_RESULTS_URL="yes")
+    proxy = await scene.start(REWRITE_RESULTS_URL="yes")
     body = (
         b'{ "data" : [{"results_url": "https://api.anthropic.com/pre/v1/messages/batches/a/results",'
         b'"z":1.0e0},{"results_url":null}], "note":"\\u0041 https://api.anthropic.com/v1/messages"}\n'
@@ -353,11 +341,11 @@ async def test_only_results_url_in_json_is_rewritten(
         (f"{BATCHES}/a/results", "application/x-jsonl", body, "identity"),
         ("/v1/files", "application/json", body, "gzip"),
     ):
-        upstream.script(bytes_response(body, {"Content-Type": content_type}))
-        response = await ask(target, headers=lines)
+        scene.upstream.script(bytes_response(body, {"Content-Type": content_type}))
+        response = await scene.ask(target, headers=lines)
         assert response.body == expected
         assert response.header("Content-Length") == str(len(expected))
-        assert upstream.requests[-1].all("Accept-Encoding") == [accepts]
+        assert scene.upstream.requests[-1].all("Accept-Encoding") == [accepts]
 
 
 @pytest.mark.parametrize(
@@ -369,11 +357,11 @@ async def test_only_results_url_in_json_is_rewritten(
     ],
 )
 async def test_results_url_begins_with_base_url_of_client(
-    start_proxy: StartProxy, ask: Ask, trusted: str, base_url: str
+    scene: Scene, trusted: str, base_url: str
 ) -> None:
-    await start_proxy(REWRITE_RESULTS_URL="yes", TRUSTED_PROXIES=trusted)
+    await scene.start(REWRITE_RESULTS_URL="yes", TRUSTED_PROXIES=trusted)
     forwarded = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Prefix", "/claude/")]
-    response = await ask(
+    response = await scene.ask(
         BATCHES, {"requests": BATCH}, headers=[("Host", "claude.example"), *forwarded]
     )
     url = json.loads(response.body)["results_url"]

@@ -14,13 +14,11 @@ from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, request_bytes, r
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        OpenRaw,
         Proxy,
         RawConnection,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -31,9 +29,7 @@ async def status(client: RawConnection, token: str) -> int:
     return (await client.response()).status
 
 
-async def test_reload_changes_tokens_and_key_during_stream(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_reload_changes_tokens_and_key_during_stream(proxy: Proxy, scene: Scene) -> None:
     first, *rest = EVENTS
     may_go_on = asyncio.Event()
 
@@ -45,8 +41,8 @@ async def test_reload_changes_tokens_and_key_during_stream(
         await exchange.chunk(b"".join(rest))
         await exchange.last_chunk()
 
-    upstream.script(slow_stream)
-    streaming, other = await raw(), await raw()
+    scene.upstream.script(slow_stream)
+    streaming, other = await scene.raw(), await scene.raw()
     await streaming.send(request_bytes("GET", "/v1/messages", token=TEST_TOKEN))
     assert (await streaming.head()).status == 200
     assert await streaming.chunk() == first
@@ -58,22 +54,20 @@ async def test_reload_changes_tokens_and_key_during_stream(
     may_go_on.set()
     assert await streaming.chunk() == b"".join(rest)
     assert await streaming.chunk() == b""
-    assert (await records.finished(3)).outcome == "completed"
+    assert (await scene.records.finished(3)).outcome == "completed"
     assert await status(streaming, TEST_TOKEN) == 401, "the connection stays open"
-    keys = [received.header("x-api-key") for received in upstream.requests]
+    keys = [received.header("x-api-key") for received in scene.upstream.requests]
     assert keys == [TEST_UPSTREAM_KEY, "the-new-key"]
 
 
-async def test_reload_reads_files_of_tokens_and_key(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
+async def test_reload_reads_files_of_tokens_and_key(scene: Scene, tmp_path: Path) -> None:
     tokens, key = tmp_path / "tokens", tmp_path / "key"
     tokens.write_text("first-token\n")
     key.write_text("first-key\n")
-    proxy = await start_proxy(
+    proxy = await scene.start(
         AUTH_TOKEN=None, AUTH_TOKEN_FILE=tokens, UPSTREAM_API_KEY=None, UPSTREAM_API_KEY_FILE=key
     )
-    client = await raw()
+    client = await scene.raw()
     assert await status(client, "first-token") == 200
 
     tokens.write_text("first-token second-token\n")
@@ -82,7 +76,7 @@ async def test_reload_reads_files_of_tokens_and_key(
 
     for token in ("first-token", "second-token"):
         assert await status(client, token) == 200
-    keys = [received.header("x-api-key") for received in upstream.requests]
+    keys = [received.header("x-api-key") for received in scene.upstream.requests]
     assert keys == ["first-key", "second-key", "second-key"]
 
 
@@ -112,21 +106,17 @@ NEW = {"AUTH_TOKEN": "the-new-token", "UPSTREAM_API_KEY": "the-new-key"}
     ],
 )
 async def test_refused_reload_changes_nothing(
-    changes: dict[str, str],
-    fault: str,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
+    changes: dict[str, str], fault: str, scene: Scene
 ) -> None:
-    proxy = await start_proxy(plugins={} if changes else {"zz_last": RefusesReload()})
+    proxy = await scene.start(plugins={} if changes else {"zz_last": RefusesReload()})
     with pytest.raises(ConfigurationError, match=f"^{fault}"):
         proxy.reload(**{**NEW, **changes})
 
-    client = await raw()
+    client = await scene.raw()
     assert await status(client, TEST_TOKEN) == 200
     for token in ("the-new-token", ""):
         assert await status(client, token) == 401
     proxy.reload(**NEW)
     assert await status(client, "the-new-token") == 200
-    keys = [received.header("x-api-key") for received in upstream.requests]
+    keys = [received.header("x-api-key") for received in scene.upstream.requests]
     assert keys == [TEST_UPSTREAM_KEY, "the-new-key"]

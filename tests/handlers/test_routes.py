@@ -18,7 +18,9 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from tornadoproxy.testing import Ask, OpenRaw, Proxy, Records, ScriptedUpstream, StartProxy
+    from scene import Scene
+
+    from tornadoproxy.testing import Proxy
 
 pytestmark = pytest.mark.usefixtures("proxy")
 
@@ -54,38 +56,36 @@ METHODS = (
 )
 
 
-async def test_v1_relays_every_method(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    client = await raw()
+async def test_v1_relays_every_method(scene: Scene) -> None:
+    client = await scene.raw()
     for method in METHODS.split():
-        upstream.script(bytes_response(b"from upstream", status=207))
+        scene.upstream.script(bytes_response(b"from upstream", status=207))
         response = await client.ask(request(method, "/v1/files/f-1", body=b"<x/>"))
         assert (response.status, response.body) == (207, b"from upstream"), method
-        received = upstream.requests[-1]
+        received = scene.upstream.requests[-1]
         assert (received.method, received.target) == (method, "/v1/files/f-1")
         assert received.body == b"<x/>"
-    assert len(upstream.requests) == len(METHODS.split())
+    assert len(scene.upstream.requests) == len(METHODS.split())
 
 
-async def test_method_that_does_not_exist_is_405(ask: Ask, upstream: ScriptedUpstream) -> None:
+async def test_method_that_does_not_exist_is_405(scene: Scene) -> None:
     for method in ("FROB", "CONNECT", "TRACE", "get", "serve"):
         for path in ("/v1/models", "/nowhere", *PROBES):
-            response = await ask(path, method=method)
+            response = await scene.ask(path, method=method)
             anthropic_error(response, 405, "invalid_request_error")
-        openai_error(await ask("/openai/v1/models", method=method), 405)
+        openai_error(await scene.ask("/openai/v1/models", method=method), 405)
     for path in PROBES:
         for method in ("POST", "PROPFIND"):
-            response = await ask(path, method=method, token=None)
+            response = await scene.ask(path, method=method, token=None)
             anthropic_error(response, 405, "invalid_request_error")
-    assert upstream.requests == []
+    assert scene.upstream.requests == []
 
 
 # -- the pages for probes
 
 
-async def test_probe_needs_no_credential_and_reveals_nothing(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    client = await raw()
+async def test_probe_needs_no_credential_and_reveals_nothing(scene: Scene) -> None:
+    client = await scene.raw()
     for path in (*PROBES, "/health?verbose=1", "/?beta=true"):
         for token in (None, "wrong"):
             await client.send(request_bytes("HEAD", path, token=token))
@@ -98,26 +98,24 @@ async def test_probe_needs_no_credential_and_reveals_nothing(
         assert response.header("cache-control") == "no-store"
         assert json.loads(response.body) == {"status": "ok"}
         shown = response.raw_head + response.body
-        for secret in (TEST_TOKEN, TEST_UPSTREAM_KEY, str(upstream.port), "token"):
+        for secret in (TEST_TOKEN, TEST_UPSTREAM_KEY, str(scene.upstream.port), "token"):
             assert secret.encode() not in shown
-    assert upstream.connections == 0
-    assert records.all == []
+    assert scene.upstream.connections == 0
+    assert scene.records.all == []
 
 
-async def test_ready_is_503_while_draining_and_health_is_not(
-    start_proxy: StartProxy, raw: OpenRaw, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=5)
-    upstream.script(silent_response())
-    busy, ready, head, health = [await raw() for _ in range(4)]
+async def test_ready_is_503_while_draining_and_health_is_not(scene: Scene) -> None:
+    proxy = await scene.start(DRAIN_TIMEOUT=5)
+    scene.upstream.script(silent_response())
+    busy, ready, head, health = [await scene.raw() for _ in range(4)]
     await busy.send(request("GET", "/v1/models"))
-    await upstream.received()
+    await scene.upstream.received()
     # idle connections are closed, and no new ones accepted: these have begun a request
     begun = b" HTTP/1.1\r\nHost: localhost\r\n"
     await ready.send(b"GET /ready" + begun)
     await head.send(b"HEAD /ready" + begun)
     await health.send(b"GET /health" + begun)
-    assert (await ask("/health")).status == 200  # by now the others have been read
+    assert (await scene.ask("/health")).status == 200  # by now the others have been read
 
     draining = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0)  # its first step
@@ -130,12 +128,10 @@ async def test_ready_is_503_while_draining_and_health_is_not(
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", "9"), ("Transfer-Encoding", "chunked")])
-async def test_body_where_none_is_taken_is_413(
-    framing: tuple[str, str], start_proxy: StartProxy, raw: OpenRaw
-) -> None:
+async def test_body_where_none_is_taken_is_413(framing: tuple[str, str], scene: Scene) -> None:
     """The body need not come for that, and nothing behind it is taken for a request."""
     origin = "https://app.example.com"
-    await start_proxy(ALLOWED_ORIGINS=origin)
+    await scene.start(ALLOWED_ORIGINS=origin)
     preflight = [("Origin", origin), ("Access-Control-Request-Method", "GET")]
     for method, path in (
         *(("GET", path) for path in PROBES),
@@ -143,7 +139,7 @@ async def test_body_where_none_is_taken_is_413(
         ("GET", "/openai/v1/models"),
         ("OPTIONS", "/v1/messages"),
     ):
-        client = await raw()
+        client = await scene.raw()
         await client.send(request(method, path, framing, *preflight))
         response = await client.response(to_head=method == "HEAD")
         assert (response.status, response.header("Connection")) == (413, "close"), path
@@ -151,8 +147,8 @@ async def test_body_where_none_is_taken_is_413(
         assert await client.read() == b""
 
 
-async def test_empty_body_is_accepted_where_none_is_taken(raw: OpenRaw) -> None:
-    client = await raw()
+async def test_empty_body_is_accepted_where_none_is_taken(scene: Scene) -> None:
+    client = await scene.raw()
     for _ in range(2):
         response = await client.ask(request("GET", "/health", ("Content-Length", "0")))
         assert response.status == 200
@@ -161,10 +157,8 @@ async def test_empty_body_is_accepted_where_none_is_taken(raw: OpenRaw) -> None:
 # -- other paths
 
 
-async def test_unknown_path_needs_a_credential_then_is_404(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    client = await raw()
+async def test_unknown_path_needs_a_credential_then_is_404(proxy: Proxy, scene: Scene) -> None:
+    client = await scene.raw()
     host = [("Host", f"127.0.0.1:{proxy.port}")]
     for path in NO_SUCH_PAGE + NO_SUCH_PAGE_OF_OPENAI:
         is_openai = path in NO_SUCH_PAGE_OF_OPENAI
@@ -184,29 +178,27 @@ async def test_unknown_path_needs_a_credential_then_is_404(
             else:
                 message = anthropic_error(response, 404, "not_found_error")
             assert path in message
-    assert upstream.connections == 0
+    assert scene.upstream.connections == 0
 
 
-async def test_doubled_v1_is_404_with_base_url(
-    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_doubled_v1_is_404_with_base_url(proxy: Proxy, scene: Scene) -> None:
     for path in ("/v1/v1", "/v1/v1/messages", "/v1/v1/models?limit=1", "/v1/v1/chat/completions"):
-        response = await ask(path, body=b"{}", token=None)
+        response = await scene.ask(path, body=b"{}", token=None)
         anthropic_error(response, 401, "authentication_error")
-        response = await ask(path, body=b"{}", headers={"Host": f"127.0.0.1:{proxy.port}"})
+        response = await scene.ask(path, body=b"{}", headers={"Host": f"127.0.0.1:{proxy.port}"})
         message = anthropic_error(response, 404, "not_found_error")
         assert message.endswith(f"The base URL for Anthropic clients is {proxy.url}, without /v1.")
-    assert upstream.requests == []
+    assert scene.upstream.requests == []
 
 
-async def test_404_names_the_path_without_its_query(ask: Ask, records: Records) -> None:
-    response = await ask("/nothing?key=hidden")
+async def test_404_names_the_path_without_its_query(scene: Scene) -> None:
+    response = await scene.ask("/nothing?key=hidden")
     assert "hidden" not in anthropic_error(response, 404, "not_found_error")
-    assert "hidden" not in repr(await records.finished())
+    assert "hidden" not in repr(await scene.records.finished())
 
 
-async def test_error_to_head_has_no_body(raw: OpenRaw) -> None:
-    client = await raw()
+async def test_error_to_head_has_no_body(scene: Scene) -> None:
+    client = await scene.raw()
     for token, status in ((None, 401), (TEST_TOKEN, 404)):
         await client.send(request_bytes("HEAD", "/nothing", token=token))
         response = await client.response(to_head=True)
@@ -220,7 +212,7 @@ async def test_error_to_head_has_no_body(raw: OpenRaw) -> None:
 # -- the dialect
 
 
-async def test_dialect_depends_on_the_path_alone(raw: OpenRaw, records: Records) -> None:
+async def test_dialect_depends_on_the_path_alone(scene: Scene) -> None:
     like_openai = [
         ("User-Agent", "AsyncOpenAI/Python 3.54.0"),
         ("OpenAI-Organization", "org-1"),
@@ -233,15 +225,15 @@ async def test_dialect_depends_on_the_path_alone(raw: OpenRaw, records: Records)
         ("X-Api-Key", "wrong"),
         ("Accept", "text/html"),
     ]
-    client = await raw()
+    client = await scene.raw()
     for path in ("/v1/messages", "/v1/openai/v1/models", "/v1/x?a=/openai/v1/models"):
         response = await client.ask(request_bytes("POST", path, like_openai))
         anthropic_error(response, 401, "authentication_error")
     for path in ("/openai/v1/chat/completions", "/openai/v1/models", "/openai/v1/models/claude-x"):
         response = await client.ask(request_bytes("POST", path, like_anthropic))
         openai_error(response, 401, code="invalid_api_key")
-    await records.finished(6)
-    assert [record.dialect for record in records.all] == ["anthropic"] * 3 + ["openai"] * 3
+    await scene.records.finished(6)
+    assert [record.dialect for record in scene.records.all] == ["anthropic"] * 3 + ["openai"] * 3
 
 
 UNREADABLE = [
@@ -260,10 +252,10 @@ UNREADABLE = [
 ]
 
 
-async def test_unreadable_head_is_400_in_dialect_of_its_path(raw: OpenRaw) -> None:
+async def test_unreadable_head_is_400_in_dialect_of_its_path(scene: Scene) -> None:
     for lines in UNREADABLE:
         for path in (b"/v1/models?x=1", b"/openai/v1/models?x=1", b"/openai/"):
-            client = await raw()
+            client = await scene.raw()
             response = await client.ask(lines % path)
             if path.startswith(b"/v1"):
                 anthropic_error(response, 400, "invalid_request_error")

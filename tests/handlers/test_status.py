@@ -15,20 +15,17 @@ from tornadoproxy.testing import json_response, silent_response
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
 IDLE = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
 
 
-async def test_status_is_known_from_startup_to_shutdown(start_proxy: StartProxy) -> None:
+async def test_status_is_known_from_startup_to_shutdown(scene: Scene) -> None:
     class Watcher:
         def __init__(self) -> None:
             self.seen: list[Status] = []
@@ -43,7 +40,7 @@ async def test_status_is_known_from_startup_to_shutdown(start_proxy: StartProxy)
             self.seen.append(self.status())
 
     watcher = Watcher()
-    proxy = await start_proxy(plugins=[watcher])
+    proxy = await scene.start(plugins=[watcher])
     (first,) = watcher.seen
     assert set(first.plugin_failures) == set(first.plugin_refusals) > {"token", "access_log"}
     assert not any((*first.plugin_failures.values(), *first.plugin_refusals.values()))
@@ -53,10 +50,8 @@ async def test_status_is_known_from_startup_to_shutdown(start_proxy: StartProxy)
     assert watcher.seen[1].client_connections == 0
 
 
-async def test_status_counts_requests_bytes_and_connections(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    proxy = await start_proxy(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=15, CLIENT_IDLE_TIMEOUT=60)
+async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> None:
+    proxy = await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=15, CLIENT_IDLE_TIMEOUT=60)
     may_respond = asyncio.Event()
 
     async def response(exchange: UpstreamExchange) -> None:
@@ -68,12 +63,12 @@ async def test_status_counts_requests_bytes_and_connections(
         upstreams = now.upstream_connections, now.idle_upstream_connections
         return now.in_flight, now.waiting, *upstreams, now.held_bytes
 
-    upstream.script(response)
-    first, second = await raw(), await raw()
+    scene.upstream.script(response)
+    first, second = await scene.raw(), await scene.raw()
     size = UNCHARGED_BODY + 1
     post = request("POST", "/v1/messages", body=bytes(size))
     await first.send(post)
-    await upstream.received()
+    await scene.upstream.received()
     assert figures() == (1, 0, 1, 0, size)
     await second.send(post)
     while not proxy.server.status().waiting:
@@ -83,7 +78,7 @@ async def test_status_counts_requests_bytes_and_connections(
     may_respond.set()
     await first.response()
     await second.response()
-    await records.finished(2)
+    await scene.records.finished(2)
     assert figures() == (0, 0, 0, 1, 0)
     for client in (first, second):
         await client.close()
@@ -91,23 +86,19 @@ async def test_status_counts_requests_bytes_and_connections(
         await asyncio.sleep(0)
 
 
-async def test_status_does_not_count_lost_upstream_connection(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    upstream.script(silent_response())
-    client = await raw()
+async def test_status_does_not_count_lost_upstream_connection(proxy: Proxy, scene: Scene) -> None:
+    scene.upstream.script(silent_response())
+    client = await scene.raw()
     await client.send(request("POST", "/v1/messages", body=b"{}"))
-    await upstream.received()
+    await scene.upstream.received()
     assert proxy.server.status().upstream_connections == 1
     await client.close()
-    await records.finished()
+    await scene.records.finished()
     status = proxy.server.status()
     assert (status.upstream_connections, status.idle_upstream_connections) == (0, 0)
 
 
-async def test_status_counts_failures_and_refusals_by_plugin(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
+async def test_status_counts_failures_and_refusals_by_plugin(scene: Scene) -> None:
     class Fails:
         @hookimpl
         def request_finished(self) -> None:
@@ -118,9 +109,9 @@ async def test_status_counts_failures_and_refusals_by_plugin(
         def authenticate(self) -> Identity:
             raise KeyError
 
-    proxy = await start_proxy(plugins={"fails": Fails(), "refuses": Refuses()})
-    assert (await ask("/v1/models")).status == 503
-    await records.finished()
+    proxy = await scene.start(plugins={"fails": Fails(), "refuses": Refuses()})
+    assert (await scene.ask("/v1/models")).status == 503
+    await scene.records.finished()
     status = proxy.server.status()
     assert (status.plugin_failures["fails"], status.plugin_refusals["fails"]) == (1, 0)
     assert (status.plugin_failures["refuses"], status.plugin_refusals["refuses"]) == (0, 1)

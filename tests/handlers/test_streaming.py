@@ -33,16 +33,13 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        Ask,
         Document,
-        OpenRaw,
         RawConnection,
         RawResponse,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -79,7 +76,7 @@ async def consumed(client: anthropic.AsyncAnthropic) -> list[str]:
     ids=["JSON", "a stream", "bytes", "pieces"],
 )
 async def test_head_and_each_piece_are_flushed_at_once(
-    headers: list[tuple[str, str]], pieces: list[bytes], raw: OpenRaw, upstream: ScriptedUpstream
+    headers: list[tuple[str, str]], pieces: list[bytes], scene: Scene
 ) -> None:
     """The upstream sends the next one only when the client has the one before."""
     go_on = asyncio.Semaphore(0)
@@ -93,8 +90,8 @@ async def test_head_and_each_piece_are_flushed_at_once(
         await go_on.acquire()
         await exchange.last_chunk()
 
-    upstream.script(response)
-    client = await raw()
+    scene.upstream.script(response)
+    client = await scene.raw()
     await client.send(MESSAGE)
     assert (await client.head()).status == 200
     for piece in [*pieces, b""]:
@@ -102,9 +99,7 @@ async def test_head_and_each_piece_are_flushed_at_once(
         assert await client.chunk() == piece
 
 
-async def test_any_event_crosses_byte_for_byte(
-    ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_any_event_crosses_byte_for_byte(scene: Scene) -> None:
     extras = [
         PING,
         event({"type": "heartbeat_of_tomorrow", "beats": [1, 2.50, 1e3]}),
@@ -118,11 +113,11 @@ async def test_any_event_crosses_byte_for_byte(
         b"event: unfinished\ndata: the end",
     ]
     for count, extra in enumerate(extras, 1):
-        upstream.script(sse_response([*EVENTS[:3], extra]))
-        response = await ask("/v1/messages", body=MESSAGE_BODY)
+        scene.upstream.script(sse_response([*EVENTS[:3], extra]))
+        response = await scene.ask("/v1/messages", body=MESSAGE_BODY)
         assert response.body == b"".join(EVENTS[:3]) + extra
         assert response.header("X-Accel-Buffering") == "no"
-        record = await records.finished(count)
+        record = await scene.records.finished(count)
         assert (record.outcome, record.status, record.error) == ("completed", 200, None)
 
 
@@ -137,16 +132,12 @@ class Permits:
 @pytest.mark.parametrize("plugins", [[], [Permits()]])
 @pytest.mark.parametrize("request_", [MESSAGE, CHAT_STREAM])
 async def test_open_stream_keeps_small_handler(
-    request_: bytes,
-    plugins: list[object],
-    raw: OpenRaw,
-    start_proxy: StartProxy,
-    upstream: ScriptedUpstream,
+    request_: bytes, plugins: list[object], scene: Scene
 ) -> None:
     """Beyond thirty attributes in its dictionary, an object takes a kilobyte more."""
-    proxy = await start_proxy(plugins=plugins)
-    upstream.script(sse_response(EVENTS[:3], end="hang"))
-    client = await raw()
+    proxy = await scene.start(plugins=plugins)
+    scene.upstream.script(sse_response(EVENTS[:3], end="hang"))
+    client = await scene.raw()
     await client.send(request_)
     await client.head()
     await client.chunk()
@@ -221,119 +212,103 @@ def error_after(sent: bytes, stream: bytes) -> Document:
     return error
 
 
-async def test_broken_stream_ends_in_an_error_event(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
+async def test_broken_stream_ends_in_an_error_event(scene: Scene) -> None:
+    await scene.start(UPSTREAM_IDLE_TIMEOUT=0.05)
     cases = [(CUT, how) for how in BREAKS] + [(sent, "chunked, RST") for sent in CUTS.values()]
     for count, (sent, how) in enumerate(cases, 1):
-        upstream.script(breaks(sent)[how])
-        response = partial(await truncated(await raw()))
+        scene.upstream.script(breaks(sent)[how])
+        response = partial(await truncated(await scene.raw()))
         assert response.status == 200
         error = error_after(sent, response.body)
-        record = await records.finished(count)
+        record = await scene.records.finished(count)
         assert (record.outcome, record.status) == ("failed", 200), (sent, how)
         assert record.error
         assert error["error"]["message"] in record.error
         assert record.bytes_out == len(response.body)
         async with asyncio.timeout(1):
-            await upstream.requests[-1].disconnected()
+            await scene.upstream.requests[-1].disconnected()
 
 
 async def test_broken_stream_raises_the_sdks_own_error(
-    anthropic_client: anthropic.AsyncAnthropic, upstream: ScriptedUpstream
+    anthropic_client: anthropic.AsyncAnthropic, scene: Scene
 ) -> None:
     for sent in CUTS.values():
-        upstream.script(breaks(sent)["chunked, FIN"])
+        scene.upstream.script(breaks(sent)["chunked, FIN"])
         with pytest.raises(anthropic.APIStatusError, match="upstream") as caught:
             await consumed(anthropic_client)
         assert caught.value.type == "api_error"
-    upstream.script(sse_response([*EVENTS[:3], event(ERROR)]))
+    scene.upstream.script(sse_response([*EVENTS[:3], event(ERROR)]))
     with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
         await consumed(anthropic_client)
 
 
-async def test_stream_to_the_close_is_whole_between_events_only(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    upstream.script(
+async def test_stream_to_the_close_is_whole_between_events_only(scene: Scene) -> None:
+    scene.upstream.script(
         raw_response(TO_CLOSE + STREAM, end="close"), raw_response(TO_CLOSE + CUT, end="close")
     )
-    assert (await (await raw()).ask(MESSAGE)).body == STREAM
-    error_after(CUT, partial(await truncated(await raw())).body)
-    assert (await records.finished(2)).outcome == "failed"
+    assert (await (await scene.raw()).ask(MESSAGE)).body == STREAM
+    error_after(CUT, partial(await truncated(await scene.raw())).body)
+    assert (await scene.records.finished(2)).outcome == "failed"
 
 
 @pytest.mark.parametrize("left", [1, 100])
-async def test_error_event_beyond_the_length_is_left_out(
-    left: int, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    upstream.script(raw_response(length_head(len(STREAM) + left) + STREAM, end="close"))
-    assert partial(await truncated(await raw())).body == STREAM
-    record = await records.finished()
+async def test_error_event_beyond_the_length_is_left_out(left: int, scene: Scene) -> None:
+    scene.upstream.script(raw_response(length_head(len(STREAM) + left) + STREAM, end="close"))
+    assert partial(await truncated(await scene.raw())).body == STREAM
+    record = await scene.records.finished()
     assert (record.outcome, record.bytes_out) == ("failed", len(STREAM))
 
 
-async def test_broken_stream_is_a_reset_for_http_1_0(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_broken_stream_is_a_reset_for_http_1_0(scene: Scene) -> None:
     """The end of the connection is the only end of its body: a FIN would make it look whole."""
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
+    await scene.start(UPSTREAM_IDLE_TIMEOUT=0.05)
     for how, response in breaks(CUT).items():
-        upstream.script(response)
-        cut = await truncated(await raw(), MESSAGE_1_0)
+        scene.upstream.script(response)
+        cut = await truncated(await scene.raw(), MESSAGE_1_0)
         assert cut.reset, how
         error_after(CUT, partial(cut).body)
 
 
-async def test_broken_stream_has_its_usage_counted(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    upstream.script(breaks(BEGUN)["chunked, RST"])
-    await truncated(await raw())
-    record = await records.finished()
+async def test_broken_stream_has_its_usage_counted(scene: Scene) -> None:
+    scene.upstream.script(breaks(BEGUN)["chunked, RST"])
+    await truncated(await scene.raw())
+    record = await scene.records.finished()
     assert record.model == "claude-sonnet-5-5"
     assert record.usage.input_tokens == 10
     assert record.usage.output_tokens in {1, 2}  # what was told, or what the one word may be
     assert record.usage.partial
 
 
-async def test_broken_json_is_cut_and_nothing_added(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=0.05)
+async def test_broken_json_is_cut_and_nothing_added(scene: Scene) -> None:
+    await scene.start(UPSTREAM_IDLE_TIMEOUT=0.05)
     document = json.dumps(message_document()).encode()
     for how, response in breaks(document, "application/json").items():
-        upstream.script(response, response)
+        scene.upstream.script(response, response)
         for request in (MESSAGE, MESSAGE_1_0):
-            cut = await truncated(await raw(), request)
+            cut = await truncated(await scene.raw(), request)
             assert partial(cut).body == document, how
             assert cut.reset or request == MESSAGE
-            record = await records.finished(len(upstream.requests))
+            record = await scene.records.finished(len(scene.upstream.requests))
             assert (record.outcome, record.status) == ("failed", 200), how
             assert record.bytes_out == len(document)
             assert record.error
             assert record.usage.output_tokens == 1
 
 
-async def test_broken_compressed_stream_is_cut_and_nothing_added(
-    raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_broken_compressed_stream_is_cut_and_nothing_added(scene: Scene) -> None:
     packed = gzip.compress(STREAM)[:-20]
     head = response_head(200, [*EVENT_STREAM, ("Content-Encoding", "gzip")])
-    upstream.script(raw_response(head + chunks(packed), end="close"))
-    assert partial(await truncated(await raw())).body == packed
-    assert (await records.finished()).outcome == "failed"
+    scene.upstream.script(raw_response(head + chunks(packed), end="close"))
+    assert partial(await truncated(await scene.raw())).body == packed
+    assert (await scene.records.finished()).outcome == "failed"
 
 
 # -- pings of the proxy
 
 
-async def test_pings_come_between_events_only(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_pings_come_between_events_only(scene: Scene) -> None:
     """Silence after an event gets pings; silence within the next one gets the idle deadline."""
-    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.4)
+    await scene.start(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.4)
     client_has_pings = asyncio.Event()
     half = EVENTS[4][:20]
 
@@ -345,8 +320,8 @@ async def test_pings_come_between_events_only(
         await exchange.chunk(half)
         await exchange.disconnected()
 
-    upstream.script(response)
-    client = await raw()
+    scene.upstream.script(response)
+    client = await scene.raw()
     await client.send(MESSAGE)
     await client.head()
     assert [await client.chunk() for _ in range(3)] == [BEGUN, PING, PING]
@@ -357,51 +332,41 @@ async def test_pings_come_between_events_only(
     error_after(half, half + await client.chunk())
     with pytest.raises(Truncated):
         await client.chunk()
-    assert (await records.finished()).outcome == "failed"
+    assert (await scene.records.finished()).outcome == "failed"
 
 
 @pytest.mark.parametrize(("interval", "silence"), [(0, 0.05), (0.02, 0.4)])
 async def test_pings_if_any_do_not_hide_a_dead_upstream(
-    interval: float,
-    silence: float,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
+    interval: float, silence: float, scene: Scene
 ) -> None:
     assert SSE_KEEPALIVE_INTERVAL.default == 0
-    await start_proxy(UPSTREAM_IDLE_TIMEOUT=silence, SSE_KEEPALIVE_INTERVAL=interval)
-    upstream.script(sse_response(EVENTS[:4], end="hang"))
-    response = partial(await truncated(await raw()))
+    await scene.start(UPSTREAM_IDLE_TIMEOUT=silence, SSE_KEEPALIVE_INTERVAL=interval)
+    scene.upstream.script(sse_response(EVENTS[:4], end="hang"))
+    response = partial(await truncated(await scene.raw()))
     assert response.body.startswith(BEGUN)
     pings, error = response.body[len(BEGUN) :].split(b"event: error", 1)
     assert pings == PING * (len(pings) // len(PING))
     assert bool(pings) == bool(interval)
     error_after(b"", b"event: error" + error)
-    assert (await records.finished()).outcome == "failed"
+    assert (await scene.records.finished()).outcome == "failed"
 
 
-async def test_pings_are_for_plain_event_streams_only(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.1)
+async def test_pings_are_for_plain_event_streams_only(scene: Scene) -> None:
+    await scene.start(SSE_KEEPALIVE_INTERVAL=0.02, UPSTREAM_IDLE_TIMEOUT=0.1)
     part = b"a: 1\n\n"
     for begun in (
         response_head(200, [("Content-Type", "application/json"), CHUNKED]) + chunks(part),
         response_head(200, [*EVENT_STREAM, ("Content-Encoding", "gzip")]) + chunks(part),
         length_head(16) + part,
     ):
-        upstream.script(raw_response(begun, end="hang"))
-        assert partial(await truncated(await raw())).body == part
+        scene.upstream.script(raw_response(begun, end="hang"))
+        assert partial(await truncated(await scene.raw())).body == part
 
 
 async def test_sdk_passes_over_pings(
-    start_proxy: StartProxy,
-    anthropic_client: anthropic.AsyncAnthropic,
-    upstream: ScriptedUpstream,
-    records: Records,
+    scene: Scene, anthropic_client: anthropic.AsyncAnthropic
 ) -> None:
-    proxy = await start_proxy(SSE_KEEPALIVE_INTERVAL=0.01)
+    proxy = await scene.start(SSE_KEEPALIVE_INTERVAL=0.01)
 
     async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
@@ -411,11 +376,11 @@ async def test_sdk_passes_over_pings(
             await asyncio.sleep(0.025)  # the silence that pings fill
         await exchange.last_chunk()
 
-    upstream.script(response)
+    scene.upstream.script(response)
     async with anthropic_client.with_options(base_url=proxy.url).messages.stream(
         model="claude-sonnet-5-5", max_tokens=9, messages=[{"role": "user", "content": "Hi"}]
     ) as stream:
         assert await stream.get_final_text() == "Grüße, 世界 und 😀!"
-    record = await records.finished()
+    record = await scene.records.finished()
     assert record.outcome == "completed"
     assert record.bytes_out >= len(STREAM) + len(PING) * len(EVENTS)
