@@ -22,15 +22,10 @@ if TYPE_CHECKING:
     from tornadoproxy_budgets.periods import Period
 
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
         RawConnection,
         RawResponse,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
     )
 
 ADMIN = "an-admin-key-of-thirty-two-characters"
@@ -40,6 +35,8 @@ CENT = 10_000_000
 EACH = Scope("organization")
 TOGETHER = Scope("organization", shared=True)
 ADA = Scope("user", "ada")
+
+pytest_plugins = ("people",)
 
 
 class Prices:
@@ -54,6 +51,10 @@ class Prices:
 
 class Team(Scene):
     """People who spend through a proxy with budgets, and what surrounds it."""
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "budgets.db"
 
     async def start(self, **variables: Any) -> Proxy:
         given = {"BUDGETS_DB": self.path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "prices"}
@@ -95,15 +96,8 @@ class Team(Scene):
 
 
 @pytest.fixture
-def team(
-    start_proxy: StartProxy,
-    ask: Ask,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    tmp_path: Path,
-) -> Team:
-    return Team(start_proxy, ask, raw, upstream, records, tmp_path / "budgets.db")
+def team(scene: Scene) -> Team:
+    return Team(**vars(scene))
 
 
 def asking(max_tokens: int = 10, **fields: object) -> Document:

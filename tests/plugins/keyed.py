@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
         RawConnection,
         RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
     )
+
+pytest_plugins = ("people",)
 
 
 class Keyed(Scene):
     """A proxy with a keys database, its keys, and what surrounds it."""
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "keys.db"
 
     async def start(self, **given: Any) -> Proxy:
         return await self.start_proxy(**{"KEYS_DB": self.path, **given})
@@ -89,12 +90,5 @@ class Keyed(Scene):
 
 
 @pytest.fixture
-def keyed(
-    start_proxy: StartProxy,
-    ask: Ask,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    tmp_path: Path,
-) -> Keyed:
-    return Keyed(start_proxy, ask, raw, upstream, records, tmp_path / "keys.db")
+def keyed(scene: Scene) -> Keyed:
+    return Keyed(**vars(scene))

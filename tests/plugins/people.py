@@ -9,7 +9,10 @@ import io
 import json
 import sqlite3
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
 
 from tornadoproxy import Command, ConfigurationError, Identity, IncomingRequest, Settings, hookimpl
 from tornadoproxy.testing import request_bytes
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
         RawConnection,
         RawResponse,
         Records,
+        Response,
         ScriptedUpstream,
         StartProxy,
+        UpstreamExchange,
     )
 
 MODEL = "claude-sonnet-5-5"
@@ -57,27 +62,20 @@ def error_of(response: RawResponse) -> dict[str, str]:
     return error
 
 
+@dataclass
 class Scene:
     """The proxies of a test, and what surrounds them.
 
-    :ivar path: the database of the plugin that is tested.
+    :ivar request: the fixture `ask`, which sends a request.
+    :ivar directory: where the files of the test are.
     """
 
-    def __init__(
-        self,
-        start_proxy: StartProxy,
-        ask: Ask,
-        raw: OpenRaw,
-        upstream: ScriptedUpstream,
-        records: Records,
-        path: Path,
-    ) -> None:
-        self.start_proxy = start_proxy
-        self.request = ask
-        self.raw = raw
-        self.upstream = upstream
-        self.records = records
-        self.path = path
+    start_proxy: StartProxy
+    request: Ask
+    raw: OpenRaw
+    upstream: ScriptedUpstream
+    records: Records
+    directory: Path
 
     async def begin(self, document: Document, token: str, target: str = MESSAGES) -> RawConnection:
         """Send a request whose response is still to be read."""
@@ -85,6 +83,31 @@ class Scene:
         body = json.dumps(document).encode()
         await connection.send(request_bytes("POST", target, body=body, token=token))
         return connection
+
+
+@pytest.fixture
+def scene(
+    start_proxy: StartProxy,
+    ask: Ask,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
+    tmp_path: Path,
+) -> Scene:
+    return Scene(start_proxy, ask, raw, upstream, records, tmp_path)
+
+
+class Held:
+    """A response that the upstream holds back until the test releases it."""
+
+    def __init__(self, response: Response) -> None:
+        self.released = asyncio.Event()
+        self._response = response
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await self.released.wait()
+        await self._response(exchange)
 
 
 async def until(status: int, ask: Callable[[], Awaitable[RawResponse]]) -> RawResponse:

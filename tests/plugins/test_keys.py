@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sqlite3
 import time
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from anthropic import AsyncAnthropic, AuthenticationError
 from openai import AsyncOpenAI
 from openai import AuthenticationError as OpenAIAuthenticationError
-from people import CHAT, MESSAGES, error_of, locked, message
+from people import CHAT, MESSAGES, Held, error_of, locked, message
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
 from tornadoproxy_keys.store import UsageRow
 from tornadoproxy_keys.usage_count import UsageCount
 
 from tornadoproxy import (
-    INACTIVE,
     ConfigurationError,
-    Database,
-    DatabaseUnavailable,
     Settings,
     Usage,
 )
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, clean_environment, request_record
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    clean_environment,
+    json_response,
+    request_record,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from keyed import Keyed
 
-    from tornadoproxy.testing import Proxy, UpstreamExchange
 
 pytest_plugins = ("keyed",)
 
@@ -53,39 +51,28 @@ async def test_key_authenticates_with_both_sdks(
     keyed: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = keyed.create(groups=("engines", "london"))
+    revoked = keyed.create("bob")
+    keyed.revoke("bob")
     proxy = await keyed.start()
     clean_environment(monkeypatch)
-    async with AsyncAnthropic(base_url=proxy.url, api_key=key, max_retries=0) as client:
+    async with (
+        AsyncAnthropic(base_url=proxy.url, api_key=key, max_retries=0) as client,
+        AsyncOpenAI(base_url=f"{proxy.url}/openai/v1", api_key=key, max_retries=0) as openai,
+    ):
         await client.messages.create(**message())
-        url = f"{proxy.url}/openai/v1"
-        async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as openai:
-            await openai.chat.completions.create(**message())
-            await keyed.records.finished(2)
-            for record in keyed.records.all:
-                assert (record.principal, record.groups) == ("ada", ("engines", "london"))
-            keyed.revoke()
-            await keyed.until(401, key)
-            with pytest.raises(OpenAIAuthenticationError, match="revoked") as also:
-                await openai.models.list()
-            assert also.value.code == "invalid_api_key"
+        await openai.chat.completions.create(**message())
+        client.api_key = openai.api_key = revoked
         with pytest.raises(AuthenticationError, match="revoked") as refused:
             await client.models.list()
-        assert refused.value.type == "authentication_error"
+        with pytest.raises(OpenAIAuthenticationError, match="revoked") as also:
+            await openai.models.list()
+    codes = (refused.value.type, also.value.code)
+    assert codes == ("authentication_error", "invalid_api_key")
+    for record in keyed.records.all[:2]:
+        assert (record.principal, record.groups) == ("ada", ("engines", "london"))
     for request in keyed.upstream.requests:
         assert request.all("x-api-key") == [TEST_UPSTREAM_KEY]
         assert key.encode() not in request.raw_head
-
-
-async def test_key_is_accepted_beside_the_token_in_either_header(keyed: Keyed) -> None:
-    key = keyed.create()
-    await keyed.start()
-    assert (await keyed.get(key)).status == 200
-    assert (await keyed.ask(key)).status == 200
-    assert (await keyed.get(TEST_TOKEN)).status == 200
-    await keyed.records.finished(3)
-    assert [record.principal for record in keyed.records.all] == ["ada", "ada", "token"]
-    assert (await keyed.get("sk-ant-of-somebody")).status == 401
-    assert (await keyed.get()).status == 401
 
 
 async def test_rejected_key_says_why(keyed: Keyed) -> None:
@@ -114,67 +101,41 @@ async def test_rejected_key_says_why(keyed: Keyed) -> None:
     assert keyed.upstream.requests == []
 
 
-async def test_one_valid_credential_among_several_suffices(keyed: Keyed) -> None:
+async def test_one_valid_credential_in_either_header_suffices(keyed: Keyed) -> None:
     revoked = keyed.create("bob")
     keyed.revoke("bob")
     live = keyed.create()
     await keyed.start()
-    for keys, status in (
-        (("a-dummy", live), 200),
-        ((revoked, live), 200),
-        ((revoked, TEST_TOKEN), 200),
-        ((revoked, "a-dummy"), 401),
+    assert (await keyed.ask(live)).status == 200, "as Authorization"
+    for keys, principal in (
+        ((live,), "ada"),
+        (("a-dummy", live), "ada"),
+        ((revoked, live), "ada"),
+        ((revoked, TEST_TOKEN), "token"),
+        ((revoked, "a-dummy"), None),
+        ((), None),
     ):
-        assert (await keyed.get(*keys)).status == status
-
-
-async def test_key_that_expires_during_a_stream_ends_no_stream(keyed: Keyed) -> None:
-    key = keyed.create(expires=int(time.time()) + 2)
-    await keyed.start()
-    over = asyncio.Event()
-
-    async def response(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.head(200, {"Content-Length": "4"})
-        await exchange.send(b"be")
-        await over.wait()
-        await exchange.send(b"st")
-
-    keyed.upstream.script(response)
-    connection = await keyed.send(key)
-    await keyed.upstream.received()
-    assert "expired" in error_of(await keyed.until(401, key))["message"]
-    over.set()
-    assert (await connection.response()).body == b"best"
+        finished = len(keyed.records.all)
+        assert (await keyed.get(*keys)).status == (401 if principal is None else 200)
+        assert (await keyed.records.finished(finished + 1)).principal == principal
 
 
 @pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"HOST": "0.0.0.0"},
-        {"DISABLED_PLUGINS": "token", "HOST": "0.0.0.0"},
-        {"ALLOW_ANONYMOUS": 1, "HOST": "0.0.0.0"},
-    ],
-    ids=["loopback", "elsewhere", "without the token plugin", "allow anonymous"],
+    "variables", [{"DISABLED_PLUGINS": "token"}, {"ALLOW_ANONYMOUS": 1}], ids=str
 )
 async def test_without_a_token_only_keys_are_accepted(
     variables: dict[str, Any], keyed: Keyed
 ) -> None:
     key = keyed.create()
-    proxy = await keyed.start(AUTH_TOKEN=None, **variables)
+    proxy = await keyed.start(AUTH_TOKEN=None, HOST="0.0.0.0", **variables)
     assert not [line for _, line in proxy.lines if "ANYONE" in line and "ALLOW" not in line]
-    for keys in ((), ("anything",), ("",), ("anything", "tp-wrong"), ("tp-wrong",)):
+    for keys in ((), ("",), ("anything", "tp-wrong")):
         for target in ("/v1/models", "/elsewhere", "/openai/v1/models"):
             response = await keyed.get(*keys, target=target)
             assert response.status == 401
             assert response.header("www-authenticate") == "Bearer"
-            error = error_of(response)
-            assert error["message"].startswith("No credential was sent") != any(keys)
-            if target.startswith("/openai"):
-                assert error["code"] == "invalid_api_key"
-            else:
-                assert error["type"] == "authentication_error"
+            message = error_of(response)["message"]
+            assert message.startswith("No credential was sent") != any(keys)
     for target in (MESSAGES, CHAT):
         assert (await keyed.ask("anything", target)).status == 401
     assert keyed.upstream.requests == []
@@ -191,19 +152,7 @@ async def test_key_named_like_the_token_is_rejected_beside_it(keyed: Keyed) -> N
     assert (await keyed.get(key)).status == 200
 
 
-async def test_before_the_first_key_everything_is_rejected(keyed: Keyed) -> None:
-    await keyed.start(AUTH_TOKEN=None)
-    assert (await keyed.get("anything")).status == 401
-    assert keyed.path.stat().st_mode & 0o777 == 0o600
-
-
 # Settings
-
-
-async def test_without_a_database_the_plugin_is_inactive(proxy: Proxy) -> None:
-    (info,) = (info for info in proxy.plugins.describe() if info.name == "keys")
-    assert info.state == "inactive"
-    assert Keys().configure(Settings.defaults(KEYS_DB)) is INACTIVE
 
 
 def test_configure_says_which_clients_enter_and_writes_nothing(keyed: Keyed) -> None:
@@ -218,14 +167,12 @@ def test_configure_says_which_clients_enter_and_writes_nothing(keyed: Keyed) -> 
     assert "no keys" in str(Keys().configure(settings))
 
 
-async def test_invalid_database_ends_the_start(keyed: Keyed, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="directory"):
-        await keyed.start(KEYS_DB=tmp_path)
-    for content in (b"no database " * 1000, b"SQLite format 3\0" + b"x" * 5000):
-        keyed.path.write_bytes(content)
-        with pytest.raises(ConfigurationError, match=r"keys\.db.*cannot be used"):
-            await keyed.start()
-        assert keyed.path.read_bytes() == content
+async def test_corrupt_database_ends_the_start(keyed: Keyed) -> None:
+    content = b"SQLite format 3\0" + b"x" * 5000
+    keyed.path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"keys\.db.*cannot be used"):
+        await keyed.start()
+    assert keyed.path.read_bytes() == content
 
 
 async def test_reload_does_not_change_the_database(keyed: Keyed) -> None:
@@ -242,6 +189,7 @@ async def test_reload_does_not_change_the_database(keyed: Keyed) -> None:
 # Changes while the proxy runs
 
 
+@pytest.mark.usefixtures("quick")
 async def test_changed_keys_apply_without_a_restart(keyed: Keyed) -> None:
     await keyed.start(AUTH_TOKEN=None)
     key = keyed.create()
@@ -253,11 +201,17 @@ async def test_changed_keys_apply_without_a_restart(keyed: Keyed) -> None:
     newest = keyed.rotate()
     assert "replaced" in error_of(await keyed.until(401, new))["message"]
     assert "replaced" in error_of(await keyed.get(key))["message"]
-    assert (await keyed.get(newest)).status == 200
+    held = Held(json_response({}))
+    keyed.upstream.script(held)
+    connection = await keyed.send(newest)
+    await keyed.upstream.received(len(keyed.upstream.requests) + 1)
     keyed.revoke()
     assert "revoked" in error_of(await keyed.until(401, newest))["message"]
+    held.released.set()
+    assert (await connection.response()).status == 200, "a request in flight goes on"
 
 
+@pytest.mark.usefixtures("quick")
 async def test_only_hashes_are_stored_and_nothing_is_logged(
     keyed: Keyed, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -310,14 +264,12 @@ async def test_lost_database_rejects_keys_until_it_is_back(
 ) -> None:
     key = keyed.create()
     await keyed.start()
-    away, other = keyed.path.with_name("away.db"), keyed.path.with_name("other.db")
+    away = keyed.path.with_name("away.db")
     keyed.path.rename(away)
     assert (await keyed.get(key)).status == 200, "the last check is recent"
     response = await keyed.until(503, key)
     assert error_of(response)["type"] == "overloaded_error"
     assert response.header("retry-after") is not None
-    openai = await keyed.get(key, target="/openai/v1/models")
-    assert (openai.status, error_of(openai)["type"]) == (503, "server_error")
     assert (await keyed.get(TEST_TOKEN)).status == 200
 
     def logged() -> list[str]:
@@ -326,14 +278,8 @@ async def test_lost_database_rejects_keys_until_it_is_back(
     while not logged():
         await keyed.get(key)
     assert re.match("rejecting all keys: .*it was deleted or moved", logged()[0])
-    # another database in its place counts as lost, too
-    mallory = keyed.create("mallory")
-    await asyncio.sleep(0.05)
-    assert (await keyed.get(mallory)).status == 503
-    keyed.path.rename(other)
     away.rename(keyed.path)
     await keyed.until(200, key)
-    assert (await keyed.get(mallory)).status == 401
     assert len(logged()) == 2
     assert "accepting keys again" in logged()[1]
 
@@ -342,13 +288,9 @@ async def test_lost_database_rejects_keys_until_it_is_back(
     ("breaks", "mends"),
     [
         ("UPDATE api_key SET group_names = 'not JSON'", "UPDATE api_key SET group_names = '[]'"),
-        (
-            "UPDATE api_key_secret SET key_id = 'nobody'",
-            "UPDATE api_key_secret SET key_id = (SELECT id FROM api_key)",
-        ),
         ("ALTER TABLE api_key RENAME TO other", "ALTER TABLE other RENAME TO api_key"),
     ],
-    ids=["value", "reference", "table"],
+    ids=["value", "table"],
 )
 @pytest.mark.usefixtures("quick")
 async def test_broken_table_rejects_keys(breaks: str, mends: str, keyed: Keyed) -> None:
@@ -373,40 +315,6 @@ async def test_long_lock_rejects_keys_and_loses_no_usage(keyed: Keyed) -> None:
     accepted = sum(record.principal == "ada" for record in keyed.records.all)
     assert accepted >= 2
     assert keyed.usage().requests == accepted
-
-
-@pytest.mark.usefixtures("quick")
-async def test_full_disk_loses_no_usage(keyed: Keyed) -> None:
-    key = keyed.create()
-    plugin = Keys()
-    proxy = await keyed.start(plugins={"mine": plugin}, DISABLED_PLUGINS="keys")
-    assert plugin._gate is not None
-    database = plugin._gate._database
-    # to SQLite, a file that may have no more pages is a full disk
-    await database.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
-    await _fill(database)
-    assert (await keyed.get(key)).status == 200
-    await keyed.until(503, key)
-    with keyed.database() as connection:
-        connection.execute("DELETE FROM api_key_usage")
-    await keyed.until(200, key)
-    await proxy.server.drain()
-    accepted = sum(record.principal == "ada" for record in keyed.records.all)
-    assert keyed.usage().requests == accepted
-
-
-async def _fill(database: Database) -> None:
-    """Add usage until no further row fits."""
-
-    async def add(size: int) -> None:
-        for number in range(1_000):
-            days = [f"{size}-{number}-{at}" for at in range(size)]
-            rows = [UsageRow("", day, 0, 0, 0, 0, 0, 0, 0, 0) for day in days]
-            await database.run(partial(store.add_usage, rows))
-
-    for size in (100, 1):
-        with pytest.raises(DatabaseUnavailable, match="full"):
-            await add(size)
 
 
 def test_usage_without_a_price_is_counted() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -14,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import locked, run_command
+from people import run_command
 from program import run
 from tornadoproxy_keys import KEYS_DB, Keys, store
 from tornadoproxy_keys.store import UsageRow
@@ -107,14 +105,8 @@ def test_create_takes_groups_models_expiry_and_limits(keys: KeysCommand) -> None
     assert abs(seconds(document["expires"]) - seconds(document["created"]) - 30 * DAY) <= 60
     limits = [document[f"{what}_per_minute"] for what in ("requests", "tokens")]
     assert (*limits, document["concurrency"]) == (60, 100_000, 4)
-    lines = keys.done("list").splitlines()
-    assert max(map(len, lines)) <= 80
-    cells = re.split("  +", "  ".join(lines))
+    cells = re.split("  +", "  ".join(keys.done("list").splitlines()))
     assert cells[:5] == ["id", "name", "state", "groups", "models"]
-    for cell in ("ada", "live", "engines, london", "claude-sonnet-*, claude-haiku-5", "100000"):
-        assert cell in cells
-    (of_csv,) = csv.DictReader(io.StringIO(keys.done("list", "--format", "csv")))
-    assert (of_csv["name"], of_csv["created"]) == ("ada", document["created"])
 
 
 def test_key_is_valid_until_the_end_of_a_date(keys: KeysCommand) -> None:
@@ -127,7 +119,6 @@ def test_key_is_valid_until_the_end_of_a_date(keys: KeysCommand) -> None:
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--name", "a\nb"], "printable"),
         (["--name", "a\u202eb"], "printable"),
         (["--name", ""], "printable"),
         (["--name", " ada"], "blanks"),
@@ -137,19 +128,27 @@ def test_key_is_valid_until_the_end_of_a_date(keys: KeysCommand) -> None:
         (["--name", "ada", "--group", *map(str, range(21))], "at most 20 groups"),
         (["--name", "ada", "--models", *map(str, range(21))], "at most 20 patterns of models"),
         (["--name", "ada", "--expires", "30"], "such as 90m"),
-        (["--name", "ada", "--expires", "9999999d"], "ten years"),
         (["--name", "ada", "--expires", "2027-02-30"], "2027-01-31"),
         (["--name", "ada", "--expires", "9999-12-31"], "2027-01-31"),
         (["--name", "ada", "--expires", "2020-01-01"], "in the future"),
         (["--name", "ada", "--concurrency", "0"], "from 1 on"),
-        (["--name", "ada", "--requests-per-minute", "-1"], "from 1 on"),
-        (["--name", "ada", "--tokens-per-minute", "many"], "from 1 on"),
         ([], "--name"),
     ],
 )
 def test_invalid_key_is_refused(arguments: list[str], fault: str, keys: KeysCommand) -> None:
     assert fault in keys.refused("create", *arguments)
     assert not keys.path.exists() or keys.listed() == []
+
+
+def test_name_and_words_may_be_as_long_as_the_limit(keys: KeysCommand) -> None:
+    groups = [f"{number:0100}" for number in range(20)]
+    keys.done("create", "--name", "x" * 100, "--group", *groups)
+    assert keys.listed()[0]["groups"] == groups
+
+
+def test_key_expires_at_its_end() -> None:
+    row = store.KeyRow("k-1", "ada", (), store.Limits(), 0, 10, None)
+    assert [row.state(now) for now in (9.9, 10)] == ["live", "expired"]
 
 
 def test_name_belongs_to_one_live_key(keys: KeysCommand) -> None:
@@ -193,19 +192,9 @@ def test_usage_is_listed_by_key_and_day(keys: KeysCommand, monkeypatch: pytest.M
         UsageRow(ids["bob"], before, 7, 0, 0, 0, 0, 0, 0, now - 40 * DAY),
     ]
     keys.change(lambda connection: store.add_usage([twice, twice, *rows], connection))
-    assert json.loads(keys.done("usage", "ada", "--format", "json")) == [
-        {
-            "day": today,
-            "id": ids["ada"],
-            "name": "ada",
-            "requests": 4,
-            "input_tokens": 20,
-            "output_tokens": 40,
-            "cache_read_input_tokens": 60,
-            "cache_creation_input_tokens": 80,
-            "cost_usd": "3.000000002",
-            "unpriced_requests": 2,
-        }
+    (document,) = json.loads(keys.done("usage", "ada", "--format", "json"))
+    assert list(document.values()) == [
+        *(today, ids["ada"], "ada", 4, 20, 40, 60, 80, "3.000000002", 2)
     ]
     shown = re.findall(r"(ada|bob) +([0-9]+)[^$]* (\$[0-9.]+) +([0-9])$", keys.done("usage"), re.M)
     assert sorted(shown) == [("ada", "4", "$3.000000002", "2"), ("bob", "1", "$0.00", "0")]
@@ -232,33 +221,15 @@ def test_only_create_creates_the_database(keys: KeysCommand) -> None:
     for command in ("list", "revoke ada", "rotate ada", "usage"):
         assert "`keys create` creates it" in keys.refused(*command.split())
     assert list(keys.path.parent.iterdir()) == []
-
-
-def test_unusable_database_is_reported(keys: KeysCommand) -> None:
-    absent = keys.path.parent / "absent"
-    elsewhere = KeysCommand(absent / "keys.db")
-    assert f"{absent} does not exist: create it" in elsewhere.refused("create", "--name", "ada")
-    assert not absent.exists()
-    keys.path.write_bytes(b"no database " * 1000)
-    assert "not an SQLite database" in keys.refused("create", "--name", "ada")
-    keys.path.unlink()
-    keys.done("create", "--name", "ada")
-    with locked(keys.path):
-        assert "locked" in keys.refused("revoke", "ada")
-    assert keys.listed()[0]["state"] == "live"
-
-
-def test_program_escapes_a_name_and_reports_errors_in_a_line(keys: KeysCommand) -> None:
-    keys.done("create", "--name", "Jürg")
-    directory, path = keys.path.parent, str(keys.path)
-    shown = run(directory, "keys", "list", KEYS_DB=path, PYTHONIOENCODING="ascii")
-    assert (shown.returncode, "J\\xfcrg" in shown.stdout) == (0, True)
     # a path that exists() raises for, as below a directory that cannot be searched
-    refused = run(directory, "keys", "list", KEYS_DB=str(keys.path.with_name("x" * 300)))
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("tornadoproxy: ")
-    assert refused.stderr.count("\n") == 1
-    assert "failed in its command" not in refused.stderr
+    unreachable = KeysCommand(keys.path.with_name("x" * 300))
+    assert "cannot be used" in unreachable.refused("list")
+
+
+def test_program_escapes_a_name(keys: KeysCommand) -> None:
+    keys.done("create", "--name", "Jürg")
+    shown = run(keys.path.parent, "keys", "list", KEYS_DB=str(keys.path), PYTHONIOENCODING="ascii")
+    assert (shown.returncode, "J\\xfcrg" in shown.stdout) == (0, True)
 
 
 def test_key_that_cannot_be_shown_is_not_created(keys: KeysCommand) -> None:
