@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from peer_process import Peer, peer_process
 from proxy_process import ProxyProcess, proxy_process, until
-from way_of_asking import EVENTS, WAYS, Way
+from upstream_scene import EVENTS, WAYS, Way
 
 from tornadoproxy.config.core_settings import CLIENT_IDLE_TIMEOUT
 from tornadoproxy.testing import (

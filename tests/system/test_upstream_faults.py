@@ -1,4 +1,4 @@
-"""Upstream faults, and what a client of either API sees of each.
+"""Faulty and odd responses of the upstream, and what a client of either API sees of each.
 
 A fault happens before the response's head, in it, or in its body. What the client sees depends on
 how it asked:
@@ -13,42 +13,54 @@ OpenAI SSE      the same, in OpenAI's shape    chunks of it, ``data: {"error": â
 =============== ============================== ================================================
 
 Each time there is one record, the upstream connection is closed, and the next request is served.
+tests/upstream has all that is not HTTP, and certificates.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-import struct
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Literal
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 import uvloop
-from upstream_scene import CHUNKED, OK, SILENCE, WITHIN, Fault, Scene, chunk, length
-from way_of_asking import WAYS, Way
+from damage import damaged
+from upstream_scene import (
+    CHUNKED,
+    LAST_CHUNK,
+    SILENCE,
+    WAYS,
+    WITHIN,
+    Fault,
+    Scene,
+    Way,
+    chunk,
+    length,
+    openai_type,
+)
 
 from tornadoproxy.testing import (
+    RawResponse,
     ScriptedUpstream,
     Truncated,
+    json_response,
+    raw_response,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from tornadoproxy.testing import (
-        OpenRaw,
-        Proxy,
-        Records,
-        StartProxy,
-    )
+    from tornadoproxy.testing import Ask, OpenRaw, Proxy, Records, Response, StartProxy
 
 pytest_plugins = ("upstream_scene",)
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nX-Hint: 1\r\n\r\n"
 
 
 @pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.long)])
@@ -57,178 +69,21 @@ def asyncio_loop(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop()
 
 
-# -- there is no connection; tests/upstream/test_connector.py has the certificates
-
-
-async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
-async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    linger = struct.pack("ii", 1, 0)
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    writer.transport.abort()
-
-
-async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        await reader.read()
-    writer.close()
-
-
-async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"220 mail.example ESMTP\r\n")
-    await say_nothing(reader, writer)
-
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def listening(
-    port: int, serve: Serve | None, context: ssl.SSLContext | None = None
-) -> AsyncIterator[None]:
-    """Serve connections at `port`; at the end see that the proxy has closed each of its own."""
-    if serve is None:
-        yield
-        return
-    served: list[asyncio.Event] = []
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        over = asyncio.Event()
-        served.append(over)
-        await serve(reader, writer)
-        over.set()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=context)
-    try:
-        yield
-    finally:
-        server.close()
-    assert context is None or not served  # a TLS connection to it was never established
-    async with asyncio.timeout(WITHIN):
-        for over in served:
-            await over.wait()
-
-
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    return context
-
-
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=str)
-@pytest.mark.parametrize(
-    ("scheme", "status", "serve"),
-    [
-        *[("http", 502, serve) for serve in (None, close, reset, greet)],
-        *[("https", 502, serve) for serve in (None, close, reset, greet, "untrusted")],
-        ("https", 504, say_nothing),
-    ],
-)
-async def test_upstream_that_cannot_be_connected_is_502_or_504(
-    scheme: str,
-    status: int,
-    serve: Serve | Literal["untrusted"] | None,
-    way: Way,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    records: Records,
-    tmp_path: Path,
-) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    patience = SILENCE if status == 504 else 0.0
-    await start_proxy(
-        UPSTREAM_BASE_URL=f"{scheme}://127.0.0.1:{port}",
-        UPSTREAM_CA_FILE=tmp_path / "ca.pem",
-        UPSTREAM_CONNECT_TIMEOUT=patience or 30,
-    )
-    upstream = ScriptedUpstream(ssl=server_context(authority) if scheme == "https" else None)
-    scene = Scene(way, raw, upstream, records)
-    await scene.connect()
-    async with listening(
-        port,
-        say_nothing if serve == "untrusted" else serve,
-        server_context(trustme.CA()) if serve == "untrusted" else None,
-    ):
-        await scene.client.send(way.request)
-        got = await scene.result(patience=patience)
-    way.check_refused(got, status)
-    await upstream.start(port=port)
-    try:
-        await scene.check_over(got)
-    finally:
-        await upstream.stop()
-    assert upstream.failures == []
-
-
-async def test_upstream_name_that_does_not_resolve_is_502(
-    scene: Scene, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    await start_proxy(UPSTREAM_BASE_URL=f"http://localhost:{scene.upstream.port}")
-    await scene.connect()
-    with monkeypatch.context() as resolver:
-        resolver.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
-        await scene.client.send(scene.way.request)
-        got = await scene.result()
-    scene.way.check_refused(got)
-    await scene.check_over(got)
-
-
 # -- before the head, and in it
 
 HEAD_MOMENTS = {
-    "before it": b"",
+    "before the head": b"",
     "in the status line": b"HTTP/1.1 20",
-    "in a header": b"HTTP/1.1 200 OK\r\nContent-Ty",
-    "after 100": b"HTTP/1.1 100 Continue\r\n\r\n",
-    "after 103": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+    "in a header": OK + b"Content-Ty",
+    "after 103": HINT,
 }
-
-
+# the connection stays open: the proxy has to see that nothing valid will follow
 NOT_HTTP = {
-    "garbage": b"\0so long\r\n\r\n",
     "a page": b"<html>hello</html>\r\n",
-    "a TLS alert": b"\x15\x03\x03\x00\x02\x02\x28",
-    "garbage in the status line": b"HTTP/1.1 20\0so long\r\n\r\n",
-    "garbage between headers": OK + b"Content-Type: text/event-stream\r\n\0so long\r\n\r\n",
-    "garbage after 103": b"HTTP/1.1 103 Early Hints\r\n\r\n\0so long\r\n\r\n",
-    "a header without a colon": OK + b"so long\r\n\r\n",
-    "NUL in a header": OK + b"X-Id: a\0b\r\nContent-Length: 0\r\n\r\n",
-    "ESC in a header": OK + b"X-Id: a\x1bb\r\nContent-Length: 0\r\n\r\n",
-    "DEL in a header": OK + b"X-Id: a\x7fb\r\nContent-Length: 0\r\n\r\n",
-    "bare CR in a header": OK + b"X-Id: a\rb: c\r\nContent-Length: 0\r\n\r\n",
-    "bare LF in a header": OK + b"X-Id: a\nb: c\r\nContent-Length: 0\r\n\r\n",
-    "a folded header": OK + b"X-Id: a\r\n b\r\nContent-Length: 0\r\n\r\n",
-    "a blank in a name": OK + b"X Id: a\r\nContent-Length: 0\r\n\r\n",
-    "a blank after a name": OK + b"X-Id : a\r\nContent-Length: 0\r\n\r\n",
-    "a name beyond ASCII": OK + b"X-\xe4: a\r\nContent-Length: 0\r\n\r\n",
-    "a header without a name": OK + b": a\r\nContent-Length: 0\r\n\r\n",
-    "a length that is no number": OK + b"Content-Length: many\r\n\r\n{}",
-    "a negative length": OK + b"Content-Length: -2\r\n\r\n{}",
-    "two different lengths": OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
-    "a length beside chunks": OK + b"Content-Length: 2\r\n" + CHUNKED + b"\r\n\r\n2\r\n{}\r\n",
-    "chunks in a coding": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n",
-    "101": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
-    "101 and the other protocol": (
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-        b"\x00\x00\x12\x04\x00\x00\x00\x00\x00"
-    ),
-}
-
-
-ENDLESS = {
-    "headers": (OK, b"X-Endless: " + b"x" * 4000 + b"\r\n"),
-    "a header": (OK + b"X-Endless: ", b"x" * 4000),
-    "a reason": (b"HTTP/1.1 200 ", b"x" * 4000),
-    "103": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 90),
-    "100": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 160),
+    "garbage after 103": HINT + b"\0so long\r\n\r\n",
+    "a bare LF in a header": OK + b"X-Id: a\nb: c\r\nContent-Length: 0\r\n\r\n",
+    "two lengths": OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x00\x00\x12\x04",
 }
 
 
@@ -236,12 +91,11 @@ def head_faults() -> Iterator[tuple[str, Fault]]:
     for moment, sent in HEAD_MOMENTS.items():
         for end in ("FIN", "RST"):
             yield f"{end} {moment}", Fault(sent, end=end)
-    # the connection stays open: the proxy has to see that nothing valid will follow
     for name, sent in NOT_HTTP.items():
         yield name, Fault(sent)
     # a head of a megabyte is refused at the latest
-    for name, (begins, goes_on) in ENDLESS.items():
-        yield f"endless {name}", Fault(begins, *[goes_on] * 256)
+    yield "endless headers", Fault(OK, *[b"X-Endless: " + b"x" * 4000 + b"\r\n"] * 256)
+    yield "endless 103", Fault(*[HINT * 90] * 256)
 
 
 async def test_fault_in_upstream_head_is_502(
@@ -251,7 +105,7 @@ async def test_fault_in_upstream_head_is_502(
         with subtests.test(name):
             got = await scene.ask(fault)
             scene.way.check_refused(got)
-            await scene.check_over(got)
+            await scene.check_failed(got)
 
 
 # -- in the body
@@ -263,59 +117,24 @@ FRAMINGS: dict[str, Callable[[Way, bytes], tuple[bytes, bytes]]] = {
     "a chunk": lambda way, part: (way.head(CHUNKED), b"%x\r\n" % len(way.body) + part),
     "to the close": lambda way, part: (way.head(), part),
 }
-BODY_MOMENTS = {
-    f"{framing}, {'half of it' if half else 'nothing yet'}": (framing, half)
-    for framing in FRAMINGS
-    for half in (False, True)
-}
 
 
-def begun(way: Way, moment: str) -> tuple[bytes, bytes, bytes]:
-    """An answer that has come so far: what was sent of its body, and that and its head framed."""
-    framing, half = BODY_MOMENTS[moment]
-    part = way.part if half else b""
-    return (part, *FRAMINGS[framing](way, part))
-
-
-@pytest.mark.parametrize("end", ["FIN", "RST"])
-async def test_truncated_error_of_upstream_is_cut_or_502(
-    end: str, proxy: Proxy, scene: Scene
-) -> None:
-    way = scene.way
-    head = (
-        b"HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-    )
-    got = await scene.ask(Fault(head, b'{"type":"error",', end=end))
-    if way.dialect == "anthropic":
-        assert isinstance(got, Truncated)
-        assert got.response is not None
-        assert (got.response.status, got.response.body) == (529, b'{"type":"error",')
-    else:
-        way.check_refused(got)
-    await scene.check_over(got)
-
-
-BAD_CHUNKS: dict[str, Callable[[bytes], bytes]] = {
-    "garbage for a size": lambda part: chunk(part) + b"so long\r\n",
-    "no size": lambda part: chunk(part) + b"\r\n",
-    "a negative size": lambda part: chunk(part) + b"-2\r\n",
-    "a size without an end": lambda part: chunk(part) + b"f" * 17 + b"\r\n",
-    "a bare line feed": lambda part: chunk(part) + b"2\n",
-    "more than its size": lambda part: chunk(part)[:-2] + b"so long\r\n",
-    "a trailer that is none": lambda part: chunk(part) + b"0\r\nso long\r\n\r\n",
-}
+def begun_bodies(way: Way) -> Iterator[tuple[str, bytes, bytes, bytes]]:
+    """A moment: its name, what has come of the body, the head, and that part framed."""
+    for framing, begin in FRAMINGS.items():
+        for when, part in (("nothing yet", b""), ("half of it", way.part)):
+            yield f"{framing}, {when}", part, *begin(way, part)
 
 
 def body_faults(way: Way) -> Iterator[tuple[str, bytes, Fault]]:
-    """Each with what came of the body."""
-    for moment in BODY_MOMENTS:
-        part, head, body = begun(way, moment)
+    """A fault: its name, what has come of the body, and the fault."""
+    for moment, part, head, body in begun_bodies(way):
         yield f"RST: {moment}", part, Fault(head, body, end="RST")
         if not moment.startswith("to the close"):  # which is how such a body ends
             yield f"FIN: {moment}", part, Fault(head, body, end="FIN")
             yield f"FIN at once: {moment}", part, Fault(head + body, end="FIN")
-    for name, chunks in BAD_CHUNKS.items():
-        yield name, way.part, Fault(way.head(CHUNKED), chunks(way.part))
+    for sent in (b"so long\r\n", b"0\r\nso long\r\n\r\n"):
+        yield f"{sent!r}", way.part, Fault(way.head(CHUNKED), chunk(way.part) + sent)
 
 
 async def test_fault_in_upstream_body_is_cut_or_502(
@@ -325,7 +144,24 @@ async def test_fault_in_upstream_body_is_cut_or_502(
         with subtests.test(name):
             got = await scene.ask(fault)
             scene.way.check_broken(got, part)
-            await scene.check_over(got)
+            await scene.check_failed(got)
+
+
+@pytest.mark.parametrize("end", ["FIN", "RST"])
+async def test_truncated_error_of_upstream_is_cut_or_502(
+    end: str, proxy: Proxy, scene: Scene
+) -> None:
+    head = (
+        b"HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    )
+    got = await scene.ask(Fault(head, b'{"type":"error",', end=end))
+    if scene.way.dialect == "anthropic":
+        assert isinstance(got, Truncated)
+        assert got.response is not None
+        assert (got.response.status, got.response.body) == (529, b'{"type":"error",')
+    else:
+        scene.way.check_refused(got)
+    await scene.check_failed(got)
 
 
 # -- silence
@@ -339,27 +175,23 @@ async def test_upstream_silence_is_504_or_cut_at_each_moment(
     records: Records,
     subtests: pytest.Subtests,
 ) -> None:
-    """At each moment of an answer. They all last at the same time, and so no longer than one."""
+    """All of them at the same time, which takes no longer than one."""
     await start_proxy(UPSTREAM_FIRST_BYTE_TIMEOUT=SILENCE, UPSTREAM_IDLE_TIMEOUT=SILENCE)
-    pieces = {moment: [sent] for moment, sent in HEAD_MOMENTS.items()}
-    parts = {}
-    for moment in BODY_MOMENTS:
-        parts[moment], *pieces[moment] = begun(way, moment)
-    scenes = {}
-    for moment in pieces:
-        scene, fault = Scene(way, raw, upstream, records), Fault(*pieces[moment])
-        upstream.script(fault)
-        await scene.connect()
-        await scene.client.send(way.request)
+    parts = {moment: part for moment, part, *_ in begun_bodies(way)}
+    begun = {moment: [sent] for moment, sent in HEAD_MOMENTS.items()}
+    begun |= {moment: pieces for moment, _, *pieces in begun_bodies(way)}
+    scenes = {moment: Scene(way, raw, upstream, records) for moment in begun}
+    for moment, scene in scenes.items():
+        fault = Fault(*begun[moment])
+        await scene.begin(fault)
         await fault.happened.wait()
-        scenes[moment] = scene
     async with asyncio.timeout(SILENCE + WITHIN):
         got = {moment: await scenes[moment].result(patience=SILENCE) for moment in scenes}
         await records.finished(len(scenes))
         await upstream.all_closed()
-    shown = 200 if way.shows_all else 504
-    expected = [504] * len(HEAD_MOMENTS) + [shown] * len(BODY_MOMENTS)
-    assert sorted(record.status or 0 for record in records.all) == sorted(expected)
+    statuses = Counter(record.status for record in records.all)
+    whole_heads = Counter({200: len(parts)} if way.shows_all else {504: len(parts)})
+    assert statuses == Counter({504: len(HEAD_MOMENTS)}) + whole_heads
     assert {record.outcome for record in records.all} == {"failed"}
     for moment, each in got.items():
         with subtests.test(moment):
@@ -368,3 +200,180 @@ async def test_upstream_silence_is_504_or_cut_at_each_moment(
             else:
                 way.check_refused(each, 504)
             await scenes[moment].check_next(each)
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_broken_handshake_with_upstream_is_502_or_504(
+    status: int, way: Way, start_proxy: StartProxy, raw: OpenRaw, records: Records
+) -> None:
+    """The upstream closes the connection at once, or says nothing."""
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if status == 504:
+            await reader.read()
+        writer.close()
+        over.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    await start_proxy(
+        UPSTREAM_BASE_URL=f"https://127.0.0.1:{port}", UPSTREAM_CONNECT_TIMEOUT=SILENCE
+    )
+    client = await raw()
+    await client.send(way.request)
+    async with asyncio.timeout(SILENCE + WITHIN):
+        way.check_refused(await client.response(), status)
+        await over.wait()
+    assert (await records.finished()).outcome == "failed"
+    server.close()
+
+
+# -- what looks like a fault, and is none
+
+FORGED = OK + b"Content-Length: 6\r\n\r\nforged"
+
+
+def odd_responses(way: Way) -> Iterator[tuple[str, Fault]]:
+    whole = way.head(length(len(way.body))) + way.body
+    yield "a hundred of 103", Fault(*[HINT] * 100, whole, end="none")
+    yield "the end of the connection", Fault(way.head(), way.body, end="FIN")
+    yield "HTTP/1.0", Fault(whole.replace(b"/1.1", b"/1.0", 1), end="none")
+    extended = b'%x;a=b;c="d;e"\r\n%b\r\n0;last\r\nX-Hint: 1\r\n\r\n' % (len(way.body), way.body)
+    yield "extensions, trailers", Fault(way.head(b"Trailer: X-Hint", CHUNKED), extended, end="none")
+    yield "more than it said", Fault(whole + FORGED, end="none")
+    yield "more, later", Fault(whole, FORGED, end="none")
+
+
+async def test_odd_but_valid_response_is_passed_on(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+) -> None:
+    for oddity, response in odd_responses(scene.way):
+        with subtests.test(oddity):
+            got = await scene.ask(response)
+            scene.way.check_whole(got)
+            assert isinstance(got, RawResponse)
+            assert got.header("X-Hint") is None
+            assert (await scene.record()).outcome == "completed"
+            if oddity.startswith("more"):  # nobody knows what its connection has in store
+                async with asyncio.timeout(WITHIN):
+                    await scene.upstream.all_closed()
+            await scene.check_next(got)
+
+
+# -- a response whose framing is whole, and whose content is not
+
+
+def short_responses(way: Way, part: bytes) -> Iterator[tuple[str, Fault]]:
+    yield "length", Fault(way.head(length(len(part))), part, end="none")
+    yield "chunks", Fault(way.head(CHUNKED), chunk(part) + LAST_CHUNK, end="none")
+    yield "close", Fault(way.head(), part, end="FIN")
+
+
+async def test_short_content_is_passed_on_but_not_translated(
+    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+) -> None:
+    """A stream that ends within an event at the connection's end may have been cut, too."""
+    way = scene.way
+    for part in (way.part, b""):
+        for framing, response in short_responses(way, part):
+            with subtests.test(framing=framing, part=part):
+                got = await scene.ask(response)
+                cut = way.stream and framing == "close" and part != b""
+                broken = way.dialect == "openai" or cut
+                if broken:
+                    way.check_broken(got, part)
+                else:
+                    assert isinstance(got, RawResponse)
+                    assert (got.status, got.body) == (200, part)
+                assert (await scene.record()).outcome == ("failed" if broken else "completed")
+                await scene.check_next(got)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        OK + b"Content-Type: text/html\r\nContent-Length: 18\r\n\r\n<html>hello</html>",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 307 Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 5\r\n\r\nmoved",
+    ],
+    ids=["HTML", "204", "a redirect"],
+)
+async def test_response_that_is_no_message_is_passed_on_or_502(
+    response: bytes, proxy: Proxy, scene: Scene
+) -> None:
+    """The relay follows no redirect. A chat completion cannot be made of any of these."""
+    got = await scene.ask(Fault(response, end="none"))
+    assert isinstance(got, RawResponse)
+    if scene.way.dialect == "openai":
+        scene.way.check_refused(got)
+        assert got.header("Location") is None
+    else:
+        assert got.status == int(response[9:12])
+        assert got.body == response.partition(b"\r\n\r\n")[2]
+    expected = "failed" if scene.way.dialect == "openai" else "completed"
+    assert (await scene.record()).outcome == expected
+    assert len(scene.upstream.requests) == 1
+    await scene.check_next(got)
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (raw_response(OK + b"Content-Length: 5\r\n\r\n<html"), 502),
+        (raw_response(b"HTTP/1.1 204 No Content\r\n\r\n"), 502),
+        (json_response({"data": []}, 201), 502),
+        (json_response([]), 502),
+        (json_response({"data": {}}), 502),
+        (json_response({"data": [{"id": "a"}], "has_more": True, "last_id": "\ud800"}), 200),
+        (json_response({"data": [{"id": "\ud800"}]}), 200),
+        (json_response({"data": [{"id": "a\r\nb"}, {"id": ""}, {"id": None}, 1, None, []]}), 200),
+        (json_response({"data": [{"id": "a", "created_at": 10**300}]}), 200),
+    ],
+)
+async def test_model_list_of_any_shape_is_served_or_502(
+    response: Response, status: int, proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(response)
+    got = await ask("/openai/v1/models")
+    assert got.status == status
+    if status == 502:
+        assert openai_type(json.loads(got.body)) == "server_error"
+
+
+# -- damaged responses, the same in each run: a failure names the number that decides the damage
+
+DAMAGED = [
+    *(way.head(length(len(way.body))) + way.body for way in WAYS[:2]),
+    *(way.head(CHUNKED) + chunk(way.body) + LAST_CHUNK for way in WAYS[:2]),
+    WAYS[1].head(b"Set-Cookie: a=b", b"Connection: keep-alive", b"retry-after: 1") + WAYS[1].body,
+    HINT + OK.replace(b"200 OK", b"529 Overloaded") + b"Content-Length: 2\r\n\r\n{}",
+    OK.replace(b"200 OK", b"302 Found") + b"Location: http://127.0.0.1:1/\r\n\r\n",
+]
+WELL_FORMED = re.compile(
+    rb"HTTP/1\.1 [1-9][0-9]{2} [\t\x20-\x7e\x80-\xff]*\r\n"
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+: ?[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+)
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.gen_test(timeout=200)
+@pytest.mark.timeout(240)
+async def test_damaged_response_is_relayed_cut_or_refused(
+    count: int, scene: Scene, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: Counter[object] = Counter()
+    for number in range(count):
+        pick = random.Random(number)
+        sent = damaged(pick.choice(DAMAGED), pick, DAMAGED)
+        got = await scene.ask(Fault(sent, end=pick.choice(("FIN", "FIN", "RST"))))
+        response = got.response if isinstance(got, Truncated) else got
+        assert response is not None, number
+        assert WELL_FORMED.fullmatch(response.raw_head), number
+        assert len(response.all("Content-Length") + response.all("Transfer-Encoding")) <= 1, number
+        assert response.header("Set-Cookie") is None, number
+        assert b"The proxy failed" not in response.body, number
+        ends["cut" if isinstance(got, Truncated) else got.status] += 1
+        await scene.client.close()
+    assert ends.keys() >= {200, 502}  # the damage was neither none nor total
+    assert [each for each in caplog.records if each.exc_info] == []
