@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from given import CANARY, TOKENS, faults_of, sources
@@ -28,9 +28,6 @@ from tornadoproxy.config.core_settings import (
 from tornadoproxy.config.upstream_key import upstream_key
 from tornadoproxy.config.urls import EgressProxy
 from tornadoproxy.plugin.manager import Plugins
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EMPTY = "is set but empty: give it a value or unset it"
 DATABASE: Setting[Path | None] = Setting("SHOP_DB", parsers.path, default=None, help="file")
@@ -59,14 +56,7 @@ def test_defaults_without_sources_are_the_documented_ones(tmp_path: Path) -> Non
     }
     assert {name: shown[name] for name in documented} == documented
     assert str(settings[UPSTREAM_BASE_URL]) == "https://api.anthropic.com"
-    assert upstream_key(settings) is None
     assert settings.variable(PORT) is None
-
-
-def test_core_settings_have_distinct_names_and_no_token() -> None:
-    names = [setting.name for setting in CORE_SETTINGS]
-    assert len(set(names)) == len(names) > 40
-    assert not [name for name in names if "AUTH_TOKEN" in name]
 
 
 def test_help_is_a_phrase_then_sentences() -> None:
@@ -124,112 +114,94 @@ def test_settings_replace_leaves_the_old_ones() -> None:
 def test_settings_know_only_what_is_declared() -> None:
     with pytest.raises(KeyError, match="AUTH_TOKEN is not declared"):
         Settings.defaults()[TOKENS]
-
-
-def test_settings_of_one_name_are_two_settings() -> None:
-    other = Setting("PORT", parsers.text, default="x", help="another")
-    settings = Settings.defaults(other)
-    assert (settings[PORT], settings[other]) == (8000, "x")
+    of_the_same_name = Setting("PORT", parsers.text, default="x", help="another")
+    settings = Settings.defaults(of_the_same_name)
+    assert (settings[PORT], settings[of_the_same_name]) == (8000, "x")
 
 
 # Precedence
 
 
 def test_sources_flag_environment_file_default_in_this_order(tmp_path: Path) -> None:
-    def port(flag: bool, variable: bool, file: bool) -> int:
-        read = sources(
-            tmp_path,
-            flags={"PORT": "1"} if flag else {},
-            environment={"PORT": "2"} if variable else {},
-            file="PORT=3" if file else "",
-        )
-        port: int = read.read(CORE_SETTINGS)[PORT]
-        return port
-
-    assert port(flag=True, variable=True, file=True) == 1
-    assert port(flag=False, variable=True, file=True) == 2
-    assert port(flag=False, variable=False, file=True) == 3
-    assert port(flag=False, variable=False, file=False) == 8000
+    given: dict[str, Any] = {
+        "flags": {"PORT": "1"},
+        "environment": {"PORT": "2"},
+        "file": "PORT=3",
+    }
+    ports = []
+    for source in list(given):
+        ports.append(sources(tmp_path, **given).read(CORE_SETTINGS)[PORT])
+        del given[source]
+    (tmp_path / ".env").unlink()
+    assert [*ports, sources(tmp_path).read(CORE_SETTINGS)[PORT]] == [1, 2, 3, 8000]
 
 
 @pytest.mark.parametrize(
     ("environment", "file", "key", "variable"),
     [
-        ({"UPSTREAM_API_KEY": "own", "ANTHROPIC_API_KEY": "other"}, "", "own", "UPSTREAM"),
-        ({"ANTHROPIC_API_KEY": "other"}, "", "other", "ANTHROPIC"),
-        ({"ANTHROPIC_API_KEY": "other"}, "UPSTREAM_API_KEY=own", "own", "UPSTREAM"),
-        ({}, "ANTHROPIC_API_KEY=other", "other", "ANTHROPIC"),
+        ({}, "", None, None),
+        ({"UPSTREAM_API_KEY": "own", "ANTHROPIC_API_KEY": "other"}, "", "own", "UPSTREAM_API_KEY"),
+        ({"ANTHROPIC_API_KEY": "other"}, "UPSTREAM_API_KEY=own", "own", "UPSTREAM_API_KEY"),
+        ({"ANTHROPIC_API_KEY": "other"}, "", "other", "ANTHROPIC_API_KEY"),
+        ({}, "ANTHROPIC_API_KEY=other", "other", "ANTHROPIC_API_KEY"),
+        ({"ANTHROPIC_API_KEY": "\t"}, "", None, None),
+        (
+            {"ANTHROPIC_API_KEY": "other"},
+            "UPSTREAM_API_KEY_FILE=key",
+            "stored",
+            "ANTHROPIC_API_KEY",
+        ),
     ],
 )
-def test_fallback_is_read_last(
-    tmp_path: Path, environment: dict[str, str], file: str, key: str, variable: str
+def test_fallback_of_the_upstream_key_is_read_last(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    file: str,
+    key: str | None,
+    variable: str | None,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("key").write_text("stored\n")
     settings = sources(tmp_path, environment=environment, file=file).read(CORE_SETTINGS)
-    assert upstream_key(settings) == Secret(key)
-    assert settings.variable(UPSTREAM_API_KEY) == f"{variable}_API_KEY"
+    assert upstream_key(settings) == (Secret(key) if key else None)
+    assert settings.variable(UPSTREAM_API_KEY) == variable
+    assert len(contradictions(settings)) == (key is None)
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\t"])
-def test_fallback_that_is_blank_is_not_set(tmp_path: Path, blank: str) -> None:
-    read = sources(tmp_path, environment={"ANTHROPIC_API_KEY": blank})
-    assert upstream_key(read.read(CORE_SETTINGS)) is None
-
-
-def test_key_file_takes_precedence_over_the_fallback(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("from-file\n")
-    path = str(tmp_path / "key")
-    environment = {"UPSTREAM_API_KEY_FILE": path, "ANTHROPIC_API_KEY": "from-fallback"}
-    settings = sources(tmp_path, environment=environment).read(CORE_SETTINGS)
-    assert upstream_key(settings) == Secret("from-file")
-    assert contradictions(settings) == ()
-
-
-def test_proxy_variables_of_other_programs_are_read(tmp_path: Path) -> None:
-    environment = {"https_proxy": "http://proxy.example:3128", "no_proxy": "a.example,10.0.0.1"}
-    settings = sources(tmp_path, environment=environment).read(CORE_SETTINGS)
+def test_values_that_other_programs_use_are_read(tmp_path: Path) -> None:
+    environment = {
+        "https_proxy": "http://proxy.example:3128",
+        "AUTH_TOKEN": f" {CANARY}\n",
+        "LOG_LEVEL": "WARNING",
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:8000",  # which leads clients to this proxy
+    }
+    file = "no_proxy=a.example,10.0.0.1\nANTHROPIC_BASE_URL=http://127.0.0.1:8000"
+    read = sources(tmp_path, environment=environment, file=file)
+    settings = read.read([*CORE_SETTINGS, TOKENS])
     assert settings[HTTPS_PROXY] == EgressProxy("proxy.example", 3128)
     assert settings[NO_PROXY] == ("a.example", "10.0.0.1")
-
-
-def test_anthropic_base_url_is_never_the_upstream(tmp_path: Path) -> None:
-    url = "http://127.0.0.1:8000"
-    in_environment = sources(tmp_path, environment={"ANTHROPIC_BASE_URL": url})
-    in_file = sources(tmp_path, file=f"ANTHROPIC_BASE_URL={url}")
-    for read in (in_environment, in_file):
-        assert read.read(CORE_SETTINGS)[UPSTREAM_BASE_URL] == UPSTREAM_BASE_URL.default
-    _, hint = in_file.warnings(CORE_SETTINGS)
-    assert "set UPSTREAM_BASE_URL for another upstream" in hint
-
-
-def test_value_is_stripped_and_choices_take_any_case(tmp_path: Path) -> None:
-    environment = {"AUTH_TOKEN": f" {CANARY}\n", "LOG_LEVEL": "WARNING"}
-    settings = sources(tmp_path, environment=environment).read([TOKENS, LOG_LEVEL])
     assert (settings[TOKENS], settings[LOG_LEVEL]) == ((Secret(CANARY),), "warning")
+    assert settings[UPSTREAM_BASE_URL] == UPSTREAM_BASE_URL.default
+    _, hint = read.warnings(CORE_SETTINGS)
+    assert "set UPSTREAM_BASE_URL for another upstream" in hint
 
 
 # Blank values
 
 
-@pytest.mark.parametrize("blank", ["", "   "])
-def test_blank_value_is_a_fault(tmp_path: Path, blank: str) -> None:
+def test_blank_value_is_a_fault_or_none(tmp_path: Path) -> None:
+    may_be_blank = [HTTPS_PROXY, NO_PROXY, DISABLED_PLUGINS, TRUSTED_PROXIES, ALLOWED_HOSTS]
     required = [each for each in CORE_SETTINGS if not each.blank]
-    read = sources(tmp_path, environment={each.name: blank for each in required})
+    read = sources(tmp_path, environment={each.name: "  " for each in CORE_SETTINGS})
     assert faults_of(read) == tuple(f"{each.name} {EMPTY}" for each in required)
-
-
-def test_blank_value_means_none_where_none_makes_sense(tmp_path: Path) -> None:
-    settings = [HTTPS_PROXY, NO_PROXY, DISABLED_PLUGINS, TRUSTED_PROXIES, ALLOWED_HOSTS]
-    read = sources(tmp_path, environment={each.name: " " for each in settings})
-    values = read.read(CORE_SETTINGS)
-    assert [values[each] for each in settings] == [each.default for each in settings]
+    values = read.read(may_be_blank)
+    assert [values[each] for each in may_be_blank] == [each.default for each in may_be_blank]
 
 
 def test_blank_value_hides_the_next_source(tmp_path: Path) -> None:
     read = sources(tmp_path, environment={"AUTH_TOKEN": ""}, file=f"AUTH_TOKEN={CANARY}")
     assert faults_of(read, TOKENS) == (f"AUTH_TOKEN {EMPTY}",)
-
-
-def test_blank_value_in_the_file_names_its_line(tmp_path: Path) -> None:
     read = sources(tmp_path, file="\n# mine\nAUTH_TOKEN=\n")
     assert faults_of(read, TOKENS) == (f"AUTH_TOKEN {EMPTY} ({tmp_path / '.env'}, line 3)",)
 
@@ -256,16 +228,11 @@ def test_faults_of_all_sources_are_collected(tmp_path: Path) -> None:
     ("variable", "text"),
     [
         ("UPSTREAM_API_KEY", f"{CANARY} {CANARY}"),
-        ("UPSTREAM_API_KEY", f"{CANARY}\x00"),
         ("ANTHROPIC_API_KEY", f"{CANARY} {CANARY}"),
         ("UPSTREAM_API_KEY_FILE", CANARY),
         ("HTTPS_PROXY", f"socks5://u:{CANARY}@proxy.example"),
-        ("HTTPS_PROXY", f"http://u:{CANARY}@proxy.example/path"),
-        ("HTTPS_PROXY", f"http://u:{CANARY}@:3128"),
         ("HTTPS_PROXY", f"http://u:{CANARY}@proxy.example:99999"),
         ("UPSTREAM_BASE_URL", f"https://u:{CANARY}@api.example"),
-        ("UPSTREAM_BASE_URL", f"u:{CANARY}@api.example"),
-        ("UPSTREAM_BASE_URL", f"https://u:{CANARY}"),
         ("UPSTREAM_BASE_URL", f"https://api.example?key={CANARY}"),
     ],
 )
@@ -325,9 +292,7 @@ def test_parser_of_a_plugin_that_crashes_is_a_fault(tmp_path: Path) -> None:
         ("UPSTREAM_URL", "UPSTREAM_BASE_URL"),  # a missing word
         ("UPSTREAM_BASE_URI", "UPSTREAM_BASE_URL"),
         ("AUTH_TOKN", "AUTH_TOKEN"),
-        ("AUTH_TOKENS", "AUTH_TOKEN"),
         ("auth_token", "AUTH_TOKEN"),
-        ("AUTH-TOKEN", "AUTH_TOKEN"),
         ("AUTHTOKEN", "AUTH_TOKEN"),
         ("PROT", "PORT"),
         ("Https_Proxy", "HTTPS_PROXY"),
@@ -361,17 +326,11 @@ def test_names_of_other_programs_are_ignored_and_counted(tmp_path: Path) -> None
 
 def test_unknown_name_is_not_repeated(tmp_path: Path) -> None:
     # a credential in base64 ends in =, and so looks like a name with a value
-    read = sources(tmp_path, file=f"PORT=1\n{CANARY}==\n")
+    fallbacks = "ANTHROPIC_API_KEY=x\nhttps_proxy=http://p.example:1\nno_proxy=x\n"
+    read = sources(tmp_path, file=f"{fallbacks}{CANARY}==\n")
     assert read.misspelt(CORE_SETTINGS) == ()
     (line,) = read.warnings(CORE_SETTINGS)
     assert line.endswith(".env: 1 name that is no setting of tornadoproxy: ignored")
-
-
-def test_names_of_fallbacks_are_known(tmp_path: Path) -> None:
-    file = "ANTHROPIC_API_KEY=x\nhttps_proxy=http://p.example:1\nno_proxy=x\n"
-    (tmp_path / ".env").touch(mode=0o600)
-    read = sources(tmp_path, file=file)
-    assert (read.misspelt(CORE_SETTINGS), list(read.warnings(CORE_SETTINGS))) == ((), [])
 
 
 # Permissions of files
@@ -390,10 +349,11 @@ def test_file_open_to_other_users_is_a_warning(
     tmp_path: Path, variable: str, safe: int, mode: int, told: str
 ) -> None:
     path = tmp_path / "file"
-    path.write_text(CANARY)
     token: Setting[Any] = Setting("TOKEN_FILE", parsers.secrets_file, default=(), help="")
     declared = [*CORE_SETTINGS, DATABASE, token]
     read = sources(tmp_path, environment={variable: str(path)})
+    assert list(read.warnings(declared)) == []
+    path.write_text(CANARY)
     path.chmod(safe)
     assert list(read.warnings(declared)) == []
     path.chmod(mode)
@@ -402,26 +362,21 @@ def test_file_open_to_other_users_is_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "count"),
+    ("content", "mode", "warned"),
     [
-        (f"UPSTREAM_API_KEY={CANARY}", 0o644, 1),
-        (f"UPSTREAM_API_KEY={CANARY}", 0o640, 0),
-        ("PORT=1", 0o644, 0),
+        (f"UPSTREAM_API_KEY={CANARY}", 0o644, True),
+        (f"UPSTREAM_API_KEY={CANARY}", 0o640, False),
+        ("PORT=1", 0o644, False),
     ],
 )
 def test_env_file_with_a_secret_open_to_others_is_a_warning(
-    tmp_path: Path, content: str, mode: int, count: int
+    tmp_path: Path, content: str, mode: int, warned: bool
 ) -> None:
+    path = tmp_path / ".env"
     read = sources(tmp_path, file=content)
-    (tmp_path / ".env").chmod(mode)
-    lines = list(read.warnings(CORE_SETTINGS))
-    assert len(lines) == count
-    assert all(line.endswith(f"chmod o-r {tmp_path / '.env'}") for line in lines)
-
-
-def test_file_that_is_absent_is_no_warning(tmp_path: Path) -> None:
-    read = sources(tmp_path, environment={"SHOP_DB": "absent\0"})
-    assert list(read.warnings([DATABASE])) == []
+    path.chmod(mode)
+    told = f"{path}: every user of this machine can read it: chmod o-r {path}"
+    assert list(read.warnings(CORE_SETTINGS)) == [told] * warned
 
 
 # Placeholders
@@ -451,20 +406,3 @@ def test_placeholders_of_the_documentation_are_refused(tmp_path: Path) -> None:
     for name, value in found:
         (fault,) = faults_of(sources(tmp_path, environment={name: value}), secret[name])
         assert fault.startswith(name)
-
-
-@pytest.mark.parametrize(
-    "text", ["your-secret-token-here", "YOUR-KEY", "sk-ant-your-key", "ops=change-me", "…"]
-)
-def test_placeholder_is_refused_by_every_parser_of_secrets(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "secret"
-    path.write_text(text)
-    parse: Callable[[str], object]
-    for parse, value in (
-        (parsers.secret, text),
-        (parsers.secrets, f"{CANARY} {text}"),
-        (parsers.secret_file, str(path)),
-        (parsers.secrets_file, str(path)),
-    ):
-        with pytest.raises(ValueError, match="the documentation's placeholder"):
-            parse(value)

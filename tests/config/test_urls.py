@@ -1,4 +1,4 @@
-"""Base URLs: normalized, and refused if ambiguous."""
+"""Base URLs and origins: normalized, and refused if ambiguous."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from tornadoproxy import BaseURL, parsers
     [
         ("https://a.com https://a.com/ https://a.com:443 HTTPS://A.COM.", "https://a.com", "a.com"),
         ("http://h:80", "http://h", "h"),
-        ("https://h:80", "https://h:80", "h:80"),
         ("http://h:443", "http://h:443", "h:443"),
-        ("http://127.0.0.1:9", "http://127.0.0.1:9", "127.0.0.1:9"),
         ("http://[0:0::1]", "http://[::1]", "[::1]"),
         ("http://[::1]:9/a", "http://[::1]:9/a", "[::1]:9"),
-        ("https://h/a/b/", "https://h/a/b", "h"),
-        ("https://h/A/%C3%BC/~x;y=1", "https://h/A/%C3%BC/~x;y=1", "h"),
-        ("https://h/v1/account/anthropic", "https://h/v1/account/anthropic", "h"),
+        ("https://h/A/%C3%BC/~x;y=1/", "https://h/A/%C3%BC/~x;y=1", "h"),
+        ("https://h/v1/account", "https://h/v1/account", "h"),
         ("https://h/v10", "https://h/v10", "h"),
     ],
 )
@@ -31,9 +28,6 @@ def test_base_url_is_normalized(texts: str, url: str, authority: str) -> None:
         assert (str(parsed), parsed.authority) == (url, authority)
         assert parsed.origin == f"{parsed.scheme}://{authority}"
         assert parsers.base_url(str(parsed)) == parsed
-
-
-def test_base_url_has_its_parts() -> None:
     assert parsers.base_url("https://[::1]/a/b/") == BaseURL("https", "::1", 443, "/a/b")
 
 
@@ -70,3 +64,36 @@ def test_base_url_ambiguous_is_refused(texts: str, told: str) -> None:
 def test_base_url_with_spaces_or_controls_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must not contain spaces or control characters"):
         parsers.base_url(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        (" https://a.example \t,http://b.example", ("https://a.example", "http://b.example")),
+        ("HTTPS://App.Example.COM:443", ("https://app.example.com",)),
+        ("http://app.example.com:443", ("http://app.example.com:443",)),
+        ("http://[0:0:0:0:0:0:0:1]", ("http://[::1]",)),
+    ],
+)
+def test_origins_become_what_browsers_send(text: str, origins: tuple[str, ...]) -> None:
+    assert parsers.origins(text) == origins
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ("app.example.com a.example:3000 //a.example ftp://a.example null", "must be origins such"),
+        ("https://a.example/ https://a.example?x https://a.example#x", "must be origins such as"),
+        ("https:// https://a.example: https://a..example https://::1", "must name a host"),
+        ("https://a.example:65536", "must have a port from 1 to 65535"),
+        ("https://word@a.example https://x:word@a.example", "must contain no user or password"),
+        ("* https://* https://*.example.com", "must name each origin in full"),
+    ],
+)
+def test_origin_that_no_browser_sends_is_refused(texts: str, told: str) -> None:
+    for text in texts.split():
+        for given in (text, f"https://a.example {text}"):
+            with pytest.raises(ValueError, match=f"^{told}") as caught:
+                parsers.origins(given)
+            assert "word@" not in str(caught.value)
