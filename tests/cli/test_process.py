@@ -11,8 +11,6 @@ import program
 import pytest
 from test_plugin_commands import SHOP
 
-from tornadoproxy import __version__
-
 PATIENCE = 50.0  # seconds; a limit for what would otherwise hang, never an expectation
 
 
@@ -27,11 +25,6 @@ def shop(directory: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def test_program_runs_as_a_module(tmp_path: Path) -> None:
-    done = program.run(tmp_path, "--version")
-    assert (done.returncode, done.stdout) == (0, f"tornadoproxy {__version__}\n")
 
 
 def test_output_to_a_reader_that_stops_is_no_error(tmp_path: Path) -> None:

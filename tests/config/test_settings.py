@@ -36,29 +36,6 @@ DATABASE: Setting[Path | None] = Setting("SHOP_DB", parsers.path, default=None, 
 # Declarations
 
 
-def test_defaults_without_sources_are_the_documented_ones(tmp_path: Path) -> None:
-    settings = sources(tmp_path).read(CORE_SETTINGS)
-    shown = {each.name: settings[each] for each in CORE_SETTINGS}
-    documented = {
-        "HOST": "127.0.0.1",
-        "PORT": 8000,
-        "REUSE_PORT": False,
-        "UPSTREAM_API_KEY": None,
-        "UPSTREAM_CONNECT_TIMEOUT": 10,
-        "UPSTREAM_FIRST_BYTE_TIMEOUT": 600,
-        "UPSTREAM_IDLE_TIMEOUT": 600,
-        "DRAIN_TIMEOUT": 30,
-        "MAX_CONCURRENT_REQUESTS": 10_000,
-        "MAX_BODY_SIZE": 500 << 20,
-        "DEFAULT_ANTHROPIC_VERSION": "2023-06-01",
-        "SSE_KEEPALIVE_INTERVAL": 0,
-        "UPSTREAM_AUTH_SCHEME": "x-api-key",
-    }
-    assert {name: shown[name] for name in documented} == documented
-    assert str(settings[UPSTREAM_BASE_URL]) == "https://api.anthropic.com"
-    assert settings.variable(PORT) is None
-
-
 def test_help_is_a_phrase_then_sentences() -> None:
     for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings()):
         phrase, *sentences = re.split(r"\. (?=[A-Z0-9])", setting.help)
