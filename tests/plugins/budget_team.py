@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tornadoproxy.testing import (
         Proxy,
-        RawConnection,
         RawResponse,
         Response,
     )
@@ -69,19 +68,9 @@ class Team(Scene):
             storage.set_cap(connection, scope, period, cents, actor="test", now=1.0)
 
     async def ask(
-        self,
-        who: str = "ada",
-        document: Document | None = None,
-        route: str = MESSAGES,
-        to: Proxy | None = None,
+        self, who: str = "ada", document: Document | None = None, to: Proxy | None = None
     ) -> RawResponse:
-        return await self.request(
-            route, asking() if document is None else document, token=who, to=to
-        )
-
-    async def send(self, document: Document, who: str = "ada") -> RawConnection:
-        """Send a request whose response is still to be read."""
-        return await self.begin(document, who)
+        return await self.request(MESSAGES, document or asking(), token=who, to=to)
 
     async def spent(self, who: str = "ada", to: Proxy | None = None) -> int:
         """Return a person's spending of this day in nanos, by the Admin API."""

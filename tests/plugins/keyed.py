@@ -78,11 +78,11 @@ class Keyed(Scene):
     async def ask(
         self, key: str, target: str = MESSAGES, document: Document | None = None
     ) -> RawResponse:
-        return await self.request(target, message() if document is None else document, token=key)
+        return await self.request(target, document or message(), token=key)
 
-    async def send(self, key: str, target: str = MESSAGES, **fields: object) -> RawConnection:
-        """Send a request whose response is still to be read."""
-        return await self.begin(message(**fields), key, target)  # type: ignore[arg-type]  # fields of a body
+    async def send(self, key: str) -> RawConnection:
+        """Send a request for a message, whose response is still to be read."""
+        return await self.begin(message(), key)
 
     async def until(self, status: int, key: str) -> RawResponse:
         """Ask for the models until the response has `status`."""

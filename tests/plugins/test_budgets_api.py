@@ -15,64 +15,38 @@ from urllib.parse import quote
 
 import pytest
 from anthropic import AsyncAnthropic, NotFoundError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from people import MESSAGES, Document, People, locked, message
+from budget_team import ADMIN, LIMITS, Team, costing
 from tornadoproxy_budgets import admin_keys, wire
+from tornadoproxy_budgets.caps import Scope
 
-from tornadoproxy import InvalidRequest, Usage, hookimpl
+from tornadoproxy import InvalidRequest
 from tornadoproxy.testing import TEST_TOKEN, clean_environment, request_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from people import Document, Scene
 
-    from tornadoproxy.testing import Ask, OpenRaw, Proxy, RawResponse, ScriptedUpstream, StartProxy
+    from tornadoproxy.testing import Proxy, RawResponse
 
-WRITER = "an-admin-key-that-may-change-anything"
 READER = "an-admin-key-that-may-read-and-no-more"
-LIMITS = "/v1/organizations/spend_limits"
 EVERYONE = {"type": "organization"}
 ADA = {"type": "user", "user_id": "ada"}
 TEAM = {"type": "rbac_group", "rbac_group_id": "team"}
+pytest_plugins = ("budget_team",)
+
 TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-class Prices:
-    """1.2345678 cents for each output token."""
-
-    @hookimpl(tryfirst=True)
-    def price(self, usage: Usage) -> int:
-        return (usage.output_tokens or 0) * 12_345_678
-
-
-class Api:
+class Api(Team):
     """The spend limits API of a proxy."""
 
-    def __init__(self, start_proxy: StartProxy, ask: Ask, path: Path) -> None:
-        self._start_proxy = start_proxy
-        self._ask = ask
-        self.path = path
-
     async def start(self, **variables: Any) -> Proxy:
-        keys = {"BUDGETS_ADMIN_KEY": f"ops={WRITER}", "BUDGETS_ADMIN_READ_KEY": READER}
-        given = {"BUDGETS_DB": self.path, **keys, **variables}
-        return await self._start_proxy(plugins=[People(), Prices()], **given)
+        keys = {"BUDGETS_ADMIN_KEY": f"ops={ADMIN}", "BUDGETS_ADMIN_READ_KEY": READER}
+        return await super().start(**{**keys, **variables})
 
     async def send(
-        self,
-        method: str,
-        target: str = "",
-        document: object = None,
-        *,
-        key: str | None = WRITER,
-        headers: dict[str, str] | None = None,
+        self, method: str, target: str = "", document: object = None, *, key: str | None = ADMIN
     ) -> RawResponse:
-        body = b"" if document is None else json.dumps(document).encode()
-        body = document if isinstance(document, bytes) else body
-        target = LIMITS + target
-        response = await self._ask(
-            target, method=method, headers=headers or {}, body=body, token=key
-        )
+        response = await self.request(LIMITS + target, document, method=method, token=key)
         assert response.header("request-id")
         assert response.header("content-type") == "application/json"
         return response
@@ -85,14 +59,14 @@ class Api:
     async def set(self, scope: object, amount: str | None = "1000", period: str = "daily") -> Any:
         return await self.call("POST", "", {"scope": scope, "amount": amount, "period": period})
 
-    async def spend(self, who: str, tokens: int = 3) -> None:
-        """Have a person spend as many times 1.2345678 cents."""
-        assert (await self._ask(MESSAGES, message(tokens), token=who)).status == 200
+    async def spend(self, who: str, cents: int = 3) -> None:
+        self.upstream.script(costing(cents))
+        assert (await self.ask(who)).status == 200
 
 
 @pytest.fixture
-def api(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> Api:
-    return Api(start_proxy, ask, tmp_path / "budgets.db")
+def api(scene: Scene) -> Api:
+    return Api(**vars(scene))
 
 
 def fault_of(response: RawResponse) -> tuple[int, str, str]:
@@ -105,9 +79,7 @@ def fault_of(response: RawResponse) -> tuple[int, str, str]:
 # -- limits
 
 
-async def test_limit_is_created_replaced_read_and_deleted(
-    api: Api, upstream: ScriptedUpstream
-) -> None:
+async def test_limit_is_created_replaced_read_and_deleted(api: Api) -> None:
     await api.start()
     made = await api.set(EVERYONE, "50000", "monthly")
     assert re.fullmatch("spl_[0-9a-f]{24}", made["id"])
@@ -132,14 +104,13 @@ async def test_limit_is_created_replaced_read_and_deleted(
     assert await api.call("DELETE", target) == deleted
     for method in ("GET", "DELETE"):
         assert fault_of(await api.send(method, target))[:2] == (404, "not_found_error")
-    assert upstream.requests == []
+    assert api.upstream.requests == []
 
 
 async def test_scope_has_a_limit_for_each_period(api: Api) -> None:
     await api.start()
-    scopes = (EVERYONE, ADA, TEAM, {**EVERYONE, "shared": True}, {**TEAM, "shared": True})
     ids = set()
-    for scope in scopes:
+    for scope in (EVERYONE, ADA, TEAM, {**EVERYONE, "shared": True}, {**TEAM, "shared": True}):
         for period in ("daily", "weekly", "monthly"):
             made = await api.set(scope, "1", period)
             assert (made["scope"], made["period"]) == (scope, period)
@@ -162,17 +133,13 @@ def everyone(**fields: object) -> Document:
 @pytest.mark.parametrize(
     ("document", "field"),
     [
-        (b"", "JSON"),
         (b"\xff", "JSON"),
         (b"[" * 100_000, "JSON"),
         ([], "object"),
         ({"amount": "1"}, "scope"),
-        ({"scope": "organization", "amount": "1"}, "scope"),
         (scoped(), "scope.type"),
         (scoped(type=["user"]), "scope.type"),
-        (scoped(type="seat_tier", seat_tier="x"), "scope.type"),
         (scoped(type="user"), "scope.user_id"),
-        (scoped(type="user", user_id=""), "scope.user_id"),
         (scoped(type="user", user_id=7), "scope.user_id"),
         (scoped(type="user", user_id="a\nb"), "scope.user_id"),
         (scoped(type="user", user_id="a" * 257), "scope.user_id"),
@@ -182,9 +149,7 @@ def everyone(**fields: object) -> Document:
         ({"scope": EVERYONE}, "amount"),
         (everyone(amount=100), "amount"),
         (everyone(amount="1.5"), "amount"),
-        (everyone(amount=""), "amount"),
         (everyone(period="yearly"), "period"),
-        (everyone(period=["daily"]), "period"),
         (everyone(currency="EUR"), "currency"),
         (everyone(perriod="daily"), "perriod: unknown field"),
     ],
@@ -196,12 +161,16 @@ def test_invalid_limit_is_refused(document: object, field: str) -> None:
     assert field in str(refused.value)
 
 
+def test_longest_name_is_accepted() -> None:
+    body = json.dumps(scoped(type="user", user_id="a" * 256)).encode()
+    assert wire.wanted(body) == (Scope("user", "a" * 256), "monthly", 1)
+
+
 async def test_refused_limit_changes_nothing(api: Api) -> None:
     await api.start()
     refused = fault_of(await api.send("POST", "", {"scope": EVERYONE}))
     assert refused[:2] == (400, "invalid_request_error")
     assert (await api.call("GET"))["data"] == []
-    assert (await api.call("GET", "/audit"))["data"] == []
 
 
 async def test_limits_are_listed_in_pages(api: Api) -> None:
@@ -231,9 +200,8 @@ async def test_limits_are_listed_by_scope_type(api: Api) -> None:
     for scope in (ADA, EVERYONE, TEAM):
         await api.set(scope)
     for query, found in (
-        ("scope_type=user", ["user"]),
         ("scope_type[]=rbac_group", ["rbac_group"]),
-        ("scope_type[]=user&scope_type[]=organization", ["user", "organization"]),
+        ("scope_type[]=user&scope_type=organization", ["user", "organization"]),
         ("beta=true", ["user", "organization", "rbac_group"]),
     ):
         document = await api.call("GET", f"?{query}")
@@ -246,7 +214,6 @@ async def test_invalid_query_is_refused(api: Api) -> None:
         "?limit=0",
         "?limit=1001",
         "?limit=ten",
-        "?limit=0000010009999999",
         "?limit=" + "1" * 5000,
         "?limit=1&limit=2",
         "?after_id=spl_unknown",
@@ -257,44 +224,44 @@ async def test_invalid_query_is_refused(api: Api) -> None:
         "?scope_type=workspace",
         "/effective?period[]=yearly",
         "/effective?sort=spend_desc",
-        "/effective?sort=spend_desc&period[]=daily&period[]=weekly",
-        "/effective?sort=name",
+        "/effective?sort=name&period[]=daily",
         "/effective?page=page_e30=",
-        "/effective?limit=0",
         "/effective?" + "&".join(f"user_ids[]={number}" for number in range(101)),
         "/audit?after_id=spl_1",
         "/audit?after_id=" + "1" * 19,
-        "/audit?limit=x",
     ):
         refused = fault_of(await api.send("GET", target))
         assert refused[:2] == (400, "invalid_request_error"), target
+    assert await api.call("GET", "?limit=1000")
+    assert await api.call("GET", "/effective?" + "user_ids[]=ada&" * 100)
+    assert await api.call("GET", "/audit?after_id=" + "1" * 18)
 
 
-async def test_unknown_method_or_path_is_refused(api: Api, upstream: ScriptedUpstream) -> None:
+async def test_unknown_method_or_path_is_refused(api: Api) -> None:
     await api.start()
     for method, target in (("PUT", ""), ("DELETE", ""), ("POST", "/effective"), ("POST", "/x")):
         response = await api.send(method, target, {})
         assert response.status == 405
         assert "GET" in (response.header("allow") or "")
     assert fault_of(await api.send("GET", "/increase_requests"))[0] == 404
-    assert upstream.requests == []
+    assert api.upstream.requests == []
 
 
 # -- admin keys
 
 
-async def test_only_an_admin_key_is_accepted(api: Api, upstream: ScriptedUpstream) -> None:
+async def test_only_an_admin_key_is_accepted(api: Api) -> None:
     await api.start()
-    for key in (None, TEST_TOKEN, "ada", WRITER[:-1], f"ops={WRITER}"):
+    for key in (None, TEST_TOKEN, "ada", ADMIN[:-1], f"ops={ADMIN}"):
         for method, target in (("POST", ""), ("DELETE", "/x"), ("GET", "/effective")):
             response = await api.send(method, target, key=key)
             status, kind, text = fault_of(response)
             assert (status, kind) == (401, "authentication_error")
             assert response.header("www-authenticate") == "Bearer"
-            assert WRITER not in text
+            assert ADMIN not in text
             assert text.startswith("No credential was sent") == (key is None)
             assert "an admin key of this proxy's BUDGETS_ADMIN_KEY" in text
-    assert upstream.requests == []
+    assert api.upstream.requests == []
 
 
 async def test_read_key_may_only_read(api: Api) -> None:
@@ -313,36 +280,32 @@ async def test_read_key_may_only_read(api: Api) -> None:
 
 async def test_x_api_key_takes_precedence_over_bearer(api: Api) -> None:
     await api.start()
-    for key, bearer, status in ((WRITER, "wrong", 200), ("wrong", WRITER, 401)):
-        response = await api.send("GET", key=bearer, headers={"x-api-key": key})
+    for key, bearer, status in ((ADMIN, "wrong", 200), ("wrong", ADMIN, 401)):
+        response = await api.request(LIMITS, headers={"x-api-key": key}, token=bearer)
         assert response.status == status
 
 
-async def test_without_an_admin_key_the_api_is_disabled(
-    api: Api, upstream: ScriptedUpstream
-) -> None:
+async def test_without_an_admin_key_the_api_is_disabled(api: Api) -> None:
     await api.start(BUDGETS_ADMIN_KEY=None, BUDGETS_ADMIN_READ_KEY=None)
-    for key in (WRITER, TEST_TOKEN, None):
-        for method, body in (("GET", None), ("POST", everyone())):
-            status, kind, text = fault_of(await api.send(method, "", body, key=key))
-            assert (status, kind) == (404, "not_found_error")
-            assert "set BUDGETS_ADMIN_KEY to enable it" in text
-    assert upstream.requests == []
+    for key in (ADMIN, None):
+        status, kind, text = fault_of(await api.send("POST", "", everyone(), key=key))
+        assert (status, kind) == (404, "not_found_error")
+        assert "set BUDGETS_ADMIN_KEY to enable it" in text
+    assert api.upstream.requests == []
 
 
-async def test_key_is_checked_before_the_body(api: Api, raw: OpenRaw) -> None:
+async def test_key_is_checked_before_the_body(api: Api) -> None:
     await api.start()
-    client = await raw()
+    client = await api.raw()
     await client.send(request_bytes("POST", LIMITS, {"Content-Length": "9999"}, token="guess"))
     assert (await client.response()).status == 401
 
 
-@given(st.lists(st.text("abc=-_.0", min_size=32, max_size=40), max_size=3, unique=True))
-@settings(max_examples=50, deadline=None)
-def test_name_of_an_admin_key_is_no_part_of_it(keys: list[str]) -> None:
+def test_name_of_an_admin_key_is_no_part_of_it() -> None:
+    keys = ["a" * 32, "=b" * 16, "c=d" * 11]
     words = [f"name-{position}={key}" for position, key in enumerate(keys)]
     found = admin_keys.parse_keys(" ".join(words))
-    assert [key.name for key in found] == [f"name-{position}" for position in range(len(keys))]
+    assert [key.name for key in found] == ["name-0", "name-1", "name-2"]
     assert [key.secret.reveal().decode() for key in found] == keys
     assert not any(key in repr(found) for key in keys)
 
@@ -363,7 +326,7 @@ async def test_report_has_limits_and_spending(api: Api) -> None:
     of_all = await api.set(EVERYONE, "900", "daily")
     pool = await api.set({**TEAM, "shared": True}, "5000", "monthly")
     await api.spend("ada+team")
-    await api.spend("bob")
+    await api.spend("bob", 1)
     report = await api.call("GET", "/effective")
     assert report["next_page"] is None
     assert report["data"][0] == {
@@ -381,7 +344,7 @@ async def test_report_has_limits_and_spending(api: Api) -> None:
         "amount": None,
         "currency": "USD",
         "period": "daily",
-        "period_to_date_spend": "3.704",
+        "period_to_date_spend": "3",
         "groups": ["team"],
     }
     rows = {
@@ -396,14 +359,14 @@ async def test_report_has_limits_and_spending(api: Api) -> None:
         ("bob", "weekly"): (None, None),
         ("bob", "monthly"): (None, None),
     }
-    assert (await api.call("GET", f"/{pool['id']}"))["period_to_date_spend"] == "3.704"
+    assert (await api.call("GET", f"/{pool['id']}"))["period_to_date_spend"] == "3"
 
 
 async def test_report_is_filtered_sorted_and_paged(api: Api) -> None:
     await api.start()
     await api.set({"type": "user", "user_id": "eve"})
-    for who, tokens in (("ada", 2), ("Bob", 5), ("cyd", 1), ("dan", 5)):
-        await api.spend(who, tokens)
+    for who, cents in (("ada", 2), ("Bob", 5), ("cyd", 1), ("dan", 5)):
+        await api.spend(who, cents)
 
     async def names(query: str) -> list[list[str]]:
         """Return the names on each page."""
@@ -428,7 +391,7 @@ async def test_report_is_filtered_sorted_and_paged(api: Api) -> None:
 async def test_sdk_manages_limits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     clean_environment(monkeypatch)
     proxy = await api.start()
-    async with AsyncAnthropic(base_url=proxy.url, api_key=WRITER, max_retries=0) as client:
+    async with AsyncAnthropic(base_url=proxy.url, api_key=ADMIN, max_retries=0) as client:
         limits = client.beta.organization.spend_limits
         scope: Any = ADA
         made = await limits.set(scope=scope, amount="50000", period="weekly")
@@ -441,19 +404,18 @@ async def test_sdk_manages_limits(api: Api, monkeypatch: pytest.MonkeyPatch) -> 
         await api.spend("ada")
         report = limits.effective.list(limit=1, period=["weekly"], user_ids=["ada", "bob"])
         rows = [(row.amount, row.period_to_date_spend) async for row in report]
-        assert rows == [("50000", "3.704"), (None, "0")]
+        assert rows == [("50000", "3"), (None, "0")]
         assert (await limits.delete(made.id)).type == "spend_limit_deleted"
         with pytest.raises(NotFoundError, match="no spend limit with this id"):
             await limits.retrieve(made.id)
 
 
-@given(st.lists(st.one_of(st.text(max_size=20), st.integers()), max_size=3))
-@settings(max_examples=50, deadline=None)
-def test_cursor_round_trips(key: list[str | int]) -> None:
-    types = [type(part) for part in key]
-    assert wire.cursor_key(wire.cursor(*key), *types) == key
-    with pytest.raises(InvalidRequest):
-        wire.cursor_key(wire.cursor(*key), *types, str)
+def test_cursor_round_trips() -> None:
+    for key in ([], ["ä b/+?"], [-12, "ada"]):
+        types = [type(part) for part in key]
+        assert wire.cursor_key(wire.cursor(*key), *types) == key
+        with pytest.raises(InvalidRequest):
+            wire.cursor_key(wire.cursor(*key), *types, str)
 
 
 # -- the audit log
@@ -479,15 +441,4 @@ async def test_audit_log_has_each_change(api: Api) -> None:
         page = await api.call("GET", f"/audit?{query}")
         assert ([event["id"] for event in page["data"]], page["has_more"]) == (ids, has_more)
     with closing(sqlite3.connect(api.path)) as connection:
-        assert WRITER not in "\n".join(connection.iterdump())
-
-
-async def test_change_of_a_locked_database_is_refused(api: Api) -> None:
-    await api.start()
-    with locked(api.path):
-        refused = await api.send("POST", "", everyone())
-    status, kind, text = fault_of(refused)
-    assert (status, kind) == (503, "overloaded_error")
-    assert "nothing was changed" in text
-    assert (await api.call("GET"))["data"] == []
-    await api.set(ADA)
+        assert ADMIN not in "\n".join(connection.iterdump())

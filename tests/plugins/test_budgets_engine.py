@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -69,19 +67,19 @@ def test_period_follows_the_calendar(naive: datetime) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cents"), [("12", 1200), ("12.5", 1250), ("$12.05", 1205), ("0", 0), ("0.01", 1)]
+    ("text", "cents"), [("12.5", 1250), ("$12.05", 1205), ("0", 0), ("9" * 13, int("9" * 13) * 100)]
 )
 def test_dollars_are_parsed(text: str, cents: int) -> None:
     assert parse_dollars(text) == cents
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.005", "1e3", "1,50", "ten", "٣", "1" * 14])
+@pytest.mark.parametrize("text", ["", "-1", "1.005", "1e3", "٣", "1" * 14])
 def test_invalid_dollars_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be an amount"):
         parse_dollars(text)
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", " 1", "1_0", "٣", "1" * 16])
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "1_0", "٣", "1" * 16])
 def test_invalid_cents_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="cents"):
         parse_cents(text)
@@ -93,9 +91,8 @@ def test_invalid_cents_are_refused(text: str) -> None:
         (0, "0"),
         (CENT, "1"),
         (120_505 * CENT // 10, "12050.5"),
-        (41_280_125 * CENT // 1000, "41280.125"),
-        (42 * CENT // 100, "0.42"),
-        (1, "0"),
+        (4_999, "0"),
+        (5_000, "0.001"),
     ],
 )
 def test_cents_text_has_at_most_three_decimals(nanos: int, cents: str) -> None:
@@ -449,37 +446,3 @@ def counts_for(name: str, subject: Subject) -> bool:
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
-
-
-@given(
-    cents=st.integers(0, 50),
-    requests=st.lists(
-        st.tuples(st.integers(0, 20 * CENT), st.integers(0, 100)), min_size=1, max_size=40
-    ),
-    order=st.randoms(use_true_random=False),
-)
-@settings(max_examples=60, deadline=None)
-def test_parallel_requests_overspend_by_less_than_one_estimate(
-    cents: int, requests: list[tuple[int, int]], order: Random
-) -> None:
-    made = engine(cap(EVERYONE_TOGETHER, cents))
-    waiting = list(requests)
-    running: list[tuple[Reservation, int]] = []
-    admitted: Counter[int] = Counter()
-    total = 0
-    while waiting or running:
-        if waiting and (not running or order.random() < 0.6):
-            estimate, share = waiting.pop()
-            try:
-                reservation = admit(made, f"user-{len(waiting) % 3}", estimate)
-            except CapReached:
-                continue
-            admitted[estimate] += 1
-            running.append((reservation, estimate * share // 100))
-        else:
-            reservation, cost = running.pop(int(order.random() * len(running)))
-            made.settle(reservation, cost, NOON)
-            total += cost
-    assert made.reserved(EVERYONE) == 0
-    assert made.spent(EVERYONE, "daily", NOON) == total
-    assert total <= max(cents * CENT - 1, 0) + max(admitted, default=0)
