@@ -21,45 +21,32 @@ def check(*lines: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("localhost", "LocalHost:8000", "localhost.", "localhost.:8000"),
-        *("127.0.0.1", "127.1.2.3:8000", "[::1]", "[::1]:8000"),
-        *("Claude.Example:443", "claude.example.", "192.0.2.7:8000", "[2001:db8::7]:8000"),
+        *("localhost", "LocalHost:8000", "localhost.:8000", "127.1.2.3:8000", "[::1]"),
+        *("Claude.Example:443", "192.0.2.7:8000", "[2001:db8::7]:8000"),
     ],
 )
 def test_loopback_or_allowed_host_is_accepted(host: str) -> None:
     check(("Host", host))
+    check()  # HTTP/1.0 has no Host
 
 
 @pytest.mark.parametrize(
     "host",
     [
-        *("evil.example:8000", "localhost.evil.example", "evil-localhost", "notlocalhost"),
-        *("127.0.0.1.evil.example", "127.0.0.1.nip.io:8000", "claude.example.evil.example"),
-        *("sub.claude.example", "0.0.0.0:8000", "[::]:8000", "192.0.2.8", "[2001:db8::8]"),
-        *("169.254.169.254", "10.0.0.1", "2130706433", "0", "127.1"),
+        *("evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io:8000"),
+        *("sub.claude.example", "0.0.0.0:8000", "[::]:8000", "192.0.2.8", "2130706433", "127.1"),
     ],
 )
 def test_other_host_is_refused(host: str) -> None:
     """DNS rebinding: a page may point its own name to a loopback address."""
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(Denied, match=r"localhost.*ALLOWED_HOSTS.*AUTH_TOKEN") as caught:
         check(("Host", host))
     assert caught.value.status == 403
-    for remedy in ("localhost", "ALLOWED_HOSTS", "AUTH_TOKEN"):
-        assert remedy in caught.value.message
-
-
-def test_http_1_0_request_without_host_is_accepted() -> None:
-    check()
 
 
 @pytest.mark.parametrize(
     ("host", "origin"),
-    [
-        ("localhost:8000", "http://localhost:8000"),
-        ("LOCALHOST", "http://localhost"),
-        ("[::1]:8000", "http://[::1]:8000"),
-        ("claude.example", "https://claude.example"),
-    ],
+    [("LOCALHOST", "http://localhost"), ("[::1]:8000", "https://[::1]:8000")],
 )
 def test_own_origin_is_accepted(host: str, origin: str) -> None:
     check(("Host", host), ("Origin", origin), ("Sec-Fetch-Site", "same-origin"))
@@ -68,11 +55,9 @@ def test_own_origin_is_accepted(host: str, origin: str) -> None:
 @pytest.mark.parametrize(
     "origin",
     [
-        *("http://evil.example", "https://claude.example", "http://localhost"),
-        *("http://localhost:3000", "http://127.0.0.1:8000", "http://localhost:8000.evil.example"),
-        *("http://evil.example/localhost:8000", "http://evil.example?http://localhost:8000"),
-        *("http://localhost:8000, http://evil.example", "localhost:8000", "null", "", "file://"),
-        *("chrome-extension://abcdef", "http://[", "http://[::1", "://", "\xff"),
+        *("http://evil.example", "http://localhost", "http://localhost:3000", "localhost:8000"),
+        *("http://localhost:8000.evil.example", "http://evil.example?http://localhost:8000"),
+        *("http://localhost:8000, http://evil.example", "null", "", "http://[", "://", "\xff"),
     ],
 )
 def test_other_origin_is_refused(origin: str) -> None:
@@ -81,24 +66,9 @@ def test_other_origin_is_refused(origin: str) -> None:
             check(*host, ("Origin", origin))
 
 
-def test_one_other_origin_among_several_is_refused() -> None:
-    for origins in (["http://localhost", "http://evil.example"], ["null", "http://localhost"]):
-        with pytest.raises(Denied):
-            check(("Host", "localhost"), *(("Origin", origin) for origin in origins))
-
-
-@pytest.mark.parametrize(
-    ("site", "refused"),
-    [
-        *(("none", False), ("same-origin", False)),
-        *((site, True) for site in ("cross-site", "same-site", "of-tomorrow", "")),
-    ],
-)
-def test_request_begun_by_other_site_is_refused(site: str, *, refused: bool) -> None:
+@pytest.mark.parametrize("site", ["cross-site", "same-site", ""])
+def test_request_begun_by_other_site_is_refused(site: str) -> None:
     """Browsers send no Origin with a plain GET, such as an image's, but they send this."""
-    lines = ("Host", "localhost"), ("Sec-Fetch-Site", site)
-    if refused:
-        with pytest.raises(Denied):
-            check(*lines)
-    else:
-        check(*lines)
+    check(("Host", "localhost"), ("Sec-Fetch-Site", "none"))
+    with pytest.raises(Denied):
+        check(("Host", "localhost"), ("Sec-Fetch-Site", site))
