@@ -14,12 +14,10 @@ import pytest
 from tornadoproxy.protocol import decompression
 from tornadoproxy.protocol.decompression import readable_codings
 from tornadoproxy.testing import (
-    TEST_TOKEN,
     bytes_response,
     json_response,
     message_document,
     message_events,
-    request_bytes,
 )
 
 if TYPE_CHECKING:
@@ -57,23 +55,19 @@ def plain_install(monkeypatch: MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("accepted", "sent"),
     [
-        ("gzip", "gzip"),
         ("GZIP ;q=0.5,  x-gzip", "GZIP ;q=0.5,  x-gzip"),
-        ("gzip, deflate, br, zstd", "gzip, deflate"),
-        ("br;q=1.0, gzip;q=0.2", "gzip;q=0.2"),
-        ("br", "identity"),
+        ("br;q=1.0, gzip;q=0.2, deflate, zstd", "gzip;q=0.2, deflate"),
         ("", ""),
         ("*", "gzip, deflate"),
         ("*;q=0.3, gzip;q=0.9, br", "deflate;q=0.3, gzip;q=0.9"),
         ("gzip;q=0, *", "gzip;q=0, deflate"),
-        ("br, identity;q=0", "identity;q=0"),
         ("br, gzip, identity; q=0.000", "gzip, identity; q=0.000"),
         ("gzip, *;q=0", "gzip, *;q=0"),
         ("br;q=0, gzip", "br;q=0, gzip"),
         ("br;q=0.001, compress, x-of-tomorrow;q=2", "identity"),
-        ("gzip,br", "gzip"),
         (", ,", ", ,"),
-        (",".join("*" * 1000), "identity"),
+        ("gzip".ljust(1000), "gzip".ljust(1000)),
+        ("gzip".ljust(1001), "identity"),
     ],
 )
 def test_accept_encoding_of_plain_install(plain_install: None, accepted: str, sent: str) -> None:
@@ -97,17 +91,11 @@ def test_brotli_without_output_limit_is_not_readable(monkeypatch: MonkeyPatch) -
     forget()
 
 
-def post(path: str, *lines: tuple[str, str], stream: bool = False) -> bytes:
-    body = json.dumps({"model": "m", "stream": stream}).encode()
-    return request_bytes("POST", path, list(lines), body, token=TEST_TOKEN)
-
-
 @pytest.mark.parametrize(
     ("path", "lines", "sent"),
     [
         ("/v1/messages", ["br", "gzip;q=0.5", "zstd"], ["gzip;q=0.5"]),
         ("/v1/messages", ["gzip", "deflate"], ["gzip", "deflate"]),
-        ("/v1/messages", [], []),
         ("/v1/files", ["gzip, br, zstd"], ["gzip, br, zstd"]),
     ],
 )
@@ -121,37 +109,34 @@ async def test_relay_requests_readable_codings_for_usage(
     sent: list[str],
 ) -> None:
     upstream.script(json_response({}))
-    await ask(post(path, *(("Accept-Encoding", line) for line in lines)))
+    await ask(path, {"model": "m"}, headers=[("Accept-Encoding", line) for line in lines])
     assert upstream.requests[0].all("Accept-Encoding") == sent
 
 
+STREAMED = b'{"stream": true}'
+
+
 @pytest.mark.parametrize(
-    ("interval", "stream", "chunked", "sent"),
-    [
-        (9, True, False, "identity"),
-        (9, False, False, "gzip"),
-        (9, False, True, "identity"),  # a chunked body is not read before it goes upstream
-        (0, True, True, "gzip"),
-    ],
+    ("interval", "body", "sent"),
+    [(9, STREAMED, "identity"), (9, b"{}", "gzip"), (0, STREAMED, "gzip")],
 )
 async def test_relay_requests_a_plain_stream_to_ping_into(
     start_proxy: StartProxy,
     ask: Ask,
     upstream: ScriptedUpstream,
     interval: int,
-    stream: bool,
-    chunked: bool,
+    body: bytes,
     sent: str,
 ) -> None:
     await start_proxy(SSE_KEEPALIVE_INTERVAL=interval)
-    upstream.script(json_response({}))
-    data = post("/v1/messages", ("Accept-Encoding", "gzip"), stream=stream)
-    if chunked:
-        head, _, body = data.partition(b"\r\n\r\n")
-        head = head.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
-        data = head + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    await ask(data)
-    assert upstream.requests[0].all("Accept-Encoding") == [sent]
+    upstream.script(*[json_response({})] * 2)
+    accepts = ("Accept-Encoding", "gzip")
+    await ask("/v1/messages", headers=[accepts], body=body)
+    # a chunked body is not read before it goes upstream, so it may request a stream
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    await ask("/v1/messages", headers=[accepts, ("Transfer-Encoding", "chunked")], body=chunked)
+    found = [each.all("Accept-Encoding") for each in upstream.requests]
+    assert found == [[sent], ["identity" if interval else "gzip"]]
 
 
 @pytest.mark.parametrize(("coding", "is_stream"), [("gzip", False), ("gzip", True), ("br", True)])
@@ -183,7 +168,6 @@ async def test_chat_reads_response_compressed_unasked(
 @pytest.mark.parametrize(
     ("coding", "body", "message", "status"),
     [
-        ("gzip", b"not gzip", "corrupt", 200),
         ("gzip", b"not gzip", "corrupt", 429),
         ("compress", b"x", "content-encoding 'compress'", 200),
         ("gzip", gzip.compress(bytes(9 * 1024 * 1024)), "corrupt", 200),
@@ -198,10 +182,9 @@ async def test_chat_unreadable_response_is_502(
     status: int,
 ) -> None:
     upstream.script(bytes_response(body, {**JSON, "Content-Encoding": coding}, status=status))
-    with pytest.raises(openai.InternalServerError) as caught:
+    with pytest.raises(openai.InternalServerError, match=message) as caught:
         await openai_client.chat.completions.create(model="m", messages=HELLO)
     assert caught.value.status_code == 502
-    assert message in caught.value.message
 
 
 async def test_chat_reads_compressed_error(
@@ -218,9 +201,8 @@ async def test_chat_reads_compressed_error(
 async def test_models_read_list_compressed_unasked(
     openai_client: AsyncOpenAI, upstream: ScriptedUpstream, coding: str
 ) -> None:
-    models = {"data": [{"type": "model", "id": "claude-x"}], "has_more": False}
-    headers = {**JSON, "Content-Encoding": coding}
-    upstream.script(bytes_response(gzip.compress(json.dumps(models).encode()), headers))
+    body = gzip.compress(b'{"data": [{"type": "model", "id": "claude-x"}], "has_more": false}')
+    upstream.script(bytes_response(body, {**JSON, "Content-Encoding": coding}))
     if coding == "gzip":
         assert [each.id async for each in openai_client.models.list()] == ["claude-x"]
     else:

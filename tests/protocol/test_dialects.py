@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
 
 import anthropic
 import httpx2
@@ -41,16 +40,13 @@ ANTHROPIC: dict[int, tuple[str, type[anthropic.APIStatusError]]] = {
     402: ("billing_error", anthropic.PaymentRequiredError),
     403: ("permission_error", anthropic.PermissionDeniedError),
     404: ("not_found_error", anthropic.NotFoundError),
-    405: ("invalid_request_error", anthropic.APIStatusError),
     409: ("conflict_error", anthropic.ConflictError),
     413: ("request_too_large", anthropic.ContentTooLargeError),
     418: ("invalid_request_error", anthropic.APIStatusError),
     429: ("rate_limit_error", anthropic.RateLimitError),
     500: ("api_error", anthropic.InternalServerError),
-    502: ("api_error", anthropic.InternalServerError),
     503: ("overloaded_error", anthropic.ServiceUnavailableError),
     504: ("timeout_error", anthropic.GatewayTimeoutError),
-    508: ("api_error", anthropic.InternalServerError),
     529: ("overloaded_error", anthropic.OverloadedError),
 }
 
@@ -59,11 +55,10 @@ OPENAI: dict[int, tuple[str, type[openai.APIStatusError]]] = {
     400: ("invalid_request_error", openai.BadRequestError),
     401: ("invalid_request_error", openai.AuthenticationError),
     403: ("permission_error", openai.PermissionDeniedError),
-    404: ("invalid_request_error", openai.NotFoundError),
-    409: ("invalid_request_error", openai.ConflictError),
-    413: ("invalid_request_error", openai.APIStatusError),
+    418: ("invalid_request_error", openai.APIStatusError),
     429: ("rate_limit_error", openai.RateLimitError),
-    **dict.fromkeys((500, 502, 503, 504, 529), ("server_error", openai.InternalServerError)),
+    500: ("server_error", openai.InternalServerError),
+    529: ("server_error", openai.InternalServerError),
 }
 
 OWN_ERRORS: list[tuple[ProxyError, int]] = [
@@ -76,8 +71,6 @@ OWN_ERRORS: list[tuple[ProxyError, int]] = [
     *((PluginFailed("m"), 503), (CredentialRefused(), 502), (UpstreamTimeout("m"), 504)),
 ]
 
-both = pytest.mark.parametrize("dialect", Dialect)
-
 
 def response(dialect: Dialect, error: ProxyError) -> httpx2.Response:
     return httpx2.Response(
@@ -87,35 +80,29 @@ def response(dialect: Dialect, error: ProxyError) -> httpx2.Response:
     )
 
 
-def document(dialect: Dialect, error: ProxyError) -> dict[str, Any]:  # Any: JSON
-    parsed: dict[str, Any] = json.loads(dialect.error_body(error, REQUEST_ID))
-    return parsed
-
-
 def raised_by_anthropic(error: ProxyError) -> anthropic.APIStatusError:
     """The exception of the Anthropic SDK for a response with `error`."""
     transport = httpx2.MockTransport(lambda _: response(Dialect.ANTHROPIC, error))
-    with (
-        httpx2.Client(transport=transport) as http,
-        anthropic.Anthropic(
-            api_key="k", base_url="http://proxy.example", max_retries=0, http_client=http
-        ) as client,
-        pytest.raises(anthropic.APIStatusError) as raised,
-    ):
+    client = anthropic.Anthropic(
+        api_key="k",
+        base_url="http://proxy.example",
+        max_retries=0,
+        http_client=httpx2.Client(transport=transport),
+    )
+    with client, pytest.raises(anthropic.APIStatusError) as raised:
         client.models.list()
     return raised.value
 
 
 def raised_by_openai(error: ProxyError) -> openai.APIStatusError:
-    """The exception of the OpenAI SDK for a response with `error`."""
     transport = httpx2.MockTransport(lambda _: response(Dialect.OPENAI, error))
-    with (
-        httpx2.Client(transport=transport) as http,
-        openai.OpenAI(
-            api_key="k", base_url="http://proxy.example/openai/v1", max_retries=0, http_client=http
-        ) as client,
-        pytest.raises(openai.APIStatusError) as raised,
-    ):
+    client = openai.OpenAI(
+        api_key="k",
+        base_url="http://proxy.example/openai/v1",
+        max_retries=0,
+        http_client=httpx2.Client(transport=transport),
+    )
+    with client, pytest.raises(openai.APIStatusError) as raised:
         client.models.list()
     return raised.value
 
@@ -123,8 +110,8 @@ def raised_by_openai(error: ProxyError) -> openai.APIStatusError:
 @pytest.mark.parametrize(
     ("dialect", "paths"),
     [
-        (Dialect.OPENAI, "/openai/v1/chat/completions /openai/v1/models /openai/ /openai"),
-        (Dialect.ANTHROPIC, "/v1/messages /v1/openai/x /  * /openaix /OpenAI/v1 /x/openai/"),
+        (Dialect.OPENAI, "/openai/v1/chat/completions /openai/ /openai"),
+        (Dialect.ANTHROPIC, "/v1/messages /v1/openai/x /  * /openaix /OpenAI/v1"),
     ],
 )
 def test_path_decides_the_dialect(dialect: Dialect, paths: str) -> None:
@@ -133,11 +120,8 @@ def test_path_decides_the_dialect(dialect: Dialect, paths: str) -> None:
 
 
 def test_own_errors_are_all_listed() -> None:
-    found = {
-        each
-        for _, each in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(each, ProxyError)
-    }
+    classes = (each for _, each in inspect.getmembers(errors, inspect.isclass))
+    found = {each for each in classes if issubclass(each, ProxyError)}
     assert {type(error) for error, _ in OWN_ERRORS} == found
 
 
@@ -145,25 +129,20 @@ def test_own_errors_are_all_listed() -> None:
 def test_own_error_has_status_and_whose_fault_in_its_type(error: ProxyError, status: int) -> None:
     assert Dialect.ANTHROPIC.error_status(error) == status
     assert Dialect.OPENAI.error_status(error) == (503 if type(error) is Overloaded else status)
-    by_client = 400 <= status < 500 or status == 508
-    assert isinstance(error, ClientError) is by_client
+    assert isinstance(error, ClientError) is (400 <= status < 500 or status == 508)
     assert isinstance(error, UpstreamError) is (status in {502, 504})
     for dialect in Dialect:
         headers = response(dialect, error).headers
         assert headers["content-type"] == "application/json"
         assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
-        assert document(dialect, error)["error"]["message"] == error.message == str(error)
-
-
-def test_status_can_be_chosen() -> None:
-    assert (Denied("m", status=402).status, Denied("m").status) == (402, 403)
+        assert json.loads(dialect.error_body(error, ""))["error"]["message"] == str(error)
 
 
 @pytest.mark.parametrize("status", ANTHROPIC)
 def test_anthropic_error_is_documented_and_raised_by_the_sdk(status: int) -> None:
     error_type, error_class = ANTHROPIC[status]
     error = ProxyError(MESSAGE, status=status, code="c", param="p")
-    assert document(Dialect.ANTHROPIC, error) == {
+    assert json.loads(Dialect.ANTHROPIC.error_body(error, REQUEST_ID)) == {
         "type": "error",
         "error": {"type": error_type, "message": MESSAGE},
         "request_id": REQUEST_ID,
@@ -179,58 +158,41 @@ def test_openai_error_is_documented_and_raised_by_the_sdk(status: int) -> None:
     error_type, error_class = OPENAI[status]
     error = ProxyError(MESSAGE, status=status, param="p", code="c")
     fields = {"message": MESSAGE, "type": error_type, "param": "p", "code": "c"}
-    assert document(Dialect.OPENAI, error) == {"error": fields}
+    assert json.loads(Dialect.OPENAI.error_body(error, REQUEST_ID)) == {"error": fields}
     raised = raised_by_openai(error)
     assert isinstance(raised, error_class)
     assert (raised.status_code, raised.type) == (status, error_type)
-    assert MESSAGE in raised.message
     assert (raised.code, raised.param, raised.request_id) == ("c", "p", REQUEST_ID)
 
 
 @pytest.mark.parametrize(
-    ("error", "error_class", "error_type", "code"),
+    ("error", "error_type", "code"),
     [
-        (
-            AuthenticationFailed(MESSAGE),
-            openai.AuthenticationError,
-            "invalid_request_error",
-            "invalid_api_key",
-        ),
-        (
-            Denied(MESSAGE, status=429, error_type="billing_error"),
-            openai.RateLimitError,
-            "insufficient_quota",
-            "insufficient_quota",
-        ),
-        (InvalidRequest(MESSAGE), openai.BadRequestError, "invalid_request_error", None),
+        (AuthenticationFailed(MESSAGE), "invalid_request_error", "invalid_api_key"),
+        (Denied(MESSAGE, error_type="billing_error"), "insufficient_quota", "insufficient_quota"),
+        (InvalidRequest(MESSAGE), "invalid_request_error", None),
     ],
 )
 def test_openai_code_follows_from_the_error(
-    error: ProxyError, error_class: type[Exception], error_type: str, code: str | None
+    error: ProxyError, error_type: str, code: str | None
 ) -> None:
-    raised = raised_by_openai(error)
-    assert isinstance(raised, error_class)
-    assert (raised.type, raised.code, raised.param) == (error_type, code, None)
+    found = json.loads(Dialect.OPENAI.error_body(error, REQUEST_ID))["error"]
+    assert (found["type"], found["code"], found["param"]) == (error_type, code, None)
 
 
-def test_overloaded_and_spent_budget_are_told_when_to_retry() -> None:
+def test_spent_budget_keeps_its_type_and_headers() -> None:
     headers = {"X-Should-Retry": "false"}
-    spent = Denied("m", status=429, error_type="billing_error", retry_after=60, headers=headers)
+    spent = Denied("m", status=429, error_type="billing_error", headers=headers)
     raised = raised_by_anthropic(spent)
     assert isinstance(raised, anthropic.RateLimitError)
     assert raised.type == "billing_error"
     assert raised.response.headers["x-should-retry"] == "false"
-    assert raised.response.headers["retry-after"] == "60"
-    overloaded = Overloaded(MESSAGE, retry_after=1)
-    assert raised_by_anthropic(overloaded).status_code == 529
-    assert raised_by_openai(overloaded).status_code == 503
-    assert raised_by_openai(overloaded).response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize(
     ("seconds", "header"), [(None, None), (0, "0"), (1, "1"), (1.2, "2"), (0.001, "1")]
 )
-@both
+@pytest.mark.parametrize("dialect", Dialect)
 def test_retry_after_is_rounded_up_to_whole_seconds(
     dialect: Dialect, seconds: float | None, header: str | None
 ) -> None:
@@ -248,21 +210,20 @@ def test_stream_error_has_the_form_of_its_dialect() -> None:
         "error": {"type": "api_error", "message": MESSAGE},
         "request_id": REQUEST_ID,
     }
-    data, *rest = Dialect.OPENAI.stream_error(UpstreamClosed(MESSAGE), REQUEST_ID).split(b"\n")
-    body = json.loads(data.removeprefix(b"data: "))
-    assert (body["error"]["message"], rest) == (MESSAGE, [b"", b""])
+    error = UpstreamClosed(MESSAGE)
+    body = Dialect.OPENAI.error_body(error, REQUEST_ID)
+    assert Dialect.OPENAI.stream_error(error, REQUEST_ID) == b"data: " + body + b"\n\n"
     assert b"billing_error" in Dialect.ANTHROPIC.stream_error(Denied("m", status=402), REQUEST_ID)
 
 
 @pytest.mark.parametrize(
     "message", ["a\nb\rc\r\n\r\nd\n\ne: f", "a\x85é\u2028b\u2029", "half of a pair: \ud83d"]
 )
-@both
+@pytest.mark.parametrize("dialect", Dialect)
 def test_error_of_any_message_is_one_line_of_json(dialect: Dialect, message: str) -> None:
     error = InvalidRequest(message)
     event = dialect.stream_error(error, REQUEST_ID)
     assert event.count(b"\n\n") == 1
-    assert event.endswith(b"\n\n")
     for written in (dialect.error_body(error, REQUEST_ID), event.partition(b"data: ")[2].rstrip()):
         assert len(written.decode().splitlines()) == 1
         assert json.loads(written)["error"]["message"] == message
