@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import strategies as st
+from properties import holds_of
+from strict_reading import read
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import Secret
@@ -26,16 +29,10 @@ BEYOND_ASCII = bytes(range(0x80, 0x100)).decode("latin-1")
 
 # RFC 9110 §7.6.1, §11.7; Http2-Settings of RFC 7540 §3.2.1
 HOP_BY_HOP = [
-    *("Connection", "HTTP2-Settings", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization"),
-    *("Proxy-Authentication-Info", "Proxy-Connection", "TE", "Trailer", "Upgrade"),
+    *("HTTP2-Settings", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Trailer", "TE"),
+    *("Proxy-Authentication-Info", "Proxy-Connection", "Upgrade"),
 ]
-BROWSER = ["Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Of-Tomorrow"]
-CREDENTIALS = [
-    ("Authorization", "Bearer sk-client"),
-    ("Cookie", "session=sk-client"),
-    ("X-Api-Key", "sk-client"),
-    ("Proxy-Authorization", "Bearer sk-client"),
-]
+CREDENTIALS = ["Authorization", "Cookie", "X-Api-Key", "Proxy-Authorization"]
 
 Lines = list[tuple[str, str]]
 
@@ -100,15 +97,9 @@ def test_bare_request_gets_host_version_credential_and_via() -> None:
     ("name", "value"),
     [
         ("anthropic-version", "not-a-date"),
-        ("anthropic-beta", "a-2025-01-01,b-2025-02-02"),
-        ("x-claude-code-session-id", "4f5c"),
-        ("x-stainless-retry-count", "0"),
-        ("idempotency-key", "stainless-python-retry-1"),
         ("accept-encoding", "gzip, deflate, br, zstd"),
-        ("content-type", "application/json; charset=utf-8"),
         ("content-encoding", "gzip"),
         ("content-length", "12345678901"),
-        ("range", "bytes=0-1"),
         ("x-forwarded-for", "192.0.2.7"),
         ("x-sec-fetch-site", "x"),
         ("x-unknown", 'a,  b;c="d"\te'),
@@ -120,19 +111,16 @@ def test_request_header_crosses_unchanged(name: str, value: str) -> None:
     assert values(sent([(name, value)]), name) == [value]
 
 
-def test_repeated_request_lines_cross_in_order() -> None:
-    lines = [("anthropic-beta", "b"), ("x-a", "2"), ("Anthropic-Beta", "a, c"), ("X-A", "1")]
-    assert values(sent(lines), "anthropic-beta") == ["b", "a, c"]
-    assert values(sent(lines), "x-a") == ["2", "1"]
-    versions = [("anthropic-version", "2023-06-01"), ("anthropic-version", "2026-10-21")]
-    assert sent(versions)[1:3] == versions
-
-
-@pytest.mark.parametrize("name", [*HOP_BY_HOP, *BROWSER, "Cookie", "Expect"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(*HOP_BY_HOP, "Cookie", "Expect", "Origin", "Referer"),
+        *("Sec-Fetch-Site", "Sec-Fetch-Of-Tomorrow"),
+    ],
+)
 def test_request_header_of_this_hop_ends_here(name: str) -> None:
     for spelled in (name, name.lower(), name.upper()):
-        assert values(sent([(spelled, "x"), ("x-kept", "1")]), name) == []
-        assert values(sent([(spelled, "x"), ("x-kept", "1")]), "x-kept") == ["1"]
+        assert sent([(spelled, "x"), ("x-kept", "1")], None)[1:-2] == [("x-kept", "1")]
 
 
 @pytest.mark.parametrize(
@@ -142,10 +130,7 @@ def test_request_header_of_this_hop_ends_here(name: str) -> None:
 def test_headers_that_connection_names_end_here(connection: list[str]) -> None:
     lines = [("x-private", "1"), ("X-Private", "2"), ("x-private-not", "3")]
     lines += [("connection", line) for line in connection]
-    assert values(sent(lines), "x-private") == values(returned(lines), "x-private") == []
-    assert values(sent(lines), "x-private-not") == values(returned(lines), "x-private-not") == ["3"]
-    several = sent([("a", "1"), ("connection", "a, B"), ("b", "2"), ("c", "3")])
-    assert [name for name, _ in several if name in {"a", "b", "c"}] == ["c"]
+    assert sent(lines, None)[1:-2] == returned(lines) == [("x-private-not", "3")]
 
 
 def test_connection_cannot_remove_the_framing() -> None:
@@ -154,21 +139,8 @@ def test_connection_cannot_remove_the_framing() -> None:
     assert returned(lines) == [("content-length", "5")]
     chunked = [("connection", "transfer-encoding"), ("transfer-encoding", "chunked")]
     assert values(sent(chunked), "transfer-encoding") == ["chunked"]
-    assert values(sent(chunked), "content-length") == []
     dropped = sent(chunked[1:], drop=frozenset({"Transfer-Encoding"}))
     assert values(dropped, "transfer-encoding") == []
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"), [("host", "api.example:8443"), ("via", VIA), ("x-api-key", UPSTREAM_KEY)]
-)
-def test_connection_cannot_remove_what_the_proxy_adds(name: str, expected: str) -> None:
-    assert values(sent([("connection", name), (name, "client's")]), name) == [expected]
-
-
-def test_version_that_connection_names_becomes_the_default() -> None:
-    lines = [("Connection", "anthropic-version"), ("Anthropic-Version", "2026-10-21")]
-    assert values(sent(lines), "anthropic-version") == [VERSION]
 
 
 @pytest.mark.parametrize(
@@ -179,15 +151,10 @@ def test_version_that_connection_names_becomes_the_default() -> None:
     ],
 )
 def test_upstream_gets_exactly_one_credential(scheme: str, credential: tuple[str, str]) -> None:
-    client = [*CREDENTIALS, *CREDENTIALS, ("X-API-KEY", "sk-client-2")]
+    client = [(name, "sk-client") for name in [*CREDENTIALS, *CREDENTIALS, "X-API-KEY"]]
     upstream = sent(client, credential_header(Secret(UPSTREAM_KEY), scheme))
-    assert "sk-client" not in repr(upstream)
-    names = {"authorization", "x-api-key", "cookie", "proxy-authorization"}
-    assert [line for line in upstream if line[0] in names] == [credential]
-
-
-def test_without_a_key_upstream_gets_no_credential() -> None:
-    assert [name for name, _ in sent(CREDENTIALS, None)] == ["host", "anthropic-version", "via"]
+    assert upstream[2:-1] == [credential]
+    assert [name for name, _ in sent(client, None)] == ["host", "anthropic-version", "via"]
 
 
 def test_key_is_sent_as_its_bytes() -> None:
@@ -198,23 +165,19 @@ def test_key_is_sent_as_its_bytes() -> None:
 def test_request_headers_are_read_only_and_hidden() -> None:
     headers = request_headers([("X-A", " 1\t"), ("x-a", "2"), ("Authorization", "hush")])
     assert (headers["x-a"], headers.get("X-A"), headers.get_list("X-A")) == (
-        "1,2",
-        "1,2",
+        *("1,2", "1,2"),
         ["1", "2"],
     )
     assert (headers.get("x-b"), headers.get("x-b", 7), headers.get_list("x-b")) == (None, 7, [])
     assert "X-a" in headers
     assert not headers.__contains__(5)
     assert "hush" not in str(headers)
-    before = [*headers.get_all()]
-    head(headers, None)
     with pytest.raises(TypeError):
         headers.add("a", "b")
     with pytest.raises(TypeError):
         headers["a"] = "b"
     with pytest.raises(TypeError):
         del headers["X-A"]
-    assert [*headers.get_all()] == before
 
 
 @pytest.mark.parametrize("name", ["content-type", "Via", "x-claude-code-session-id", "a b", "", 7])
@@ -227,18 +190,11 @@ def test_credential_name_that_cannot_be_one_is_refused(name: object) -> None:
 # -- loops
 
 
-def test_via_is_added_after_the_clients_and_shows_a_loop() -> None:
-    upstream = sent([("via", "1.0 fred, 1.1 a.example (x)"), ("via", "2 b")])
-    assert values(upstream, "via") == ["1.0 fred, 1.1 a.example (x)", "2 b", VIA]
-    assert has_been_here(headers_of(upstream), INSTANCE)
-
-
 @pytest.mark.parametrize(
     ("via", "is_loop"),
     [
-        ([VIA], True),
         ([f"1.0 fred,{VIA},1.1 nginx"], True),
-        (["1.0 fred", f"{VIA} (a comment)", "1.1 nginx"], True),
+        (["1.0 fred", f"{VIA} (a comment)"], True),
         ([], False),
         (["1.1 tornadoproxy-00d5e1f00d5e1f00"], False),
         (["1.1 tornadoproxy", "1.1 tornadoproxy-", f"1.1 {INSTANCE}"], False),
@@ -247,6 +203,7 @@ def test_via_is_added_after_the_clients_and_shows_a_loop() -> None:
 def test_loop_is_found_by_the_proxys_own_entry(via: list[str], is_loop: bool) -> None:
     lines = [("via", line) for line in via]
     assert has_been_here(headers_of([*lines, ("X-Via", VIA)]), INSTANCE) is is_loop
+    assert values(sent(lines), "via") == [*via, VIA]
 
 
 # -- responses
@@ -256,14 +213,10 @@ def test_loop_is_found_by_the_proxys_own_entry(via: list[str], is_loop: bool) ->
     ("name", "value"),
     [
         ("request-id", "req_011C"),
-        ("retry-after-ms", "1500"),
-        ("x-should-retry", "false"),
         ("anthropic-ratelimit-of-tomorrow", "x"),
-        ("content-type", "application/json"),
         ("content-type", "text/event"),
         ("content-encoding", "zstd"),
         ("content-length", "12345678901"),
-        ("location", "https://elsewhere.example/"),
         ("via", "1.1 google"),
         ("www-authenticate", "Bearer"),
         ("x-unknown", BEYOND_ASCII),
@@ -274,15 +227,8 @@ def test_response_header_crosses_unchanged(name: str, value: str) -> None:
     assert returned([(name, value)]) == [(name, value)]
 
 
-def test_repeated_response_lines_cross_in_order() -> None:
-    lines = [("x-a", "2"), ("x-a", "1, 3"), ("x-a", "2"), ("warning", "a"), ("warning", "b")]
-    assert returned(lines) == lines
-    assert returned([]) == []
-
-
 @pytest.mark.parametrize(
-    "name",
-    [*HOP_BY_HOP, "Transfer-Encoding", "Set-Cookie", "SET-COOKIE", "Access-Control-Of-Tomorrow"],
+    "name", [*HOP_BY_HOP, "Connection", "Transfer-Encoding", "SET-COOKIE", "Access-Control-X"]
 )
 def test_response_header_of_this_hop_ends_here(name: str) -> None:
     assert returned([(name, "x"), (name.lower(), "x"), ("x-kept", "1")]) == [("x-kept", "1")]
@@ -312,11 +258,9 @@ def test_event_stream_is_marked_as_unbuffered_by_default(own: Lines) -> None:
 @pytest.mark.parametrize(
     ("content_type", "kind"),
     [
-        ("text/event-stream;charset=utf-8", is_event_stream),
-        ("TEXT/EVENT-STREAM", is_event_stream),
+        ("TEXT/EVENT-STREAM;charset=utf-8", is_event_stream),
         ("Application/JSON; charset=utf-8", is_json),
         ("text/plain; x=text/event-stream; y=application/json", None),
-        ("", None),
     ],
 )
 def test_kind_of_body_follows_from_its_type(content_type: str, kind: object) -> None:
@@ -325,7 +269,83 @@ def test_kind_of_body_follows_from_its_type(content_type: str, kind: object) -> 
         assert not each(HTTPHeaders())
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "x-of-tomorrow", "GZIP", "Identity", None])
+@pytest.mark.parametrize("encoding", ["gzip", "Identity", None])
 def test_body_is_encoded_unless_identity(encoding: str | None) -> None:
     headers = HTTPHeaders({"content-encoding": encoding} if encoding else {})
-    assert is_encoded(headers) is (encoding not in {"Identity", None})
+    assert is_encoded(headers) is (encoding == "gzip")
+
+
+# -- any lines
+
+OTHERS = [
+    *("Host", "Via", "Anthropic-Version", "Expect"),
+    *("Anthropic-Beta", "X-Private", "Accept", "Content-Type", "X", "A-B-C"),
+]
+NAMES = st.sampled_from([*HOP_BY_HOP, *CREDENTIALS, *OTHERS]) | st.text(
+    "!#$%&'*+-.^_`|~0123456789abcxyz", min_size=1, max_size=8
+)
+SPELLED = st.tuples(NAMES, st.sampled_from([str.lower, str.upper, str.title])).map(
+    lambda pair: pair[1](pair[0])
+)
+VALUES = st.text(
+    st.characters(max_codepoint=255, exclude_categories=["Cc"]) | st.just("\t"), max_size=12
+).map(lambda value: value.strip(" \t"))
+
+
+@st.composite
+def any_lines(draw: st.DrawFn) -> Lines:
+    """Header lines that a parser accepts, without the framing."""
+    lines = []
+    for name in draw(st.lists(SPELLED, max_size=12)):
+        secret = "sk-client" if name.title() in CREDENTIALS else ""
+        lines.append((name, (secret + draw(VALUES)).strip()))
+    options = st.sampled_from(
+        [*(name for name, _ in lines), "close", "keep-alive", "", " ", "content-length", "host"]
+    )
+    for named in draw(st.lists(st.lists(options | options.map(str.upper), max_size=4), max_size=2)):
+        lines.insert(draw(st.integers(0, len(lines))), ("Connection", ", ".join(named).strip()))
+    return lines
+
+
+def by_name(lines: Lines) -> dict[str, list[str]]:
+    return {name.lower(): values(lines, name) for name, _ in lines}
+
+
+def ends_here(lines: Lines) -> set[str]:
+    """The names, in lower case, that end here in both directions."""
+    named = {each.strip() for value in values(lines, "connection") for each in value.split(",")}
+    return {each.lower() for each in [*HOP_BY_HOP, "Connection", *named]}
+
+
+FRAMES: list[tuple[Lines, bytes]] = [
+    ([], b""),
+    ([("Content-Length", "5")], b"hello"),
+    ([("Transfer-Encoding", "chunked")], b"5\r\nhello\r\n0\r\n\r\n"),
+]
+
+
+@holds_of(any_lines(), st.sampled_from(FRAMES))
+def test_head_that_goes_upstream_is_one_request(lines: Lines, framed: tuple[Lines, bytes]) -> None:
+    """With the body that was framed, and no lines but those that may cross."""
+    frame, body = framed
+    written = head(headers_of([*lines, *frame]), ("X-Api-Key", UPSTREAM_KEY))
+    (request,) = read(written + body + b"GET /next").whole
+    assert (request.method, request.body) == ("POST", b"hello" if frame else b"")
+    assert b"sk-client" not in written
+    gone = ends_here(lines) | {each.lower() for each in [*CREDENTIALS, "Host", "Expect"]}
+    kept = by_name([(name, value) for name, value in lines if name.lower() not in gone])
+    kept.setdefault("anthropic-version", [VERSION])
+    kept.setdefault("via", []).append(VIA)
+    kept |= {**by_name(frame), "host": ["api.example:8443"], "x-api-key": [UPSTREAM_KEY]}
+    assert by_name(sent([*lines, *frame])) == kept
+
+
+@holds_of(any_lines(), st.sampled_from([200, 204, 304, 529]), VALUES)
+def test_response_headers_cross_unless_they_end_here(
+    lines: Lines, status: int, cookie: str
+) -> None:
+    received = [*lines, ("Set-Cookie", cookie), ("Content-Length", "5")]
+    gone = (ends_here(lines) | {"set-cookie"}) - {"content-length"}
+    gone |= {"content-length"} if status == 204 else set()
+    kept = by_name([(name, value) for name, value in received if name.lower() not in gone])
+    assert by_name(returned(received, status)) == kept

@@ -18,15 +18,11 @@ def batch(url: object, indent: int | None = None) -> bytes:
     return json.dumps(document, indent=indent, ensure_ascii=False).encode()
 
 
-@pytest.mark.parametrize(
-    "origin",
-    [UPSTREAM, "http://127.0.0.1:9", "http://[::1]:9", "https://gateway.example/with/a/prefix"],
-)
+@pytest.mark.parametrize("origin", [UPSTREAM, "http://[::1]:9", "https://gateway.example/a/prefix"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_results_url_gets_the_proxys_origin(origin: str, indent: int | None) -> None:
-    assert rewrite(batch(origin + PATH, indent), ORIGIN) == batch(ORIGIN + PATH, indent)
-    query = f"{PATH}?a=b&c=%2F"
-    assert rewrite(batch(origin + query), ORIGIN) == batch(ORIGIN + query)
+    for path in (PATH, f"{PATH}?a=b&c=%2F"):
+        assert rewrite(batch(origin + path, indent), ORIGIN) == batch(ORIGIN + path, indent)
 
 
 def test_results_urls_of_a_compact_list_are_rewritten() -> None:
@@ -48,8 +44,6 @@ def test_results_urls_of_a_compact_list_are_rewritten() -> None:
         json.dumps({"x": batch(UPSTREAM + PATH).decode()}).encode(),
         b'{"results_url": "https://api.anthropic.com", "x": "%b"}' % PATH.encode(),
         b'{"results_url": "https://api.anthropic.com\\"%b"}' % PATH.encode(),
-        b'{"results_url": "https://api.anthropic.com',
-        b"",
         b"\xff\x00 results_url",
     ],
 )
