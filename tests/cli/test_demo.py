@@ -29,13 +29,22 @@ def authenticate(request):
 
 
 def demo(
-    directory: Path, upstream: ScriptedUpstream, *arguments: str, **variables: str
+    directory: Path,
+    upstream: ScriptedUpstream,
+    *arguments: str,
+    token_file: str | None = None,
+    key: str | None = None,
 ) -> AbstractAsyncContextManager[Program]:
-    """Run the demo with `variables`, and without a token, a key and `upstream`'s URL."""
-    unset: dict[str, str | None] = dict.fromkeys(
-        ("AUTH_TOKEN", "UPSTREAM_API_KEY", "UPSTREAM_BASE_URL")
+    """Run the demo with these settings, and `upstream`'s URL left out."""
+    return running(
+        directory,
+        upstream,
+        *("demo", *arguments),
+        AUTH_TOKEN=None,
+        AUTH_TOKEN_FILE=token_file,
+        UPSTREAM_API_KEY=key,
+        UPSTREAM_BASE_URL=None,
     )
-    return running(directory, upstream, "demo", *arguments, **{**unset, **variables})
 
 
 def models(token: str) -> bytes:
@@ -43,7 +52,7 @@ def models(token: str) -> bytes:
 
 
 async def test_demo_streams_by_its_printed_line(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    async with demo(tmp_path, upstream, UPSTREAM_API_KEY=TEST_UPSTREAM_KEY) as program:
+    async with demo(tmp_path, upstream, key=TEST_UPSTREAM_KEY) as program:
         port = await program.port()
         command = shlex.split((await program.errors.wait_for(r"^curl -N .*$"))[0])
         assert program.errors.all[0].startswith("This is a demo")
@@ -79,7 +88,7 @@ async def test_demo_makes_up_a_token_and_keeps_it_on_reload(
 
 async def test_demo_uses_a_token_that_is_set(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     (tmp_path / "token").write_text(TEST_TOKEN)
-    async with demo(tmp_path, upstream, AUTH_TOKEN_FILE="token") as program:
+    async with demo(tmp_path, upstream, token_file="token") as program:
         await program.errors.wait_for(r'ANTHROPIC_AUTH_TOKEN="\$AUTH_TOKEN"')
         assert (await program.ask(models(TEST_TOKEN))).status == 200
     assert TEST_TOKEN not in "\n".join(program.errors.all)
