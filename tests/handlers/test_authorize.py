@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,11 @@ import pytest
 from served import CHAT_PATH, CHUNKED, anthropic_error, in_chunks, openai_error, request
 
 from tornadoproxy import Denied, Identity, IncomingRequest, ModelRequest, Permit, hookimpl
-from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.handlers.proxying import IN_THREAD
+from tornadoproxy.handlers.relay import HELD_BODY
 from tornadoproxy.testing import (
     json_response,
     message_document,
-    message_events,
-    silent_response,
-    sse_response,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +37,6 @@ FIELDS: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hi"}],
 }
 BODY = json.dumps(FIELDS).encode()
-CANARY = "sk-canary-0123456789"
 
 each_api = pytest.mark.parametrize("page", ["/v1/messages?beta=true", CHAT_PATH])
 
@@ -87,8 +84,6 @@ class Settled:
 
 async def later(result: object) -> object:
     await asyncio.sleep(0)
-    if result is KeyError:
-        raise KeyError(CANARY)
     return result
 
 
@@ -131,14 +126,6 @@ async def test_authorize_sees_model_and_limit_sent_upstream(scene: Scene) -> Non
     assert asked == [(MODEL, 7, 7), (MODEL, 10**12, 64_000), (MODEL, 10**12, 128_000)]
 
 
-async def test_path_that_may_mean_messages_is_authorized_as_such(scene: Scene) -> None:
-    authorizer = Authorizer()
-    await scene.start(plugins=[authorizer])
-    for page in ("/v1/messages/", "/v1/%6Dessages", "/v1/messages;x"):
-        await scene.ask(page, FIELDS)
-    assert [each.model for each in authorizer.models()] == [MODEL] * 3
-
-
 async def test_other_request_is_authorized_by_its_headers(scene: Scene) -> None:
     authorizer = Authorizer()
     await scene.start(plugins=[authorizer])
@@ -147,11 +134,9 @@ async def test_other_request_is_authorized_by_its_headers(scene: Scene) -> None:
         *(("POST", "/v1/messages/count_tokens"), ("GET", "/nothing")),
     ]
     for method, page in pages:
-        await scene.ask(page, method=method, body=BODY if method == "POST" else b"")
+        await scene.ask(page, method=method, body=b"{}" if method == "POST" else b"")
     assert [(each.method, each.path) for each, _, _ in authorizer.asked] == pages
     assert authorizer.models() == []
-    assert (await scene.ask("/v1/messages", FIELDS, token="wrong")).status == 401
-    assert len(authorizer.asked) == len(pages)
 
 
 # -- what they decide
@@ -161,17 +146,12 @@ def refuse(_: object = None) -> None:
     raise Denied("Too often: wait.", status=429, retry_after=7)
 
 
-def fail(_: object = None) -> None:
-    raise KeyError(CANARY)
-
-
 @pytest.mark.parametrize(
     ("page", "decide", "status"),
     [
         *((page, refuse, 429) for page in ("/v1/messages", CHAT_PATH, "/v1/files", "/nowhere")),
-        ("/v1/messages", fail, 503),
         (CHAT_PATH, lambda: True, 503),
-        ("/v1/files", lambda: later(KeyError), 503),
+        ("/v1/files", lambda: later(True), 503),
     ],
 )
 async def test_admit_refusal_precedes_body_and_authorize(
@@ -195,10 +175,8 @@ async def test_authorize_refusal_settles_and_stays_here(page: str, scene: Scene)
     await scene.start(plugins=plugins, DISABLED_PLUGINS="keys budgets")
     response = await scene.ask(page, FIELDS)
     assert response.header("retry-after") == "7"
-    if page == CHAT_PATH:
-        assert openai_error(response, 429, "rate_limit_error") == "Too often: wait."
-    else:
-        assert anthropic_error(response, 429, "rate_limit_error") == "Too often: wait."
+    error = openai_error if page == CHAT_PATH else anthropic_error
+    assert error(response, 429, "rate_limit_error") == "Too often: wait."
     record = await scene.records.finished()
     assert (record.outcome, record.cost) == ("denied", None)
     assert scene.upstream.connections == 0
@@ -213,8 +191,7 @@ async def test_authorize_refusal_precedes_body_of_upload(scene: Scene) -> None:
     assert scene.upstream.connections == 0
 
 
-@each_api
-async def test_late_permit_is_503_and_settled(page: str, scene: Scene) -> None:
+async def test_late_permit_is_503_and_settled(scene: Scene) -> None:
     settled, cancelled = Settled(), asyncio.Event()
 
     async def hang(_: object) -> Permit:
@@ -225,7 +202,7 @@ async def test_late_permit_is_503_and_settled(page: str, scene: Scene) -> None:
         return settled.permit()
 
     await scene.start(plugins=[Authorizer(hang)], PLUGIN_TIMEOUT=0.05)
-    assert (await scene.ask(page, FIELDS)).status == 503
+    assert (await scene.ask("/v1/messages", FIELDS)).status == 503
     assert scene.upstream.connections == 0
     await cancelled.wait()
     assert settled.records == [await scene.records.finished()]
@@ -280,28 +257,6 @@ async def test_disconnect_during_authorization_is_settled(page: str, scene: Scen
 
 
 @each_api
-@pytest.mark.parametrize("streams", [False, True])
-async def test_disconnect_during_response_is_settled_once(
-    page: str, scene: Scene, *, streams: bool
-) -> None:
-    settled = Settled()
-    await scene.start(plugins=[Authorizer(settled.permit)])
-    events = message_events(message_document("Hello"))[:3]
-    scene.upstream.script(sse_response(events, end="hang") if streams else silent_response())
-    client = await scene.raw()
-    body = json.dumps({**FIELDS, "stream": True}).encode()
-    await client.send(request("POST", page, body=body))
-    received = await scene.upstream.received()
-    if streams:
-        await client.head()
-    await client.close()
-    await received.disconnected()
-    record = await scene.records.finished()
-    assert record.outcome == "abandoned"
-    assert settled.records == [record]
-
-
-@each_api
 async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> None:
     permit = Permit(withheld_headers=("anthropic-ratelimit-unified-",))
     await scene.start(plugins=[Authorizer(lambda _: permit)])
@@ -320,40 +275,18 @@ async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> 
 # -- the body
 
 
-@pytest.mark.parametrize("size", [0, 2 * 1024 * 1024])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_authorized_message_goes_upstream_unchanged(
-    size: int, scene: Scene, *, chunked: bool
-) -> None:
-    authorizer = Authorizer()
-    await scene.start(plugins=[authorizer])
+async def test_authorized_message_goes_upstream_unchanged(scene: Scene, *, chunked: bool) -> None:
+    await scene.start(plugins=[Authorizer()])
     scene.upstream.script(json_response(message_document("Hello")))
-    body = BODY.replace(b'"Hi"', b' "H\\u00ef' + b"y" * size + b'"')
-    if chunked:
-        data = request("POST", "/v1/messages", CHUNKED) + in_chunks(body, len(body))
-    else:
-        data = request("POST", "/v1/messages", body=body)
-    assert (await scene.ask(data)).status == 200
-    received = await scene.upstream.received()
-    assert received.body_length == len(body)
+    body = BODY.replace(b'"Hi"', b' "H\\u00ef' + b"y" * (HELD_BODY + 1) + b'"')
+    whole = request("POST", "/v1/messages", body=body)
+    in_pieces = request("POST", "/v1/messages", CHUNKED) + in_chunks(body, len(body))
+    assert (await scene.ask(in_pieces if chunked else whole)).status == 200
+    (received,) = scene.upstream.requests
+    assert received.body_sha256 == hashlib.sha256(body).hexdigest()
     assert received.all("content-length") == [str(len(body))]
     assert received.all("transfer-encoding") == []
-    assert size or received.body == body
-    assert len(authorizer.asked) == 1
-
-
-@each_api
-async def test_complete_body_is_charged_its_size(page: str, scene: Scene) -> None:
-    proxy = await scene.start(plugins=[Authorizer()])
-    scene.upstream.script(silent_response())
-    client = await scene.raw()
-    body = BODY + b" " * UNCHARGED_BODY
-    await client.send(request("POST", page, CHUNKED) + in_chunks(body, len(body)))
-    await scene.upstream.received()
-    assert proxy.server.status().held_bytes == len(body)
-    await client.close()
-    await scene.records.finished()
-    assert proxy.server.status().held_bytes == 0
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -386,7 +319,6 @@ async def test_large_body_is_parsed_in_thread(page: str, scene: Scene, *, leaves
     [
         (b'{"model": "a", "model": "b"}', {}, 400),
         (b"{", {}, 400),
-        (b"", {}, 400),
         (BODY, {"Content-Encoding": "gzip"}, 400),
         (b"", {"Content-Length": str(33 * 1024 * 1024)}, 413),
     ],
