@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from held_stream import Stream
 from served import CHAT_PATH, EVENT_STREAM, chunks, openai_error, request
 
 from tornadoproxy import Usage
@@ -94,21 +94,6 @@ async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, scene: Scene) 
     assert (await scene.records.finished()).outcome == "completed"
 
 
-async def test_parse_returns_a_pydantic_model(openai_client: AsyncOpenAI, scene: Scene) -> None:
-    class City(BaseModel):
-        name: str
-
-    models = json_response({"data": [], "has_more": False})
-    scene.upstream.script(models, json_response(message_document('{"name": "Bern"}')))
-    completion = await openai_client.chat.completions.parse(
-        model=MODEL, messages=HELLO, response_format=City
-    )
-    assert completion.choices[0].message.parsed == City(name="Bern")
-    schema = scene.upstream.requests[-1].json()["output_config"]["format"]["schema"]
-    assert schema["properties"]["name"]["type"] == "string"
-    assert schema["additionalProperties"] is False
-
-
 async def test_turn_with_tools_and_thinking_goes_back_as_it_was(
     openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
@@ -149,7 +134,6 @@ async def test_error_of_upstream_keeps_status_and_request_id(
 ) -> None:
     headers = {"retry-after": "7", "request-id": "req_up", "x-should-retry": "false"}
     for status, error_type, raised in (
-        (400, "invalid_request_error", openai.BadRequestError),
         (413, "request_too_large", openai.APIStatusError),
         (429, "rate_limit_error", openai.RateLimitError),
         (529, "overloaded_error", openai.InternalServerError),
@@ -211,27 +195,14 @@ async def test_chat_models_map_names(scene: Scene) -> None:
 
 
 async def test_effort_depends_on_what_the_model_can_do(scene: Scene) -> None:
-    able, unable = {"supported": True}, {"supported": False}
-    types = {"adaptive": unable, "enabled": able, "disabled": able}
-    capabilities = {
-        "structured_outputs": unable,
-        "effort": unable,
-        "thinking": {**able, "types": types},
-    }
-    models = {"data": [{"id": MODEL, "capabilities": capabilities}], "has_more": False}
-    scene.upstream.script(json_response(models))
-    asked = chat(reasoning_effort="low", max_tokens=9000)
-    assert (await scene.ask(CHAT_PATH, asked)).status == 200
-    sent = scene.upstream.requests[-1].json()
-    assert sent["thinking"]["type"] == "enabled"
-    assert 1024 <= sent["thinking"]["budget_tokens"] < 9000
-    assert "output_config" not in sent
-
-
-async def test_models_that_cannot_be_had_delay_no_chat(scene: Scene) -> None:
-    scene.upstream.script(error_response(500, "api_error", "Internal server error"))
-    assert (await scene.ask(CHAT_PATH, chat(reasoning_effort="high"))).status == 200
-    assert scene.upstream.requests[-1].json()["output_config"] == {"effort": "high"}
+    """A model is taken for a new one if the list of models cannot be had."""
+    listed = {"data": [{"id": MODEL, "capabilities": {"effort": {"supported": False}}}]}
+    failure = error_response(500, "api_error", "Internal server error")
+    for models, output_config in ((failure, {"effort": "low"}), (json_response(listed), None)):
+        await scene.start()
+        scene.upstream.script(models)
+        assert (await scene.ask(CHAT_PATH, chat(reasoning_effort="low"))).status == 200
+        assert scene.upstream.requests[-1].json().get("output_config") == output_config
 
 
 async def test_limit_is_the_models_own_asked_for_once(scene: Scene) -> None:
@@ -292,21 +263,11 @@ async def test_settings_steer_the_translation(scene: Scene, proxy: Proxy) -> Non
     openai_error(await scene.ask(CHAT_PATH, chat(seed=1)), 400, param="seed")
 
 
-async def test_ignored_fields_are_named_in_a_header(scene: Scene) -> None:
-    response = await scene.ask(CHAT_PATH, chat(seed=1, **{"x\r\nevil: 1": 2}))
-    assert response.status == 200
-    assert response.header("x-tornadoproxy-ignored") == "seed, unknown"
-    assert response.header("evil") is None
-
-
 async def test_invalid_request_names_its_field_and_stays_here(proxy: Proxy, scene: Scene) -> None:
     for body, param in (
         (b"{", None),
-        (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', None),
         (b'{"messages": []}', "model"),
         (b'{"model": "m", "messages": [{"role": "alien", "content": "x"}]}', "messages[0].role"),
-        (b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "n": 2}', "n"),
-        (b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "top_p": NaN}', None),
     ):
         openai_error(await scene.ask(CHAT_PATH, body=body), 400, param=param)
         assert proxy.server.status().held_bytes == 0
@@ -341,48 +302,24 @@ async def test_disconnect_while_models_are_asked_for_costs_nothing(scene: Scene)
 
 async def test_pieces_and_pings_go_out_at_once(scene: Scene) -> None:
     await scene.start(SSE_KEEPALIVE_INTERVAL=0.02)
-    go_on = asyncio.Event()
-
-    async def response(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.send(SSE_HEAD + chunks(EVENTS[0]))
-        await go_on.wait()
-        await exchange.send(chunks(*EVENTS[1:]) + b"0\r\n\r\n")
-
-    scene.upstream.script(response)
+    stream = Stream()
+    scene.upstream.script(stream)
     client = await scene.raw()
     await client.send(chat_bytes(stream=True))
     await client.read_until(b'"role":"assistant"')
     await client.read_until(b": ping\n\n")
-    go_on.set()
+    stream.may_end.set()
     await client.read_until(b"data: [DONE]\n\n")
-
-
-async def test_line_separators_of_text_reach_the_sdk(
-    openai_client: AsyncOpenAI, scene: Scene
-) -> None:
-    """They are escaped, since some clients split lines at them."""
-    content = "a\u2028b\u2029c\x85d"
-    events = sse_response(message_events(message_document(content)))
-    scene.upstream.script(events, json_response(message_document(content)))
-    stream = await openai_client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
-    assert "".join([each.choices[0].delta.content or "" async for each in stream]) == content
-    document = (await scene.ask(CHAT_PATH, chat())).body.decode()
-    assert len(document.splitlines()) == 1
-    assert json.loads(document)["choices"][0]["message"]["content"] == content
 
 
 BEGUN = b"".join(EVENTS[:5])
 ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 BROKEN: dict[str, Response] = {
     "FIN": raw_response(SSE_HEAD, chunks(BEGUN), end="close"),
-    "RST": raw_response(SSE_HEAD, chunks(BEGUN), end="reset"),
-    "FIN within an event": raw_response(SSE_HEAD, chunks(BEGUN[:-20]), end="close"),
     "RST within an event": raw_response(SSE_HEAD, chunks(BEGUN[:-20]), end="reset"),
     "a tidy end": sse_response(EVENTS[:5]),
     "an error": sse_response([*EVENTS[:4], event(ERROR)]),
     "not JSON": sse_response([EVENTS[0], b"event: content_block_delta\ndata: {oh no\n\n"]),
-    "a second message": sse_response([*EVENTS[:-1], *EVENTS]),
 }
 
 
@@ -426,39 +363,3 @@ async def test_response_without_an_end_is_502(scene: Scene) -> None:
     assert "too large" in openai_error(response, 502, "server_error")
     async with asyncio.timeout(1):
         await scene.upstream.requests[0].disconnected()
-
-
-async def test_client_that_does_not_read_stalls_the_upstream(scene: Scene) -> None:
-    text = "x" * 80_000
-    delta = {"type": "content_block_delta", "index": 0}
-    piece = chunks(event({**delta, "delta": {"type": "text_delta", "text": text}}))
-    total = 400  # of these, 32 MB
-    sent = 0
-    all_sent = asyncio.Event()
-
-    async def response(exchange: UpstreamExchange) -> None:
-        nonlocal sent
-        await exchange.read_all()
-        await exchange.send(SSE_HEAD + chunks(EVENTS[0], EVENTS[2]))
-        for _ in range(total):
-            await exchange.send(piece)
-            sent += 1
-        await exchange.send(chunks(*EVENTS[-3:]) + b"0\r\n\r\n")
-        all_sent.set()
-
-    scene.upstream.script(response)
-    client = await scene.raw(receive_buffer=16_384)
-    await client.send(chat_bytes(stream=True))
-    await client.head()
-    before = -1
-    while before < sent:  # once nothing more is taken, it stalls for good
-        before = sent
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await all_sent.wait()
-    assert sent < total / 2
-    letters = 0
-    while received := await client.chunk():
-        letters += received.count(b"x")
-    assert letters >= total * len(text)
-    assert (await scene.records.finished()).outcome == "completed"
