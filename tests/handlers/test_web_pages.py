@@ -1,0 +1,298 @@
+"""Requests of web pages: those of ALLOWED_ORIGINS, and all others where no token is asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from served import CHAT_BODY, CHAT_PATH, EVENTS, STREAM
+
+from tornadoproxy import Identity, hookimpl
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    bytes_response,
+    error_response,
+    request_bytes,
+    sse_response,
+)
+
+if TYPE_CHECKING:
+    from scene import Scene
+
+    from tornadoproxy.testing import Proxy, RawResponse, Response
+
+Line = tuple[str, str]
+
+APP = "https://app.example.com"
+DEV = "http://localhost:3000"
+ALLOWED = f"{DEV}, {APP}"
+FROM_APP = ("Origin", APP)
+FOREIGN = ("Origin", "https://evil.example")
+PREFLIGHT = [FROM_APP, ("Access-Control-Request-Method", "POST")]
+
+# an upstream's own CORS headers, none of which reaches a client
+OWN_CORS = [
+    ("Access-Control-Allow-Origin", "*"),
+    ("access-control-allow-credentials", "true"),
+    ("ACCESS-CONTROL-EXPOSE-HEADERS", "x-upstreams-own"),
+    ("Access-Control-Of-Tomorrow", "x"),
+    ("X-Kept", "kept"),
+]
+JSON = bytes_response(b"{}", OWN_CORS)
+SSE = sse_response(EVENTS, headers=OWN_CORS)
+ERROR = error_response(429, "rate_limit_error", "Slow down.", OWN_CORS)
+
+
+def shares(response: RawResponse) -> dict[str, list[str]]:
+    """Return a response's CORS headers, by their names in lower case."""
+    names = {name.lower() for name, _ in response.headers}
+    return {name: response.all(name) for name in names if name.startswith("access-control-")}
+
+
+def shared_with(origin: str) -> dict[str, list[str]]:
+    return {"access-control-allow-origin": [origin], "access-control-expose-headers": ["*"]}
+
+
+def vary(response: RawResponse) -> list[str]:
+    return [name.strip().lower() for line in response.all("Vary") for name in line.split(",")]
+
+
+# -- responses
+
+
+async def test_upstreams_cors_headers_never_cross(proxy: Proxy, scene: Scene) -> None:
+    """Without ALLOWED_ORIGINS, or with a blank one, responses have no CORS headers."""
+    blank = await scene.start(ALLOWED_ORIGINS="")
+    for to in (proxy, blank):
+        for scripted, path, body, expected in (
+            (JSON, "/v1/messages", b"{}", b"{}"),
+            (SSE, "/v1/messages", b"{}", STREAM),
+            (SSE, CHAT_PATH, b'{"stream": true,' + CHAT_BODY[1:], b"data: [DONE]"),
+            (ERROR, CHAT_PATH, CHAT_BODY, b"Slow down."),
+        ):
+            scene.upstream.script(scripted)
+            response = await scene.ask(path, body=body, headers=[FROM_APP], to=to)
+            assert (shares(response), vary(response)) == ({}, [])
+            assert expected in response.body
+            assert path == CHAT_PATH or response.header("X-Kept") == "kept"
+
+
+READABLE: list[tuple[str, str, bytes, str | None, Response | None, int]] = [
+    ("HEAD", "/v1/models", b"", TEST_TOKEN, JSON, 200),
+    ("POST", "/v1/messages", b"{}", TEST_TOKEN, SSE, 200),
+    ("GET", "/v1/x", b"", TEST_TOKEN, bytes_response(b"", OWN_CORS, 204), 204),
+    ("OPTIONS", "/v1/x", b"", TEST_TOKEN, JSON, 200),
+    ("POST", CHAT_PATH, CHAT_BODY, TEST_TOKEN, None, 200),
+    ("POST", CHAT_PATH, CHAT_BODY, TEST_TOKEN, ERROR, 429),
+    ("GET", "/openai/v1/models", b"", TEST_TOKEN, None, 200),
+    ("GET", "/v1/models", b"", None, None, 401),
+    ("GET", "/v1/../x", b"", TEST_TOKEN, None, 400),
+    ("POST", "/v1/messages", b"x" * 101, TEST_TOKEN, None, 413),
+    ("FROB", "/v1/messages", b"", TEST_TOKEN, None, 405),
+    ("GET", "/health", b"", None, None, 200),
+]
+
+
+@pytest.mark.parametrize("origin", [APP, DEV])
+async def test_allowed_origin_may_read_every_response(origin: str, scene: Scene) -> None:
+    await scene.start(ALLOWED_ORIGINS=ALLOWED, MAX_BODY_SIZE=100)
+    lines = [("Origin", origin)]
+    for method, path, body, token, scripted, status in READABLE:
+        if scripted is not None:
+            scene.upstream.script(scripted)
+        response = await scene.ask(path, method=method, headers=lines, body=body, token=token)
+        assert response.status == status, path
+        assert shares(response) == shared_with(origin)
+        assert vary(response) == ["origin"]
+
+
+async def test_allowed_origin_reads_the_response_as_it_came(scene: Scene) -> None:
+    """Upstream refuses web pages; which of them may ask is decided in the proxy."""
+    await scene.start(ALLOWED_ORIGINS=APP)
+    headers = [("request-id", "req_upstream"), ("Vary", "Accept-Encoding")]
+    scene.upstream.script(sse_response(EVENTS, split=7, headers=headers))
+    lines = [FROM_APP, ("Referer", f"{APP}/x"), ("Sec-Fetch-Site", "cross-site")]
+    response = await scene.ask("/v1/messages", headers=lines, body=b"{}")
+    assert response.body == STREAM
+    assert shares(response) == shared_with(APP)
+    assert response.header("request-id") == "req_upstream"
+    assert vary(response) == ["accept-encoding", "origin"]
+    assert [scene.upstream.requests[0].header(name) for name, _ in lines] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        [],
+        ["https://app.example.com.evil.example"],
+        ["http://app.example.com"],
+        ["https://app.example.com:8443"],
+        ["null"],
+        ["*"],
+        [APP, "https://evil.example"],
+    ],
+    ids=" ".join,
+)
+async def test_other_origin_is_served_but_may_not_read(origins: list[str], scene: Scene) -> None:
+    """A cache must not hand the response to a page that may read one: hence Vary."""
+    await scene.start(ALLOWED_ORIGINS=ALLOWED)
+    scene.upstream.script(JSON)
+    lines = [("Origin", origin) for origin in origins]
+    relayed = await scene.ask("/v1/x", headers=lines)
+    refused = await scene.ask("/v1/x", headers=lines, token=None)
+    assert (relayed.status, relayed.body, refused.status) == (200, b"{}", 401)
+    assert shares(relayed) == shares(refused) == {}
+    assert vary(relayed) == vary(refused) == ["origin"]
+
+
+# -- preflights
+
+
+async def test_preflight_needs_no_credential(scene: Scene) -> None:
+    """Neither credentials nor a private network are granted."""
+    await scene.start(ALLOWED_ORIGINS=ALLOWED)
+    client = await scene.raw()
+    lines = [
+        *PREFLIGHT,
+        ("Access-Control-Request-Headers", "anthropic-version,content-type,x-api-key"),
+        ("Access-Control-Request-Private-Network", "true"),
+    ]
+    for target in ("/v1/messages", CHAT_PATH, "/health", "/nowhere"):
+        response = await client.ask(request_bytes("OPTIONS", target, lines))
+        assert (response.status, response.body) == (204, b"")
+        assert shares(response) == {
+            **shared_with(APP),
+            "access-control-allow-methods": ["POST"],
+            "access-control-allow-headers": ["anthropic-version, content-type, x-api-key"],
+            "access-control-max-age": ["7200"],
+        }
+        assert vary(response) == ["origin"]
+        assert response.header("Content-Length") is None
+    # the request itself, on the same connection
+    response = await client.ask(request_bytes("POST", "/v1/messages", [FROM_APP], b"{}"))
+    assert response.status == 401
+    assert scene.upstream.connections == 0
+    assert [record.method for record in scene.records.all] == ["POST"]
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "allowed_methods", "allowed_names"),
+    [
+        ("DELETE", None, ["DELETE"], []),
+        ("PATCH", " , x-a ,,\tx-b", ["PATCH"], ["x-a, x-b"]),
+        ("TRACE", "*", [], ["*"]),
+        ("GET, DELETE", "", [], []),
+        ("post", "x a, x:b, x-c, \xe9, authorization", [], ["x-c, authorization"]),
+    ],
+)
+async def test_preflight_grants_what_is_a_method_and_a_name(
+    method: str,
+    names: str | None,
+    allowed_methods: list[str],
+    allowed_names: list[str],
+    scene: Scene,
+) -> None:
+    await scene.start(ALLOWED_ORIGINS=APP)
+    lines = [FROM_APP, ("Access-Control-Request-Method", method)]
+    if names is not None:
+        lines.append(("Access-Control-Request-Headers", names))
+    response = await scene.ask("/v1/x", method="OPTIONS", headers=lines)
+    assert response.status == 204
+    assert response.all("Access-Control-Allow-Methods") == allowed_methods
+    assert response.all("Access-Control-Allow-Headers") == allowed_names
+
+
+@pytest.mark.parametrize("lines", [[FROM_APP], PREFLIGHT[1:], [FOREIGN, *PREFLIGHT[1:]]])
+async def test_options_but_preflights_of_allowed_origins_are_relayed(
+    lines: list[Line], scene: Scene
+) -> None:
+    await scene.start(ALLOWED_ORIGINS=APP)
+    scene.upstream.script(bytes_response(b"fine"))
+    refused = await scene.ask("/v1/x", method="OPTIONS", headers=lines, token=None)
+    assert refused.status == 401
+    assert (await scene.ask("/v1/x", method="OPTIONS", headers=lines)).body == b"fine"
+    assert [received.method for received in scene.upstream.requests] == ["OPTIONS"]
+
+
+# -- without a token
+
+
+async def test_any_credential_is_accepted_as_anonymous(scene: Scene) -> None:
+    await scene.start(AUTH_TOKEN=None)
+    presented: list[list[Line]] = [
+        [],
+        [("x-api-key", "anything")],
+        [("Authorization", "Bearer one"), ("Authorization", "Bearer other")],
+    ]
+    for lines in presented:
+        assert (await scene.ask("/v1/models", headers=lines, token=None)).status == 200
+    assert {record.principal for record in scene.records.all} == {"anonymous"}
+    for received in scene.upstream.requests:
+        assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
+        assert received.header("authorization") is None
+
+
+@pytest.mark.parametrize("page", ["/v1/models", "/openai/v1/models"])
+@pytest.mark.parametrize("line", [("Host", "evil.example"), FOREIGN], ids=lambda line: line[0])
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
+async def test_foreign_page_is_403_in_the_apis_format(
+    method: str, line: Line, page: str, scene: Scene
+) -> None:
+    await scene.start(AUTH_TOKEN=None)
+    length = ("Content-Length", "1000000" if method == "POST" else "0")  # the body is not read
+    response = await scene.ask(page, method=method, headers=[line, length], token=None)
+    assert (response.status, shares(response)) == (403, {})
+    error = json.loads(response.body)["error"]
+    assert error["type"] == "permission_error"
+    assert ("code" in error) == page.startswith("/openai/")
+    assert (await scene.records.finished()).outcome == "denied"
+    assert scene.upstream.connections == 0
+
+
+async def test_allowed_hosts_are_accepted_but_no_wildcard(scene: Scene) -> None:
+    hosts = "Proxy.Internal, 10.1.2.3"
+    await scene.start(HOST="0.0.0.0", ALLOW_ANONYMOUS=1, AUTH_TOKEN=None, ALLOWED_HOSTS=hosts)
+    for host, status in (
+        *[("PROXY.internal:8000", 200), ("10.1.2.3:80", 200), ("localhost", 200)],
+        *[("internal", 403), ("10.1.2.30", 403), ("0.0.0.0", 403)],
+    ):
+        response = await scene.ask("/v1/models", headers=[("Host", host)], token=None)
+        assert response.status == status, host
+
+
+async def test_open_proxy_serves_pages_of_allowed_origins_only(scene: Scene) -> None:
+    await scene.start(AUTH_TOKEN=None, ALLOWED_ORIGINS=APP)
+    cross_site = [("Host", "localhost"), ("Sec-Fetch-Site", "cross-site")]
+    response = await scene.ask("/v1/models", headers=[*cross_site, FROM_APP], token=None)
+    assert (response.status, shares(response)) == (200, shared_with(APP))
+    refused = [
+        [*cross_site, FOREIGN],
+        cross_site,  # a page's <img> sends no Origin
+        [("Host", "evil.example"), FROM_APP],
+    ]
+    for lines in refused:
+        response = await scene.ask("/v1/models", headers=lines, token=None)
+        assert (response.status, shares(response)) == (
+            403,
+            shared_with(APP) if FROM_APP in lines else {},
+        )
+    assert len(scene.upstream.requests) == 1
+
+
+async def test_request_with_token_may_have_any_host_and_origin(proxy: Proxy, scene: Scene) -> None:
+    for line in (("Host", "evil.example"), FOREIGN, ("Sec-Fetch-Site", "cross-site")):
+        assert (await scene.ask("/v1/models", headers=[line])).status == 200, line
+
+
+async def test_anonymous_identity_of_any_plugin_is_protected(scene: Scene) -> None:
+    class Guests:
+        @hookimpl
+        def authenticate(self) -> Identity:
+            return Identity("guest", anonymous=True)
+
+    await scene.start(plugins=[Guests()])
+    assert (await scene.ask("/v1/models", headers=[FOREIGN])).status == 403
+    assert scene.upstream.connections == 0
+    assert (await scene.ask("/v1/models")).status == 200
