@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -10,20 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import CHAT, MESSAGES, message
+from people import CHAT, MESSAGES, Scene, message
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
-from tornadoproxy_metrics import (
-    METRICS,
-    METRICS_PATH,
-    METRICS_PUBLIC,
-    PrometheusMetrics,
-    figures,
-)
+from tornadoproxy_metrics import METRICS, METRICS_PATH, METRICS_PUBLIC, PrometheusMetrics, figures
 from tornadoproxy_metrics.routes import route_class
 
 from tornadoproxy import (
-    INACTIVE,
     ConfigurationError,
     ModelUsage,
     Outcome,
@@ -32,44 +24,23 @@ from tornadoproxy import (
     Status,
     Usage,
     __version__,
-    hookimpl,
 )
 from tornadoproxy.testing import (
     TEST_TOKEN,
     error_response,
-    message_document,
-    message_events,
     raw_response,
-    request_bytes,
     request_record,
     silent_response,
-    sse_response,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
-        Proxy,
-        Records,
-        Response,
-        ScriptedUpstream,
-        StartProxy,
-        UpstreamExchange,
-    )
+    from tornadoproxy.testing import Response, UpstreamExchange
+
+pytest_plugins = ("people",)
 
 DASHBOARD = Path(__file__).parent.parent.parent / "deploy/grafana-dashboard.json"
-SETTINGS = Settings.defaults(METRICS, METRICS_PATH, METRICS_PUBLIC)
-SEND = request_bytes("POST", MESSAGES, body=json.dumps(message()).encode(), token=TEST_TOKEN)
-
-# the order of labels in this file; the text has them in the order of their names
-ORDER = (
-    *("dialect", "route", "status", "outcome", "model", "type", "kind", "side", "state"),
-    *("plugin", "effect", "version", "python_version"),
-)
-
 STATUS = Status(
     in_flight=3,
     waiting=1,
@@ -87,6 +58,7 @@ class Scrape:
     """The samples of one exposition."""
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self.families = list(text_string_to_metric_families(text))
         self._samples = [each for family in self.families for each in family.samples]
 
@@ -96,9 +68,9 @@ class Scrape:
         return found[0] if found else None
 
     def all(self, name: str) -> dict[tuple[str, ...], float]:
-        """Return the samples of a name that are not 0, by their labels' values in `ORDER`."""
+        """Return the samples of a name that are not 0, by the values of their sorted labels."""
         return {
-            tuple(each.labels[label] for label in ORDER if label in each.labels): each.value
+            tuple(each.labels[label] for label in sorted(each.labels)): each.value
             for each in self._samples
             if each.name == name and each.value
         }
@@ -111,7 +83,7 @@ class Scrape:
         return found
 
 
-def record(**changes: Any) -> RequestRecord:
+def record(**changes: Any) -> RequestRecord:  # any field of a record
     fields: dict[str, Any] = {"usage": Usage(), "duration": 3.0, "upstream_time": 2.996}
     return request_record(**{**fields, **changes})
 
@@ -125,8 +97,8 @@ def counted(*records: RequestRecord) -> Scrape:
     return Scrape(kept.exposition("")[0].decode())
 
 
-async def scrape(ask: Ask, to: Proxy | None = None) -> Scrape:
-    response = await ask("/metrics", to=to)
+async def scrape(scene: Scene) -> Scrape:
+    response = await scene.request("/metrics")
     assert response.status == 200
     return Scrape(response.body.decode())
 
@@ -134,171 +106,109 @@ async def scrape(ask: Ask, to: Proxy | None = None) -> Scrape:
 # -- the page
 
 
-async def test_page_is_absent_unless_enabled(proxy: Proxy, ask: Ask) -> None:
-    assert (await ask("/metrics")).status == 404
-    assert "metrics" not in dict(proxy.lines)
-    assert PrometheusMetrics().configure(SETTINGS) is INACTIVE
-
-
 def test_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    settings = Settings.defaults(METRICS, METRICS_PATH, METRICS_PUBLIC)
     wanted = r"METRICS needs prometheus-client.*pip install 'tornadoproxy\[metrics\]'"
     with pytest.raises(ConfigurationError, match=wanted):
-        PrometheusMetrics().configure(SETTINGS.replace({METRICS: True}))
+        PrometheusMetrics().configure(settings.replace({METRICS: True}))
 
 
-async def test_page_requires_a_credential_unless_public(start_proxy: StartProxy, ask: Ask) -> None:
-    proxy = await start_proxy(METRICS="yes")
+async def test_page_requires_a_credential_unless_public(scene: Scene) -> None:
+    proxy = await scene.start_proxy(METRICS="yes")
     line = "metrics for Prometheus at /metrics, for all clients"
     assert dict(proxy.lines)["metrics"] == line
     for token, status in ((None, 401), ("wrong", 401), (TEST_TOKEN, 200)):
-        assert (await ask("/metrics", token=token)).status == status
-    response = await ask("/metrics")
+        assert (await scene.request("/metrics", token=token)).status == status
+    response = await scene.request("/metrics")
     assert str(response.header("content-type")).startswith("text/plain; version=0.0.4")
-    public = await start_proxy(METRICS="yes", METRICS_PUBLIC="yes")
+    public = await scene.start_proxy(METRICS="yes", METRICS_PUBLIC="yes")
     assert "EVERYBODY" in dict(public.lines)["metrics"]
-    assert (await ask("/metrics", token=None)).status == 200
-    assert (await ask("/v1/models", token=None)).status == 401
+    assert (await scene.request("/metrics", token=None)).status == 200
+    assert (await scene.request("/v1/models", token=None)).status == 401
 
 
-async def test_page_has_the_path_of_its_setting(start_proxy: StartProxy, ask: Ask) -> None:
-    await start_proxy(METRICS="yes", METRICS_PATH="/internal/figures.txt")
-    assert (await ask("/internal/figures.txt")).status == 200
-    assert (await ask("/internal/figures_txt")).status == 404
-    assert (await ask("/metrics")).status == 404
+async def test_page_has_the_path_of_its_setting(scene: Scene) -> None:
+    await scene.start_proxy(METRICS="yes", METRICS_PATH="/internal/figures.txt")
+    assert (await scene.request("/internal/figures.txt")).status == 200
+    assert (await scene.request("/internal/figures_txt")).status == 404
+    assert (await scene.request("/metrics")).status == 404
     for path in ("metrics", "/", "/v1/messages", "/openai/metrics", "/a b", "/m?x", "//m"):
         with pytest.raises(ValueError, match="must be a path such as /metrics"):
             METRICS_PATH.parse(path)
 
 
-async def test_reload_changes_nothing_of_the_page(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    proxy = await start_proxy(METRICS="yes")
-    await ask(MESSAGES, message())
-    await records.finished()
+async def test_reload_changes_nothing_of_the_page(scene: Scene) -> None:
+    proxy = await scene.start_proxy(METRICS="yes")
+    await scene.request(MESSAGES, message())
+    await scene.records.finished()
     proxy.reload(AUTH_TOKEN=TEST_TOKEN)
-    for changed in ({"METRICS_PATH": "/other"}, {"METRICS_PUBLIC": "yes"}, {"METRICS": "no"}):
+    for changed in ({"METRICS_PATH": "/other"}, {"METRICS_PUBLIC": "yes"}):
         with pytest.raises(ConfigurationError, match="restart"):
             proxy.reload(**changed)
-    assert (await ask("/metrics", token=None)).status == 401
-    shown = await scrape(ask)
-    assert shown.all("tornadoproxy_request_duration_seconds_count")["anthropic", "messages"] == 1
+    assert (await scene.request("/metrics", token=None)).status == 401
+    requests = (await scrape(scene)).all("tornadoproxy_requests_total")
+    assert requests["anthropic", "completed", "messages", "200"] == 1
 
 
-async def test_page_is_openmetrics_on_request(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    await start_proxy(METRICS="yes")
-    await ask(MESSAGES, message())
-    await records.finished()
+async def test_page_is_openmetrics_on_request(scene: Scene) -> None:
+    await scene.start_proxy(METRICS="yes")
     accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3"
-    response = await ask("/metrics", headers={"Accept": accept})
+    response = await scene.request("/metrics", headers={"Accept": accept})
     kind = "application/openmetrics-text; version=1.0.0"
     assert str(response.header("content-type")).startswith(kind)
-    text = response.body.decode()
-    families = list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # the library's
-    requests = next(each for each in families if each.name == "tornadoproxy_requests")
-    assert sum(each.value for each in requests.samples) == 1
+    parsed = openmetrics_parser.text_string_to_metric_families(response.body.decode())  # type: ignore[no-untyped-call]  # the library's
+    assert "tornadoproxy_requests" in [each.name for each in parsed]
 
 
-async def test_each_proxy_has_its_own_metrics(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    first = await start_proxy(METRICS="yes")
-    second = await start_proxy(METRICS="yes")
-    await ask(MESSAGES, message(), to=first)
-    await records.finished()
-    assert (await scrape(ask, first)).all("tornadoproxy_requests_total")
-    assert (await scrape(ask, second)).all("tornadoproxy_requests_total") == {}
-
-
-# -- served requests
-
-
-async def test_message_is_counted(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
-    class PriceList:
-        @hookimpl(tryfirst=True)
-        def price(self, usage: Usage) -> int:
-            return (usage.input_tokens or 0) * 3_000 + (usage.output_tokens or 0) * 15_000
-
-    await start_proxy(METRICS="yes", plugins=[PriceList()])
-    usage = {"input_tokens": 100, "output_tokens": 7}
-    document = message_document("Hello", model="claude-opus-5", usage=usage)
-    upstream.script(sse_response(message_events(document)))
-    await ask(MESSAGES, message(stream=True))
-    ended = await records.finished()
-    shown = await scrape(ask)
-    labels = {"dialect": "anthropic", "route": "messages"}
-    ending = {"status": "200", "outcome": "completed"}
-    assert shown.value("tornadoproxy_requests_total", **labels, **ending) == 1
-    for name, seconds in (
-        ("request_duration", ended.duration),
-        ("time_to_first_byte", ended.time_to_first_byte),
-        ("time_to_first_token", ended.time_to_first_token),
-        ("overhead", ended.duration - (ended.upstream_time or 0)),
-    ):
-        assert seconds is not None
-        assert shown.value(f"tornadoproxy_{name}_seconds_count", **labels) == 1
-        total = shown.value(f"tornadoproxy_{name}_seconds_sum", **labels)
-        assert total == pytest.approx(seconds)
-    tokens = {("claude-opus-5", "input"): 100, ("claude-opus-5", "output"): 7}
-    assert shown.all("tornadoproxy_tokens_total") == tokens
-    cost = shown.value("tornadoproxy_cost_usd_total", model="claude-opus-5")
-    assert cost == pytest.approx(0.000405)
-    assert shown.value("tornadoproxy_unpriced_requests_total", model="claude-opus-5") == 0
-
-
-async def test_chat_completion_and_page_are_counted(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    await start_proxy(METRICS="yes")
-    assert (await ask(CHAT, message())).status == 200
-    await records.finished()
-    await scrape(ask)
-    await records.finished(2)
-    shown = await scrape(ask)
-    assert shown.all("tornadoproxy_requests_total") == {
-        ("openai", "chat_completions", "200", "completed"): 1,
-        ("anthropic", "page", "200", "completed"): 1,
-    }
-    first_token = "tornadoproxy_time_to_first_token_seconds_count"
-    assert shown.value(first_token, dialect="openai", route="chat_completions") == 0, "no stream"
-    tokens = shown.value("tornadoproxy_tokens_total", model=message()["model"], type="output")
-    assert tokens == records.all[0].usage.output_tokens
+# -- records
 
 
 def test_counters_start_at_zero() -> None:
     shown = counted()
     for name, labels in (
         *(
-            ("requests", {**route, "status": status, "outcome": outcome})
-            for route in (
-                {"dialect": "anthropic", "route": "messages"},
-                {"dialect": "openai", "route": "chat_completions"},
-            )
-            for status, outcome in (("200", "completed"), ("502", "failed"), ("429", "denied"))
+            ("requests", {"dialect": dialect, "route": route, "status": "429", "outcome": "denied"})
+            for dialect, route in (("anthropic", "messages"), ("openai", "chat_completions"))
         ),
-        *(("auth_failures", {"dialect": dialect}) for dialect in ("anthropic", "openai")),
-        *(("upstream_errors", {"kind": kind}) for kind in ("timeout", "other", "status_5xx")),
+        ("auth_failures", {"dialect": "openai"}),
+        ("upstream_errors", {"kind": "timeout"}),
+        ("upstream_errors", {"kind": "status_5xx"}),
     ):
         assert shown.value(f"tornadoproxy_{name}_total", **labels) == 0, (name, labels)
 
 
-async def test_failed_authentication_is_counted(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    await start_proxy(METRICS="yes")
-    assert (await ask("/v1/models", token=None)).status == 401
-    assert (await ask("/openai/v1/models", token="wrong")).status == 401
-    await records.finished(2)
-    shown = await scrape(ask)
-    assert shown.all("tornadoproxy_auth_failures_total") == {("anthropic",): 1, ("openai",): 1}
-    assert shown.all("tornadoproxy_upstream_errors_total") == {}
-    refused = {"status": 401, "outcome": Outcome.DENIED, "error": "Denied: not for you"}
-    assert counted(record(**refused)).all("tornadoproxy_auth_failures_total") == {}
+def test_request_is_counted_by_route_and_end() -> None:
+    shown = counted(
+        record(),
+        record(),
+        record(dialect="openai", route=CHAT, status=502, outcome=Outcome.FAILED),
+        record(status=None, outcome=Outcome.ABANDONED),
+        record(route="/metrics", upstream_time=None),
+    )
+    assert shown.all("tornadoproxy_requests_total") == {
+        ("anthropic", "completed", "messages", "200"): 2,
+        ("openai", "failed", "chat_completions", "502"): 1,
+        ("anthropic", "abandoned", "messages", "none"): 1,
+        ("anthropic", "completed", "page", "200"): 1,
+    }
+
+
+def test_durations_of_a_request() -> None:
+    shown = counted(
+        record(time_to_first_byte=0.5, time_to_first_token=0.75),
+        # one without a response, whose time upstream was longer as the clocks tell it
+        record(time_to_first_byte=None, duration=1.0, upstream_time=1.1),
+    )
+    for name, count, total in (
+        ("request_duration", 2, 4.0),
+        ("time_to_first_byte", 1, 0.5),
+        ("time_to_first_token", 1, 0.75),
+        ("overhead", 2, 0.004),
+    ):
+        key = ("anthropic", "messages")
+        assert shown.all(f"tornadoproxy_{name}_seconds_count")[key] == count
+        assert shown.all(f"tornadoproxy_{name}_seconds_sum")[key] == pytest.approx(total)
 
 
 async def resets(exchange: UpstreamExchange) -> None:
@@ -306,11 +216,8 @@ async def resets(exchange: UpstreamExchange) -> None:
     exchange.reset()
 
 
-@pytest.mark.parametrize("route", [MESSAGES, CHAT])
-async def test_upstream_error_is_counted_by_kind(
-    route: str, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(METRICS="yes", UPSTREAM_FIRST_BYTE_TIMEOUT=0.1)
+async def test_error_is_counted_by_kind(scene: Scene) -> None:
+    await scene.start_proxy(METRICS="yes", UPSTREAM_FIRST_BYTE_TIMEOUT=0.1)
     kinds: dict[str, Response] = {
         "timeout": silent_response(),
         "closed": resets,
@@ -321,100 +228,32 @@ async def test_upstream_error_is_counted_by_kind(
         "status_5xx": error_response(500, "api_error", "oh"),
     }
     for response in kinds.values():
-        upstream.script(response)
-        assert (await ask(route, message())).status >= 429
-    await upstream.stop()
-    assert (await ask(route, message())).status == 502
-    await records.finished(len(kinds) + 1)
-    shown = await scrape(ask)
+        scene.upstream.script(response)
+        assert (await scene.request(MESSAGES, message())).status >= 429
+    await scene.upstream.stop()
+    assert (await scene.request(MESSAGES, message())).status == 502
+    assert (await scene.request("/openai/v1/models", token="wrong")).status == 401
+    await scene.records.finished(len(kinds) + 2)
+    shown = await scrape(scene)
     expected = {(kind,): 1.0 for kind in (*kinds, "unreachable")}
     assert shown.all("tornadoproxy_upstream_errors_total") == expected
+    assert shown.all("tornadoproxy_auth_failures_total") == {("openai",): 1}
 
 
-async def test_disconnected_client_is_counted_without_a_status(
-    start_proxy: StartProxy, raw: OpenRaw, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(METRICS="yes")
-    upstream.script(silent_response())
-    client = await raw()
-    await client.send(SEND)
-    await upstream.received()
-    busy = {"side": "upstream", "state": "busy"}
-    shown = await scrape(ask)
-    assert shown.value("tornadoproxy_in_flight") == 2, "the scrape included"
-    assert shown.value("tornadoproxy_connections", **busy) == 1
-    await client.close()
-    await records.finished(2)
-    shown = await scrape(ask)
-    requests = shown.all("tornadoproxy_requests_total")
-    assert requests["anthropic", "messages", "none", "abandoned"] == 1
-    assert shown.value("tornadoproxy_in_flight") == 1
-    assert shown.value("tornadoproxy_connections", **busy) == 0
+def test_other_errors_are_neither_the_upstreams_nor_of_keys() -> None:
+    shown = counted(
+        record(route="/page", status=503, upstream_time=None),
+        record(status=400),
+        record(status=401, outcome=Outcome.DENIED, error="Denied: not for you"),
+    )
+    assert shown.all("tornadoproxy_upstream_errors_total") == {}
+    assert shown.all("tornadoproxy_auth_failures_total") == {}
 
 
-async def test_failing_plugin_is_counted(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    class Forgetful:
-        @hookimpl
-        def request_finished(self) -> None:
-            raise KeyError
-
-    await start_proxy(METRICS="yes", plugins={"forgetful": Forgetful()})
-    for path in ("/v1/models", "/nowhere", "/openai/nowhere"):
-        await ask(path)
-    await records.finished(3)
-    shown = await scrape(ask)
-    assert shown.all("tornadoproxy_plugin_errors_total") == {("forgetful", "logged"): 3}
-    for effect in ("logged", "refused"):
-        assert shown.value("tornadoproxy_plugin_errors_total", plugin="token", effect=effect) == 0
-
-
-async def test_no_metric_names_a_person(
-    start_proxy: StartProxy, ask: Ask, records: Records
-) -> None:
-    await start_proxy(METRICS="yes")
-    headers = {"X-Claude-Code-Session-Id": "a-session"}
-    await ask(f"{MESSAGES}?who=somebody", message(), headers=headers)
-    await records.finished()
-    lines = (await ask("/metrics")).body.decode().splitlines()
-    # a plugin may have the name of a principal
-    text = "\n".join(line for line in lines if not line.startswith("tornadoproxy_plugin_errors"))
-    for each in (TEST_TOKEN, "somebody", "a-session", "127.0.0.1", '"token"'):
+def test_no_metric_names_a_person() -> None:
+    text = counted(record(session_id="a-session", error="Denied: ada")).text
+    for each in ("ada", "a-session", "127.0.0.1"):
         assert each not in text
-
-
-async def test_scrape_while_draining_says_so(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    proxy = await start_proxy(METRICS="yes", DRAIN_TIMEOUT=15)
-    go_on = asyncio.Event()
-
-    async def held_back(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await go_on.wait()
-        await exchange.head(200, {"Content-Length": "0"})
-
-    upstream.script(held_back)
-    waiting, scraping = await raw(), await raw()
-    await waiting.send(SEND)
-    await upstream.received()
-    # the request begins before the drain, which closes idle connections
-    await scraping.send(request_bytes("GET", "/metrics", token=TEST_TOKEN)[:-2])
-    while proxy.server.status().client_connections < 2:
-        await asyncio.sleep(0)
-    draining = asyncio.create_task(proxy.server.drain())
-    while not proxy.server.status().draining:
-        await asyncio.sleep(0)
-    await scraping.send(b"\r\n")
-    shown = Scrape((await scraping.response()).body.decode())
-    assert shown.value("tornadoproxy_draining") == 1
-    go_on.set()
-    await waiting.response()
-    await draining
-
-
-# -- records
 
 
 def test_status_of_the_moment_is_shown() -> None:
@@ -427,13 +266,12 @@ def test_status_of_the_moment_is_shown() -> None:
         ("upstream", "idle"): 5,
     }
     assert shown.all("tornadoproxy_plugin_errors_total") == {
-        ("ledger", "logged"): 2,
-        ("keys", "refused"): 4,
-        ("ledger", "refused"): 1,
+        ("logged", "ledger"): 2,
+        ("refused", "keys"): 4,
+        ("refused", "ledger"): 1,
     }
-    build = "tornadoproxy_build_info"
-    assert shown.labels()[build] == {"version", "python_version"}
-    assert [each[0] for each in shown.all(build)] == [__version__]
+    ((_, version),) = shown.all("tornadoproxy_build_info")
+    assert version == __version__
 
 
 @pytest.mark.parametrize(
@@ -455,7 +293,7 @@ def test_path_has_a_kind_of_route(kind: str, paths: str) -> None:
 def test_paths_create_no_time_series() -> None:
     paths = (f"{prefix}{number}" for number in range(300) for prefix in ("/", "/v1/models/"))
     shown = counted(*(record(route=path) for path in paths))
-    routes = {labels[1] for labels in shown.all("tornadoproxy_requests_total")}
+    routes = {labels[2] for labels in shown.all("tornadoproxy_requests_total")}
     assert routes == {"other", "models"}
 
 
@@ -514,18 +352,6 @@ def test_tokens_of_all_types_add_up() -> None:
     tokens = {kind: count for (_, kind), count in shown.all("tornadoproxy_tokens_total").items()}
     writes = {"cache_creation_5m": 16, "cache_creation_1h": 4}
     assert tokens == {"input": 2, "output": 5, "cache_read": 3, **writes}
-
-
-def test_error_of_a_page_is_none_of_the_upstream() -> None:
-    shown = counted(record(route="/page", status=503, upstream_time=None))
-    assert shown.all("tornadoproxy_upstream_errors_total") == {}
-
-
-def test_overhead_is_never_negative() -> None:
-    shown = counted(record(duration=1.0, upstream_time=1.1))
-    labels = {"dialect": "anthropic", "route": "messages"}
-    assert shown.value("tornadoproxy_overhead_seconds_sum", **labels) == 0
-    assert shown.value("tornadoproxy_overhead_seconds_bucket", **labels, le="0.0005") == 1
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
@@ -593,17 +419,7 @@ def test_dashboard_can_be_imported() -> None:
     assert variables["datasource"]["type"] == "datasource"
     numbers = [each["id"] for each in panels(document)]
     assert len(numbers) == len(set(numbers))
-    taken: set[tuple[int, int]] = set()
     for panel in panels(document):
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert max(x for x, _ in cells) < 24
-        assert not cells & taken, f"{panel['title']} lies on another panel"
-        taken |= cells
         for each in (panel, *panel.get("targets", ())):
             if panel["type"] != "row":
                 assert each["datasource"] == {"type": "prometheus", "uid": "${datasource}"}

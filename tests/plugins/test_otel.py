@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import sys
 import threading
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import tornadoproxy_otel
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
+from people import CHAT, MESSAGES, Scene, message
 from tornadoproxy_otel import (
     OTEL_EXPORTER_OTLP_ENDPOINT,
     OTEL_EXPORTER_OTLP_HEADERS,
@@ -23,61 +22,33 @@ from tornadoproxy_otel import (
     spans,
 )
 
-from tornadoproxy import (
-    INACTIVE,
-    ConfigurationError,
-    Identity,
-    IncomingRequest,
-    Settings,
-    __version__,
-    hookimpl,
-)
+from tornadoproxy import ConfigurationError, ModelUsage, Outcome, Settings, Usage, __version__
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     ScriptedServer,
-    Truncated,
     UpstreamExchange,
     bytes_response,
     clean_environment,
-    error_response,
-    event,
-    json_response,
-    message_document,
-    message_events,
+    request_record,
     silent_response,
-    sse_response,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from tornado.ioloop import IOLoop
 
-    from tornadoproxy.testing import (
-        Ask,
-        Proxy,
-        RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
-    )
+    from tornadoproxy import RequestRecord
+    from tornadoproxy.testing import Proxy
+
+pytest_plugins = ("people",)
 
 Attributes: TypeAlias = dict[str, Any]  # Any: a text, a number, a truth or a list of one of them
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
-
-MESSAGE = json.dumps(
-    {
-        "model": "claude-sonnet-5-5",
-        "max_tokens": 100,
-        "messages": [{"role": "user", "content": "a question that is nobody's business"}],
-    }
-).encode()
-STREAM = MESSAGE[:-1] + b', "stream": true}'
-
 DEFAULTS = Settings.defaults(
     OTEL_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME
 )
@@ -89,23 +60,18 @@ class Collector(ScriptedServer):
     async def default_response(self, exchange: UpstreamExchange) -> None:
         await bytes_response(b"", {"Content-Type": "application/x-protobuf"})(exchange)
 
-    def resources(self) -> list[Attributes]:
-        """Return the attributes of the sender of each batch."""
+    def resources(self) -> list[ResourceSpans]:
+        """Return what each batch has of each sender."""
         return [
-            attributes(each.resource.attributes)
+            each
             for request in self.requests
             for each in ExportTraceServiceRequest.FromString(request.body).resource_spans
         ]
 
     def spans(self) -> list[Span]:
         """Return all spans in the order of their ends."""
-        return [
-            span
-            for request in self.requests
-            for resource in ExportTraceServiceRequest.FromString(request.body).resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
+        scopes = (scope for each in self.resources() for scope in each.scope_spans)
+        return [span for scope in scopes for span in scope.spans]
 
 
 def attributes(pairs: Any) -> Attributes:  # Any: protobuf's own container
@@ -135,44 +101,19 @@ def collector(io_loop: IOLoop) -> Iterator[Collector]:
     assert collector.failures == []
 
 
-class Traced:
-    """A proxy that reports to a collector, and what surrounds it."""
-
-    def __init__(
-        self, start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, collector: Collector
-    ) -> None:
-        self._start_proxy = start_proxy
-        self._ask = ask
-        self.upstream = upstream
-        self.collector = collector
-
-    async def start(self, **more: Any) -> Proxy:
-        given = {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": self.collector.url, **more}
-        return await self._start_proxy(**given)
-
-    async def ask(
-        self,
-        path: str = "/v1/messages",
-        body: bytes = MESSAGE,
-        headers: Sequence[tuple[str, str]] = (),
-        method: str = "POST",
-        token: str | None = TEST_TOKEN,
-        to: Proxy | None = None,
-    ) -> RawResponse:
-        return await self._ask(path, body=body, headers=headers, method=method, token=token, to=to)
-
-    async def span(self, proxy: Proxy) -> tuple[Span, Attributes]:
-        """Stop the proxy, and return its only span and the attributes."""
-        await proxy.server.drain()
-        (span,) = self.collector.spans()
-        return span, attributes(span.attributes)
+async def reported(collector: Collector, *records: RequestRecord) -> list[Span]:
+    """Report records, and return their spans."""
+    tracing = spans.Tracing(endpoint=f"{collector.url}/v1/traces", headers={}, service="tests")
+    for record in records:
+        tracing.report(record)
+    await asyncio.to_thread(tracing.close)
+    return collector.spans()
 
 
-@pytest.fixture
-def traced(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, collector: Collector
-) -> Traced:
-    return Traced(start_proxy, ask, upstream, collector)
+async def start(scene: Scene, collector: Collector, **more: Any) -> Proxy:
+    """Start a proxy that reports to a collector."""
+    given = {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **more}
+    return await scene.start_proxy(**given)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -180,15 +121,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 # -- settings
-
-
-async def test_without_otel_traces_nothing_is_sent(traced: Traced) -> None:
-    proxy = await traced._start_proxy(OTEL_EXPORTER_OTLP_ENDPOINT=traced.collector.url)
-    await traced.ask()
-    await proxy.server.drain()
-    assert traced.collector.requests == []
-    assert "otel" not in dict(proxy.lines)
-    assert tornadoproxy_otel.OpenTelemetry().configure(DEFAULTS) is INACTIVE
 
 
 def test_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,47 +137,48 @@ def test_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hidden-word@localhost"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "hidden-word"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=hidden-word,b"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a b=hidden-word"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=hidden-word%0d%0ab"),
     ],
 )
 async def test_invalid_settings_are_refused_and_not_shown(
-    variable: str, value: str, traced: Traced
+    variable: str, value: str, scene: Scene
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"{variable} must") as refused:
-        await traced._start_proxy(OTEL_TRACES="yes", **{variable: value})
+        await scene.start_proxy(OTEL_TRACES="yes", **{variable: value})
     assert "hidden-word" not in str(refused.value)
 
 
-async def test_batch_names_its_sender(traced: Traced) -> None:
-    proxy = await traced.start(
-        OTEL_EXPORTER_OTLP_ENDPOINT=f"{traced.collector.url}/otlp",
+async def test_request_is_reported_to_the_collector(scene: Scene, collector: Collector) -> None:
+    proxy = await start(
+        scene,
+        collector,
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"{collector.url}/otlp",
         OTEL_EXPORTER_OTLP_HEADERS="Authorization=Basic%20bmFtZQ==, x-scope=a%2Cb",
         OTEL_SERVICE_NAME="gateway",
     )
-    assert dict(proxy.lines)["otel"] == f"a span for each request to {traced.collector.url}/otlp"
-    await traced.ask()
+    assert dict(proxy.lines)["otel"] == f"a span for each request to {collector.url}/otlp"
+    await scene.request(MESSAGES, message(), headers=[("Traceparent", TRACEPARENT)])
     await proxy.server.drain()
-    (request,) = traced.collector.requests
+    (request,) = collector.requests
     assert (request.method, request.target) == ("POST", "/otlp/v1/traces")
     assert request.header("authorization") == "Basic bmFtZQ=="
     assert request.header("x-scope") == "a,b"
-    (resource,) = traced.collector.resources()
-    assert resource["service.name"] == "gateway"
-    assert resource["service.version"] == __version__
+    (sender,) = collector.resources()
+    resource = attributes(sender.resource.attributes)
+    assert (resource["service.name"], resource["service.version"]) == ("gateway", __version__)
+    (span,) = collector.spans()
+    assert (span.name, span.parent_span_id.hex()) == ("chat claude-sonnet-5-5", PARENT_ID)
 
 
-async def test_reload_does_not_change_the_collector(traced: Traced) -> None:
+async def test_reload_does_not_change_the_collector(scene: Scene, collector: Collector) -> None:
     headers = {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=one"}
-    proxy = await traced.start(**headers)
+    proxy = await start(scene, collector, **headers)
     proxy.reload(**headers)
     changes: list[dict[str, object]] = [
         {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=two"},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
         {"OTEL_SERVICE_NAME": "other"},
         {"OTEL_TRACES": "no"},
     ]
@@ -254,73 +187,40 @@ async def test_reload_does_not_change_the_collector(traced: Traced) -> None:
             proxy.reload(**changed)
 
 
-async def test_each_proxy_reports_to_its_own_collector(traced: Traced) -> None:
-    async with Collector() as other:
-        first = await traced.start(OTEL_SERVICE_NAME="first")
-        second = await traced.start(
-            OTEL_SERVICE_NAME="second", OTEL_EXPORTER_OTLP_ENDPOINT=other.url
-        )
-        await traced.ask(to=first)
-        await second.server.drain()
-        await first.server.drain()
-        assert other.requests == []
-        assert [each["service.name"] for each in traced.collector.resources()] == ["first"]
-
-
 # -- spans
 
 
-async def test_span_of_a_message(records: Records, traced: Traced) -> None:
-    class PriceList:
-        @hookimpl(tryfirst=True)
-        def price(self, usage: Any) -> int:
-            return 405_000
-
-    class Directory:
-        @hookimpl(tryfirst=True)
-        def authenticate(self, request: IncomingRequest) -> Identity:
-            return Identity("ada", groups=("staff", "admins"))
-
-    proxy = await traced.start(plugins=[PriceList(), Directory()])
-    advice = {"type": "advisor_message", "model": "claude-fable-5"}
-    usage = {
-        "input_tokens": 100,
-        "output_tokens": 7,
-        "cache_read_input_tokens": 50,
-        "cache_creation_input_tokens": 30,
-        "iterations": [
-            {**advice, "input_tokens": 9},
-            {**advice, "cache_read_input_tokens": 4, "output_tokens": 3},
-        ],
-    }
-    document = message_document("An answer", model="claude-opus-5", usage=usage)
-    traced.upstream.script(
-        sse_response(message_events(document), headers={"Request-Id": "req_theirs"})
+async def test_span_has_the_values_of_its_record(collector: Collector) -> None:
+    others = (
+        ModelUsage("claude-fable-5", Usage(9), 1),
+        ModelUsage(None, Usage(None, 3, cache_read_input_tokens=4), None),
     )
-    headers = [
-        ("X-Claude-Code-Session-Id", "session-1"),
-        ("X-Claude-Code-Agent-Id", "agent-2"),
-        ("X-Claude-Code-Parent-Agent-Id", "agent-1"),
-    ]
-    response = await traced.ask("/v1/messages?beta=true", STREAM, headers)
-    record = await records.finished()
-    span, told = await traced.span(proxy)
-    assert span.name == "chat claude-opus-5"
+    record = request_record(
+        request_id="req_theirs",
+        groups=("staff", "admins"),
+        scheme="https",
+        requested_model="claude-latest",
+        model="claude-opus-5",
+        usage=Usage(100, 7, 50, 30, others=others),
+        cost=405_000,
+        stop_reason="end_turn",
+        time_to_first_token=0.25,
+        session_id="session-1",
+        agent_id="agent-2",
+        parent_agent_id="agent-1",
+    )
+    (span,) = await reported(collector, record)
     assert span.kind == Span.SPAN_KIND_SERVER
-    assert span.start_time_unix_nano == int(record.time * 1e9)
-    lasted = span.end_time_unix_nano - span.start_time_unix_nano
-    assert lasted == int(record.duration * 1e9)
+    assert span.start_time_unix_nano == 1_796_000_000 * 10**9
+    assert span.end_time_unix_nano - span.start_time_unix_nano == 5 * 10**8
     assert (span.parent_span_id, span.status.code) == (b"", Status.STATUS_CODE_UNSET)
-    assert told == {
-        "gen_ai.response.time_to_first_chunk": record.time_to_first_token,
-        "tornadoproxy.time_to_first_byte": record.time_to_first_byte,
-        "tornadoproxy.upstream_time": record.upstream_time,
+    assert attributes(span.attributes) == {
         "http.request.method": "POST",
         "http.response.status_code": 200,
         "http.route": "/v1/messages",
-        "http.request.body.size": len(STREAM),
-        "http.response.body.size": len(response.body),
-        "url.scheme": "http",
+        "http.request.body.size": 100,
+        "http.response.body.size": 200,
+        "url.scheme": "https",
         "url.path": "/v1/messages",
         "client.address": "127.0.0.1",
         "enduser.id": "ada",
@@ -328,8 +228,10 @@ async def test_span_of_a_message(records: Records, traced: Traced) -> None:
         "gen_ai.operation.name": "chat",
         "gen_ai.conversation.id": "session-1",
         "gen_ai.agent.id": "agent-2",
+        "gen_ai.request.model": "claude-latest",
         "gen_ai.response.model": "claude-opus-5",
         "gen_ai.response.finish_reasons": ["end_turn"],
+        "gen_ai.response.time_to_first_chunk": 0.25,
         "gen_ai.usage.input_tokens": 180,
         "gen_ai.usage.output_tokens": 7,
         "gen_ai.usage.cache_read.input_tokens": 50,
@@ -339,72 +241,47 @@ async def test_span_of_a_message(records: Records, traced: Traced) -> None:
         "tornadoproxy.outcome": "completed",
         "tornadoproxy.groups": ["staff", "admins"],
         "tornadoproxy.parent_agent_id": "agent-1",
-        "tornadoproxy.cost_usd": pytest.approx(3 * 0.000405),
-        "tornadoproxy.others.model": ["claude-fable-5", "claude-fable-5"],
+        "tornadoproxy.time_to_first_byte": 0.1,
+        "tornadoproxy.upstream_time": 0.4,
+        "tornadoproxy.cost_usd": 0.000405,
+        "tornadoproxy.others.model": ["claude-fable-5", "unknown"],
         "tornadoproxy.others.input_tokens": [9, 4],
         "tornadoproxy.others.output_tokens": [0, 3],
     }
 
 
-async def test_span_has_the_requested_model_and_scheme(traced: Traced) -> None:
-    class Authorizer:
-        @hookimpl
-        def authorize(self) -> None:
-            """Have the body read."""
-
-    proxy = await traced.start(plugins=[Authorizer()], TRUSTED_PROXIES="127.0.0.1")
-    body = b'{"model": "claude-latest", "max_tokens": 9, "messages": []}'
-    await traced.ask("/v1/messages", body, [("X-Forwarded-Proto", "https")])
-    _, told = await traced.span(proxy)
-    assert told["gen_ai.request.model"] == "claude-latest"
-    assert told["url.scheme"] == "https"
-
-
-async def test_span_of_a_chat_completion(traced: Traced) -> None:
-    proxy = await traced.start()
-    body = b'{"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]}'
-    assert (await traced.ask("/openai/v1/chat/completions", body)).status == 200
-    span, told = await traced.span(proxy)
-    assert span.name == "chat claude-sonnet-5-5"
-    assert told["tornadoproxy.dialect"] == "openai"
-    assert told["gen_ai.provider.name"] == "anthropic"
-    assert told["gen_ai.response.finish_reasons"] == ["end_turn"]
-    assert told["gen_ai.request.model"] == "claude-sonnet-5-5"
-    assert "gen_ai.response.time_to_first_chunk" not in told
-
-
-async def test_span_of_another_request_has_method_and_route(traced: Traced) -> None:
-    requests = [
-        ("POST", "/v1/messages/count_tokens", "POST /v1/messages/count_tokens", True),
-        ("GET", "/v1/models", "GET /v1/models", True),
-        ("GET", "/v1/models/claude-sonnet-5-5", "GET", False),
-        ("GET", "/openai/v1/models", "GET /openai/v1/models", True),
-        ("GET", "/v1/messages", "GET /v1/messages", True),
-        ("PURGE", "/v1/models", "HTTP /v1/models", True),
-        ("GET", "/some/path", "GET", False),
+async def test_span_is_named_by_model_or_route(collector: Collector) -> None:
+    expected = [
+        ("POST", CHAT, "chat claude-sonnet-5-5", CHAT),
+        ("GET", MESSAGES, "GET /v1/messages", MESSAGES),
+        ("GET", "/openai/v1/models", "GET /openai/v1/models", "/openai/v1/models"),
+        ("GET", "/v1/models/claude-sonnet-5-5", "GET", None),
+        ("PURGE", "/v1/models", "HTTP /v1/models", "/v1/models"),
     ]
-    proxy = await traced.start()
-    for method, path, _, _ in requests:
-        await traced.ask(path, b"{}" if method == "POST" else b"", method=method)
-    await proxy.server.drain()
-    for span, (method, path, name, route) in zip(traced.collector.spans(), requests, strict=True):
+    records = [request_record(method=method, route=path) for method, path, _, _ in expected]
+    found = await reported(collector, *records, request_record(model=None, principal=None))
+    for span, (method, path, name, route) in zip(found, expected, strict=False):
         told = attributes(span.attributes)
         assert (span.name, told["url.path"]) == (name, path)
-        assert told.get("http.route") == (path if route else None)
+        assert told.get("http.route") == route
         original = told.get("http.request.method_original")
-        expected = ("_OTHER", "PURGE") if method == "PURGE" else (method, None)
-        assert (told["http.request.method"], original) == expected
-        assert "gen_ai.operation.name" not in told
+        names = ("_OTHER", "PURGE") if method == "PURGE" else (method, None)
+        assert (told["http.request.method"], original) == names
+        assert ("gen_ai.operation.name" in told) == (method == "POST")
+    unknown = attributes(found[-1].attributes)
+    assert found[-1].name == "chat"
+    assert not unknown.keys() & {"enduser.id", "tornadoproxy.cost_usd", "error.type"}
 
 
-async def test_span_has_no_private_data(traced: Traced) -> None:
-    proxy = await traced.start()
-    await traced.ask("/v1/messages?key=in-the-query")
-    await traced.ask("/v1/messages?key=in-the-query", token="in-a-wrong-token")
-    await traced.ask("/openai/v1/chat/completions", b'{"messages": "in-a-wrong-body"}')
+async def test_span_has_no_private_data(scene: Scene, collector: Collector) -> None:
+    proxy = await start(scene, collector)
+    asked = message(content="a question that is nobody's business")
+    await scene.request("/v1/messages?key=in-the-query", asked)
+    await scene.request("/v1/messages?key=in-the-query", asked, token="in-a-wrong-token")
+    await scene.request(CHAT, {"messages": "in-a-wrong-body"})
     await proxy.server.drain()
-    assert len(traced.collector.spans()) == 3
-    sent = b"".join(request.raw_head + request.body for request in traced.collector.requests)
+    assert len(collector.spans()) == 3
+    sent = b"".join(request.raw_head + request.body for request in collector.requests)
     for each in (
         *(TEST_TOKEN, TEST_UPSTREAM_KEY, "in-the-query", "in-a-wrong-token", "in-a-wrong-body"),
         *("nobody's business", "This is a scripted answer"),
@@ -412,50 +289,32 @@ async def test_span_has_no_private_data(traced: Traced) -> None:
         assert each.encode() not in sent
 
 
-async def test_error_of_the_client_is_no_error_of_the_span(traced: Traced) -> None:
-    proxy = await traced.start()
-    assert (await traced.ask(token=None)).status == 401
-    span, told = await traced.span(proxy)
-    assert (span.name, span.status.code) == ("chat", Status.STATUS_CODE_UNSET)
-    assert told["error.type"] == "AuthenticationFailed"
-    assert told["tornadoproxy.outcome"] == "denied"
-    assert "enduser.id" not in told
-
-
-async def test_upstream_error_is_an_error_of_the_span(traced: Traced) -> None:
-    proxy = await traced.start()
-    traced.upstream.script(error_response(529, "overloaded_error", "later"))
-    traced.upstream.script(error_response(429, "rate_limit_error", "later"))
-    assert [(await traced.ask()).status for _ in range(2)] == [529, 429]
-    await proxy.server.drain()
-    first, second = traced.collector.spans()
-    assert attributes(first.attributes)["error.type"] == "529"
-    assert first.status.code == Status.STATUS_CODE_ERROR
-    assert attributes(second.attributes)["error.type"] == "429"
-    assert second.status.code == Status.STATUS_CODE_UNSET
-
-
-async def test_cut_response_is_an_error_and_partial(traced: Traced) -> None:
-    proxy = await traced.start()
-    events = message_events(message_document("a few words"))
-    traced.upstream.script(sse_response([*events[:3], event({"type": "ping"})], end="reset"))
-    with contextlib.suppress(Truncated):
-        await traced.ask(body=STREAM)
-    span, told = await traced.span(proxy)
-    assert span.status.code == Status.STATUS_CODE_ERROR
-    assert span.status.message.startswith("UpstreamClosed: ")
-    assert told["error.type"] == "UpstreamClosed"
+@pytest.mark.parametrize(
+    ("changes", "error_type", "is_error"),
+    [
+        ({"status": 401, "error": "AuthenticationFailed: no"}, "AuthenticationFailed", False),
+        ({"status": 429}, "429", False),
+        ({"status": 500}, "500", True),
+        ({"outcome": Outcome.FAILED, "error": "UpstreamClosed: no"}, "UpstreamClosed", True),
+        ({"outcome": Outcome.DRAINED}, "drained", True),
+        ({"status": None, "outcome": Outcome.ABANDONED}, None, False),
+    ],
+)
+async def test_failure_of_proxy_or_upstream_is_an_error(
+    changes: dict[str, Any], error_type: str | None, is_error: bool, collector: Collector
+) -> None:
+    (span,) = await reported(collector, request_record(usage=Usage(partial=True), **changes))
+    told = attributes(span.attributes)
+    assert told.get("error.type") == error_type
+    assert (span.status.code == Status.STATUS_CODE_ERROR) == is_error
+    assert span.status.message == (changes.get("error", "") if is_error else "")
     assert told["tornadoproxy.usage.partial"] is True
-    assert told["gen_ai.usage.output_tokens"] > 0
 
 
-async def test_half_a_surrogate_pair_loses_no_batch(traced: Traced) -> None:
-    proxy = await traced.start()
-    traced.upstream.script(json_response(message_document("x", model="claude-\ud800" + "y" * 1000)))
-    await traced.ask()
-    await traced.ask()
-    await proxy.server.drain()
-    odd, sound = traced.collector.spans()
+async def test_half_a_surrogate_pair_loses_no_batch(collector: Collector) -> None:
+    odd, sound = await reported(
+        collector, request_record(model="claude-\ud800" + "y" * 1000), request_record()
+    )
     assert odd.name == "chat claude-?" + "y" * (spans.MAX_TEXT - 8)
     assert sound.name == "chat claude-sonnet-5-5"
 
@@ -463,55 +322,42 @@ async def test_half_a_surrogate_pair_loses_no_batch(traced: Traced) -> None:
 # -- parents
 
 
-async def test_span_is_a_child_of_the_clients_span(traced: Traced) -> None:
-    proxy = await traced.start()
-    await traced.ask(headers=[("Traceparent", TRACEPARENT), ("Tracestate", "vendor=value,b=2")])
-    span, _ = await traced.span(proxy)
+async def test_span_is_a_child_of_the_clients_span(collector: Collector) -> None:
+    record = request_record(traceparent=TRACEPARENT, tracestate="vendor=value,b=2")
+    unsampled = request_record(traceparent=TRACEPARENT[:-1] + "0")
+    (span,) = await reported(collector, record, unsampled)
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE_ID, PARENT_ID)
     assert span.span_id.hex() != PARENT_ID
     assert span.trace_state == "vendor=value,b=2"
 
 
-async def test_unsampled_trace_is_not_recorded(traced: Traced) -> None:
-    proxy = await traced.start()
-    await traced.ask(headers=[("Traceparent", TRACEPARENT[:-1] + "0")])
-    await proxy.server.drain()
-    assert traced.collector.requests == []
-
-
 async def test_invalid_trace_context_is_ignored(
-    caplog: pytest.LogCaptureFixture, traced: Traced
+    caplog: pytest.LogCaptureFixture, collector: Collector
 ) -> None:
     invalid = (
         "",
-        "nonsense",
         f"00-{'0' * 32}-{PARENT_ID}-01",
         f"00-{TRACE_ID}-{'0' * 16}-01",
         f"ff-{TRACE_ID}-{PARENT_ID}-01",
-        f"00-{TRACE_ID}-{PARENT_ID}-01-more",
         f"{TRACEPARENT},{TRACEPARENT}",
         TRACEPARENT + "-" + "x" * 2000,
         "00-" + "\xe9" * 32 + f"-{PARENT_ID}-01",
     )
-    proxy = await traced.start()
-    for traceparent in invalid:
-        headers = [("Traceparent", traceparent), ("Tracestate", "=,=,\xe9" + "x" * 1000)]
-        assert (await traced.ask(headers=headers)).status == 200
-    await proxy.server.drain()
-    found = traced.collector.spans()
+    state = "=,=,\xe9" + "x" * 1000
+    records = [request_record(traceparent=each, tracestate=state) for each in invalid]
+    found = await reported(collector, *records)
     assert {span.parent_span_id for span in found} == {b""}
     assert len({span.trace_id.hex() for span in found} - {TRACE_ID}) == len(invalid)
     assert warnings(caplog) == []
 
 
 async def test_invalid_trace_state_keeps_the_parent(
-    caplog: pytest.LogCaptureFixture, traced: Traced
+    caplog: pytest.LogCaptureFixture, collector: Collector
 ) -> None:
-    proxy = await traced.start()
-    await traced.ask(headers=[("Traceparent", TRACEPARENT), ("Tracestate", "x" * 2000)])
-    await traced.ask(headers=[("Traceparent", TRACEPARENT), ("Tracestate", "a=b,=nonsense=,,")])
-    await proxy.server.drain()
-    assert [each.parent_span_id.hex() for each in traced.collector.spans()] == [PARENT_ID] * 2
+    states = ("x" * 2000, "a=b,=nonsense=,,")
+    records = [request_record(traceparent=TRACEPARENT, tracestate=state) for state in states]
+    found = await reported(collector, *records)
+    assert [each.parent_span_id.hex() for each in found] == [PARENT_ID] * 2
     assert warnings(caplog) == []
 
 
@@ -519,13 +365,16 @@ async def test_invalid_trace_state_keeps_the_parent(
 
 
 async def test_missing_collector_delays_no_request(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, traced: Traced
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    scene: Scene,
+    collector: Collector,
 ) -> None:
     monkeypatch.setattr(spans, "EXPORT_TIMEOUT", 0.1)
-    await traced.collector.stop()
-    proxy = await traced.start()
+    await collector.stop()
+    proxy = await start(scene, collector)
     for _ in range(3):
-        assert (await traced.ask("/nowhere", b"", method="GET")).status == 404
+        assert (await scene.request("/nowhere")).status == 404
     await proxy.server.drain()
     assert "Failed to export" in warnings(caplog)[0]
 
@@ -545,29 +394,26 @@ def test_log_of_the_library_is_thinned_out(caplog: pytest.LogCaptureFixture) -> 
 
 
 async def test_hanging_collector_delays_the_stop_briefly(
-    monkeypatch: pytest.MonkeyPatch, traced: Traced
+    monkeypatch: pytest.MonkeyPatch, collector: Collector
 ) -> None:
     monkeypatch.setattr(spans, "EXPORT_TIMEOUT", 30)
     monkeypatch.setattr(spans, "FLUSH_TIMEOUT", 0.1)
-    traced.collector.script(silent_response())
-    proxy = await traced.start()
-    await traced.ask()
+    collector.script(silent_response())
     async with asyncio.timeout(5):
-        await proxy.server.drain()
-    request = await traced.collector.received()
-    assert request.target == "/v1/traces"
-    await traced.collector.stop()  # which ends the thread that waits for it
+        await reported(collector, request_record())
+    assert (await collector.received()).target == "/v1/traces"
+    await collector.stop()  # which ends the thread that waits for it
     for thread in threading.enumerate():
         if thread.name.startswith("OtelBatch"):
             await asyncio.to_thread(thread.join)
 
 
 async def test_refusal_by_the_collector_is_logged(
-    caplog: pytest.LogCaptureFixture, traced: Traced
+    caplog: pytest.LogCaptureFixture, scene: Scene, collector: Collector
 ) -> None:
-    traced.collector.script(bytes_response(b"", status=401))
-    proxy = await traced.start(OTEL_EXPORTER_OTLP_HEADERS="x-key=hidden-word")
-    await traced.ask()
+    collector.script(bytes_response(b"", status=401))
+    proxy = await start(scene, collector, OTEL_EXPORTER_OTLP_HEADERS="x-key=hidden-word")
+    await scene.request("/v1/models")
     await proxy.server.drain()
     (warning,) = warnings(caplog)
     assert "401" in warning
@@ -575,12 +421,9 @@ async def test_refusal_by_the_collector_is_logged(
 
 
 async def test_variable_that_the_library_cannot_parse_is_not_quoted(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, traced: Traced
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, collector: Collector
 ) -> None:
     # the library reads its own variable as well, by rules of its own
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "hidden-word")
-    proxy = await traced.start()
-    await traced.ask()
-    await proxy.server.drain()
-    assert len(traced.collector.spans()) == 1
+    assert len(await reported(collector, request_record())) == 1
     assert "hidden-word" not in caplog.text
