@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy import Dialect, Identity, IncomingRequest, Settings, Status, hookimpl
+from tornadoproxy import Dialect, Identity, IncomingRequest, Settings, hookimpl
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.plugin.manager import Plugins
 from tornadoproxy.testing import request_record
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
 
 CANARY = "sk-canary-0123456789"
 REQUEST = IncomingRequest(
     "POST", "/v1/messages", HTTPHeaders({"X-Api-Key": CANARY}), "127.0.0.1", Dialect.ANTHROPIC
 )
 RECORD = request_record()
-IDLE = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
 
 
 class Plugin:
@@ -33,12 +30,13 @@ class Plugin:
 
 
 class Authenticator:
-    """A plugin that returns this result, or raises it if it is an exception."""
+    """A plugin that blocks for `seconds`, then returns `result` or raises it if it is an error."""
 
-    def __init__(self, result: object = None, *, awaited: bool = False) -> None:
+    def __init__(self, result: object = None, *, awaited: bool = False, seconds: float = 0) -> None:
         self.asked = 0
         self.result = result
         self.awaited = awaited
+        self.seconds = seconds
 
     @hookimpl
     def authenticate(self, request: IncomingRequest) -> Any:  # Any: what is tested
@@ -46,6 +44,7 @@ class Authenticator:
         return self._later() if self.awaited else self._now()
 
     def _now(self) -> object:
+        time.sleep(self.seconds)
         if isinstance(self.result, BaseException):
             raise self.result
         return self.result
@@ -85,25 +84,7 @@ def with_timeout(plugins: Plugins, seconds: float) -> Plugins:
     return plugins
 
 
-def ask(plugins: Plugins) -> Identity:
+async def ask(plugins: Plugins) -> Identity:
     """Return who the plugins say `REQUEST` comes from."""
-
-    async def main() -> Identity:
-        result = plugins.authenticate(REQUEST)
-        return result if isinstance(result, Identity) else await result
-
-    return asyncio.run(main())
-
-
-def run(*steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run these coroutines one after the other."""
-
-    async def main() -> None:
-        for step in steps:
-            await step()
-
-    asyncio.run(main())
-
-
-def starting(plugins: Plugins) -> Callable[[], Coroutine[Any, Any, None]]:
-    return lambda: plugins.startup(lambda: IDLE)
+    result = plugins.authenticate(REQUEST)
+    return result if isinstance(result, Identity) else await result

@@ -1,4 +1,4 @@
-"""Startup and shutdown, prices and observers: what is called, and how failures are isolated."""
+"""Startup, shutdown and observers: what is called, and how failures are isolated."""
 
 from __future__ import annotations
 
@@ -8,55 +8,42 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from doubles import (
-    CANARY,
-    IDLE,
-    RECORD,
-    Authenticator,
-    Plugin,
-    plugins_of,
-    run,
-    starting,
-    with_timeout,
-)
+from doubles import CANARY, RECORD, Authenticator, Plugin, plugins_of, with_timeout
 
-from tornadoproxy import ConfigurationError, ModelUsage, Usage, hookimpl
+from tornadoproxy import ConfigurationError, RequestRecord, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy import RequestRecord, Status
     from tornadoproxy.plugin.manager import Plugins
 
-AUTHENTICATOR = Authenticator()
+IDLE = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
 
 
 def loaded(**plugins: object) -> Plugins:
     """Return these plugins beside one that authenticates."""
-    return plugins_of(authenticator=AUTHENTICATOR, **plugins)
+    return plugins_of(authenticator=Authenticator(), **plugins)
+
+
+async def start(plugins: Plugins) -> None:
+    await plugins.startup(lambda: IDLE)
 
 
 # -- startup and shutdown
 
 
-class Lives:
-    """Records when it is started and shut down."""
+def recorded(events: list[str], name: str, start: Any = list, stop: Any = list) -> Plugin:
+    """Return a plugin that records its start and its stop, then calls these functions."""
 
-    def __init__(self, name: str, events: list[str], start: Any = None, stop: Any = None) -> None:
-        self.name = name
-        self.events = events
-        self.on_start = start or (lambda: None)
-        self.on_stop = stop or (lambda: None)
+    def startup() -> Any:
+        events.append(f"start {name}")
+        return start()
 
-    @hookimpl
-    def startup(self) -> Any:
-        self.events.append(f"start {self.name}")
-        return self.on_start()
+    def shutdown() -> Any:
+        events.append(f"stop {name}")
+        return stop()
 
-    @hookimpl
-    def shutdown(self) -> Any:
-        self.events.append(f"stop {self.name}")
-        return self.on_stop()
+    return Plugin(startup=startup, shutdown=shutdown)
 
 
 def fail() -> None:
@@ -72,147 +59,76 @@ async def hang() -> None:
     await asyncio.get_running_loop().create_future()
 
 
+def complain() -> None:
+    raise ConfigurationError("LOG cannot be opened")
+
+
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STARTUP_TIMEOUT", "SHUTDOWN_TIMEOUT"):
         monkeypatch.setattr(f"tornadoproxy.plugin.manager.{name}", 0.05)
 
 
-def test_plugins_start_in_order_and_stop_in_reverse_once() -> None:
+async def test_plugins_start_in_order_and_stop_in_reverse_once() -> None:
     events: list[str] = []
 
     async def later() -> None:
         await asyncio.sleep(0)
         events.append("later")
 
-    plugins = loaded(a=Lives("a", events, later, later), b=Lives("b", events))
-    run(starting(plugins), plugins.shutdown, plugins.shutdown)
-    assert events == ["start a", "later", "start b", "stop b", "stop a", "later"]
+    only_stops = Plugin(shutdown=lambda: events.append("stop c"))
+    plugins = loaded(a=recorded(events, "a", later, later), b=recorded(events, "b"), c=only_stops)
+    await start(plugins)
+    await plugins.shutdown()
+    await plugins.shutdown()
+    assert events == ["start a", "later", "start b", "stop c", "stop b", "stop a", "later"]
 
 
 @pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("function", "said"),
     [
-        (fail, "KeyError in "),
-        (fail_later, "KeyError in "),
-        (hang, "no result within 0.05 s"),
-        (lambda: time.sleep(0.06), "no result within 0.05 s"),
+        (fail, "plugin 'bad' failed in startup: KeyError in "),
+        (fail_later, "plugin 'bad' failed in startup: KeyError in "),
+        (hang, "plugin 'bad' failed in startup: no result within 0.05 s"),
+        (lambda: time.sleep(0.06), "plugin 'bad' failed in startup: no result within 0.05 s"),
+        (complain, "LOG cannot be opened"),
     ],
 )
-def test_failed_startup_shuts_down_those_before(start: Callable[[], object], said: str) -> None:
+async def test_failed_startup_shuts_down_those_before(
+    function: Callable[[], object], said: str
+) -> None:
     events: list[str] = []
-    bad = Lives("b", events, start)
-    plugins = loaded(a=Lives("a", events), bad=bad, c=Lives("c", events))
+    bad = recorded(events, "b", function)
+    plugins = loaded(a=recorded(events, "a"), bad=bad, c=recorded(events, "c"))
     with pytest.raises(ConfigurationError) as caught:
-        run(starting(plugins))
+        await start(plugins)
     (fault,) = caught.value.faults
-    assert fault.startswith(f"plugin 'bad' failed in startup: {said}")
+    assert fault.startswith(said)
     assert CANARY not in fault
     assert events == ["start a", "start b", "stop a"]
 
 
-def test_configuration_error_of_startup_is_reported_as_it_is() -> None:
-    def complain() -> None:
-        raise ConfigurationError("LOG cannot be opened")
-
-    with pytest.raises(ConfigurationError) as caught:
-        run(starting(loaded(a=Lives("a", [], complain))))
-    assert caught.value.faults == ("LOG cannot be opened",)
-
-
 @pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize(
-    ("stop", "said"),
-    [(fail, "KeyError"), (fail_later, "KeyError"), (hang, "no result within 0.05 s")],
+    ("function", "said"), [(fail_later, "KeyError"), (hang, "no result within 0.05 s")]
 )
-def test_failed_shutdown_is_logged_and_isolated(
-    stop: Callable[[], object], said: str, caplog: pytest.LogCaptureFixture
+async def test_failed_shutdown_is_logged_and_isolated(
+    function: Callable[[], object], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[str] = []
-    plugins = loaded(a=Lives("a", events), bad=Lives("b", events, stop=stop))
-    run(starting(plugins), plugins.shutdown)
+    plugins = loaded(a=recorded(events, "a"), bad=recorded(events, "b", stop=function))
+    await start(plugins)
+    await plugins.shutdown()
     assert events[-2:] == ["stop b", "stop a"]
     assert f"plugin 'bad' failed in shutdown: {said}" in caplog.text
     assert CANARY not in caplog.text
 
 
-def test_startup_is_given_current_figures() -> None:
+async def test_startup_is_given_current_figures() -> None:
     given: list[Status] = []
-
-    def startup(status: Callable[[], Status]) -> None:
-        given.append(status())
-
-    run(starting(loaded(a=Plugin(startup=startup))))
+    await start(loaded(a=Plugin(startup=lambda status: given.append(status()))))
     assert given == [IDLE]
-
-
-def test_plugin_without_startup_is_shut_down() -> None:
-    events: list[str] = []
-
-    def shutdown() -> None:
-        events.append("stop")
-
-    run(loaded(a=Plugin(shutdown=shutdown)).shutdown)
-    assert events == ["stop"]
-
-
-# -- price
-
-USAGE = Usage(input_tokens=3, output_tokens=0)
-
-
-def prices(cost: object) -> Plugin:
-    def price(model: str, usage: Usage) -> object:
-        if isinstance(cost, Exception):
-            raise cost
-        return cost
-
-    return Plugin(price=price)
-
-
-def test_first_price_counts() -> None:
-    plugins = loaded(a=prices(None), b=prices(7), c=prices(8))
-    assert plugins.price("claude", USAGE) == 7
-    assert plugins.price("claude", Usage()) is None, "no usage"
-    assert plugins.price(None, USAGE) is None, "no model"
-    assert loaded().price("claude", USAGE) is None
-    assert loaded(a=prices(None)).price("claude", USAGE) is None
-
-
-@pytest.mark.parametrize(
-    ("others", "costs", "total"),
-    [
-        (["dear", "dear", "cheap"], [100, 100, 1], 202),
-        (["dearest"], [2**63], 2**63 - 1),
-        (["dear", "unheard-of"], [100, None], None),
-        ([None], [None], None),
-    ],
-)
-def test_price_of_several_models_is_their_sum_or_unknown(
-    others: list[str | None], costs: list[int | None], total: int | None
-) -> None:
-    def price(model: str, usage: Usage) -> int | None:
-        assert not usage.others, "each model is priced by itself"
-        return {"cheap": 1, "dear": 100, "dearest": 2**63}.get(model)
-
-    plugins = loaded(a=Plugin(price=price))
-    usage = Usage(1, 1, others=tuple(ModelUsage(model, USAGE) for model in others))
-    priced = plugins.priced(usage)
-    assert [other.cost for other in priced.others] == costs
-    assert plugins.price("cheap", priced) == total
-    assert plugins.price("cheap", usage) is None, "what is not priced is not free"
-
-
-@pytest.mark.parametrize("invalid", [KeyError(CANARY), -1, 1.5, True, "7"])
-def test_invalid_price_is_logged_and_next_is_asked(
-    invalid: object, caplog: pytest.LogCaptureFixture
-) -> None:
-    plugins = loaded(a=prices(invalid), b=prices(7))
-    assert plugins.price("claude", USAGE) == 7
-    assert plugins.failures == {"a": 1}
-    assert "plugin 'a' failed in price (1 so far): " in caplog.text
-    assert CANARY not in caplog.text
 
 
 # -- observers
@@ -220,9 +136,6 @@ def test_invalid_price_is_logged_and_next_is_asked(
 
 def observer(function: Callable[[RequestRecord], object]) -> Plugin:
     return Plugin(request_finished=lambda record: function(record))
-
-
-async def later() -> None: ...
 
 
 def raises(error: BaseException) -> Callable[[object], None]:
@@ -237,26 +150,19 @@ def raises(error: BaseException) -> Callable[[object], None]:
     [
         (raises(KeyError(CANARY)), "KeyError"),
         (raises(asyncio.CancelledError(CANARY)), "CancelledError"),
-        (lambda _: later(), "it returned an awaitable, which nothing awaits"),
+        (lambda _: fail_later(), "it returned an awaitable, which nothing awaits"),
     ],
 )
-@pytest.mark.parametrize("hook", ["request_finished", "settle"])
 def test_failed_observer_is_logged_and_isolated(
-    hook: str,
-    function: Callable[[RequestRecord], object],
-    said: str,
-    caplog: pytest.LogCaptureFixture,
+    function: Callable[[RequestRecord], object], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[RequestRecord] = []
     plugins = loaded(a=observer(seen.append), faulty=observer(function), z=observer(seen.append))
-    if hook == "request_finished":
-        plugins.request_finished(RECORD)
-    else:
-        plugins.tell("faulty", hook, function, RECORD)
+    plugins.request_finished(RECORD)
     gc.collect(1)  # a coroutine that is never awaited warns by now
-    assert seen == ([RECORD, RECORD] if hook == "request_finished" else [])
+    assert seen == [RECORD, RECORD]
     assert plugins.failures == {"faulty": 1}
-    assert f"plugin 'faulty' failed in {hook} (1 so far): {said}" in caplog.text
+    assert f"plugin 'faulty' failed in request_finished (1 so far): {said}" in caplog.text
     assert CANARY not in caplog.text
 
 
@@ -269,14 +175,11 @@ def test_observer_that_always_fails_does_not_fill_the_log(caplog: pytest.LogCapt
     assert "512 so far" in caplog.records[-1].getMessage()
 
 
-def test_blocking_price_and_observers_are_counted() -> None:
-    def block(*_: object) -> int:
+def test_blocking_observers_are_counted() -> None:
+    def block(_: object) -> None:
         time.sleep(0.03)
-        return 7
 
-    blocks = Plugin(price=lambda: block(), request_finished=lambda: block())
-    plugins = with_timeout(loaded(blocks=blocks), 0.02)
-    assert plugins.price("claude", Usage(input_tokens=1)) is None
+    plugins = with_timeout(loaded(blocks=observer(block)), 0.02)
     plugins.request_finished(RECORD)
     plugins.tell("other", "settle", block, RECORD)
-    assert plugins.failures == {"blocks": 2, "other": 1}
+    assert plugins.failures == {"blocks": 1, "other": 1}

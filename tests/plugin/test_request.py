@@ -8,7 +8,6 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import AuthenticationFailed, Dialect, Identity, IncomingRequest
-from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.testing import request_record
 
 
@@ -30,9 +29,10 @@ BEARER = b"Authorization: Bearer "
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"x-api-key: T", b"X-API-KEY:T", b"x-api-key: \t T \t "),
-        *(b"Authorization: Bearer T", b"authorization:bEaReR T", b"Authorization: \t Bearer T \t "),
-        *(b"Authorization: Bearer    T", b"Authorization: Bearer \t T"),
+        b"X-API-KEY:T",
+        b"x-api-key: \t T \t ",
+        b"authorization:bEaReR T",
+        b"Authorization: \t Bearer \t T \t ",
     ],
 )
 def test_credential_of_either_header_is_a_candidate(line: bytes) -> None:
@@ -40,47 +40,51 @@ def test_credential_of_either_header_is_a_candidate(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines",
+    "line",
     [
-        [],
-        [b"Content-Type: application/json", b"Cookie: token=T"],
-        [b"Proxy-Authorization: Bearer T"],
-        *([b"Authorization: " + value] for value in (b"", b"T", b"Basic VDpU", b"Token T")),
-        *([b"Authorization: " + value] for value in (b"BearerT", b"Bearer", b"Bearer:T")),
+        b"Cookie: token=T",
+        b"Proxy-Authorization: Bearer T",
+        b"Authorization: T",
+        b"Authorization: Basic VDpU",
+        b"Authorization: BearerT",
+        b"Authorization: Bearer",
+        b"Authorization:",
     ],
 )
-def test_anything_else_is_no_candidate(lines: list[bytes]) -> None:
-    assert candidates(*lines) == []
-    assert candidates(*lines, b"x-api-key: T") == [b"T"]
+def test_anything_else_is_no_candidate(line: bytes) -> None:
+    assert candidates(line) == []
+    assert candidates(line, b"x-api-key: T") == [b"T"]
 
 
 def test_api_key_takes_precedence_over_authorization() -> None:
-    lines = [b"Authorization: Bearer right", b"x-api-key: wrong"]
+    lines = [BEARER + b"right", b"x-api-key: wrong"]
     assert candidates(*lines) == candidates(*reversed(lines)) == [b"wrong"]
     assert candidates(BEARER + b"A", BEARER + b"B", b"x-api-key: T") == [b"T"]
 
 
-@pytest.mark.parametrize("empty", [b"", b" ", b"\t", b" \t  "])
-def test_empty_api_key_counts_as_absent(empty: bytes) -> None:
-    key = b"x-api-key:" + empty
-    assert candidates(key) == []
-    assert candidates(key, BEARER + b"T") == [b"T"]
-    assert candidates(key, b"x-api-key: U", BEARER + b"T") == [b"U"]
+def test_empty_api_key_counts_as_absent() -> None:
+    for empty in (b"x-api-key:", b"x-api-key: \t "):
+        assert candidates(empty) == []
+        assert candidates(empty, BEARER + b"T") == [b"T"]
+        assert candidates(empty, b"x-api-key: U", BEARER + b"T") == [b"U"]
 
 
 def test_first_eight_api_keys_are_candidates() -> None:
-    assert candidates(b"x-api-key: dummy", b"X-API-Key: T") == [b"dummy", b"T"]
-    keys = [b"%d" % number for number in range(20)]
+    keys = [b"%d" % number for number in range(9)]
     assert candidates(*(b"x-api-key: " + key for key in keys)) == keys[:8]
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        *(b"a b\tc", b"a, b,c", b"a,"),
+        b"a b\tc",
+        b"a, b,c",
+        b"a,",
         # these end in bytes that Latin-1 takes for whitespace: 85 and A0
-        *(text.encode() for text in ("clé", "voilà", "Ångström Å", "🔑", "…", "ключ", "鍵")),
-        *(b"\xff\xfe", b"\xa0", b"\x85T\x85", b"cl\xe9", b"\xa0T\xa0"),
+        "voilà".encode(),
+        "…".encode(),
+        b"\xff\xfe",
+        b"\xa0T\xa0",
     ],
 )
 def test_credential_is_its_bytes(token: bytes) -> None:
@@ -89,9 +93,9 @@ def test_credential_is_its_bytes(token: bytes) -> None:
     assert candidates(b"x-api-key: " + token, b"x-api-key: ,b") == [token, b",b"]
 
 
-@pytest.mark.parametrize("other", [b"Bearer B", b"Basic QTpC", b"Bearer A B", b"Bearer", b""])
+@pytest.mark.parametrize("other", [b"Bearer B", b"Basic QTpC", b""])
 def test_different_authorization_lines_are_refused(other: bytes) -> None:
-    one, other = b"Authorization: Bearer A", b"Authorization: " + other
+    one, other = BEARER + b"A", b"Authorization: " + other
     for lines in ([one, other], [other, one], [one, one, other]):
         with pytest.raises(AuthenticationFailed, match="several Authorization headers") as caught:
             candidates(*lines)
@@ -99,24 +103,12 @@ def test_different_authorization_lines_are_refused(other: bytes) -> None:
     assert candidates(one, one, one) == [b"A"]
 
 
-def test_candidates_leave_the_request_unchanged() -> None:
-    request = incoming(b"".join(b"x-api-key: %d\r\n" % number for number in range(10)))
-    before = list(request.headers.get_all())
-    request.candidates()
-    assert list(request.headers.get_all()) == before
-
-
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (b"", "No credential was sent: send a key of yours, as "),
+        (b"", "No credential was sent: send a key of yours, as the API key or as "),
         (b"x-api-key:\r\n", "No credential was sent"),
-        (
-            b"x-api-key: sk-canary\r\n",
-            "The credential sent is not known here: send a key of yours.",
-        ),
-        (BEARER + b"sk-canary\r\n", "The credential sent is not known here"),
-        (b"Authorization: Basic sk-canary\r\n", "The Authorization header holds no Bearer token"),
+        (b"x-api-key: sk-canary\r\n", "The credential sent is not known here: send a key of you"),
         (b"Authorization: sk-canary\r\n", "The Authorization header holds no Bearer token"),
         (BEARER + b"sk-canary\r\n" + BEARER + b"b\r\n", "There are several Authorization headers"),
     ],
@@ -149,8 +141,3 @@ def test_identity_is_known_and_in_no_group_by_default() -> None:
 def test_request_identity_and_record_are_frozen(struct: Any, name: str) -> None:
     with pytest.raises(AttributeError, match="immutable"):
         setattr(struct, name, "other")
-
-
-def test_outcomes_are_the_documented_words() -> None:
-    words = ["completed", "denied", "failed", "abandoned", "drained"]
-    assert [str(outcome) for outcome in Outcome] == words
