@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from anthropic.types import message_create_params
 from anthropic.types.beta import message_create_params as beta_message_create_params
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import holds_of
 from typing_extensions import get_type_hints, is_typeddict
 
 from tornadoproxy import UNKNOWN_MODEL, ModelRequest
@@ -42,18 +42,13 @@ def models(**fields: object) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        (json.dumps(ASKED), ("claude-opus-4-5", 100, True)),
         (json.dumps(ASKED, indent=2), ("claude-opus-4-5", 100, True)),
-        ("{}", (None, None, None)),
         (" {\n} ", (None, None, None)),
         ('{"model": null, "max_tokens": null, "stream": null}', (None, None, None)),
         ('{"model": "a", "messages": [{"model": 1, "model": 2}]}', ("a", None, None)),
-        ('{"model": "a", "content": "\\"model\\": \\"b\\""}', ("a", None, None)),
-        ('{"content": "model", "x": "model", "model": "a"}', ("a", None, None)),
+        ('{"content": "\\"model\\": \\"b\\"", "x": "model", "model": "a"}', ("a", None, None)),
         ('{"model": "a", "content": "\\ud800 half of a pair"}', ("a", None, None)),
-        ('{"m\\u006fdel": "a"}', ("a", None, None)),
-        ('{"max_tokens": 5, "max_tokens_to_sample": 6}', (None, 5, None)),
-        ('{"max\\u005ftokens": 5}', (None, 5, None)),
+        ('{"m\\u006fdel": "a", "max\\u005ftokens": 5, "max_tokens_to": 6}', ("a", 5, None)),
     ],
 )
 def test_fields_of_the_top_level_are_read(body: str, fields: tuple[object, ...]) -> None:
@@ -69,15 +64,12 @@ def test_body_in_utf_16_or_with_a_byte_order_mark_is_read(encoding: str) -> None
 @pytest.mark.parametrize(
     "body",
     [
-        '{"model": "cheap", "model": "dear"}',
         '{"m\\u006Fdel": "cheap", "mode\\u006c": "dear"}',
-        '{"max_tokens": 1, "messages": [], "max_tokens": 100000}',
         '{"max_tokens": 11, "max_tokens": 1}',
         '{"stream": true, "stream": true}',
         '{"tools": [{"model": "dear"}], "tools": []}',
         '{"model": "cheap", "Model": "dear"}',
         '{"MODEL": "dear"}',
-        '{"max_tokens": 1, "Max\\u005FTokens": 100000}',
         '{"Fallbacks": [{"model": "dear"}]}',
         # the kelvin sign and the long s fold to k and s
         '{"max_tokens": 1, "max_to\u212aens": 100000}',
@@ -94,13 +86,11 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
     max_leaves=4,
 )
-SPACES = st.sampled_from(["", " ", "\n\t"])
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
-@given(
+@holds_of(
     st.lists(st.tuples(st.sampled_from(["a", "b", "c", "é", "\\"]), VALUES), max_size=4),
-    SPACES,
+    st.sampled_from(["", " ", "\n\t"]),
     st.booleans(),
 )
 def test_any_field_twice_is_refused_and_no_other_body(
@@ -121,27 +111,17 @@ def test_any_field_twice_is_refused_and_no_other_body(
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"model=claude",
-        b'{"model": "a"',
-        b'{"model": "a"} {"model": "b"}',
-        b'["model"]',
-        b'"model"',
-        b'{"model": 5}',
-        b'{"model": ["a"]}',
-        b'{"max_tokens": "100"}',
-        b'{"max_tokens": 1e400}',
-        b'{"stream": "true"}',
-        b'{"tools": {"model": "a"}}',
-        b'{"tools": ["a"]}',
+        *(b"", b'{"model": "a"', b'{"model": "a"} {"model": "b"}', b'["model"]', b'{"model": 5}'),
+        *(b'{"max_tokens": "100"}', b'{"max_tokens": 1e400}', b'{"stream": "true"}'),
+        *(b'{"tools": {"model": "a"}}', b'{"tools": ["a"]}', b'{"model": "\xff"}'),
         b'{"fallbacks": [{"model": "a", "max_tokens": 1e9}]}',
-        b'{"model": "\xff"}',
         b"[" * 100_000,
         b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"model": "a", "x": "' + b"x" * MAX_OTHER_FIELDS + b'"}',
         b'{"messages": [' + b"1," * 3_000_000 + b"1]}",
         b'{"messages": "' + b"\\ud800 " * 1_000_000 + b'"}',
     ],
+    ids=lambda body: repr(body[:30]),
 )
 def test_unreadable_body_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="request body") as caught:
@@ -196,11 +176,9 @@ ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definitio
         ({"fallbacks": []}, ()),
         ({"fallbacks": [{"model": "b"}, {"model": "c"}, {"model": "a"}]}, ("b", "c")),
         ({"fallbacks": "default"}, (UNKNOWN_MODEL,)),
-        ({"fallbacks": {"model": "b"}}, (UNKNOWN_MODEL,)),
         ({"fallbacks": [{"model": 1}]}, (UNKNOWN_MODEL,)),
         ({"fallbacks": [{"Model": "b"}]}, ("b",)),
-        ({"tools": [{"name": "t"}, ADVISOR]}, ("dear",)),
-        ({"tools": [{"name": "t", "MODEL": "dear"}]}, ("dear",)),
+        ({"tools": [{"name": "t"}, {"name": "t", "MODEL": "dear"}]}, ("dear",)),
         ({"tools": [{"input_schema": {"properties": {"model": {"type": "string"}}}}]}, ()),
         ({"messages": [{"role": "system", "content": [ADDED]}]}, ("dear",)),
         ({"messages": [{"content": [{"type": "compaction", "tool_changes": [ADDED]}]}]}, ("dear",)),
@@ -222,7 +200,6 @@ def test_models_of_every_place_are_listed(
     "body",
     [
         escaped({"model": "a", "fallbacks": [{"model": "dear"}]}),
-        escaped({"model": "a", "tools": [ADVISOR]}),
         escaped({"model": "a", "messages": [{"content": [ADDED]}]}),
         '{"model": "a", "tools": [{"model": "dear", "model": "a"}]}',
         '{"model": "a", "tools": [{"model": "a", "model": "dear"}]}',
@@ -241,9 +218,10 @@ def test_too_many_nested_values_are_an_unknown_model(fields: dict[str, object]) 
 
 
 def test_models_beyond_the_limit_are_one_unknown_model() -> None:
-    listed = models(fallbacks=[{"model": str(each)} for each in range(100)])
-    assert len(listed) == MAX_MODELS + 1
-    assert listed[-1] == UNKNOWN_MODEL
+    most = [str(each) for each in range(MAX_MODELS - 1)]
+    assert models(fallbacks=[{"model": each} for each in most]) == ("a", *most)
+    more = [{"model": each} for each in [*most, "x", "y"]]
+    assert models(fallbacks=more) == ("a", *most, UNKNOWN_MODEL)
 
 
 def test_max_tokens_is_the_highest_of_all_attempts() -> None:
@@ -272,17 +250,16 @@ def test_estimated_cost_is_that_of_the_dearest_model() -> None:
     ("body", "tokens"),
     [
         ('{"x": "' + "x" * 391 + '"}', 100),
-        ('{"source": {"type": "file", "file_id": "file_1"}}', NAMED_INPUT),
         ('{"source": {"type" : "url", "url": "https://example.com/a.pdf"}}', NAMED_INPUT),
         (escaped({"file_id": "file"}), NAMED_INPUT),
         ('{"fil\\u0065\\u005Fid": "file_1"}', NAMED_INPUT),
-        (escaped({"type": "url"}), NAMED_INPUT),
         ('{"type": "ur\\u006C", "x": 1}', NAMED_INPUT),
         ('{"thread": {"type": "continue", "previous_message_id": "msg_1"}}', NAMED_INPUT),
         ('{"properties": {"url": {"type": "string"}}}', 10),
         ('{"content": "\\"file_id\\""}', 6),
         ('{"messages": "' + " " * 4_000_000 + '", "file_id": "f"}', 1_000_008),
     ],
+    ids=lambda body: str(body)[:30],
 )
 def test_input_that_is_named_is_estimated_as_large(body: str, tokens: int) -> None:
     assert read_request(body.encode()).input_tokens == tokens
