@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
+from damage import damaged
+from hypothesis import strategies as st
+from properties import holds_of
 from tornado.httputil import HTTPHeaders
 from usage_streams import (
     CODINGS,
@@ -62,41 +65,29 @@ STREAM = b"".join(
 USAGE = Usage(25, 15, 4, 3)
 
 codings = pytest.mark.parametrize("coding", CODINGS)
-json_or_stream = pytest.mark.parametrize(
-    ("body", "is_stream"), [(MESSAGE, False), (STREAM, True)], ids=["json", "stream"]
-)
-
-
-def in_random_pieces(seed: int, body: bytes) -> list[bytes]:
-    pick = random.Random(seed)
-    pieces = []
-    while body:
-        size = pick.choice([0, 1, 1, 2, 3, 10, 100, 1000])
-        pieces.append(body[:size])
-        body = body[size:]
-    return pieces
+plain_codings = pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 
 
 @codings
-@json_or_stream
+@pytest.mark.parametrize(
+    ("body", "is_stream"),
+    [(MESSAGE, False), (STREAM, True), (STREAM.replace(b"\n", b"\r\n"), True)],
+    ids=["json", "stream", "CRLF"],
+)
 def test_usage_is_read_in_pieces_of_any_size(body: bytes, is_stream: bool, coding: str) -> None:
     content_encoding, pack = CODINGS[coding]
     packed = pack(body)
-    for pieces in (
-        *(in_pieces(size, packed) for size in (1, 2, 3, 4, 5, 17, 10_000)),
-        *(in_random_pieces(seed, packed) for seed in range(5)),
-    ):
-        assert read(pieces, is_stream=is_stream, coding=content_encoding) == (MODEL, USAGE)
+    for size in (1, 2, 3, 5, 17, 10_000):
+        found = read(in_pieces(size, packed), is_stream=is_stream, coding=content_encoding)
+        assert found == (MODEL, USAGE)
 
 
-def test_stream_with_crlf_is_read_in_pieces_of_any_size() -> None:
-    body = STREAM.replace(b"\n", b"\r\n")
-    for pieces in (
-        in_pieces(1, body),
-        [body],
-        *(in_random_pieces(seed, body) for seed in range(9)),
-    ):
-        assert read(pieces, is_stream=True) == (MODEL, USAGE)
+DAMAGED = st.integers(0, 2**32 - 1).map(lambda seed: damaged(STREAM, random.Random(seed), [STREAM]))
+
+
+@holds_of(DAMAGED, st.integers(1, 30), st.booleans())
+def test_usage_is_the_same_at_any_split(body: bytes, size: int, is_stream: bool) -> None:
+    assert read([body], is_stream=is_stream) == read(in_pieces(size, body), is_stream=is_stream)
 
 
 @codings
@@ -143,37 +134,32 @@ def test_first_token_is_the_first_content() -> None:
 # -- invalid input
 
 GARBAGE = [
-    *(b"", b"\0" * 100, b"\xff\xfe\xfd" * 50, b"null", b"[]", b'["usage"]', b'"usage"', b"12"),
-    *(b'{"usage": null}', b'{"usage": []}', b'{"usage": "5"}', b'{"usage": {}}'),
-    *(b'{"message": null, "usage": 1}', b'{"message": "usage", "x": "usage"}'),
+    *(b"", b"\xff\xfe\xfd" * 50, b"null", b'["usage"]', b'"usage"', b"12", b"<html>usage</html>"),
+    *(b'{"usage": null}', b'{"usage": []}', b'{"message": null, "usage": 1}'),
     *(b'{"usage": {"output_tokens": 5}', b'{"usage": {"output_tokens": 5}} x'),
     *(b'{"usage": {"output_tokens": \xff}}', b'{"usage": {"output_tokens": NaN}}'),
     b'{"usage": {"output_tokens": ' + b"9" * 5000 + b"}}",
     b"[" * 100_000 + b'"usage"' + b"]" * 100_000,
     b'{"usage":' * 100_000,
-    b"<html>usage</html>",
 ]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: repr(garbage[:30]))
 def test_invalid_document_or_event_is_skipped(garbage: bytes) -> None:
     model, usage = read([garbage])
     assert (model, usage) == (None, Usage(partial=usage.partial))
     start, end = message_start(input_tokens=1), message_delta(output_tokens=2)
-    for pieces in (
-        [start, b"data: " + garbage + b"\n\n", end],
-        [start, garbage + b"\n\n", end],
-        [start + b"data: " + garbage + b"\n\n" + end],
-    ):
-        assert read_stream(*pieces) == (MODEL, Usage(1, 2))
+    for skipped in (b"data: " + garbage + b"\n\n", garbage + b"\n\n"):
+        assert read_stream(start, skipped, end) == (MODEL, Usage(1, 2))
+        assert read_stream(start + skipped + end) == (MODEL, Usage(1, 2))
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+@plain_codings
 def test_body_that_is_not_compressed_is_not_read(coding: str) -> None:
     nothing = (None, Usage(partial=True))
     assert read([MESSAGE, MESSAGE], coding=coding) == nothing
     for garbage in (b"<html>busy</html>", b"\xff" * 10_000):
-        pieces = [garbage, b"\n\n", STREAM, garbage]
+        pieces = [garbage, b"\n\n", STREAM]
         assert read(pieces, is_stream=True, coding=coding) == nothing
 
 
@@ -216,21 +202,13 @@ def test_cut_stream_reports_usage_or_a_token_for_four_bytes() -> None:
 def test_output_of_a_cut_stream_never_falls() -> None:
     start = message_start(input_tokens=25, output_tokens=1)
     first = text_delta("some text of a stream, piece by piece  ") * 4
-    body = start + first + event("ping", {}) + message_delta(output_tokens=90) + MESSAGE_STOP
-    before = [0]
-    for cut in range(len(body) + 1):
-        model, usage = read([body[:cut]], is_stream=True)
-        if cut % 5 == 0:
-            assert (model, usage) == read(in_pieces(1, body[:cut]), is_stream=True), cut
-        begun = cut >= len(start)
-        assert (model, usage.input_tokens) == ((MODEL, 25) if begun else (None, None))
-        assert usage.partial == (cut < len(body))
-        before.append(usage.output_tokens or 0)
-        reported = 90 if cut >= len(body) - len(MESSAGE_STOP) else int(begun)
-        assert before[-1] >= max(before[-2], reported)
-    assert usage == Usage(25, 90)
+    body = start + first + message_delta(output_tokens=90) + MESSAGE_STOP
+    found = [read([body[:cut]], is_stream=True)[1] for cut in range(len(body) + 1)]
+    counts = [usage.output_tokens or 0 for usage in found]
+    assert counts == sorted(counts)
+    assert [usage.partial for usage in found] == [True] * len(body) + [False]
     # the 156 bytes of text, a quarter of them, and a little for the form of their events
-    assert 39 <= before[len(start + first) + 1] <= 39 + 4 * 10
+    assert 39 <= counts[len(start + first)] <= 39 + 4 * 10
 
 
 def test_stream_cut_after_a_fallback_reports_both_attempts() -> None:
@@ -307,11 +285,6 @@ def test_text_that_looks_like_an_end_is_not_one() -> None:
         assert read([message_start(input_tokens=25), part], is_stream=True)[1].partial
 
 
-def test_cut_document_is_partial() -> None:
-    for cut in range(len(MESSAGE)):
-        assert read([MESSAGE[:cut]]) == (None, Usage(partial=True))
-
-
 @pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
 def test_cut_compressed_stream_reports_what_was_read(name: str) -> None:
     coding, pack = CODINGS[name]
@@ -322,7 +295,6 @@ def test_cut_compressed_stream_reports_what_was_read(name: str) -> None:
     counts = [usage.output_tokens or 0 for usage in usages]
     assert counts == sorted(counts)
     assert {0, 1, 7, 15} <= set(counts)
-    assert (usages[0], usages[-1]) == (Usage(partial=True), USAGE)
     partial = [usage.partial for usage in usages]
     assert partial == sorted(partial, reverse=True)
 
@@ -330,7 +302,7 @@ def test_cut_compressed_stream_reports_what_was_read(name: str) -> None:
 # -- oversized input
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 1000, 65536, 10 * MEGABYTE])
+@pytest.mark.parametrize("size", [1, 3, 1000, 65536, 10 * MEGABYTE])
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
 def test_events_after_one_that_is_too_long_are_read(size: int, line_end: bytes) -> None:
     long = text_delta("x" * (MAX_EVENT + 10 if size < 1000 else 5 * MAX_EVENT))
@@ -338,14 +310,6 @@ def test_events_after_one_that_is_too_long_are_read(size: int, line_end: bytes) 
     body = message_start(input_tokens=1) + b"".join(long + end for end in ends) + MESSAGE_STOP
     pieces = in_pieces(size, body.replace(b"\n", line_end))
     assert read(pieces, is_stream=True) == (MODEL, Usage(1, len(ends) - 1))
-
-
-def test_end_of_a_long_event_with_others_in_one_piece_is_read() -> None:
-    long = text_delta("x" * (2 * MAX_EVENT))
-    start, cut = message_start(input_tokens=1), len(long) - 100
-    last = long[cut:] + message_delta(output_tokens=2) + MESSAGE_STOP
-    assert read_stream(start, long[:cut], last) == (MODEL, Usage(1, 2))
-    assert read_stream(start + long[:cut], last) == (MODEL, Usage(1, 2))
 
 
 def test_rest_of_a_long_event_is_not_read_as_an_event() -> None:
@@ -415,32 +379,28 @@ def test_endless_document_or_event_takes_bounded_memory(size: int) -> None:
     assert peak_of_feeding(stream, (piece for _ in range(20 * MAX_EVENT // size))) < 8 * MAX_EVENT
 
 
-@pytest.mark.parametrize("unit", [b"\0", b"data: " + b"x" * 3000 + b"\n\n"])
-@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
-def test_decompression_bomb_takes_bounded_memory(name: str, unit: bytes) -> None:
-    coding, pack = CODINGS[name]
-    bomb = pack(unit * (32 * MEGABYTE // len(unit)))
+@pytest.mark.parametrize("unit", [b"\0", b"data: " + b"x" * 3000 + b"\n\n"], ids=["0", "events"])
+@plain_codings
+def test_decompression_bomb_takes_bounded_memory(coding: str, unit: bytes) -> None:
+    bomb = CODINGS[coding][1](unit * (32 * MEGABYTE // len(unit)))
     assert len(bomb) < MEGABYTE
-    for is_stream in (False, True):
-        reader = UsageReader(is_stream=is_stream, content_encoding=coding)
-        assert peak_of_feeding(reader, [bomb]) < 8 * MEGABYTE
+    reader = UsageReader(is_stream=len(unit) > 1, content_encoding=coding)
+    assert peak_of_feeding(reader, [bomb]) < 8 * MEGABYTE
 
 
-@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
-def test_nothing_is_read_after_a_bomb(name: str) -> None:
-    coding, pack = CODINGS[name]
+@plain_codings
+def test_nothing_is_read_after_a_bomb(coding: str) -> None:
     start = message_start(input_tokens=25)
     long = b":".ljust(MAX_DECOMPRESSED) + b"\n\n"
-    bomb = pack(start + long + message_delta(output_tokens=9))
+    bomb = CODINGS[coding][1](start + long + message_delta(output_tokens=9))
     expected = (MODEL, Usage(25, partial=True))
     assert read([bomb, STREAM], is_stream=True, coding=coding) == expected
 
 
-@pytest.mark.parametrize("name", ["gzip", "br", "zstd"])
-def test_bytes_after_a_compressed_body_are_dropped(name: str) -> None:
-    coding, pack = CODINGS[name]
+@plain_codings
+def test_bytes_after_a_compressed_body_are_dropped(coding: str) -> None:
     reader = UsageReader(is_stream=True, content_encoding=coding)
-    reader.feed(pack(STREAM))
+    reader.feed(CODINGS[coding][1](STREAM))
     garbage = b"x" * 65536
     assert peak_of_feeding(reader, (garbage for _ in range(100))) < MEGABYTE
     assert (reader.model, reader.usage) == (MODEL, USAGE)
@@ -457,41 +417,34 @@ def test_zstd_window_over_the_limit_is_not_read() -> None:
 # -- the reader for a response
 
 
-def reader_for(content_type: str, coding: str | None = None) -> UsageReader | None:
-    headers = {"Content-Type": content_type, **({"Content-Encoding": coding} if coding else {})}
-    return UsageReader.for_response(HTTPHeaders(headers))
+def reader_for(content_type: str, coding: str) -> UsageReader | None:
+    headers = {"Content-Type": content_type, "Content-Encoding": coding}
+    given = {name: value for name, value in headers.items() if value}
+    return UsageReader.for_response(HTTPHeaders(given))
+
+
+@pytest.mark.parametrize("coding", ["", "gzip", "x-gzip", "br", "zstd", "identity"])
+def test_reader_follows_from_type_and_coding(coding: str) -> None:
+    for content_type, body in (("Application/JSON", MESSAGE), ("Text/Event-Stream; x", STREAM)):
+        reader = reader_for(content_type, coding.upper())
+        assert reader is not None
+        reader.feed(CODINGS[coding or "identity"][1](body))
+        reader.finish()
+        assert (reader.model, reader.usage) == (MODEL, USAGE)
 
 
 @pytest.mark.parametrize(
     ("content_type", "coding"),
     [
-        ("Application/JSON; charset=utf-8", None),
-        ("Text/Event-Stream; charset=utf-8", None),
-        *(("application/json", coding) for coding in ("gzip", "x-gzip", "br", "zstd", "identity")),
-    ],
-)
-def test_reader_follows_from_type_and_coding(content_type: str, coding: str | None) -> None:
-    reader = reader_for(content_type, coding and coding.upper())
-    assert reader is not None
-    body = STREAM if "event" in content_type.lower() else MESSAGE
-    reader.feed(CODINGS[coding or "identity"][1](body))
-    reader.finish()
-    assert (reader.model, reader.usage) == (MODEL, USAGE)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "coding"),
-    [
-        ("text/html", None),
-        ("application/x-jsonl", None),
-        ("application/json", "compress"),
+        ("", ""),
+        ("text/html", ""),
+        ("application/x-jsonl", ""),
         ("application/json", "gzip, br"),
         ("text/event-stream", "x-of-tomorrow"),
     ],
 )
-def test_unreadable_response_has_no_reader(content_type: str, coding: str | None) -> None:
+def test_unreadable_response_has_no_reader(content_type: str, coding: str) -> None:
     assert reader_for(content_type, coding) is None
-    assert UsageReader.for_response(HTTPHeaders()) is None
 
 
 @pytest.mark.parametrize(("package", "coding"), [("brotli", "br"), ("zstandard", "zstd")])

@@ -86,35 +86,31 @@ def zstd(body: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(body)
 
 
-def zstd_streamed(body: bytes) -> bytes:
-    """As a server writes it: flushed now and then, and without a size in its header."""
-    compressor = zstandard.ZstdCompressor().compressobj()
-    flushed = zstandard.COMPRESSOBJ_FLUSH_BLOCK
-    packed = [
-        compressor.compress(each) + compressor.flush(flushed) for each in in_pieces(100, body)
-    ]
-    return b"".join(packed) + compressor.flush()
+def flushed(compress: Callable[[bytes], bytes], flush: Callable[[], bytes], body: bytes) -> bytes:
+    """As a server writes a stream: flushed now and then, and without its size in a header."""
+    return b"".join(compress(each) + flush() for each in in_pieces(100, body))
 
 
-def gzip_streamed(body: bytes) -> bytes:
-    compressor = zlib.compressobj(wbits=31)
-    flushed = zlib.Z_SYNC_FLUSH
-    packed = [
-        compressor.compress(each) + compressor.flush(flushed) for each in in_pieces(100, body)
-    ]
-    return b"".join(packed) + compressor.flush()
+def gzip_flushed(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=31)
+    return flushed(packer.compress, lambda: packer.flush(zlib.Z_SYNC_FLUSH), body) + packer.flush()
 
 
-def brotli_streamed(body: bytes) -> bytes:
-    compressor = brotli.Compressor()
-    packed = [compressor.process(each) + compressor.flush() for each in in_pieces(100, body)]
-    return b"".join(packed) + bytes(compressor.finish())
+def brotli_flushed(body: bytes) -> bytes:
+    packer = brotli.Compressor()
+    return flushed(packer.process, packer.flush, body) + bytes(packer.finish())
+
+
+def zstd_flushed(body: bytes) -> bytes:
+    packer = zstandard.ZstdCompressor().compressobj()
+    block = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    return flushed(packer.compress, lambda: packer.flush(block), body) + packer.flush()
 
 
 CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "identity": ("identity", bytes),
     "gzip": ("gzip", gzip.compress),
-    "gzip flushed": ("gzip", gzip_streamed),
+    "gzip flushed": ("gzip", gzip_flushed),
     "gzip of two members": (
         "gzip",
         lambda body: gzip.compress(body[:50]) + gzip.compress(body[50:]),
@@ -123,8 +119,8 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "deflate": ("deflate", zlib.compress),
     "deflate without its header": ("deflate", lambda body: zlib.compress(body, wbits=-15)),
     "br": ("br", lambda body: bytes(brotli.compress(body, quality=5))),
-    "br flushed": ("br", brotli_streamed),
+    "br flushed": ("br", brotli_flushed),
     "zstd": ("zstd", zstd),
-    "zstd flushed": ("zstd", zstd_streamed),
+    "zstd flushed": ("zstd", zstd_flushed),
     "zstd of two frames": ("zstd", lambda body: zstd(body[:50]) + zstd(body[50:])),
 }
