@@ -160,7 +160,7 @@ async def asynchronous_generator() -> Any:
     yield
 
 
-def marked(hook: str, function: Any, **options: bool) -> SimpleNamespace:
+def marked(hook: str, function: Any, **options: Any) -> SimpleNamespace:
     return SimpleNamespace(**{hook: hookimpl(function, **options)})
 
 
@@ -264,7 +264,7 @@ def test_survey_describes_broken_plugins_too() -> None:
 def test_tryfirst_and_trylast_order_each_hook_apart() -> None:
     asked: list[str] = []
 
-    def authenticator(name: str, **options: bool) -> SimpleNamespace:
+    def authenticator(name: str, **options: Any) -> SimpleNamespace:
         return marked("authenticate", lambda: asked.append(name), **options)
 
     plugins = plugins_of(
