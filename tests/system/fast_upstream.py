@@ -15,7 +15,7 @@ from collections import deque
 from typing import cast
 
 import load_content
-from peer_script import commands, say, start
+from load_content import commands, say, start
 
 _LENGTH = re.compile(rb"(?i)\ncontent-length: *([0-9]+)")
 _STREAM = (

@@ -10,8 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 
-from load_content import ORDINARY, TOKEN, Dialect, How, fault_of, request
-from peer_script import commands, say, start
+from load_content import ORDINARY, TOKEN, Dialect, How, commands, fault_of, request, say, start
 
 from tornadoproxy.fakes.http_message import request_bytes
 from tornadoproxy.fakes.raw_client import RawConnection

@@ -1,20 +1,27 @@
-"""What load is made of: each request asks for an answer of its own, which both ends know.
+"""What load is made of: each request asks for a response of its own, which both ends know.
 
 A request says in its only message how it is to be answered, and its number. From the number
-follows the answer, whole or as a stream.
+follows the response, whole or as a stream. The scripts that make and answer load hear lines from
+their test, and print JSON.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
+import resource
+import sys
 from typing import TYPE_CHECKING, Literal
 
 from tornadoproxy.fakes.anthropic_messages import Document, message_document, message_events
 from tornadoproxy.fakes.http_message import request_bytes
+from tornadoproxy.server import runner
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
     from tornadoproxy.fakes.raw_client import RawResponse
 
 TOKEN = "test-token-that-clients-present"  # TEST_TOKEN, without pytest
@@ -24,8 +31,9 @@ ORDINARY = 0
 
 Dialect = Literal["anthropic", "openai"]
 
-How = Literal["json", "stream", "hold", "silent"]
-"""Whole; streamed; streamed, but for all after the first event only at a word; never."""
+How = Literal["json", "late", "stream", "hold", "silent"]
+"""Whole, at once or only at a word; streamed, at once or after the first event only at a word;
+never."""
 
 ASKED = re.compile(rb"load:([a-z]+):([0-9]+)")
 """What says so in a request's body."""
@@ -39,7 +47,7 @@ def request(dialect: Dialect, how: How, number: int) -> bytes:
     document = {
         "model": "claude-sonnet-5-5",
         "max_tokens": 100,
-        "stream": how != "json",
+        "stream": how in {"stream", "hold", "silent"},
         "messages": [{"role": "user", "content": f"load:{how}:{number}"}],
     }
     headers = {"Content-Type": "application/json", "X-Claude-Code-Session-Id": str(number)}
@@ -48,7 +56,7 @@ def request(dialect: Dialect, how: How, number: int) -> bytes:
 
 
 def text_of(number: int) -> str:
-    """What the answer says."""
+    """What the response says."""
     chosen = random.Random(number)
     return " ".join(
         f"{chosen.choice(_WORDS)}-{number}-{position}" for position in range(chosen.randint(5, 30))
@@ -56,12 +64,12 @@ def text_of(number: int) -> str:
 
 
 def message_of(number: int) -> Document:
-    """The answer as a whole."""
+    """The response as a whole."""
     return message_document(text_of(number), id=f"msg_{number}")
 
 
 def events_of(number: int) -> list[bytes]:
-    """The answer as a stream."""
+    """The response as a stream."""
     return message_events(message_of(number))
 
 
@@ -69,15 +77,16 @@ def fault_of(dialect: Dialect, how: How, number: int, response: RawResponse) -> 
     """What is wrong with the response to a request, if anything is."""
     if response.status != 200:
         return f"{number}: status {response.status}: {response.body[:200]!r}"
+    streamed = how in {"stream", "hold"}
     given: object
     expected: object
     if dialect == "openai":
-        chat = _streamed_chat if how != "json" else _whole_chat
+        chat = _streamed_chat if streamed else _whole_chat
         given, expected = chat(response.body), (text_of(number), "stop")
-    elif how == "json":
-        given, expected = json.loads(response.body), message_of(number)
-    else:
+    elif streamed:
         given, expected = response.body, b"".join(events_of(number))
+    else:
+        given, expected = json.loads(response.body), message_of(number)
     return None if given == expected else f"{number} in {dialect}: {given!r} is not {expected!r}"
 
 
@@ -97,3 +106,29 @@ def _streamed_chat(body: bytes) -> object:
         return documents
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     return text, "".join(choice["finish_reason"] or "" for choice in choices)
+
+
+# -- of a script that serves a test, and ends with its standard input
+
+
+def start(main: Coroutine[object, object, int]) -> None:
+    """Run `main` with as many descriptors as the system allows; its result is the exit status."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.exit(runner.run(main))
+
+
+def say(document: object) -> None:
+    """Tell the test something."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+async def commands() -> AsyncIterator[str]:
+    """The lines of the test, until it ends."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    async for line in reader:
+        yield line.decode().strip()

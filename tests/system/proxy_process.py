@@ -1,4 +1,4 @@
-"""The proxy in a process of its own, and what the system knows of that process."""
+"""The proxy in a process of its own, measured from outside, and scripts that load it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from asyncio.subprocess import PIPE
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LINE = 1 << 20  # bytes that a script may say at once
 _TO_DRAIN = 2.0  # seconds that a proxy gets to stop by itself
+_TO_END = 10.0  # seconds that a script gets
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until `condition` holds: for what tells nobody when it changes.
+    """Wait until `condition` holds: for what nothing reports.
 
     :raises TimeoutError: it does not in so many seconds.
     """
@@ -36,7 +39,7 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 class ProxyProcess:
-    """A running proxy, measured from outside.
+    """A running proxy.
 
     :ivar pid: its process id.
     :ivar port: where it listens, on 127.0.0.1.
@@ -50,15 +53,6 @@ class ProxyProcess:
     def descriptors(self) -> int:
         """Return how many it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def sockets(self) -> int:
-        """Return how many of its descriptors are sockets, the listening one included."""
-        found = 0
-        for name in os.listdir(f"/proc/{self.pid}/fd"):
-            # it may have been closed in between
-            with contextlib.suppress(FileNotFoundError):
-                found += os.readlink(f"/proc/{self.pid}/fd/{name}").startswith("socket:")
-        return found
 
     def memory(self) -> int:
         """Return its resident set, in bytes."""
@@ -84,11 +78,19 @@ class ProxyProcess:
 
     async def baseline(self) -> int:
         """Return its descriptors after a first request, for which the last ones are opened."""
-        listening = self.sockets()
+        listening = self._sockets()
         response = await self.ask()
         assert response.status == 200, response
-        await until(lambda: self.sockets() <= listening, 5)
+        await until(lambda: self._sockets() <= listening, 5)
         return self.descriptors()
+
+    def _sockets(self) -> int:
+        found = 0
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            # it may have been closed in between
+            with contextlib.suppress(FileNotFoundError):
+                found += os.readlink(f"/proc/{self.pid}/fd/{name}").startswith("socket:")
+        return found
 
 
 @asynccontextmanager
@@ -119,3 +121,50 @@ async def proxy_process(
             with contextlib.suppress(ProcessLookupError, TimeoutError):
                 program.send_signal(signal.SIGTERM)
                 await program.ended(_TO_DRAIN)
+
+
+class Peer:
+    """A running script of this folder, whose work is not the test's."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+
+    async def says(self) -> Any:  # a JSON document may be anything
+        """What it says next."""
+        line = await self._stdout.readline()
+        assert line, "the script has ended"
+        return json.loads(line)
+
+    async def ask(self, command: str) -> Any:  # as says
+        """What it says to `command`."""
+        self._stdin.write(f"{command}\n".encode())
+        await self._stdin.drain()
+        return await self.says()
+
+
+@asynccontextmanager
+async def peer_process(script: str, *arguments: str) -> AsyncIterator[Peer]:
+    """Run `script` until the block's end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name(script)),
+        *arguments,
+        stdin=PIPE,
+        stdout=PIPE,
+        limit=_LINE,
+    )
+    try:
+        yield Peer(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(_TO_END):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise

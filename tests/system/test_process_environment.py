@@ -1,0 +1,266 @@
+"""The real program in unfavorable surroundings: its ``.env``, its address, its standard streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from program import Program, install, running
+
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    RawConnection,
+    ScriptedServer,
+    ScriptedUpstream,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
+RELOADED = "SIGHUP: reloaded secrets and the settings of plugins"
+
+
+# -- the .env file; tests/config/test_env_file.py has its formats
+
+
+def without_privileges() -> tuple[str, ...]:
+    """The command under which even root may not read every file."""
+    if os.geteuid() != 0:
+        return ()
+    setpriv = shutil.which("setpriv", path=f"{os.defpath}:/usr/sbin:/sbin")
+    if setpriv is None:
+        pytest.skip("setpriv is not installed, and root may do everything")
+    return (setpriv, "--bounding-set=-dac_override,-dac_read_search")
+
+
+# each with what its one line says
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "is not a regular file: replace or remove it": lambda path: path.mkdir(),
+    "cannot be read (Permission denied): fix or remove it": lambda path: path.touch(mode=0),
+    "is larger than 64 kB: shorten or remove it": lambda path: path.write_bytes(b"#" * 65_537),
+}
+
+
+async def test_unreadable_env_file_is_one_line_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / ".env").touch(mode=0)
+    async with (
+        ScriptedServer() as upstream,
+        running(tmp_path, upstream, wrapper=without_privileges()) as program,
+    ):
+        assert await program.ended() == 2
+    told = "tornadoproxy: .env cannot be read (Permission denied): fix or remove it"
+    assert (program.errors.all, program.output.all) == ([told], [])
+
+
+async def test_env_file_unreadable_on_sighup_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    good = f"AUTH_TOKEN={TEST_TOKEN}\n"
+    path.write_text(good)
+    async with (
+        ScriptedUpstream() as upstream,
+        running(tmp_path, upstream, wrapper=without_privileges(), AUTH_TOKEN=None) as program,
+    ):
+        await program.port()
+        for told, spoil in SPOILT.items():
+            path.unlink()
+            spoil(path)
+            program.send_signal(signal.SIGHUP)
+            await program.errors.wait_for(
+                re.escape(f"SIGHUP: the settings stay as they were: .env {told}")
+            )
+            assert (await program.ask(MODELS)).status == 200
+            if path.is_dir():
+                path.rmdir()
+                path.touch()
+        path.write_text(good)
+        program.send_signal(signal.SIGHUP)
+        await program.errors.wait_for(RELOADED)
+    assert "Traceback" not in "\n".join(program.errors.all)
+
+
+# -- the address
+
+
+async def test_foreign_host_is_one_line_and_status_2(tmp_path: Path) -> None:
+    # TEST-NET-1 (RFC 5737) is nobody's
+    async with (
+        ScriptedServer() as upstream,
+        running(tmp_path, upstream, HOST="192.0.2.1") as program,
+    ):
+        assert await program.ended() == 2
+    assert program.errors.all == [
+        "tornadoproxy: cannot listen on HOST 192.0.2.1, PORT 0: Cannot assign requested address; "
+        "choose another PORT or HOST"
+    ]
+
+
+NOTING = """
+import sys
+from tornadoproxy import hookimpl
+
+@hookimpl
+async def startup():
+    print("started", file=sys.stderr, flush=True)
+
+@hookimpl
+async def shutdown():
+    print("shut down", file=sys.stderr, flush=True)
+"""
+
+
+async def test_port_in_use_shuts_plugins_down(tmp_path: Path) -> None:
+    install(tmp_path, "noting", NOTING)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with (
+            ScriptedServer() as upstream,
+            running(tmp_path, upstream, PORT=str(port)) as program,
+        ):
+            assert await program.ended() == 2
+    assert program.errors.all == [
+        "started",
+        "shut down",
+        f"tornadoproxy: cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use; "
+        "choose another PORT or HOST",
+    ]
+
+
+# -- what everybody can read of a process
+
+
+async def test_secrets_from_files_are_not_in_proc(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(TEST_UPSTREAM_KEY)
+    (tmp_path / ".env").write_text(f"AUTH_TOKEN={TEST_TOKEN}\nUPSTREAM_API_KEY_FILE=key\n")
+    async with (
+        ScriptedUpstream() as upstream,
+        running(
+            tmp_path, upstream, "--drain-timeout", "1", AUTH_TOKEN=None, UPSTREAM_API_KEY=None
+        ) as program,
+    ):
+        assert (await program.ask(MODELS)).status == 200
+        process = Path(f"/proc/{program.process.pid}")
+        shown = b"".join(path.read_bytes() for path in process.glob("task/*/comm"))
+        shown += (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+    assert b"--drain-timeout" in shown
+    for secret in (TEST_TOKEN, TEST_UPSTREAM_KEY):
+        assert secret.encode() not in shown
+
+
+# -- logs that cannot be written: full, closed, read by nobody
+
+
+def free_port() -> int:
+    """A port that was free a moment ago: one that cannot log cannot tell its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+async def listening(port: int) -> RawConnection:
+    """A connection to `port`, as soon as somebody listens there."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                return await RawConnection.open(port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.01)  # nothing tells of it from outside
+
+
+async def check_it_serves(port: int, requests: int = 20) -> None:
+    """Every request of one connection is answered; each writes a line to both logs."""
+    client = await listening(port)
+    for _ in range(requests):
+        assert (await client.ask(MODELS)).status == 200
+        # what cannot be read is told of in the log
+        spoiler = await RawConnection.open(port)
+        assert (await spoiler.ask(b"GET /v1/models HTTP/1.1\r\nx y: 1\r\n\r\n")).status == 400
+        await spoiler.close()
+    await client.close()
+
+
+async def check_it_stops(program: Program) -> None:
+    program.send_signal(signal.SIGTERM)
+    assert await program.ended() == 0
+
+
+def closing(streams: str) -> list[str]:
+    """The command that starts a program with these redirections of its standard streams."""
+    return ["sh", "-c", f'exec "$@" {streams}', "sh"]
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        ">/dev/full 2>&1",
+        *("2>&-", "<&- >&- 2>&-"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("<&-", ">&-", ">&- 2>&-")),
+    ],
+)
+async def test_standard_streams_of_no_use_change_no_response(tmp_path: Path, streams: str) -> None:
+    port = free_port()
+    async with (
+        ScriptedUpstream() as upstream,
+        running(
+            tmp_path, upstream, wrapper=closing(streams), PORT=str(port), LOG_LEVEL="debug"
+        ) as program,
+    ):
+        await check_it_serves(port)
+        # the access log is opened anew, where its descriptor may be another's by now
+        (tmp_path / ".env").write_text("LOG_LEVEL=info\nACCESS_LOG_FORMAT=text\n")
+        program.send_signal(signal.SIGHUP)
+        await check_it_serves(port)
+        await check_it_stops(program)
+    # neither log is written where the other belongs
+    records = [json.loads(line) for line in program.output.all]
+    assert len(records) == (0 if re.search(r"(^| )>", streams) else 40)
+    assert [line for line in program.errors.all if line.startswith("{")] == []
+    assert ("stopping" in "\n".join(program.errors.all)) is ("2>" not in streams)
+
+
+async def test_access_log_on_full_disk_changes_no_response(tmp_path: Path) -> None:
+    async with (
+        ScriptedUpstream() as upstream,
+        running(tmp_path, upstream, ACCESS_LOG="/dev/full") as program,
+    ):
+        port = await program.port()
+        await check_it_serves(port)
+        program.send_signal(signal.SIGHUP)
+        await program.errors.wait_for(RELOADED)
+        await check_it_serves(port)
+        await check_it_stops(program)
+    assert "Traceback" not in "\n".join(program.errors.all)
+
+
+async def test_closed_log_pipe_changes_no_response(tmp_path: Path) -> None:
+    (lines, stdout), (log, stderr) = os.pipe(), os.pipe()
+    port = free_port()
+    async with (
+        ScriptedUpstream() as upstream,
+        running(tmp_path, upstream, stdout=stdout, stderr=stderr, PORT=str(port)) as program,
+    ):
+        await check_it_serves(port, 5)
+        for end in (lines, stdout, log, stderr):
+            os.close(end)
+        program.send_signal(signal.SIGPIPE)
+        await check_it_serves(port)
+        await check_it_stops(program)
+
+
+async def test_unwritable_start_error_keeps_status_2(tmp_path: Path) -> None:
+    async with (
+        ScriptedUpstream() as upstream,
+        running(tmp_path, upstream, wrapper=closing("2>/dev/full"), PORT="none") as program,
+    ):
+        assert await program.ended() == 2
+    assert program.output.all == []

@@ -1,0 +1,438 @@
+"""Signals, and steps of the wall clock, while the real program is under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from load_content import ASKED, Dialect, How, events_of, fault_of, message_of, request
+from program import install, running
+
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    RawConnection,
+    ScriptedServer,
+    Truncated,
+    json_response,
+    request_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from program import Program
+
+    from tornadoproxy.testing import RawResponse, UpstreamExchange
+
+HEALTH = request_bytes("GET", "/health")
+STOPPING = "stopping: no new connections"
+RELOADED = "SIGHUP: reloaded secrets and the settings of plugins"
+
+
+class NumberingUpstream(ScriptedServer):
+    """Answers as `load_content` has it; what is held or late ends when it may.
+
+    :ivar answered: the requests' numbers in the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered: list[int] = []
+        self.may_end = asyncio.Event()
+
+    async def default_response(self, exchange: UpstreamExchange) -> None:
+        asked = ASKED.search(await exchange.body())
+        assert asked
+        how, number = asked[1].decode(), int(asked[2])
+        self.answered.append(number)
+        first, *rest = events_of(number)
+        if how in {"stream", "hold"}:
+            headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
+            await exchange.head(200, headers)
+            await exchange.chunk(first)
+        if how in {"late", "hold"}:
+            await self.may_end.wait()
+        if how in {"json", "late"}:
+            await json_response(message_of(number))(exchange)
+            return
+        for event in rest:
+            await exchange.chunk(event)
+        await exchange.last_chunk()
+
+
+@dataclass
+class Asked:
+    """A request on its connection, which `goes_on` unless the response says that it is closed."""
+
+    connection: RawConnection
+    dialect: Dialect
+    how: How
+    number: int
+    goes_on: bool = True
+
+    @property
+    def data(self) -> bytes:
+        return request(self.dialect, self.how, self.number)
+
+    def check_whole(self, response: RawResponse) -> None:
+        assert fault_of(self.dialect, self.how, self.number, response) is None
+
+    async def finish(self) -> None:
+        """Its response is whole; close the connection."""
+        self.check_whole(await self.connection.response())
+        await self.connection.close()
+
+    async def result(self) -> Literal["whole", "refused", "closed"]:
+        """Return how it ended: whole, refused by an error, or without a single byte."""
+        try:
+            await self.connection.send(self.data)
+            response = await self.connection.response()
+        except ConnectionError:
+            return "closed"
+        except Truncated as cut:
+            if cut.response is None and str(cut).endswith("unread: b''"):
+                return "closed"
+            raise
+        self.goes_on = response.header("Connection") != "close"
+        if response.status == 200:
+            self.check_whole(response)
+            return "whole"
+        assert response.status in {503, 529}
+        assert json.loads(response.body)["error"]["message"]
+        return "refused"
+
+
+class Load:
+    """Requests of all kinds at once, half in each dialect.
+
+    :ivar results: what became of those that clients made again and again, by their numbers.
+    """
+
+    def __init__(self, upstream: NumberingUpstream, port: int) -> None:
+        self.upstream = upstream
+        self.results: dict[int, str] = {}
+        self.clients_may_end = False
+        self._port = port
+        self._numbers = itertools.count(1)
+        self._dialects: Iterator[Dialect] = itertools.cycle(("anthropic", "openai"))
+
+    async def new(self, how: How) -> Asked:
+        connection = await RawConnection.open(self._port)
+        return Asked(connection, next(self._dialects), how, next(self._numbers))
+
+    async def hold(self, count: int, how: How) -> list[Asked]:
+        """Make so many requests, and wait until all are upstream."""
+        held = [await self.new(how) for _ in range(count)]
+        for each in held:
+            await each.connection.send(each.data)
+        while not {each.number for each in held} <= {*self.upstream.answered}:
+            await asyncio.sleep(0.01)  # nothing tells of it
+        return held
+
+    async def begin_uploads(self, count: int) -> list[Asked]:
+        """Make so many requests but for their last bytes."""
+        uploads = [await self.new("json") for _ in range(count)]
+        for each in uploads:
+            await each.connection.send(each.data[:-20])
+        return uploads
+
+    async def ask_again_and_again(self, *, new_connections: bool) -> None:
+        """Be a client, until nobody listens or its only connection ends."""
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
+            asked = await self.new("json")
+            while not self.clients_may_end:
+                self.results[asked.number] = await asked.result()
+                if new_connections:
+                    await asked.connection.close()
+                    asked = await self.new("json")
+                elif self.results[asked.number] == "closed" or not asked.goes_on:
+                    break
+                else:
+                    how: How = "stream" if asked.how == "json" else "json"
+                    asked = Asked(asked.connection, asked.dialect, how, next(self._numbers))
+            await asked.connection.close()
+
+    async def until_answered(self, count: int) -> None:
+        """Wait until so many more requests of these clients have ended."""
+        before = len(self.results)
+        while len(self.results) < before + count:
+            await asyncio.sleep(0.01)  # nothing tells of it
+
+
+def records_of(lines: Iterable[str]) -> dict[int, dict[str, Any]]:
+    """The access log's records by the number of their request, of which none is there twice."""
+    records = [json.loads(line) for line in lines]
+    by_number = {int(each["session_id"]): each for each in records}
+    assert len(by_number) == len(records)
+    return by_number
+
+
+def check_no_traceback(program: Program) -> None:
+    assert "Traceback" not in "\n".join(program.errors.all)
+
+
+# -- signals; tests/server/test_runner.py has what each of them does
+
+
+async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
+    """Not even if a SIGHUP follows."""
+    async with (
+        NumberingUpstream() as upstream,
+        running(tmp_path, upstream, DRAIN_TIMEOUT="60") as program,
+    ):
+        load = Load(upstream, await program.port())
+        held = [*await load.hold(40, "hold"), *await load.hold(20, "late")]
+        uploads = await load.begin_uploads(10)
+        clients = [
+            asyncio.create_task(load.ask_again_and_again(new_connections=number % 3 == 0))
+            for number in range(24)
+        ]
+        await load.until_answered(100)
+
+        program.send_signal(signal.SIGTERM)
+        await program.errors.wait_for(STOPPING)
+        # clients that only ask end soon, whatever else is in flight
+        await asyncio.gather(*clients)
+        program.send_signal(signal.SIGHUP)
+        await program.errors.wait_for(RELOADED)
+        assert program.process.returncode is None
+        for each in uploads:
+            await each.connection.send(each.data[-20:])
+        upstream.may_end.set()
+        await asyncio.gather(*(each.finish() for each in (*held, *uploads)))
+
+        assert await program.ended() == 0
+        check_no_traceback(program)
+        whole = {number for number, result in load.results.items() if result == "whole"}
+        whole |= {each.number for each in (*held, *uploads)}
+        refused = {number for number, result in load.results.items() if result == "refused"}
+        # what was not answered by a byte has not gone upstream either
+        assert Counter(upstream.answered) == Counter(whole)
+        records = records_of(program.output.all)
+        assert records.keys() == whole | refused
+        assert {records[number]["outcome"] for number in whole} == {"completed"}
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
+async def test_signals_while_it_ends_change_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
+        await program.port()
+        program.send_signal(signal.SIGTERM)
+        await program.errors.wait_for(STOPPING)
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                program.send_signal(number)
+                await asyncio.sleep(0.001)
+        # whether one came in time to be the second depends on the moment; none ends it by default
+        assert await program.ended() in {0, 1}
+        check_no_traceback(program)
+
+
+async def test_sighup_under_load_changes_no_response(tmp_path: Path) -> None:
+    """Each time, the token's file has changed, and the access log was moved away."""
+    log, tokens = tmp_path / "access.log", tmp_path / "tokens"
+    tokens.write_text(TEST_TOKEN)
+    async with (
+        NumberingUpstream() as upstream,
+        running(
+            tmp_path,
+            upstream,
+            AUTH_TOKEN=None,
+            AUTH_TOKEN_FILE=str(tokens),
+            ACCESS_LOG=str(log),
+        ) as program,
+    ):
+        load = Load(upstream, await program.port())
+        held = [*await load.hold(20, "hold"), *await load.hold(20, "late")]
+        clients = [
+            asyncio.create_task(load.ask_again_and_again(new_connections=False)) for _ in range(16)
+        ]
+        for rotation in range(1, 11):
+            await load.until_answered(10)
+            log.rename(tmp_path / f"access.log.{rotation}")
+            tokens.write_text(f"another-token-for-a-while-{rotation} {TEST_TOKEN}")
+            program.send_signal(signal.SIGHUP)
+            await program.errors.wait_for(RELOADED, rotation)
+        await load.until_answered(80)
+        load.clients_may_end = True
+        await asyncio.gather(*clients)
+        upstream.may_end.set()
+        await asyncio.gather(*(each.finish() for each in held))
+
+        program.send_signal(signal.SIGTERM)
+        assert await program.ended() == 0
+        check_no_traceback(program)
+        assert set(load.results.values()) == {"whole"}
+        logs = [*tmp_path.glob("access.log*")]
+        assert len(logs) == 11
+        records = records_of(line for path in logs for line in path.read_text().splitlines())
+        assert records.keys() == load.results.keys() | {each.number for each in held}
+        assert {record["outcome"] for record in records.values()} == {"completed"}
+
+
+SLOW_START = """
+import asyncio, pathlib, sys
+from tornadoproxy import hookimpl
+
+@hookimpl
+async def startup():
+    print("starting", file=sys.stderr, flush=True)
+    while not pathlib.Path("may-start").exists():
+        await asyncio.sleep(0.01)
+"""
+
+
+async def test_sighup_before_it_serves_is_applied_then(tmp_path: Path) -> None:
+    install(tmp_path, "slow", SLOW_START)
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-that-is-soon-replaced")
+    async with (
+        ScriptedServer() as upstream,
+        running(tmp_path, upstream, AUTH_TOKEN=None, AUTH_TOKEN_FILE=str(tokens)) as program,
+    ):
+        await program.errors.wait_for("^starting$")
+        tokens.write_text(TEST_TOKEN)
+        program.send_signal(signal.SIGHUP)
+        (tmp_path / "may-start").touch()
+        await program.errors.wait_for(RELOADED)
+        # the upstream's own 404, and not the proxy's 401
+        response = await program.ask(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
+        assert (response.status, len(upstream.requests)) == (404, 1)
+
+
+# -- steps of the clock
+
+# USR1 sets it forwards by a day, USR2 back by a day
+STEPPED = """
+import os, signal, time
+
+DAY = 86400.0
+moved = 0.0
+real, real_ns = time.time, time.time_ns
+
+def step(by):
+    global moved
+    moved += by
+    os.write(2, b"the clock is moved\\n")
+
+time.time = lambda: real() + moved
+time.time_ns = lambda: real_ns() + int(moved * 1e9)
+signal.signal(signal.SIGUSR1, lambda *_: step(DAY))
+signal.signal(signal.SIGUSR2, lambda *_: step(-DAY))
+"""
+FORWARDS, BACK = signal.SIGUSR1, signal.SIGUSR2
+
+
+async def step_clock(program: Program, number: signal.Signals) -> None:
+    program.send_signal(number)
+    await program.errors.wait_for("^the clock is moved$")
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(STEPPED)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("number", "days"), [(FORWARDS, 1), (BACK, -1)])
+async def test_clock_step_of_a_day_changes_no_deadline(
+    tmp_path: Path, number: signal.Signals, days: int
+) -> None:
+    async with (
+        NumberingUpstream() as upstream,
+        # a minute to none of which the test comes near, except by a clock that is a day ahead
+        running(
+            tmp_path,
+            upstream,
+            UPSTREAM_CONNECT_TIMEOUT="60",
+            UPSTREAM_FIRST_BYTE_TIMEOUT="60",
+            UPSTREAM_IDLE_TIMEOUT="60",
+            UPSTREAM_KEEPALIVE_TIMEOUT="60",
+            CLIENT_IDLE_TIMEOUT="60",
+            CLIENT_BODY_TIMEOUT="60",
+            PLUGIN_TIMEOUT="60",
+            DRAIN_TIMEOUT="60",
+        ) as program,
+    ):
+        load = Load(upstream, await program.port())
+        held = [*await load.hold(2, "hold"), *await load.hold(2, "late")]
+        (upload,) = await load.begin_uploads(1)
+        idle, asking = [await program.connect() for _ in range(2)]
+        assert (await idle.ask(HEALTH)).status == 200
+        await asking.send(HEALTH[:9])
+
+        await step_clock(program, number)
+
+        assert (await asking.ask(HEALTH[9:])).status == 200
+        assert (await idle.ask(HEALTH)).status == 200
+        await upload.connection.send(upload.data[-20:])
+        await upload.finish()
+        (later,) = await load.hold(1, "json")
+        await later.finish()
+        program.send_signal(signal.SIGTERM)
+        await program.errors.wait_for(STOPPING)
+        upstream.may_end.set()
+        await asyncio.gather(*(each.finish() for each in held))
+        assert await program.ended() == 0
+        for connection in (idle, asking):
+            await connection.close()
+
+    records = records_of(program.output.all)
+    assert records.keys() == {*range(1, 7)}
+    for record in records.values():
+        assert record["outcome"] == "completed"
+        assert 0 <= record["time_to_first_byte_ms"] <= record["duration_ms"] < 60_000
+        assert 0 <= record["upstream_time_ms"] <= record["duration_ms"]
+    # which is the time of day by the clock that there is
+    for at, moved in ((held[0].number, 0), (later.number, days)):
+        away = datetime.fromisoformat(records[at]["time"]) - datetime.now(UTC)
+        assert round(away.total_seconds() / 86400) == moved
+
+
+@pytest.mark.usefixtures("clock")
+async def test_clock_set_back_keeps_deadlines_and_pings(tmp_path: Path) -> None:
+    async with (
+        NumberingUpstream() as upstream,
+        running(
+            tmp_path,
+            upstream,
+            UPSTREAM_FIRST_BYTE_TIMEOUT="1",
+            UPSTREAM_IDLE_TIMEOUT="1",
+            SSE_KEEPALIVE_INTERVAL="0.1",
+            CLIENT_IDLE_TIMEOUT="1",
+            CLIENT_BODY_TIMEOUT="1",
+        ) as program,
+    ):
+        load = Load(upstream, await program.port())
+        (stream,) = await load.hold(1, "hold")
+        (late,) = await load.hold(1, "late")
+        (upload,) = await load.begin_uploads(1)
+        asking = await program.connect()
+        await asking.send(HEALTH[:9])
+
+        await step_clock(program, BACK)
+
+        with pytest.raises(Truncated) as cut:
+            await stream.connection.response()
+        assert cut.value.response is not None
+        assert cut.value.response.body.count(b"event: ping\n") > 1
+        assert b"event: error\n" in cut.value.response.body
+        assert (await late.connection.response()).status == 504
+        assert (await upload.connection.response()).status == 408
+        assert await asking.read() == b""
+        for each in (stream, late, upload):
+            await each.connection.close()
+        await asking.close()
+        upstream.may_end.set()
