@@ -2,9 +2,9 @@
 
 The theory. A connection carries one request at a time, and is in one `State`::
 
-    IDLE ──head──▶ PREPARING ──▶ BODY ⇄ BLOCKED ──▶ SERVING ──response──▶ YIELDING ──▶ IDLE
+    idle ──head──▶ preparing ──▶ body ⇄ blocked ──▶ serving ──response──▶ yielding ──▶ idle
                                                                  │
-                       any of them ─────────────────────────────▶ CLOSING
+                       any of them ─────────────────────────────▶ closing
 
 A response may end before the body does. Then the rest of the body is read and dropped.
 
@@ -42,7 +42,7 @@ from tornadoproxy.protocol.request_framing import (
     head_too_large,
     parse_head,
 )
-from tornadoproxy.server.client_transport import MAX_PENDING, ClientTransport, Host, State
+from tornadoproxy.server.client_transport import MAX_PENDING, ClientTransport, Host
 from tornadoproxy.server.request_connection import Peer, RequestConnection, refusal
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class ClientConnection(ClientTransport):
     def response_ended(self, request: RequestConnection) -> None:
         """Go on to the next request, or close. The rest of this one is dropped."""
         self._release_charge()
-        if self._state is State.CLOSING:
+        if self._state == "closing":
             return
         if not request.is_whole:
             # the handler waits for the body; not now, since it is in the middle of finishing
@@ -133,7 +133,7 @@ class ClientConnection(ClientTransport):
         self._set_deadline(self._host.idle_timeout)
 
     def data_received(self, data: bytes) -> None:
-        if self._state is State.CLOSING:
+        if self._state == "closing":
             return
         self._pending = self._pending + data if self._pending else data
         self._use_pending()
@@ -158,7 +158,7 @@ class ClientConnection(ClientTransport):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._state is State.CLOSING:
+        if self._state == "closing":
             self._linger()
         elif self._request is None:
             self._await_head()
@@ -175,7 +175,7 @@ class ClientConnection(ClientTransport):
 
     def deadline_passed(self) -> None:
         request = self._request
-        if self._state is State.CLOSING or request is None or request.response_ended:
+        if self._state == "closing" or request is None or request.response_ended:
             if self._flushed.done():
                 self.abort()
         else:
@@ -186,10 +186,10 @@ class ClientConnection(ClientTransport):
     def _use_pending(self) -> None:
         """Use pending bytes as far as possible now."""
         while self._pending:
-            if self._state is State.IDLE:
+            if self._state == "idle":
                 if not (self._flushed.done() and self._take_head()):
                     break
-            elif self._state is not State.BODY or not self._take_body():
+            elif self._state != "body" or not self._take_body():
                 break
         self._set_reading(len(self._pending) < MAX_PENDING)
         if self._holding is not None or (self._request is None and self._pending):
@@ -224,7 +224,7 @@ class ClientConnection(ClientTransport):
         except MalformedRequest as error:
             self._refuse(error)
             return False
-        self._state = State.PREPARING
+        self._state = "preparing"
         self._deadline = None
         self._host.became_busy(self)
         request = self._request = RequestConnection(self, head, self._peer)
@@ -246,7 +246,7 @@ class ClientConnection(ClientTransport):
         assert self._request is not None
         self._request.release()
         self._request = None
-        self._state = State.IDLE
+        self._state = "idle"
         self._await_head()
 
     def _await_head(self) -> None:
@@ -258,12 +258,12 @@ class ClientConnection(ClientTransport):
         self._host.became_idle(self)
         if self._pending:
             # requests that have arrived already must not starve other connections
-            self._state = State.YIELDING
+            self._state = "yielding"
             self._loop.call_soon(self._take_next)
 
     def _take_next(self) -> None:
-        if self._state is State.YIELDING:
-            self._state = State.IDLE
+        if self._state == "yielding":
+            self._state = "idle"
             self._use_pending()
 
     # -- the body
@@ -274,9 +274,9 @@ class ClientConnection(ClientTransport):
 
     def _begin_body(self, request: RequestConnection) -> None:
         """Read the body, which the handler takes now, or drop it if the response has ended."""
-        if self._state is State.CLOSING:
+        if self._state == "closing":
             return
-        self._state = State.BODY
+        self._state = "body"
         if request.has_come:
             self._end_body(request)
         elif not request.response_ended:
@@ -314,16 +314,16 @@ class ClientConnection(ClientTransport):
         return True
 
     def _wait(self, request: RequestConnection, busy: Awaitable[None]) -> None:
-        if self._state is State.BODY:
-            self._state = State.BLOCKED
+        if self._state == "body":
+            self._state = "blocked"
         self._blocked_since = self._loop.time()
         self._deadline = None  # the client is not to blame for the wait
         asyncio.ensure_future(busy).add_done_callback(lambda _: self._go_on(request))
 
     def _go_on(self, request: RequestConnection) -> None:
-        if self._state is State.CLOSING:
+        if self._state == "closing":
             return
-        self._state = State.BODY
+        self._state = "body"
         if request.has_come:
             self._end_body(request)
         elif not request.response_ended:
@@ -342,12 +342,12 @@ class ClientConnection(ClientTransport):
 
     def _end_body(self, request: RequestConnection) -> None:
         request.is_whole = True
-        if self._state is State.CLOSING:
+        if self._state == "closing":
             return
         if request.response_ended:
             self._await_request()
             return
-        self._state = State.SERVING
+        self._state = "serving"
         self._deadline = None
         request.delegate.finish()
 

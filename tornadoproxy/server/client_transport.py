@@ -11,8 +11,7 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
 from tornado.iostream import StreamClosedError
 
@@ -34,23 +33,16 @@ MAX_PENDING = 64 * 1024
 """With so many bytes waiting to be used, no more are read."""
 
 
-class State(Enum):
-    """What a connection is doing."""
-
-    IDLE = auto()
-    """It waits for a request's head; a part of it may have arrived."""
-    YIELDING = auto()
-    """The next request has arrived already, but other connections take their turn first."""
-    PREPARING = auto()
-    """The handler decides whether it takes the body."""
-    BODY = auto()
-    """The body is read: for the handler, or to be dropped if the response has been sent already."""
-    BLOCKED = auto()
-    """The handler is busy with a part of the body."""
-    SERVING = auto()
-    """The handler has the whole body, and responds."""
-    CLOSING = auto()
-    """Nothing is sent any more, and whatever arrives is dropped."""
+State: TypeAlias = Literal[
+    "idle",  # it waits for a request's head; a part of it may have arrived
+    "yielding",  # the next request has arrived already, but other connections take their turn first
+    "preparing",  # the handler decides whether it takes the body
+    "body",  # the body is read: for the handler, or to be dropped if the response has been sent
+    "blocked",  # the handler is busy with a part of the body
+    "serving",  # the handler has the whole body, and responds
+    "closing",  # nothing is sent any more, and whatever arrives is dropped
+]
+"""What a connection is doing. Not an enum: on Python 3.11 each look at a member takes long."""
 
 
 class Host(Protocol):
@@ -111,7 +103,7 @@ class ClientTransport(asyncio.Protocol):
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)  # until made
-        self._state = State.IDLE
+        self._state: State = "idle"
         self._pending = b""
         self._holding: Holding | None = None  # of pending bytes, while they are charged
         self._is_paused = False
@@ -139,7 +131,7 @@ class ClientTransport(asyncio.Protocol):
 
         :returns: completed when the system has taken everything.
         """
-        if data and self._state is not State.CLOSING:
+        if data and self._state != "closing":
             self._transport.write(data)
         return self._flushed
 
@@ -151,7 +143,7 @@ class ClientTransport(asyncio.Protocol):
         if reset and not self._transport.is_closing():
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._state = State.CLOSING
+        self._state = "closing"
         self._pending = b""  # or it would be charged again until the connection is lost
         self._transport.abort()
 
@@ -161,7 +153,7 @@ class ClientTransport(asyncio.Protocol):
         To close with unread bytes would reset the connection (RFC 9112 §9.6), and could take the
         response away from the client.
         """
-        self._state = State.CLOSING
+        self._state = "closing"
         self._pending = b""
         self._set_reading(True)
         self._linger()
@@ -184,7 +176,7 @@ class ClientTransport(asyncio.Protocol):
         self._flushed.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = State.CLOSING
+        self._state = "closing"
         self._pending = b""
         self._release_charge()
         if self._timer is not None:
