@@ -203,10 +203,11 @@ class ExchangeHandler(BaseHandler):
 
     # -- the response
 
-    def write(self, chunk: str | bytes | dict[str, object]) -> None:
+    def write(self, chunk: bytes) -> None:  # type: ignore[override]  # no text, no dictionary
+        # not by Tornado's method, which looks for these: 6 % of an event's instructions
         if self.request.method != "HEAD":
             self.exchange.bytes_out += len(chunk)
-        super().write(chunk)
+        self._write_buffer.append(chunk)
 
     def on_finish(self) -> None:
         self._close()
