@@ -1,0 +1,314 @@
+"""docs/plugins.md: its tables describe the code, and its plugins run in a real proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import re
+import sys
+import tomllib
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from documents import PAGES, ROOT, blocks, first_cells, sections
+
+import tornadoproxy
+from tornadoproxy import (
+    ConfigurationError,
+    Identity,
+    IncomingRequest,
+    ModelRequest,
+    ModelUsage,
+    Outcome,
+    PageRequest,
+    PageResponse,
+    Permit,
+    RequestRecord,
+    Setting,
+    Status,
+    Usage,
+    parsers,
+    testing,
+)
+from tornadoproxy.plugin import hookspecs, manager
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    Ask,
+    Proxy,
+    Records,
+    ScriptedUpstream,
+    StartProxy,
+    json_response,
+    message_document,
+    silent_response,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from in_process import Commands
+
+pytest_plugins = ["pytester"]
+
+PAGE = PAGES["plugins"]
+CHAPTERS = sections(PAGE, 2)
+HEADINGS = {
+    re.sub(r"`|\(.*", "", heading): (heading, text) for heading, text in sections(PAGE, 3).items()
+}
+HOOKS = {
+    name: value
+    for name, value in vars(hookspecs).items()
+    if hasattr(value, f"{hookspecs.PROJECT}_spec")
+}
+DEADLINES = {"startup": manager.STARTUP_TIMEOUT, "shutdown": manager.SHUTDOWN_TIMEOUT}
+
+
+# -- the page and the code
+
+
+def test_hook_sections_match_the_hookspecs() -> None:
+    assert [name for name in HEADINGS if name in HOOKS] == list(HOOKS), "in the same order"
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hook_section_describes_its_hookspec(hook: str) -> None:
+    heading, text = HEADINGS[hook]
+    contract = inspect.getdoc(HOOKS[hook]) or ""
+    signature = inspect.signature(HOOKS[hook])
+    returned = str(signature.return_annotation)
+    assert heading == f"`{hook}({', '.join(signature.parameters)})`"
+
+    kind, manner = re.findall(r"^\*(\w+)\. (.+)\.\*$", text, re.MULTILINE)[0]
+    told = re.findall(r"\b(Deciding|Observing|Declaring)\b", contract)
+    assert kind in (told or ["Declaring", "Observing"])
+    assert manner.startswith("Sync or async, within" if "Awaitable" in returned else "Sync")
+    if "Awaitable" in returned:
+        within = f"within {DEADLINES[hook]:.0f} s" if hook in DEADLINES else "`PLUGIN_TIMEOUT`"
+        assert within in manner
+
+    results = re.findall(r"^\| (.+?) \| .*\|$", text, re.MULTILINE)
+    assert results[0] == "Result"
+    assert any("exception" in row for row in results)
+    assert "None" not in returned or "`None`" in results
+    for name in re.findall(r"[rR]aise `(\w+)`", contract):
+        assert f"raise `{name}`" in results
+
+
+def test_every_public_name_is_documented() -> None:
+    names = {*tornadoproxy.__all__, *testing.__all__}
+    assert [each for each in names if not re.search(rf"`[^`]*\b{each}\b[^`]*`", PAGE)] == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(IncomingRequest, Identity, ModelRequest, Permit, Usage, ModelUsage, Status),
+        *(PageRequest, PageResponse, RequestRecord),
+    ],
+)
+def test_field_table_matches_the_type(kind: Any) -> None:
+    fields = getattr(kind, "__struct_fields__", None)
+    names = list(fields or (field.name for field in dataclasses.fields(kind)))
+    if kind is RequestRecord:
+        names += ["Outcome", *Outcome]
+    assert first_cells(HEADINGS[kind.__name__][1]) == names
+
+
+def test_setting_and_parser_tables_match_the_code() -> None:
+    text = CHAPTERS["Settings"]
+    assert first_cells(text) == list(Setting.__struct_fields__)
+
+    made_here = {name for name in parsers.__all__ if inspect.isfunction(getattr(parsers, name))}
+    table = dict(
+        re.findall(r"^\| `parsers\.(\w+)[^`]*` \| .+? \| `(.+?)`[^|]*\|$", text, re.MULTILINE)
+    )
+    assert table.keys() == made_here
+    for name, returned in table.items():
+        annotation = str(inspect.signature(getattr(parsers, name)).return_annotation)
+        of_made = re.fullmatch(r"Callable\[\[str\], (.+)\]", annotation)
+        assert returned.replace("\\|", "|") == (of_made[1] if of_made else annotation), name
+
+
+def test_fixture_and_example_tables_list_all() -> None:
+    rows = "".join(re.findall(r"^\| (`.+?) \| ", CHAPTERS["Tests"], re.MULTILINE))
+    fixtures = {"proxy", "start_proxy", "upstream", "records", "ask", "raw", "http_client"}
+    assert set(re.findall(r"\w+", rows)) == fixtures | {
+        *("anthropic_client", "openai_client", "base_url")
+    }
+    packages = {path.parent.name for path in (ROOT / "examples").glob("*/pyproject.toml")}
+    assert set(re.findall(r"`examples/([\w-]+)`", PAGE)) == packages
+
+
+def test_first_commands_write_the_described_package(commands: Commands) -> None:
+    write, enter, *_ = blocks(CHAPTERS["The first one, in ten minutes"], "bash")[0].splitlines()
+    assert commands.run(*write.removeprefix("python -m tornadoproxy ").split()).status == 0
+    made = commands.directory / enter.removeprefix("cd ")
+    assert (made / "pyproject.toml").is_file()
+    assert list((made / "tests").glob("test_*.py"))
+    code = (made / "tornadoproxy_team" / "__init__.py").read_text()
+    assert '"TEAM_MODELS"' in code, "the setting that the page goes on with"
+
+
+# -- the plugins of the page
+
+
+def code_of(hook: str) -> str:
+    (code,) = blocks(HEADINGS[hook][1])
+    return code
+
+
+def load(hook: str) -> Any:
+    """Return the plugin of a hook's section, as an entry point would name it."""
+    module = ModuleType(f"example_of_{hook}")
+    exec(compile(code_of(hook), f"docs/plugins.md, {hook}", "exec"), vars(module))
+    made_here = (each for each in vars(module).values() if inspect.isclass(each))
+    return next((each for each in made_here if each.__module__ == module.__name__), module)
+
+
+def test_every_code_block_is_tested() -> None:
+    tested = [code_of(hook) for hook in HOOKS] + blocks(CHAPTERS["Tests"])
+    assert sorted(blocks(PAGE)) == sorted(tested)
+    assert {f"test_{hook}_example" for hook in HOOKS} <= globals().keys()
+
+
+MESSAGE = {
+    "model": "claude-sonnet-5-5",
+    "max_tokens": 10,
+    "messages": [{"role": "user", "content": "Hi"}],
+}
+MESSAGES, MODELS = "/v1/messages", "/v1/models"
+ALICE = "acme_alices-long-token"
+
+
+async def test_declare_settings_example(start_proxy: StartProxy) -> None:
+    proxy = await start_proxy(plugins={"team": load("declare_settings")}, TEAM="research")
+    assert ("team", "serves research") in proxy.lines
+
+
+def test_commands_example(commands: Commands) -> None:
+    commands.install("hello", code_of("commands"))
+    assert "hello" in commands.run("--help").output
+    shown = commands.run("hello", "Ann", "--host", "::1")
+    assert shown.output == "Hello, Ann. The proxy listens on ::1.\n"
+
+
+async def test_configure_example(start_proxy: StartProxy, ask: Ask) -> None:
+    async def at_noon(**hours: object) -> Proxy:
+        plugin = load("configure")
+        noon = SimpleNamespace(localtime=lambda: SimpleNamespace(tm_hour=12))
+        plugin.authorize.__globals__["time"] = noon
+        return await start_proxy(plugins={"hours": plugin}, **hours)
+
+    states = {info.name: info.state for info in (await at_noon()).plugins.describe()}
+    assert states["hours"] == "inactive"
+    at_work = await at_noon(OPENS=9, CLOSES=17)
+    assert ("hours", "serves requests from 9 to 17 o'clock") in at_work.lines
+    assert (await ask(MODELS)).status == 200
+    await at_noon(OPENS=20)
+    refused = await ask(MODELS)
+    assert (refused.status, b"Come back at 20" in refused.body) == (403, True)
+    with pytest.raises(ConfigurationError, match="CLOSES is not after OPENS"):
+        await at_noon(OPENS=17, CLOSES=9)
+
+
+async def test_credential_headers_example(
+    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
+) -> None:
+    await start_proxy(plugins={"badge": load("credential_headers")})
+    response = await ask(MODELS, headers={"x-BADGE": "alices-long-badge"}, token=None)
+    assert response.status == 200
+    assert (await records.finished()).principal == "alice"
+    assert upstream.requests[0].header("x-badge") is None
+
+
+async def test_pages_example(start_proxy: StartProxy, ask: Ask) -> None:
+    await start_proxy(plugins={"whoami": load("pages")})
+    assert json.loads((await ask("/whoami")).body) == "token"
+    assert json.loads((await ask("/whoami/groups")).body) == []
+    assert (await ask("/whoami", token="wrong")).status == 401
+    assert (await ask("/whoami/else")).status == 404
+
+
+async def test_startup_example(start_proxy: StartProxy, ask: Ask) -> None:
+    await start_proxy(plugins={"busy": load("startup")})
+    assert json.loads((await ask("/busy", token=None)).body) == {"in_flight": 1}
+
+
+async def test_shutdown_example(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> None:
+    path = tmp_path / "diary"
+    proxy = await start_proxy(plugins={"diary": load("shutdown")}, DIARY=path)
+    await ask(MODELS)
+    await ask(MODELS, token="wrong")
+    await proxy.server.drain()
+    assert path.read_text() == "token completed\nNone denied\n"
+
+
+async def test_authenticate_example(start_proxy: StartProxy, ask: Ask, records: Records) -> None:
+    await start_proxy(plugins={"acme": load("authenticate")})
+    tokens = (ALICE, "acme_guess", TEST_TOKEN, "else")
+    responses = [await ask(MODELS, token=token) for token in tokens]
+    assert [response.status for response in responses] == [200, 401, 200, 401]
+    assert b"ask for one of your own" in responses[1].body
+    await records.finished(4)
+    assert [record.principal for record in records.all] == ["alice", None, "token", None]
+    assert records.all[0].groups == ("staff",)
+
+
+async def test_admit_example(start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream) -> None:
+    await start_proxy(plugins={"one": load("admit")}, UPSTREAM_FIRST_BYTE_TIMEOUT=0.2)
+    upstream.script(silent_response())
+    first = asyncio.ensure_future(ask(MESSAGES, MESSAGE))
+    await upstream.received()
+    second = await ask(MESSAGES, MESSAGE)
+    assert (second.status, second.header("retry-after")) == (429, "1")
+    assert (await first).status == 504
+    assert (await ask(MESSAGES, MESSAGE)).status == 200, "its place is free again"
+
+
+async def test_authorize_example(start_proxy: StartProxy, ask: Ask) -> None:
+    await start_proxy(plugins={"staff": load("authorize"), "acme": load("authenticate")})
+    opus = {**MESSAGE, "model": "claude-opus-5-5"}
+    elsewhere = {**MESSAGE, "fallbacks": [{"model": "claude-opus-5-5"}]}
+    for document, status in ((MESSAGE, 200), (opus, 403), (elsewhere, 403)):
+        assert (await ask(MESSAGES, document)).status == status
+    assert (await ask(MESSAGES, opus, token=ALICE)).status == 200
+    assert (await ask(MODELS)).status == 200, "that is no message"
+    assert (await ask("/v1/messages/batches", {})).status == 403
+
+
+async def test_price_example(
+    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
+) -> None:
+    await start_proxy(plugins={"price": load("price")})
+    usage = {"input_tokens": 7, "output_tokens": 3}
+    upstream.script(json_response(message_document("Hi", model="claude-of-our-own", usage=usage)))
+    await ask(MESSAGES, MESSAGE)
+    assert (await records.finished()).cost == 7 * 1_000 + 3 * 5_000
+
+
+def test_request_finished_example(caplog: pytest.LogCaptureFixture) -> None:
+    for seconds in (59.9, 60):
+        load("request_finished").request_finished(testing.request_record(duration=seconds))
+    assert caplog.messages == ["req_1 took 60 s"]
+
+
+def test_tests_section_example_passes(pytester: pytest.Pytester) -> None:
+    conftest, test = blocks(CHAPTERS["Tests"])
+    pytester.makeconftest(conftest)
+    pytester.makepyfile(test_acme=test, acme=code_of("authenticate"))
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
+
+
+def test_entry_point_example_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    (document,) = blocks(CHAPTERS["Packages"], "toml")
+    ((name, value),) = tomllib.loads(document)["project"]["entry-points"]["tornadoproxy"].items()
+    module = ModuleType("tornadoproxy_acme")
+    vars(module)["Acme"] = load("startup")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    point = importlib.metadata.EntryPoint(name, value, hookspecs.PROJECT)
+    (info,) = manager.Plugins.survey((), [point])
+    assert (info.name, info.state) == ("acme", "active")
