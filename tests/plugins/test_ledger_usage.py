@@ -275,17 +275,6 @@ def test_age_selects_the_requests_since_then(path: Path) -> None:
     assert count == 2
 
 
-def test_names_control_neither_terminal_nor_spreadsheet(path: Path) -> None:
-    write(path, used(model="\x1b[31mred\nline"))
-    table = usage(path, "--by", "model")
-    assert "\\x1b[31mred\\nline" in table
-    assert table.replace("\n", "").isprintable()
-    write(path, *(used(principal=name) for name in ("=1+1", "@SUM(A1)", "\t=1", "ada=1", None)))
-    found = csv.reader(io.StringIO(usage(path, "--format=csv")))
-    cells = {row[0] for row in list(found)[1:]}
-    assert cells == {"ada", "'=1+1", "'@SUM(A1)", "\\t=1", "ada=1", ""}
-
-
 async def test_usage_reads_while_the_proxy_writes(scene: Scene) -> None:
     path = scene.directory / "ledger.db"
     proxy = await scene.start_proxy(LEDGER_DB=path)
