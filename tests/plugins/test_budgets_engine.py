@@ -154,23 +154,6 @@ def test_shared_cap_applies_besides_the_personal_one() -> None:
 # -- admission
 
 
-def test_personal_cap_counts_for_each_person() -> None:
-    made = engine(cap(EVERYONE_EACH, 100))
-    made.settle(admit(made, "ada", 100 * CENT), 100 * CENT, NOON)
-    with pytest.raises(CapReached):
-        admit(made, "ada", 1)
-    admit(made, "bob", 1)
-
-
-def test_shared_cap_counts_for_the_whole_group() -> None:
-    made = engine(cap(Scope("rbac_group", "team", shared=True), 100))
-    made.settle(admit(made, "ada", CENT, groups=("team",)), 100 * CENT, NOON)
-    with pytest.raises(CapReached) as caught:
-        admit(made, "bob", 1, groups=("x", "team"))
-    assert caught.value.cap.scope.name == "team"
-    admit(made, "bob", 1, groups=("x",))
-
-
 def test_cap_of_zero_blocks_everything() -> None:
     with pytest.raises(CapReached) as caught:
         admit(engine(cap(EVERYONE_EACH, 0)), "ada", 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from openai import AsyncOpenAI
 from openai import AuthenticationError as OpenAIAuthenticationError
 from people import CHAT, MESSAGES, Held, error_of, locked, message
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
-from tornadoproxy_keys.store import UsageRow
 from tornadoproxy_keys.usage_count import UsageCount
 
 from tornadoproxy import (
@@ -237,22 +235,10 @@ async def test_stop_writes_the_usage(keyed: Keyed) -> None:
     await keyed.get(key)
     await keyed.get(TEST_TOKEN)
     await proxy.server.drain()
-    used, last = keyed.records.all[:2]
+    used = keyed.records.all[0]
     row = keyed.usage()
-    assert row == UsageRow(
-        key_id=key.split("-")[1],
-        day=time.strftime("%Y-%m-%d", time.gmtime(used.time)),
-        requests=2,
-        input_tokens=used.usage.input_tokens or 0,
-        output_tokens=used.usage.output_tokens or 0,
-        cache_read_input_tokens=0,
-        cache_creation_input_tokens=0,
-        cost=used.cost or 0,
-        unpriced=0,
-        last_used=int(last.time // 60) * 60,
-    )
-    assert row.input_tokens > 0
-    assert row.cost > 0
+    assert (row.key_id, row.requests) == (key.split("-")[1], 2)
+    assert (row.input_tokens, row.cost) == (used.usage.input_tokens, used.cost)
 
 
 # An unusable database
