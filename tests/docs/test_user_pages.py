@@ -18,14 +18,13 @@ import anthropic
 import openai
 import pytest
 from documents import PAGES, README, ROOT, block_with, blocks, first_cells
-from tornado.httputil import HTTPHeaders
 from tornadoproxy_access_log import text_line
 from tornadoproxy_prices.shipped import SHIPPED
 
 from tornadoproxy import Dialect, Outcome, Usage, errors
 from tornadoproxy.config.command_line import COMMANDS
 from tornadoproxy.config.core_settings import CORE_SETTINGS
-from tornadoproxy.protocol.headers import request_head, response_headers
+from tornadoproxy.protocol.headers import request_head, request_headers, response_headers
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Proxy,
@@ -174,7 +173,7 @@ def test_header_table_lists_headers_that_are_removed(column: int, count: int) ->
         assert sorted(response_headers(200, sent)) == sorted(cross)
     else:
         head = request_head(
-            *("GET", "/v1/x", HTTPHeaders(sent)),
+            *("GET", "/v1/x", request_headers(sent)),
             authority="api",
             instance="this",
             credential=None,
