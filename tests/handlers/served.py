@@ -20,6 +20,11 @@ EVENT_STREAM = [("Content-Type", "text/event-stream"), CHUNKED]
 EVENTS = message_events(message_document("Grüße, 世界 und 😀!"))
 STREAM = b"".join(EVENTS)
 
+MESSAGE_FIELDS: dict[str, Any] = {  # Any: JSON
+    "model": "claude-sonnet-5-5",
+    "max_tokens": 20,
+    "messages": [{"role": "user", "content": "Hi"}],
+}
 MESSAGE_BODY = b'{"model":"claude-sonnet-5-5","max_tokens":9,"messages":[],"stream":true}'
 CHAT_BODY = b'{"model":"claude-sonnet-5-5","messages":[{"role":"user","content":"Hi"}]}'
 

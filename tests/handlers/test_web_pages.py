@@ -267,17 +267,12 @@ async def test_open_proxy_serves_pages_of_allowed_origins_only(scene: Scene) -> 
     cross_site = [("Host", "localhost"), ("Sec-Fetch-Site", "cross-site")]
     response = await scene.ask("/v1/models", headers=[*cross_site, FROM_APP], token=None)
     assert (response.status, shares(response)) == (200, shared_with(APP))
-    refused = [
+    for lines in (
         [*cross_site, FOREIGN],
         cross_site,  # a page's <img> sends no Origin
         [("Host", "evil.example"), FROM_APP],
-    ]
-    for lines in refused:
-        response = await scene.ask("/v1/models", headers=lines, token=None)
-        assert (response.status, shares(response)) == (
-            403,
-            shared_with(APP) if FROM_APP in lines else {},
-        )
+    ):
+        assert (await scene.ask("/v1/models", headers=lines, token=None)).status == 403
     assert len(scene.upstream.requests) == 1
 
 
