@@ -1,4 +1,4 @@
-"""Deadlines of the upstream and of clients."""
+"""The proxy's own errors: a body too large or too slow, an upstream that fails or is late."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 import pytest
 from served import (
     CHAT,
+    CHAT_BODY,
+    CHAT_PATH,
     CHUNKED,
     EVENT_STREAM,
     MESSAGE,
     UPLOAD,
     anthropic_error,
     chunks,
+    in_chunks,
     openai_error,
     request,
 )
 
 from tornadoproxy.testing import (
+    bytes_response,
     event,
     raw_response,
     response_head,
@@ -28,14 +32,104 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from scene import Scene
 
-    from tornadoproxy.testing import (
-        Response,
-        UpstreamExchange,
-    )
+    from tornadoproxy.testing import Proxy, Response, UpstreamExchange
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 PING = event({"type": "ping"})
+
+
+# -- 413: the size of a body
+
+
+async def test_length_over_limit_is_413_before_the_body(scene: Scene) -> None:
+    """The client may send its body all the same, and then the next request."""
+    await scene.start(MAX_BODY_SIZE=1000)
+    client = await scene.raw()
+    size = 4 << 20
+    head = request("POST", "/v1/messages", ("Content-Length", str(size)))
+    message = anthropic_error(await client.ask(head), 413, "request_too_large")
+    assert "1000" in message
+    assert "MAX_BODY_SIZE" in message
+    assert (await scene.records.finished()).bytes_in == 0
+    await client.send(bytes(size))
+    scene.upstream.script(bytes_response(b"{}"))
+    assert (await client.ask(request("GET", "/v1/x"))).body == b"{}"
+    assert len(scene.upstream.requests) == 1
+
+
+async def test_chunks_over_limit_are_413_at_once(scene: Scene) -> None:
+    await scene.start(MAX_BODY_SIZE=1000)
+    client = await scene.raw()
+    await client.send(request("POST", "/v1/messages", CHUNKED) + chunks(bytes(1000)))
+    received = await scene.upstream.received()
+    anthropic_error(await client.ask(chunks(b"x")), 413, "request_too_large")
+    with pytest.raises(ConnectionError):
+        await received.complete()
+    assert received.body_length <= 1000
+    assert (await scene.records.finished()).outcome == "denied"
+    for _ in range(64):  # the client has not looked at the response yet
+        await client.send(chunks(bytes(65536)))
+    assert (await client.ask(b"0\r\n\r\n" + request("GET", "/health"))).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", CHAT_PATH])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_limit_itself_is_allowed(path: str, scene: Scene, *, chunked: bool) -> None:
+    await scene.start(MAX_BODY_SIZE=1000)
+    for size, status in ((1000, 200), (1001, 413)):
+        body = b'{"max_tokens":9,' + CHAT_BODY[1:].ljust(size - 16)
+        whole = request("POST", path, body=body)
+        in_pieces = request("POST", path, CHUNKED) + in_chunks(body, size)
+        assert (await scene.ask(in_pieces if chunked else whole)).status == status
+
+
+# -- 408: a client that is silent
+
+
+async def test_client_silent_within_its_body_is_408(scene: Scene) -> None:
+    await scene.start(CLIENT_BODY_TIMEOUT=0.1)
+    sent = [MESSAGE[:-1], UPLOAD + chunks(b"half"), UPLOAD, CHAT[:-1]]
+    for count, data in enumerate(sent, 1):
+        async with asyncio.timeout(3):
+            response = await scene.ask(data)
+        if data == CHAT[:-1]:
+            openai_error(response, 408)
+        else:
+            anthropic_error(response, 408, "invalid_request_error")
+        record = await scene.records.finished(count)
+        assert (record.outcome, record.status) == ("denied", 408)
+    assert len(scene.upstream.requests) == 2  # held bodies have not been sent
+    for received in scene.upstream.requests:
+        with pytest.raises(ConnectionError):
+            await received.complete()
+
+
+# -- 502: an upstream that fails
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        raw_response(end="reset"),
+        raw_response(b"HTTP/1.1 200 OK\r\nConten", end="close"),
+        raw_response(b"HTTP/1.1 100 Continue\r\n\r\n", end="close"),
+        raw_response(b"garbage\r\n\r\n"),
+    ],
+    ids=["reset", "half a head", "interim", "garbage"],
+)
+async def test_upstream_without_a_whole_head_is_502(
+    response: Response, proxy: Proxy, scene: Scene
+) -> None:
+    scene.upstream.script(response, response)
+    anthropic_error(await scene.ask("/v1/messages", body=b"{}"), 502, "api_error")
+    openai_error(await scene.ask(CHAT_PATH, body=CHAT_BODY), 502, "server_error")
+    await scene.records.finished(2)
+    assert [(each.outcome, each.status) for each in scene.records.all] == [("failed", 502)] * 2
+    assert len(scene.upstream.requests) == 2
+
+
+# -- 504: an upstream that is late
 
 
 def pausing(before_head: float, before_body: float) -> Response:
@@ -52,17 +146,14 @@ def pausing(before_head: float, before_body: float) -> Response:
     return response
 
 
-# -- the upstream's
+HALF_A_HEAD = raw_response(b"HTTP/1.1 103 Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nCo", end="hang")
 
 
 @pytest.mark.parametrize(
     ("response", "sent"),
     [
         (silent_response(), MESSAGE),
-        (
-            raw_response(b"HTTP/1.1 103 Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nCo", end="hang"),
-            MESSAGE,
-        ),
+        (HALF_A_HEAD, MESSAGE),
         (silent_response(), UPLOAD + b"1\r\nx\r\n0\r\n\r\n"),
     ],
     ids=["silent", "half a head", "after an upload"],
@@ -167,31 +258,3 @@ async def test_idle_deadline_stops_while_client_does_not_read(scene: Scene) -> N
     async with asyncio.timeout(10):
         assert len(await client.read_to_end()) == size
         assert (await scene.records.finished()).outcome == "failed"
-
-
-# -- the client's
-
-
-async def test_client_silent_within_its_body_is_408(scene: Scene) -> None:
-    await scene.start(CLIENT_BODY_TIMEOUT=0.1)
-    sent = [
-        MESSAGE[:-1],
-        request("POST", "/v1/messages", ("Content-Length", "9999999")) + b"half",
-        UPLOAD + chunks(b"half"),
-        UPLOAD,
-        CHAT[:-1],
-        request("POST", "/openai/v1/chat/completions", CHUNKED),
-    ]
-    for count, data in enumerate(sent, 1):
-        async with asyncio.timeout(3):
-            response = await (await scene.raw()).ask(data)
-        if b"/openai/" in data:
-            openai_error(response, 408)
-        else:
-            anthropic_error(response, 408, "invalid_request_error")
-        record = await scene.records.finished(count)
-        assert (record.outcome, record.status) == ("denied", 408)
-    assert len(scene.upstream.requests) == 3  # held bodies have not been sent
-    for received in scene.upstream.requests:
-        with pytest.raises(ConnectionError):
-            await received.complete()
