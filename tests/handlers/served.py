@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.testing import TEST_TOKEN, message_document, message_events, request_bytes
@@ -107,15 +104,3 @@ def _error_document(response: RawResponse, request_id: str) -> Any:  # Any: JSON
     assert response.header("Content-Type") == "application/json"
     assert response.header("Server") is None
     return json.loads(response.body)
-
-
-@contextmanager
-def full_backlog() -> Iterator[int]:
-    """Yield the port of a listener whose queue has no room for another connection."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
