@@ -1,46 +1,52 @@
-"""The record of an exchange."""
+"""What plugins are told: a request's id and record, and the current figures of the proxy."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
+from served import request
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy import Dialect, Identity, IncomingRequest, Usage
+from tornadoproxy import Dialect, Identity, IncomingRequest, Status, Usage, hookimpl
+from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.handlers.exchange import Exchange
+from tornadoproxy.handlers.gateway import request_ids
 from tornadoproxy.plugin.request import Outcome
-from tornadoproxy.testing import request_record
+from tornadoproxy.testing import json_response, request_record, silent_response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scene import Scene
+
+    from tornadoproxy.testing import UpstreamExchange
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
+# -- records
+
+
 def exchange_of(**headers: str) -> Exchange:
     lines = HTTPHeaders({name.replace("_", "-"): value for name, value in headers.items()})
-    request = IncomingRequest("POST", "/v1/messages", lines, "192.0.2.7", Dialect.ANTHROPIC)
-    return Exchange(request, "req_1")
+    incoming = IncomingRequest("POST", "/v1/messages", lines, "192.0.2.7", Dialect.ANTHROPIC)
+    return Exchange(incoming, "req_1")
 
 
 def test_record_of_request_without_response() -> None:
     before = time.time()
     record = exchange_of().record(Outcome.DENIED, None)
-    after = time.time()
-    assert before <= record.time <= after
-    assert 0 <= record.duration <= after - before + 1
-    assert record == request_record(
-        time=record.time,
-        principal=None,
-        remote_ip="192.0.2.7",
-        status=None,
-        outcome=Outcome.DENIED,
-        model=None,
-        usage=Usage(),
-        bytes_in=0,
-        bytes_out=0,
-        duration=record.duration,
-        time_to_first_byte=None,
-        upstream_time=None,
-    )
+    assert before <= record.time <= time.time()
+    shown = (record.outcome, record.status, record.principal, record.remote_ip, record.usage)
+    assert shown == ("denied", None, None, "192.0.2.7", Usage())
+    assert (record.bytes_in, record.bytes_out) == (0, 0)
+    assert (record.time_to_first_byte, record.upstream_time) == (None, None)
 
 
 def test_record_of_request_with_response() -> None:
@@ -106,3 +112,102 @@ def test_record_times_are_differences_of_monotonic_times(*, ended: bool) -> None
         assert record.upstream_time == 8.0
     else:
         assert before - 101.0 <= record.upstream_time <= after - 101.0
+
+
+# -- ids
+
+
+def test_request_ids_are_unique_beyond_one_block_of_entropy() -> None:
+    ids = [*islice(request_ids(), 1000), *islice(request_ids(), 1000)]
+    assert len(set(ids)) == 2000
+    assert all(re.fullmatch("req_[0-9a-f]{24}", each) for each in ids)
+
+
+# -- the current figures
+
+IDLE = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
+
+
+async def test_status_is_known_from_startup_to_shutdown(scene: Scene) -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.seen: list[Status] = []
+
+        @hookimpl
+        def startup(self, status: Callable[[], Status]) -> None:
+            self.status = status
+            self.seen.append(status())
+
+        @hookimpl
+        def shutdown(self) -> None:
+            self.seen.append(self.status())
+
+    watcher = Watcher()
+    proxy = await scene.start(plugins=[watcher])
+    (first,) = watcher.seen
+    assert set(first.plugin_failures) == set(first.plugin_refusals) > {"token", "access_log"}
+    assert not any((*first.plugin_failures.values(), *first.plugin_refusals.values()))
+    assert replace(first, plugin_failures={}, plugin_refusals={}) == IDLE
+    await proxy.server.drain()
+    assert watcher.seen[1].draining
+    assert watcher.seen[1].client_connections == 0
+
+
+async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> None:
+    proxy = await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=15, CLIENT_IDLE_TIMEOUT=60)
+    may_respond = asyncio.Event()
+
+    async def response(exchange: UpstreamExchange) -> None:
+        await may_respond.wait()
+        await json_response({})(exchange)
+
+    def figures() -> tuple[int, ...]:
+        now = proxy.server.status()
+        upstreams = now.upstream_connections, now.idle_upstream_connections
+        return now.in_flight, now.waiting, *upstreams, now.held_bytes
+
+    scene.upstream.script(response)
+    first, second = await scene.raw(), await scene.raw()
+    size = UNCHARGED_BODY + 1
+    post = request("POST", "/v1/messages", body=bytes(size))
+    await first.send(post)
+    await scene.upstream.received()
+    assert figures() == (1, 0, 1, 0, size)
+    await second.send(post)
+    while not proxy.server.status().waiting:
+        await asyncio.sleep(0)
+    assert figures()[:2] == (2, 1)
+    assert proxy.server.status().client_connections == 2
+    may_respond.set()
+    await first.response()
+    await second.response()
+    await scene.records.finished(2)
+    assert figures() == (0, 0, 0, 1, 0)
+    scene.upstream.script(silent_response())
+    await first.send(post)
+    await scene.upstream.received(3)
+    await first.close()
+    await scene.records.finished(3)
+    assert figures() == (0, 0, 0, 0, 0), "the upstream's connection cannot be used again"
+    await second.close()
+    while proxy.server.status().client_connections:
+        await asyncio.sleep(0)
+
+
+async def test_status_counts_failures_and_refusals_by_plugin(scene: Scene) -> None:
+    class Fails:
+        @hookimpl
+        def request_finished(self) -> None:
+            raise KeyError
+
+    class Refuses:
+        @hookimpl(tryfirst=True)
+        def authenticate(self) -> Identity:
+            raise KeyError
+
+    proxy = await scene.start(plugins={"fails": Fails(), "refuses": Refuses()})
+    assert (await scene.ask("/v1/models")).status == 503
+    await scene.records.finished()
+    status = proxy.server.status()
+    assert (status.plugin_failures["fails"], status.plugin_refusals["fails"]) == (1, 0)
+    assert (status.plugin_failures["refuses"], status.plugin_refusals["refuses"]) == (0, 1)
