@@ -16,18 +16,16 @@ Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 USAGE: Json = {"input_tokens": 10, "output_tokens": 5}
 
 
-def completion(
-    *content: object, stop_reason: object = "end_turn", legacy: bool = False, **more: object
-) -> Json:
+def completion(*content: object, legacy: bool = False, **fields: object) -> Json:
     message = {
         "id": "msg_01AbC",
         "type": "message",
         "role": "assistant",
         "model": "claude-test",
         "content": list(content),
-        "stop_reason": stop_reason,
+        "stop_reason": "end_turn",
         "usage": USAGE,
-        **more,
+        **fields,
     }
     body = chat_completions.translate_response(
         json.dumps(message).encode(), legacy_functions=legacy, created=1_700_000_000
@@ -85,18 +83,14 @@ def test_message_becomes_a_completion() -> None:
         ([text("A cup"), {**text(" of ä"), "citations": [{}]}, text(" 😀")], "A cup of ä 😀"),
         ([], None),
         ([text("")], None),
-        ([tool_use("toolu_1")], None),
         ([text("a\ud83d")], "a\ud83d"),
         (
             [
-                text("a"),
                 {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}},
-                {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
-                {"type": "of the future", "text": "x"},
-                *({"type": ["text"]}, {}, "text", None),
+                *({"type": "of the future", "text": "x"}, {"type": ["text"]}, {}, "text", None),
                 text("b"),
             ],
-            "ab",
+            "b",
         ),
     ],
 )
@@ -202,13 +196,11 @@ ITERATIONS = [
 @pytest.mark.parametrize(
     ("reported", "prompt", "completed", "cached", "written"),
     [
-        (USAGE, 10, 5, 0, 0),
         ({**USAGE, **CACHE}, 130, 5, 100, 20),
         ({**USAGE, "cache_read_input_tokens": None}, 10, 5, 0, 0),
         ({**USAGE, "iterations": ITERATIONS}, 380, 42, 100, 20),
-        ({}, 0, 0, 0, 0),
-        (None, 0, 0, 0, 0),
         ({"input_tokens": "3"}, 0, 0, 0, 0),
+        (None, 0, 0, 0, 0),
     ],
 )
 def test_usage_is_the_sum_of_all_models(
@@ -229,11 +221,6 @@ def test_usage_has_the_reported_reasoning_tokens(thoughts: object, expected: int
     assert details == {"reasoning_tokens": expected}
 
 
-def test_half_of_a_surrogate_pair_stays_escaped() -> None:
-    message = b'{"id": "msg_1", "model": "m", "content": [{"type": "text", "text": "a\\ud83d"}]}'
-    assert chat_completions.translate_response(message).isascii()
-
-
 def test_fields_of_other_types_become_empty() -> None:
     blocks = (text(None), {"type": "thinking", "thinking": 7}, {"type": "tool_use", "input": None})
     found = completion(*blocks, id=7, model=None, stop_details="x")
@@ -242,9 +229,7 @@ def test_fields_of_other_types_become_empty() -> None:
     assert call["function"] == {"name": "", "arguments": "{}"}
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"content": "a"}', b"\xff", b"[" * 100_000]
-)
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"content": "a"}', b"\xff", b"[" * 100_000])
 def test_body_that_is_no_message_is_the_upstreams_error(body: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):
         chat_completions.translate_response(body)

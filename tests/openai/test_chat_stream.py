@@ -172,8 +172,7 @@ def test_calls_are_counted_whatever_the_indexes_of_blocks() -> None:
     ("events", "expected"),
     [
         ([opened(0, text="Hi"), closed(0)], [{"content": "Hi"}]),
-        ([text(0, "a")], [{"content": "a"}]),  # without the beginning of its block
-        ([text(0, "a\ud83d")], [{"content": "a\ud83d"}]),
+        ([text(0, "a\ud83d")], [{"content": "a\ud83d"}]),  # without the beginning of its block
         (
             [
                 *(tool(0, "a"), tool(1, "b"), opened(2), fragment(1, "{"), text(2, "x")),
@@ -244,15 +243,9 @@ def test_refusal_is_a_delta() -> None:
 
 @pytest.mark.parametrize(
     ("reasons", "finish_reason"),
-    [
-        *(([each], "stop") for each in ("end_turn", "stop_sequence", "pause_turn", "new", None, 7)),
-        (["max_tokens"], "length"),
-        (["model_context_window_exceeded"], "length"),
-        (["tool_use"], "tool_calls"),
-        (["max_tokens", None], "length"),
-    ],
+    [([None], "stop"), (["tool_use"], "tool_calls"), (["max_tokens", None], "length")],
 )
-def test_stop_reason_becomes_finish_reason(reasons: list[object], finish_reason: str) -> None:
+def test_last_stop_reason_becomes_finish_reason(reasons: list[object], finish_reason: str) -> None:
     assert deltas(*(stopped(each) for each in reasons), STOP) == [finish_reason]
 
 
@@ -302,7 +295,6 @@ def test_unknown_events_blocks_and_deltas_are_skipped() -> None:
         *(opened(0, "of the future", text="x"), text(0, "y"), closed(0)),
         opened(1, "server_tool_use", id="srvtoolu_1", name="web_search", input={}),
         *(fragment(1, '{"query":"x"}'), closed(1)),
-        *(opened(2, "web_search_tool_result", tool_use_id="srvtoolu_1", content=[]), closed(2)),
         *(opened(3), delta(3, "citations_delta", citation={"type": "char_location"})),
         *(delta(3, "of the future", text="z"), text(3, "a"), fragment(3, "{}")),
         {"type": "content_block_delta", "index": 3},
@@ -311,17 +303,12 @@ def test_unknown_events_blocks_and_deltas_are_skipped() -> None:
     ) == [{"content": "a"}, "stop"]
 
 
-OTHER_START = {**START, "message": {**MESSAGE, "id": "msg_02"}}
-
-
 @pytest.mark.parametrize(
     "events",
     [
-        [OTHER_START],
-        [opened(0), text(0, "a"), OTHER_START],
+        [text(0, "a"), {**START, "message": {**MESSAGE, "id": "msg_02"}}],
         [tool(0, "toolu_1"), tool(0, "toolu_1")],
-        [opened(0), closed(0), opened(0)],
-        [opened(0, "of the future"), closed(0), tool(0, "toolu_1")],
+        [opened(0, "of the future"), closed(0), opened(0)],
     ],
 )
 def test_second_message_or_reopened_block_is_a_broken_stream(events: list[Json]) -> None:
@@ -338,18 +325,18 @@ def test_stream_without_its_start_is_broken(events: list[Json]) -> None:
         StreamTranslator().feed(wire(*events))
 
 
-@pytest.mark.parametrize("data", [b"{", b"<html>", b"\xff", b"[" * 100_000, b"[DONE]"])
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000, b"[DONE]"])
 def test_data_that_is_not_json_is_a_broken_stream(data: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):
         StreamTranslator().feed(wire(START) + b"data: " + data + b"\n\n")
 
 
 def test_json_that_is_no_event_is_skipped() -> None:
-    for data in (b"[]", b"7", b"null", b'"a"', b'{"type": ["ping"]}', b"{}"):
+    for data in (b"[]", b"null", b'{"type": ["ping"]}', b"{}"):
         assert StreamTranslator().feed(b"data: " + data + b"\n\n") == b""
 
 
-@pytest.mark.parametrize("index", [None, "0", [], {}, 1.5])
+@pytest.mark.parametrize("index", [None, "0", []])
 def test_invalid_index_is_an_index(index: object) -> None:
     found = deltas(opened(index), delta(index, "text_delta", text="a"), closed(index), *END)
     assert found == [{"content": "a"}, "stop"]
@@ -389,8 +376,8 @@ def test_ping_is_a_comment_until_the_end() -> None:
     assert translator.feed(wire(PING)) == b""
 
 
-def error_event(kind: str, message: str = "It says why.") -> Json:
-    return {"type": "error", "error": {"type": kind, "message": message}}
+def error_event(kind: str) -> Json:
+    return {"type": "error", "error": {"type": kind, "message": "It says why."}}
 
 
 @pytest.mark.parametrize(
@@ -399,7 +386,6 @@ def error_event(kind: str, message: str = "It says why.") -> Json:
         ("overloaded_error", "server_error", None),
         ("rate_limit_error", "rate_limit_error", "rate_limit_exceeded"),
         ("invalid_request_error", "invalid_request_error", None),
-        ("billing_error", "insufficient_quota", "insufficient_quota"),
         ("of the future", "server_error", None),
     ],
 )
@@ -413,41 +399,27 @@ def test_error_in_the_middle_is_the_last_chunk(
     assert [each["choices"][0]["delta"] for each in chunks] == [ROLE, {"content": "Hel"}]
     fields = {"message": "It says why.", "type": error_type, "param": None, "code": code}
     assert error == {"error": fields}
-    assert translator.ended
-    assert translator.failed
+    assert (translator.ended, translator.failed) == (True, True)
     assert translator.feed(wire(STOP)) == b""
 
 
 @pytest.mark.parametrize(
-    "events",
-    [
-        [START, {"type": "error"}],
-        [START, {"type": "error", "error": "down"}],
-        [error_event("overloaded_error")],
-    ],
+    "event", [{"type": "error"}, {"type": "error", "error": "down"}, error_event("api_error")]
 )
-def test_error_without_message_or_start_is_an_error(events: list[Json]) -> None:
-    *_, error = documents(StreamTranslator().feed(wire(*events)))
+def test_error_without_message_or_start_is_an_error(event: Json) -> None:
+    (error,) = documents(StreamTranslator().feed(wire(event)))
     assert error["error"]["message"]
     assert error["error"]["type"] == "server_error"
 
 
 def test_stream_ends_with_message_stop_alone() -> None:
     translator = StreamTranslator()
-    ends = []
-    out = b""
-    for piece in (wire(START, opened(0), stopped("end_turn")), wire(STOP)[:-1], b"\n"):
-        assert DONE.encode() not in out
-        out += translator.feed(piece)
-        ends.append(translator.ended)
-    assert (ends, translator.failed) == ([False, False, True], False)
-    assert documents(out)[-1] == DONE
-
-
-def test_nothing_follows_the_end() -> None:
-    translator = StreamTranslator()
-    found = documents(translator.feed(wire(START, *END, text(0, "a"), STOP)))
-    assert (found.count(DONE), found[-1]) == (1, DONE)
+    for piece in (wire(START, opened(0), stopped("end_turn")), wire(STOP)[:-1]):
+        assert DONE.encode() not in translator.feed(piece)
+        assert not translator.ended
+    found = documents(translator.feed(b"\n" + wire(text(0, "a"), STOP)))
+    assert (len(found), found[-1]) == (2, DONE)
+    assert (translator.ended, translator.failed) == (True, False)
     assert translator.feed(wire(START, error_event("api_error"))) == b""
 
 
