@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from chat_requests import (
@@ -15,7 +14,6 @@ from chat_requests import (
     function_call,
     function_result,
     image,
-    refused,
     result,
     sent,
     system,
@@ -25,8 +23,6 @@ from chat_requests import (
     user,
 )
 
-from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Options
 from tornadoproxy.openai.chat_completions.conversation import CONTINUING, OPENING
 from tornadoproxy.openai.reading import MAX_VALUES
@@ -104,42 +100,6 @@ def test_refusals_of_an_assistant_are_text() -> None:
     assert content == [text(each) for each in "abc"]
 
 
-@pytest.mark.parametrize(
-    ("message", "param"),
-    [
-        ("Hi", ""),
-        ({}, ".role"),
-        ({"role": "owner", "content": "Hi"}, ".role"),
-        ({"role": ["user"], "content": "Hi"}, ".role"),
-        (user(7), ".content"),
-        (user(text("a")), ".content"),
-        (user(["a"]), ".content[0]"),
-        (user([{"type": "text"}]), ".content[0].text"),
-        (user([{"type": "text", "text": None}]), ".content[0].text"),
-        (user([{"type": ["text"]}]), ".content[0].type"),
-        (user([{"type": "refusal", "refusal": "no"}]), ".content[0].type"),
-        (user([{"type": "input_audio", "input_audio": {}}]), ".content[0].type"),
-        (system([LINK]), ".content[0].type"),
-        (assistant([LINK]), ".content[0].type"),
-        ({**HI, "name": 7}, ".name"),
-        (assistant(refusal=7), ".refusal"),
-        (assistant(audio={"id": "a"}), ".audio"),
-        ({**HI, "cache_control": "yes"}, ".cache_control"),
-    ],
-)
-def test_invalid_message_is_refused_with_its_place(message: Any, param: str) -> None:  # Any: JSON
-    assert refused(message).param == f"messages[0]{param}"
-
-
-@pytest.mark.parametrize(
-    "fields", [{}, {"messages": None}, {"messages": []}, {"messages": {}}, {"messages": "Hi"}]
-)
-def test_messages_are_required(fields: Json) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        chat_completions.translate_request({"model": "claude-test", **fields})
-    assert caught.value.param == "messages"
-
-
 # -- calls and their results
 
 
@@ -198,12 +158,6 @@ def test_invalid_arguments_are_wrapped_in_an_object(arguments: str) -> None:
     ] * 2
 
 
-@pytest.mark.parametrize("arguments", [{}, 7])
-def test_arguments_that_are_no_text_are_refused(arguments: object) -> None:
-    error = refused(HI, assistant(None, call("a", arguments=arguments)), result("a"))
-    assert error.param == "messages[1].tool_calls[0].function.arguments"
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("a.b c", "a_b_c"), ("", "_"), ('x" />', "x____"), ("é" * 200, "_" * 128), ("\ud800", "_")],
@@ -239,47 +193,6 @@ def test_ids_that_the_upstream_refuses_are_replaced() -> None:
         assert each.replace("_", "").replace("-", "").isalnum()
         assert each.isascii()
         assert len(each) <= 128
-
-
-@pytest.mark.parametrize(
-    ("messages", "param"),
-    [
-        ([result("a")], "messages[1].tool_call_id"),
-        ([assistant("x"), result("a")], "messages[2].tool_call_id"),
-        ([assistant(None, call("a")), result("a"), result("a")], "messages[3].tool_call_id"),
-        ([assistant(None, call("a")), result("b")], "messages[2].tool_call_id"),
-        ([assistant(None, call("a"))], "messages[1].tool_calls[0]"),
-        ([assistant(None, call("a")), HI, result("a")], "messages[1].tool_calls[0]"),
-        (
-            [assistant(None, call("a"), call("b")), result("a"), assistant("x")],
-            "messages[1].tool_calls[1]",
-        ),
-        ([assistant(None, call("a"), call("a"))], "messages[1].tool_calls[1].id"),
-        (
-            [assistant(None, call("a")), result("a"), assistant(None, call("a"))],
-            "messages[3].tool_calls[0]",
-        ),
-        ([assistant(None, call(""))], "messages[1].tool_calls[0].id"),
-        ([assistant(None, {"id": "a", "function": {}})], "messages[1].tool_calls[0].function.name"),
-        ([assistant(None, {"id": "a"})], "messages[1].tool_calls[0].function"),
-        ([assistant(None, {**call("a"), "type": "custom"})], "messages[1].tool_calls[0].type"),
-        ([assistant(tool_calls={})], "messages[1].tool_calls"),
-        ([assistant(tool_calls=["a"])], "messages[1].tool_calls[0]"),
-        ([{"role": "tool", "content": "x"}], "messages[1].tool_call_id"),
-        ([function_result("f")], "messages[1].name"),
-        ([function_call("f"), function_result("g")], "messages[2].name"),
-        ([function_call("f"), HI], "messages"),
-        ([assistant(function_call="f")], "messages[1].function_call"),
-    ],
-)
-def test_call_without_its_result_is_refused(messages: list[Json], param: str) -> None:
-    assert refused(HI, *messages).param == param
-
-
-def test_error_quotes_little_of_the_client() -> None:
-    long = "x" * 100_000
-    for message in (result(long), assistant(None, call(long)), function_call(long)):
-        assert len(refused(HI, message).message) < 300
 
 
 # -- thinking that comes back
@@ -319,24 +232,6 @@ def test_thinking_whose_place_is_gone_loses_no_text(
     texts = [block["text"] for block in content if block["type"] == "text"]
     assert "x" in "".join(texts)
     assert all(each.strip() for each in texts)
-
-
-@pytest.mark.parametrize(
-    ("blocks", "param"),
-    [
-        ("Hm.", ""),
-        (["Hm."], "[0]"),
-        ([{}], "[0].type"),
-        ([{"type": ["thinking"]}], "[0].type"),
-        ([text("a")], "[0].type"),
-        ([{**THOUGHT, "signature": 7}], "[0].signature"),
-        ([{**THOUGHT, "text_before": -1}], "[0].text_before"),
-        ([{**THOUGHT, "calls_before": "1"}], "[0].calls_before"),
-    ],
-)
-def test_invalid_thinking_is_refused_with_its_place(blocks: object, param: str) -> None:
-    error = refused(HI, assistant("a", thinking_blocks=blocks))
-    assert error.param == f"messages[1].thinking_blocks{param}"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from chat_requests import (
     Json,
     assistant,
     call,
-    refused,
     result,
     sent,
     system,
@@ -124,14 +123,6 @@ def test_limit_of_a_request_goes_upstream() -> None:
     assert sent(max_tokens=5, max_completion_tokens=7)["max_tokens"] == 7
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "5", True, [], float("inf")])
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_limit_that_is_no_whole_number_is_refused(name: str, value: object) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        chat_completions.translate_request({"model": "m", "messages": [HI], name: value})
-    assert caught.value.param == name
-
-
 @pytest.mark.parametrize(
     ("stop", "sequences", "ignored"),
     [
@@ -186,60 +177,6 @@ def test_sampling_with_thinking_is_dropped_and_named(fields: Json, options: Opti
     assert not {"temperature", "top_p", "top_k"} & json.loads(translation.body).keys()
     assert translation.ignored == ("temperature", "top_p", "top_k")
     assert translate(temperature=0, thinking={"type": "disabled"}).samples
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("temperature", [-0.1, 2.1, "1", True, 10**400]),
-        ("top_p", [1.1, []]),
-        ("top_k", [-1, 0.5]),
-        ("n", [0, "1", 2]),
-        ("logprobs", ["no", True]),
-        ("top_logprobs", [3]),
-        ("audio", [{"voice": "alloy", "format": "wav"}]),
-        ("modalities", ["text", ["text", "audio"]]),
-        ("stream", ["yes"]),
-        ("stream_options", [{"include_usage": True}]),
-        ("stop", [7]),
-        ("user", [7]),
-        ("safety_identifier", [7]),
-        ("metadata", [7]),
-        ("prompt_cache_options", [7]),
-        ("service_tier", [7]),
-        ("thinking", ["on"]),
-        ("output_config", [[]]),
-        ("reasoning_effort", ["most", 7]),
-        ("response_format", ["json"]),
-        ("model", [7, "", None]),
-    ],
-)
-def test_invalid_or_impossible_field_is_refused_by_name(name: str, values: list[object]) -> None:
-    for value in values:
-        fields: Json = {name: value}
-        assert refused(**fields).param == name
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"stop": ["a", 7]}, "stop[1]"),
-        ({"metadata": {"user_id": 7}}, "metadata.user_id"),
-        (
-            {"stream": True, "stream_options": {"include_usage": "yes"}},
-            "stream_options.include_usage",
-        ),
-        ({"response_format": {}}, "response_format.type"),
-        ({"response_format": {"type": "grammar"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
-            "response_format.json_schema.schema",
-        ),
-    ],
-)
-def test_invalid_part_of_a_field_is_refused_by_place(fields: Json, param: str) -> None:
-    assert refused(**fields).param == param
 
 
 @pytest.mark.parametrize(

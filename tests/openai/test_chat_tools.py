@@ -17,7 +17,6 @@ from chat_requests import (
     call,
     function_call,
     function_result,
-    refused,
     result,
     sent,
     system,
@@ -26,8 +25,6 @@ from chat_requests import (
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.chat_completions import Capabilities
-
-NAMED = {"type": "function", "function": {"name": "clock"}}
 
 
 def tool(name: object = "a", **more: object) -> Json:
@@ -66,30 +63,10 @@ def test_tool_that_cannot_be_strict_is_plain_and_named(
     assert translation.ignored == ("tools.strict",)
 
 
-@pytest.mark.parametrize(
-    ("tools", "param"),
-    [
-        ({}, "tools"),
-        ("", "tools"),
-        (["a"], "tools[0]"),
-        ([{"type": "custom", "custom": {"name": "a"}}], "tools[0].type"),
-        ([{"type": "function"}], "tools[0].function"),
-        ([{"type": "function", "function": {}}], "tools[0].function.name"),
-        ([tool("a.b")], "tools[0].function.name"),
-        ([tool("a" * 129)], "tools[0].function.name"),
-        ([TOOL, tool("weather")], "tools"),
-        ([tool(description=7)], "tools[0].function.description"),
-        ([tool(parameters=[])], "tools[0].function.parameters"),
-        ([tool(parameters={"type": "array"})], "tools[0].function.parameters.type"),
-        ([tool(strict="yes")], "tools[0].function.strict"),
-    ],
-)
-def test_invalid_tool_is_refused_with_its_place(tools: object, param: str) -> None:
-    assert refused(tools=tools).param == param
-
-
 def test_tool_listed_twice_counts_once() -> None:
-    body = sent(tools=[TOOL, OTHER, TOOL], functions=[OTHER["function"]])
+    translation = translate(tools=[TOOL, OTHER, TOOL], functions=[OTHER["function"]])
+    assert not translation.legacy_functions
+    body = json.loads(translation.body)
     assert [tool["name"] for tool in body["tools"]] == ["weather", "clock"]
 
 
@@ -110,7 +87,7 @@ def test_tools_are_made_up_for_calls_without_them() -> None:
         ("none", {"type": "none"}),
         ("auto", {"type": "auto"}),
         ("required", {"type": "any"}),
-        (NAMED, {"type": "tool", "name": "clock"}),
+        (OTHER, {"type": "tool", "name": "clock"}),
     ],
 )
 def test_choice_is_translated_with_or_without_parallel_calls(
@@ -123,71 +100,34 @@ def test_choice_is_translated_with_or_without_parallel_calls(
         body = sent(**fields, parallel_tool_calls=parallel)
         assert body.get("tool_choice") == expected
         assert len(body["tools"]) == 2
+    if wanted in ("none", "auto"):  # without tools there is no choice
+        assert "tool_choice" not in sent(tool_choice=wanted, tools=[], parallel_tool_calls=False)
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("auto", "auto"), ("required", "any")])
 def test_only_allowed_tools_go_upstream(mode: str, kind: str) -> None:
-    allowed = {"mode": mode, "tools": [OTHER]}
-    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [OTHER]}}
     body = sent(tools=[TOOL, OTHER], tool_choice=choice)
     assert [tool["name"] for tool in body["tools"]] == ["clock"]
     assert body["tool_choice"] == {"type": kind}
 
 
-def allowed_tools(mode: str, *tools: Json) -> Json:
-    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}}
-
-
-@pytest.mark.parametrize(
-    ("wanted", "param"),
-    [
-        ("sometimes", ""),
-        (7, ""),
-        ({}, ".type"),
-        ({"type": "custom", "custom": {"name": "a"}}, ".type"),
-        ({"type": "function"}, ".function"),
-        ({"type": "function", "function": {}}, ".function.name"),
-        (tool("stock"), ".function.name"),
-        ({"type": "allowed_tools"}, ".allowed_tools"),
-        (allowed_tools("x", OTHER), ".allowed_tools.mode"),
-        (allowed_tools("auto"), ".allowed_tools.tools"),
-        (allowed_tools("auto", tool("stock")), ".allowed_tools.tools[0].function.name"),
-    ],
-)
-def test_invalid_choice_is_refused_with_its_place(wanted: object, param: str) -> None:
-    assert refused(tools=[TOOL, OTHER], tool_choice=wanted).param == f"tool_choice{param}"
-
-
-def test_choice_without_tools_is_refused() -> None:
-    assert refused(tool_choice="required").param == "tool_choice"
-    assert refused(function_call={"name": "a"}).param == "function_call"
-    assert "tool_choice" not in sent(tool_choice="none")
-    assert "tool_choice" not in sent(tool_choice="auto", tools=[], parallel_tool_calls=False)
-
-
-@pytest.mark.parametrize("value", ["yes", 1])
-def test_parallel_tool_calls_must_be_a_boolean(value: object) -> None:
-    assert refused(parallel_tool_calls=value).param == "parallel_tool_calls"
-
-
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        (NAMED, "Call the tool clock now."),
-        ("required", "Call at least one of the tools now."),
-        ("none", None),
+        (OTHER, "\nCall the tool clock now."),
+        ("required", "\nCall at least one of the tools now."),
+        ("none", ""),
     ],
 )
-def test_model_that_cannot_be_forced_is_asked_to_call(wanted: object, sentence: str | None) -> None:
+def test_model_that_cannot_be_forced_is_asked_to_call(wanted: object, sentence: str) -> None:
     fields: Json = {"tools": [TOOL, OTHER], "tool_choice": wanted, "parallel_tool_calls": False}
     translation = translate(system("Be."), HI, able=ALWAYS_THINKS, **fields)
     body = json.loads(translation.body)
-    if sentence is None:
-        assert (body["system"], body["tool_choice"]) == ("Be.", {"type": "none"})
-    else:
-        assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
-        assert body["system"] == f"Be.\n{sentence}"
-        assert translation.ignored == ("tool_choice",)
+    auto = {"type": "auto", "disable_parallel_tool_use": True}
+    assert body["system"] == f"Be.{sentence}"
+    assert body["tool_choice"] == (auto if sentence else {"type": "none"})
+    assert translation.ignored == (("tool_choice",) if sentence else ())
 
 
 # -- legacy functions
@@ -214,9 +154,3 @@ def test_legacy_functions_are_tools_with_one_call() -> None:
     first, second = used[0]["id"], used[2]["id"]
     assert [used[1]["tool_use_id"], used[3]["tool_use_id"]] == [first, second]
     assert first != second
-
-
-def test_functions_beside_tools_are_tools() -> None:
-    translation = translate(tools=[TOOL], functions=[{"name": "clock"}])
-    assert not translation.legacy_functions
-    assert [tool["name"] for tool in json.loads(translation.body)["tools"]] == ["weather", "clock"]
