@@ -58,8 +58,8 @@ def text(index: int, content: str) -> Json:
     return delta(index, "text_delta", text=content)
 
 
-def tool(index: int, call_id: str, name: str = "weather", **tool_input: object) -> Json:
-    return opened(index, "tool_use", id=call_id, name=name, input=tool_input)
+def tool(index: int, call_id: str, **tool_input: object) -> Json:
+    return opened(index, "tool_use", id=call_id, name="weather", input=tool_input)
 
 
 def fragment(index: int, content: str) -> Json:
@@ -69,9 +69,9 @@ def fragment(index: int, content: str) -> Json:
 END = (stopped("end_turn"), STOP)
 
 
-def called(index: int, call_id: str, name: str = "weather") -> Json:
+def called(index: int, call_id: str) -> Json:
     """The delta that begins a call."""
-    function = {"name": name, "arguments": ""}
+    function = {"name": "weather", "arguments": ""}
     call = {"index": index, "id": call_id, "type": "function", "function": function}
     return {"tool_calls": [call]}
 
@@ -88,21 +88,19 @@ def documents(chunks: bytes) -> list[Any]:  # Any: JSON, or [DONE]
     return [DONE if event[6:] == b"[DONE]" else json.loads(event[6:]) for event in events]
 
 
-def seen(*events: Json, usage: bool = False, legacy: bool = False) -> list[Any]:  # Any: JSON
+def seen(*events: Json, usage: bool = False) -> list[Any]:  # Any: JSON
     """The documents that the client reads of a stream of `events`."""
-    translator = StreamTranslator(
-        include_usage=usage, legacy_functions=legacy, created=1_700_000_000
-    )
+    translator = StreamTranslator(include_usage=usage, created=1_700_000_000)
     found = documents(translator.feed(wire(*events)))
     for each in found:
-        if each != DONE and "error" not in each:
+        if each != DONE:
             ChatCompletionChunk.model_validate(each, strict=True)
     return found
 
 
-def deltas(*events: Json, legacy: bool = False) -> list[Any]:  # Any: JSON
+def deltas(*events: Json) -> list[Any]:  # Any: JSON
     """The deltas between the role and the end, and the finish reason."""
-    first, *rest, last, done = seen(START, *events, legacy=legacy)
+    first, *rest, last, done = seen(START, *events)
     assert first["choices"][0]["delta"] == ROLE
     assert (done, last["choices"][0]["delta"]) == (DONE, {})
     choices = [each["choices"][0] for each in rest]
@@ -146,28 +144,6 @@ def test_text_becomes_chunks_with_usage_if_wanted() -> None:
     ]
 
 
-def test_calls_are_counted_whatever_the_indexes_of_blocks() -> None:
-    assert deltas(
-        opened(0, "thinking", thinking="", signature=""),
-        closed(0),
-        opened(1),
-        text(1, "Let me see."),
-        closed(1),
-        *(tool(3, "toolu_1"), fragment(3, ""), fragment(3, '{"ci'), fragment(3, 'ty": "Zürich"}')),
-        closed(3),
-        *(tool(7, "toolu_2", "clock"), closed(7)),
-        *(stopped("tool_use"), STOP),
-    )[1:] == [
-        {"content": "Let me see."},
-        called(0, "toolu_1"),
-        arguments(0, '{"ci'),
-        arguments(0, 'ty": "Zürich"}'),
-        called(1, "toolu_2", "clock"),
-        arguments(1, "{}"),
-        "tool_calls",
-    ]
-
-
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
@@ -198,46 +174,9 @@ def test_block_is_translated_once_and_whole(events: list[Json], expected: list[J
     assert deltas(*events, *END) == [*expected, "stop"]
 
 
-def test_thinking_becomes_blocks_with_their_place() -> None:
-    def block(text: str | None = None, **fields: object) -> Json:
-        entry = fields if text is None else {**fields, "thinking": text}
-        return {"thinking_blocks": [entry], **({} if text is None else {"reasoning_content": text})}
-
-    assert deltas(
-        opened(0, "thinking", thinking="", signature=""),
-        delta(0, "thinking_delta", thinking="Hm"),
-        delta(0, "signature_delta", signature="c2ln"),
-        closed(0),
-        *(opened(1, "redacted_thinking", data="ZGF0YQ=="), closed(1)),
-        *(opened(2), text(2, "ä😀."), closed(2), tool(3, "toolu_1"), closed(3)),
-        *(opened(4, "thinking", thinking="So", signature=""), closed(4), *END),
-    ) == [
-        block("", index=0, type="thinking", signature=""),
-        block("Hm", index=0),
-        block(index=0, signature="c2ln"),
-        block(index=1, type="redacted_thinking", data="ZGF0YQ=="),
-        *({"content": "ä😀."}, called(0, "toolu_1"), arguments(0, "{}")),
-        block("So", index=2, type="thinking", signature="", text_before=3, calls_before=1),
-        "stop",
-    ]
-
-
-def test_legacy_function_is_called_once() -> None:
-    assert deltas(
-        *(tool(0, "toolu_1"), fragment(0, '{"a":1}'), closed(0)),
-        *(tool(1, "toolu_2"), fragment(1, '{"b":1}'), closed(1), stopped("tool_use"), STOP),
-        legacy=True,
-    ) == [
-        {"function_call": {"name": "weather", "arguments": ""}},
-        {"function_call": {"arguments": '{"a":1}'}},
-        "function_call",
-    ]
-
-
 def test_refusal_is_a_delta() -> None:
-    details = {"type": "refusal", "explanation": "Not this."}
     event = stopped("refusal")
-    event["delta"]["stop_details"] = details
+    event["delta"]["stop_details"] = {"type": "refusal", "explanation": "Not this."}
     assert deltas(event, STOP) == [{"refusal": "Not this."}, "content_filter"]
 
 
@@ -262,18 +201,12 @@ def test_chunks_after_a_fallback_name_the_next_model() -> None:
 
 
 def test_usage_is_the_last_that_was_reported() -> None:
-    first = {
-        "input_tokens": 10,
-        "output_tokens": 1,
-        "cache_read_input_tokens": 100,
-        "cache_creation_input_tokens": None,
-    }
-    details = {"thinking_tokens": 30}
+    first = {"input_tokens": 10, "output_tokens": 1, "cache_read_input_tokens": 100}
     *_, last, _ = seen(
         {**START, "message": {**MESSAGE, "usage": first}},
         stopped(None, output_tokens=20),
         stopped("x", output_tokens=50, input_tokens=None, cache_creation_input_tokens=7),
-        stopped("x", output_tokens_details=details),
+        stopped("x", output_tokens_details={"thinking_tokens": 30}),
         STOP,
         usage=True,
     )
