@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from chat_requests import (
@@ -28,51 +29,32 @@ from tornadoproxy.openai.chat_completions.conversation import CONTINUING, OPENIN
 from tornadoproxy.openai.reading import MAX_VALUES
 
 LINK = image("https://a.example/")
-
-
-def roles(*messages: Json) -> list[str]:
-    return [turn["role"] for turn in turns(*messages)]
+REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}
 
 
 # -- system prompts and turns
 
 
 def test_system_and_developer_messages_are_one_prompt() -> None:
-    body = sent(
-        system("One."),
-        HI,
-        {"role": "developer", "content": [text("Two.")]},
-        assistant("Hello"),
-        user("More"),
-        system("  "),
-    )
+    developer = {"role": "developer", "content": [text("Two.")]}
+    body = sent(system("One."), HI, developer, user("More"), system("  "))
     assert body["system"] == "One.\nTwo."
-    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
-
-
-def test_system_prompt_with_a_cache_mark_stays_in_blocks() -> None:
-    part = {**text("Long."), "cache_control": {"type": "ephemeral"}}
-    assert sent(system([part]), system("b"), HI)["system"] == [part, text("b")]
-
-
-def test_neighbors_of_one_role_are_one_turn() -> None:
-    assert turns(user("a"), user("b"), assistant("c"), assistant("d"), user("e")) == [
-        {"role": "user", "content": [text("a"), text("b")]},
-        {"role": "assistant", "content": [text("c"), text("d")]},
-        {"role": "user", "content": "e"},
-    ]
+    assert body["messages"] == [user([text("Hi"), text("More")])]
+    marked = {**text("Long."), "cache_control": {"type": "ephemeral"}}
+    assert sent(system([marked]), system("b"), HI)["system"] == [marked, text("b")]
 
 
 def test_missing_first_user_message_is_made_up() -> None:
-    assert turns(assistant("Welcome."), HI)[0] == user(OPENING)
-    assert roles(assistant("Welcome."), HI) == ["user", "assistant", "user"]
+    said = assistant([text("Welcome."), text("!")])
+    assert turns(assistant("Welcome."), assistant("!"), HI) == [user(OPENING), said, HI]
     assert sent(system("Be."))["messages"] == [user(OPENING)]
 
 
-@pytest.mark.parametrize("empty", ["", " \n", None, [], [text(" ")]])
+@pytest.mark.parametrize("empty", [" \n", None, [], [text(" ")]])
 def test_blank_content_is_left_out(empty: object) -> None:
     expected = {"role": "user", "content": [text("Hi"), text("b")]}
     assert turns(HI, assistant(empty), user(empty), user("b")) == [expected]
+    assert turns(HI, assistant(thinking_blocks=[THOUGHT, REDACTED]), user("b")) == [expected]
 
 
 @pytest.mark.parametrize("last", [(), (user(""),), (system("Be brief."),)])
@@ -86,12 +68,6 @@ def test_assistant_message_last_asks_for_a_new_message(last: tuple[Json, ...]) -
 def test_prefill_is_continued_from_its_last_letter(blank: tuple[Json, ...]) -> None:
     translation = translate(HI, assistant("It is \n"), *blank, options=Options(prefill=True))
     assert json.loads(translation.body)["messages"][1:] == [assistant("It is")]
-
-
-def test_name_of_a_message_is_dropped_and_named() -> None:
-    translation = translate({**HI, "name": "ann"})
-    assert json.loads(translation.body)["messages"] == [HI]
-    assert translation.ignored == ("messages.name",)
 
 
 def test_refusals_of_an_assistant_are_text() -> None:
@@ -124,38 +100,30 @@ def test_parallel_calls_and_their_results_are_two_turns() -> None:
     ]
 
 
-@pytest.mark.parametrize("content", ["", None, [], "  "])
-def test_result_can_be_empty(content: object) -> None:
-    answered = turns(HI, assistant(None, call("a")), result("a", content))[2]
-    assert answered["content"] == [{"type": "tool_result", "tool_use_id": "a"}]
-
-
-@pytest.mark.parametrize("arguments", ["", "  ", "{}", None, "null", "[]"])
-def test_call_can_have_no_arguments(arguments: object) -> None:
-    asked = turns(HI, assistant("", call("a", arguments=arguments)), result("a"))[1]
+@pytest.mark.parametrize("arguments", ["  ", "{}", None, "null", "[]"])
+@pytest.mark.parametrize("content", [None, [], "  "])
+def test_call_and_result_can_be_empty(arguments: object, content: object) -> None:
+    _, asked, answered = turns(
+        HI, assistant("", call("a", arguments=arguments)), result("a", content)
+    )
     assert asked["content"] == [{"type": "tool_use", "id": "a", "name": "weather", "input": {}}]
+    assert answered["content"] == [{"type": "tool_result", "tool_use_id": "a"}]
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        *("city", "7", '"null"', "[[]]", '{"a": NaN}', '{"a": 1e999}', '{"a": 1', "[" * 100_000),
+        *("city", '"null"', "[[]]", '{"a": NaN}', '{"a": 1e999}', "[" * 100_000),
         '{"a":' * 300 + "1" + "}" * 300,
         "[" + "[]," * (MAX_VALUES + 1) + "[]]",
     ],
     ids=lambda arguments: str(arguments)[:12],
 )
 def test_invalid_arguments_are_wrapped_in_an_object(arguments: str) -> None:
-    found = turns(
-        HI,
-        assistant(None, call("a", arguments=arguments)),
-        result("a"),
-        function_call("f", arguments=arguments),
-        function_result("f"),
-    )
-    assert [turn["content"][0]["input"] for turn in found[1::2]] == [
-        {"INVALID_JSON": arguments}
-    ] * 2
+    legacy = (function_call("f", arguments=arguments), function_result("f"))
+    found = turns(HI, assistant(None, call("a", arguments=arguments)), result("a"), *legacy)
+    inputs = [turn["content"][0]["input"] for turn in found[1::2]]
+    assert inputs == [{"INVALID_JSON": arguments}] * 2
 
 
 @pytest.mark.parametrize(
@@ -183,21 +151,16 @@ def test_ids_of_an_earlier_turn_are_replaced_the_same_each_time() -> None:
 
 
 def test_ids_that_the_upstream_refuses_are_replaced() -> None:
-    odd = ("functions.weather:0", "é" * 200, "a" * 129, "call_1")
+    odd = ("functions.weather:0", "é" * 200, "a" * 129, "a" * 128)
     calls = assistant(None, *(call(each) for each in odd))
     _, asked, answered = turns(HI, calls, *(result(each) for each in odd))
     used = [block["id"] for block in asked["content"]]
     assert used == [block["tool_use_id"] for block in answered["content"]]
-    assert (len(set(used)), used[-1]) == (len(odd), "call_1")
-    for each in used:
-        assert each.replace("_", "").replace("-", "").isalnum()
-        assert each.isascii()
-        assert len(each) <= 128
+    assert (len(set(used)), used[-1]) == (len(odd), odd[-1])
+    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,128}", each) for each in used)
 
 
 # -- thinking that comes back
-
-REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}
 
 
 def test_thinking_goes_back_to_its_place() -> None:
@@ -217,8 +180,7 @@ def test_thinking_goes_back_to_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text_before", "calls_before", "kept"),
-    [(99, 99, 1), (0, 0, 3), (1, 0, 3), (0, 1, 3), (10**30, 10**30, 1)],
+    ("text_before", "calls_before", "kept"), [(10**30, 10**30, 1), (0, 0, 3), (1, 0, 3), (0, 1, 3)]
 )
 def test_thinking_whose_place_is_gone_loses_no_text(
     text_before: int, calls_before: int, kept: int
@@ -230,7 +192,7 @@ def test_thinking_whose_place_is_gone_loses_no_text(
     assert kinds.count("thinking") == kept  # the upstream refuses thinking at the end of a turn
     assert kinds.count("tool_use") == 1
     texts = [block["text"] for block in content if block["type"] == "text"]
-    assert "x" in "".join(texts)
+    assert "".join(texts).strip() == "x"
     assert all(each.strip() for each in texts)
 
 
@@ -239,7 +201,6 @@ def test_thinking_whose_place_is_gone_loses_no_text(
     [
         {"type": "thinking", "thinking": "Hm."},
         {**THOUGHT, "signature": ""},
-        {**THOUGHT, "signature": None},
         {**THOUGHT, "text_before": 1, "calls_before": 1},  # nothing follows it
         {"type": "redacted_thinking", "data": ""},
     ],
@@ -249,11 +210,6 @@ def test_thinking_that_upstream_refuses_is_dropped_and_named(block: Json) -> Non
         translation = translate(HI, {**said, "thinking_blocks": [block]}, result("a"))
         assert translation.ignored == ("messages.thinking_blocks",)
         assert json.loads(translation.body)["messages"] == turns(HI, said, result("a"))
-
-
-def test_thinking_alone_is_no_turn() -> None:
-    expected = {"role": "user", "content": [text("Hi"), text("b")]}
-    assert turns(HI, assistant(thinking_blocks=[THOUGHT, REDACTED]), user("b")) == [expected]
 
 
 def test_reasoning_without_signature_is_dropped_and_named() -> None:
