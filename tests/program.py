@@ -114,7 +114,8 @@ class Program:
         return status
 
 
-async def start(
+@contextlib.asynccontextmanager
+async def running(
     directory: Path,
     upstream: ScriptedServer | str,
     *arguments: str,
@@ -122,8 +123,13 @@ async def start(
     stderr: Stream = asyncio.subprocess.PIPE,
     wrapper: Sequence[str] = (),
     **variables: str | None,
-) -> Program:
-    """Start the program in `directory`; see `running`."""
+) -> AsyncIterator[Program]:
+    """Run the program in front of `upstream`, with the tests' token and key; end it afterwards.
+
+    :param directory: where it runs. Modules and packages in its ``site`` can be imported.
+    :param wrapper: the command that starts the program, in place of the system.
+    :param variables: its environment; ``None`` takes a variable away.
+    """
     environment = {
         **_environment(directory),
         "PORT": "0",
@@ -142,34 +148,7 @@ async def start(
         stderr=stderr,
         limit=1 << 20,  # of a line
     )
-    return Program(process)
-
-
-@contextlib.asynccontextmanager
-async def running(
-    directory: Path,
-    upstream: ScriptedServer | str,
-    *arguments: str,
-    stdout: Stream = asyncio.subprocess.PIPE,
-    stderr: Stream = asyncio.subprocess.PIPE,
-    wrapper: Sequence[str] = (),
-    **variables: str | None,
-) -> AsyncIterator[Program]:
-    """Run the program in front of `upstream`, with the tests' token and key; end it afterwards.
-
-    :param directory: where it runs. Modules and packages in its ``site`` can be imported.
-    :param wrapper: the command that starts the program, in place of the system.
-    :param variables: its environment; ``None`` takes a variable away.
-    """
-    program = await start(
-        directory,
-        upstream,
-        *arguments,
-        stdout=stdout,
-        stderr=stderr,
-        wrapper=wrapper,
-        **variables,
-    )
+    program = Program(process)
     try:
         yield program
     finally:

@@ -30,6 +30,7 @@ def test_text_aligns_numbers_and_leaves_out_empty_columns() -> None:
         "ada          engines, london         7       1.50",
         "bob\\x1b[31m  -                    1200  12.000108",
     ]
+    assert list(tables.text_lines(("a", "b"), [], 80)) == ["a  b"], "without rows"
 
 
 def test_text_in_narrow_terminal_continues_on_next_lines() -> None:
@@ -61,10 +62,6 @@ def test_text_wraps_long_cells_without_loss(width: int) -> None:
     assert " ".join(" ".join(shown).split()).endswith(f" ada {', '.join(words)}")
 
 
-def test_text_without_rows_is_the_header() -> None:
-    assert list(tables.text_lines(("a", "b"), [], 80)) == ["a  b"]
-
-
 def test_write_uses_width_of_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,17 +86,13 @@ def test_write_for_programs_loses_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert read[3] == ["'=1+1", "'-x", "0", "", "'@a"]
 
 
-def test_timestamp_is_rfc_3339() -> None:
-    assert tables.timestamp(1_700_000_000.9) == "2023-11-14T22:13:20Z"
-
-
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
         ("90m", timedelta(minutes=90)),
-        ("24h", timedelta(days=1)),
+        ("24h", timedelta(hours=24)),
         ("7d", timedelta(days=7)),
-        ("2w", timedelta(days=14)),
+        ("522w", timedelta(weeks=522)),
         ("2026-11-30", date(2026, 11, 30)),
     ],
 )
@@ -107,14 +100,15 @@ def test_since_accepts_age_or_day(text: str, meant: object) -> None:
     assert tables.since(text) == meant
 
 
-@pytest.mark.parametrize("text", ["", "7", "0d", "-7d", "7y", "99999999d", "today", "2026-02-30"])
+@pytest.mark.parametrize("text", ["", "7", "0d", "-7d", "7y", "3661d", "2026-02-30"])
 def test_since_refuses_other_text(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="such as 7d, or a date such as"):
         tables.since(text)
 
 
 def test_moment_is_start_of_day_or_an_age_ago() -> None:
-    now = 1_700_000_000.5
+    now = 1_700_000_000.9
+    assert tables.timestamp(now) == "2023-11-14T22:13:20Z"
     assert tables.moment(timedelta(days=1), now) == now - 86_400
     assert tables.moment(date(2023, 11, 14), now) == 1_699_920_000
     tokyo = timezone(timedelta(hours=9))
