@@ -48,6 +48,7 @@ BUDGETS_DB: Setting[Path | None] = Setting(
     parsers.path,
     default=None,
     help="SQLite file for the caps and what was spent; created if missing",
+    fixed=True,
 )
 BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "BUDGETS_ADMIN_KEY",
@@ -104,7 +105,7 @@ class Budgets:
     def configure(self, settings: Settings) -> str | Inactive:
         """Take the path and the admin keys.
 
-        :raises ConfigurationError: they are invalid, or the path has changed since the start.
+        :raises ConfigurationError: they are invalid.
         """
         path = settings[BUDGETS_DB]
         keys = _admin_keys(settings)
@@ -118,10 +119,6 @@ class Budgets:
             keeper.check()
             self._keeper = keeper
             self._api = SpendLimitsApi(keeper, keys)
-        elif path != self._keeper.path:
-            raise ConfigurationError(
-                "BUDGETS_DB cannot change while the proxy runs; restart to apply."
-            )
         else:
             self._opened_api().keys = keys
         if not settings.is_set("KEYS_DB"):

@@ -113,10 +113,8 @@ def run(arguments: argparse.Namespace, path: Path | None, *, keyed: bool) -> int
     if path is None:
         raise ConfigurationError("BUDGETS_DB is not set; set it to the budgets database.")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
-    database = Database(path, storage.SCHEMA, name="budgets")
-    database.check()  # before exists(), which raises where the directory cannot be searched
-    if do is not _set and not path.exists():
-        raise ConfigurationError(f"BUDGETS_DB={path} does not exist; `budgets set` creates it.")
+    database = Database(path, storage.SCHEMA, name="budgets", setting="BUDGETS_DB")
+    database.check(created_by=None if do is _set else "budgets set")
     with database:
         do(arguments, database)
     if do is _set and not keyed:

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 from tornadoproxy import (
     INACTIVE,
     Command,
-    ConfigurationError,
     Identity,
     Inactive,
     IncomingRequest,
@@ -56,6 +55,7 @@ KEYS_DB: Setting[Path | None] = Setting(
         "SQLite file for the keys of `keys create`; created if missing. With it, every request "
         "needs a credential."
     ),
+    fixed=True,
 )
 
 
@@ -84,7 +84,7 @@ class Keys:
     def configure(self, settings: Settings) -> str | Inactive:
         """Take the path.
 
-        :raises ConfigurationError: it is invalid, or has changed since the start.
+        :raises ConfigurationError: it is invalid.
         """
         path = settings[KEYS_DB]
         if path is None:
@@ -95,10 +95,6 @@ class Keys:
             gate = Gate(path)
             gate.check()
             self._gate = gate
-        elif path != self._gate.path:
-            raise ConfigurationError(
-                "KEYS_DB cannot change while the proxy runs; restart to apply."
-            )
         self._gate.has_token = _has_token(settings)
         if not self._gate.has_keys():
             create = f"{sys.executable} -m tornadoproxy keys create --name ada --keys-db"

@@ -143,10 +143,8 @@ def run(arguments: argparse.Namespace, path: Path | None, *, has_token: bool) ->
         raise ConfigurationError(
             f"--name: {arguments.name} is the name of the clients with AUTH_TOKEN; choose another."
         )
-    database = Database(path, store.SCHEMA, name="keys")
-    database.check()  # before exists(), which raises where the directory cannot be searched
-    if do is not _create and not path.exists():
-        raise ConfigurationError(f"KEYS_DB={path} does not exist; `keys create` creates it.")
+    database = Database(path, store.SCHEMA, name="keys", setting="KEYS_DB")
+    database.check(created_by=None if do is _create else "keys create")
     with database:
         do(arguments, database)
     return 0

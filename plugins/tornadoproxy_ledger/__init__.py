@@ -41,6 +41,7 @@ LEDGER_DB: Setting[Path | None] = Setting(
     parsers.path,
     default=None,
     help="SQLite file that gets a row for each request; created if missing",
+    fixed=True,
 )
 LEDGER_RETENTION_DAYS: Setting[int | None] = Setting(
     "LEDGER_RETENTION_DAYS",
@@ -78,13 +79,9 @@ class Ledger:
     def configure(self, settings: Settings) -> str | Inactive:
         """Take the path and the retention.
 
-        :raises ConfigurationError: the path is invalid, or has changed since the start.
+        :raises ConfigurationError: the path is invalid.
         """
         path = settings[LEDGER_DB]
-        if self._database is not None and path != self._path:
-            raise ConfigurationError(
-                "LEDGER_DB cannot change while the proxy runs; restart to apply."
-            )
         if path is None:
             if settings[LEDGER_RETENTION_DAYS] is not None:
                 raise ConfigurationError(

@@ -48,18 +48,21 @@ METRICS: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help="serve a page with figures for Prometheus",
+    fixed=True,
 )
 METRICS_PATH: Setting[str] = Setting(
     "METRICS_PATH",
     _path,
     default="/metrics",
     help="path of the page for Prometheus",
+    fixed=True,
 )
 METRICS_PUBLIC: Setting[bool] = Setting(
     "METRICS_PUBLIC",
     parsers.boolean,
     default=False,
     help="serve the page for Prometheus without a credential, to everyone who reaches the proxy",
+    fixed=True,
 )
 
 
@@ -79,8 +82,7 @@ class PrometheusMetrics:
     def configure(self, settings: Settings) -> str | Inactive:
         """Take the path and the access to the page.
 
-        :raises ConfigurationError: prometheus-client is not installed, or a setting has changed
-            since the start.
+        :raises ConfigurationError: prometheus-client is not installed.
         """
         if not settings[METRICS]:
             return INACTIVE
@@ -88,11 +90,6 @@ class PrometheusMetrics:
         if self._figures is None:
             self._figures = _figures(path)
             self._path, self._public = path, public
-        elif (path, public) != (self._path, self._public):
-            raise ConfigurationError(
-                "METRICS_PATH and METRICS_PUBLIC cannot change while the proxy runs; restart to "
-                "apply."
-            )
         clients = "EVERYBODY who reaches it (METRICS_PUBLIC)" if public else "all clients"
         return f"metrics for Prometheus at {path}, for {clients}"
 

@@ -58,12 +58,14 @@ OTEL_TRACES: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help="send a span for each request to OTEL_EXPORTER_OTLP_ENDPOINT",
+    fixed=True,
 )
 OTEL_EXPORTER_OTLP_ENDPOINT: Setting[parsers.BaseURL] = Setting(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     parsers.base_url,
     default=parsers.base_url("http://localhost:4318"),
     help="URL of the collector that spans are sent to by OTLP over HTTP; /v1/traces is appended",
+    fixed=True,
 )
 OTEL_EXPORTER_OTLP_HEADERS: Setting[tuple[tuple[str, Secret], ...]] = Setting(
     "OTEL_EXPORTER_OTLP_HEADERS",
@@ -71,12 +73,14 @@ OTEL_EXPORTER_OTLP_HEADERS: Setting[tuple[tuple[str, Secret], ...]] = Setting(
     default=(),
     help="headers for the collector: name=value pairs separated by commas",
     secret=True,
+    fixed=True,
 )
 OTEL_SERVICE_NAME: Setting[str] = Setting(
     "OTEL_SERVICE_NAME",
     parsers.text,
     default="tornadoproxy",
     help="name of this proxy in traces",
+    fixed=True,
 )
 
 _DECLARED = (
@@ -102,16 +106,13 @@ class OpenTelemetry:
     def configure(self, settings: Settings) -> str | Inactive:
         """Take the settings.
 
-        :raises ConfigurationError: OpenTelemetry is not installed, or a setting has changed since
-            the start.
+        :raises ConfigurationError: OpenTelemetry is not installed.
         """
         if not settings[OTEL_TRACES]:
             return INACTIVE
         if self._settings is None:
             _require_library()
             self._settings = settings
-        elif any(settings[each] != self._settings[each] for each in _DECLARED):
-            raise ConfigurationError("OTEL_* cannot change while the proxy runs; restart to apply.")
         return f"a span for each request to {settings[OTEL_EXPORTER_OTLP_ENDPOINT]}"
 
     @hookimpl

@@ -74,7 +74,6 @@ def fault_of(hook: str, result: Any) -> str:
         ("pages", ["/metrics"], "its str is not a Page"),
         ("pages", None, "plugin 'b' failed in pages: TypeError"),
     ],
-    ids=str,
 )
 def test_invalid_declaration_ends_start(hook: str, result: Any, said: str) -> None:
     assert said in fault_of(hook, result)
@@ -148,6 +147,22 @@ def test_refused_reload_restores_settings_of_every_plugin() -> None:
     assert faults_of(plugins, team("bad")) == ("no",)
     for plugin in configured:
         assert plugin.teams == ["first", "second", "bad", "second"]
+
+
+@pytest.mark.parametrize("line", ["awake", INACTIVE])
+def test_fixed_setting_of_active_plugin_cannot_change(line: object) -> None:
+    path = Setting("PATH", parsers.text, default="a", help="A path.", fixed=True)
+    plugin = Plugin(declare_settings=lambda: [path, TEAM], configure=lambda: line)
+    plugins = plugins_of(a=plugin, z=Authenticator())
+    started = Settings.defaults(path, TEAM)
+    plugins.configure(started)
+    plugins.configure(started.replace({TEAM: "other", path: "a"}))
+    changed = started.replace({path: "b"})
+    if line is INACTIVE:
+        plugins.configure(changed)
+    else:
+        fault = "PATH cannot change while the proxy runs; restart to apply."
+        assert faults_of(plugins, changed) == (fault,)
 
 
 def test_plugin_that_refuses_earlier_settings_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -173,17 +173,6 @@ async def test_corrupt_database_ends_the_start(keyed: Keyed) -> None:
     assert keyed.path.read_bytes() == content
 
 
-async def test_reload_does_not_change_the_database(keyed: Keyed) -> None:
-    key = keyed.create()
-    proxy = await keyed.start()
-    with pytest.raises(ConfigurationError, match="KEYS_DB cannot change"):
-        proxy.reload(KEYS_DB=keyed.path.with_name("other.db"))
-    with pytest.raises(ConfigurationError, match="keys"):
-        proxy.reload(KEYS_DB=None)
-    proxy.reload()
-    assert (await keyed.get(key)).status == 200
-
-
 # Changes while the proxy runs
 
 

@@ -1,4 +1,4 @@
-"""The cost of plugins that are disabled or inactive: no call and no import."""
+"""All plugins: their fixed settings, and no call or import for inactive ones."""
 
 from __future__ import annotations
 
@@ -74,6 +74,15 @@ async def calls(scene: Scene, path: str, *, stream: bool) -> Counter[Function]:
         if number >= WARM_UP:
             rounds.append(found)
     return reduce(and_, rounds)
+
+
+async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> None:
+    proxy = await scene.start_proxy()
+    assert {each.name for each in proxy.plugins.declared_settings() if each.fixed} == {
+        *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "METRICS", "METRICS_PATH", "METRICS_PUBLIC"),
+        *("OTEL_TRACES", "OTEL_SERVICE_NAME"),
+        *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"),
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["JSON", "stream"])

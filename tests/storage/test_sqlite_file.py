@@ -194,6 +194,7 @@ def unusable(tmp_path: Path) -> Path:
         ("", "it is a directory: name a file in it"),
         ("file/test.db", "{}/file is not a directory: name another path"),
         ("pipe", "it is not a regular file: name another path"),
+        ("x" * 300, "it cannot be reached: File name too long"),
         (
             "link",
             "it cannot be opened: permit the proxy's user to read and write it and its directory",
@@ -220,6 +221,14 @@ def test_unusable_path_is_refused_and_left_alone(unusable: Path, name: str, reas
     before = contents(unusable)
     assert refusal(unusable / name) == reason.format(unusable)
     assert contents(unusable) == before
+
+
+def test_file_that_a_command_creates_must_exist(path: Path) -> None:
+    database = Database(path, SCHEMA, name="test")
+    with pytest.raises(ConfigurationError, match="it does not exist; `test create` creates it"):
+        database.check(created_by="test create")
+    insert(path, 1)
+    database.check(created_by="test create")
 
 
 def test_locked_file_is_refused_once_it_must_be_written(path: Path, short_timeouts: None) -> None:

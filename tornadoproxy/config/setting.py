@@ -31,6 +31,8 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
         not set.
     :param blank: the setting may be set to nothing, and `parse` gets an empty text then. Otherwise
         set but blank is an error.
+    :param fixed: only a restart applies a change: a reload that changes the setting of an active
+        plugin is refused.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
     secret: bool = False
     fallbacks: tuple[str, ...] = ()
     blank: bool = False
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.name):

@@ -17,6 +17,7 @@ from tornadoproxy.protocol.headers import credential_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.implementations import PluginCall
 
@@ -32,6 +33,15 @@ def configure_all(
         raise ConfigurationError(*faults)
     lines = tuple((plugin, line) for plugin, line in results if isinstance(line, str))
     return lines, frozenset(plugin for plugin, line in results if line is INACTIVE)
+
+
+def check_fixed(before: Settings, after: Settings, declared: Iterable[Setting[Any]]) -> None:
+    """Refuse a reload that changes a fixed setting among `declared`."""
+    changed = [each.name for each in declared if each.fixed and before[each] != after[each]]
+    if changed:
+        raise ConfigurationError(
+            *(f"{name} cannot change while the proxy runs; restart to apply." for name in changed)
+        )
 
 
 def check_unchanged(before: frozenset[str], inactive: frozenset[str]) -> None:

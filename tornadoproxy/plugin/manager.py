@@ -32,6 +32,7 @@ from msgspec.structs import replace
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import ClientError, ConfigurationError, PluginFailed, ProxyError
 from tornadoproxy.plugin.declarations import (
+    check_fixed,
     check_unchanged,
     configure_all,
     credential_headers_of,
@@ -149,6 +150,10 @@ class Plugins:
             been given the earlier settings again.
         """
         first = self._settings is None
+        if self._settings is not None:
+            active = (info for info in self._infos if info.state == "active")
+            declared = [setting for info in active for setting in info.settings]
+            check_fixed(self._settings, settings, declared)
         try:
             lines, inactive = configure_all(self._configurers, settings)
             if first:

@@ -37,9 +37,10 @@ class Storage(Protocol[ConnectionT_co]):
         """How many items passed to `write_behind` have been lost."""
         ...
 
-    def check(self) -> None:
+    def check(self, *, created_by: str | None = None) -> None:
         """Validate the setting that names the database, without opening or creating anything.
 
+        :param created_by: the command that creates the database, which must exist then.
         :raises ConfigurationError: the setting is wrong.
         """
 

@@ -49,9 +49,9 @@ class Database(Storage["sqlite3.Connection"]):
         """How many items passed to `write_behind` have been lost."""
         return self._worker.lost
 
-    def check(self) -> None:
+    def check(self, *, created_by: str | None = None) -> None:
         with _configuration_errors():
-            self._file.check()
+            self._file.check(created_by=created_by)
 
     def open(self) -> None:
         with _configuration_errors():

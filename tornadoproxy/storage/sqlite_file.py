@@ -81,8 +81,11 @@ class SQLiteFile:
     def unavailable(self, reason: str) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"{self.title} cannot be used: {reason}")
 
-    def check(self) -> None:
-        """Validate the path without opening or creating anything."""
+    def check(self, *, created_by: str | None = None) -> None:
+        """Validate the path without opening or creating anything.
+
+        :param created_by: the command that creates the file, which must exist then.
+        """
         try:
             path = self._path.absolute()
             if path.is_dir():
@@ -102,6 +105,8 @@ class SQLiteFile:
             raise self.unavailable(_REASONS[3])
         if not os.access(directory, os.W_OK | os.X_OK):
             raise self.unavailable(f"the proxy's user cannot write to {directory}: permit it")
+        if created_by is not None and not path.exists():
+            raise self.unavailable(f"it does not exist; `{created_by}` creates it")
 
     def open(self) -> None:
         """Open the file, create it if it is absent, and bring its schema up to date."""
