@@ -1,0 +1,47 @@
+"""Clients of the upstream without a proxy around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from tornadoproxy import Setting, Settings
+from tornadoproxy.upstream.client import UpstreamClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornado.ioloop import IOLoop
+
+
+class MakeClient(Protocol):
+    """A function that makes a client with these values of settings."""
+
+    def __call__(self, values: Mapping[Setting[Any], object] = ...) -> UpstreamClient: ...
+
+
+@pytest.fixture
+def make_client(io_loop: IOLoop) -> Iterator[MakeClient]:
+    made: list[UpstreamClient] = []
+
+    def make(values: Mapping[Setting[Any], object] = {}) -> UpstreamClient:
+        settings = Settings.defaults().replace(values)
+        made.append(UpstreamClient(force_instance=True, settings=settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def client(io_loop: IOLoop, make_client: MakeClient) -> UpstreamClient:
+    """A client with the default settings."""
+
+    async def make() -> UpstreamClient:
+        return make_client()
+
+    made: UpstreamClient = io_loop.run_sync(make)
+    return made
