@@ -15,7 +15,7 @@ from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response, 
 if TYPE_CHECKING:
     from scene import Scene
 
-    from tornadoproxy.testing import Response, UpstreamExchange
+    from tornadoproxy.testing import Proxy, Response, UpstreamExchange
 
 pytestmark = pytest.mark.usefixtures("proxy")
 
@@ -73,6 +73,27 @@ async def test_body_of_any_size_crosses_whole(size: int, scene: Scene) -> None:
         received = scene.upstream.requests[-1]
         assert received.body_length == size
         assert received.body_sha256 == hashlib.sha256(body).hexdigest()
+
+
+async def test_body_is_held_until_it_is_whole(scene: Scene, proxy: Proxy) -> None:
+    """It is released once the response begins."""
+
+    async def begin(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, {"Content-Length": "2"})
+        await exchange.disconnected()
+
+    scene.upstream.script(OK, begin)
+    client = await scene.raw()
+    data = request("POST", "/v1/files", body=b"x" * HELD_BODY)
+    await client.send(data[:-1])
+    await scene.ask("/v1/models")
+    assert [each.method for each in scene.upstream.requests] == ["GET"]
+    assert proxy.server.status().held_bytes > 0
+    await client.send(data[-1:])
+    assert (await client.head()).status == 200
+    assert scene.upstream.requests[1].body_length == HELD_BODY
+    assert proxy.server.status().held_bytes == 0
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
