@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 HEADERS = b"HTTP/1.1 200 OK\r\n"
 WHOLE = HEADERS + b"Content-Length: 2\r\n\r\nok"
 NOT_MODIFIED = b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n"
-TWO_LENGTHS = HEADERS + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx"
 CHUNKED = HEADERS + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -84,13 +83,11 @@ def transcript(*reads: bytes, head_only: bool = False) -> list[object]:
         ([CHUNKED + b"2;x=y\r\nok\r\n0\r\nX: trailer\r\n\r\n"], [200, b"ok", "reusable"]),
         ([b"HTTP/1.1 103 Hints\r\nLink: </a>\r\n\r\n" + WHOLE], [200, b"ok", "reusable"]),
         ([WHOLE + WHOLE], [200, b"ok", "not reusable"]),
-        ([WHOLE + b"\0"], [200, b"ok", "not reusable"]),
         ([CHUNKED + b"2\r\nok\r\n0\r\n\r\n" + WHOLE], [200, b"ok", "not reusable"]),
         ([HEADERS + b"Connection: close\r\n" + WHOLE[17:]], [200, b"ok", "not reusable"]),
         ([HEADERS + b"Connection: x, CLOSE\r\n" + WHOLE[17:]], [200, b"ok", "not reusable"]),
         ([WHOLE.replace(b"/1.1", b"/1.0")], [200, b"ok", "not reusable"]),
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], [204, b"", "reusable"]),
-        ([b"HTTP/1.1 204 No Content\r\n\r\n" + WHOLE], [204, b"", "not reusable"]),
         ([NOT_MODIFIED], [304, b"", "reusable"]),
         ([NOT_MODIFIED + WHOLE], [304, b"", "not reusable"]),
     ],
@@ -108,35 +105,19 @@ async def test_response_to_head_has_no_body() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        TWO_LENGTHS,
-        HEADERS + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+        HEADERS + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx",
         HEADERS + b"Content-Length: 1, 2\r\n\r\nx",
-        HEADERS + b"Content-Length: one\r\n\r\nx",
-        HEADERS + b"Content-Length: -1\r\n\r\n",
-        HEADERS + b"Content-Length: +1\r\n\r\nx",
-        HEADERS + b"Content-Length: 0x1\r\n\r\nx",
         HEADERS + b"Content-Length: %d\r\n\r\n" % 10**30,
-        HEADERS + b"Content-Length:\r\n\r\n",
         HEADERS + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        HEADERS + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-        HEADERS + b"Transfer-Encoding: gzip\r\n\r\n",
         HEADERS + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         HEADERS + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
-        HEADERS + b"no colon\r\n\r\n",
         HEADERS + b"Name : value\r\n\r\n",
         HEADERS + b"X: a\0b\r\nContent-Length: 0\r\n\r\n",
-        HEADERS + b": value\r\n\r\n",
         HEADERS[:-2] + b"\nContent-Length: 0\n\n",
         b"\0\x01\x02garbage\r\n\r\n",
-        b"<html>hello</html>",
         b"HTTP/2 200 OK\r\n\r\n",
-        b"HTTP/1.1 2000 OK\r\n\r\n",
-        b"HTTP/1.1 20 OK\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9.9\r\n",
-        b"\x15\x03\x03\x00\x02\x02\x28",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + HEADERS + b"Content-Length: 0\r\n\r\n",
     ],
 )
 async def test_head_that_is_not_http_is_an_error(data: bytes) -> None:
@@ -163,10 +144,8 @@ async def test_head_that_is_too_long_is_an_error(first: bytes, more: bytes) -> N
     [
         b"2\r\nok\r\nx\r\n",
         b"2\r\nokay\r\n0\r\n\r\n",
-        b"-2\r\nok\r\n0\r\n\r\n",
         b"2\nok\n0\n\n",
         b"2\r\nok\r\n0\r\nno trailer\r\n\r\n",
-        b"f" * 17 + b"\r\nok\r\n",
     ],
 )
 async def test_malformed_chunk_is_an_error(data: bytes) -> None:

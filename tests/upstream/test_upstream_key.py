@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tornadoproxy import Outcome
+from tornadoproxy import ConfigurationError, Outcome, Secret, Settings, parsers
 from tornadoproxy.cli import main as cli
+from tornadoproxy.config.core_settings import UPSTREAM_API_KEY, UPSTREAM_BASE_URL
+from tornadoproxy.server import online_check
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     bytes_response,
     error_response,
-    raw_response,
     request_bytes,
     response_head,
+    silent_response,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ REFUSED = error_response(401, "authentication_error", "invalid x-api-key")
 MESSAGE_START = (
     "The upstream refused this proxy's own credential, not yours. Tell the operator of this"
 )
-
-
 MESSAGE = {
     "model": "claude-sonnet-5-5",
     "messages": [{"role": "user", "content": "Hi"}],
@@ -52,9 +52,7 @@ MESSAGE = {
     ("target", "document", "error_type"),
     [
         ("/v1/messages", {**MESSAGE, "stream": True}, "api_error"),
-        ("/v1/files", None, "api_error"),
         ("/openai/v1/chat/completions", MESSAGE, "server_error"),
-        ("/openai/v1/chat/completions", {**MESSAGE, "stream": True}, "server_error"),
         ("/openai/v1/models", None, "server_error"),
     ],
 )
@@ -101,34 +99,29 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-def sources(directory: Path) -> list[tuple[dict[str, Any], str]]:
-    """Return settings with each source of the upstream's key, and how its error begins."""
-    file = directory / "key"
-    file.write_text(TEST_UPSTREAM_KEY)
-    file.chmod(0o600)
-    none = {"UPSTREAM_API_KEY": None}
-    return [
-        ({}, "UPSTREAM_API_KEY: the upstream refused this key (it answered 401): replace it"),
-        ({**none, "ANTHROPIC_API_KEY": TEST_UPSTREAM_KEY}, "ANTHROPIC_API_KEY: the upstream"),
-        ({**none, "UPSTREAM_API_KEY_FILE": file}, "UPSTREAM_API_KEY_FILE: the upstream refused"),
-        (none, "UPSTREAM_API_KEY is not set, and the upstream requires a credential"),
-    ]
-
-
-@pytest.mark.parametrize("source", range(4))
+@pytest.mark.parametrize(
+    "variable", ["UPSTREAM_API_KEY", "ANTHROPIC_API_KEY", "UPSTREAM_API_KEY_FILE", None]
+)
 async def test_upstream_401_logs_the_setting_of_the_key(
-    source: int,
+    variable: str | None,
     tmp_path: Path,
     start_proxy: StartProxy,
     ask: Ask,
     upstream: ScriptedUpstream,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    variables, start = sources(tmp_path)[source]
+    file = tmp_path / "key"
+    file.write_text(TEST_UPSTREAM_KEY)
+    value = str(file) if variable == "UPSTREAM_API_KEY_FILE" else TEST_UPSTREAM_KEY
+    variables: dict[str, Any] = {"UPSTREAM_API_KEY": None}
+    if variable:
+        variables[variable] = value
     await start_proxy(**variables)
     upstream.script(REFUSED)
     assert (await ask("/v1/models")).status == 502
-    assert [line[: len(start)] for line in logged(caplog)] == [start]
+    (line,) = logged(caplog)
+    told = "UPSTREAM_API_KEY is not set, and the upstream requires a credential"
+    assert line.startswith(f"{variable}: the upstream refused this key" if variable else told)
     assert TEST_UPSTREAM_KEY not in caplog.text
 
 
@@ -155,83 +148,62 @@ async def test_upstream_401_is_logged_until_the_key_is_accepted_again(
 # -- check --online
 
 
-class Check:
-    """Runs ``check`` in front of `upstream`."""
-
-    def __init__(self, upstream: ScriptedUpstream, capfd: pytest.CaptureFixture[str]) -> None:
-        self._variables = {"UPSTREAM_BASE_URL": upstream.url, "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY}
-        self._capfd = capfd
-
-    async def __call__(self, *arguments: str, **variables: object) -> tuple[int, str, str]:
-        """Return the exit status, the last line on standard output, and standard error."""
-        given = {**self._variables, **variables}
-        environment = {name: str(value) for name, value in given.items() if value is not None}
-        command = ["check", *arguments, "--env-file", os.devnull]
-        status = await asyncio.to_thread(cli.main, command, environment)
-        shown = self._capfd.readouterr()
-        return status, shown.out.splitlines()[-1], shown.err
-
-
-@pytest.fixture
-def check(upstream: ScriptedUpstream, capfd: pytest.CaptureFixture[str]) -> Check:
-    return Check(upstream, capfd)
-
-
+@pytest.mark.parametrize("arguments", [("--online",), ()])
 async def test_check_online_sends_one_request_with_the_key(
-    check: Check, upstream: ScriptedUpstream
+    upstream: ScriptedUpstream, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
-    status, line, errors = await check("--online", "--upstream-auth-scheme", "bearer")
-    assert (status, errors) == (0, "")
-    assert line == "the upstream accepts the key (GET /v1/models?limit=1)"
-    (request,) = upstream.requests
-    assert (request.method, request.target) == ("GET", "/v1/models?limit=1")
-    assert request.header("authorization") == f"Bearer {TEST_UPSTREAM_KEY}"
-
-
-async def test_check_without_online_sends_nothing(check: Check, upstream: ScriptedUpstream) -> None:
-    assert (await check())[0] == 0
-    assert upstream.connections == 0
-
-
-@pytest.mark.parametrize("source", [0, 3])
-async def test_check_online_names_the_refused_setting(
-    source: int, tmp_path: Path, check: Check, upstream: ScriptedUpstream
-) -> None:
-    variables, start = sources(tmp_path)[source]
-    upstream.script(REFUSED)
-    status, _, errors = await check("--online", **variables)
-    assert status == 2
-    assert errors.startswith(f"tornadoproxy: {start}")
-    assert TEST_UPSTREAM_KEY not in errors
+    environment = {
+        "UPSTREAM_BASE_URL": upstream.url,
+        "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
+        "UPSTREAM_AUTH_SCHEME": "bearer",
+    }
+    command = ["check", *arguments, "--env-file", os.devnull]
+    assert await asyncio.to_thread(cli.main, command, environment) == 0
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    told = "the upstream accepts the key (GET /v1/models?limit=1)"
+    assert (shown.out.splitlines()[-1] == told) == bool(arguments)
+    sent = [
+        (request.method, request.target, request.header("authorization"))
+        for request in upstream.requests
+    ]
+    request = ("GET", "/v1/models?limit=1", f"Bearer {TEST_UPSTREAM_KEY}")
+    assert sent == [request] * len(arguments)
 
 
 @pytest.mark.parametrize(
-    ("response", "reason"),
+    ("response", "fault"),
     [
         (
             error_response(403, "permission_error", "Key disabled."),
             "it responded to GET /v1/models?limit=1 with 403: Key disabled.",
         ),
-        (
-            bytes_response(b"<html>\nWelcome</html>"),
-            "The upstream's response is not a list of models.",
-        ),
-        (raw_response(b"SSH-2.0-OpenSSH\r\n\r\n", end="close"), "The upstream"),
+        (bytes_response(b"<html>"), "The upstream's response is not a list of models."),
+        (silent_response(), "no response to GET /v1/models?limit=1 within 0.2 seconds"),
+        (REFUSED, "UPSTREAM_API_KEY: the upstream refused this key (it answered 401): replace it"),
+        (None, "The upstream cannot be reached."),
     ],
+    ids=["403", "no list", "silence", "401", "nothing listens"],
 )
-async def test_check_online_reports_the_upstreams_response(
-    response: Response, reason: str, check: Check, upstream: ScriptedUpstream
+async def test_check_online_reports_what_is_wrong(
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    response: Response | None,
+    fault: str,
 ) -> None:
-    upstream.script(response)
-    status, _, errors = await check("--online")
-    assert status == 2
-    assert errors.startswith(f"tornadoproxy: UPSTREAM_BASE_URL is {upstream.url}: {reason}")
-    assert len(errors.splitlines()) == 1
-
-
-async def test_check_online_reports_that_nothing_listens(check: Check) -> None:
-    status, _, errors = await check("--online", UPSTREAM_BASE_URL="http://127.0.0.1:9")
-    assert status == 2
-    assert errors.endswith(
-        "UPSTREAM_BASE_URL is http://127.0.0.1:9: The upstream cannot be reached.\n"
+    monkeypatch.setattr(online_check, "TIMEOUT", 0.2)
+    if response is None:
+        await upstream.stop()
+    else:
+        upstream.script(response)
+    settings = Settings.defaults().replace(
+        {
+            UPSTREAM_BASE_URL: parsers.base_url(upstream.url),
+            UPSTREAM_API_KEY: Secret(TEST_UPSTREAM_KEY),
+        }
     )
+    with pytest.raises(ConfigurationError) as caught:
+        await online_check.check_upstream(settings)
+    if response is not REFUSED:
+        fault = f"UPSTREAM_BASE_URL is {upstream.url}: {fault}"
+    assert caught.value.faults == (fault,)
