@@ -217,19 +217,6 @@ async def test_only_hashes_are_stored_and_nothing_is_logged(
     assert not any(secret in caplog.text for secret in secrets)
 
 
-async def test_stop_writes_the_usage(keyed: Keyed) -> None:
-    key = keyed.create()
-    proxy = await keyed.start()
-    assert (await keyed.ask(key)).status == 200
-    await keyed.get(key)
-    await keyed.get(TEST_TOKEN)
-    await proxy.server.drain()
-    used = keyed.records.all[0]
-    row = keyed.usage()
-    assert (row.key_id, row.requests) == (key.split("-")[1], 2)
-    assert (row.input_tokens, row.cost) == (used.usage.input_tokens, used.cost)
-
-
 # An unusable database
 
 
@@ -259,22 +246,14 @@ async def test_lost_database_rejects_keys_until_it_is_back(
     assert "accepting keys again" in logged()[1]
 
 
-@pytest.mark.parametrize(
-    ("breaks", "mends"),
-    [
-        ("UPDATE api_key SET group_names = 'not JSON'", "UPDATE api_key SET group_names = '[]'"),
-        ("ALTER TABLE api_key RENAME TO other", "ALTER TABLE other RENAME TO api_key"),
-    ],
-    ids=["value", "table"],
-)
 @pytest.mark.usefixtures("quick")
-async def test_broken_table_rejects_keys(breaks: str, mends: str, keyed: Keyed) -> None:
+async def test_broken_table_rejects_keys(keyed: Keyed) -> None:
     key = keyed.create()
     await keyed.start()
     with closing(sqlite3.connect(keyed.path, isolation_level=None)) as connection:
-        connection.execute(breaks)
+        connection.execute("UPDATE api_key SET group_names = 'not JSON'")
         await keyed.until(503, key)
-        connection.execute(mends)
+        connection.execute("UPDATE api_key SET group_names = '[]'")
     await keyed.until(200, key)
 
 
@@ -283,13 +262,14 @@ async def test_long_lock_rejects_keys_and_loses_no_usage(keyed: Keyed) -> None:
     key = keyed.create()
     proxy = await keyed.start()
     with locked(keyed.path):
-        assert (await keyed.get(key)).status == 200, "no request waits for the lock"
+        assert (await keyed.ask(key)).status == 200, "no request waits for the lock"
         await keyed.until(503, key)
     await keyed.until(200, key)
     await proxy.server.drain()
-    accepted = sum(record.principal == "ada" for record in keyed.records.all)
-    assert accepted >= 2
-    assert keyed.usage().requests == accepted
+    used = [record for record in keyed.records.all if record.principal == "ada"]
+    row = keyed.usage()
+    assert (row.key_id, row.requests) == (key.split("-")[1], len(used))
+    assert (row.input_tokens, row.cost) == (used[0].usage.input_tokens, used[0].cost)
 
 
 def test_usage_without_a_price_is_counted() -> None:

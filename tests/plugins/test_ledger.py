@@ -1,17 +1,20 @@
-"""The rows of the ledger."""
+"""The plugin ledger: its rows, and their sums by the command ``usage``."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
+import io
 import json
 import re
 import sqlite3
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, MODEL, Scene, message
+from people import MESSAGES, MODEL, Scene, locked, message, run_command
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
@@ -29,6 +32,7 @@ from tornadoproxy import (
 from tornadoproxy.testing import request_record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytest_plugins = ("people",)
@@ -188,3 +192,277 @@ def test_rows_are_deleted_in_steps_the_oldest_first(path: Path) -> None:
         assert [at for (at,) in connection.execute(left)] == [*range(STEP, STEP + 10)]
         assert not delete_some(STEP + 5, connection)
         assert [at for (at,) in connection.execute(left)] == [*range(STEP + 5, STEP + 10)]
+
+
+# The command usage
+
+
+NOON = datetime(2026, 11, 29, 12, tzinfo=UTC).timestamp()
+HALF_A_DAY = 43_200
+FIGURES = (
+    "requests", "errors", "input_tokens", "output_tokens", "cache_read_tokens",
+    "cache_creation_tokens", "cost_usd", "unpriced_requests", "partial",
+)  # fmt: skip
+
+
+def used(**changes: Any) -> RequestRecord:
+    """The record of a message of Ada's."""
+    fields: dict[str, Any] = {
+        "time": NOON,
+        "groups": ("engineers", "leads"),
+        "model": "opus",
+        "usage": Usage(100, 10, 1000, 50),
+        "cost": 1_500_000_000,
+    }
+    return request_record(**{**fields, **changes})
+
+
+def unused(**changes: Any) -> RequestRecord:
+    """The record of a request without usage."""
+    nothing: dict[str, Any] = {"model": None, "usage": Usage(), "cost": None, "groups": ()}
+    return used(**{**nothing, "upstream_time": None, **changes})
+
+
+RECORDS = [
+    used(),
+    used(cost=1, usage=Usage(1, 1)),
+    # a cut response of a model without a price
+    used(
+        time=NOON + HALF_A_DAY,
+        model="new",
+        outcome=Outcome.FAILED,
+        usage=Usage(7, 3, partial=True),
+        cost=None,
+    ),
+    used(time=NOON + HALF_A_DAY - 1, principal="bob", groups=("leads",), cost=250_000_000),
+    # known to cost nothing
+    unused(principal="bob", groups=("leads",), route="/v1/models"),
+    unused(principal=None, status=401, outcome=Outcome.DENIED),
+    # abandoned before it reported any usage, so its cost is unknown
+    unused(principal="cy", status=None, outcome=Outcome.ABANDONED, upstream_time=1),
+]
+KEYS = [
+    # key, requests, errors, input, output, cache read, cache created, cost, unpriced, partial
+    (None, 1, 1, 0, 0, 0, 0, "0.00", 0, 0),
+    ("ada", 3, 1, 108, 14, 1000, 50, "1.500000001", 1, 1),
+    ("bob", 2, 0, 100, 10, 1000, 50, "0.25", 0, 0),
+    ("cy", 1, 0, 0, 0, 0, 0, None, 1, 0),
+]
+TOTAL = (7, 2, 208, 24, 2000, 100, "1.750000001", 2, 1)
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    write(path, *RECORDS)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Run in UTC, with a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "150")
+    set_zone(monkeypatch, "UTC")
+    yield monkeypatch
+    monkeypatch.undo()
+    time.tzset()
+
+
+def set_zone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("TZ", name)
+    time.tzset()
+
+
+def usage(path: Path, *arguments: str) -> str:
+    done = run_command(Ledger(), {LEDGER_DB: path}, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def lines(path: Path, *arguments: str) -> list[list[object]]:
+    """Return the lines of the JSON form, without their names."""
+    document = json.loads(usage(path, *arguments, "--format", "json"))
+    return [list(line.values()) for line in document["lines"]]
+
+
+def test_sums_as_json_and_csv(filled: Path) -> None:
+    assert json.loads(usage(filled, "--format", "json")) == {
+        "by": ["key"],
+        "lines": [dict(zip(("key", *FIGURES), line, strict=True)) for line in KEYS],
+        "total": dict(zip(FIGURES, TOTAL, strict=True)),
+    }
+    found = list(csv.reader(io.StringIO(usage(filled, "--by", "key", "--format=csv"))))
+    cells = [["" if cell is None else str(cell) for cell in line] for line in KEYS]
+    assert found == [["key", *FIGURES], *cells]
+
+
+def test_sums_as_text(filled: Path) -> None:
+    assert usage(filled) == (
+        "key    requests  errors  input  output  cache read  cache written          cost  "
+        "unpriced  partial\n"
+        "-             1       1      0       0           0              0         $0.00  "
+        "       0        0\n"
+        "ada           3       1    108      14        1000             50  $1.500000001  "
+        "       1        1\n"
+        "bob           2       0    100      10        1000             50         $0.25  "
+        "       0        0\n"
+        "cy            1       0      0       0           0              0      unpriced  "
+        "       1        0\n"
+        "total         7       2    208      24        2000            100  $1.750000001  "
+        "       2        1\n"
+        "\n"
+        "Unpriced requests are not included in the cost.\n"
+        "Partial responses were cut off: only the tokens seen until then are counted.\n"
+    )
+
+
+def test_member_of_groups_counts_for_each_and_once_in_total(filled: Path) -> None:
+    table = usage(filled, "--by", "group")
+    found = [line.split()[:2] for line in table.splitlines()[1:5]]
+    assert found == [["-", "2"], ["engineers", "3"], ["leads", "5"], ["total", "7"]]
+    assert "counts for each group, and once in the total" in table
+    assert "each group" not in usage(filled, "--by", "key")
+    one = lines(filled, "--by", "group", "--group", "leads")
+    assert [line[:2] for line in one] == [["leads", 5]]
+
+
+ADVISED = Usage(
+    *(1, 2, 3, 4),
+    others=(
+        ModelUsage("opus", Usage(10, 20), cost=500_000_000),
+        ModelUsage("opus", Usage(10, 20), cost=500_000_000),
+        ModelUsage("haiku", Usage(5, 6, 7, 8), cost=3),
+    ),
+)
+UNPRICED = Usage(1, 2, others=(ModelUsage("haiku", Usage(5, 6), cost=3), ModelUsage(None, Usage())))
+
+
+def test_models_of_a_request_are_summed_separately(path: Path) -> None:
+    advised = used(model="sonnet", usage=ADVISED, cost=1_000_000_010)
+    write(path, advised, used(model="sonnet", usage=UNPRICED, cost=None, principal="bob"))
+    both: list[object] = ["ada", 1, 0, 26, 48, 10, 12, "1.00000001", 0, 0]
+    assert lines(path) == [both, ["bob", 1, 0, 6, 8, 0, 0, None, 1, 0]]
+    by_model: list[list[object]] = [
+        [None, 1, 0, 0, 0, 0, 0, None, 1, 0],
+        ["haiku", 2, 0, 10, 12, 7, 8, "0.000000003", 1, 0],
+        ["opus", 1, 0, 20, 40, 0, 0, "1.00", 0, 0],
+        ["sonnet", 2, 0, 2, 4, 3, 4, "0.000000007", 1, 0],
+    ]
+    assert lines(path, "--by", "model") == by_model
+    assert lines(path, "--by", "model", "--group", "leads") == by_model
+    assert lines(path, "--model", "opus") == [["ada", *by_model[2][1:]]]
+    haiku = lines(path, "--model", "haiku", "--principal", "bob")
+    assert haiku == [["bob", 1, 0, 5, 6, 0, 0, None, 1, 0]]
+    table = usage(path, "--by", "model").splitlines()
+    assert table[5].split() == ["total", "2", "0", "32", "56", "10", "12", "$1.00000001", "1", "0"]
+    assert "A request on several models counts for each model, and once in the total." in table
+
+
+def test_database_of_the_first_version_is_migrated(path: Path) -> None:
+    first = Database(path, SCHEMA[:1], name="ledger")
+    with first, first.transaction() as connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
+        values = dict.fromkeys(names, 0) | {"model": "old", "input_tokens": 7, "cost_nanos": 9}
+        connection.execute(
+            f"INSERT INTO requests ({', '.join(map(repr, values))}) "
+            f"VALUES ({', '.join('?' for _ in values)})",
+            list(values.values()),
+        )
+    write(path, used(model="new", usage=ADVISED, cost=1_000_000_010))
+    assert [(line[0], line[3], line[7]) for line in lines(path, "--by", "model")] == [
+        ("haiku", 5, "0.000000003"),
+        ("new", 1, "0.000000007"),
+        ("old", 7, "0.000000009"),
+        ("opus", 20, "1.00"),
+    ]
+
+
+def test_days_and_months_are_those_of_the_time_zone(filled: Path, zone: pytest.MonkeyPatch) -> None:
+    set_zone(zone, "Asia/Tokyo")  # nine hours before UTC
+    by_day = [line[:2] for line in lines(filled, "--by", "day", "--tz", "utc")]
+    assert by_day == [["2026-11-29", 6], ["2026-11-30", 1]]
+    by_day = [line[:2] for line in lines(filled, "--by", "day")]
+    assert by_day == [["2026-11-29", 5], ["2026-11-30", 2]]
+    assert [line[:2] for line in lines(filled, "--by", "month")] == [["2026-11", 7]]
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (("--since", "2026-11-29", "--until", "2026-11-29"), 6),
+        (("--since", "2026-11-30"), 1),
+        (("--until", "2026-11-28"), 0),
+        (("--since", "2026-11-30", "tokyo"), 2),
+        (("--since", "2026-11-30", "--tz", "utc", "tokyo"), 1),
+        (("--group", "leads"), 5),
+        (("--model", "opus", "--principal", "ada", "--group", "engineers"), 2),
+        (("--principal", "' OR 1=1 --"), 0),
+    ],
+)
+def test_only_selected_requests_count(
+    filled: Path, options: tuple[str, ...], count: int, zone: pytest.MonkeyPatch
+) -> None:
+    if "tokyo" in options:
+        set_zone(zone, "Asia/Tokyo")
+        options = options[:-1]
+    document = json.loads(usage(filled, "--format=json", *options))
+    assert document["total"]["requests"] == count
+    assert sum(line["requests"] for line in document["lines"]) == count
+
+
+def test_several_groupings_are_combined(filled: Path) -> None:
+    for options in (["--by", "day,model"], ["--by", "day", "--by", "model", "--by", "day"]):
+        found = [line[:3] for line in lines(filled, *options, "--principal", "ada")]
+        assert found == [["2026-11-29", "opus", 2], ["2026-11-30", "new", 1]]
+    assert usage(filled, "--by", "day,model").split()[:3] == ["day", "model", "requests"]
+
+
+def test_empty_ledger_has_a_total_of_zero(path: Path) -> None:
+    write(path)
+    assert usage(path).splitlines()[1].split() == ["total", *"000000", "$0.00", "0", "0"]
+    assert lines(path) == []
+
+
+def test_age_selects_the_requests_since_then(path: Path) -> None:
+    now = time.time()
+    write(path, *(used(time=now - hours * 3600) for hours in (1, 25, 200)))
+    ((_, count, *_),) = lines(path, "--since", "4w", "--until", "2h")
+    assert count == 2
+
+
+async def test_usage_reads_while_the_proxy_writes(scene: Scene) -> None:
+    path = scene.directory / "ledger.db"
+    proxy = await scene.start_proxy(LEDGER_DB=path)
+    for _ in range(2):
+        await scene.request(MESSAGES, message())
+    with locked(path):
+        found = await asyncio.to_thread(usage, path, "--format", "json")
+    assert json.loads(found)["total"]["requests"] <= 2
+    await proxy.server.drain()
+    before = path.read_bytes()
+    total = json.loads(await asyncio.to_thread(usage, path, "--format", "json"))["total"]
+    assert (total["requests"], total["errors"], total["unpriced_requests"]) == (2, 0, 0)
+    assert path.read_bytes() == before, "reading changes nothing"
+
+
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("not a database" * 100)
+    with Database(tmp_path / "other.db", ("CREATE TABLE a (b);",), name="other"):
+        pass
+    faults: dict[str, tuple[str | None, list[str]]] = {
+        "LEDGER_DB is not set": (None, []),
+        "none.db cannot be used: there is no such file": ("none.db", []),
+        "notes cannot be used: it is not an SQLite": ("notes", []),
+        "other.db cannot be used: ledger has never": ("other.db", []),
+        "--until is before --since; exchange them": (
+            *("none.db", ["--since", "2026-01-02", "--until=2026-01-01"]),
+        ),
+        "--until is before --since;": ("none.db", ["--since", "7d", "--until=7d"]),
+        "--until: must be a time ago such as 7d, or a": (None, ["--until=today"]),
+        "--by: must be one or several of key, group, model, day, month": (None, ["--by=key,x"]),
+    }
+    for fault, (name, arguments) in faults.items():
+        values = {} if name is None else {LEDGER_DB: tmp_path / name}
+        done = run_command(Ledger(), values, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert fault in done.stderr
+    assert not (tmp_path / "none.db").exists()

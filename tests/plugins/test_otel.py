@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
     from tornadoproxy import RequestRecord
-    from tornadoproxy.testing import Proxy
 
 pytest_plugins = ("people",)
 
@@ -103,17 +102,12 @@ def collector(io_loop: IOLoop) -> Iterator[Collector]:
 
 async def reported(collector: Collector, *records: RequestRecord) -> list[Span]:
     """Report records, and return their spans."""
-    tracing = spans.Tracing(endpoint=f"{collector.url}/v1/traces", headers={}, service="tests")
+    endpoint, headers = f"{collector.url}/v1/traces", {"x-key": "hidden-word"}
+    tracing = spans.Tracing(endpoint=endpoint, headers=headers, service="tests")
     for record in records:
         tracing.report(record)
     await asyncio.to_thread(tracing.close)
     return collector.spans()
-
-
-async def start(scene: Scene, collector: Collector, **more: Any) -> Proxy:
-    """Start a proxy that reports to a collector."""
-    given = {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **more}
-    return await scene.start_proxy(**given)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -152,14 +146,14 @@ async def test_invalid_settings_are_refused_and_not_shown(
 
 
 async def test_request_is_reported_to_the_collector(scene: Scene, collector: Collector) -> None:
-    proxy = await start(
-        scene,
-        collector,
+    proxy = await scene.start_proxy(
+        OTEL_TRACES="yes",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"{collector.url}/otlp",
         OTEL_EXPORTER_OTLP_HEADERS="Authorization=Basic%20bmFtZQ==, x-scope=a%2Cb",
         OTEL_SERVICE_NAME="gateway",
     )
     assert dict(proxy.lines)["otel"] == f"a span for each request to {collector.url}/otlp"
+    proxy.reload()
     await scene.request(MESSAGES, message(), headers=[("Traceparent", TRACEPARENT)])
     await proxy.server.drain()
     (request,) = collector.requests
@@ -260,7 +254,7 @@ async def test_span_is_named_by_model_or_route(collector: Collector) -> None:
 
 
 async def test_span_has_no_private_data(scene: Scene, collector: Collector) -> None:
-    proxy = await start(scene, collector)
+    proxy = await scene.start_proxy(OTEL_TRACES="yes", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     asked = message(content="a question that is nobody's business")
     await scene.request("/v1/messages?key=in-the-query", asked)
     await scene.request("/v1/messages?key=in-the-query", asked, token="in-a-wrong-token")
@@ -308,61 +302,54 @@ async def test_half_a_surrogate_pair_loses_no_batch(collector: Collector) -> Non
 # -- parents
 
 
-async def test_span_is_a_child_of_the_clients_span(collector: Collector) -> None:
-    record = request_record(traceparent=TRACEPARENT, tracestate="vendor=value,b=2")
+INVALID = (
+    "",
+    f"00-{'0' * 32}-{PARENT_ID}-01",
+    f"00-{TRACE_ID}-{'0' * 16}-01",
+    f"ff-{TRACE_ID}-{PARENT_ID}-01",
+    f"{TRACEPARENT},{TRACEPARENT}",
+    TRACEPARENT + "-" + "x" * 2000,
+    "00-" + "\xe9" * 32 + f"-{PARENT_ID}-01",
+)
+
+
+async def test_span_is_a_child_of_the_clients_span(
+    caplog: pytest.LogCaptureFixture, collector: Collector
+) -> None:
+    states = ("vendor=value,b=2", "x" * 2000, "a=b,=nonsense=,,", "=,\xe9" + "x" * 1000)
     unsampled = request_record(traceparent=TRACEPARENT[:-1] + "0")
-    (span,) = await reported(collector, record, unsampled)
-    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE_ID, PARENT_ID)
-    assert span.span_id.hex() != PARENT_ID
-    assert span.trace_state == "vendor=value,b=2"
-
-
-async def test_invalid_trace_context_is_ignored(
-    caplog: pytest.LogCaptureFixture, collector: Collector
-) -> None:
-    invalid = (
-        "",
-        f"00-{'0' * 32}-{PARENT_ID}-01",
-        f"00-{TRACE_ID}-{'0' * 16}-01",
-        f"ff-{TRACE_ID}-{PARENT_ID}-01",
-        f"{TRACEPARENT},{TRACEPARENT}",
-        TRACEPARENT + "-" + "x" * 2000,
-        "00-" + "\xe9" * 32 + f"-{PARENT_ID}-01",
+    found = await reported(
+        collector,
+        *(request_record(traceparent=TRACEPARENT, tracestate=state) for state in states),
+        unsampled,
+        *(request_record(traceparent=each, tracestate=states[0]) for each in INVALID),
     )
-    state = "=,=,\xe9" + "x" * 1000
-    records = [request_record(traceparent=each, tracestate=state) for each in invalid]
-    found = await reported(collector, *records)
-    assert {span.parent_span_id for span in found} == {b""}
-    assert len({span.trace_id.hex() for span in found} - {TRACE_ID}) == len(invalid)
-    assert warnings(caplog) == []
-
-
-async def test_invalid_trace_state_keeps_the_parent(
-    caplog: pytest.LogCaptureFixture, collector: Collector
-) -> None:
-    states = ("x" * 2000, "a=b,=nonsense=,,")
-    records = [request_record(traceparent=TRACEPARENT, tracestate=state) for state in states]
-    found = await reported(collector, *records)
-    assert [each.parent_span_id.hex() for each in found] == [PARENT_ID] * 2
+    children, roots = found[: len(states)], found[len(states) :]
+    assert {span.parent_span_id.hex() for span in children} == {PARENT_ID}
+    assert {span.trace_id.hex() for span in children} == {TRACE_ID}
+    assert children[0].trace_state == states[0]
+    assert {span.parent_span_id for span in roots} == {b""}
+    assert len({span.trace_id.hex() for span in roots} - {TRACE_ID}) == len(INVALID)
     assert warnings(caplog) == []
 
 
 # -- the collector
 
 
-async def test_missing_collector_delays_no_request(
+@pytest.mark.parametrize("is_missing", [True, False])
+async def test_failed_export_is_logged_without_a_header(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    scene: Scene,
+    is_missing: bool,
     collector: Collector,
 ) -> None:
     monkeypatch.setattr(spans, "EXPORT_TIMEOUT", 0.1)
-    await collector.stop()
-    proxy = await start(scene, collector)
-    for _ in range(3):
-        assert (await scene.request("/nowhere")).status == 404
-    await proxy.server.drain()
-    assert "Failed to export" in warnings(caplog)[0]
+    collector.script(bytes_response(b"", status=401))
+    if is_missing:
+        await collector.stop()
+    await reported(collector, request_record())
+    assert ("Failed to export" if is_missing else "401") in warnings(caplog)[0]
+    assert "hidden-word" not in caplog.text
 
 
 def test_log_of_the_library_is_thinned_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -392,18 +379,6 @@ async def test_hanging_collector_delays_the_stop_briefly(
     for thread in threading.enumerate():
         if thread.name.startswith("OtelBatch"):
             await asyncio.to_thread(thread.join)
-
-
-async def test_refusal_by_the_collector_is_logged(
-    caplog: pytest.LogCaptureFixture, scene: Scene, collector: Collector
-) -> None:
-    collector.script(bytes_response(b"", status=401))
-    proxy = await start(scene, collector, OTEL_EXPORTER_OTLP_HEADERS="x-key=hidden-word")
-    await scene.request("/v1/models")
-    await proxy.server.drain()
-    (warning,) = warnings(caplog)
-    assert "401" in warning
-    assert "hidden-word" not in caplog.text
 
 
 async def test_variable_that_the_library_cannot_parse_is_not_quoted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from people import CHAT, MESSAGES, MODEL, Scene, message, run_command
@@ -14,7 +14,6 @@ from tornadoproxy_prices.shipped import SHIPPED
 
 from tornadoproxy import ConfigurationError, Settings, Usage, hookimpl
 from tornadoproxy.testing import (
-    TEST_TOKEN,
     json_response,
     message_document,
     message_events,
@@ -184,17 +183,11 @@ def test_start_line_names_the_tables_and_their_dates(own: Path) -> None:
     assert plugin.configure(settings(own)) == f"{line}, overridden by {own} of 2026-11-01 (2)"
 
 
-def test_price_file_may_price_searches_alone(tmp_path: Path) -> None:
+def test_price_file_changes_the_highest_prices_and_searches(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
-    path.write_text("date = 2026-11-01\nweb_search = 2.5\n")
-    usage = Usage(1, 0, web_search_requests=2)
-    assert configured(path).price("claude-opus-5", usage) == 5000 + 2 * 2_500_000
-
-
-def test_highest_prices_include_those_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "own.toml"
-    path.write_text(OWN.replace("output = 0.001", "output = 1000"))
-    assert configured(path).price("unheard-of", Usage(1, 1)) == 15_000 + 1_000_000
+    path.write_text("web_search = 2.5\n" + OWN.replace("output = 0.001", "output = 1000"))
+    usage = Usage(1, 1, web_search_requests=2)
+    assert configured(path).price("unheard-of", usage) == 15_000 + 1_000_000 + 2 * 2_500_000
 
 
 async def test_reload_reads_the_price_file(scene: Scene, own: Path) -> None:
@@ -269,8 +262,6 @@ def test_invalid_price_file_is_refused_in_a_line(tmp_path: Path, content: str, f
 
 
 def test_unreadable_price_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must name a readable file"):
-        PRICES_FILE.parse(str(tmp_path / "missing.toml"))
     with pytest.raises(ValueError, match=r"readable file|cannot be read"):
         PRICES_FILE.parse(str(tmp_path))
     (tmp_path / "latin").write_bytes(b"# \xe9")
@@ -364,24 +355,3 @@ async def test_cost_comes_from_the_first_plugin_with_a_price(scene: Scene) -> No
     await scene.start_proxy(plugins=[Contract()])
     await scene.request(MESSAGES, message())
     assert (await scene.records.finished()).cost == 7
-
-
-@pytest.mark.parametrize("by", ["upstream", "client"])
-@pytest.mark.parametrize("route", [MESSAGES, CHAT])
-async def test_usage_of_a_cut_stream_has_a_cost(route: str, by: str, scene: Scene) -> None:
-    await scene.start_proxy()
-    usage = {"input_tokens": 9, "output_tokens": 40, "cache_read_input_tokens": 7}
-    events = message_events(message_document("word " * 20, model=MODEL, usage=usage))
-    end: Any = "close" if by == "upstream" else "hang"
-    scene.upstream.script(sse_response([b"".join(events[:-3]), events[-3][:5]], end=end))
-    connection = await scene.begin(message(stream=True), TEST_TOKEN, route)
-    await connection.read_until(b"word")
-    if by == "upstream":
-        await connection.read_to_end()
-    else:
-        await connection.close()
-    record = await scene.records.finished()
-    read = record.usage
-    assert (read.input_tokens, read.cache_read_input_tokens, read.partial) == (9, 7, True)
-    assert 1 <= (read.output_tokens or 0) <= 60
-    assert record.cost == 9 * 2000 + (read.output_tokens or 0) * 10_000 + 7 * 100
