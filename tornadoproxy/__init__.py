@@ -24,13 +24,18 @@ from tornadoproxy.errors import (
     ProxyError,
 )
 from tornadoproxy.plugin import tables
-from tornadoproxy.plugin.authorization import ModelRequest, Permit
 from tornadoproxy.plugin.commands import Command
-from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, hookimpl
-from tornadoproxy.plugin.money import usd
+from tornadoproxy.plugin.decisions import Permit
+from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
 from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse
-from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, RequestRecord
-from tornadoproxy.plugin.status import Status
+from tornadoproxy.plugin.pricing import usd
+from tornadoproxy.plugin.request import (
+    Identity,
+    IncomingRequest,
+    ModelRequest,
+    Outcome,
+    RequestRecord,
+)
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_fields import UNKNOWN_MODEL
 from tornadoproxy.protocol.usage import ModelUsage, Usage

@@ -25,7 +25,7 @@ from doubles import (
 
 from tornadoproxy import AuthenticationFailed, Denied, Identity, IncomingRequest, Permit, hookimpl
 from tornadoproxy.errors import ClientError, Overloaded, PluginFailed
-from tornadoproxy.plugin.authorization import Permits
+from tornadoproxy.plugin.decisions import Permits
 
 if TYPE_CHECKING:
     from tornadoproxy import RequestRecord

@@ -13,7 +13,7 @@ from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, Requ
 from tornadoproxy.protocol.usage import NOTHING_REPORTED, Usage
 
 if TYPE_CHECKING:
-    from tornadoproxy.plugin.authorization import Permits
+    from tornadoproxy.plugin.decisions import Permits
 
 
 class Exchange:

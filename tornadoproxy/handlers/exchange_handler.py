@@ -24,7 +24,7 @@ from tornadoproxy.errors import BodyTooLarge, ClientError, InvalidRequest, Overl
 from tornadoproxy.handlers.base import BaseHandler
 from tornadoproxy.handlers.body_budget import HeldBody
 from tornadoproxy.handlers.exchange import Exchange
-from tornadoproxy.plugin.authorization import Permits
+from tornadoproxy.plugin.decisions import Permits
 from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome
 from tornadoproxy.protocol.browser_guard import check_not_from_web_page
 from tornadoproxy.protocol.client_address import client_address, client_prefix, client_scheme
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.handlers.gateway import Gateway
-    from tornadoproxy.plugin.authorization import ModelRequest
+    from tornadoproxy.plugin.request import ModelRequest
 
 T = TypeVar("T")
 

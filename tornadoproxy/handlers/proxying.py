@@ -23,7 +23,7 @@ from tornado.httputil import HTTPHeaders
 from tornadoproxy.config.core_settings import DEFAULT_ANTHROPIC_VERSION, UPSTREAM_BASE_URL
 from tornadoproxy.errors import LoopDetected
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
-from tornadoproxy.plugin.authorization import MAX_OUTPUT, UNTOLD_OUTPUT, ModelRequest
+from tornadoproxy.plugin.request import ESTIMATED_OUTPUT, MAX_OUTPUT, ModelRequest
 from tornadoproxy.protocol.headers import has_been_here, request_head
 from tornadoproxy.protocol.request_fields import read_request
 from tornadoproxy.upstream.call import Call, UpstreamRequest
@@ -189,7 +189,7 @@ class UpstreamHandler(ExchangeHandler):
         if self.exchange.requested_model is None:
             self.exchange.requested_model = fields.model
         models = self.gateway.models
-        if (fields.max_tokens or 0) > UNTOLD_OUTPUT:
+        if (fields.max_tokens or 0) > ESTIMATED_OUTPUT:
             # most requests ask for less than any model's limit, and need not know it
             await models.known()
             if self.ended:

@@ -16,20 +16,20 @@ nothing. *Declaring* hooks run once, and a failure ends the start.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
-    from tornadoproxy.plugin.authorization import ModelRequest, Permit
     from tornadoproxy.plugin.commands import Command
+    from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.pages import Page
-    from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
-    from tornadoproxy.plugin.status import Status
+    from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
 
 PROJECT = "tornadoproxy"
@@ -43,6 +43,32 @@ class Inactive(Enum):
 
 INACTIVE: Final = Inactive.INACTIVE
 """The result of `configure` for a plugin that the settings do not use."""
+
+
+class Status(Struct, frozen=True):
+    """The figures of one moment.
+
+    :param in_flight: protected requests that have not ended, including queued ones.
+    :param waiting: queued requests.
+    :param held_bytes: request bodies and incomplete request headers held in memory, in bytes.
+    :param client_connections: open connections from clients.
+    :param upstream_connections: open upstream connections that serve a request.
+    :param idle_upstream_connections: open upstream connections kept for the next request.
+    :param plugin_failures: failures by plugin that were only logged; 0 for a plugin without any.
+    :param plugin_refusals: failures by plugin that refused a request; likewise.
+    :param draining: whether the proxy is stopping.
+    """
+
+    in_flight: int
+    waiting: int
+    held_bytes: int
+    client_connections: int
+    upstream_connections: int
+    idle_upstream_connections: int
+    plugin_failures: Mapping[str, int]
+    plugin_refusals: Mapping[str, int]
+    draining: bool
+
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

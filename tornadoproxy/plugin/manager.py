@@ -31,6 +31,16 @@ from msgspec.structs import replace
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import ClientError, ConfigurationError, PluginFailed, ProxyError
+from tornadoproxy.plugin.decisions import (
+    MAY,
+    MAY_ENTER,
+    WHO,
+    Asking,
+    Question,
+    invalid_result,
+    is_valid_identity,
+    run,
+)
 from tornadoproxy.plugin.declarations import (
     check_fixed,
     check_unchanged,
@@ -50,16 +60,6 @@ from tornadoproxy.plugin.failures import (
     outcome,
 )
 from tornadoproxy.plugin.pricing import Pricing
-from tornadoproxy.plugin.questions import (
-    MAY,
-    MAY_ENTER,
-    WHO,
-    Asking,
-    Question,
-    nonsense,
-    run,
-    vouches,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -67,11 +67,11 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
-    from tornadoproxy.plugin.authorization import ModelRequest, Permits
+    from tornadoproxy.plugin.decisions import Permits
+    from tornadoproxy.plugin.hookspecs import Status
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.plugin.pages import Page
-    from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
-    from tornadoproxy.plugin.status import Status
+    from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
@@ -207,7 +207,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if all return ``None``.
         :raises PluginFailed: a plugin failed.
         """
-        return run(self._ask(WHO, self._authenticators, (request,), vouches))
+        return run(self._ask(WHO, self._authenticators, (request,), is_valid_identity))
 
     def admit(
         self, request: IncomingRequest, identity: Identity, permits: Permits
@@ -310,9 +310,9 @@ class Plugins:
                 result, failed = yield outcome(result, self._timeout, late=partial(take, plugin))
                 if result is not None and not take(plugin, result):
                     discard(result)
-                    failed = nonsense(question, result)
+                    failed = invalid_result(question, result)
             else:
-                failed = nonsense(question, result)
+                failed = invalid_result(question, result)
             if failed is not None:
                 # outside the except block: the plugin's exception must not become the context
                 raise self._refusal(question, plugin, failed)

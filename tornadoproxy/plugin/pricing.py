@@ -1,4 +1,7 @@
-"""The hook ``price``: the first plugin that knows the price of a model decides."""
+"""What usage costs: the first plugin that knows the price of a model decides.
+
+Costs are integers, in billionths of a US dollar.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.protocol.usage import Usage
 
-MAX_COST = 2**63 - 1  # billionths of a US dollar: the largest integer of a database
+MAX_COST = 2**63 - 1  # the largest integer of a database
+
+_DOLLAR = 1_000_000_000
 
 
 class Pricing:
@@ -72,3 +77,13 @@ class Pricing:
                 failed = OurOwnError(f"its {kind} is neither None nor an int from 0 on")
                 self._count_failure(plugin, "price", failed)
         return None
+
+
+def usd(nanos: int) -> str:
+    """Return the amount in US dollars with all its digits, and at least two decimals.
+
+    ``12.50``, ``0.000108``, ``1.500000001``. The caller adds a dollar sign.
+    """
+    whole, rest = divmod(abs(nanos), _DOLLAR)
+    sign = "-" if nanos < 0 else ""
+    return f"{sign}{whole}.{f'{rest:09}'.rstrip('0').ljust(2, '0')}"

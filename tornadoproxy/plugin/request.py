@@ -1,12 +1,15 @@
 """One request as plugins see it.
 
-`IncomingRequest` is known while plugins decide, `Identity` says who sent it, and `RequestRecord`
-says how it ended.
+`IncomingRequest` is known while plugins decide, `Identity` says who sent it, `ModelRequest` what it
+asks of a model, and `RequestRecord` how it ended.
+
+Sources: https://docs.anthropic.com/en/api/messages (``model``, ``max_tokens``, ``stream``).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,14 @@ if TYPE_CHECKING:
 
 MAX_API_KEY_LINES = 8
 
+ESTIMATED_OUTPUT = 32_000
+"""The estimated output, in tokens, of a request without a limit."""
+
+MAX_OUTPUT = 128_000
+"""The longest response of any model, in tokens, where the model's own limit is not known.
+
+Source: https://platform.claude.com/docs/en/about-claude/models/overview
+"""
 
 # optional whitespace of RFC 9110 §5.6.3; str.strip() would also cut the last bytes of "à" and "Å"
 _BLANKS = " \t"
@@ -157,6 +168,85 @@ def presents_both_credentials(headers: HTTPHeaders) -> bool:
     """
     api_keys = headers.get_list("X-Api-Key")
     return "Authorization" in headers and any(line.strip(_BLANKS) for line in api_keys)
+
+
+def _unknown(_model: str | None, _usage: Usage) -> None:
+    return None
+
+
+class ModelRequest(Struct, frozen=True):
+    """The parameters of ``POST /v1/messages`` or a chat completion.
+
+    :param model: the model, as sent upstream; ``None`` if the request names none.
+    :param models: every model that the request can spend on, each once: `model`, those of
+        ``fallbacks``, and those of tools such as the advisor. It includes `UNKNOWN_MODEL` if one
+        cannot be read from the request, as with ``"fallbacks": "default"``. A plugin that allows
+        only some models must compare all of them.
+    :param max_tokens: the most output tokens, in any attempt; ``None`` without a limit.
+    :param stream: whether the request asks for a stream.
+    :param size: of the body, as received, in bytes.
+    :param input_tokens: the estimated input.
+    :param max_output: the longest response that its models give, in tokens.
+    :param price: returns the cost of tokens; see the hook ``price``.
+    """
+
+    model: str | None
+    models: tuple[str, ...]
+    max_tokens: int | None
+    stream: bool
+    size: int
+    input_tokens: int = 0
+    max_output: int = MAX_OUTPUT
+    price: Callable[[str | None, Usage], int | None] = _unknown
+
+    @property
+    def output_tokens(self) -> int:
+        """The most output tokens, up to `max_output`; an estimate without a limit."""
+        limit = ESTIMATED_OUTPUT if self.max_tokens is None else max(self.max_tokens, 0)
+        return min(limit, self.max_output)
+
+    @property
+    def input_cost(self) -> int | None:
+        """The estimated cost of its input, in billionths of a US dollar.
+
+        That of the most expensive of `models`; ``None`` if the price of one is unknown.
+        """
+        return self.cost(Usage(input_tokens=self.input_tokens))
+
+    @property
+    def max_cost(self) -> int | None:
+        """The estimated highest cost: its input and `output_tokens`."""
+        return self.cost(Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens))
+
+    def estimated_usage(self, record: RequestRecord) -> Usage:
+        """Estimate the usage of this request, whose response reported none.
+
+        The estimate is nothing if the request did not go upstream or the response is an error; the
+        input alone if no response began, or if the upstream or the proxy cut it off; otherwise the
+        input and `output_tokens`. A client that disconnects within a response is charged for all
+        of it, because the client may have read all but its end.
+
+        :param record: the record of this request.
+        """
+        if record.upstream_time is None or (record.status or 0) >= 400:
+            return Usage(0, 0)
+        broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
+        if broken or record.time_to_first_byte is None:
+            return Usage(self.input_tokens, 0)
+        return Usage(self.input_tokens, self.output_tokens)
+
+    def cost(self, usage: Usage) -> int | None:
+        """Return the cost of `usage` on the most expensive of `models`.
+
+        In billionths of a US dollar; ``None`` if the price of one of them is unknown.
+        """
+        highest = 0
+        for model in self.models:
+            cost = self.price(model, usage)
+            if cost is None:
+                return None
+            highest = max(highest, cost)
+        return highest
 
 
 class RequestRecord(Struct, frozen=True, kw_only=True):

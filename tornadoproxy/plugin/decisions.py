@@ -1,0 +1,173 @@
+"""The deciding hooks: which results count, who awaits the plugins, and the permits they grant."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from inspect import CO_COROUTINE
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tornadoproxy.plugin.failures import OurOwnError
+from tornadoproxy.plugin.request import Identity
+
+if TYPE_CHECKING:
+    from tornadoproxy.plugin.request import RequestRecord
+
+    Settle = Callable[[RequestRecord], None]
+    Tell = Callable[[str, str, Settle, RequestRecord], None]
+
+_Ended = tuple[object, BaseException | None]  # as `outcome` returns it
+
+Asking = Generator[Awaitable[_Ended], _Ended, Any]  # Any: a result that was accepted
+"""A pass over the plugins: it yields each awaitable, and is sent the awaited outcome."""
+
+
+class Question(Struct, frozen=True):
+    """A deciding hook that the plugins are asked.
+
+    :param hook: its name.
+    :param first_counts: whether the first result decides, and a request without one is rejected;
+        otherwise every plugin is asked.
+    :param result: what a result other than ``None`` must be, in words.
+    :param unavailable: the client's message when a plugin failed.
+    """
+
+    hook: str
+    first_counts: bool
+    result: str
+    unavailable: str
+
+
+WHO = Question(
+    "authenticate",
+    first_counts=True,
+    result="an Identity with a principal",
+    unavailable="Authentication is temporarily unavailable: try again.",
+)
+MAY_ENTER = Question(
+    "admit",
+    first_counts=False,
+    result="a Permit",
+    unavailable="Authorization is temporarily unavailable: try again.",
+)
+MAY = replace(MAY_ENTER, hook="authorize")
+
+
+def run(asking: Asking) -> Any | Awaitable[Any]:
+    """Return what `asking` returns, or an awaitable of it once a plugin has to be awaited."""
+    try:
+        waiting = next(asking)
+    except StopIteration as done:
+        return done.value
+    return _run_on(asking, waiting)
+
+
+async def _run_on(asking: Asking, waiting: Awaitable[_Ended]) -> Any:  # Any: as there
+    try:
+        while True:
+            waiting = asking.send(await waiting)
+    except StopIteration as done:
+        return done.value
+
+
+def is_valid_identity(_plugin: str, result: object) -> bool:
+    """Return whether `result` is a valid result of `WHO`."""
+    return isinstance(result, Identity) and _fault_of(result) is None
+
+
+def invalid_result(question: Question, result: object) -> OurOwnError:
+    """Return the failure of a plugin whose `result` is invalid."""
+    if isinstance(result, Identity) and (fault := _fault_of(result)):
+        return OurOwnError(fault)
+    return OurOwnError(f"its {type(result).__name__} is neither None nor {question.result}")
+
+
+def _fault_of(identity: Identity) -> str | None:
+    """Return what is wrong with `identity`, without its values: they may be a credential."""
+    principal: object = identity.principal
+    anonymous: object = identity.anonymous
+    groups: object = identity.groups
+    if not isinstance(principal, str) or not principal:
+        return "its Identity's principal must be a non-empty str"
+    if not isinstance(anonymous, bool):
+        return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
+    if not isinstance(groups, tuple):
+        return f"its Identity's groups must be a tuple of str, not a {type(groups).__name__}"
+    if groups and not all(isinstance(group, str) and group for group in groups):
+        return "its Identity's groups must be non-empty str"
+    return None
+
+
+class Permit(Struct, frozen=True):
+    """A plugin's consent with consequences.
+
+    :param settle: called exactly once with the request's record, when the request has ended in
+        any way; also if another plugin refuses it. Must be sync and not block; what it raises is
+        logged. It gives back what was reserved.
+    :param withheld_headers: lower-case name prefixes of the upstream's response headers that this
+        client does not get.
+    :raises ValueError: a prefix is invalid, or `settle` is async.
+    """
+
+    settle: Callable[[RequestRecord], None] | None = None
+    withheld_headers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if _is_async(self.settle):
+            raise ValueError("settle must not be async: nothing awaits it, define it with def")
+        if type(self.withheld_headers) is not tuple:
+            raise ValueError("withheld_headers must be a tuple")
+        for prefix in self.withheld_headers:
+            # one in upper case would withhold nothing, an empty one every header
+            if prefix != prefix.lower() or not prefix:
+                raise ValueError(f"a prefix of withheld_headers is in lower case, not {prefix!r}")
+
+
+class Permits:
+    """The permits of one request, kept until it ends.
+
+    :param tell: `Plugins.tell`, which calls ``settle``.
+    :ivar withheld_headers: lower-case name prefixes of response headers to withhold.
+    """
+
+    __slots__ = ("_record", "_settlements", "_tell", "withheld_headers")
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._settlements: list[tuple[str, Settle]] = []
+        self._record: RequestRecord | None = None
+        self.withheld_headers: tuple[str, ...] = ()
+
+    def add(self, plugin: str, result: object) -> bool:
+        """Keep the result of `plugin` if it is a permit; return whether it is.
+
+        If the request has ended already, the permit is settled immediately.
+        """
+        if not isinstance(result, Permit):
+            return False
+        self.withheld_headers += result.withheld_headers
+        if result.settle is None:
+            return True
+        if self._record is None:
+            self._settlements.append((plugin, result.settle))
+        else:
+            self._tell(plugin, "settle", result.settle, self._record)
+        return True
+
+    def settle(self, record: RequestRecord) -> None:
+        """Settle every permit, since the request has ended. Never raises."""
+        self._record = record
+        for plugin, settle in self._settlements:
+            self._tell(plugin, "settle", settle, record)
+        self._settlements.clear()
+
+
+def _is_async(function: object) -> bool:
+    # a tenth of the time of inspect.iscoroutinefunction, once for each permit
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & CO_COROUTINE)
