@@ -1,27 +1,33 @@
-"""What Claude Code needs of a gateway: its own requests, errors and retry headers."""
+"""Claude Code: its requests cross unchanged, and what a person reads in the real program.
+
+The program runs where ``npm install --prefix tests/system/claude_code`` has been run, as
+``.ci/run`` does. It reaches loopback only: all else would go through an HTTPS proxy that is not
+there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tornadoproxy_budgets import storage as budgets
+from tornadoproxy_budgets.caps import Scope
+from tornadoproxy_keys import store as keys
 
-from tornadoproxy.testing import (
-    TEST_TOKEN,
-    TEST_UPSTREAM_KEY,
-    bytes_response,
-    error_response,
-    event,
-    message_document,
-    message_events,
-    request_bytes,
-    sse_response,
-)
+from tornadoproxy import Database
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response, request_bytes
 
 if TYPE_CHECKING:
-    from tornadoproxy.testing import Ask, Proxy, Records, ScriptedUpstream
+    from collections.abc import Callable
+
+    from tornadoproxy.testing import Ask, Proxy, Records, ScriptedUpstream, StartProxy
+
+# -- its requests
 
 SESSION = "0b0ad2a5-3a1c-4f6e-9d58-1a7f5f0f6f0a"
 HEADERS = [
@@ -32,10 +38,7 @@ HEADERS = [
     ("anthropic-beta", "claude-code-20250219,interleaved-thinking-2025-05-14"),
     ("anthropic-dangerous-direct-browser-access", "true"),
     ("anthropic-version", "2023-06-01"),
-    ("X-Stainless-Lang", "js"),
-    ("X-Stainless-Retry-Count", "0"),
     ("X-Stainless-Timeout", "600"),
-    ("accept-language", "*"),
     ("accept-encoding", "gzip, deflate, br, zstd"),
     ("x-claude-code-session-id", SESSION),
     ("x-claude-code-agent-id", "agent-7"),
@@ -57,152 +60,205 @@ BODY = (
 ) % json.dumps(SOURCE, ensure_ascii=False).encode()
 
 
-def sent(method: str, target: str, credentials: list[tuple[str, str]], body: bytes = b"") -> bytes:
-    return request_bytes(method, target, [*HEADERS, *credentials], body)
-
-
 @pytest.mark.parametrize(
-    ("target", "credentials"),
+    ("method", "target", "credentials", "body"),
     [
-        ("/v1/messages?beta=true", [API_KEY]),
-        ("/v1/messages?beta=true", [API_KEY, BEARER]),
-        ("/v1/messages/count_tokens?beta=true", [BEARER]),
+        ("POST", "/v1/messages?beta=true", [API_KEY], BODY),
+        ("POST", "/v1/messages?beta=true", [API_KEY, BEARER], BODY),
+        ("POST", "/v1/messages/count_tokens?beta=true", [BEARER], BODY),
+        ("GET", "/v1/models?limit=1000", [BEARER], b""),
     ],
-    ids=["x-api-key", "both", "count_tokens with Bearer"],
+    ids=["x-api-key", "both", "count_tokens", "models"],
 )
 async def test_claude_code_request_goes_upstream_unchanged(
+    method: str,
     target: str,
     credentials: list[tuple[str, str]],
+    body: bytes,
     ask: Ask,
     proxy: Proxy,
     upstream: ScriptedUpstream,
     records: Records,
 ) -> None:
     upstream.script(bytes_response(b"{}"))
-    assert (await ask(sent("POST", target, credentials, BODY))).status == 200
-    request = upstream.requests[0]
-    assert (request.method, request.target) == ("POST", target)
-    assert request.body == BODY
-    received = {name.lower(): value for name, value in request.headers}
-    assert received.items() >= {name.lower(): value for name, value in HEADERS}.items()
-    assert request.all("x-api-key") == [TEST_UPSTREAM_KEY]
-    assert request.all("authorization") == []
+    async with asyncio.timeout(3):
+        sent = request_bytes(method, target, [*HEADERS, *credentials], body)
+        assert (await ask(sent)).status == 200
+    (received,) = upstream.requests
+    assert (received.method, received.target, received.body) == (method, target, body)
+    headers = {name.lower(): value for name, value in received.headers}
+    assert headers.items() >= {name.lower(): value for name, value in HEADERS}.items()
+    assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
+    assert received.all("authorization") == []
     record = await records.finished()
     assert record.route == target.partition("?")[0]
-    assert (record.session_id, record.agent_id, record.parent_agent_id) == (
-        SESSION,
-        "agent-7",
-        "agent-1",
-    )
+    agents = (record.session_id, record.agent_id, record.parent_agent_id)
+    assert agents == (SESSION, "agent-7", "agent-1")
 
 
-async def test_session_without_agents_is_recorded(
-    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream, records: Records
-) -> None:
-    headers = [("x-claude-code-session-id", SESSION), API_KEY]
-    assert (await ask(request_bytes("GET", "/v1/models", headers))).status == 200
-    record = await records.finished()
-    assert (record.session_id, record.agent_id, record.parent_agent_id) == (SESSION, None, None)
+# -- the program
 
+CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
-async def test_claude_code_model_list_comes_within_3_seconds(
-    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
-) -> None:
-    async with asyncio.timeout(3):
-        response = await ask(sent("GET", "/v1/models?limit=1000", [BEARER]))
-    assert response.status == 200
-    assert [model["type"] for model in json.loads(response.body)["data"]] == ["model"] * 4
-    assert upstream.requests[0].target == "/v1/models?limit=1000"
-
-
-async def test_pings_of_upstream_are_relayed(
-    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
-) -> None:
-    ping = event({"type": "ping"})
-    first, *rest = message_events(message_document(SOURCE))
-    events = [first, *(part for each in rest for part in (ping, each)), ping]
-    upstream.script(sse_response(events))
-    response = await ask(sent("POST", "/v1/messages?beta=true", [BEARER], BODY))
-    assert response.body == b"".join(events)
-
-
-@pytest.mark.parametrize("path", ["/api/hello", "/"])
-async def test_connection_probe_needs_no_credential(
-    path: str, ask: Ask, proxy: Proxy, upstream: ScriptedUpstream, records: Records
-) -> None:
-    """A cheap 200 without a credential: nothing goes upstream, nothing is recorded."""
-    response = await ask(request_bytes("HEAD", path))
-    assert response.status == 200
-    assert not upstream.requests
-    assert not records.all
-
-
-@pytest.mark.parametrize(
-    "credentials",
-    [
-        [],
-        [("x-api-key", "wrong")],
-        [("Authorization", "Bearer wrong")],
-        [("x-api-key", "wrong"), BEARER],
-    ],
-    ids=["none", "wrong x-api-key", "wrong Bearer", "wrong x-api-key beside a right Bearer"],
+installed = pytest.mark.skipif(
+    not CLAUDE.exists(), reason="needs npm install --prefix tests/system/claude_code"
 )
-async def test_wrong_credential_of_claude_code_is_401(
-    credentials: list[tuple[str, str]],
-    ask: Ask,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
-) -> None:
-    """Never 403: a key helper fetches a new key on nothing else."""
-    for method, target in (
-        ("POST", "/v1/messages?beta=true"),
-        ("POST", "/v1/messages/count_tokens"),
-        ("GET", "/v1/models?limit=1000"),
+
+MODEL = "claude-sonnet-5-5"
+
+
+class ClaudeCode:
+    """Runs one prompt in print mode, with a home directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    async def __call__(self, url: str, **variables: str) -> tuple[int, str]:
+        """Ask once; return the exit status and what is printed."""
+        process = await asyncio.create_subprocess_exec(
+            *(CLAUDE, "-p", "Say hello", "--model", MODEL),
+            cwd=self.home,
+            env={
+                "HOME": str(self.home),
+                "PATH": os.environ["PATH"],
+                "ANTHROPIC_BASE_URL": url,
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "DISABLE_AUTOUPDATER": "1",
+                "DISABLE_TELEMETRY": "1",
+                "HTTPS_PROXY": "http://127.0.0.1:9",
+                "NO_PROXY": "127.0.0.1",
+                **variables,
+            },
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            printed, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        return process.returncode or 0, printed.decode()
+
+
+@pytest.fixture
+def claude(tmp_path: Path) -> ClaudeCode:
+    return ClaudeCode(tmp_path)
+
+
+def make_key(path: Path, *, models: tuple[str, ...] = (), revoked: bool = False) -> str:
+    now = int(time.time())
+    with Database(path, keys.SCHEMA, name="keys") as database, database.transaction() as connection:
+        key = keys.create(connection, "ada", (), keys.Limits(models), None, now)
+        if revoked:
+            keys.revoke(connection, "ada", now)
+    return key
+
+
+def spend_all(path: Path) -> None:
+    with (
+        Database(path, budgets.SCHEMA, name="budgets") as database,
+        database.transaction() as connection,
     ):
-        response = await ask(sent(method, target, credentials))
-        assert response.status == 401
-        assert response.header("WWW-Authenticate") == "Bearer"
-        assert json.loads(response.body)["error"]["type"] == "authentication_error"
-    assert not upstream.requests
+        everyone = Scope("organization")
+        budgets.set_cap(connection, everyone, "monthly", 0, actor="test", now=time.time())
 
 
+Case = tuple[dict[str, Any], dict[str, str]]
+"""Settings of the proxy, and variables of Claude Code."""
+
+
+def wrong_token(_home: Path) -> Case:
+    return {}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}
+
+
+def wrong_api_key(_home: Path) -> Case:
+    return {}, {"ANTHROPIC_API_KEY": "wrong"}
+
+
+def revoked_key(home: Path) -> Case:
+    path = home / "keys.db"
+    return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": make_key(path, revoked=True)}
+
+
+def other_model(home: Path) -> Case:
+    path = home / "keys.db"
+    key = make_key(path, models=("claude-haiku-*",))
+    return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": key}
+
+
+def spent_budget(home: Path) -> Case:
+    path = home / "budgets.db"
+    spend_all(path)
+    return {"BUDGETS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+
+
+def upstream_down(_home: Path) -> Case:
+    # Claude Code retries these for three minutes by default
+    once = {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
+    return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, once
+
+
+def upstream_refuses_the_proxys_key(_home: Path) -> Case:
+    # the scripted upstream answers 401 where there is none
+    return {"UPSTREAM_API_KEY": None}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+
+
+@installed
 @pytest.mark.parametrize(
-    ("status", "error_type", "message", "headers"),
+    ("case", "told"),
     [
-        (
-            429,
-            "rate_limit_error",
-            "This request would exceed your organization's rate limit",
-            [
-                ("retry-after", "17"),
-                ("retry-after-ms", "17000.5"),
-                ("anthropic-ratelimit-unified-status", "rejected"),
-                ("anthropic-ratelimit-unified-reset", "1790000000"),
-                ("anthropic-organization-id", "org"),
-            ],
-        ),
-        (429, "billing_error", "Your credit balance is too low", [("x-should-retry", "false")]),
-        (529, "overloaded_error", "Overloaded", [("x-should-retry", "true")]),
-        (400, "invalid_request_error", "prompt is too long: 200001 tokens > 200000 maximum", []),
-        (413, "request_too_large", "Request exceeds the maximum size", []),
+        (wrong_token, "API Error: 401 The credential sent is not known here: send a token or key"),
+        (wrong_api_key, "API Error: 401 The credential sent is not known here: send a token"),
+        (revoked_key, "API Error: 401 This key was revoked at "),
+        (other_model, "API Error: 403 This key is for the model claude-haiku-*"),
+        (spent_budget, "spend limit reached (monthly; resets "),
+        (upstream_down, "API Error: 502 The upstream cannot be reached"),
+        (upstream_refuses_the_proxys_key, "API Error: 502 The upstream refused this proxy's own"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_upstream_errors_and_retry_headers_pass(
-    status: int,
-    error_type: str,
-    message: str,
-    headers: list[tuple[str, str]],
-    ask: Ask,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
+async def test_claude_code_refused_shows_why_and_asks_once(
+    case: Callable[[Path], Case],
+    told: str,
+    claude: ClaudeCode,
+    start_proxy: StartProxy,
+    records: Records,
 ) -> None:
-    """Claude Code matches their wording, and retries by their headers."""
-    upstream.script(error_response(status, error_type, message, headers, "req_upstream"))
-    response = await ask(sent("POST", "/v1/messages?beta=true", [BEARER], BODY))
-    assert response.status == status
-    error = {"type": error_type, "message": message}
-    document = {"type": "error", "error": error, "request_id": "req_upstream"}
-    assert response.body == json.dumps(document).encode()
-    passed = [(name.lower(), value) for name, value in response.headers]
-    assert set(passed) >= {("request-id", "req_upstream"), *headers}
+    settings, variables = case(claude.home)
+    proxy = await start_proxy(**settings)
+
+    status, printed = await claude(proxy.url, **variables)
+
+    assert told in printed
+    assert "/login" not in printed
+    assert status == 1
+    assert len(records.all) == 1
+
+
+@installed
+async def test_claude_code_prints_the_response(
+    claude: ClaudeCode, start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    proxy = await start_proxy()
+
+    status, printed = await claude(proxy.url, ANTHROPIC_AUTH_TOKEN=TEST_TOKEN)
+
+    assert (status, printed.endswith("Say hello\n")) == (0, True)
+    assert [request.target for request in upstream.requests] == ["/v1/messages?beta=true"]
+
+
+@installed
+async def test_claude_code_runs_its_key_helper_again_after_a_401(
+    claude: ClaudeCode, start_proxy: StartProxy, records: Records
+) -> None:
+    proxy = await start_proxy()
+    helper = f"cat fresh 2>&1 || echo {TEST_TOKEN} > fresh"
+    settings = claude.home / ".claude" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"apiKeyHelper": helper}))
+
+    status, printed = await claude(proxy.url)
+
+    assert (status, printed.endswith("Say hello\n")) == (0, True)
+    assert [record.status for record in records.all] == [401, 200]

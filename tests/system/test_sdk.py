@@ -1,9 +1,17 @@
-"""The Anthropic SDK through the real proxy, and OpenAI's beyond chat completions."""
+"""The SDKs of both APIs through the real proxy; tests/handlers has chat completions in Python.
+
+Those in TypeScript run where node is, and where ``npm install --prefix tests/system/typescript``
+has been run, as ``.ci/run`` does.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anthropic
 import openai
@@ -93,20 +101,6 @@ async def test_tools_and_thinking_survive_to_the_next_turn(
     assert (sent["thinking"], sent["signature"]) == (thought.thinking, thought.signature)
 
 
-async def test_many_streams_at_once_get_their_own_response(
-    anthropic_client: anthropic.AsyncAnthropic, records: Records
-) -> None:
-    async def ask(number: int) -> bool:
-        async with anthropic_client.messages.stream(
-            model=MODEL, max_tokens=100, messages=[{"role": "user", "content": f"I am {number}"}]
-        ) as stream:
-            return (await stream.get_final_text()).endswith(f"You said: I am {number}")
-
-    assert all(await asyncio.gather(*(ask(number) for number in range(15))))
-    await records.finished(15)
-    assert {record.outcome for record in records.all} == {"completed"}
-
-
 # -- other endpoints
 
 
@@ -129,28 +123,6 @@ async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthro
     )
     assert (await batches.retrieve(batch.id)).id == batch.id
     assert [each.id async for each in batches.list()] == [batch.id]
-
-
-async def test_errors_of_upstream_raise_the_sdks_classes(
-    anthropic_client: anthropic.AsyncAnthropic, upstream: ScriptedUpstream
-) -> None:
-    for status, error_type, expected in (
-        (400, "invalid_request_error", anthropic.BadRequestError),
-        (403, "permission_error", anthropic.PermissionDeniedError),
-        (404, "not_found_error", anthropic.NotFoundError),
-        (413, "request_too_large", anthropic.APIStatusError),
-        (429, "rate_limit_error", anthropic.RateLimitError),
-        (500, "api_error", anthropic.InternalServerError),
-        (529, "overloaded_error", anthropic.APIStatusError),
-    ):
-        headers = {"retry-after": "3"}
-        upstream.script(error_response(status, error_type, "As it is.", headers, "req_upstream"))
-        with pytest.raises(expected, match=r"As it is\.") as caught:
-            await anthropic_client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
-        error = caught.value
-        assert (error.status_code, error.type) == (status, error_type)
-        assert error.request_id == "req_upstream"
-        assert error.response.headers["retry-after"] == "3"
 
 
 async def test_retries_follow_the_upstreams_headers(
@@ -196,3 +168,35 @@ async def test_openai_method_that_is_not_translated_is_404(
     assert caught.value.type == "invalid_request_error"
     assert caught.value.request_id == (await records.finished()).request_id
     assert not upstream.requests
+
+
+# -- TypeScript
+
+TYPESCRIPT = Path(__file__).parent / "typescript"
+
+
+@pytest.mark.skipif(
+    shutil.which("node") is None or not (TYPESCRIPT / "node_modules").is_dir(),
+    reason="needs node, and npm install --prefix tests/system/typescript",
+)
+async def test_typescript_sdks_work_through_the_proxy(proxy: Proxy) -> None:
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        ["node", "clients.mjs", proxy.url, TEST_TOKEN],
+        cwd=TYPESCRIPT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told: dict[str, Any] = json.loads(ran.stdout)  # Any: the script's own report
+    for said in ("message", "messageStream", "completion", "chunks"):
+        assert told[said].endswith("Hello"), said
+    assert told["tokens"] > 0
+    assert told["usage"] > 0
+    assert told["bearer"] == told["defaultHeaders"] == "message"
+    assert told["call"] == ["get_weather", {"city": "Bern"}]
+    assert told["answered"] == "stop"
+    assert "claude-sonnet-5-5" in told["models"]
+    assert told["anthropicRefusal"] == ["AuthenticationError", 401, True]
+    assert told["openaiRefusal"] == ["BadRequestError", 400, "n", True]
