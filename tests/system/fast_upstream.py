@@ -1,8 +1,7 @@
 """An upstream that bears load: a script that answers as `load_content` has it, and little else.
 
 It says its port. Then it hears ``count``, to say what is open, and ``release``, to let all streams
-that it holds go on. Whoever sends a GET is told the number of each request that arrives and will
-never be answered, a line each.
+that it holds go on.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ class Upstream:
     def __init__(self) -> None:
         self.open: set[Connection] = set()
         self.held: dict[Connection, deque[bytes]] = {}
-        self.watchers: set[Connection] = set()
 
     async def release(self) -> None:
         """Send what is held, a piece of each stream in turn, so that they run into each other."""
@@ -45,7 +43,7 @@ class Upstream:
 
 
 class Connection(asyncio.Protocol):
-    """One connection of the proxy, or of a watcher."""
+    """One connection of the proxy."""
 
     transport: asyncio.Transport
 
@@ -59,17 +57,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.open.discard(self)
-        self._upstream.watchers.discard(self)
         self._upstream.held.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         self._arrived += data
         head, end, body = bytes(self._arrived).partition(b"\r\n\r\n")
         if not end:
-            return
-        if head.startswith(b"GET "):
-            self._upstream.open.discard(self)
-            self._upstream.watchers.add(self)
             return
         length = _LENGTH.search(head)
         # a body without a length is one that is never over, here
@@ -84,9 +77,6 @@ class Connection(asyncio.Protocol):
         if how == "json":
             whole = json.dumps(load_content.message_of(number)).encode()
             self.transport.write(_WHOLE % (len(whole), whole))
-        elif how == "silent":
-            for watcher in self._upstream.watchers:
-                watcher.transport.write(b"%d\n" % number)
         else:
             first, *rest = load_content.events_of(number)
             self.transport.write(_STREAM + _chunk(first))

@@ -70,13 +70,12 @@ async def hold(port: int, count: int, leaving: int) -> None:
     say({"whole": count - leaving - len(faults), "faults": faults[:_FAULTS]})
 
 
-async def ask(port: int, upstream_port: int, first: int, count: int, at_once: int) -> None:
+async def ask(port: int, first: int, count: int, at_once: int) -> None:
     """Make `count` requests, numbered from `first`, of which every tenth leaves early.
 
     It says how many answers were right, how many left, and what was wrong.
     """
     numbers = iter(range(first, first + count))
-    arrivals = await Arrivals.watched(upstream_port)
     done: Counter[str] = Counter()
     faults: list[str] = []
 
@@ -89,7 +88,7 @@ async def ask(port: int, upstream_port: int, first: int, count: int, at_once: in
                     done["answered"] += 1
                     faults.extend([fault] if fault else [])
                 else:
-                    await _left(connection, number, arrivals)
+                    await _left(connection, number)
                     done["left"] += 1
                     connection = await RawConnection.open(port)
         await connection.close()
@@ -97,7 +96,6 @@ async def ask(port: int, upstream_port: int, first: int, count: int, at_once: in
     async with asyncio.TaskGroup() as clients:
         for _ in range(at_once):
             clients.create_task(client())
-    await arrivals.close()
     say({**done, "faults": faults[:_FAULTS]})
 
 
@@ -108,53 +106,14 @@ async def _answered(connection: RawConnection, number: int) -> str | None:
     return fault_of(dialect, how, number, await connection.response())
 
 
-async def _left(connection: RawConnection, number: int, arrivals: Arrivals) -> None:
-    """Leave before the answer or within it, by FIN or by RST, in either dialect."""
+async def _left(connection: RawConnection, number: int) -> None:
+    """Leave within the response, by FIN or by RST, in either dialect."""
     variant = number // 10
     dialect: Dialect = "openai" if variant & 1 else "anthropic"
-    if variant & 2:
-        await connection.send(request(dialect, "hold", number))
-        await connection.head()
-        await connection.chunk()
-    else:
-        arrived = arrivals.of(number)
-        await connection.send(request(dialect, "silent", number))
-        await arrived
-    await (connection.reset() if variant & 4 else connection.close())
-
-
-class Arrivals:
-    """Tells which requests, of those that are never answered, have arrived at the upstream.
-
-    A client that leaves any earlier may do so before anybody knows of its request.
-    """
-
-    def __init__(self, connection: RawConnection) -> None:
-        self._connection = connection
-        self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._reading = asyncio.create_task(self._read())
-
-    @classmethod
-    async def watched(cls, upstream_port: int) -> Arrivals:
-        """Begin to watch."""
-        connection = await RawConnection.open(upstream_port)
-        await connection.send(b"GET / HTTP/1.1\r\n\r\n")
-        return cls(connection)
-
-    def of(self, number: int) -> asyncio.Future[None]:
-        """Is done when that request has arrived."""
-        self._waiting[number] = asyncio.get_running_loop().create_future()
-        return self._waiting[number]
-
-    async def close(self) -> None:
-        """Watch no more."""
-        self._reading.cancel()
-        await self._connection.close()
-
-    async def _read(self) -> None:
-        while True:
-            number = int(await self._connection.read_until(b"\n"))
-            self._waiting.pop(number).set_result(None)
+    await connection.send(request(dialect, "hold", number))
+    await connection.head()
+    await connection.chunk()
+    await (connection.reset() if variant & 2 else connection.close())
 
 
 async def time_requests(port: int, count: int) -> None:

@@ -31,9 +31,9 @@ ORDINARY = 0
 
 Dialect = Literal["anthropic", "openai"]
 
-How = Literal["json", "late", "stream", "hold", "silent"]
-"""Whole, at once or only at a word; streamed, at once or after the first event only at a word;
-never."""
+How = Literal["json", "late", "stream", "hold"]
+"""Whole, at once or only at a word; streamed, at once or after the first event only at a
+word."""
 
 ASKED = re.compile(rb"load:([a-z]+):([0-9]+)")
 """What says so in a request's body."""
@@ -47,7 +47,7 @@ def request(dialect: Dialect, how: How, number: int) -> bytes:
     document = {
         "model": "claude-sonnet-5-5",
         "max_tokens": 100,
-        "stream": how in {"stream", "hold", "silent"},
+        "stream": how in {"stream", "hold"},
         "messages": [{"role": "user", "content": f"load:{how}:{number}"}],
     }
     headers = {"Content-Type": "application/json", "X-Claude-Code-Session-Id": str(number)}
