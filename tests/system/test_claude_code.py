@@ -167,56 +167,50 @@ def spend_all(path: Path) -> None:
 Case = tuple[dict[str, Any], dict[str, str]]
 """Settings of the proxy, and variables of Claude Code."""
 
-
-def wrong_token(_home: Path) -> Case:
-    return {}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}
+TOKEN = {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
 
 
-def wrong_api_key(_home: Path) -> Case:
-    return {}, {"ANTHROPIC_API_KEY": "wrong"}
-
-
-def revoked_key(home: Path) -> Case:
-    path = home / "keys.db"
+def revoked_key(path: Path) -> Case:
     return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": make_key(path, revoked=True)}
 
 
-def other_model(home: Path) -> Case:
-    path = home / "keys.db"
+def key_for_another_model(path: Path) -> Case:
     key = make_key(path, models=("claude-haiku-*",))
     return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": key}
 
 
-def spent_budget(home: Path) -> Case:
-    path = home / "budgets.db"
+def spent_budget(path: Path) -> Case:
     spend_all(path)
-    return {"BUDGETS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+    return {"BUDGETS_DB": path}, TOKEN
 
 
-def upstream_down(_home: Path) -> Case:
+def upstream_down(_: Path) -> Case:
     # Claude Code retries these for three minutes by default
-    once = {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
-    return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, once
-
-
-def upstream_refuses_the_proxys_key(_home: Path) -> Case:
-    # the scripted upstream answers 401 where there is none
-    return {"UPSTREAM_API_KEY": None}, {"ANTHROPIC_AUTH_TOKEN": TEST_TOKEN}
+    return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, {**TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
 
 
 @installed
 @pytest.mark.parametrize(
     ("case", "told"),
     [
-        (wrong_token, "API Error: 401 The credential sent is not known here: send a token or key"),
-        (wrong_api_key, "API Error: 401 The credential sent is not known here: send a token"),
+        (
+            lambda _: ({}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}),
+            "API Error: 401 The credential sent is not known here: send a token or key",
+        ),
+        (
+            lambda _: ({}, {"ANTHROPIC_API_KEY": "wrong"}),
+            "API Error: 401 The credential sent is not known here: send a token",
+        ),
         (revoked_key, "API Error: 401 This key was revoked at "),
-        (other_model, "API Error: 403 This key is for the model claude-haiku-*"),
+        (key_for_another_model, "API Error: 403 This key is for the model claude-haiku-*"),
         (spent_budget, "spend limit reached (monthly; resets "),
         (upstream_down, "API Error: 502 The upstream cannot be reached"),
-        (upstream_refuses_the_proxys_key, "API Error: 502 The upstream refused this proxy's own"),
+        # the scripted upstream answers 401 where there is no key
+        (
+            lambda _: ({"UPSTREAM_API_KEY": None}, TOKEN),
+            "API Error: 502 The upstream refused this proxy's own",
+        ),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
 async def test_claude_code_refused_shows_why_and_asks_once(
     case: Callable[[Path], Case],
@@ -225,7 +219,7 @@ async def test_claude_code_refused_shows_why_and_asks_once(
     start_proxy: StartProxy,
     records: Records,
 ) -> None:
-    settings, variables = case(claude.home)
+    settings, variables = case(claude.home / "test.db")
     proxy = await start_proxy(**settings)
 
     status, printed = await claude(proxy.url, **variables)

@@ -58,21 +58,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(build("wheel", ROOT, tmp_path_factory.mktemp("wheel")))
 
 
-def entry_points(wheel: zipfile.ZipFile) -> configparser.ConfigParser:
-    (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
-    parsed = configparser.ConfigParser()
-    parsed.read_string(wheel.read(path).decode())
-    return parsed
+def of_wheel(wheel: zipfile.ZipFile, name: str) -> str:
+    """What `wheel` says of itself in this file."""
+    (path,) = (each for each in wheel.namelist() if each.endswith(f".dist-info/{name}"))
+    return wheel.read(path).decode()
 
 
-def test_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    top = {PurePosixPath(name).parts[0] for name in wheel.namelist()}
-
-    assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
-    assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel.namelist())
-
-
-def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
     modules = {
         path.relative_to(parent).as_posix()
         for parent in (ROOT, ROOT / "plugins")
@@ -80,13 +73,16 @@ def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
         for path in (parent / package).rglob("*.py")
     }
     assert len(modules) > 30
-    assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    top = {PurePosixPath(name).parts[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
 
 
-def test_wheel_registers_plugins_by_entry_point(wheel: zipfile.ZipFile) -> None:
-    registered = entry_points(wheel)
-
-    assert dict(registered["tornadoproxy"]) == {
+def test_wheel_names_plugins_version_license_and_python(wheel: zipfile.ZipFile) -> None:
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(of_wheel(wheel, "entry_points.txt"))
+    assert dict(entry_points["tornadoproxy"]) == {
         "access_log": "tornadoproxy_access_log:AccessLog",
         "budgets": "tornadoproxy_budgets:Budgets",
         "keys": "tornadoproxy_keys:Keys",
@@ -96,17 +92,12 @@ def test_wheel_registers_plugins_by_entry_point(wheel: zipfile.ZipFile) -> None:
         "token": "tornadoproxy_token:TokenAuthenticator",
         "prices": "tornadoproxy_prices:Pricer",
     }
-    assert dict(registered["console_scripts"]) == {"tornadoproxy": "tornadoproxy.__main__:main"}
-
-
-def test_wheel_names_version_license_and_python(wheel: zipfile.ZipFile) -> None:
-    (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    metadata = wheel.read(path).decode()
-
+    assert dict(entry_points["console_scripts"]) == {"tornadoproxy": "tornadoproxy.__main__:main"}
+    metadata = of_wheel(wheel, "METADATA")
     assert f"\nVersion: {tornadoproxy.__version__}\n" in metadata
     assert "\nLicense-Expression: MIT\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
+    assert of_wheel(wheel, "licenses/LICENSE")
 
 
 def test_sdist_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
@@ -130,23 +121,15 @@ def test_imported_package_is_the_installed_one() -> None:
     assert Path(tornadoproxy.__file__).parents[1] == where.resolve()
 
 
-@pytest.fixture
-def dependencies(tmp_path: Path) -> Path:
-    """A directory with what tornadoproxy needs, and without tornadoproxy."""
-    directory = tmp_path / "dependencies"
-    directory.mkdir()
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_checkout_without_installation_does_not_start(command: str, tmp_path: Path) -> None:
+    dependencies = tmp_path / "dependencies"  # without tornadoproxy
+    dependencies.mkdir()
     for module in ("aiohappyeyeballs", "dotenv", "httptools", "msgspec", "pluggy", "tornado"):
         found = importlib.util.find_spec(module)
         assert found is not None
         assert found.origin is not None
-        (directory / module).symlink_to(Path(found.origin).parent)
-    return directory
-
-
-@pytest.mark.parametrize("command", ["serve", "check", "demo"])
-def test_checkout_without_installation_does_not_start(
-    command: str, dependencies: Path, tmp_path: Path
-) -> None:
+        (dependencies / module).symlink_to(Path(found.origin).parent)
     ran = run(
         ["-S", "-m", "tornadoproxy", command],
         tmp_path,
@@ -160,18 +143,14 @@ def test_checkout_without_installation_does_not_start(
     assert "pip install -e ." in line
 
 
-def health_check() -> list[str]:
-    """The container's health check, after the interpreter's name."""
+async def test_container_health_check_fails_without_proxy(proxy: Proxy, tmp_path: Path) -> None:
     text = CONTAINER.read_text().replace("\\\n", "")
     (line,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.MULTILINE)
-    python, *arguments = json.loads(line)
+    python, *command = json.loads(line)
     assert python == "python"
-    return list(arguments)
 
-
-async def test_container_health_check_fails_without_proxy(proxy: Proxy, tmp_path: Path) -> None:
     async def status(port: int) -> int:
-        arguments = [each.replace("8000", str(port)) for each in health_check()]
+        arguments = [each.replace("8000", str(port)) for each in command]
         return (await asyncio.to_thread(run, arguments, tmp_path)).returncode
 
     assert await status(proxy.port) == 0
