@@ -94,21 +94,11 @@ def test_bare_request_gets_host_version_credential_and_via() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("anthropic-version", "not-a-date"),
-        ("accept-encoding", "gzip, deflate, br, zstd"),
-        ("content-encoding", "gzip"),
-        ("content-length", "12345678901"),
-        ("x-forwarded-for", "192.0.2.7"),
-        ("x-sec-fetch-site", "x"),
-        ("x-unknown", 'a,  b;c="d"\te'),
-        ("x-unknown", BEYOND_ASCII),
-        ("x-empty", ""),
-    ],
+    "name", ["accept-encoding", "content-encoding", "x-forwarded-for", "x-sec-fetch-site"]
 )
+@pytest.mark.parametrize("value", ['a,  b;c="d"\te', BEYOND_ASCII, ""])
 def test_request_header_crosses_unchanged(name: str, value: str) -> None:
-    assert values(sent([(name, value)]), name) == [value]
+    assert sent([(name, value)], None)[1:-2] == [(name, value)]
 
 
 @pytest.mark.parametrize(
@@ -164,10 +154,8 @@ def test_key_is_sent_as_its_bytes() -> None:
 
 def test_request_headers_are_read_only_and_hidden() -> None:
     headers = request_headers([("X-A", " 1\t"), ("x-a", "2"), ("Authorization", "hush")])
-    assert (headers["x-a"], headers.get("X-A"), headers.get_list("X-A")) == (
-        *("1,2", "1,2"),
-        ["1", "2"],
-    )
+    assert headers["x-a"] == headers.get("X-A") == "1,2"
+    assert headers.get_list("X-A") == ["1", "2"]
     assert (headers.get("x-b"), headers.get("x-b", 7), headers.get_list("x-b")) == (None, 7, [])
     assert "X-a" in headers
     assert not headers.__contains__(5)
@@ -210,21 +198,15 @@ def test_loop_is_found_by_the_proxys_own_entry(via: list[str], is_loop: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "line",
     [
-        ("request-id", "req_011C"),
-        ("anthropic-ratelimit-of-tomorrow", "x"),
-        ("content-type", "text/event"),
-        ("content-encoding", "zstd"),
-        ("content-length", "12345678901"),
-        ("via", "1.1 google"),
-        ("www-authenticate", "Bearer"),
-        ("x-unknown", BEYOND_ASCII),
-        ("x-empty", ""),
+        *(("content-type", "text/event"), ("content-encoding", "zstd"), ("via", "1.1 google")),
+        *(("content-length", "12345678901"), ("www-authenticate", "Bearer")),
+        *(("x-unknown", BEYOND_ASCII), ("x-unknown", "")),
     ],
 )
-def test_response_header_crosses_unchanged(name: str, value: str) -> None:
-    assert returned([(name, value)]) == [(name, value)]
+def test_response_header_crosses_unchanged(line: tuple[str, str]) -> None:
+    assert returned([line]) == [line]
 
 
 @pytest.mark.parametrize(
@@ -234,10 +216,9 @@ def test_response_header_of_this_hop_ends_here(name: str) -> None:
     assert returned([(name, "x"), (name.lower(), "x"), ("x-kept", "1")]) == [("x-kept", "1")]
 
 
-@pytest.mark.parametrize(("status", "crosses"), [(200, True), (304, True), (204, False)])
-def test_length_of_a_204_is_removed(status: int, crosses: bool) -> None:
+def test_length_of_a_204_is_removed() -> None:
     lines = [("content-length", "0"), ("x-kept", "1")]
-    assert returned(lines, status) == (lines if crosses else lines[1:])
+    assert (returned(lines, 304), returned(lines, 204)) == (lines, lines[1:])
 
 
 @pytest.mark.parametrize("value", ["a ", "a \t ", " a", "\t a \t"])
@@ -269,10 +250,11 @@ def test_kind_of_body_follows_from_its_type(content_type: str, kind: object) -> 
         assert not each(HTTPHeaders())
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "Identity", None])
-def test_body_is_encoded_unless_identity(encoding: str | None) -> None:
-    headers = HTTPHeaders({"content-encoding": encoding} if encoding else {})
-    assert is_encoded(headers) is (encoding == "gzip")
+def test_body_is_encoded_unless_identity() -> None:
+    for encoding in ("gzip", "Identity"):
+        headers = HTTPHeaders({"content-encoding": encoding})
+        assert is_encoded(headers) is (encoding == "gzip")
+    assert not is_encoded(HTTPHeaders())
 
 
 # -- any lines
