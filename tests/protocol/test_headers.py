@@ -25,7 +25,6 @@ INSTANCE = "5e1f00d5e1f00d00"
 VIA = f"1.1 tornadoproxy-{INSTANCE}"
 UPSTREAM_KEY = "sk-upstream"
 VERSION = "2023-06-01"
-BEYOND_ASCII = bytes(range(0x80, 0x100)).decode("latin-1")
 
 # RFC 9110 §7.6.1, §11.7; Http2-Settings of RFC 7540 §3.2.1
 HOP_BY_HOP = [
@@ -93,30 +92,16 @@ def test_bare_request_gets_host_version_credential_and_via() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["accept-encoding", "content-encoding", "x-forwarded-for", "x-sec-fetch-site"]
-)
-@pytest.mark.parametrize("value", ['a,  b;c="d"\te', BEYOND_ASCII, ""])
-def test_request_header_crosses_unchanged(name: str, value: str) -> None:
-    assert sent([(name, value)], None)[1:-2] == [(name, value)]
+BROWSER = ["Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Of-Tomorrow"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(*HOP_BY_HOP, "Cookie", "Expect", "Origin", "Referer"),
-        *("Sec-Fetch-Site", "Sec-Fetch-Of-Tomorrow"),
-    ],
-)
+@pytest.mark.parametrize("name", [*HOP_BY_HOP, *BROWSER, "Cookie", "Expect"])
 def test_request_header_of_this_hop_ends_here(name: str) -> None:
-    for spelled in (name, name.lower(), name.upper()):
+    for spelled in (name, name.upper()):
         assert sent([(spelled, "x"), ("x-kept", "1")], None)[1:-2] == [("x-kept", "1")]
 
 
-@pytest.mark.parametrize(
-    "connection",
-    [["X-PRIVATE"], ["close,x-private,"], [",, \tX-Private\t ,keep-alive"], ["close", "x-private"]],
-)
+@pytest.mark.parametrize("connection", [["close,x-private,"], [",\tX-Private\t ,a", "close"]])
 def test_headers_that_connection_names_end_here(connection: list[str]) -> None:
     lines = [("x-private", "1"), ("X-Private", "2"), ("x-private-not", "3")]
     lines += [("connection", line) for line in connection]
@@ -198,42 +183,25 @@ def test_loop_is_found_by_the_proxys_own_entry(via: list[str], is_loop: bool) ->
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        *(("content-type", "text/event"), ("content-encoding", "zstd"), ("via", "1.1 google")),
-        *(("content-length", "12345678901"), ("www-authenticate", "Bearer")),
-        *(("x-unknown", BEYOND_ASCII), ("x-unknown", "")),
-    ],
-)
-def test_response_header_crosses_unchanged(line: tuple[str, str]) -> None:
-    assert returned([line]) == [line]
-
-
-@pytest.mark.parametrize(
     "name", [*HOP_BY_HOP, "Connection", "Transfer-Encoding", "SET-COOKIE", "Access-Control-X"]
 )
 def test_response_header_of_this_hop_ends_here(name: str) -> None:
     assert returned([(name, "x"), (name.lower(), "x"), ("x-kept", "1")]) == [("x-kept", "1")]
 
 
-def test_length_of_a_204_is_removed() -> None:
+def test_length_and_blanks_of_a_response() -> None:
     lines = [("content-length", "0"), ("x-kept", "1")]
     assert (returned(lines, 304), returned(lines, 204)) == (lines, lines[1:])
+    assert returned([("x-unknown", "\t a \t")]) == [("x-unknown", "a")]  # RFC 9112 §5
 
 
-@pytest.mark.parametrize("value", ["a ", "a \t ", " a", "\t a \t"])
-def test_blanks_around_a_value_are_removed(value: str) -> None:
-    assert returned([("x-unknown", value)]) == [("x-unknown", "a")]  # RFC 9112 §5
-
-
-@pytest.mark.parametrize(
-    "own",
-    [[], [("cache-control", "no-store")], [("cache-control", "x"), ("x-accel-buffering", "yes")]],
-)
+@pytest.mark.parametrize("own", [[], [("cache-control", "x"), ("x-accel-buffering", "yes")]])
 def test_event_stream_is_marked_as_unbuffered_by_default(own: Lines) -> None:
     lines = [("content-type", "Text/Event-Stream; charset=utf-8"), *own]
     defaults = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     assert dict(returned(lines)) == {**defaults, **dict(lines)}
+    others = [("content-type", "text/event"), *own]
+    assert returned(others) == others
 
 
 @pytest.mark.parametrize(
@@ -261,7 +229,7 @@ def test_body_is_encoded_unless_identity() -> None:
 
 OTHERS = [
     *("Host", "Via", "Anthropic-Version", "Expect"),
-    *("Anthropic-Beta", "X-Private", "Accept", "Content-Type", "X", "A-B-C"),
+    *("Content-Encoding", "X-Sec-Fetch-Site", "Accept", "Content-Type", "X", "A-B-C"),
 ]
 NAMES = st.sampled_from([*HOP_BY_HOP, *CREDENTIALS, *OTHERS]) | st.text(
     "!#$%&'*+-.^_`|~0123456789abcxyz", min_size=1, max_size=8
