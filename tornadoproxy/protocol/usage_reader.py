@@ -322,7 +322,7 @@ def _type(event: bytearray) -> object:
 
 def _data(event: bytearray) -> bytes | bytearray:
     _, found, data = event.partition(b"\ndata:")
-    if found and data.find(b"\n") < 0:
+    if found and data.find(b"\n") < 0 and not event.startswith(b"data:"):
         return data
     lines = (line for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(line[5:] for line in lines)
