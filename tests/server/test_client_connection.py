@@ -70,32 +70,29 @@ async def ended(client: RawConnection) -> None:
         assert await client.read() == b""
 
 
+async def send_on(client: RawConnection, data: bytes, pause: float = 0.0) -> None:
+    """Send `data` again and again, until the connection is closed."""
+    async with asyncio.timeout(5):
+        while True:
+            await client.send(data)
+            await asyncio.sleep(pause)
+
+
 # -- malformed requests; their heads are in tests/protocol, smuggling in tests/system
 
 
 @pytest.mark.parametrize("path", ["/v1/messages?beta=true", "/openai/v1/chat/completions"])
 async def test_malformed_head_is_400_and_ends_the_connection(
-    path: str, raw: OpenRaw, ask: Ask, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    path: str, raw: OpenRaw, ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
 ) -> None:
+    """Line ends before a request are skipped, and a request before it is served."""
     client = await raw()
-    head = HEAD % path.encode()
-    await client.send(head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello" + SMUGGLED)
+    malformed = HEAD % path.encode() + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
+    await client.send(b"\r\n" * 3 + MODELS + b"\r\n" + malformed + SMUGGLED)
+    assert (await client.response()).status == 200
     check_refused(await client.response(), path)
     await ended(client)
     assert (await ask(HEALTH)).status == 200
-    assert not upstream.requests
-    assert not records.all
-
-
-async def test_malformed_request_behind_a_good_one_is_400(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
-) -> None:
-    """Line ends before a request are skipped."""
-    client = await raw()
-    await client.send(b"\r\n" * 3 + MODELS + b"\r\n" + SIGNED_LENGTH + SMUGGLED)
-    assert (await client.response()).status == 200
-    check_refused(await client.response(), "/v1/messages")
-    await ended(client)
     assert [request.target for request in upstream.requests] == ["/v1/models"]
 
 
@@ -122,8 +119,8 @@ async def test_tls_on_plain_port_is_cut_and_logged_once(
 
 @pytest.mark.parametrize(
     "chunks",
-    [b"5x\r\nhello\r\n0\r\n\r\n", b"5\r\nhelloo\r\n0\r\n\r\n", b"5;" + b"x" * 100_000],
-    ids=["size", "end", "endless line"],
+    [b"5\r\nhelloo\r\n0\r\n\r\n", b"5;" + b"x" * 100_000],
+    ids=["end", "endless line"],
 )
 async def test_malformed_chunk_is_400_and_aborts_the_call(
     chunks: bytes, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
@@ -179,14 +176,9 @@ async def test_endless_head_is_not_read_forever(
 ) -> None:
     monkeypatch.setattr(client_transport, "LINGER", 0.05)
     client = await raw()
-
-    async def send_on() -> None:
-        await client.send(b"GET /v1/models HTTP/1.1\r\n")
-        while True:
-            await client.send(b"X: %b\r\n" % (b"x" * 65_000))
-
+    await client.send(b"GET /v1/models HTTP/1.1\r\n")
     with pytest.raises(ConnectionError):
-        await asyncio.wait_for(send_on(), 5)
+        await send_on(client, b"X: %b\r\n" % (b"x" * 65_000))
     assert (await ask(HEALTH)).status == 200
 
 
@@ -251,17 +243,13 @@ async def test_oldest_unauthenticated_client_gives_way(
         await asyncio.sleep(0)
 
 
-async def _drain(client: RawConnection, proxy: Proxy) -> None:
-    await proxy.server.drain()
-
-
 @pytest.mark.parametrize(
     ("path", "end", "outcome"),
     [
         ("/v1/messages", lambda client, _: client.close(), "abandoned"),
         ("/admitting", lambda client, _: client.reset(), "abandoned"),
-        ("/v1/messages", _drain, "drained"),
-        ("/admitting", _drain, "drained"),
+        ("/v1/messages", lambda _, proxy: proxy.server.drain(), "drained"),
+        ("/admitting", lambda _, proxy: proxy.server.drain(), "drained"),
     ],
     ids=["close", "reset", "drain", "drain of a page"],
 )
@@ -314,16 +302,9 @@ async def test_dripping_head_is_closed(
     """The timeout is for the whole head, and blank lines before it do not count."""
     await start_proxy(CLIENT_IDLE_TIMEOUT=0.1)
     client = await raw()
-
-    async def drip() -> None:
-        await client.send(start)
-        while True:
-            await client.send(drop)
-            await asyncio.sleep(0.02)
-
+    await client.send(start)
     with pytest.raises(ConnectionError):
-        async with asyncio.timeout(3):
-            await drip()
+        await send_on(client, drop, 0.02)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/messages"])
@@ -338,28 +319,24 @@ async def test_missing_body_is_408(
     await ended(client)
 
 
-@pytest.mark.parametrize("target", ["/v1/files", "/openai/v1/chat/completions"])
 @pytest.mark.parametrize("rate", [0, 1_000_000_000])
 async def test_dripping_body_is_408_below_the_minimum_rate(
-    target: str, rate: int, start_proxy: StartProxy, raw: OpenRaw
+    rate: int, start_proxy: StartProxy, raw: OpenRaw
 ) -> None:
     """Such a body is never silent for long; a rate of 0 permits it."""
     await start_proxy(MIN_BODY_RATE=rate, CLIENT_BODY_TIMEOUT=0.2)
     client, probe = await raw(), await raw()
-    head = request_bytes("POST", target, {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
-    await client.send(head)
+    chunked = {"Transfer-Encoding": "chunked"}
+    await client.send(request_bytes("POST", "/v1/files", chunked, token=TEST_TOKEN))
     response = asyncio.ensure_future(client.response())
     clock = asyncio.get_running_loop().time
-    until = clock() + 0.4
-    while not response.done() and (rate or clock() < until):
+    until = clock() + (5 if rate else 0.4)
+    while not response.done() and clock() < until:
         await client.send(b"1\r\n \r\n")
         await probe.ask(HEALTH)
-    if rate:
-        assert (await response).status == 408
-        await ended(client)
-    else:
-        assert not response.done()
-        response.cancel()
+    assert response.done() == bool(rate)
+    await client.send(b"0\r\n\r\n")
+    assert (await response).status == (408 if rate else 404)
 
 
 async def test_wait_for_upstream_does_not_count_as_slow_body(
@@ -398,29 +375,30 @@ async def test_wait_for_response_does_not_count_as_idle(
 # -- what follows a request
 
 
+@pytest.mark.parametrize("target", ["/health", "/v1/models"])
 @pytest.mark.parametrize(
-    ("version", "lines", "goes_on"),
+    ("version", "headers", "close"),
     [
-        ("1.1", [], True),
-        ("1.1", ["foo"], True),
-        ("1.1", ["foo", "Close"], False),
-        ("1.0", [], False),
-        ("1.0", ["keep-alive"], False),
+        ("1.1", [("Connection", "foo")], None),
+        ("1.1", [("Connection", "foo"), ("Connection", "Close")], "close"),
+        ("1.0", [("Connection", "keep-alive")], None),
     ],
 )
-@pytest.mark.parametrize("target", ["/health", "/v1/models", "/nowhere"])
 async def test_connection_is_kept_alive_unless_the_client_closes(
-    target: str, version: str, lines: list[str], *, goes_on: bool, raw: OpenRaw, proxy: Proxy
+    target: str,
+    version: str,
+    headers: list[tuple[str, str]],
+    close: str | None,
+    raw: OpenRaw,
+    proxy: Proxy,
 ) -> None:
-    headers = [("Connection", line) for line in lines]
     request = request_bytes("GET", target, headers, token=TEST_TOKEN)
     client = await raw()
     response = await client.ask(request.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
-    if goes_on:
-        assert response.header("Connection") is None
+    assert response.header("Connection") == close
+    if version == "1.1" and not close:
         assert (await client.ask(HEALTH)).status == 200
     else:
-        assert response.header("Connection") == ("close" if version == "1.1" else None)
         await ended(client)
 
 
@@ -437,24 +415,23 @@ async def test_pipelined_requests_are_answered_in_turn(
 
 
 async def test_unread_responses_do_not_pile_up(start_proxy: StartProxy, raw: OpenRaw) -> None:
-    class Figures:
-        served = 0
+    served = []
 
+    class Figures:
         @hookimpl
         def pages(self) -> list[Page]:
             return [Page("/figures", self._serve, public=True)]
 
-        def _serve(self, _: PageRequest) -> PageResponse:
-            self.served += 1
+        def _serve(self, request: PageRequest) -> PageResponse:
+            served.append(request)
             return PageResponse(bytes(100_000))
 
-    figures = Figures()
-    proxy = await start_proxy(plugins=[figures])
+    proxy = await start_proxy(plugins=[Figures()])
     client, other = await raw(receive_buffer=4096), await raw()
     await client.send(request_bytes("GET", "/figures") * 200)
     for _ in range(300):  # each takes a turn of the event loop at least
         assert (await other.ask(HEALTH)).status == 200
-    assert 0 < figures.served < 150
+    assert 0 < len(served) < 150
     assert proxy.server.status().held_bytes > 0
     for _ in range(200):
         assert len((await client.response()).body) == 100_000
@@ -469,7 +446,6 @@ async def test_early_response_is_readable_and_keeps_the_connection(
     client = await raw()
     for target, token, status in (
         ("/v1/messages", "wrong", 401),
-        ("/nowhere", TEST_TOKEN, 404),
         ("/v1/../x", TEST_TOKEN, 400),
     ):
         await client.send(request_bytes("POST", target, {}, body, token=token))
@@ -545,8 +521,9 @@ async def test_disconnect_before_refusal_is_no_error(
     assert (await ask(HEALTH)).status == 200
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", ["/v1/messages", "/openai/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("path", "stream"), [("/v1/messages", False), ("/openai/v1/chat/completions", True)]
+)
 async def test_ended_request_leaves_no_reference_cycle(
     path: str, stream: bool, raw: OpenRaw, ask: Ask, proxy: Proxy, records: Records
 ) -> None:

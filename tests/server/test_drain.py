@@ -107,66 +107,24 @@ async def test_drain_right_after_response_closes_connection(
 async def test_drain_answers_half_sent_requests_with_close(
     proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
-    """Readiness is 503, and the connection is closed after the response."""
+    """Readiness is 503, and a body is still read."""
     stream = Stream()
     upstream.script(stream)
-    asking, other, idle, streaming = await raw(), await raw(), await raw(), await raw()
+    asking, uploading, idle, streaming = [await raw() for _ in range(4)]
     await asking.send(READY[:10])
-    await other.send(NOT_FOUND[:10])
+    await uploading.send(REQUEST[:-1])
     await begin_stream(streaming)  # by now what the others sent has been read
     drain = asyncio.create_task(proxy.server.drain())
     assert await idle.read() == b""
-    await asking.send(READY[10:])
-    response = await asking.response()
-    assert response.status == 503
-    assert json.loads(response.body) == {"status": "draining"}
-    assert response.header("Connection") == "close"
-    assert await asking.read() == b""
-    await other.send(NOT_FOUND[10:])
-    response = await other.response()
-    assert (response.status, response.header("Connection")) == (404, "close")
-    assert await other.read() == b""
+    for client, rest, status in ((asking, READY[10:], 503), (uploading, REQUEST[-1:], 400)):
+        await client.send(rest)
+        response = await client.response()
+        assert (response.status, response.header("Connection")) == (status, "close")
+        assert await client.read() == b""
+    assert upstream.requests[1].body == b"{}"
     stream.may_end.set()
     await end_stream(streaming)
     await drain
-
-
-async def test_drain_announces_close_in_later_responses(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    may_begin = asyncio.Event()
-
-    async def scripted(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await may_begin.wait()
-        await sse_response(EVENTS)(exchange)
-
-    upstream.script(scripted)
-    idle, client = await raw(), await raw()
-    await client.send(REQUEST)
-    await upstream.received()
-    drain = asyncio.create_task(proxy.server.drain())
-    assert await idle.read() == b""
-    may_begin.set()
-    response = await client.response()
-    assert response.header("Connection") == "close"
-    assert response.body == b"".join(EVENTS)
-    assert await client.read() == b""
-    await drain
-
-
-async def test_drain_lets_an_upload_finish(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    idle, client = await raw(), await raw()
-    await client.send(REQUEST[:-1])
-    await become_idle(idle)
-    drain = asyncio.create_task(proxy.server.drain())
-    assert await idle.read() == b""
-    await client.send(REQUEST[-1:])
-    assert (await client.response()).status == 400
-    await drain
-    assert upstream.requests[0].body == b"{}"
 
 
 async def test_drain_begins_no_pipelined_request(
@@ -185,52 +143,45 @@ async def test_drain_begins_no_pipelined_request(
     assert len(upstream.requests) == len(records.all) == 1
 
 
-async def test_drain_timeout_aborts_streams_with_error_event(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+@pytest.mark.parametrize("timeout", [0.05, 60])
+async def test_end_of_drain_aborts_all_requests(
+    timeout: float,  # noqa: ASYNC109  # the setting's value, after which a drain ends
+    start_proxy: StartProxy,
+    raw: OpenRaw,
+    upstream: ScriptedUpstream,
+    records: Records,
 ) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=0.05)
-    upstream.script(sse_response(EVENTS[:1], end="hang"))
-    client = await raw()
-    await begin_stream(client)
+    """By its timeout or an abort: a stream gets an error event, any other request 503."""
+    proxy = await start_proxy(DRAIN_TIMEOUT=timeout)
+    upstream.script(sse_response(EVENTS[:1], end="hang"), silent_response())
+    idle, streaming, uploading, waiting = [await raw() for _ in range(4)]
+    await begin_stream(streaming)
+    await uploading.send(REQUEST[:-1])
+    await waiting.send(REQUEST)
+    await upstream.received(2)
+    drain = asyncio.create_task(proxy.server.drain())
+    assert await idle.read() == b""
+    assert not records.all
+    if timeout == 60:
+        proxy.server.abort()
     async with asyncio.timeout(2):
-        await proxy.server.drain()
-    last = (await client.chunk()).split(b"\n")
-    assert last[0] == b"event: error"
-    document = json.loads(last[1].removeprefix(b"data: "))
-    assert document["type"] == "error"
-    assert "stopping" in document["error"]["message"]
+        await drain
+        await upstream.all_closed()
+    kind, data, *_ = (await streaming.chunk()).split(b"\n")
+    assert kind == b"event: error"
+    assert "stopping" in json.loads(data.removeprefix(b"data: "))["error"]["message"]
     with pytest.raises(Truncated):
-        await client.chunk()
-    record = await records.finished()
-    assert (record.outcome, record.status) == ("drained", 200)
-    assert record.usage.input_tokens == 10
-    async with asyncio.timeout(1):
-        await upstream.all_closed()
-
-
-@pytest.mark.parametrize("sent", [REQUEST, REQUEST[:-1]], ids=["waiting", "uploading"])
-async def test_drain_timeout_is_503_without_a_response(
-    sent: bytes, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=0.05)
-    upstream.script(silent_response())
-    client, other = await raw(), await raw()
-    await client.send(sent)
-    await become_idle(other)
-    async with asyncio.timeout(2):
-        await proxy.server.drain()
-    response = await client.response()
-    assert response.status == 503
-    assert response.header("Content-Type") == "application/json"
-    assert response.header("Connection") == "close"
-    assert response.header("Retry-After") == "1"
-    error = json.loads(response.body)["error"]
-    assert error["type"] == "overloaded_error"
-    assert "stopping" in error["message"]
-    record = await records.finished()
-    assert (record.outcome, record.status) == ("drained", 503)
-    async with asyncio.timeout(1):
-        await upstream.all_closed()
+        await streaming.chunk()
+    for client in (uploading, waiting):
+        response = await client.response()
+        assert (response.status, response.header("Connection")) == (503, "close")
+        assert response.header("Retry-After") == "1"
+        error = json.loads(response.body)["error"]
+        assert error["type"] == "overloaded_error"
+        assert "stopping" in error["message"]
+    assert {record.outcome for record in records.all} == {"drained"}
+    ends = {(record.status, record.usage.input_tokens) for record in records.all}
+    assert ends == {(200, 10), (503, None)}
 
 
 @pytest.fixture
@@ -319,42 +270,11 @@ async def test_drain_shuts_plugins_down_once_and_last(
 ) -> None:
     ending = Ending()
     proxy = await start_proxy(plugins=[ending], DRAIN_TIMEOUT=0.05)
-    stream = Stream()
-    upstream.script(stream, sse_response(EVENTS[:1], end="hang"))
-    idle, finishing, hanging = await raw(), await raw(), await raw()
-    await begin_stream(finishing)
-    await begin_stream(hanging)
-    drain = asyncio.create_task(proxy.server.drain())
-    assert await idle.read() == b""
-    stream.may_end.set()
-    await end_stream(finishing)
-    await drain
-    assert ending.noted == ["completed", "drained", "shutdown"]
-    await proxy.server.drain()
-    assert ending.noted == ["completed", "drained", "shutdown"]
-
-
-async def test_abort_ends_all_requests_now(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=60)
-    upstream.script(sse_response(EVENTS[:1], end="hang"), silent_response())
-    idle, streaming, waiting = await raw(), await raw(), await raw()
-    await begin_stream(streaming)
-    await waiting.send(REQUEST)
-    await upstream.received(2)
-    drain = asyncio.create_task(proxy.server.drain())
-    assert await idle.read() == b""
-    assert not records.all
-    proxy.server.abort()
-    async with asyncio.timeout(1):
-        await drain
-        await upstream.all_closed()
-    assert (await streaming.chunk()).startswith(b"event: error\n")
-    with pytest.raises(Truncated):
-        await streaming.chunk()
-    assert (await waiting.response()).status == 503
-    assert [record.outcome for record in records.all] == ["drained", "drained"]
+    upstream.script(sse_response(EVENTS[:1], end="hang"))
+    await begin_stream(await raw())
+    for _ in range(2):
+        await proxy.server.drain()
+        assert ending.noted == ["drained", "shutdown"]
 
 
 async def test_drain_serves_connections_not_yet_accepted(

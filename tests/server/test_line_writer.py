@@ -89,14 +89,20 @@ def writer_threads() -> int:
     return sum(thread.name == "linewriter" for thread in threading.enumerate())
 
 
-def test_lines_of_several_threads_arrive_whole_and_in_order(pipe: Pipe) -> None:
+@pytest.mark.parametrize("blocking", [True, False])
+def test_lines_of_several_threads_arrive_whole_and_in_order(pipe: Pipe, *, blocking: bool) -> None:
+    os.set_blocking(pipe.write_end, blocking)
     writer = LineWriter(pipe.write_end)
     pipe.read_in_background()
     names = (b"a", b"b", b"c")
 
+    def lines_of(name: bytes) -> list[bytes]:
+        lines = [b"%s %03d " % (name, number) + name * 100 for number in range(500)]
+        return [*lines, name * 20_000]
+
     def write(name: bytes) -> None:
-        for number in range(500):
-            writer.write(b"%s %03d " % (name, number) + name * 100)
+        for line in lines_of(name):
+            writer.write(line)
 
     threads = [threading.Thread(target=write, args=(name,)) for name in names]
     for thread in threads:
@@ -106,9 +112,8 @@ def test_lines_of_several_threads_arrive_whole_and_in_order(pipe: Pipe) -> None:
     writer.close(timeout=30)
     lines = pipe.lines()
     for name in names:
-        expected = [b"%s %03d " % (name, number) + name * 100 for number in range(500)]
-        assert [line for line in lines if line.startswith(name)] == expected
-    assert len(lines) == 1_500
+        assert [line for line in lines if line.startswith(name)] == lines_of(name)
+    assert len(lines) == 1_503
     assert writer.dropped == 0
 
 
@@ -205,18 +210,6 @@ def test_close_does_not_wait_for_stalled_reader(pipe: Pipe, *, blocking: bool) -
     # the rest is written when the reader goes on
     assert pipe.lines() == [b"x" * 200] * 100
     until(lambda: writer_threads() == 0)
-
-
-def test_descriptor_in_nonblocking_mode_loses_nothing(pipe: Pipe) -> None:
-    os.set_blocking(pipe.write_end, False)
-    writer = LineWriter(pipe.write_end)
-    sent = [*(b"%03d " % number + b"x" * 200 for number in range(200)), b"long " + b"y" * 20_000]
-    for line in sent:
-        writer.write(line)
-    pipe.read_in_background()
-    writer.close(timeout=30)
-    assert pipe.lines() == sent
-    assert writer.dropped == 0
 
 
 def test_closed_pipe_costs_lines_until_it_is_read_again(fifo: Callable[[int], FileIO]) -> None:

@@ -1,4 +1,4 @@
-"""Listening on a Unix socket: its clients, and its file."""
+"""Listening: at an address of either family, with TLS, and on a Unix socket."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import shlex
 import shutil
 import socket
+import ssl
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
+from held_stream import EVENTS, Stream, begin_stream, rest_of_stream
 
-from tornadoproxy import ConfigurationError, parsers
+from tornadoproxy import ConfigurationError
 from tornadoproxy.cli import banner
 from tornadoproxy.fakes.byte_stream import ByteStream
 from tornadoproxy.testing import TEST_TOKEN, RawConnection, request_bytes
@@ -19,13 +21,42 @@ from tornadoproxy.testing import TEST_TOKEN, RawConnection, request_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tornadoproxy.testing import (
-        RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
-        UpstreamExchange,
-    )
+    from server.conftest import OwnTLS
+
+    from tornadoproxy.testing import OpenRaw, RawResponse, Records, ScriptedUpstream, StartProxy
+
+
+# -- addresses and TLS
+
+
+@pytest.mark.parametrize(("host", "address"), [("::", "127.0.0.1"), ("::", "::1"), ("::1", "::1")])
+async def test_host_listens_at_addresses_of_its_families(
+    start_proxy: StartProxy, records: Records, host: str, address: str
+) -> None:
+    proxy = await start_proxy(HOST=host)
+    assert proxy.url == f"http://[{host}]:{proxy.port}"
+    connection = await RawConnection.open(proxy.port, address)
+    response = await connection.ask(request_bytes("GET", "/nothing", token=TEST_TOKEN))
+    assert response.status == 404
+    assert (await records.finished()).remote_ip == address
+    await connection.close()
+
+
+async def test_client_whose_tls_fails_does_not_affect_others(
+    start_proxy: StartProxy, raw: OpenRaw, own_tls: OwnTLS
+) -> None:
+    proxy = await start_proxy(**own_tls.settings)
+    assert proxy.url == f"https://127.0.0.1:{proxy.port}"
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await raw(ssl=ssl.create_default_context())
+    plain = await raw()
+    await plain.send(request_bytes("GET", "/health"))
+    await plain.disconnected()
+    connection = await raw(ssl=own_tls.trusting)
+    assert (await connection.ask(request_bytes("GET", "/health"))).status == 200
+
+
+# -- a Unix socket
 
 
 @pytest.fixture
@@ -69,25 +100,16 @@ async def test_stop_removes_socket_file_and_finishes_streams(
     start_proxy: StartProxy, upstream: ScriptedUpstream, path: Path
 ) -> None:
     proxy = await start_proxy(HOST=f"unix:{path}", DRAIN_TIMEOUT=60)
-    may_end = asyncio.Event()
-
-    async def response(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.head(200, {"Content-Length": "2"})
-        await exchange.send(b"a")
-        await may_end.wait()
-        await exchange.send(b"b")
-
-    upstream.script(response)
+    stream = Stream()
+    upstream.script(stream)
     connection = await connect(path)
-    await connection.send(request_bytes("GET", "/v1/x", token=TEST_TOKEN))
-    await connection.head()
+    await begin_stream(connection)
     drain = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0)  # its first step
     assert not path.exists()
     await start_proxy(HOST=f"unix:{path}")  # a successor may listen at once
-    may_end.set()
-    assert await connection.read_until(b"b") == b"ab"
+    stream.may_end.set()
+    assert await rest_of_stream(connection) == b"".join(EVENTS[1:])
     await drain
     assert (await get(path, "/ready")).status == 200
     await connection.close()
@@ -100,37 +122,23 @@ async def test_stale_socket_file_is_replaced(start_proxy: StartProxy, path: Path
     assert (await get(path, "/health")).status == 200
 
 
-async def test_socket_file_in_use_is_refused(start_proxy: StartProxy, path: Path) -> None:
-    await start_proxy(HOST=f"unix:{path}")
-    with pytest.raises(ConfigurationError) as caught:
-        await start_proxy(HOST=f"unix:{path}")
-    told = f"cannot listen on HOST unix:{path}: Address already in use; choose another path"
-    assert caught.value.faults == (told,)
-    assert (await get(path, "/health")).status == 200
-
-
-async def test_other_file_in_place_of_socket_is_kept(start_proxy: StartProxy, path: Path) -> None:
-    path.write_text("precious")
-    with pytest.raises(ConfigurationError, match="a file that is not a socket exists there"):
-        await start_proxy(HOST=f"unix:{path}")
-    assert path.read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("suffix", "reuse_port", "fault"),
-    [("/x", "no", "No such file or directory"), ("", "yes", "REUSE_PORT needs a port")],
-)
-async def test_unusable_unix_socket_is_refused(
-    start_proxy: StartProxy, path: Path, suffix: str, reuse_port: str, fault: str
+async def test_unusable_socket_file_is_refused_and_kept(
+    start_proxy: StartProxy, path: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match=fault):
-        await start_proxy(HOST=f"unix:{path}{suffix}", REUSE_PORT=reuse_port)
-
-
-@pytest.mark.parametrize("value", ["unix:", "unix:socket", "unix:@x", f"unix:/{'x' * 107}"])
-def test_invalid_unix_socket_path_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match="must be unix: and an absolute path of at most 107 bytes"):
-        parsers.listen_address(value)
+    await start_proxy(HOST=f"unix:{path}")
+    (tmp_path / "file").write_text("precious")
+    for name, reason in (
+        ("socket", "Address already in use"),
+        ("file", "a file that is not a socket exists there"),
+        ("absent/x", "No such file or directory"),
+    ):
+        used = tmp_path / name
+        with pytest.raises(ConfigurationError) as caught:
+            await start_proxy(HOST=f"unix:{used}")
+        told = f"cannot listen on HOST unix:{used}: {reason}; choose another path"
+        assert caught.value.faults == (told,)
+    assert (await get(path, "/health")).status == 200
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 async def test_line_to_paste_works_by_unix_socket(start_proxy: StartProxy, tmp_path: Path) -> None:

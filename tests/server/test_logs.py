@@ -26,13 +26,20 @@ def logged(path: Path, level: str, *records: tuple[str, int, str, tuple[object, 
     return path.read_text().splitlines()
 
 
-def test_record_is_a_line_with_time_level_and_logger(tmp_path: Path) -> None:
-    record = ("tornadoproxy.test", logging.WARNING, "hello %s", ("you",))
-    (line,) = logged(tmp_path / "log", "info", record)
+def test_record_is_a_line_before_its_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file, logging_to(file.fileno(), "info"):
+        try:
+            int("reason")
+        except ValueError:
+            logger.exception("hello %s", "you")
+    line, *traceback = path.read_text().splitlines()
     time, rest = line.split(" ", 1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
     assert abs(datetime.fromisoformat(time).timestamp() - wall_clock()) < 60
-    assert rest == "WARNING tornadoproxy.test: hello you"
+    assert rest == "ERROR tornadoproxy.test: hello you"
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert traceback[-1].startswith("ValueError: invalid literal for int()")
 
 
 @pytest.mark.parametrize(
@@ -51,19 +58,6 @@ def test_record_cannot_forge_a_line_or_show_wrong_arguments(
     record = ("tornadoproxy.test", logging.INFO, message, (argument,))
     (line,) = logged(tmp_path / "log", "info", record)
     assert line.endswith(end)
-
-
-def test_traceback_follows_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    with path.open("wb") as file, logging_to(file.fileno(), "info"):
-        try:
-            int("reason")
-        except ValueError:
-            logger.exception("unexpected")
-    first, *traceback = path.read_text().splitlines()
-    assert first.endswith("ERROR tornadoproxy.test: unexpected")
-    assert traceback[0] == "Traceback (most recent call last):"
-    assert traceback[-1].startswith("ValueError: invalid literal for int()")
 
 
 @pytest.mark.parametrize(

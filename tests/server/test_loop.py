@@ -1,4 +1,4 @@
-"""A proxy whose upstream is itself: refused at start where that can be seen, otherwise 508."""
+"""A proxy whose upstream is itself, by a name that does not show it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy import ConfigurationError
 from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response, request_bytes
 
 if TYPE_CHECKING:
     from tornadoproxy.testing import Ask, RawResponse, Records, ScriptedUpstream, StartProxy
 
-GET = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
 POST = request_bytes("POST", "/v1/messages", (), b'{"a":1}', token=TEST_TOKEN)
-CHUNKED = (
-    request_bytes("POST", "/v1/messages", {"Transfer-Encoding": "chunked"}, token=TEST_TOKEN)
-    + b"2\r\n{}\r\n0\r\n\r\n"
-)
 
 # loopback's, although it does not look like it: inet_aton(3) takes hexadecimal numbers
 ANOTHER_NAME = "0x7f.1"
@@ -40,38 +34,9 @@ def check_loop_detected(response: RawResponse, error_type: str = "api_error") ->
     assert "UPSTREAM_BASE_URL" in error["message"]
 
 
-@pytest.mark.parametrize(
-    ("host", "upstream_host"),
-    [
-        ("127.0.0.1", "127.0.0.1"),
-        ("127.0.0.1", "LOCALHOST."),
-        ("127.0.0.1", "0.0.0.0"),
-        ("localhost", "127.0.0.1"),
-        ("::1", "localhost"),
-        ("::1", "[::1]"),
-        ("0.0.0.0", "127.0.0.2"),
-        ("::", "[::ffff:127.0.0.1]"),
-        ("gateway.example", "gateway.example"),
-    ],
-)
-async def test_proxy_whose_upstream_is_itself_does_not_start(
-    start_proxy: StartProxy, port: int, host: str, upstream_host: str
-) -> None:
-    with pytest.raises(ConfigurationError, match="UPSTREAM_BASE_URL") as caught:
-        await start_proxy(HOST=host, PORT=port, UPSTREAM_BASE_URL=f"http://{upstream_host}:{port}")
-    (fault,) = caught.value.faults
-    assert "PORT" in fault
-    with socket.create_server(("127.0.0.1", port)):
-        pass  # nothing listens there
-
-
-@pytest.mark.parametrize(
-    ("data", "key"),
-    [(GET, TEST_TOKEN), (POST, TEST_UPSTREAM_KEY), (CHUNKED, TEST_TOKEN)],
-    ids=["GET", "POST, another key", "chunked"],
-)
+@pytest.mark.parametrize("key", [TEST_TOKEN, TEST_UPSTREAM_KEY])
 async def test_loop_through_another_name_is_508(
-    start_proxy: StartProxy, ask: Ask, records: Records, port: int, data: bytes, key: str
+    start_proxy: StartProxy, ask: Ask, records: Records, port: int, key: str
 ) -> None:
     """Whether or not the upstream's key is a token of the proxy."""
     await start_proxy(
@@ -80,7 +45,7 @@ async def test_loop_through_another_name_is_508(
         UPSTREAM_ALLOW_CLEARTEXT="yes",
         UPSTREAM_API_KEY=key,
     )
-    check_loop_detected(await ask(data))
+    check_loop_detected(await ask(POST))
     await records.finished(2)
     assert [record.status for record in records.all] == [508, 508]
     assert [record.outcome for record in records.all] == ["denied", "completed"]

@@ -13,17 +13,16 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
-from program import install, run, running
+from program import install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     RawConnection,
-    Truncated,
     request_bytes,
     sse_response,
 )
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 OTHER_TOKEN = "another-token-that-is-long-enough"
 OTHER_KEY = "another-key"
 MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
-OTHER_MODELS = request_bytes("GET", "/v1/models", token=OTHER_TOKEN)
 READY = request_bytes("GET", "/ready")
 
 
@@ -53,52 +51,46 @@ async def test_start_prints_how_to_use_it(tmp_path: Path, upstream: ScriptedUpst
     async with running(tmp_path, upstream) as program:
         port = await program.port()
         assert (await program.ask(MODELS)).status == 200
-        assert upstream.requests[0].all("x-api-key") == [TEST_UPSTREAM_KEY]
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
     assert program.errors.all[0].startswith("tornadoproxy ")
     for line in (
         rf"  upstream +{re.escape(upstream.url)}, key from UPSTREAM_API_KEY",
         r"  plugins +token, access_log\b.*",
         r"  token +.*AUTH_TOKEN",
         rf"export ANTHROPIC_BASE_URL=http://127\.0\.0\.1:{port}",
-        r'export ANTHROPIC_AUTH_TOKEN="\$AUTH_TOKEN"',
-        rf'curl http://127\.0\.0\.1:{port}/v1/models -H "x-api-key: \$AUTH_TOKEN"',
     ):
         assert [each for each in program.errors.all if re.fullmatch(line, each)], line
     for absent in (TEST_TOKEN, TEST_UPSTREAM_KEY, "Traceback"):
         assert absent not in text_of(program)
 
 
+TWO_TOKENS = f"{TEST_TOKEN} {OTHER_TOKEN}"
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 @pytest.mark.parametrize(
-    ("file", "content", "variable", "token_file"),
+    ("file", "content", "variables"),
     [
-        (None, "", f"{TEST_TOKEN} {OTHER_TOKEN}", None),
-        (".env", f"\n# ours\nexport AUTH_TOKEN = '{TEST_TOKEN} {OTHER_TOKEN}' # two\n", None, None),
-        ("a file", f"\n{TEST_TOKEN}\n{OTHER_TOKEN}\n", None, "a file"),
+        (".env", "LOG_LEVEL=info\n", {"AUTH_TOKEN": TWO_TOKENS}),
+        (".env", f"\n# ours\nexport AUTH_TOKEN = '{TWO_TOKENS}' # two\n", {"AUTH_TOKEN": None}),
+        ("a file", f"\n{TWO_TOKENS}\n", {"AUTH_TOKEN": None, "AUTH_TOKEN_FILE": "a file"}),
     ],
     ids=["variable", ".env", "file"],
 )
 async def test_printed_lines_work_when_pasted(
     upstream: ScriptedUpstream,
     tmp_path: Path,
-    file: str | None,
+    file: str,
     content: str,
-    variable: str | None,
-    token_file: str | None,
+    variables: dict[str, Any],  # as `running` takes them
 ) -> None:
-    if file is not None:
-        (tmp_path / file).touch(mode=0o600)
-        (tmp_path / file).write_text(content)
-    async with running(
-        tmp_path, upstream, AUTH_TOKEN=variable, AUTH_TOKEN_FILE=token_file
-    ) as program:
+    (tmp_path / file).touch(mode=0o600)
+    (tmp_path / file).write_text(content)
+    async with running(tmp_path, upstream, **variables) as program:
         await program.port()
         printed = program.errors.all
         lines = printed[printed.index("Paste this first:") :]
         shell = [line for line in lines if not re.search("^Paste |client = ", line)]
-        if file is None:  # the SDKs take seconds to import
+        if variables["AUTH_TOKEN"]:  # once: the SDKs take seconds to import
             snippets = [line for line in lines if "client = " in line]
             code = "\n".join(f"{each}; print(client.models.list().data[0].id)" for each in snippets)
             shell.append(f"{sys.executable} -c {shlex.quote(code)}")
@@ -125,31 +117,6 @@ async def test_either_event_loop_serves(
     async with running(tmp_path, upstream) as program:
         assert (await program.errors.wait_for("^  event loop +(.*)$"))[1] == loop
         assert (await program.ask(MODELS)).status == 200
-
-
-def test_port_in_use_is_one_line(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ended = run(tmp_path, PORT=port, UPSTREAM_API_KEY="a-key", AUTH_TOKEN=TEST_TOKEN)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("tornadoproxy: ")
-    assert "PORT" in line
-
-
-async def test_unreadable_request_lines_are_not_logged(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    async with running(tmp_path, upstream, LOG_LEVEL="debug") as program:
-        for header in (f"x-api-key: {TEST_TOKEN}\x01", TEST_TOKEN, f" {TEST_TOKEN}"):
-            client = await program.connect()
-            await client.send(f"GET /v1/x?key={TEST_TOKEN} HTTP/1.1\r\n{header}\r\n\r\n".encode())
-            await client.disconnected()
-            await client.close()
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
-    assert "stopping" in text_of(program)
-    assert TEST_TOKEN not in text_of(program)
 
 
 async def test_blocked_standard_error_delays_nothing(
@@ -208,9 +175,8 @@ async def test_signal_drains_and_exits_with_0(
             await client.close()
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_second_signal_aborts_and_exits_with_1(
-    second: signal.Signals, tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     upstream.script(sse_response(EVENTS[:1], end="hang"))
     async with running(tmp_path, upstream, DRAIN_TIMEOUT="600") as program:
@@ -218,12 +184,9 @@ async def test_second_signal_aborts_and_exits_with_1(
         await begin_stream(streaming)
         program.send_signal(signal.SIGTERM)
         await program.errors.wait_for("stopping: no new connections")
-        program.send_signal(second)
+        program.send_signal(signal.SIGINT)
         assert await program.ended() == 1
         assert (await streaming.chunk()).startswith(b"event: error\n")
-        with pytest.raises(Truncated):
-            await streaming.chunk()
-        await upstream.all_closed()
         await streaming.close()
     assert "stopping now: aborting the requests in flight" in text_of(program)
     assert "Traceback" not in text_of(program)
@@ -254,10 +217,7 @@ async def test_shutdown_delay_ends_in_a_drain(tmp_path: Path, upstream: Scripted
         assert await program.ended() == 0
 
 
-async def test_plugin_that_never_starts_can_be_interrupted(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    source = """
+SLEEPY = """
 import asyncio, sys
 from tornadoproxy import hookimpl
 
@@ -266,18 +226,8 @@ async def startup():
     print("starting", file=sys.stderr, flush=True)
     await asyncio.Event().wait()
 """
-    install(tmp_path, "sleepy", source)
-    async with running(tmp_path, upstream) as program:
-        await program.errors.wait_for("^starting$")
-        program.send_signal(signal.SIGTERM)
-        program.send_signal(signal.SIGINT)
-        assert await program.ended() == 1
 
-
-async def test_task_that_resists_cancellation_does_not_delay_exit(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    source = """
+STUBBORN = """
 import asyncio
 from tornadoproxy import hookimpl
 
@@ -294,7 +244,23 @@ async def stay():
 async def startup():
     tasks.append(asyncio.create_task(stay()))
 """
-    install(tmp_path, "stubborn", source)
+
+
+async def test_plugin_that_never_starts_can_be_interrupted(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    install(tmp_path, "sleepy", SLEEPY)
+    async with running(tmp_path, upstream) as program:
+        await program.errors.wait_for("^starting$")
+        program.send_signal(signal.SIGTERM)
+        program.send_signal(signal.SIGINT)
+        assert await program.ended() == 1
+
+
+async def test_task_that_resists_cancellation_does_not_delay_exit(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    install(tmp_path, "stubborn", STUBBORN)
     async with running(tmp_path, upstream) as program:
         await program.port()
         program.send_signal(signal.SIGTERM)
@@ -317,17 +283,11 @@ class EnvFile:
         self.path.write_text("\n".join(("UPSTREAM_API_KEY_FILE=key", *lines)))
 
 
-async def reload(program: Program) -> None:
-    await program.port()
-    program.send_signal(signal.SIGHUP)
-    await program.errors.wait_for("SIGHUP: reloaded secrets and the settings of plugins")
-
-
-async def test_sighup_reloads_tokens_and_keys_and_keeps_streams(
+async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     file = EnvFile(tmp_path)
-    file.write(f"AUTH_TOKEN={TEST_TOKEN}", "LOG_LEVEL=info")
+    file.write(f"AUTH_TOKEN={TEST_TOKEN}", "LOG_LEVEL=error")
     stream = Stream()
     upstream.script(stream)
     async with running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
@@ -335,19 +295,19 @@ async def test_sighup_reloads_tokens_and_keys_and_keeps_streams(
         await begin_stream(streaming)
         file.key.write_text(OTHER_KEY)
         file.write(f"AUTH_TOKEN={OTHER_TOKEN}", "LOG_LEVEL=info", "MAX_BODY_SIZE=1kB")
-        await reload(program)
+        program.send_signal(signal.SIGHUP)
+        await program.errors.wait_for(
+            " INFO .*SIGHUP: reloaded secrets and the settings of plugins"
+        )
         stream.may_end.set()
         assert await rest_of_stream(streaming) == b"".join(EVENTS[1:])
         assert (await streaming.ask(REQUEST)).status == 401
-        assert (await program.ask(OTHER_MODELS)).status == 200
-        assert [each.header("x-api-key") for each in upstream.requests] == [
-            TEST_UPSTREAM_KEY,
-            OTHER_KEY,
-        ]
-        (warning,) = [line for line in program.errors.all if "WARNING" in line]
-        assert warning.endswith("SIGHUP: MAX_BODY_SIZE has changed; restart to apply it")
         large = request_bytes("POST", "/v1/messages", body=b" " * 2048, token=OTHER_TOKEN)
         assert (await program.ask(large)).status != 413
+        keys = [each.header("x-api-key") for each in upstream.requests]
+        assert keys == [TEST_UPSTREAM_KEY, OTHER_KEY]
+        (warning,) = [line for line in program.errors.all if "WARNING" in line]
+        assert warning.endswith("SIGHUP: MAX_BODY_SIZE has changed; restart to apply it")
         await streaming.close()
 
 
@@ -358,29 +318,17 @@ async def test_sighup_with_wrong_settings_changes_nothing(
     file.write(f"AUTH_TOKEN={TEST_TOKEN}", "HOST=0.0.0.0")
     async with running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
         await program.port()
-        for lines, fault in (
-            (["nonsense"], r"\.env, line 2: "),
-            ([f"AUTH_TOKN={OTHER_TOKEN}"], "AUTH_TOKN: did you mean AUTH_TOKEN"),
-            ([f"AUTH_TOKEN={OTHER_TOKEN}", "ALLOW_ANONYMOUS=1"], "ALLOW_ANONYMOUS"),
+        for line, fault in (
+            ("nonsense", r"\.env, line 2: "),
+            (f"AUTH_TOKN={OTHER_TOKEN}", "AUTH_TOKN: did you mean AUTH_TOKEN"),
             # the program still listens on every address, whatever the file says now
-            (["HOST=127.0.0.1"], "HOST is 0.0.0.0 and no AUTH_TOKEN is set"),
+            ("HOST=127.0.0.1", "HOST is 0.0.0.0 and no AUTH_TOKEN is set"),
         ):
-            file.write(*lines)
+            file.write(line)
             program.send_signal(signal.SIGHUP)
             await program.errors.wait_for(
                 f"ERROR.*SIGHUP: the settings stay as they were: .*{fault}"
             )
         assert (await program.ask(MODELS)).status == 200
-        assert (await program.ask(OTHER_MODELS)).status == 401
     assert OTHER_TOKEN not in text_of(program)
     assert TEST_UPSTREAM_KEY not in text_of(program)
-
-
-async def test_sighup_changes_the_log_level(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    file = EnvFile(tmp_path)
-    file.write(f"AUTH_TOKEN={TEST_TOKEN}", "LOG_LEVEL=error")
-    async with running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
-        await program.port()
-        file.write(f"AUTH_TOKEN={TEST_TOKEN}", "LOG_LEVEL=info")
-        program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for(" INFO .*SIGHUP")
