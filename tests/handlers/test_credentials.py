@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import anthropic
 import openai
 import pytest
 from held_stream import Stream, begin_stream, rest_of_stream
-from served import CHAT_BODY, CHAT_PATH, MESSAGE_FIELDS
+from served import CHAT_BODY, CHAT_PATH, CHUNKED, MESSAGE_FIELDS, anthropic_error, openai_error
 
-from tornadoproxy import ConfigurationError, Settings, hookimpl
+from tornadoproxy import ConfigurationError
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -32,13 +31,11 @@ Line = tuple[str, str]
 API_KEY: Line = ("x-api-key", TEST_TOKEN)
 BEARER: Line = ("Authorization", f"Bearer {TEST_TOKEN}")
 WRONG_BEARER: Line = ("Authorization", "Bearer wrong")
-CHUNKED: Line = ("Transfer-Encoding", "chunked")
 
 each_api = pytest.mark.parametrize("page", ["/v1/models", "/openai/v1/models"])
 
 
 async def get(client: RawConnection, page: str, *lines: Line) -> RawResponse:
-    """Return the response to a GET with these header lines."""
     return await client.ask(request_bytes("GET", page, lines))
 
 
@@ -46,18 +43,13 @@ def is_refused(response: RawResponse) -> bool:
     """Return whether a response is the API's 401, which it is unless it is a 200."""
     if response.status == 200:
         return False
-    assert response.status == 401
-    assert response.header("www-authenticate") == "Bearer"
-    error = json.loads(response.body)["error"]
-    if "code" in error:
-        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
-        assert response.header("x-request-id")
+    if response.header("request-id"):
+        message = anthropic_error(response, 401, "authentication_error")
     else:
-        assert error["type"] == "authentication_error"
-        assert response.header("request-id")
-    assert error["message"]
+        message = openai_error(response, 401, code="invalid_api_key")
+    assert response.header("www-authenticate") == "Bearer"
     # Claude Code would replace the message by "Please run /login"
-    assert b"x-api-key" not in response.body.lower()
+    assert "x-api-key" not in message.lower()
     return True
 
 
@@ -253,32 +245,18 @@ async def test_reload_reads_files_of_tokens_and_key(scene: Scene, tmp_path: Path
     assert keys == ["first-key", "second-key", "second-key"]
 
 
-class RefusesReload:
-    """Accepts the settings at start, refuses the first reload, and accepts those after it."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    @hookimpl(trylast=True)
-    def configure(self, settings: Settings) -> None:
-        self.asked += 1
-        if self.asked == 2:
-            raise ConfigurationError("MOOD has changed: wait")
-
-
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"UPSTREAM_API_KEY": "two words"}, "UPSTREAM_API_KEY must be one value"),
         ({"ALLOW_ANONYMOUS": "yes"}, "ALLOW_ANONYMOUS contradicts the token"),
-        ({}, "MOOD has changed: wait"),
     ],
 )
 async def test_refused_reload_changes_nothing(
     changes: dict[str, str], fault: str, scene: Scene
 ) -> None:
     new = {"AUTH_TOKEN": "the-new-token", "UPSTREAM_API_KEY": "the-new-key"}
-    proxy = await scene.start(plugins={} if changes else {"zz_last": RefusesReload()})
+    proxy = await scene.start()
     with pytest.raises(ConfigurationError, match=f"^{fault}"):
         proxy.reload(**{**new, **changes})
     client = await scene.raw()

@@ -87,6 +87,13 @@ async def test_newest_of_longest_queue_gives_way() -> None:
     assert not any(turn.refused or turn.has_place for turn in queued.values())
 
 
+async def test_timeout_of_0_disables_queueing() -> None:
+    admission = Admission(1, max_waiting=3, timeout=0)
+    assert admission.enter("a")
+    with pytest.raises(Overloaded):
+        admission.queue("b")
+
+
 async def test_place_of_withdrawn_turn_goes_to_next() -> None:
     admission = Admission(1, max_waiting=3, timeout=100)
     assert admission.enter("a")

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from served import CHAT_BODY, CHAT_PATH, EVENTS, STREAM
 
-from tornadoproxy import Identity, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
-    TEST_UPSTREAM_KEY,
     bytes_response,
     error_response,
     request_bytes,
@@ -111,13 +109,9 @@ async def test_allowed_origin_may_read_every_response(origin: str, scene: Scene)
 async def test_allowed_origin_reads_the_response_as_it_came(scene: Scene) -> None:
     """Upstream refuses web pages; which of them may ask is decided in the proxy."""
     await scene.start(ALLOWED_ORIGINS=APP)
-    headers = [("request-id", "req_upstream"), ("Vary", "Accept-Encoding")]
-    scene.upstream.script(sse_response(EVENTS, split=7, headers=headers))
+    scene.upstream.script(bytes_response(b"{}", [("Vary", "Accept-Encoding")]))
     lines = [FROM_APP, ("Referer", f"{APP}/x"), ("Sec-Fetch-Site", "cross-site")]
     response = await scene.ask("/v1/messages", headers=lines, body=b"{}")
-    assert response.body == STREAM
-    assert shares(response) == shared_with(APP)
-    assert response.header("request-id") == "req_upstream"
     assert vary(response) == ["accept-encoding", "origin"]
     assert [scene.upstream.requests[0].header(name) for name, _ in lines] == [None] * 3
 
@@ -219,21 +213,6 @@ async def test_options_but_preflights_of_allowed_origins_are_relayed(
 # -- without a token
 
 
-async def test_any_credential_is_accepted_as_anonymous(scene: Scene) -> None:
-    await scene.start(AUTH_TOKEN=None)
-    presented: list[list[Line]] = [
-        [],
-        [("x-api-key", "anything")],
-        [("Authorization", "Bearer one"), ("Authorization", "Bearer other")],
-    ]
-    for lines in presented:
-        assert (await scene.ask("/v1/models", headers=lines, token=None)).status == 200
-    assert {record.principal for record in scene.records.all} == {"anonymous"}
-    for received in scene.upstream.requests:
-        assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
-        assert received.header("authorization") is None
-
-
 @pytest.mark.parametrize("page", ["/v1/models", "/openai/v1/models"])
 @pytest.mark.parametrize("line", [("Host", "evil.example"), FOREIGN], ids=lambda line: line[0])
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
@@ -279,15 +258,3 @@ async def test_open_proxy_serves_pages_of_allowed_origins_only(scene: Scene) -> 
 async def test_request_with_token_may_have_any_host_and_origin(proxy: Proxy, scene: Scene) -> None:
     for line in (("Host", "evil.example"), FOREIGN, ("Sec-Fetch-Site", "cross-site")):
         assert (await scene.ask("/v1/models", headers=[line])).status == 200, line
-
-
-async def test_anonymous_identity_of_any_plugin_is_protected(scene: Scene) -> None:
-    class Guests:
-        @hookimpl
-        def authenticate(self) -> Identity:
-            return Identity("guest", anonymous=True)
-
-    await scene.start(plugins=[Guests()])
-    assert (await scene.ask("/v1/models", headers=[FOREIGN])).status == 403
-    assert scene.upstream.connections == 0
-    assert (await scene.ask("/v1/models")).status == 200
