@@ -21,8 +21,6 @@ from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.testing import json_response, request_record, silent_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scene import Scene
 
     from tornadoproxy.testing import UpstreamExchange
@@ -128,33 +126,10 @@ def test_request_ids_are_unique_beyond_one_block_of_entropy() -> None:
 IDLE = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
 
 
-async def test_status_is_known_from_startup_to_shutdown(scene: Scene) -> None:
-    class Watcher:
-        def __init__(self) -> None:
-            self.seen: list[Status] = []
-
-        @hookimpl
-        def startup(self, status: Callable[[], Status]) -> None:
-            self.status = status
-            self.seen.append(status())
-
-        @hookimpl
-        def shutdown(self) -> None:
-            self.seen.append(self.status())
-
-    watcher = Watcher()
-    proxy = await scene.start(plugins=[watcher])
-    (first,) = watcher.seen
-    assert set(first.plugin_failures) == set(first.plugin_refusals) > {"token", "access_log"}
-    assert not any((*first.plugin_failures.values(), *first.plugin_refusals.values()))
-    assert replace(first, plugin_failures={}, plugin_refusals={}) == IDLE
-    await proxy.server.drain()
-    assert watcher.seen[1].draining
-    assert watcher.seen[1].client_connections == 0
-
-
 async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> None:
     proxy = await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=15, CLIENT_IDLE_TIMEOUT=60)
+    first_status = proxy.server.status()
+    assert replace(first_status, plugin_failures={}, plugin_refusals={}) == IDLE
     may_respond = asyncio.Event()
 
     async def response(exchange: UpstreamExchange) -> None:
@@ -192,6 +167,8 @@ async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> Non
     await second.close()
     while proxy.server.status().client_connections:
         await asyncio.sleep(0)
+    await proxy.server.drain()
+    assert proxy.server.status().draining
 
 
 async def test_status_counts_failures_and_refusals_by_plugin(scene: Scene) -> None:
@@ -209,5 +186,6 @@ async def test_status_counts_failures_and_refusals_by_plugin(scene: Scene) -> No
     assert (await scene.ask("/v1/models")).status == 503
     await scene.records.finished()
     status = proxy.server.status()
+    assert set(status.plugin_failures) == set(status.plugin_refusals) > {"token", "access_log"}
     assert (status.plugin_failures["fails"], status.plugin_refusals["fails"]) == (1, 0)
     assert (status.plugin_failures["refuses"], status.plugin_refusals["refuses"]) == (0, 1)

@@ -1,23 +1,32 @@
-"""The hooks ``admit`` and ``authorize`` in a served proxy: what they see, decide and settle."""
+"""The hooks that decide, in a served proxy: ``authenticate``, ``admit`` and ``authorize``."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from served import CHAT_PATH, CHUNKED, anthropic_error, in_chunks, openai_error, request
+from served import (
+    CHAT_BODY,
+    CHAT_PATH,
+    CHUNKED,
+    MESSAGE,
+    MESSAGE_FIELDS,
+    anthropic_error,
+    in_chunks,
+    openai_error,
+    request,
+)
 
 from tornadoproxy import Denied, Identity, IncomingRequest, ModelRequest, Permit, hookimpl
 from tornadoproxy.handlers.proxying import IN_THREAD
 from tornadoproxy.handlers.relay import HELD_BODY
-from tornadoproxy.testing import (
-    json_response,
-    message_document,
-)
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, json_response, message_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,14 +36,160 @@ if TYPE_CHECKING:
     from tornadoproxy import RequestRecord, Usage
 
 MODEL = "claude-sonnet-5-5"
-FIELDS: dict[str, Any] = {
-    "model": MODEL,
-    "max_tokens": 100,
-    "messages": [{"role": "user", "content": "Hi"}],
-}
-BODY = json.dumps(FIELDS).encode()
+BODY = json.dumps(MESSAGE_FIELDS).encode()
 
 each_api = pytest.mark.parametrize("page", ["/v1/messages?beta=true", CHAT_PATH])
+
+
+# -- who sends a request
+
+
+class Deciding:
+    """An authenticator that records its requests and calls this function."""
+
+    def __init__(self, decide: Callable[[IncomingRequest], object]) -> None:
+        self._decide = decide
+        self.seen: list[IncomingRequest] = []
+
+    @hookimpl(tryfirst=True)
+    def authenticate(self, request: IncomingRequest) -> Any:  # Any: what is tested
+        self.seen.append(request)
+        return self._decide(request)
+
+
+def presented(request: IncomingRequest) -> str:
+    """Return the credential, as a careless plugin does."""
+    (secret,) = request.candidates()
+    return secret.reveal().decode()
+
+
+def raises(request: IncomingRequest) -> Identity:
+    people: dict[str, Identity] = {}
+    try:
+        return people[presented(request)]
+    except KeyError as error:
+        raise RuntimeError(presented(request)) from error
+
+
+async def hangs(request: IncomingRequest) -> Identity:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    raise KeyError(presented(request))
+
+
+@pytest.mark.parametrize("decide", [raises, hangs, presented])
+async def test_failed_authenticator_is_503_without_credential(
+    decide: Callable[[IncomingRequest], object], scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Deciding(lambda request: Identity("other"))
+    plugins = {"careless": Deciding(decide), "other": other}
+    await scene.start(plugins=plugins, PLUGIN_TIMEOUT=0.05)
+    responses = [
+        await scene.ask("/v1/models"),
+        await scene.ask("/openai/v1/models", token="wrong-guess"),
+    ]
+    # a 401 would make a key helper fetch a new key
+    messages = {
+        anthropic_error(responses[0], 503, "overloaded_error"),
+        openai_error(responses[1], 503, "server_error"),
+    }
+    assert messages == {"Authentication is temporarily unavailable: try again."}
+    assert [response.header("retry-after") for response in responses] == ["1", "1"]
+    assert scene.upstream.connections == 0
+    assert other.seen == []
+    await scene.records.finished(2)
+    ended = [(each.status, each.outcome, each.principal) for each in scene.records.all]
+    assert ended == [(503, "failed", None)] * 2
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 2
+    assert all("'careless'" in record.getMessage() for record in errors)
+    if decide is raises:
+        assert "test_deciding_hooks.py" in caplog.text, "where it was raised"
+    for secret in (TEST_TOKEN, "wrong-guess"):
+        assert secret not in caplog.text + repr(scene.records.all)
+        assert all(secret not in repr(record.__dict__) for record in caplog.records)
+        assert all(secret.encode() not in each.raw_head + each.body for each in responses)
+
+
+async def test_authenticator_sees_request_as_sent_and_decides(scene: Scene) -> None:
+    async def decide(_: IncomingRequest) -> Identity:
+        await asyncio.sleep(0)
+        return Identity("alice")
+
+    plugin = Deciding(decide)
+    await scene.start(plugins=[plugin])
+    body = b'{"model":"m"}' * 1000
+    lines = [("X-Twice", "1"), ("X-Twice", "2"), ("x-api-key", "no-token-of-ours")]
+    await scene.ask("/v1/a%20b?c=d", method="PUT", headers=lines, body=body, token=None)
+    record = await scene.records.finished()
+    assert (record.principal, record.outcome) == ("alice", "completed")
+    (request,) = plugin.seen
+    assert (request.method, request.path, request.remote_ip) == ("PUT", "/v1/a%20b", "127.0.0.1")
+    assert request.dialect.value == "anthropic"
+    assert request.headers.get_list("x-twice") == ["1", "2"]
+    (received,) = scene.upstream.requests
+    assert received.body == body
+    assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
+
+
+@pytest.mark.parametrize("decide", [lambda request: Identity("slow"), raises])
+async def test_disconnect_during_authentication_is_abandoned_once(
+    decide: Callable[[IncomingRequest], object], scene: Scene
+) -> None:
+    begun, decided = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: IncomingRequest) -> object:
+        if decided.is_set():
+            return Identity("quick")
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        decided.set()
+        return decide(request)
+
+    await scene.start(plugins=[Deciding(slow)])
+    client = await scene.raw()
+    await client.send(MESSAGE)
+    await begun.wait()
+    await client.close()
+    record = await scene.records.finished()
+    await decided.wait()
+    # what the late result leads to has happened once this request has ended
+    assert (await scene.ask("/v1/models")).status == 200
+    await scene.records.finished(2)
+    assert (record.status, record.outcome) == (None, "abandoned")
+    assert [each.outcome for each in scene.records.all] == ["abandoned", "completed"]
+    assert [received.path for received in scene.upstream.requests] == ["/v1/models"]
+
+
+class Badge:
+    """Declares a credential header, and logs the request."""
+
+    @hookimpl
+    def credential_headers(self) -> list[str]:
+        return ["x-badge"]
+
+    @hookimpl
+    def authenticate(self, request: IncomingRequest) -> None:
+        logging.getLogger("badge").warning("asked about %s %s", request, request.headers)
+
+
+@pytest.mark.parametrize(("target", "body"), [("/v1/files", b"%PDF"), (CHAT_PATH, CHAT_BODY)])
+async def test_credential_header_reaches_neither_upstream_nor_log(
+    target: str, body: bytes, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    await scene.start(plugins=[Badge()], LOG_LEVEL="debug")
+    lines = [("X-Badge", "secret-badge-1"), ("x-BADGE", "secret-badge-2"), ("X-Own", "crosses")]
+    await scene.ask(target, headers=lines, body=body)
+    (received,) = scene.upstream.requests
+    assert received.header("x-own") == "crosses"
+    assert "secret-badge" not in str(received.headers)
+    assert "asked about" in caplog.text
+    assert "secret-badge" not in caplog.text + str(await scene.records.finished())
+
+
+# -- plugins that admit and authorize
 
 
 class Authorizer:
@@ -98,16 +253,16 @@ async def test_authorize_sees_model_request_with_its_cost(
 
     authorizer = Authorizer()
     await scene.start(plugins=[authorizer, Prices()])
-    body = json.dumps({**FIELDS, "stream": stream}).encode()
+    body = json.dumps({**MESSAGE_FIELDS, "stream": stream}).encode()
     assert (await scene.ask(page, body=body)).status == 200
     ((incoming, identity, asked),) = authorizer.asked
     assert incoming.path == page.partition("?")[0]
     assert identity == Identity("token")
     assert asked is not None
-    assert (asked.model, asked.max_tokens, asked.stream) == (MODEL, 100, stream)
+    assert (asked.model, asked.max_tokens, asked.stream) == (MODEL, 20, stream)
     assert asked.size == len(body)
     assert asked.input_cost is not None
-    assert asked.max_cost == asked.input_cost + 100 * 2_000_000
+    assert asked.max_cost == asked.input_cost + 20 * 2_000_000
     record = await scene.records.finished()
     assert record.cost == Prices().price(record.usage)
 
@@ -115,9 +270,9 @@ async def test_authorize_sees_model_request_with_its_cost(
 async def test_authorize_sees_model_and_limit_sent_upstream(scene: Scene) -> None:
     authorizer = Authorizer()
     await scene.start(plugins=[authorizer], CHAT_MODELS=f"gpt-5={MODEL}", CHAT_DEFAULT_MAX_TOKENS=7)
-    await scene.ask(CHAT_PATH, {"model": "gpt-5", "messages": FIELDS["messages"]})
+    await scene.ask(CHAT_PATH, {"model": "gpt-5", "messages": MESSAGE_FIELDS["messages"]})
     for more in ({}, {"fallbacks": [{"model": "claude-unheard-of"}]}):
-        await scene.ask("/v1/messages", {**FIELDS, "max_tokens": 10**12, **more})
+        await scene.ask("/v1/messages", {**MESSAGE_FIELDS, "max_tokens": 10**12, **more})
     asked = [(each.model, each.max_tokens, each.output_tokens) for each in authorizer.models()]
     assert asked == [(MODEL, 7, 7), (MODEL, 10**12, 64_000), (MODEL, 10**12, 128_000)]
 
@@ -169,7 +324,7 @@ async def test_authorize_refusal_settles_and_stays_here(page: str, scene: Scene)
     settled, other = Settled(), Authorizer()
     plugins = {"a": Authorizer(settled.permit), "b": Authorizer(refuse), "c": other}
     await scene.start(plugins=plugins, DISABLED_PLUGINS="keys budgets")
-    response = await scene.ask(page, FIELDS)
+    response = await scene.ask(page, MESSAGE_FIELDS)
     assert response.header("retry-after") == "7"
     error = openai_error if page == CHAT_PATH else anthropic_error
     assert error(response, 429, "rate_limit_error") == "Too often: wait."
@@ -199,7 +354,7 @@ async def test_permits_are_settled_once(page: str, scene: Scene) -> None:
         "c": Authorizer(lambda _: later(settled.permit())),
     }
     await scene.start(plugins=plugins)
-    await scene.ask(page, FIELDS)
+    await scene.ask(page, MESSAGE_FIELDS)
     assert settled.records == [await scene.records.finished()] * 3
 
     client = await scene.raw()
@@ -245,7 +400,7 @@ async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> 
         "anthropic-ratelimit-requests-remaining": "7",
     }
     scene.upstream.script(json_response(message_document("Hi"), headers=headers))
-    response = await scene.ask(page, FIELDS)
+    response = await scene.ask(page, MESSAGE_FIELDS)
     assert response.status == 200
     assert response.header("anthropic-ratelimit-requests-remaining") == "7"
     assert not [name for name, _ in response.headers if "unified" in name.lower()]
@@ -280,7 +435,7 @@ async def test_large_body_is_parsed_in_thread(page: str, scene: Scene, *, leaves
         large = await scene.raw()
         body = BODY.replace(b"Hi", b"x" * (IN_THREAD + 1))
         await large.send(request("POST", page, body=body))
-        assert (await scene.ask(page, FIELDS)).status == 200, "the loop is free"
+        assert (await scene.ask(page, MESSAGE_FIELDS)).status == 200, "the loop is free"
         assert len(authorizer.asked) == 1
         if leaves:
             await large.close()
