@@ -8,10 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from anthropic import AsyncAnthropic, AuthenticationError
-from openai import AsyncOpenAI
-from openai import AuthenticationError as OpenAIAuthenticationError
-from people import CHAT, MESSAGES, Held, error_of, locked, message
+from people import CHAT, MESSAGES, Held, error_of, locked
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
 from tornadoproxy_keys.usage_count import UsageCount
 
@@ -23,7 +20,6 @@ from tornadoproxy import (
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
-    clean_environment,
     json_response,
     request_record,
 )
@@ -43,34 +39,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Authentication
-
-
-async def test_key_authenticates_with_both_sdks(
-    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = keyed.create(groups=("engines", "london"))
-    revoked = keyed.create("bob")
-    keyed.revoke("bob")
-    proxy = await keyed.start()
-    clean_environment(monkeypatch)
-    async with (
-        AsyncAnthropic(base_url=proxy.url, api_key=key, max_retries=0) as client,
-        AsyncOpenAI(base_url=f"{proxy.url}/openai/v1", api_key=key, max_retries=0) as openai,
-    ):
-        await client.messages.create(**message())
-        await openai.chat.completions.create(**message())
-        client.api_key = openai.api_key = revoked
-        with pytest.raises(AuthenticationError, match="revoked") as refused:
-            await client.models.list()
-        with pytest.raises(OpenAIAuthenticationError, match="revoked") as also:
-            await openai.models.list()
-    codes = (refused.value.type, also.value.code)
-    assert codes == ("authentication_error", "invalid_api_key")
-    for record in keyed.records.all[:2]:
-        assert (record.principal, record.groups) == ("ada", ("engines", "london"))
-    for request in keyed.upstream.requests:
-        assert request.all("x-api-key") == [TEST_UPSTREAM_KEY]
-        assert key.encode() not in request.raw_head
 
 
 async def test_rejected_key_says_why(keyed: Keyed) -> None:
@@ -102,9 +70,13 @@ async def test_rejected_key_says_why(keyed: Keyed) -> None:
 async def test_one_valid_credential_in_either_header_suffices(keyed: Keyed) -> None:
     revoked = keyed.create("bob")
     keyed.revoke("bob")
-    live = keyed.create()
+    live = keyed.create(groups=("engines", "london"))
     await keyed.start()
     assert (await keyed.ask(live)).status == 200, "as Authorization"
+    assert (await keyed.records.finished()).groups == ("engines", "london")
+    (sent,) = keyed.upstream.requests
+    assert sent.all("x-api-key") == [TEST_UPSTREAM_KEY]
+    assert live.encode() not in sent.raw_head
     for keys, principal in (
         ((live,), "ada"),
         (("a-dummy", live), "ada"),
