@@ -24,26 +24,19 @@ from tornadoproxy import (
     ModelRequest,
     ModelUsage,
     Usage,
-    hookimpl,
 )
 from tornadoproxy.testing import (
     TEST_TOKEN,
-    error_response,
-    event,
     json_response,
     message_document,
     request_bytes,
     request_record,
-    silent_response,
-    sse_response,
 )
 
 if TYPE_CHECKING:
     from keyed import Keyed
 
 pytest_plugins = ("keyed",)
-
-PING = event({"type": "ping"})
 
 
 def live_key(limits: Limits) -> LiveKey:
@@ -229,36 +222,6 @@ async def test_parallel_requests_run_up_to_the_limit(keyed: Keyed) -> None:
     held.released.set()
     statuses = sorted(response.status for response in await asyncio.gather(*asking))
     assert statuses == [200] * 3 + [429] * 5
-    assert (await keyed.ask(key)).status == 200
-
-
-async def test_place_is_freed_however_a_request_ends(keyed: Keyed) -> None:
-    class Moody:
-        """An authorizer that runs after the keys."""
-
-        @hookimpl
-        def authorize(self, request: IncomingRequest) -> None:
-            if request.method == "PUT":
-                raise RuntimeError
-
-    key = keyed.create("ada", Limits(concurrency=1))
-    await keyed.start(plugins=[Moody()])
-    put = await keyed.request(MESSAGES, {}, method="PUT", token=key)
-    assert put.status == 503
-    # an upstream that refuses or resets
-    keyed.upstream.script(
-        error_response(529, "overloaded_error", "Overloaded"), sse_response([PING], end="reset")
-    )
-    assert (await keyed.ask(key)).status == 529
-    assert b"event: error" in await (await keyed.send(key)).read_to_end()
-    assert (await keyed.ask(key, document={"max_tokens": "x"})).status == 400
-    # a client that disconnects
-    keyed.upstream.script(silent_response())
-    before, sent = len(keyed.records.all), len(keyed.upstream.requests)
-    connection = await keyed.send(key)
-    await keyed.upstream.received(sent + 1)
-    await connection.close()
-    assert (await keyed.records.finished(before + 1)).outcome == "abandoned"
     assert (await keyed.ask(key)).status == 200
 
 

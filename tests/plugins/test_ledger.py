@@ -14,20 +14,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, MODEL, Scene, locked, message, run_command
+from people import MESSAGES, MODEL, People, Scene, locked, message, run_command
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
 from tornadoproxy import (
     ConfigurationError,
     Database,
-    Identity,
     ModelUsage,
     Outcome,
     RequestRecord,
     Settings,
     Usage,
-    hookimpl,
 )
 from tornadoproxy.testing import request_record
 
@@ -81,35 +79,24 @@ def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
     assert set(row.keys()) == {*further, *OF_A_RECORD, *OF_USAGE}
 
 
-class Team:
-    """Everybody is Ada, in two groups; a token costs a millionth of a dollar."""
-
-    @hookimpl(tryfirst=True)
-    def authenticate(self) -> Identity:
-        return Identity("ada", groups=("engineers", "früh"))
-
-    @hookimpl(tryfirst=True)
-    def price(self, usage: Usage) -> int:
-        return 1000 * ((usage.input_tokens or 0) + (usage.output_tokens or 0))
-
-
 # Rows
 
 
 async def test_row_has_the_values_of_its_record(scene: Scene, path: Path) -> None:
-    proxy = await scene.start_proxy(plugins=[Team()], LEDGER_DB=path)
+    proxy = await scene.start_proxy(plugins=[People()], LEDGER_DB=path)
     headers = {"X-Claude-Code-Session-Id": "s-1"}
-    assert (await scene.request(MESSAGES, message(stream=True), headers=headers)).status == 200
+    asked = message(stream=True)
+    await scene.request(MESSAGES, asked, headers=headers, token="ada+engineers+leads")
     record = await scene.records.finished()
     await proxy.server.drain()
     (row,) = rows(path)
     check_row(row, record)
     assert row["principal"] == "ada"
-    assert json.loads(row["groups"]) == ["engineers", "früh"]
+    assert json.loads(row["groups"]) == ["engineers", "leads"]
     assert (row["route"], row["method"], row["status"]) == (MESSAGES, "POST", 200)
     assert (row["outcome"], row["error"], row["partial"]) == ("completed", None, 0)
     assert (row["model"], row["stop_reason"], row["session_id"]) == (MODEL, "end_turn", "s-1")
-    assert row["cost_nanos"] == 1000 * (row["input_tokens"] + row["output_tokens"]) > 0
+    assert row["cost_nanos"] > 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 100])
@@ -392,7 +379,6 @@ def test_days_and_months_are_those_of_the_time_zone(filled: Path, zone: pytest.M
         (("--since", "2026-11-30"), 1),
         (("--until", "2026-11-28"), 0),
         (("--since", "2026-11-30", "tokyo"), 2),
-        (("--since", "2026-11-30", "--tz", "utc", "tokyo"), 1),
         (("--group", "leads"), 5),
         (("--model", "opus", "--principal", "ada", "--group", "engineers"), 2),
         (("--principal", "' OR 1=1 --"), 0),

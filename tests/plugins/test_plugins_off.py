@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from functools import reduce
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from people import CHAT, MESSAGES, Scene, message
+from program import running
 
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, request_bytes
+from tornadoproxy.testing import TEST_TOKEN, request_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import FrameType
 
 pytest_plugins = ("people",)
@@ -114,40 +113,13 @@ async def test_inactive_plugin_costs_no_call(path: str, stream: bool, scene: Sce
     }
 
 
-SERVES = """
-import sys
-
-from tornadoproxy.__main__ import main
-
-status = main()
-print("modules:", *sys.modules)
-sys.exit(status)
-"""
-
-
-def test_start_imports_no_library_of_inactive_plugin(tmp_path: Path) -> None:
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PORT": "0",
-        "AUTH_TOKEN": TEST_TOKEN,
-        "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
-    }
-    lines = []
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVES, "serve"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as program:
-        assert program.stdout is not None
-        for line in program.stdout:
-            lines.append(line)
-            if line.startswith("curl "):
-                program.send_signal(signal.SIGTERM)
-    assert program.returncode == 0, "".join(lines)
-    (imported,) = (set(line.split()[1:]) for line in lines if line.startswith("modules: "))
+async def test_start_imports_no_library_of_inactive_plugin(scene: Scene) -> None:
+    async with running(scene.directory, scene.upstream, PYTHONVERBOSE="1") as program:
+        await program.port()
+        program.send_signal(signal.SIGTERM)
+        assert await program.ended() == 0
+    found = (re.match(r"import '([\w.]+)'", line) for line in program.errors.all)
+    imported = {each[1] for each in found if each}
     assert imported >= {f"tornadoproxy_{name}" for name in OPTIONAL}
     libraries = {"sqlite3", "prometheus_client", "opentelemetry", "tomllib"}
     assert {name.partition(".")[0] for name in imported} & libraries == set()

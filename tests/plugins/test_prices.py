@@ -8,17 +8,11 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from people import CHAT, MESSAGES, MODEL, Scene, message, run_command
+from people import MESSAGES, MODEL, Scene, message, run_command
 from tornadoproxy_prices import MAX_NAMED, PRICES_FILE, Pricer
 from tornadoproxy_prices.shipped import SHIPPED
 
 from tornadoproxy import ConfigurationError, Settings, Usage, hookimpl
-from tornadoproxy.testing import (
-    json_response,
-    message_document,
-    message_events,
-    sse_response,
-)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,6 +118,17 @@ def test_built_in_table_has_the_ratios_of_the_price_list() -> None:
             if name != "claude-3-haiku":  # its own prices for the cache are rounded
                 assert rates.cache_write_5m * 4 == rates.input * 5, name
                 assert rates.cache_write_1h == rates.input * 2, name
+
+
+async def test_cost_comes_from_the_first_plugin_with_a_price(scene: Scene) -> None:
+    class Contract:
+        @hookimpl
+        def price(self) -> int:
+            return 7
+
+    await scene.start_proxy(plugins=[Contract()])
+    await scene.request(MESSAGES, message())
+    assert (await scene.records.finished()).cost == 7
 
 
 # Unknown models
@@ -310,48 +315,3 @@ def test_command_shows_the_prices_as_csv_and_json() -> None:
     haiku = [row for row in rows if row["model"] == "claude-haiku-5-5"]
     assert [row["over"] for row in haiku] == ["0", "100000"]
     assert [row["cache_write_5m"] for row in haiku] == ["0.125", "0.625"]
-
-
-# Records
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["JSON", "stream"])
-@pytest.mark.parametrize("route", [MESSAGES, CHAT])
-async def test_record_has_usage_and_cost_of_a_response(
-    route: str, stream: bool, scene: Scene
-) -> None:
-    await scene.start_proxy()
-    usage = {
-        "input_tokens": 3,
-        "output_tokens": 15,
-        "cache_creation_input_tokens": 5000,
-        "cache_read_input_tokens": 20_000,
-        "cache_creation": {"ephemeral_5m_input_tokens": 3000, "ephemeral_1h_input_tokens": 2000},
-        "server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 2},
-    }
-    document = message_document("Grüße, 世界 😀", model=MODEL, usage=usage)
-    scene.upstream.script(
-        sse_response(message_events(document)) if stream else json_response(document)
-    )
-    assert (await scene.request(route, message(stream=stream))).status == 200
-    record = await scene.records.finished()
-    read = Usage(3, 15, 20_000, 5000, 2000, 3, 2)
-    assert (record.model, record.outcome, record.stop_reason) == (MODEL, "completed", "end_turn")
-    assert (record.usage, record.cost) == (read, configured().price(MODEL, read))
-    assert record.time_to_first_byte is not None
-    if stream:
-        assert record.time_to_first_token is not None
-        assert record.time_to_first_byte <= record.time_to_first_token <= record.duration
-    else:
-        assert record.time_to_first_token is None
-
-
-async def test_cost_comes_from_the_first_plugin_with_a_price(scene: Scene) -> None:
-    class Contract:
-        @hookimpl
-        def price(self) -> int:
-            return 7
-
-    await scene.start_proxy(plugins=[Contract()])
-    await scene.request(MESSAGES, message())
-    assert (await scene.records.finished()).cost == 7
