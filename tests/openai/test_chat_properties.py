@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 import random
-import re
 from typing import TYPE_CHECKING, Any
 
-from anthropic.types.message_create_params import (
-    MessageCreateParamsNonStreaming,
-    MessageCreateParamsStreaming,
+from chat_requests import (
+    OTHER,
+    THOUGHT,
+    TOOL,
+    Json,
+    assistant,
+    blocks_of,
+    call,
+    function_result,
+    image,
+    result,
+    system,
+    text,
+    translate,
+    user,
 )
-from chat_strategies import Json, abilities, junk, messages, requests, spoiled
 from damage import damaged
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from properties import holds_of
-from pydantic import TypeAdapter
 
 from tornadoproxy.errors import InvalidRequest, UpstreamProtocolError
 from tornadoproxy.openai import chat_completions
-from tornadoproxy.openai.chat_completions import Capabilities, Options, StreamTranslator
+from tornadoproxy.openai.chat_completions import FIELDS, Capabilities, StreamTranslator
 from tornadoproxy.testing import message_document, message_events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-WHOLE: TypeAdapter[Any] = TypeAdapter(MessageCreateParamsNonStreaming)
-STREAMED: TypeAdapter[Any] = TypeAdapter(MessageCreateParamsStreaming)
+    from collections.abc import Iterable, Iterator
 
 cuts = st.lists(st.integers(0, 10**6), max_size=8)
 seeds = st.integers(0, 2**32 - 1)
@@ -41,70 +47,65 @@ def dump(document: object) -> bytes:
 
 # -- requests
 
-
-def read_through(value: Any) -> None:  # Any: what pydantic has validated
-    """Validate the items of each iterable, which pydantic leaves for later."""
-    if isinstance(value, dict):
-        for each in value.values():
-            read_through(each)
-    elif not isinstance(value, str) and hasattr(value, "__iter__"):
-        for each in value:
-            read_through(each)
-
-
-def translated(document: Json, able: Capabilities | None) -> Json:
-    mapped = Options(models={"*": "claude-mapped"})
-    translation = chat_completions.translate_request(
-        chat_completions.parse(dump(document)), options=mapped, capabilities=able
-    )
-    body: Json = json.loads(translation.body)
-    return body
-
-
-def blocks_of(message: Json, *kinds: str) -> list[Json]:
-    content = message["content"]
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return [block for block in blocks if not kinds or block["type"] in kinds]
-
-
-def accept(body: Json) -> None:
-    """Assert that the upstream accepts a request: its types, and the rules beyond types."""
-    adapter = STREAMED if body.get("stream") else WHOLE
-    read_through(adapter.validate_python(copy.deepcopy(body)))
-    assert None not in body.values()
-    assert 0 <= body.get("temperature", 0) <= 1
-    assert not {"temperature", "top_p"} <= body.keys()
-    assert all(each.strip() for each in body.get("stop_sequences", ["x"]))
-    if body.get("thinking", {}).get("type") == "enabled":
-        assert 1024 <= body["thinking"]["budget_tokens"] < body["max_tokens"]
-    names = [tool["name"] for tool in body.get("tools", [])]
-    assert len(set(names)) == len(names)
-    turns = body["messages"]
-    assert len(turns) % 2, "the user speaks first and last"
-    ids: list[str] = []
-    for number, turn in enumerate(turns):
-        assert turn["role"] == ("assistant" if number % 2 else "user")
-        assert all(block["text"].strip() for block in blocks_of(turn, "text"))
-        assert all(block["signature"] for block in blocks_of(turn, "thinking"))
-        assert blocks_of(turn)[-1]["type"] not in ("thinking", "redacted_thinking")
-        results = blocks_of(turn, "tool_result")
-        calls = blocks_of(turns[number - 1], "tool_use") if number else []
-        answered = [block["tool_use_id"] for block in results]
-        assert sorted(answered) == sorted(block["id"] for block in calls)
-        assert blocks_of(turn)[: len(results)] == results
-        ids += [block["id"] for block in blocks_of(turn, "tool_use")]
-        names += [block["name"] for block in blocks_of(turn, "tool_use")]
-    assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,128}", each) for each in ids + names)
-    assert names or not ids
+EARLIER = {**THOUGHT, "text_before": 1, "calls_before": 1}
+FILE = {"type": "file", "file": {"file_data": "JVBERi0xLjcK"}}
+PHOTO = image("data:image/png;base64,iVBORw0KGgoA")
+STEPS = [
+    *([system("Be.")], [system([text("\n"), text("Do.")])], [user("Hi")], [user(" ")]),
+    [user([text(""), PHOTO, FILE, text("What?")])],
+    [{**user("Hi"), "prompt_cache_breakpoint": {"mode": "explicit"}}],
+    *([assistant("")], [assistant(" x ", thinking_blocks=[THOUGHT, EARLIER])]),
+    [assistant([text("a")], refusal="No.", thinking_blocks=[EARLIER])],
+    [assistant("See.", call("a"), thinking_blocks=[THOUGHT]), result("a", [PHOTO])],
+    [
+        assistant(None, call("b", "a.b"), call("call:1", arguments="["), thinking_blocks=[EARLIER]),
+        *(result("call:1", ""), result("b")),
+    ],
+    [assistant("x", function_call={"name": "f", "arguments": ""}), function_result("f")],
+]
+STRICT = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {}}}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string"}}}
+limits = st.integers(1, 100_000)
+requests = st.builds(
+    lambda steps, fields: {
+        "model": "claude-test",
+        "messages": [*itertools.chain(*steps)],
+        **fields,
+        **({} if fields.get("tools") else {"tool_choice": "none"}),
+    },
+    st.lists(st.sampled_from(STEPS), min_size=1),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "max_tokens": limits,
+            "stop": st.lists(st.sampled_from(["", " ", "x"])),
+            "temperature": st.floats(0, 2) | st.none(),
+            "top_p": st.floats(0, 1),
+            "tools": st.lists(st.sampled_from([TOOL, OTHER, STRICT])),
+            "tool_choice": st.sampled_from(["auto", "none", "required"]),
+            "reasoning_effort": st.sampled_from([None, "none", "minimal", "low", "high", "max"]),
+            "response_format": st.sampled_from([{"type": "json_object"}, FORMAT]),
+            "thinking": st.sampled_from([{"type": "adaptive"}, {"type": "disabled"}]),
+            "stream": st.booleans(),
+        },
+    ),
+)
+abilities = st.none() | st.builds(
+    Capabilities,
+    max_tokens=st.none() | limits,
+    structured_outputs=st.booleans(),
+    forced_tools=st.booleans(),
+    thinking=st.frozensets(st.sampled_from(("adaptive", "enabled", "disabled", "between_tools"))),
+    efforts=st.sampled_from(((), ("low", "medium", "high"), ("low", "medium", "high", "max"))),
+)
 
 
 @holds_of(requests, abilities)
 def test_valid_request_becomes_one_that_the_upstream_accepts(
     document: Json, able: Capabilities | None
 ) -> None:
-    body = translated(document, able)
-    accept(body)
+    fields = {name: document[name] for name in document if name != "messages"}
+    body = json.loads(translate(*document["messages"], able=able, **fields).body)
     if able is not None and not able.forced_tools:
         assert body.get("tool_choice", {}).get("type") not in {"any", "tool"}
     texts = [block["text"] for each in body["messages"] for block in blocks_of(each, "text")]
@@ -113,6 +114,49 @@ def test_valid_request_becomes_one_that_the_upstream_accepts(
         if message["role"] in {"user", "assistant"} and isinstance(message["content"], str):
             # thinking can stand within a text, and the last text ends without blanks
             assert "".join(message["content"].split()) in said
+
+
+KEYS = [
+    *(*FIELDS, "role", "content", "type", "text", "image_url", "url", "file", "file_data", "name"),
+    *("tool_calls", "function", "arguments", "parameters", "schema", "thinking_blocks", "$ref"),
+    *("signature", "cache_control", "properties", "json_schema", "include_usage", "anyOf", "enum"),
+]
+WORDS = [
+    *("user", "assistant", "system", "tool", "function", "auto", "required", "json_schema", "low"),
+    *("data:image/png;base64,aGk=", "data:", "#/$defs/x", "", '{"a": NaN}', "1e999", "\ud800"),
+]
+NUMBERS = [2**63, 10**400, -0.0, 0.5, float("inf"), float("nan")]
+any_text = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | any_text | st.sampled_from([*WORDS, *NUMBERS]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(any_text | st.sampled_from(KEYS), inner, max_size=5)
+    ),
+    max_leaves=15,
+)
+
+
+def places(document: object, path: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of each value within `document`."""
+    yield path
+    if isinstance(document, dict | list):
+        items = document.items() if isinstance(document, dict) else enumerate(document)
+        for key, value in items:
+            yield from places(value, (*path, key))
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> Json:
+    """A valid request with junk in some of its places."""
+    document: Json = json.loads(json.dumps(draw(requests)))
+    for _ in range(draw(st.integers(1, 3))):
+        *way, last = draw(st.sampled_from(list(places(document))[1:]))
+        holder: Any = document  # Any: a JSON object or list
+        for step in way:
+            holder = holder[step]
+        holder[last] = draw(junk)
+    return document
 
 
 def no_constant(name: str) -> None:
@@ -148,6 +192,41 @@ def test_invalid_request_is_refused_or_translated(
 
 
 # -- responses
+
+
+def of(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
+    """Blocks of a type."""
+    return st.fixed_dictionaries({"type": st.just(kind), **fields})
+
+
+def numbered(content: list[Json]) -> list[Json]:
+    """Blocks whose calls have ids."""
+    return [
+        {**block, "id": f"toolu_{number}"} if block["type"] == "tool_use" else block
+        for number, block in enumerate(content)
+    ]
+
+
+short = st.text(max_size=20)
+counts = st.integers(0, 10**6)
+inputs = st.dictionaries(short, short | st.lists(counts | st.none(), max_size=3), max_size=3)
+OTHERS = [{"type": "redacted_thinking", "data": "ZGF0YQ=="}, {"type": "of the future", "text": "x"}]
+blocks = (
+    of("text", text=short)
+    | of("thinking", thinking=short, signature=st.just("c2ln"))
+    | of("tool_use", name=st.just("weather") | st.text(), input=inputs)
+    | of("server_tool_use", id=st.just("x"), name=st.just("web_search"), input=inputs)
+    | st.sampled_from(OTHERS)
+)
+messages = st.builds(
+    message_document,
+    content=st.lists(blocks, max_size=6).map(numbered),
+    stop_reason=st.sampled_from(("end_turn", "tool_use", "max_tokens", "refusal", "pause_turn")),
+    usage=st.fixed_dictionaries(
+        {"input_tokens": counts, "output_tokens": counts},
+        optional={"cache_read_input_tokens": counts | st.none()},
+    ),
+)
 
 RESPONSE = message_document(
     content=[
@@ -209,7 +288,7 @@ def plain(message: Json) -> Json:
     for key in ("thinking_blocks", "tool_calls"):
         for entry in found.get(key, []):
             entry.pop("index", None)
-    for function in [call["function"] for call in found.get("tool_calls", [])]:
+    for function in [each["function"] for each in found.get("tool_calls", [])]:
         function.pop("parsed_arguments", None)
         function["arguments"] = json.loads(function["arguments"])
     if "function_call" in found:
@@ -262,7 +341,7 @@ def outcome(pieces: Iterable[bytes]) -> tuple[bytes, bool]:
 
 KINDS = [f"content_block_{end}" for end in ("start", "delta", "stop")]
 KINDS += ["message_start", "message_delta", "message_stop", "error"]
-FIELDS = ("index", "message", "content_block", "delta", "usage", "error")
+PARTS = ("index", "message", "content_block", "delta", "usage", "error")
 
 
 @holds_of(seeds, junk, st.lists(st.sampled_from(KINDS), min_size=1), cuts)
@@ -270,7 +349,7 @@ def test_any_stream_is_translated_or_the_upstreams_error(
     seed: int, value: object, kinds: list[str], at: list[int]
 ) -> None:
     """At any split alike; the output is whole chunks, or an error and nothing more."""
-    events: list[Json] = [{"type": kind, **dict.fromkeys(FIELDS, value)} for kind in kinds]
+    events: list[Json] = [{"type": kind, **dict.fromkeys(PARTS, value)} for kind in kinds]
     for stream in (wire(*events), damaged(STREAM, random.Random(seed), [STREAM, wire(ERROR)])):
         whole, fault = outcome([stream])
         split, same_fault = outcome(pieces_of(stream, at))
@@ -310,4 +389,4 @@ def test_responses_sent_back_become_a_request_that_is_accepted(
             {"role": "tool", "tool_call_id": call["id"], "content": "fine"}
             for call in message.get("tool_calls") or []
         ]
-    accept(translated({"model": "claude-test", "messages": history}, able))
+    translate(*history, able=able)  # which asserts it

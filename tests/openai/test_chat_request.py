@@ -138,6 +138,7 @@ def test_user_that_upstream_refuses_is_sent_as_digest(user_id: str) -> None:
         (100, 15_000, 10_000, 15_000),
         (None, None, 10**4300 - 1, 10_000_000),  # twice of it is too long for JSON
     ],
+    ids=lambda value: str(value)[:8],
 )
 def test_limit_of_request_without_one_is_above_its_budget(
     default: int | None, model: int | None, budget: int | None, limit: int
