@@ -1,8 +1,7 @@
-"""Claude Code: its requests cross unchanged, and what a person reads in the real program.
+"""The real Claude Code against the real proxy: what a person reads there.
 
-The program runs where ``npm install --prefix tests/system/claude_code`` has been run, as
-``.ci/run`` does. It reaches loopback only: all else would go through an HTTPS proxy that is not
-there.
+It runs where ``npm install --prefix tests/system/claude_code`` has been run, as ``.ci/run``
+does. It reaches loopback only: all else would go through an HTTPS proxy that is not there.
 """
 
 from __future__ import annotations
@@ -20,87 +19,16 @@ from tornadoproxy_budgets.caps import Scope
 from tornadoproxy_keys import store as keys
 
 from tornadoproxy import Database
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response, request_bytes
+from tornadoproxy.testing import TEST_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.testing import Ask, Proxy, Records, ScriptedUpstream, StartProxy
-
-# -- its requests
-
-SESSION = "0b0ad2a5-3a1c-4f6e-9d58-1a7f5f0f6f0a"
-HEADERS = [
-    ("Accept", "application/json"),
-    ("Content-Type", "application/json"),
-    ("User-Agent", "claude-cli/2.9.14 (external, cli)"),
-    ("X-App", "cli"),
-    ("anthropic-beta", "claude-code-20250219,interleaved-thinking-2025-05-14"),
-    ("anthropic-dangerous-direct-browser-access", "true"),
-    ("anthropic-version", "2023-06-01"),
-    ("X-Stainless-Timeout", "600"),
-    ("accept-encoding", "gzip, deflate, br, zstd"),
-    ("x-claude-code-session-id", SESSION),
-    ("x-claude-code-agent-id", "agent-7"),
-    ("x-claude-code-parent-agent-id", "agent-1"),
-]
-API_KEY = ("x-api-key", TEST_TOKEN)
-BEARER = ("Authorization", f"Bearer {TEST_TOKEN}")
-SOURCE = """<system-reminder>Do "this" & <b>that</b></system-reminder>
-<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>
-'; DROP TABLE users; -- <script>alert(1)</script> ${jndi:ldap://x} ../../etc/passwd
-def f(): return "\\u00e9\\\\n" + r'\\d{2}'  # Grüße, 世界, 😀\x7f\u2028
-"""
-# key order, number formats, escapes and blanks as no JSON writer would put them again
-BODY = (
-    b'{"model":"claude-sonnet-5-5" , "max_tokens": 32000,\n "stream":true,'
-    b'"metadata":{"user_id":"user_\\u00e4\\/1"},'
-    b'"system":[{"type":"text","text":"Be brief.","cache_control":{"type":"ephemeral"}}],'
-    b'"messages":[{"content":%b,"role":"user"}],"tools":[],"max_tokens":3.2e4}'
-) % json.dumps(SOURCE, ensure_ascii=False).encode()
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "credentials", "body"),
-    [
-        ("POST", "/v1/messages?beta=true", [API_KEY], BODY),
-        ("POST", "/v1/messages?beta=true", [API_KEY, BEARER], BODY),
-        ("POST", "/v1/messages/count_tokens?beta=true", [BEARER], BODY),
-        ("GET", "/v1/models?limit=1000", [BEARER], b""),
-    ],
-    ids=["x-api-key", "both", "count_tokens", "models"],
-)
-async def test_claude_code_request_goes_upstream_unchanged(
-    method: str,
-    target: str,
-    credentials: list[tuple[str, str]],
-    body: bytes,
-    ask: Ask,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
-    upstream.script(bytes_response(b"{}"))
-    async with asyncio.timeout(3):
-        sent = request_bytes(method, target, [*HEADERS, *credentials], body)
-        assert (await ask(sent)).status == 200
-    (received,) = upstream.requests
-    assert (received.method, received.target, received.body) == (method, target, body)
-    headers = {name.lower(): value for name, value in received.headers}
-    assert headers.items() >= {name.lower(): value for name, value in HEADERS}.items()
-    assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
-    assert received.all("authorization") == []
-    record = await records.finished()
-    assert record.route == target.partition("?")[0]
-    agents = (record.session_id, record.agent_id, record.parent_agent_id)
-    assert agents == (SESSION, "agent-7", "agent-1")
-
-
-# -- the program
+    from tornadoproxy.testing import Records, ScriptedUpstream, StartProxy
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
-installed = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not CLAUDE.exists(), reason="needs npm install --prefix tests/system/claude_code"
 )
 
@@ -189,7 +117,6 @@ def upstream_down(_: Path) -> Case:
     return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, {**TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
 
 
-@installed
 @pytest.mark.parametrize(
     ("case", "told"),
     [
@@ -230,7 +157,6 @@ async def test_claude_code_refused_shows_why_and_asks_once(
     assert len(records.all) == 1
 
 
-@installed
 async def test_claude_code_prints_the_response(
     claude: ClaudeCode, start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
@@ -242,7 +168,6 @@ async def test_claude_code_prints_the_response(
     assert [request.target for request in upstream.requests] == ["/v1/messages?beta=true"]
 
 
-@installed
 async def test_claude_code_runs_its_key_helper_again_after_a_401(
     claude: ClaudeCode, start_proxy: StartProxy, records: Records
 ) -> None:

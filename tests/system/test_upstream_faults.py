@@ -1,4 +1,4 @@
-"""Faulty and odd responses of the upstream, and what a client of either API sees of each.
+"""Faulty responses of the upstream, and what a client of either API sees of each.
 
 A fault happens before the response's head, in it, or in its body. What the client sees depends on
 how it asked:
@@ -229,38 +229,6 @@ async def test_broken_handshake_with_upstream_is_502_or_504(
     server.close()
 
 
-# -- what looks like a fault, and is none
-
-FORGED = OK + b"Content-Length: 6\r\n\r\nforged"
-
-
-def odd_responses(way: Way) -> Iterator[tuple[str, Fault]]:
-    whole = way.head(length(len(way.body))) + way.body
-    yield "a hundred of 103", Fault(*[HINT] * 100, whole, end="none")
-    yield "the end of the connection", Fault(way.head(), way.body, end="FIN")
-    yield "HTTP/1.0", Fault(whole.replace(b"/1.1", b"/1.0", 1), end="none")
-    extended = b'%x;a=b;c="d;e"\r\n%b\r\n0;last\r\nX-Hint: 1\r\n\r\n' % (len(way.body), way.body)
-    yield "extensions, trailers", Fault(way.head(b"Trailer: X-Hint", CHUNKED), extended, end="none")
-    yield "more than it said", Fault(whole + FORGED, end="none")
-    yield "more, later", Fault(whole, FORGED, end="none")
-
-
-async def test_odd_but_valid_response_is_passed_on(
-    proxy: Proxy, scene: Scene, subtests: pytest.Subtests
-) -> None:
-    for oddity, response in odd_responses(scene.way):
-        with subtests.test(oddity):
-            got = await scene.ask(response)
-            scene.way.check_whole(got)
-            assert isinstance(got, RawResponse)
-            assert got.header("X-Hint") is None
-            assert (await scene.record()).outcome == "completed"
-            if oddity.startswith("more"):  # nobody knows what its connection has in store
-                async with asyncio.timeout(WITHIN):
-                    await scene.upstream.all_closed()
-            await scene.check_next(got)
-
-
 # -- a response whose framing is whole, and whose content is not
 
 
@@ -288,33 +256,6 @@ async def test_short_content_is_passed_on_but_not_translated(
                     assert (got.status, got.body) == (200, part)
                 assert (await scene.record()).outcome == ("failed" if broken else "completed")
                 await scene.check_next(got)
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        OK + b"Content-Type: text/html\r\nContent-Length: 18\r\n\r\n<html>hello</html>",
-        b"HTTP/1.1 204 No Content\r\n\r\n",
-        b"HTTP/1.1 307 Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 5\r\n\r\nmoved",
-    ],
-    ids=["HTML", "204", "a redirect"],
-)
-async def test_response_that_is_no_message_is_passed_on_or_502(
-    response: bytes, proxy: Proxy, scene: Scene
-) -> None:
-    """The relay follows no redirect. A chat completion cannot be made of any of these."""
-    got = await scene.ask(Fault(response, end="none"))
-    assert isinstance(got, RawResponse)
-    if scene.way.dialect == "openai":
-        scene.way.check_refused(got)
-        assert got.header("Location") is None
-    else:
-        assert got.status == int(response[9:12])
-        assert got.body == response.partition(b"\r\n\r\n")[2]
-    expected = "failed" if scene.way.dialect == "openai" else "completed"
-    assert (await scene.record()).outcome == expected
-    assert len(scene.upstream.requests) == 1
-    await scene.check_next(got)
 
 
 @pytest.mark.parametrize(
