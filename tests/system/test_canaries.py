@@ -38,11 +38,13 @@ from program import install, run
 import tornadoproxy.handlers.exchange_handler
 from tornadoproxy import Setting, hookimpl, parsers
 from tornadoproxy.testing import (
+    TEST_TOKEN,
     ReceivedRequest,
     ScriptedServer,
     ScriptedUpstream,
     event,
     json_response,
+    raw_response,
     request_bytes,
     silent_response,
     sse_response,
@@ -52,7 +54,7 @@ from tornadoproxy.upstream.client import UpstreamClient
 if TYPE_CHECKING:
     from in_process import Commands
 
-    from tornadoproxy.testing import OpenRaw, Records, StartProxy
+    from tornadoproxy.testing import Ask, OpenRaw, Records, StartProxy
     from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
 
 
@@ -295,3 +297,32 @@ async def test_traceback_of_a_bug_shows_no_canary(
 
     assert "RuntimeError: a mistake" in caplog.text
     assert found(EVERYTHING, caplog.text.encode()) == []
+
+
+async def test_canary_of_egress_proxy_stays_with_it(
+    start_proxy: StartProxy, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although that one shows its password wherever it can."""
+    caplog.set_level(logging.DEBUG)
+    credentials = base64.b64encode(f"user:{EGRESS_PASSWORD}".encode())
+    echo = b"Proxy-Authenticate: Basic " + credentials + b"\r\nContent-Length: 0\r\n\r\n"
+    async with ScriptedServer() as egress:
+        egress.script(
+            raw_response(b"HTTP/1.1 407 " + credentials + b"\r\n" + echo, end="close"),
+            raw_response(credentials + b"\r\n\r\n", end="close"),
+            # where TLS ought to begin
+            raw_response(b"HTTP/1.1 200 OK\r\n\r\n" + credentials, end="close"),
+        )
+        await start_proxy(
+            UPSTREAM_BASE_URL="https://upstream.example",
+            UPSTREAM_API_KEY=KEY,
+            HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:{egress.port}",
+        )
+        for count in range(1, 4):
+            response = await ask("/v1/models")
+            assert response.status == 502
+            assert found([EGRESS_PASSWORD], response.raw_head + response.body) == []
+            received = await egress.received(count)
+            assert received.header("proxy-authorization") == f"Basic {credentials.decode()}"
+            assert found([KEY, TEST_TOKEN], received.raw_head) == []
+    assert found([EGRESS_PASSWORD], caplog.text.encode()) == []

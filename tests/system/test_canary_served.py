@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import signal
 from asyncio.subprocess import PIPE
@@ -39,7 +38,6 @@ from program import Program, install, running
 
 from tornadoproxy.testing import (
     RawConnection,
-    ScriptedServer,
     ScriptedUpstream,
     Truncated,
     bytes_response,
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tornadoproxy.testing import Response
+    from tornadoproxy.testing import RawResponse
 
 CARELESS_PLUGIN = f"""
 from tornadoproxy import ConfigurationError, Identity, Setting, hookimpl, parsers
@@ -149,18 +147,16 @@ class Observed:
     async def ended(self) -> int:
         return await self._program.ended()
 
-    async def ask(self, request: bytes, *, whole: bool = True) -> bytes:
+    async def ask(self, request: bytes) -> bytes:
         """Return its response to one request, whole or cut short, on a connection of its own."""
         client = await self.connect()
         await client.send(request)
-        response = cut = None
         try:
-            response = await client.response()
-        except Truncated as error:
-            response, cut = error.response, error
+            response: RawResponse | None = await client.response()
+        except Truncated as cut:
+            response = cut.response
         await client.close()
         assert response is not None
-        assert (cut is None) is whole
         self.answered += response.raw_head + response.body
         return response.raw_head + response.body
 
@@ -215,23 +211,21 @@ REFUSED_HEADS = [
     b"Transfer-Encoding: chunked\r\n\r\n%(body)b\r\n",
 ]
 
-# what an upstream may answer that shows the key it was given, and how a client sees that end
-UPSTREAM_FAULTS: list[tuple[Response, bool]] = [
-    (raw_response(b"you sent " + KEY.encode() + b"\r\n\r\n", end="close"), True),
-    (raw_response(b"HTTP/1.1 200 OK\r\nX-E: \x00" + KEY.encode() + b"\r\n\r\n", end="close"), True),
-    (raw_response(f"HTTP/1.1 200 OK\r\nContent-Length: {KEY}\r\n\r\n".encode(), end="close"), True),
-    (raw_response(end="close"), True),
-    (raw_response(end="reset"), True),
-    (bytes_response(b"broken", [("Set-Cookie", f"key={KEY}")], 500), True),
-    (sse_response(message_events(message_document("Hi"))[:3], end="close"), False),
-    (
-        raw_response(
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfin\r\n",
-            f"{KEY}\r\n".encode(),
-            end="close",
-        ),
-        False,
+# what an upstream may send that shows the key it was given
+UPSTREAM_FAULTS = [
+    *(
+        raw_response(sent.encode() % KEY.encode(), end="close")
+        for sent in (
+            "you sent %b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX-Echo: \0%b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfin\r\n%b\r\n",
+        )
     ),
+    raw_response(end="close"),
+    raw_response(end="reset"),
+    bytes_response(b"broken", [("Set-Cookie", f"key={KEY}")], 500),
+    sse_response(message_events(message_document("Hi"))[:3], end="close"),
 ]
 
 
@@ -270,15 +264,10 @@ async def _go_wrong(program: Observed, upstream: ScriptedUpstream, token: str) -
     for boom in ("sync", "async", "nonsense"):
         for presented in (token, GUESS):
             await program.ask_status(503, "GET", MESSAGES, presented, [("X-Boom", boom)])
-    for fault, whole in UPSTREAM_FAULTS:
+    for fault in UPSTREAM_FAULTS:
         upstream.script(fault, fault)
-        request = request_bytes("POST", MESSAGES, body=MESSAGE, token=token)
-        response = await program.ask(request, whole=whole)
-        assert b" 502 " in response or b" 500 " in response or not whole
-        # translated, a response that broke off before anything of it was sent is an error
-        request = request_bytes("POST", COMPLETIONS, body=CHAT_BODY, token=token)
-        response = await program.ask(request)
-        assert b" 502 " in response or b" 500 " in response
+        for path, body in ((MESSAGES, MESSAGE), (COMPLETIONS, CHAT_BODY)):
+            await program.ask(request_bytes("POST", path, body=body, token=token))
     upstream.script(silent_response())
     client = await program.connect()
     await client.send(request_bytes("POST", MESSAGES, body=MESSAGE, token=token))
@@ -384,18 +373,15 @@ async def test_canaries_from_files_stay_out_of_a_text_log(
         AUTH_TOKEN_FILE=str(tokens),
         UPSTREAM_API_KEY_FILE=str(key),
         UPSTREAM_AUTH_SCHEME="bearer",
-        ACCESS_LOG="stdout",
         ACCESS_LOG_FORMAT="text",
     ) as program:
-        for token, status in ((OTHER_TOKEN, 200), (GUESS, 401)):
-            await program.ask_status(status, "POST", MESSAGES, token, [("Cookie", COOKIE)], MESSAGE)
-        assert upstream.requests[0].header("authorization") == f"Bearer {KEY}"
+        await program.ask_status(401, "POST", MESSAGES, GUESS, [("Cookie", COOKIE)], MESSAGE)
         await program.ask_status(400, "POST", COMPLETIONS, TOKEN, (), REFUSED_CHATS[0])
         key.write_text(f"{NEW_KEY}\n{KEY}\n")  # two, where there must be one
         await program.signal(signal.SIGHUP, KEPT)
         upstream.script(sse_response(message_events(message_document(BODY))[:2], end="hang"))
         client = await program.connect()
-        await client.send(request_bytes("POST", MESSAGES, body=STREAM, token=TOKEN))
+        await client.send(request_bytes("POST", MESSAGES, body=STREAM, token=OTHER_TOKEN))
         await client.head()
         await client.chunk()
         await program.signal(signal.SIGTERM, "stopping")
@@ -404,37 +390,5 @@ async def test_canaries_from_files_stay_out_of_a_text_log(
         await client.close()
         assert await program.ended() == 1
     _silent(program, upstream)
+    assert upstream.requests[0].header("authorization") == f"Bearer {KEY}"
     assert b" drained " in program.said
-
-
-async def test_canary_of_egress_proxy_stays_with_it(
-    upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
-    credentials = base64.b64encode(f"user:{EGRESS_PASSWORD}".encode())
-    echo = b"Proxy-Authenticate: Basic " + credentials + b"\r\nContent-Length: 0\r\n\r\n"
-    refusals = [
-        b"HTTP/1.1 407 " + credentials + b"\r\n" + echo,
-        credentials + b"\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\n" + credentials,  # where TLS ought to begin
-    ]
-    async with (
-        ScriptedServer() as egress,
-        observed(
-            tmp_path,
-            "https://upstream.example",
-            AUTH_TOKEN=TOKEN,
-            UPSTREAM_API_KEY=KEY,
-            HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:{egress.port}",
-            ACCESS_LOG="stderr",
-        ) as program,
-    ):
-        egress.script(*(raw_response(refusal, end="close") for refusal in refusals))
-        for _ in refusals:
-            await program.ask_status(502, "GET", "/v1/models", TOKEN)
-        await program.signal(signal.SIGTERM)
-        assert await program.ended() == 0
-        for received in egress.requests:
-            assert received.header("proxy-authorization") == f"Basic {credentials.decode()}"
-            assert found([*CLIENTS, KEY], received.raw_head) == []
-        assert len(egress.requests) == len(refusals)
-    _silent(program, upstream)
