@@ -1,7 +1,7 @@
 """An upstream that bears load: a script that answers as `load_content` has it, and little else.
 
-It says its port. Then it hears ``count``, to say what is open, and ``release``, to let all streams
-that it holds go on.
+It says its port. Then it hears ``count``, to say what is open, ``answered``, to say the numbers of
+all requests so far, and ``release``, to let what it holds go on.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Upstream:
     def __init__(self) -> None:
         self.open: set[Connection] = set()
         self.held: dict[Connection, deque[bytes]] = {}
+        self.answered: list[int] = []
 
     async def release(self) -> None:
         """Send what is held, a piece of each stream in turn, so that they run into each other."""
@@ -74,9 +75,14 @@ class Connection(asyncio.Protocol):
         asked = load_content.ASKED.search(body)
         assert asked is not None, body
         how, number = asked[1].decode(), int(asked[2])
-        if how == "json":
-            whole = json.dumps(load_content.message_of(number)).encode()
-            self.transport.write(_WHOLE % (len(whole), whole))
+        self._upstream.answered.append(number)
+        if how in {"json", "late"}:
+            message = json.dumps(load_content.message_of(number)).encode()
+            whole = _WHOLE % (len(message), message)
+            if how == "late":
+                self._upstream.held[self] = deque([whole])
+            else:
+                self.transport.write(whole)
         else:
             first, *rest = load_content.events_of(number)
             self.transport.write(_STREAM + _chunk(first))
@@ -108,7 +114,10 @@ async def main() -> int:
     async for command in commands():
         if command == "release":
             await upstream.release()
-        say({"open": len(upstream.open), "held": len(upstream.held)})
+        if command == "answered":
+            say(upstream.answered)
+        else:
+            say({"open": len(upstream.open), "held": len(upstream.held)})
     return 0
 
 

@@ -7,66 +7,37 @@ import contextlib
 import itertools
 import json
 import signal
+from asyncio.subprocess import PIPE
 from collections import Counter
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from load_content import ASKED, Dialect, How, events_of, fault_of, message_of, request
+from load_content import Dialect, How, fault_of, request
 from program import install, running
+from proxy_process import Peer, peer_process
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawConnection,
     ScriptedServer,
     Truncated,
-    json_response,
     request_bytes,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
 
     from program import Program
 
-    from tornadoproxy.testing import RawResponse, UpstreamExchange
+    from tornadoproxy.testing import RawResponse
 
 HEALTH = request_bytes("GET", "/health")
 STOPPING = "stopping: no new connections"
 RELOADED = "SIGHUP: reloaded secrets and the settings of plugins"
-
-
-class NumberingUpstream(ScriptedServer):
-    """Answers as `load_content` has it; what is held or late ends when it may.
-
-    :ivar answered: the requests' numbers in the order in which they came.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answered: list[int] = []
-        self.may_end = asyncio.Event()
-
-    async def default_response(self, exchange: UpstreamExchange) -> None:
-        asked = ASKED.search(await exchange.body())
-        assert asked
-        how, number = asked[1].decode(), int(asked[2])
-        self.answered.append(number)
-        first, *rest = events_of(number)
-        if how in {"stream", "hold"}:
-            headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
-            await exchange.head(200, headers)
-            await exchange.chunk(first)
-        if how in {"late", "hold"}:
-            await self.may_end.wait()
-        if how in {"json", "late"}:
-            await json_response(message_of(number))(exchange)
-            return
-        for event in rest:
-            await exchange.chunk(event)
-        await exchange.last_chunk()
 
 
 @dataclass
@@ -117,7 +88,7 @@ class Load:
     :ivar results: what became of those that clients made again and again, by their numbers.
     """
 
-    def __init__(self, upstream: NumberingUpstream, port: int) -> None:
+    def __init__(self, upstream: Peer, port: int) -> None:
         self.upstream = upstream
         self.results: dict[int, str] = {}
         self._port = port
@@ -133,7 +104,7 @@ class Load:
         held = [await self.new(how) for _ in range(count)]
         for each in held:
             await each.connection.send(each.data)
-        while not {each.number for each in held} <= {*self.upstream.answered}:
+        while not {each.number for each in held} <= {*await self.upstream.ask("answered")}:
             await asyncio.sleep(0.01)  # nothing tells of it
         return held
 
@@ -167,6 +138,23 @@ class Load:
             await asyncio.sleep(0.01)  # nothing tells of it
 
 
+@asynccontextmanager
+async def loaded(directory: Path, **variables: str | None) -> AsyncIterator[tuple[Program, Load]]:
+    """Run the program, with as much time to drain as a test may take."""
+    async with (
+        peer_process("fast_upstream.py") as upstream,
+        running(
+            directory,
+            f"http://127.0.0.1:{await upstream.says()}",
+            stdout=PIPE,
+            stderr=PIPE,
+            wrapper=(),
+            **{"DRAIN_TIMEOUT": "60", **variables},
+        ) as program,
+    ):
+        yield program, Load(upstream, await program.port())
+
+
 def records_of(lines: Iterable[str]) -> dict[int, dict[str, Any]]:
     """The access log's records by the number of their request, of which none is there twice."""
     records = [json.loads(line) for line in lines]
@@ -186,18 +174,8 @@ async def test_signals_under_load_lose_nothing(tmp_path: Path) -> None:
     """Each SIGHUP finds another token and the access log moved; the last one follows a SIGTERM."""
     log, tokens = tmp_path / "access.log", tmp_path / "tokens"
     tokens.write_text(TEST_TOKEN)
-    async with (
-        NumberingUpstream() as upstream,
-        running(
-            tmp_path,
-            upstream,
-            AUTH_TOKEN=None,
-            AUTH_TOKEN_FILE=str(tokens),
-            ACCESS_LOG=str(log),
-            DRAIN_TIMEOUT="60",
-        ) as program,
-    ):
-        load = Load(upstream, await program.port())
+    files = {"AUTH_TOKEN_FILE": str(tokens), "ACCESS_LOG": str(log)}
+    async with loaded(tmp_path, AUTH_TOKEN=None, **files) as (program, load):
         held = [*await load.hold(40, "hold"), *await load.hold(20, "late")]
         uploads = await load.begin_uploads(10)
         clients = [
@@ -221,16 +199,16 @@ async def test_signals_under_load_lose_nothing(tmp_path: Path) -> None:
         await program.errors.wait_for(RELOADED, 11)
         for each in uploads:
             await each.connection.send(each.data[-20:])
-        upstream.may_end.set()
+        await load.upstream.ask("release")
         await asyncio.gather(*(each.finish() for each in (*held, *uploads)))
-
+        answered = await load.upstream.ask("answered")
         assert await program.ended() == 0
     check_no_traceback(program)
     whole = {number for number, result in load.results.items() if result == "whole"}
     whole |= {each.number for each in (*held, *uploads)}
     refused = {number for number, result in load.results.items() if result == "refused"}
     # what was not answered by a byte has not gone upstream either
-    assert Counter(upstream.answered) == Counter(whole)
+    assert Counter(answered) == Counter(whole)
     logs = [*tmp_path.glob("access.log*")]
     assert len(logs) == 11
     records = records_of(line for path in logs for line in path.read_text().splitlines())
@@ -321,23 +299,16 @@ def clock(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("clock")
 async def test_clock_set_forwards_by_a_day_ends_nothing(tmp_path: Path) -> None:
-    async with (
-        NumberingUpstream() as upstream,
-        # a minute to none of which the test comes near, except by a clock that is a day ahead
-        running(
-            tmp_path,
-            upstream,
-            UPSTREAM_CONNECT_TIMEOUT="60",
-            UPSTREAM_FIRST_BYTE_TIMEOUT="60",
-            UPSTREAM_IDLE_TIMEOUT="60",
-            UPSTREAM_KEEPALIVE_TIMEOUT="60",
-            CLIENT_IDLE_TIMEOUT="60",
-            CLIENT_BODY_TIMEOUT="60",
-            PLUGIN_TIMEOUT="60",
-            DRAIN_TIMEOUT="60",
-        ) as program,
-    ):
-        load = Load(upstream, await program.port())
+    # to none of which the test comes near, except by a clock that is a day ahead
+    minutes = dict.fromkeys(
+        (
+            *("UPSTREAM_CONNECT_TIMEOUT", "UPSTREAM_FIRST_BYTE_TIMEOUT", "UPSTREAM_IDLE_TIMEOUT"),
+            *("UPSTREAM_KEEPALIVE_TIMEOUT", "CLIENT_IDLE_TIMEOUT", "CLIENT_BODY_TIMEOUT"),
+            "PLUGIN_TIMEOUT",
+        ),
+        "60",
+    )
+    async with loaded(tmp_path, **minutes) as (program, load):
         held = [*await load.hold(2, "hold"), *await load.hold(2, "late")]
         (upload,) = await load.begin_uploads(1)
         idle, asking = [await program.connect() for _ in range(2)]
@@ -354,7 +325,7 @@ async def test_clock_set_forwards_by_a_day_ends_nothing(tmp_path: Path) -> None:
         await later.finish()
         program.send_signal(signal.SIGTERM)
         await program.errors.wait_for(STOPPING)
-        upstream.may_end.set()
+        await load.upstream.ask("release")
         await asyncio.gather(*(each.finish() for each in held))
         assert await program.ended() == 0
         for connection in (idle, asking):
@@ -374,19 +345,14 @@ async def test_clock_set_forwards_by_a_day_ends_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("clock")
 async def test_clock_set_back_keeps_deadlines_and_pings(tmp_path: Path) -> None:
-    async with (
-        NumberingUpstream() as upstream,
-        running(
-            tmp_path,
-            upstream,
-            UPSTREAM_FIRST_BYTE_TIMEOUT="1",
-            UPSTREAM_IDLE_TIMEOUT="1",
-            SSE_KEEPALIVE_INTERVAL="0.1",
-            CLIENT_IDLE_TIMEOUT="1",
-            CLIENT_BODY_TIMEOUT="1",
-        ) as program,
-    ):
-        load = Load(upstream, await program.port())
+    async with loaded(
+        tmp_path,
+        UPSTREAM_FIRST_BYTE_TIMEOUT="1",
+        UPSTREAM_IDLE_TIMEOUT="1",
+        SSE_KEEPALIVE_INTERVAL="0.1",
+        CLIENT_IDLE_TIMEOUT="1",
+        CLIENT_BODY_TIMEOUT="1",
+    ) as (program, load):
         (stream,) = await load.hold(1, "hold")
         (late,) = await load.hold(1, "late")
         (upload,) = await load.begin_uploads(1)
@@ -406,4 +372,3 @@ async def test_clock_set_back_keeps_deadlines_and_pings(tmp_path: Path) -> None:
         for each in (stream, late, upload):
             await each.connection.close()
         await asking.close()
-        upstream.may_end.set()
