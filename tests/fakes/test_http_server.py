@@ -7,12 +7,10 @@ import gc
 import hashlib
 import json
 import socket
-import ssl
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 from tornadoproxy.testing import (
     ProtocolError,
@@ -164,27 +162,6 @@ async def test_incomplete_body_is_a_connection_error(
         await request.complete()
 
 
-async def test_unread_body_stays_with_the_client(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
-    goes_on = asyncio.Event()
-
-    async def reluctant(exchange: UpstreamExchange) -> None:
-        await goes_on.wait()
-        await bytes_response(b"")(exchange)
-
-    upstream.script(reluctant)
-    connection = await raw(upstream)
-    body = bytes(16 * 1024 * 1024)  # more than any socket holds
-    sending = asyncio.ensure_future(connection.send(request_bytes("POST", "/", body=body)))
-    request = await upstream.received()
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(sending), 0.05)
-    assert request.body_length == 0
-    goes_on.set()
-    await sending
-    assert (await connection.response()).status == 200
-    assert request.body_length == len(body)
-
-
 # -- responses
 
 
@@ -239,40 +216,7 @@ async def test_end_of_a_response_is_fin_or_rst_after_its_bytes(
     assert (await ask(GET, to=upstream)).body == b"to the end"
 
 
-async def test_response_before_the_body_keeps_the_connection(
-    raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    async def early(exchange: UpstreamExchange) -> None:
-        await exchange.head(200, {"Content-Length": "0"})
-
-    upstream.script(early)
-    connection = await raw(upstream)
-    half = request_bytes("POST", "/", {"Content-Length": "8"}, b"half")
-    assert (await connection.ask(half)).status == 200
-    assert (await connection.ask(b"more" + MODELS)).status == 200
-    assert upstream.requests[0].body == b"halfmore"
-    assert upstream.connections == 1
-
-
 # -- the server
-
-
-async def test_server_with_tls(raw: OpenRaw) -> None:
-    authority = trustme.CA()
-    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    client_side = ssl.create_default_context()
-    authority.configure_trust(client_side)
-    async with ScriptedUpstream(ssl=server_side) as upstream:
-        assert upstream.url == f"https://127.0.0.1:{upstream.port}"
-        upstream.script(bytes_response(b"x" * 300_000), sse_response([b"part"], end="reset"))
-        connection = await raw(upstream, ssl=client_side)
-        posted = request_bytes("POST", "/", body=b"y" * 300_000)
-        assert (await connection.ask(posted)).body == b"x" * 300_000
-        assert upstream.requests[0].body_length == 300_000
-        with pytest.raises(Truncated):
-            await connection.ask(GET)
-    assert upstream.failures == []
 
 
 @pytest.mark.parametrize("turns", range(6))  # of the loop, to accept a connection and serve it
