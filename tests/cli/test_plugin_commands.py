@@ -72,22 +72,19 @@ def shop(commands: Commands) -> Commands:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--shop-db", "other.db", "sell", "tea", "--price", "3"),
-        ("sell", "--shop-db=other.db", "tea", "--price=3"),
-        ("sell", "tea", "--price", "3", "--port", "1", "--shop-db", "other.db"),
+        "--shop-db from-flag sell tea --price 3",
+        "sell --shop-db=from-flag tea --price=3",
+        "sell tea --price 3 --port 1 --shop-db from-flag",
     ],
 )
-def test_command_takes_flags_of_settings_anywhere(
-    shop: Commands, arguments: tuple[str, ...]
-) -> None:
-    assert shop.run("shop", *arguments) == (0, "tea 3 other.db\n", "")
+def test_command_takes_flags_of_settings_anywhere(shop: Commands, arguments: str) -> None:
+    assert shop.run("shop", *arguments.split()) == (0, "tea 3 from-flag\n", "")
 
 
 def test_command_reads_settings_from_all_sources(shop: Commands) -> None:
-    (shop.directory / ".env").write_text("SHOP_DB=from-file\n")
     (shop.directory / "other").write_text("SHOP_DB=from-other\n")
     sell = ("shop", "sell", "tea")
-    assert shop.run(*sell) == (7, "tea None from-file\n", "")
+    assert shop.run(*sell, file="SHOP_DB=from-file\n") == (7, "tea None from-file\n", "")
     assert shop.run(*sell, SHOP_DB="set").output == "tea None set\n"
     assert shop.run(*sell, "--env-file", "other").output == "tea None from-other\n"
 
@@ -123,10 +120,8 @@ def test_command_that_crashes_is_reported_without_its_text(shop: Commands) -> No
     ("arguments", "told"),
     [
         (["shop", "sell", "tea", "--pirce", CREDENTIAL], "unknown flag --pirce: did you mean"),
-        (["shop", "sell", "tea", "--prot", "1"], "unknown flag --prot: did you mean --port?"),
         (["shop", "sell", "tea", "--price"], "argument --price: expected one argument (see"),
         (["shop", "sell", "tea", "--port", "x"], "PORT must be a whole number from 0"),
-        (["shop", "sell", "tea", "--shop-key", CREDENTIAL], "SHOP_KEY is secret, but every"),
         (["shop", "sell"], "the following arguments are required: what (see `python -m"),
         (["shop", "sel"], "argument ACTION: must be one of sell, list, fail: did you mean sell?"),
         ([CREDENTIAL], "the command must be one of serve, check, plugins, token, demo"),

