@@ -151,17 +151,14 @@ def test_stop_reason_becomes_finish_reason(stop_reason: object, finish_reason: s
     assert choice["finish_reason"] == finish_reason
 
 
-@pytest.mark.parametrize(
-    ("stop_reason", "details", "refusal"),
-    [
-        ("refusal", {"type": "refusal", "explanation": "Not this."}, "Not this."),
-        ("refusal", {"explanation": None}, "The model declined to answer."),
-        ("refusal", None, "The model declined to answer."),
-        ("end_turn", {"explanation": "Not this."}, None),
-    ],
-)
-def test_refusal_has_an_explanation(stop_reason: str, details: object, refusal: object) -> None:
-    assert response(stop_reason=stop_reason, stop_details=details)["refusal"] == refusal
+def test_refusal_has_an_explanation() -> None:
+    declined = "The model declined to answer."
+    for details, refusal in (
+        ({"type": "refusal", "explanation": "Not this."}, "Not this."),
+        *(({"explanation": None}, declined), (None, declined)),
+    ):
+        assert response(stop_reason="refusal", stop_details=details)["refusal"] == refusal
+        assert response(stop_reason="end_turn", stop_details=details)["refusal"] is None
 
 
 CACHE = {"cache_read_input_tokens": 100, "cache_creation_input_tokens": 20}
