@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
 
 import pytest
-from msgspec.structs import asdict
 from usage_streams import (
     MODEL,
     Document,
@@ -23,41 +21,21 @@ from tornadoproxy.protocol.usage_fields import read_message
 from tornadoproxy.protocol.usage_reader import UsageReader
 from tornadoproxy.testing import message_document, message_events
 
-
-class Shape(NamedTuple):
-    """A message, and the usage that it reports."""
-
-    document: Document
-    usage: Usage
-
-
-def shape(
-    expected: Usage, usage: Document, *content: Document, stop_reason: str = "end_turn"
-) -> Shape:
-    blocks = [*content] or [TEXT]
-    document = message_document(model=MODEL, content=blocks, stop_reason=stop_reason, usage=usage)
-    return Shape(document, expected)
-
-
-def iteration(kind: str, model: str | None, usage: Usage, **more: object) -> Document:
-    """An entry of ``iterations``, with the counts that `usage` has."""
-    counts = {name: count for name, count in asdict(usage).items() if type(count) is int}
-    return {"type": kind, **({"model": model} if model else {}), **counts, **more}
-
-
 TEXT = {"type": "text", "text": "Grüße, 世界 😀"}
-DECLINED = "claude-fable-5-1"
-ADVISOR = "claude-opus-5-5"
+DECLINED, ADVISOR = "claude-fable-5-1", "claude-opus-5-5"
 FALLBACK = {"type": "fallback", "from": {"model": DECLINED}, "to": {"model": MODEL}}
-ADVICE = Usage(200_000, 5000, 0, 0)
 LIFETIMES = {"ephemeral_5m_input_tokens": 3000, "ephemeral_1h_input_tokens": 2000}
 
 
 def tokens(*counts: int, **more: object) -> Document:
     """A ``usage`` with input, output, read and written tokens."""
-    read = ("cache_read_input_tokens", "cache_creation_input_tokens")
-    names = ("input_tokens", "output_tokens", *read)
-    return {**dict(zip(names, counts, strict=False)), **more}
+    cached = ("cache_read_input_tokens", "cache_creation_input_tokens")
+    return {**dict(zip(("input_tokens", "output_tokens", *cached), counts, strict=False)), **more}
+
+
+def call(kind: str, model: str | None, *counts: int, **more: object) -> Document:
+    """An entry of ``iterations``."""
+    return {"type": kind, "model": model, **tokens(*counts, **more)}
 
 
 def calls(*iterations: Document, **more: object) -> Document:
@@ -65,101 +43,95 @@ def calls(*iterations: Document, **more: object) -> Document:
     return tokens(10, 1, iterations=[*iterations], **more)
 
 
-SHAPES = {
-    "cache": shape(
+SHAPES: dict[str, tuple[Usage, Document, list[Document]]] = {
+    "cache": (
         Usage(3, 15, 20_000, 5000, 2000),
         tokens(3, 15, 20_000, 5000, cache_creation=LIFETIMES, service_tier="standard"),
+        [TEXT],
     ),
-    "no cache": shape(
+    "no cache": (
         Usage(25, 15, 0, 0),
         tokens(25, 15, 0, 0, cache_creation=None, server_tool_use=None),
-        stop_reason="refusal",
+        [TEXT],
     ),
-    "server tools": shape(
+    "server tools": (
         Usage(700, 80, web_search_requests=3, web_fetch_requests=2),
         tokens(700, 80, server_tool_use={"web_search_requests": 3, "web_fetch_requests": 2}),
-        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"q": "x"}},
-        {"type": "web_search_tool_result", "content": [{"title": '"usage": message_stop'}]},
-        {"type": "tool_use", "name": "f", "input": {"usage": tokens(1, 9), "type": "message_stop"}},
-        stop_reason="tool_use",
+        [
+            {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}},
+            {"type": "web_search_tool_result", "content": [{"title": '"usage": message_stop'}]},
+            {"type": "tool_use", "name": "f", "input": {"usage": tokens(1, 9), "model": "x"}},
+        ],
     ),
-    "advisor": shape(
-        Usage(10, 1, others=(ModelUsage(ADVISOR, ADVICE), ModelUsage(ADVISOR, Usage(7, 8)))),
-        calls(
-            iteration("message", None, Usage(10, 1)),
-            iteration("advisor_message", ADVISOR, ADVICE),
-            iteration("message", f"{MODEL}-20260901", Usage(10, 1)),
-            iteration("advisor_message", ADVISOR, Usage(7, 8)),
+    "advisor": (
+        Usage(
+            *(10, 1),
+            others=(ModelUsage(ADVISOR, Usage(9, 8, 0, 0)), ModelUsage(ADVISOR, Usage(7, 8))),
         ),
-        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "advisor", "input": {}},
+        calls(
+            call("message", None, 10, 1),
+            call("advisor_message", ADVISOR, 9, 8, 0, 0),
+            call("message", f"{MODEL}-20260901", 10, 1),
+            call("advisor_message", ADVISOR, 7, 8),
+        ),
+        [{"type": "server_tool_use", "id": "srvtoolu_1", "name": "advisor", "input": {}}],
     ),
-    "compaction": shape(
+    "compaction": (
         Usage(10, 1, others=(ModelUsage(MODEL, Usage(150_000, 3000, 7)),)),
-        calls(
-            iteration("compaction", None, Usage(150_000, 3000, 7)),
-            iteration("message", MODEL, Usage(10, 1)),
-        ),
-        {"type": "compaction", "content": "What was said."},
+        calls(call("compaction", None, 150_000, 3000, 7), call("message", MODEL, 10, 1)),
+        [{"type": "compaction", "content": "What was said."}],
     ),
-    "fallback": shape(
+    "fallback": (
         Usage(10, 1, others=(ModelUsage(DECLINED, Usage(408, 299, 560_186)),)),
         calls(
-            iteration("message", DECLINED, Usage(408, 299, 560_186)),
-            iteration("message", MODEL, Usage(4, 1)),
-            iteration("fallback_message", MODEL, Usage(6, 0)),
+            call("message", DECLINED, 408, 299, 560_186),
+            call("message", MODEL, 4, 1),
+            call("fallback_message", MODEL, 6, 0),
         ),
-        TEXT,
-        FALLBACK,
-        TEXT,
+        [TEXT, FALLBACK, TEXT],
     ),
-    "fallback before any output": shape(
+    "fallback before any output": (
         Usage(10, 1),
-        calls(
-            iteration("message", DECLINED, Usage(408, 0)),
-            iteration("fallback_message", MODEL, Usage(10, 1)),
-        ),
-        FALLBACK,
+        calls(call("message", DECLINED, 408, 0), call("fallback_message", MODEL, 10, 1)),
+        [FALLBACK],
     ),
-    "invalid iterations": shape(
+    "invalid iterations": (
         Usage(
-            10, 1, others=(ModelUsage(ADVISOR, Usage()), ModelUsage(None, Usage(output_tokens=9)))
+            *(10, 1),
+            others=(ModelUsage(ADVISOR, Usage()), ModelUsage(None, Usage(output_tokens=9))),
         ),
         calls(
             {"type": "advisor_message", "model": ADVISOR, "input_tokens": "many"},
             {"type": "of tomorrow", "output_tokens": 9},
         ),
+        [TEXT],
     ),
-    "lifetimes by iteration": shape(
+    "lifetimes by iteration": (
         Usage(10, 1, None, 500, 300),
         calls(
-            iteration(
-                "message", None, Usage(5, 0), cache_creation={"ephemeral_1h_input_tokens": 300}
-            ),
-            iteration("message", None, Usage(5, 0), cache_creation={}),
+            call("message", None, 5, 0, cache_creation={"ephemeral_1h_input_tokens": 300}),
+            call("message", None, 5, 0, cache_creation={}),
             cache_creation_input_tokens=500,
         ),
+        [TEXT],
     ),
 }
 
 
-@pytest.mark.parametrize("is_stream", [False, True], ids=["json", "stream"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_usage_of_every_shape_is_read_at_any_split(name: str, is_stream: bool) -> None:
-    document, expected = SHAPES[name]
-    body = b"".join(message_events(document)) if is_stream else dump(document)
-    for cut in range(len(body) + 1):
-        reader = UsageReader(is_stream=is_stream)
-        reader.feed(body[:cut])
-        reader.feed(body[cut:])
-        reader.finish()
-        assert (reader.model, reader.usage) == (MODEL, expected)
-        assert reader.stop_reason == document["stop_reason"]
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_usage_of_a_decoded_message_is_the_same(name: str) -> None:
-    document, expected = SHAPES[name]
-    assert read_message(document) == (MODEL, document["stop_reason"], expected)
+def test_usage_of_every_shape_is_read_at_any_split(name: str) -> None:
+    usage, reported, content = SHAPES[name]
+    document = message_document(model=MODEL, content=content, usage=reported)
+    assert read_message(document) == (MODEL, "end_turn", usage)
+    stream = b"".join(message_events(document))
+    for body, is_stream in ((stream, True), (dump(document), False)):
+        for cut in range(len(body) + 1):
+            reader = UsageReader(is_stream=is_stream)
+            reader.feed(body[:cut])
+            reader.feed(body[cut:])
+            reader.finish()
+            assert (reader.model, reader.stop_reason) == (MODEL, "end_turn")
+            assert reader.usage == usage
 
 
 def test_usage_of_a_stream_is_cumulative() -> None:
