@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import brotli  # type: ignore[import-untyped]  # it has no types
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionMessageParam
 
-    from tornadoproxy.testing import Ask, Proxy, Records, ScriptedUpstream, StartProxy
+    from tornadoproxy.testing import Ask, Records, ScriptedUpstream, StartProxy
 
     MonkeyPatch = pytest.MonkeyPatch
 
@@ -81,62 +82,47 @@ def test_accept_encoding_with_packages_keeps_br_and_zstd() -> None:
 
 
 def test_brotli_without_output_limit_is_not_readable(monkeypatch: MonkeyPatch) -> None:
-    class Old:
-        def process(self, data: bytes) -> bytes:
-            return data
-
-    monkeypatch.setattr(brotli, "Decompressor", Old)
+    old = SimpleNamespace(process=lambda data: data)
+    monkeypatch.setattr(brotli, "Decompressor", lambda: old)
     forget()
     assert readable_codings("br") == "identity"
     forget()
 
 
+STREAM_REQUEST = b'{"stream": true}'
+CHUNKED = b"2\r\n{}\r\n0\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    ("path", "lines", "sent"),
+    ("path", "interval", "body", "lines", "sent"),
     [
-        ("/v1/messages", ["br", "gzip;q=0.5", "zstd"], ["gzip;q=0.5"]),
-        ("/v1/messages", ["gzip", "deflate"], ["gzip", "deflate"]),
-        ("/v1/files", ["gzip, br, zstd"], ["gzip, br, zstd"]),
+        ("/v1/messages", 0, b"{}", ["br", "gzip;q=0.5", "zstd"], ["gzip;q=0.5"]),
+        ("/v1/messages", 0, STREAM_REQUEST, ["gzip", "deflate"], ["gzip", "deflate"]),
+        ("/v1/files", 9, STREAM_REQUEST, ["gzip, br, zstd"], ["gzip, br, zstd"]),
+        # a ping cannot be put into a compressed stream
+        ("/v1/messages", 9, STREAM_REQUEST, ["gzip"], ["identity"]),
+        ("/v1/messages", 9, b"{}", ["gzip"], ["gzip"]),
+        # a chunked body is not read before it goes upstream, so it may request a stream
+        ("/v1/messages", 9, CHUNKED, ["gzip"], ["identity"]),
     ],
 )
-async def test_relay_requests_readable_codings_for_usage(
+async def test_relay_requests_codings_that_it_can_read(
     plain_install: None,
-    proxy: Proxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    path: str,
-    lines: list[str],
-    sent: list[str],
-) -> None:
-    upstream.script(json_response({}))
-    await ask(path, {"model": "m"}, headers=[("Accept-Encoding", line) for line in lines])
-    assert upstream.requests[0].all("Accept-Encoding") == sent
-
-
-STREAMED = b'{"stream": true}'
-
-
-@pytest.mark.parametrize(
-    ("interval", "body", "sent"),
-    [(9, STREAMED, "identity"), (9, b"{}", "gzip"), (0, STREAMED, "gzip")],
-)
-async def test_relay_requests_a_plain_stream_to_ping_into(
     start_proxy: StartProxy,
     ask: Ask,
     upstream: ScriptedUpstream,
+    path: str,
     interval: int,
     body: bytes,
-    sent: str,
+    lines: list[str],
+    sent: list[str],
 ) -> None:
     await start_proxy(SSE_KEEPALIVE_INTERVAL=interval)
-    upstream.script(*[json_response({})] * 2)
-    accepts = ("Accept-Encoding", "gzip")
-    await ask("/v1/messages", headers=[accepts], body=body)
-    # a chunked body is not read before it goes upstream, so it may request a stream
-    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    await ask("/v1/messages", headers=[accepts, ("Transfer-Encoding", "chunked")], body=chunked)
-    found = [each.all("Accept-Encoding") for each in upstream.requests]
-    assert found == [[sent], ["identity" if interval else "gzip"]]
+    upstream.script(json_response({}))
+    headers = [("Accept-Encoding", line) for line in lines]
+    headers += [("Transfer-Encoding", "chunked")] if body is CHUNKED else []
+    await ask(path, headers=headers, body=body)
+    assert upstream.requests[0].all("Accept-Encoding") == sent
 
 
 @pytest.mark.parametrize(("coding", "is_stream"), [("gzip", False), ("gzip", True), ("br", True)])
