@@ -94,10 +94,6 @@ def asking(max_tokens: int = 10, **fields: object) -> Document:
     return message(max_tokens, content="Hi" * 150, **fields)
 
 
-def input_cost(document: Document) -> int:
-    return len(json.dumps(document)) // 4 * CENT // 100
-
-
 def costing(cents: int) -> Response:
     """A response that costs so many cents."""
     usage = {"input_tokens": 0, "output_tokens": cents}

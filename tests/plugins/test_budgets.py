@@ -6,7 +6,7 @@ import asyncio
 import re
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from budget_team import (
@@ -20,7 +20,6 @@ from budget_team import (
     Team,
     asking,
     costing,
-    input_cost,
 )
 from people import CHAT, MESSAGES, MODEL, Held, error_of, locked, message
 from tornadoproxy_budgets import keeper
@@ -28,17 +27,11 @@ from tornadoproxy_budgets.caps import Scope
 
 from tornadoproxy import ConfigurationError, ModelRequest, Usage
 from tornadoproxy.testing import (
-    error_response,
     json_response,
     message_document,
     request_bytes,
     request_record,
-    silent_response,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 pytest_plugins = ("budget_team",)
 
@@ -96,11 +89,8 @@ async def test_request_that_costs_nothing_passes_the_cap(team: Team) -> None:
     team.cap(EACH, 0)
     await team.start()
     counting = {"model": MODEL, "messages": message()["messages"]}
-    for target, document in (
-        (f"{MESSAGES}/count_tokens?beta=true", counting),
-        ("/v1/models", None),
-    ):
-        assert (await team.request(target, document, token="ada")).status == 200
+    target = f"{MESSAGES}/count_tokens?beta=true"
+    assert (await team.request(target, counting, token="ada")).status == 200
     assert await team.spent() == 0
 
 
@@ -166,22 +156,6 @@ def test_charge_is_the_cost_or_that_of_the_estimate() -> None:
     assert charge(cost=10**15) == charge(cost=10**15 + 1) == 10**15
 
 
-async def test_disconnect_before_the_response_charges_the_input(team: Team) -> None:
-    """A request for huge output reserves no more than the person has left, too."""
-    team.cap(TOGETHER, 100_000)
-    team.cap(EACH, 100)
-    await team.start()
-    # the first request is for the list of models, whose limits this one may exceed
-    team.upstream.script(error_response(500, "api_error", "no"), silent_response())
-    document = asking(10**12)
-    connection = await team.begin(document, "ada")
-    await team.upstream.received(2)
-    assert (await team.ask("bob")).status == 200
-    await connection.close()
-    assert (await team.records.finished(2)).outcome == "abandoned"
-    assert await team.spent() == input_cost(document)
-
-
 # -- the database
 
 
@@ -204,15 +178,6 @@ async def test_spending_at_another_proxy_counts(team: Team) -> None:
             while await team.spent(to=there) != cents * CENT:
                 pass
     assert (await team.ask(to=one)).status == 429
-
-
-def saved(path: Path) -> dict[tuple[str, str], int]:
-    """Return the sums in the database."""
-    with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(
-            "SELECT scope_type, scope_name, sum(nanos) FROM budgets_spent GROUP BY 1, 2"
-        )
-        return {(scope_type, name): nanos for scope_type, name, nanos in rows}
 
 
 async def test_locked_database_refuses_later_and_loses_nothing(
@@ -258,9 +223,8 @@ async def test_stop_saves_the_sums(team: Team) -> None:
     team.upstream.script(costing(7))
     assert (await team.ask("ada+team")).status == 200
     await proxy.server.drain()
-    assert saved(team.path) == {("rbac_group", "team"): 7 * CENT, ("user", "ada"): 7 * CENT}
-    again = await team.start()
-    assert await team.spent(to=again) == 7 * CENT
+    await team.start()
+    assert await team.spent() == 7 * CENT
 
 
 # -- settings
