@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, Document, People, Scene, message, until
+from people import MESSAGES, Document, People, message, until
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Scope
 
@@ -19,6 +19,7 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from scene import Scene
     from tornadoproxy_budgets.periods import Period
 
     from tornadoproxy.testing import (
@@ -35,8 +36,6 @@ EACH = Scope("organization")
 TOGETHER = Scope("organization", shared=True)
 ADA = Scope("user", "ada")
 
-pytest_plugins = ("people",)
-
 
 class Prices:
     """A cent for each output token, and a hundredth of a cent for each input token."""
@@ -48,12 +47,13 @@ class Prices:
         return (usage.input_tokens or 0) * CENT // 100 + (usage.output_tokens or 0) * CENT
 
 
-class Team(Scene):
+class Team:
     """People who spend through a proxy with budgets, and what surrounds it."""
 
-    @property
-    def path(self) -> Path:
-        return self.directory / "budgets.db"
+    def __init__(self, scene: Scene, path: Path) -> None:
+        self.path = path
+        self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
+        self.upstream, self.records = scene.upstream, scene.records
 
     async def start(self, **variables: Any) -> Proxy:
         given = {"BUDGETS_DB": self.path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "prices"}
@@ -85,8 +85,8 @@ class Team(Scene):
 
 
 @pytest.fixture
-def team(scene: Scene) -> Team:
-    return Team(**vars(scene))
+def team(scene: Scene, tmp_path: Path) -> Team:
+    return Team(scene, tmp_path / "budgets.db")
 
 
 def asking(max_tokens: int = 10, **fields: object) -> Document:

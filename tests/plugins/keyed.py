@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, Document, Scene, message, until
+from people import MESSAGES, Document, message, until
 from tornadoproxy_keys import store
 from tornadoproxy_keys.store import Limits, UsageRow
 
 from tornadoproxy import Database
+from tornadoproxy.testing import request_bytes
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
     from pathlib import Path
+
+    from scene import Scene
 
     from tornadoproxy.testing import (
         Proxy,
@@ -24,15 +28,14 @@ if TYPE_CHECKING:
         RawResponse,
     )
 
-pytest_plugins = ("people",)
 
-
-class Keyed(Scene):
+class Keyed:
     """A proxy with a keys database, its keys, and what surrounds it."""
 
-    @property
-    def path(self) -> Path:
-        return self.directory / "keys.db"
+    def __init__(self, scene: Scene, path: Path) -> None:
+        self.path = path
+        self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
+        self.upstream, self.records = scene.upstream, scene.records
 
     async def start(self, **given: Any) -> Proxy:
         return await self.start_proxy(**{"KEYS_DB": self.path, **given})
@@ -82,7 +85,10 @@ class Keyed(Scene):
 
     async def send(self, key: str) -> RawConnection:
         """Send a request for a message, whose response is still to be read."""
-        return await self.begin(message(), key)
+        connection = await self.raw()
+        body = json.dumps(message()).encode()
+        await connection.send(request_bytes("POST", MESSAGES, body=body, token=key))
+        return connection
 
     async def until(self, status: int, key: str) -> RawResponse:
         """Ask for the models until the response has `status`."""
@@ -90,5 +96,5 @@ class Keyed(Scene):
 
 
 @pytest.fixture
-def keyed(scene: Scene) -> Keyed:
-    return Keyed(**vars(scene))
+def keyed(scene: Scene, tmp_path: Path) -> Keyed:
+    return Keyed(scene, tmp_path / "keys.db")

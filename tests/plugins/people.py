@@ -9,13 +9,9 @@ import io
 import json
 import sqlite3
 import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import pytest
-
 from tornadoproxy import Command, ConfigurationError, Identity, IncomingRequest, Settings, hookimpl
-from tornadoproxy.testing import request_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,14 +19,8 @@ if TYPE_CHECKING:
 
     from tornadoproxy import Setting
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
-        RawConnection,
         RawResponse,
-        Records,
         Response,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -60,41 +50,6 @@ def message(max_tokens: int = 50, *, content: str = "Hi", **fields: object) -> D
 def error_of(response: RawResponse) -> dict[str, str]:
     error: dict[str, str] = json.loads(response.body)["error"]
     return error
-
-
-@dataclass
-class Scene:
-    """The proxies of a test, and what surrounds them.
-
-    :ivar request: the fixture `ask`, which sends a request.
-    :ivar directory: where the files of the test are.
-    """
-
-    start_proxy: StartProxy
-    request: Ask
-    raw: OpenRaw
-    upstream: ScriptedUpstream
-    records: Records
-    directory: Path
-
-    async def begin(self, document: Document, token: str, target: str = MESSAGES) -> RawConnection:
-        """Send a request whose response is still to be read."""
-        connection = await self.raw()
-        body = json.dumps(document).encode()
-        await connection.send(request_bytes("POST", target, body=body, token=token))
-        return connection
-
-
-@pytest.fixture
-def scene(
-    start_proxy: StartProxy,
-    ask: Ask,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-    tmp_path: Path,
-) -> Scene:
-    return Scene(start_proxy, ask, raw, upstream, records, tmp_path)
 
 
 class Held:

@@ -23,7 +23,10 @@ from tornadoproxy import InvalidRequest
 from tornadoproxy.testing import TEST_TOKEN, clean_environment, request_bytes
 
 if TYPE_CHECKING:
-    from people import Document, Scene
+    from pathlib import Path
+
+    from people import Document
+    from scene import Scene
 
     from tornadoproxy.testing import Proxy, RawResponse
 
@@ -65,8 +68,8 @@ class Api(Team):
 
 
 @pytest.fixture
-def api(scene: Scene) -> Api:
-    return Api(**vars(scene))
+def api(scene: Scene, tmp_path: Path) -> Api:
+    return Api(scene, tmp_path / "budgets.db")
 
 
 def fault_of(response: RawResponse) -> tuple[int, str, str]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import MESSAGES, MODEL, People, Scene, locked, message, run_command
+from people import MESSAGES, MODEL, People, locked, message, run_command
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytest_plugins = ("people",)
+    from scene import Scene
 
 HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model"}
 OF_A_RECORD = [
@@ -83,10 +83,10 @@ def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
 
 
 async def test_row_has_the_values_of_its_record(scene: Scene, path: Path) -> None:
-    proxy = await scene.start_proxy(plugins=[People()], LEDGER_DB=path)
+    proxy = await scene.start(plugins=[People()], LEDGER_DB=path)
     headers = {"X-Claude-Code-Session-Id": "s-1"}
     asked = message(stream=True)
-    await scene.request(MESSAGES, asked, headers=headers, token="ada+engineers+leads")
+    await scene.ask(MESSAGES, asked, headers=headers, token="ada+engineers+leads")
     record = await scene.records.finished()
     await proxy.server.drain()
     (row,) = rows(path)
@@ -144,7 +144,7 @@ async def test_invalid_settings_end_the_start(
     variables: dict[str, Any], fault: str, scene: Scene
 ) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(fault)) as caught:
-        await scene.start_proxy(**variables)
+        await scene.start(**variables)
     assert len(caught.value.faults) == 1
 
 
@@ -165,7 +165,7 @@ async def test_only_old_rows_are_deleted(scene: Scene, path: Path) -> None:
     now = time.time()
     ages = [0.0, day, 6.9 * day] + [7.1 * day] * (2 * STEP + 1)
     write(path, *(request_record(time=now - age) for age in ages))
-    await scene.start_proxy(LEDGER_DB=path, LEDGER_RETENTION_DAYS=7)
+    await scene.start(LEDGER_DB=path, LEDGER_RETENTION_DAYS=7)
     while len(rows(path)) > 3:  # no event tells of it; the test's own limit ends this
         await asyncio.sleep(0.02)
     assert [now - row["time"] for row in rows(path)] == pytest.approx(ages[:3], abs=1)
@@ -415,11 +415,10 @@ def test_age_selects_the_requests_since_then(path: Path) -> None:
     assert count == 2
 
 
-async def test_usage_reads_while_the_proxy_writes(scene: Scene) -> None:
-    path = scene.directory / "ledger.db"
-    proxy = await scene.start_proxy(LEDGER_DB=path)
+async def test_usage_reads_while_the_proxy_writes(scene: Scene, path: Path) -> None:
+    proxy = await scene.start(LEDGER_DB=path)
     for _ in range(2):
-        await scene.request(MESSAGES, message())
+        await scene.ask(MESSAGES, message())
     with locked(path):
         found = await asyncio.to_thread(usage, path, "--format", "json")
     assert json.loads(found)["total"]["requests"] <= 2

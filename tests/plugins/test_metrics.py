@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import CHAT, MESSAGES, Scene, message
+from people import CHAT, MESSAGES, message
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 from tornadoproxy_metrics import METRICS, METRICS_PATH, METRICS_PUBLIC, PrometheusMetrics, figures
@@ -36,9 +36,9 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tornadoproxy.testing import Response, UpstreamExchange
+    from scene import Scene
 
-pytest_plugins = ("people",)
+    from tornadoproxy.testing import Response, UpstreamExchange
 
 DASHBOARD = Path(__file__).parent.parent.parent / "deploy/grafana-dashboard.json"
 STATUS = Status(
@@ -98,7 +98,7 @@ def counted(*records: RequestRecord) -> Scrape:
 
 
 async def scrape(scene: Scene) -> Scrape:
-    response = await scene.request("/metrics")
+    response = await scene.ask("/metrics")
     assert response.status == 200
     return Scrape(response.body.decode())
 
@@ -115,34 +115,34 @@ def test_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_page_requires_a_credential_unless_public(scene: Scene) -> None:
-    proxy = await scene.start_proxy(METRICS="yes")
+    proxy = await scene.start(METRICS="yes")
     line = "metrics for Prometheus at /metrics, for all clients"
     assert dict(proxy.lines)["metrics"] == line
     proxy.reload()
     for token, status in ((None, 401), ("wrong", 401), (TEST_TOKEN, 200)):
-        assert (await scene.request("/metrics", token=token)).status == status
-    response = await scene.request("/metrics")
+        assert (await scene.ask("/metrics", token=token)).status == status
+    response = await scene.ask("/metrics")
     assert str(response.header("content-type")).startswith("text/plain; version=0.0.4")
-    public = await scene.start_proxy(METRICS="yes", METRICS_PUBLIC="yes")
+    public = await scene.start(METRICS="yes", METRICS_PUBLIC="yes")
     assert "EVERYBODY" in dict(public.lines)["metrics"]
-    assert (await scene.request("/metrics", token=None)).status == 200
-    assert (await scene.request("/v1/models", token=None)).status == 401
+    assert (await scene.ask("/metrics", token=None)).status == 200
+    assert (await scene.ask("/v1/models", token=None)).status == 401
 
 
 async def test_page_has_the_path_of_its_setting(scene: Scene) -> None:
-    await scene.start_proxy(METRICS="yes", METRICS_PATH="/internal/figures.txt")
-    assert (await scene.request("/internal/figures.txt")).status == 200
-    assert (await scene.request("/internal/figures_txt")).status == 404
-    assert (await scene.request("/metrics")).status == 404
+    await scene.start(METRICS="yes", METRICS_PATH="/internal/figures.txt")
+    assert (await scene.ask("/internal/figures.txt")).status == 200
+    assert (await scene.ask("/internal/figures_txt")).status == 404
+    assert (await scene.ask("/metrics")).status == 404
     for path in ("metrics", "/", "/v1/messages", "/openai/metrics", "/a b", "/m?x", "//m"):
         with pytest.raises(ValueError, match="must be a path such as /metrics"):
             METRICS_PATH.parse(path)
 
 
 async def test_page_is_openmetrics_on_request(scene: Scene) -> None:
-    await scene.start_proxy(METRICS="yes")
+    await scene.start(METRICS="yes")
     accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3"
-    response = await scene.request("/metrics", headers={"Accept": accept})
+    response = await scene.ask("/metrics", headers={"Accept": accept})
     kind = "application/openmetrics-text; version=1.0.0"
     assert str(response.header("content-type")).startswith(kind)
     parsed = openmetrics_parser.text_string_to_metric_families(response.body.decode())  # type: ignore[no-untyped-call]  # the library's
@@ -206,7 +206,7 @@ async def resets(exchange: UpstreamExchange) -> None:
 
 
 async def test_error_is_counted_by_kind(scene: Scene) -> None:
-    await scene.start_proxy(METRICS="yes", UPSTREAM_FIRST_BYTE_TIMEOUT=0.1)
+    await scene.start(METRICS="yes", UPSTREAM_FIRST_BYTE_TIMEOUT=0.1)
     kinds: dict[str, Response] = {
         "timeout": silent_response(),
         "closed": resets,
@@ -218,10 +218,10 @@ async def test_error_is_counted_by_kind(scene: Scene) -> None:
     }
     for response in kinds.values():
         scene.upstream.script(response)
-        assert (await scene.request(MESSAGES, message())).status >= 429
+        assert (await scene.ask(MESSAGES, message())).status >= 429
     await scene.upstream.stop()
-    assert (await scene.request(MESSAGES, message())).status == 502
-    assert (await scene.request("/openai/v1/models", token="wrong")).status == 401
+    assert (await scene.ask(MESSAGES, message())).status == 502
+    assert (await scene.ask("/openai/v1/models", token="wrong")).status == 401
     await scene.records.finished(len(kinds) + 2)
     shown = await scrape(scene)
     expected = {(kind,): 1.0 for kind in (*kinds, "unreachable")}

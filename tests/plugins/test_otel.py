@@ -12,7 +12,7 @@ import pytest
 import tornadoproxy_otel
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
-from people import CHAT, MESSAGES, Scene, message
+from people import CHAT, MESSAGES, message
 from tornadoproxy_otel import (
     OTEL_EXPORTER_OTLP_ENDPOINT,
     OTEL_EXPORTER_OTLP_HEADERS,
@@ -37,11 +37,10 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scene import Scene
     from tornado.ioloop import IOLoop
 
     from tornadoproxy import RequestRecord
-
-pytest_plugins = ("people",)
 
 Attributes: TypeAlias = dict[str, Any]  # Any: a text, a number, a truth or a list of one of them
 
@@ -141,12 +140,12 @@ async def test_invalid_settings_are_refused_and_not_shown(
     variable: str, value: str, scene: Scene
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"{variable} must") as refused:
-        await scene.start_proxy(OTEL_TRACES="yes", **{variable: value})
+        await scene.start(OTEL_TRACES="yes", **{variable: value})
     assert "hidden-word" not in str(refused.value)
 
 
 async def test_request_is_reported_to_the_collector(scene: Scene, collector: Collector) -> None:
-    proxy = await scene.start_proxy(
+    proxy = await scene.start(
         OTEL_TRACES="yes",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"{collector.url}/otlp",
         OTEL_EXPORTER_OTLP_HEADERS="Authorization=Basic%20bmFtZQ==, x-scope=a%2Cb",
@@ -154,7 +153,7 @@ async def test_request_is_reported_to_the_collector(scene: Scene, collector: Col
     )
     assert dict(proxy.lines)["otel"] == f"a span for each request to {collector.url}/otlp"
     proxy.reload()
-    await scene.request(MESSAGES, message(), headers=[("Traceparent", TRACEPARENT)])
+    await scene.ask(MESSAGES, message(), headers=[("Traceparent", TRACEPARENT)])
     await proxy.server.drain()
     (request,) = collector.requests
     assert (request.method, request.target) == ("POST", "/otlp/v1/traces")
@@ -254,11 +253,11 @@ async def test_span_is_named_by_model_or_route(collector: Collector) -> None:
 
 
 async def test_span_has_no_private_data(scene: Scene, collector: Collector) -> None:
-    proxy = await scene.start_proxy(OTEL_TRACES="yes", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    proxy = await scene.start(OTEL_TRACES="yes", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     asked = message(content="a question that is nobody's business")
-    await scene.request("/v1/messages?key=in-the-query", asked)
-    await scene.request("/v1/messages?key=in-the-query", asked, token="in-a-wrong-token")
-    await scene.request(CHAT, {"messages": "in-a-wrong-body"})
+    await scene.ask("/v1/messages?key=in-the-query", asked)
+    await scene.ask("/v1/messages?key=in-the-query", asked, token="in-a-wrong-token")
+    await scene.ask(CHAT, {"messages": "in-a-wrong-body"})
     await proxy.server.drain()
     assert len(collector.spans()) == 3
     sent = b"".join(request.raw_head + request.body for request in collector.requests)

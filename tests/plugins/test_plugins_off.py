@@ -13,15 +13,18 @@ from operator import and_
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from people import CHAT, MESSAGES, Scene, message
+from people import CHAT, MESSAGES, message
 from program import running
 
 from tornadoproxy.testing import TEST_TOKEN, request_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
-pytest_plugins = ("people",)
+    from scene import Scene
+
+    from tornadoproxy.testing import ScriptedUpstream
 
 OPTIONAL = ("prices", "keys", "ledger", "budgets", "metrics", "otel")
 
@@ -76,7 +79,7 @@ async def calls(scene: Scene, path: str, *, stream: bool) -> Counter[Function]:
 
 
 async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> None:
-    proxy = await scene.start_proxy()
+    proxy = await scene.start()
     assert {each.name for each in proxy.plugins.declared_settings() if each.fixed} == {
         *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "METRICS", "METRICS_PATH", "METRICS_PUBLIC"),
         *("OTEL_TRACES", "OTEL_SERVICE_NAME"),
@@ -86,23 +89,24 @@ async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> N
 
 @pytest.mark.parametrize("stream", [False, True], ids=["JSON", "stream"])
 @pytest.mark.parametrize("path", [MESSAGES, CHAT])
-async def test_inactive_plugin_costs_no_call(path: str, stream: bool, scene: Scene) -> None:
-    await scene.start_proxy(DISABLED_PLUGINS=" ".join(OPTIONAL))
+async def test_inactive_plugin_costs_no_call(
+    path: str, stream: bool, scene: Scene, tmp_path: Path
+) -> None:
+    await scene.start(DISABLED_PLUGINS=" ".join(OPTIONAL))
     expected = await calls(scene, path, stream=stream)
     assert sum(expected.values()) > 50
     assert {module.partition(".")[0] for module, _, _ in expected} == {
         *("tornadoproxy", "tornadoproxy_token", "tornadoproxy_access_log")
     }
     # prices is active unless it is disabled
-    inactive = await scene.start_proxy(DISABLED_PLUGINS="prices")
+    inactive = await scene.start(DISABLED_PLUGINS="prices")
     states = {info.name: info.state for info in inactive.plugins.describe()}
     assert {states[name] for name in OPTIONAL[1:]} == {"inactive"}
     assert {name for name, _ in inactive.lines} & {*OPTIONAL} == set()
     assert await calls(scene, path, stream=stream) == expected
 
     # an active plugin adds its own calls alone, which shows that they are counted
-    path_of_ledger = scene.directory / "ledger.db"
-    await scene.start_proxy(DISABLED_PLUGINS="prices", LEDGER_DB=path_of_ledger)
+    await scene.start(DISABLED_PLUGINS="prices", LEDGER_DB=tmp_path / "ledger.db")
     found = await calls(scene, path, stream=stream)
     assert expected - found == Counter()
     added = {(module, name) for module, name, _ in found - expected}
@@ -113,8 +117,10 @@ async def test_inactive_plugin_costs_no_call(path: str, stream: bool, scene: Sce
     }
 
 
-async def test_start_imports_no_library_of_inactive_plugin(scene: Scene) -> None:
-    async with running(scene.directory, scene.upstream, PYTHONVERBOSE="1") as program:
+async def test_start_imports_no_library_of_inactive_plugin(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    async with running(tmp_path, upstream, PYTHONVERBOSE="1") as program:
         await program.port()
         program.send_signal(signal.SIGTERM)
         assert await program.ended() == 0

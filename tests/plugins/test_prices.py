@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from people import MESSAGES, MODEL, Scene, message, run_command
+from people import MESSAGES, MODEL, message, run_command
 from tornadoproxy_prices import MAX_NAMED, PRICES_FILE, Pricer
 from tornadoproxy_prices.shipped import SHIPPED
 
@@ -17,7 +17,7 @@ from tornadoproxy import ConfigurationError, Settings, Usage, hookimpl
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest_plugins = ("people",)
+    from scene import Scene
 
 OWN = """
 date = 2026-11-01
@@ -126,8 +126,8 @@ async def test_cost_comes_from_the_first_plugin_with_a_price(scene: Scene) -> No
         def price(self) -> int:
             return 7
 
-    await scene.start_proxy(plugins=[Contract()])
-    await scene.request(MESSAGES, message())
+    await scene.start(plugins=[Contract()])
+    await scene.ask(MESSAGES, message())
     assert (await scene.records.finished()).cost == 7
 
 
@@ -197,10 +197,10 @@ def test_price_file_changes_the_highest_prices_and_searches(tmp_path: Path) -> N
 
 async def test_reload_reads_the_price_file(scene: Scene, own: Path) -> None:
     own.write_text(OWN.replace("models.local", f"models.{MODEL}"))
-    proxy = await scene.start_proxy(PRICES_FILE=own)
+    proxy = await scene.start(PRICES_FILE=own)
 
     async def cost_of_a_token(count: int) -> float:
-        await scene.request(MESSAGES, message())
+        await scene.ask(MESSAGES, message())
         record = await scene.records.finished(count)
         return (record.cost or 0) / (record.usage.output_tokens or 0)
 

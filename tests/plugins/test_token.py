@@ -21,9 +21,7 @@ from tornadoproxy import (
 )
 
 if TYPE_CHECKING:
-    from people import Scene
-
-pytest_plugins = ("people",)
+    from scene import Scene
 
 TOKEN = "a-token-of-more-than-sixteen-characters"
 OTHER = "another-token-of-that-length"
@@ -191,8 +189,8 @@ async def test_plugin_is_asked_after_other_authenticators(scene: Scene) -> None:
         def authenticate(self) -> Identity:
             return Identity("other")
 
-    proxy = await scene.start_proxy(plugins={"zz_other": Other()}, AUTH_TOKEN=TOKEN)
+    proxy = await scene.start(plugins={"zz_other": Other()}, AUTH_TOKEN=TOKEN)
     names = [info.name for info in proxy.plugins.describe()]
     assert names.index("zz_other") < names.index("token")
-    assert (await scene.request("/v1/models", token=TOKEN)).status == 200
+    assert (await scene.ask("/v1/models", token=TOKEN)).status == 200
     assert (await scene.records.finished()).principal == "other"
