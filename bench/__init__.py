@@ -1,1 +1,1 @@
-"""Measures the proxy beside its peers: ``python -m bench``. See README.md in this folder."""
+"""The measurements of the proxy and its peers: ``python -m bench``; see README.md here."""

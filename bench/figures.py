@@ -1,4 +1,4 @@
-"""What is measured: each figure is one function from a peer to its numbers."""
+"""The figures: each is one function from a peer to its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws the results as SVG: a panel for each column of the table, a row in it for each peer."""
+"""The results as SVG: a panel for each column of the table, a row in it for each peer."""
 
 from __future__ import annotations
 

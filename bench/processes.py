@@ -1,4 +1,4 @@
-"""What a process and its children have used: processor time, memory."""
+"""The processor time and memory that a process and its children have used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the results: a table of medians, and the ratios beside what they ought to be."""
+"""The results as text: a table of medians, and the ratios beside their targets."""
 
 from __future__ import annotations
 

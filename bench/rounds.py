@@ -1,4 +1,4 @@
-"""Measures every figure of every peer, in turn, round after round."""
+"""The rounds: every figure of every peer is measured in turn, round after round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tornadoproxy stands between Claude and everyone who uses it. This is all a plugin imports.
+"""A proxy between Claude and its users. A plugin imports everything from this package.
 
 A plugin is an object with hooks, named by an entry point::
 

@@ -1,4 +1,4 @@
-"""The exceptions of the proxy; the type says whose fault an error is.
+"""The exceptions of the proxy; the type says which side failed.
 
 ::
 

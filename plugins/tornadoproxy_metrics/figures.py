@@ -287,7 +287,7 @@ class _StatusCollector(Collector):
         status = self._status()
         yield GaugeMetricFamily(
             "tornadoproxy_in_flight",
-            "Protected requests in flight, queued ones included.",
+            "Requests in flight, queued ones included; probes do not count.",
             value=status.in_flight,
         )
         yield GaugeMetricFamily("tornadoproxy_waiting", "Queued requests.", value=status.waiting)

@@ -115,7 +115,7 @@ def _is_chat(record: RequestRecord) -> bool:
 
 
 def _is_error(record: RequestRecord) -> bool:
-    """Return whether a request failed; a client's error is none of a server's span."""
+    """Return whether a request failed; a client's error does not count as one."""
     broke = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
     return broke or (record.status is not None and record.status >= 500)
 

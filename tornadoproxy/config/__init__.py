@@ -1,1 +1,1 @@
-"""Text into settings: parsers, sources, and what settings there are."""
+"""Settings: their parsers, their sources, and the core's own."""

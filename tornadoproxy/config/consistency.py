@@ -1,4 +1,4 @@
-"""Checks the core's settings for values that are individually valid but contradictory."""
+"""The check of the core's settings for values that are individually valid but contradictory."""
 
 from __future__ import annotations
 

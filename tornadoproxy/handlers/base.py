@@ -1,4 +1,4 @@
-"""What all handlers share: one method that runs a request, and one that ends it.
+"""The base of all handlers: one method that runs a request, and one that ends it.
 
 An exception raised anywhere in `BaseHandler.run` ends the request with an error in the dialect's
 shape. Handlers of authenticated requests are in `tornadoproxy.handlers.exchange_handler`.

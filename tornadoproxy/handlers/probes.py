@@ -9,7 +9,7 @@ from tornadoproxy.protocol.dialects import Dialect
 
 
 class ProbeHandler(BaseHandler):
-    """A public page that says nothing secret."""
+    """A public page, which contains nothing secret."""
 
     SUPPORTED_METHODS = ("GET", "HEAD")
 
@@ -35,7 +35,7 @@ class ReadyHandler(ProbeHandler):
 
 
 class NotFoundHandler(ExchangeHandler):
-    """Every other path: only an authenticated client is told that it does not exist."""
+    """The route of every other path: 404, which only an authenticated client gets."""
 
     def admit(self) -> None:
         path, hint = self.request.path, ""

@@ -1,4 +1,4 @@
-"""Translates prompt caching: a client's own marks, or a cache for a request without any."""
+"""The translation of prompt caching: a client's own marks, or a cache for a request without any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translates texts, images and files into blocks."""
+"""The translation of texts, images and files into blocks."""
 
 from __future__ import annotations
 

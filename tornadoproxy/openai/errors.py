@@ -1,4 +1,4 @@
-"""Translates the upstream's errors into OpenAI's form, with status and message unchanged.
+"""The translation of the upstream's errors into OpenAI's form, with status and message unchanged.
 
 Sources: https://docs.anthropic.com/en/api/errors and
 https://platform.openai.com/docs/guides/error-codes

@@ -1,4 +1,4 @@
-"""How to translate where a request leaves it open."""
+"""The options of a translation, for what a request leaves open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translates the fields that mean the same in both APIs: limit, user, service tier, sampling."""
+"""The fields that mean the same in both APIs: limit, user, service tier, sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads JSON from a client: bounded, strict, and with errors that name the parameter."""
+"""JSON from a client, read: bounded, strict, and with errors that name the parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits JSON Schemas to structured output and strict tools, which accept a subset of JSON Schema.
+"""JSON Schemas for structured output and strict tools, which accept a subset of JSON Schema.
 
 The theory. The upstream compiles the strict schemas of a request into one grammar. It accepts
 closed, non-recursive objects and a short list of keywords, and limits what all schemas of a request

@@ -1,4 +1,4 @@
-"""Translates a reasoning effort into effort and thinking, as far as the model has them.
+"""The translation of a reasoning effort into effort and thinking, as far as the model has them.
 
 Source: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 """

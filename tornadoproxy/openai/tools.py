@@ -1,4 +1,4 @@
-"""Translates functions into tools, and the choice among them."""
+"""The translation of functions into tools, and of the choice among them."""
 
 from __future__ import annotations
 

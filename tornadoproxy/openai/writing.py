@@ -1,4 +1,4 @@
-"""Writes JSON for clients, from values of the upstream's that can be of any type."""
+"""JSON for clients, from values of the upstream's that can be of any type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plugins declare at start and on SIGHUP, validated.
+"""The plugins' declarations at start and on SIGHUP, validated.
 
 An invalid declaration raises a `ConfigurationError` with the faults of all plugins.
 """

@@ -48,7 +48,7 @@ INACTIVE: Final = Inactive.INACTIVE
 class Status(Struct, frozen=True):
     """The figures of one moment.
 
-    :param in_flight: protected requests that have not ended, including queued ones.
+    :param in_flight: requests that have not ended, including queued ones; probes do not count.
     :param waiting: queued requests.
     :param held_bytes: request bodies and incomplete request headers held in memory, in bytes.
     :param client_connections: open connections from clients.

@@ -1,4 +1,4 @@
-"""What usage costs: the first plugin that knows the price of a model decides.
+"""The cost of usage: the first plugin that knows the price of a model decides.
 
 Costs are integers, in billionths of a US dollar.
 """

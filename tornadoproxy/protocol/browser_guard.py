@@ -1,4 +1,4 @@
-"""Protects a proxy that requires no credential from web pages. Pure.
+"""The protection of a proxy without credentials from web pages. Pure.
 
 A page on any site can make a browser send requests to ``localhost``: across origins, or under the
 site's own name, by DNS rebinding. Anonymous requests are therefore accepted only under a

@@ -1,4 +1,4 @@
-"""Decompresses a body, piece by piece. Sans-io.
+"""The decompression of a body, piece by piece. Sans-io.
 
 gzip and deflate are always readable; br and zstd need the packages ``brotli`` (1.2 or later) and
 ``zstandard``. Where usage must be read from the response, `readable_codings` reduces the client's

@@ -1,4 +1,4 @@
-"""Reads and writes JSON with msgspec, and with the standard library what msgspec refuses.
+"""JSON by msgspec, and by the standard library what msgspec refuses.
 
 msgspec refuses a few oddities: half of a surrogate pair, infinite numbers, byte order marks. It
 reads four times and writes five times as fast, and keeps whole numbers of any size.

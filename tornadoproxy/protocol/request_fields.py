@@ -1,4 +1,4 @@
-"""Reads model, limits and estimated input from the body of a messages request, for authorization.
+"""Model, limits and estimated input in the body of a messages request, for authorization.
 
 A plugin that authorizes a request must see it as the upstream will. So a field that occurs twice is
 refused, since parsers keep the first or the last, and so is a field in another case, since some

@@ -1,4 +1,4 @@
-"""Frames requests: finds in a connection's bytes where a request begins and ends. Sans-io.
+"""The framing of requests: where one begins and ends in a connection's bytes. Sans-io.
 
 A message that two servers could frame differently is refused: bare line feeds, folded lines,
 ``Transfer-Encoding`` beside ``Content-Length`` or with HTTP/1.0, several or malformed lengths,

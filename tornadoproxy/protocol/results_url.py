@@ -1,4 +1,4 @@
-"""Rewrites the URL of a batch's results so that it leads to the proxy. Pure.
+"""The URL of a batch's results, rewritten so that it leads to the proxy. Pure.
 
 A batch's ``results_url`` is absolute, so SDKs would send the proxy's token to the upstream. With
 ``REWRITE_RESULTS_URL`` the URL leads to the proxy: the only exception to relaying byte for byte.

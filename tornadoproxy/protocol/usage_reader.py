@@ -1,4 +1,4 @@
-"""Reads usage from a response's bytes as they pass by. Sans-io.
+"""The usage in a response's bytes, read as they are relayed. Sans-io.
 
 The reader neither changes nor delays anything. It reads a stream event by event, and parses only
 the events that hold a ``usage`` or change what is spent; it parses a JSON response at its end.

@@ -1,4 +1,4 @@
-"""Translates between OpenAI's chat completions and Anthropic's messages. Sans-io.
+"""The translation between OpenAI's chat completions and Anthropic's messages. Sans-io.
 
 It takes and returns dicts and bytes, without a server or a client::
 

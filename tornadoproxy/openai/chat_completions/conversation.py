@@ -1,4 +1,4 @@
-"""Translates messages: turns, tool calls with their results, and thinking that comes back.
+"""The translation of messages: turns, tool calls with their results, and thinking that comes back.
 
 The theory. OpenAI's list is flat; Anthropic's alternates between user and assistant. System and
 developer messages leave the list. Every other message becomes blocks under one of two roles, and

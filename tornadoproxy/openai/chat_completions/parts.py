@@ -1,4 +1,4 @@
-"""Translates the content parts of chat completions."""
+"""The translation of the content parts of chat completions."""
 
 from __future__ import annotations
 

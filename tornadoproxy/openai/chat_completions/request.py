@@ -1,4 +1,4 @@
-"""Translates a chat completions request into a messages request.
+"""The translation of a chat completions request into a messages request.
 
 Sources: https://platform.openai.com/docs/api-reference/chat/create and
 https://docs.anthropic.com/en/api/messages

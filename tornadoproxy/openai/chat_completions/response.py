@@ -1,4 +1,4 @@
-"""Translates a complete message into a chat completion.
+"""The translation of a complete message into a chat completion.
 
 Thinking becomes ``reasoning_content`` and ``thinking_blocks``; see `thinking_blocks`.
 

@@ -1,4 +1,4 @@
-"""Translates a streamed response: events into chunks, piece by piece.
+"""The translation of a streamed response: events into chunks, piece by piece.
 
 The theory. The upstream's stream has a start, blocks that open, grow and close, and an end. Blocks
 of types that have no place in a chunk are skipped. Each event becomes::

@@ -1,4 +1,4 @@
-"""Carries thinking blocks over in an assistant message, so that they can come back unchanged.
+"""Thinking blocks in an assistant message, which a client sends back unchanged.
 
 The theory. The upstream signs its thinking, and accepts it back only unchanged and in its place
 among the other blocks of its turn. A chat completion has no blocks: it has one text and a list of

@@ -1,4 +1,4 @@
-"""Translates the tools, legacy functions and tool choice of chat completions."""
+"""The translation of the tools, legacy functions and tool choice of chat completions."""
 
 from __future__ import annotations
 
