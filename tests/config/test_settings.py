@@ -25,7 +25,11 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_BASE_URL,
 )
-from tornadoproxy.config.upstream_key import upstream_key
+from tornadoproxy.config.upstream_key import (
+    upstream_key,
+    upstream_key_fault,
+    upstream_key_variable,
+)
 from tornadoproxy.config.urls import EgressProxy
 from tornadoproxy.plugin.manager import Plugins
 
@@ -125,7 +129,9 @@ def test_fallback_is_read_last_unless_it_is_blank(
 ) -> None:
     settings = sources(tmp_path, environment=environment, file=file).read(CORE_SETTINGS)
     assert upstream_key(settings) == (Secret(key) if key else None)
-    assert settings.variable(UPSTREAM_API_KEY) == variable
+    assert upstream_key_variable(settings) == variable
+    told = f"{variable}: the upstream refused this key" if key else "UPSTREAM_API_KEY is not set"
+    assert upstream_key_fault(settings).startswith(told)
 
 
 def test_key_file_takes_precedence_over_the_fallback(tmp_path: Path) -> None:
@@ -133,6 +139,7 @@ def test_key_file_takes_precedence_over_the_fallback(tmp_path: Path) -> None:
     environment = {"UPSTREAM_API_KEY_FILE": f"{tmp_path}/key", "ANTHROPIC_API_KEY": "other"}
     settings = sources(tmp_path, environment=environment).read(CORE_SETTINGS)
     assert upstream_key(settings) == Secret("stored")
+    assert upstream_key_variable(settings) == "UPSTREAM_API_KEY_FILE"
     assert contradictions(settings) == ()
 
 
@@ -328,14 +335,10 @@ def test_env_file_with_a_secret_open_to_others_is_a_warning(tmp_path: Path) -> N
     path = tmp_path / ".env"
     told = f"{path}: every user of this machine can read it: chmod o-r {path}"
     secret = f"UPSTREAM_API_KEY={CANARY}"
-    for content, mode, lines in (
-        (secret, 0o640, []),
-        (secret, 0o644, [told]),
-        ("PORT=1", 0o644, []),
-    ):
+    for content, mode, warned in ((secret, 0o640, 0), (secret, 0o644, 1), ("PORT=1", 0o644, 0)):
         read = sources(tmp_path, file=content)
         path.chmod(mode)
-        assert list(read.warnings(CORE_SETTINGS)) == lines
+        assert list(read.warnings(CORE_SETTINGS)) == [told] * warned
 
 
 # Placeholders
