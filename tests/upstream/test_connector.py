@@ -6,9 +6,8 @@ import asyncio
 import logging
 import socket
 import ssl
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 import trustme
@@ -71,28 +70,13 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
     return context_with(authority.issue_cert("127.0.0.1", "::1"))
 
 
-class Serve(Protocol):
-    async def __call__(
-        self, *responses: Response, context: ssl.SSLContext = ..., host: str = ...
-    ) -> ScriptedUpstream: ...
-
-
 @pytest.fixture
-def serve(io_loop: IOLoop, tls: ssl.SSLContext) -> Iterator[Serve]:
-    """A function that starts an upstream with TLS."""
-    stack = AsyncExitStack()
-
-    async def start(
-        *responses: Response, context: ssl.SSLContext = tls, host: str = "127.0.0.1"
-    ) -> ScriptedUpstream:
-        upstream = ScriptedUpstream(ssl=context)
-        await upstream.start(host)
-        stack.push_async_callback(upstream.stop)
-        upstream.script(*responses)
-        return upstream
-
-    yield start
-    io_loop.run_sync(stack.aclose)
+def secure(io_loop: IOLoop, tls: ssl.SSLContext) -> Iterator[ScriptedUpstream]:
+    """An upstream with TLS."""
+    secure = ScriptedUpstream(ssl=tls)
+    io_loop.run_sync(secure.start)
+    yield secure
+    io_loop.run_sync(secure.stop)
 
 
 # -- TLS
@@ -100,10 +84,10 @@ def serve(io_loop: IOLoop, tls: ssl.SSLContext) -> Iterator[Serve]:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_next_handshake_resumes_the_session(
-    serve: Serve,
     make_client: MakeClient,
     ca_file: Path,
     tls: ssl.SSLContext,
+    secure: ScriptedUpstream,
     version: ssl.TLSVersion,
 ) -> None:
     tls.minimum_version = tls.maximum_version = version
@@ -114,12 +98,11 @@ async def test_next_handshake_resumes_the_session(
         handshakes.append((tunnel.selected_alpn_protocol(), tunnel.session_reused))
         await OK(exchange)
 
-    upstream = await serve(note, note, note)
+    secure.script(note, note, note)
     client = make_client({UPSTREAM_CA_FILE: ca_file, UPSTREAM_KEEPALIVE_TIMEOUT: 0})
     for _ in range(3):
-        assert (await client.fetch(upstream.url)).body == b"ok"
+        assert (await client.fetch(secure.url)).body == b"ok"
     assert handshakes == [("http/1.1", False), ("http/1.1", True), ("http/1.1", True)]
-    assert upstream.connections == 3
 
 
 @pytest.mark.parametrize(
@@ -132,7 +115,6 @@ async def test_next_handshake_resumes_the_session(
     ids=["not trusted", "of another host", "expired"],
 )
 async def test_untrusted_certificate_is_an_error_that_names_the_setting(
-    serve: Serve,
     trusting: UpstreamClient,
     authority: trustme.CA,
     caplog: pytest.LogCaptureFixture,
@@ -144,27 +126,27 @@ async def test_untrusted_certificate_is_an_error_that_names_the_setting(
     begin = expired and expired - timedelta(days=1)
     issuer = authority if trusted else trustme.CA()
     certificate = issuer.issue_cert(identity, not_before=begin, not_after=expired)
-    upstream = await serve(context=context_with(certificate))
-    with pytest.raises(UpstreamUnreachable, match=r"certificate .* set UPSTREAM_CA_FILE to"):
-        await trusting.fetch(upstream.url)
+    async with ScriptedUpstream(ssl=context_with(certificate)) as upstream:
+        with pytest.raises(UpstreamUnreachable, match=r"certificate .* set UPSTREAM_CA_FILE to"):
+            await trusting.fetch(upstream.url)
     (line,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert f"127.0.0.1:{upstream.port} is not trusted: {reason}" in line
 
 
 async def test_systems_authorities_are_trusted_without_a_file(
-    serve: Serve,
     make_client: MakeClient,
+    secure: ScriptedUpstream,
     ca_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))  # the system's, for OpenSSL
-    upstream = await serve(OK)
-    assert (await make_client().fetch(upstream.url)).body == b"ok"
+    secure.script(OK)
+    assert (await make_client().fetch(secure.url)).body == b"ok"
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     with pytest.raises(UpstreamUnreachable):
-        await make_client({UPSTREAM_CA_FILE: other}).fetch(upstream.url)
+        await make_client({UPSTREAM_CA_FILE: other}).fetch(secure.url)
 
 
 async def test_upstream_without_tls_is_an_error(
@@ -191,7 +173,7 @@ async def test_upstream_without_tls_is_an_error(
     ids=["until close", "length", "chunked"],
 )
 async def test_tls_without_close_notify_never_ends_a_body(
-    serve: Serve, trusting: UpstreamClient, head: bytes
+    secure: ScriptedUpstream, trusting: UpstreamClient, head: bytes
 ) -> None:
     """Anybody on the way can cut the connection (RFC 8446 §6.1)."""
 
@@ -200,30 +182,33 @@ async def test_tls_without_close_notify_never_ends_a_body(
         exchange._connection.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
         await exchange.disconnected()
 
-    upstream = await serve(cut)
+    secure.script(cut)
     with pytest.raises(UpstreamClosed):
-        await trusting.fetch(upstream.url)
+        await trusting.fetch(secure.url)
 
 
 async def test_tls_close_notify_ends_body_and_connection(
-    serve: Serve, trusting: UpstreamClient
+    secure: ScriptedUpstream, trusting: UpstreamClient
 ) -> None:
     whole = raw_response(b"HTTP/1.1 200 OK\r\n\r\nwhole", end="close")
-    upstream = await serve(whole, raw_response(NO_CONTENT, end="close"), OK)
-    assert (await trusting.fetch(upstream.url)).body == b"whole"
-    assert (await trusting.fetch(upstream.url)).code == 204
-    await upstream.all_closed()
-    assert (await trusting.fetch(upstream.url)).body == b"ok"
-    assert len(upstream.requests) == 3
+    secure.script(whole, raw_response(NO_CONTENT, end="close"), OK)
+    assert (await trusting.fetch(secure.url)).body == b"whole"
+    assert (await trusting.fetch(secure.url)).code == 204
+    await secure.all_closed()
+    assert (await trusting.fetch(secure.url)).body == b"ok"
+    assert len(secure.requests) == 3
 
 
 # -- addresses and timeouts
 
 
-async def test_upstream_at_an_ipv6_address(serve: Serve, trusting: UpstreamClient) -> None:
-    upstream = await serve(OK, host="::1")
+async def test_upstream_at_an_ipv6_address(tls: ssl.SSLContext, trusting: UpstreamClient) -> None:
+    upstream = ScriptedUpstream(ssl=tls)
+    await upstream.start("::1")
+    upstream.script(OK)
     assert (await trusting.fetch(upstream.url)).body == b"ok"
     assert upstream.requests[0].header("Host") == f"[::1]:{upstream.port}"
+    await upstream.stop()
 
 
 async def test_name_with_two_addresses_uses_the_one_that_accepts(

@@ -86,9 +86,7 @@ async def test_known_after_an_error_fetches_nothing_for_a_while(
     assert list(await task) == ["a"]
 
 
-async def test_known_waits_once_for_a_silent_upstream(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_known_waits_once_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_list, "FIRST_TIMEOUT", 0.01)
     lists = Lists()
     models = ModelList(lists.get)
