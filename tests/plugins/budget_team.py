@@ -11,10 +11,7 @@ from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Scope
 
 from tornadoproxy import Database, Usage, hookimpl
-from tornadoproxy.testing import (
-    json_response,
-    message_document,
-)
+from tornadoproxy.testing import json_response, message_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +19,7 @@ if TYPE_CHECKING:
     from scene import Scene
     from tornadoproxy_budgets.periods import Period
 
-    from tornadoproxy.testing import (
-        Proxy,
-        RawResponse,
-        Response,
-    )
+    from tornadoproxy.testing import Proxy, RawResponse, Response
 
 ADMIN = "an-admin-key-of-thirty-two-characters"
 LIMITS = "/v1/organizations/spend_limits"

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
     from scene import Scene
 
-    from tornadoproxy.testing import (
-        Proxy,
-        RawConnection,
-        RawResponse,
-    )
+    from tornadoproxy.testing import Proxy, RawConnection, RawResponse
 
 
 class Keyed:

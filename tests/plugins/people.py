@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tornadoproxy import Setting
-    from tornadoproxy.testing import (
-        RawResponse,
-        Response,
-        UpstreamExchange,
-    )
+    from tornadoproxy.testing import RawResponse, Response, UpstreamExchange
 
 MODEL = "claude-sonnet-5-5"
 MESSAGES, CHAT = "/v1/messages", "/openai/v1/chat/completions"

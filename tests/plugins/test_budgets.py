@@ -9,29 +9,13 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from budget_team import (
-    ADA,
-    ADMIN,
-    CENT,
-    EACH,
-    LIMITS,
-    TOGETHER,
-    UNPRICED,
-    Team,
-    asking,
-    costing,
-)
+from budget_team import ADA, ADMIN, CENT, EACH, LIMITS, TOGETHER, UNPRICED, Team, asking, costing
 from people import CHAT, MESSAGES, MODEL, Held, error_of, locked, message
 from tornadoproxy_budgets import keeper
 from tornadoproxy_budgets.caps import Scope
 
 from tornadoproxy import ConfigurationError, ModelRequest, Usage
-from tornadoproxy.testing import (
-    json_response,
-    message_document,
-    request_bytes,
-    request_record,
-)
+from tornadoproxy.testing import json_response, message_document, request_bytes, request_record
 
 pytest_plugins = ("budget_team",)
 

@@ -248,10 +248,7 @@ async def test_read_key_may_only_read(api: Api) -> None:
     made = await api.set(EVERYONE)
     for target in ("", f"/{made['id']}", "/effective", "/audit"):
         assert (await api.send("GET", target, key=READER)).status == 200
-    for method, target, document in (
-        ("POST", "", everyone()),
-        ("DELETE", f"/{made['id']}", None),
-    ):
+    for method, target, document in (("POST", "", everyone()), ("DELETE", f"/{made['id']}", None)):
         refused = await api.send(method, target, document, key=READER)
         assert fault_of(refused)[:2] == (403, "permission_error")
     assert await api.call("GET", f"/{made['id']}") == made

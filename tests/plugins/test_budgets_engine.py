@@ -87,13 +87,7 @@ def test_invalid_cents_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("nanos", "cents"),
-    [
-        (0, "0"),
-        (CENT, "1"),
-        (120_505 * CENT // 10, "12050.5"),
-        (4_999, "0"),
-        (5_000, "0.001"),
-    ],
+    [(0, "0"), (CENT, "1"), (120_505 * CENT // 10, "12050.5"), (4_999, "0"), (5_000, "0.001")],
 )
 def test_cents_text_has_at_most_three_decimals(nanos: int, cents: str) -> None:
     assert cents_text(nanos) == cents
@@ -134,9 +128,7 @@ def test_lowest_cap_of_several_groups_applies() -> None:
 
 def test_unlimited_lifts_wider_caps_of_its_period() -> None:
     made = engine(
-        cap(EVERYONE_EACH, 100),
-        cap(EVERYONE_EACH, 100, "weekly"),
-        cap(Scope("user", "ada"), None),
+        cap(EVERYONE_EACH, 100), cap(EVERYONE_EACH, 100, "weekly"), cap(Scope("user", "ada"), None)
     )
     assert limits(made, "ada") == {"weekly": 100}
 
@@ -188,9 +180,7 @@ def test_reservation_is_at_most_the_rest_of_the_cap() -> None:
 
 def test_refusal_names_the_spent_cap_that_resets_last() -> None:
     made = engine(
-        cap(EVERYONE_EACH, 10),
-        cap(EVERYONE_EACH, 10, "weekly"),
-        cap(EVERYONE_EACH, 15, "monthly"),
+        cap(EVERYONE_EACH, 10), cap(EVERYONE_EACH, 10, "weekly"), cap(EVERYONE_EACH, 15, "monthly")
     )
     made.settle(admit(made, "ada", 5 * CENT), 5 * CENT, NOON)
     settled = admit(made, "ada", 0)
@@ -319,11 +309,7 @@ class Interleavings(RuleBasedStateMachine):
     def set_cap(self, scope: Scope, period: Period, cents: int | None) -> None:
         storage.set_cap(self.connection, scope, period, cents, actor="test", now=self.now)
 
-    @rule(
-        process=st.integers(0, 1),
-        name=st.sampled_from(NAMES),
-        nanos=st.integers(0, 8 * CENT),
-    )
+    @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES), nanos=st.integers(0, 8 * CENT))
     def ask(self, process: int, name: str, nanos: int) -> None:
         made = self.engines[process]
         applying = made.applying(name, GROUPS[name])

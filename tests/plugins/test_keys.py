@@ -12,17 +12,8 @@ from people import CHAT, MESSAGES, Held, error_of, locked
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
 from tornadoproxy_keys.usage_count import UsageCount
 
-from tornadoproxy import (
-    ConfigurationError,
-    Settings,
-    Usage,
-)
-from tornadoproxy.testing import (
-    TEST_TOKEN,
-    TEST_UPSTREAM_KEY,
-    json_response,
-    request_record,
-)
+from tornadoproxy import ConfigurationError, Settings, Usage
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, json_response, request_record
 
 if TYPE_CHECKING:
     from keyed import Keyed

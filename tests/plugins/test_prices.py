@@ -143,9 +143,7 @@ def test_unknown_model_costs_the_highest_prices(model: str) -> None:
         assert plugin.price(model, usage) == max(cost for cost in known if cost is not None) > 0
 
 
-def test_unknown_models_are_logged_bounded_and_escaped(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_unknown_models_are_logged_bounded_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
     plugin = configured()
     for _ in range(2):
         plugin.price("evil\n2026-11-24 ERROR all is lost \x1b[31m" + "x" * 10_000, Usage(1, 1))
