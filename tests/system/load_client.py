@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 
-from load_content import ORDINARY, TOKEN, Dialect, How, commands, fault_of, request, say, start
+from load_content import Dialect, How, commands, fault_of, request, say, start
 
-from tornadoproxy.fakes.http_message import request_bytes
 from tornadoproxy.fakes.raw_client import RawConnection
 
 _AT_ONCE = 100  # connections being opened
 _PATIENCE = 20.0  # seconds for one request
 _FAULTS = 10  # that are told of, of however many there are
-
-_SLOW_HEAD = b"GET /v1/models HTTP/1.1\r\nHost: slow\r\nX-Slow: "
-_SLOW_BODY = request_bytes("POST", "/v1/messages", {"Content-Length": "9999"}, token=TOKEN)
-_SLOW_UPLOAD = request_bytes("POST", "/v1/messages", {"Transfer-Encoding": "chunked"}, token=TOKEN)
 
 
 async def hold(port: int, count: int, leaving: int) -> None:
@@ -116,67 +109,8 @@ async def _left(connection: RawConnection, number: int) -> None:
     await (connection.reset() if variant & 2 else connection.close())
 
 
-async def time_requests(port: int, count: int) -> None:
-    """Say how many seconds each of `count` requests took, one after the other.
-
-    Every second one has a connection of its own, and what it takes to open it is counted in.
-    """
-    kept = await RawConnection.open(port)
-    took = []
-    for number in range(count):
-        began = time.perf_counter()
-        connection = kept if number % 2 else await RawConnection.open(port)
-        await connection.send(request("anthropic", "json", ORDINARY))
-        response = await connection.response()
-        took.append(time.perf_counter() - began)
-        fault = fault_of("anthropic", "json", ORDINARY, response)
-        assert fault is None, fault
-        if connection is not kept:
-            await connection.close()
-    await kept.close()
-    say(took)
-
-
-async def crowd(port: int, heads: int, bodies: int, idle: int, pause: float) -> None:
-    """Connect in numbers and be slow: with heads, with bodies, a byte each `pause` seconds; idle.
-
-    Says when all are there. To each command it says how many of each kind are still connected.
-    """
-    room = asyncio.Semaphore(_AT_ONCE)
-    there: Counter[str] = Counter()
-    ready = asyncio.Semaphore(0)
-
-    async def one(kind: str, begin: bytes, more: bytes) -> None:
-        async with room:
-            connection = await RawConnection.open(port)
-            await connection.send(begin)
-        there[kind] += 1
-        ready.release()
-        gone = asyncio.create_task(connection.disconnected())
-        with contextlib.suppress(ConnectionError):
-            while not gone.done():
-                await asyncio.wait({gone}, timeout=pause if more else None)
-                if not gone.done():
-                    await connection.send(more)
-        there[kind] -= 1
-        await connection.close()
-
-    members = [one("heads", _SLOW_HEAD, b"x") for _ in range(heads)]
-    members += [one("bodies", _SLOW_BODY, b"x") for _ in range(bodies // 2)]
-    members += [one("bodies", _SLOW_UPLOAD, b"1\r\nx\r\n") for _ in range(bodies - bodies // 2)]
-    members += [one("idle", b"", b"") for _ in range(idle)]
-    tasks = [asyncio.create_task(member) for member in members]
-    for _ in tasks:
-        await ready.acquire()
-    say(there)
-    async for _ in commands():
-        say(there)
-    for task in tasks:
-        task.cancel()
-
-
 _SCENARIOS: dict[str, Callable[..., Coroutine[object, object, None]]] = {
-    scenario.__name__: scenario for scenario in (hold, ask, time_requests, crowd)
+    scenario.__name__: scenario for scenario in (hold, ask)
 }
 
 
