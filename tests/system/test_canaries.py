@@ -33,7 +33,6 @@ from canaries import (
     found,
     key_of,
 )
-from program import install, run
 
 import tornadoproxy.handlers.exchange_handler
 from tornadoproxy import Setting, hookimpl, parsers
@@ -168,25 +167,6 @@ def test_command_shows_no_canary(command: str, commands: Commands) -> None:
             assert name in done.output
     assert done.output.strip() != ""
     assert found(EVERYTHING, done.output.encode()) == []
-
-
-@pytest.mark.parametrize(
-    "hook",
-    [
-        "startup():\n    raise KeyError(os.environ['AUTH_TOKEN'], os.environ['UPSTREAM_API_KEY'])",
-        "configure(settings):\n    raise ValueError(str(os.environ))",
-    ],
-    ids=["startup", "configure"],
-)
-def test_plugin_failing_at_start_shows_no_canary(hook: str, tmp_path: Path) -> None:
-    source = f"import os\nfrom tornadoproxy import hookimpl\n\n@hookimpl\ndef {hook}\n"
-    install(tmp_path, "careless", source)
-    ended = run(tmp_path, **GOOD)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    name = hook.partition("(")[0]
-    assert line.startswith(f"tornadoproxy: plugin 'careless' failed in {name}: ")
-    assert found(EVERYTHING, f"{ended.stdout}{ended.stderr}".encode()) == []
 
 
 class Passphrase:

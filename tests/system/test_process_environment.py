@@ -1,4 +1,4 @@
-"""The real program in unfavorable surroundings: its ``.env``, its address, its standard streams."""
+"""What the real program finds: its port taken, its standard streams full or closed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from program import Program, install, running
@@ -24,62 +22,10 @@ from tornadoproxy.testing import (
     request_bytes,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
-RELOADED = "SIGHUP: reloaded secrets and the settings of plugins"
-
-
-# -- the .env file; tests/config/test_env_file.py has its formats
-
-
-def without_privileges() -> tuple[str, ...]:
-    """The command under which even root may not read every file."""
-    if os.geteuid() != 0:
-        return ()
-    setpriv = shutil.which("setpriv", path=f"{os.defpath}:/usr/sbin:/sbin")
-    if setpriv is None:
-        pytest.skip("setpriv is not installed, and root may do everything")
-    return (setpriv, "--bounding-set=-dac_override,-dac_read_search")
-
-
-# each with what its one line says
-SPOILT: dict[str, Callable[[Path], object]] = {
-    "is not a regular file: replace or remove it": lambda path: path.mkdir(),
-    "cannot be read (Permission denied): fix or remove it": lambda path: path.touch(mode=0),
-    "is larger than 64 kB: shorten or remove it": lambda path: path.write_bytes(b"#" * 65_537),
-}
-
-
-async def test_env_file_unreadable_on_sighup_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / ".env"
-    good = f"AUTH_TOKEN={TEST_TOKEN}\n"
-    path.write_text(good)
-    async with (
-        ScriptedUpstream() as upstream,
-        running(tmp_path, upstream, wrapper=without_privileges(), AUTH_TOKEN=None) as program,
-    ):
-        await program.port()
-        for told, spoil in SPOILT.items():
-            path.unlink()
-            spoil(path)
-            program.send_signal(signal.SIGHUP)
-            await program.errors.wait_for(
-                re.escape(f"SIGHUP: the settings stay as they were: .env {told}")
-            )
-            assert (await program.ask(MODELS)).status == 200
-            if path.is_dir():
-                path.rmdir()
-                path.touch()
-        path.write_text(good)
-        program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for(RELOADED)
-    assert "Traceback" not in "\n".join(program.errors.all)
 
 
 # -- the address
-
 
 NOTING = """
 import sys
