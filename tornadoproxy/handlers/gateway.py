@@ -21,15 +21,12 @@ from tornadoproxy.config.core_settings import (
     MAX_HELD_BODIES,
     MAX_QUEUED_REQUESTS,
     QUEUE_TIMEOUT,
-    UPSTREAM_BASE_URL,
 )
-from tornadoproxy.config.upstream_key import upstream_key_fault
+from tornadoproxy.config.upstream_key import upstream_credential, upstream_key_fault
 from tornadoproxy.errors import CredentialRefused, ProxyError
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
 from tornadoproxy.plugin.request import Outcome
-from tornadoproxy.upstream.client import ask, upstream_credential
-from tornadoproxy.upstream.connector import Origin
 from tornadoproxy.upstream.model_list import ModelList
 
 if TYPE_CHECKING:
@@ -122,12 +119,10 @@ class Gateway:
     :ivar draining: whether the process is about to stop, so that it is no longer ready.
     """
 
-    def __init__(
-        self, *, settings: Settings, plugins: Plugins, upstream: UpstreamClient, instance: str
-    ) -> None:
+    def __init__(self, *, settings: Settings, plugins: Plugins, instance: str) -> None:
         self.settings = settings
         self.plugins = plugins
-        self.upstream = upstream
+        self._upstream: UpstreamClient | None = None
         self.instance = instance
         self.request_ids = request_ids()
         self.in_flight = InFlight()
@@ -141,12 +136,19 @@ class Gateway:
         self.models = ModelList(self._get)
         self.upstream_key = UpstreamKey(settings)
         self.draining = False
-        base = settings[UPSTREAM_BASE_URL]
-        self.origin = Origin(base.scheme, base.host, base.port)
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
+
+    @property
+    def upstream(self) -> UpstreamClient:
+        """The client to the upstream; it is not loaded at the start, since probes need none."""
+        if self._upstream is None:
+            from tornadoproxy.upstream.client import UpstreamClient
+
+            self._upstream = UpstreamClient(force_instance=True, settings=self.settings)
+        return self._upstream
 
     @cached_property
     def chat_options(self) -> Options:
@@ -175,10 +177,11 @@ class Gateway:
         """Release the thread and the upstream's connections, once no request is left."""
         self.body_thread.close()
         self.models.close()
-        self.upstream.close()
+        if self._upstream is not None:
+            self._upstream.close()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        status, body = await ask(self.upstream, self.settings, path, instance=self.instance)
+        status, body = await self.upstream.ask(self.settings, path, instance=self.instance)
         refusal = self.upstream_key.check(status)
         if refusal is not None:
             raise refusal

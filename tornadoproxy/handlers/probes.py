@@ -1,11 +1,9 @@
-"""Probes, which need no credential, and the route of every path that is not served."""
+"""Probes, which need no credential."""
 
 from __future__ import annotations
 
-from tornadoproxy.errors import NotFound
 from tornadoproxy.handlers.base import BaseHandler
-from tornadoproxy.handlers.exchange_handler import ExchangeHandler
-from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.request_target import PROBES
 
 
 class ProbeHandler(BaseHandler):
@@ -34,13 +32,8 @@ class ReadyHandler(ProbeHandler):
         await super().serve()
 
 
-class NotFoundHandler(ExchangeHandler):
-    """The route of every other path: 404, which only an authenticated client gets."""
-
-    def admit(self) -> None:
-        path, hint = self.request.path, ""
-        if self.dialect is Dialect.OPENAI:
-            hint = f" The base URL for OpenAI clients is {self.base_url()}/openai/v1."
-        elif path.startswith("/v1/v1"):
-            hint = f" The base URL for Anthropic clients is {self.base_url()}, without /v1."
-        raise NotFound(f"There is nothing at {path[:200]}.{hint}")
+PROBE_HANDLERS: dict[str, type[ProbeHandler]] = {
+    **dict.fromkeys(PROBES, ProbeHandler),
+    "/ready": ReadyHandler,
+}
+"""The handlers by their paths."""

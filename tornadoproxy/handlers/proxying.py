@@ -260,10 +260,11 @@ class UpstreamHandler(ExchangeHandler):
             add=add,
         )
         self.exchange.upstream_started_at = time.monotonic()
+        upstream = gateway.upstream
         request = UpstreamRequest(
-            origin=gateway.origin, method=method, head=head, body=body, chunked=chunked
+            origin=upstream.origin, method=method, head=head, body=body, chunked=chunked
         )
-        self._call = gateway.upstream.send(request, self)
+        self._call = upstream.send(request, self)
 
     # -- the response
 

@@ -1,24 +1,16 @@
-"""The routes: how a request gets to its handler.
-
-Tornado's own routing has a rule for each route, three delegates one behind the other, and two turns
-of the event loop: a fifth of a small request's time. Here the path selects the handler, and one
-delegate runs it at once, up to its first wait.
-"""
+"""The way of a request to its handler, which runs at once, up to its first wait."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStartLine
 from tornado.web import Application
 
-from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_preflight
-from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
-from tornadoproxy.handlers.probes import NotFoundHandler, ProbeHandler, ReadyHandler
-from tornadoproxy.handlers.relay import RelayHandler
-from tornadoproxy.protocol.request_target import CHAT, MODELS, PROBES, RELAY
+from tornadoproxy.handlers.probes import PROBE_HANDLERS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -31,11 +23,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.handlers.base import BaseHandler
     from tornadoproxy.handlers.gateway import Gateway
-
-_PROBES: dict[str, type[BaseHandler]] = {
-    **dict.fromkeys(PROBES, ProbeHandler),
-    "/ready": ReadyHandler,
-}
+    from tornadoproxy.handlers.routes import Routes
 
 
 class GatewayApplication(Application):
@@ -44,9 +32,15 @@ class GatewayApplication(Application):
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(log_function=lambda handler: None)  # the access log is a plugin's
         self._gateway = gateway
-        self._origins = gateway.allowed_origins
-        pages = gateway.plugins.pages()
-        self._pages = PageFinder(pages) if pages else None
+        # a plugin's page may override a probe, and pages of web sites need headers of their own
+        self._has_plain_probes = not (gateway.plugins.pages() or gateway.allowed_origins)
+
+    @cached_property
+    def routes(self) -> Routes:
+        """The routes of all requests; they are loaded with the first one that is not a probe."""
+        from tornadoproxy.handlers.routes import Routes
+
+        return Routes(self, self._gateway)
 
     def start_request(
         self, server_conn: object, request_conn: HTTPConnection
@@ -55,32 +49,9 @@ class GatewayApplication(Application):
 
     def make_handler(self, request: HTTPServerRequest) -> BaseHandler:
         """Return the handler of `request`."""
-        handler = self._route(request)
-        if self._origins:
-            handler.add_transform(ResponseToPages(self._origins, request))
-        return handler
-
-    def _route(self, request: HTTPServerRequest) -> BaseHandler:
-        if self._origins and is_preflight(request, self._origins):
-            return PreflightHandler(self, request, gateway=self._gateway)
-        if self._pages and (found := self._pages.find(request.path)) is not None:
-            return PageHandler(self, request, gateway=self._gateway, found=found)
-        return self._handler_class(request.path)(self, request, gateway=self._gateway)
-
-    def _handler_class(self, path: str) -> type[BaseHandler]:
-        if path.startswith(RELAY):
-            # the client has added /v1 to a base URL that ends in it
-            is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
-            return NotFoundHandler if is_double else RelayHandler
-        if path in _PROBES:
-            return _PROBES[path]
-        is_chat = CHAT.fullmatch(path) is not None
-        if is_chat or MODELS.fullmatch(path):
-            # the translation is not loaded at the start: see `runner`
-            from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
-
-            return ChatHandler if is_chat else ModelsHandler
-        return NotFoundHandler
+        if self._has_plain_probes and request.path in PROBE_HANDLERS:
+            return PROBE_HANDLERS[request.path](self, request, gateway=self._gateway)
+        return self.routes.handler_of(request)
 
 
 class _Request(HTTPServerRequest):

@@ -10,7 +10,7 @@ from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL
 from tornadoproxy.config.upstream_key import upstream_key_fault
 from tornadoproxy.errors import ConfigurationError, UpstreamError
 from tornadoproxy.protocol.dialects import read_error
-from tornadoproxy.upstream.client import UpstreamClient, ask
+from tornadoproxy.upstream.client import UpstreamClient
 from tornadoproxy.upstream.model_list import read_page
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def check_upstream(settings: Settings) -> str:
     client = UpstreamClient(force_instance=True, settings=settings)
     try:
         async with asyncio.timeout(TIMEOUT):
-            status, body = await ask(client, settings, PATH, instance=secrets.token_hex(8))
+            status, body = await client.ask(settings, PATH, instance=secrets.token_hex(8))
         if status == 200:
             read_page(body)
             return f"the upstream accepts the key (GET {PATH})"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import logging
 import os
 import signal
@@ -133,9 +132,19 @@ class _Process:
         announce(self._server.port)
         if self._early_reload.is_set():
             self._reload()
-        loop.call_later(_SETTLED, _settle)
+        loop.call_later(_SETTLED, self._settle)
         await self._first.wait()
         await self._server.drain()
+
+    def _settle(self) -> None:
+        """Load what the first probes do without, and enable the garbage collector.
+
+        It ignores from then on what exists by now.
+        """
+        self._server.load()
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
     def _stop(self) -> None:
         if self._first.is_set():
@@ -161,17 +170,6 @@ class _Process:
         for setting in in_force.changed(new):
             _logger.warning("SIGHUP: %s has changed; restart to apply it", setting.name)
         _logger.info("SIGHUP: reloaded secrets and the settings of plugins")
-
-
-def _settle() -> None:
-    """Load what only some requests need, and enable the garbage collector.
-
-    It ignores from then on what exists by now.
-    """
-    importlib.import_module("tornadoproxy.handlers.chat")
-    gc.collect()
-    gc.freeze()
-    gc.enable()
 
 
 def _kept(started: Settings, new: Settings) -> Settings:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import resource
 import secrets
@@ -33,7 +34,6 @@ from tornadoproxy.plugin.hookspecs import Status
 from tornadoproxy.server.app import GatewayApplication
 from tornadoproxy.server.listener import Listener
 from tornadoproxy.server.listening import UNIX, SocketFile, open_sockets
-from tornadoproxy.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
@@ -53,6 +53,7 @@ class Server:
         self._settings = settings
         self._plugins = plugins
         self._gateway: Gateway | None = None
+        self._app: GatewayApplication | None = None
         self._listener: Listener | None = None
         self._socket_file: SocketFile | None = None
         self.port = 0
@@ -78,7 +79,6 @@ class Server:
         self._gateway = Gateway(
             settings=self._settings,
             plugins=self._plugins,
-            upstream=UpstreamClient(force_instance=True, settings=self._settings),
             instance=secrets.token_hex(8),
         )
         await self._plugins.startup(self.status)
@@ -94,13 +94,21 @@ class Server:
             self._socket_file = SocketFile(host.removeprefix(UNIX))
         else:
             self.port = sockets[0].getsockname()[1]
+        self._app = GatewayApplication(self._gateway)
         self._listener = Listener(
             self._gateway,
-            GatewayApplication(self._gateway),
+            self._app,
             sockets,
             tls=tls,
             max_connections=self._settings[MAX_CONNECTIONS] or max_connections,
         )
+
+    def load(self) -> None:
+        """Load what serves requests other than probes, unless one has come already."""
+        assert self._gateway is not None
+        assert self._app is not None
+        _ = self._app.routes, self._gateway.upstream
+        importlib.import_module("tornadoproxy.handlers.chat")
 
     def reload(self, settings: Settings) -> None:
         """Use reloaded tokens and keys; requests in flight are not affected.

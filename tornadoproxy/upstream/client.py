@@ -29,15 +29,14 @@ from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.config.core_settings import (
     DEFAULT_ANTHROPIC_VERSION,
-    UPSTREAM_AUTH_SCHEME,
     UPSTREAM_BASE_URL,
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_IDLE_TIMEOUT,
     UPSTREAM_KEEPALIVE_TIMEOUT,
 )
-from tornadoproxy.config.upstream_key import upstream_key
+from tornadoproxy.config.upstream_key import upstream_credential
 from tornadoproxy.protocol.decompression import decompressor
-from tornadoproxy.protocol.headers import credential_header, headers_of, is_encoded, via
+from tornadoproxy.protocol.headers import headers_of, is_encoded, via
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.connector import Connector, Origin
 
@@ -53,37 +52,11 @@ MAX_IDLE_CONNECTIONS = 256
 """How many idle connections are kept for each origin at most."""
 
 
-def upstream_credential(settings: Settings) -> tuple[str, str] | None:
-    """Return the header that carries the upstream's key; ``None`` if there is no key."""
-    key = upstream_key(settings)
-    return None if key is None else credential_header(key, settings[UPSTREAM_AUTH_SCHEME])
-
-
-async def ask(
-    client: UpstreamClient, settings: Settings, path: str, *, instance: str
-) -> tuple[int, bytes]:
-    """Get `path` from the upstream for the proxy itself.
-
-    :param instance: this proxy's name in ``Via``.
-    :return: status and body of the response.
-    :raises UpstreamError: there is no response, or it cannot be decompressed.
-    """
-    headers = HTTPHeaders({"Accept-Encoding": "identity"})
-    headers["Anthropic-Version"] = settings[DEFAULT_ANTHROPIC_VERSION]
-    headers["Via"] = via(instance)
-    credential = upstream_credential(settings)
-    if credential is not None:
-        headers.add(*credential)
-    request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{path}", headers=headers)
-    response = await client.fetch(request, raise_error=False)
-    if is_encoded(response.headers):
-        decompress = decompressor(response.headers["Content-Encoding"])
-        return response.code, b"".join(decompress(response.body))
-    return response.code, response.body
-
-
 class UpstreamClient(AsyncHTTPClient):
-    """The client of one proxy, created with ``force_instance=True``; see the module's docstring."""
+    """The client of one proxy, created with ``force_instance=True``; see the module's docstring.
+
+    :ivar origin: the upstream of the settings.
+    """
 
     def initialize(  # type: ignore[override]  # the base class takes the defaults only
         self, *, settings: Settings, defaults: dict[str, Any] | None = None
@@ -92,12 +65,35 @@ class UpstreamClient(AsyncHTTPClient):
         self.first_byte_timeout = settings[UPSTREAM_FIRST_BYTE_TIMEOUT]
         self.idle_timeout = settings[UPSTREAM_IDLE_TIMEOUT]
         self._keepalive_timeout = settings[UPSTREAM_KEEPALIVE_TIMEOUT]
+        base = settings[UPSTREAM_BASE_URL]
+        self.origin = Origin(base.scheme, base.host, base.port)
         self._connector = Connector(settings)
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._made: WeakSet[UpstreamConnection] = WeakSet()
         self._sweep: asyncio.TimerHandle | None = None
         self._keeps_connections = True
+
+    async def ask(self, settings: Settings, path: str, *, instance: str) -> tuple[int, bytes]:
+        """Get `path` from the upstream for the proxy itself.
+
+        :param settings: those with the present key.
+        :param instance: this proxy's name in ``Via``.
+        :return: status and body of the response.
+        :raises UpstreamError: there is no response, or it cannot be decompressed.
+        """
+        headers = HTTPHeaders({"Accept-Encoding": "identity"})
+        headers["Anthropic-Version"] = settings[DEFAULT_ANTHROPIC_VERSION]
+        headers["Via"] = via(instance)
+        credential = upstream_credential(settings)
+        if credential is not None:
+            headers.add(*credential)
+        request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{path}", headers=headers)
+        response = await self.fetch(request, raise_error=False)
+        if is_encoded(response.headers):
+            decompress = decompressor(response.headers["Content-Encoding"])
+            return response.code, b"".join(decompress(response.body))
+        return response.code, response.body
 
     def send(self, request: UpstreamRequest, receiver: Receiver) -> Call:
         """Start an exchange, whose response goes to `receiver`.

@@ -1,0 +1,81 @@
+"""The routes: which handler serves a request.
+
+Tornado's own routing has a rule for each route, three delegates one behind the other, and two turns
+of the event loop: a fifth of a small request's time. Here the path selects the handler.
+
+This module is not loaded at the start, nor is what relays requests, since probes need neither: see
+`tornadoproxy.server.app`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import NotFound
+from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_preflight
+from tornadoproxy.handlers.exchange_handler import ExchangeHandler
+from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
+from tornadoproxy.handlers.probes import PROBE_HANDLERS
+from tornadoproxy.handlers.relay import RelayHandler
+from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.protocol.request_target import CHAT, MODELS, RELAY
+
+if TYPE_CHECKING:
+    from tornado.httputil import HTTPServerRequest
+    from tornado.web import Application
+
+    from tornadoproxy.handlers.base import BaseHandler
+    from tornadoproxy.handlers.gateway import Gateway
+
+
+class Routes:
+    """The routes of one proxy, those to its plugins' pages included."""
+
+    def __init__(self, app: Application, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+        self._origins = gateway.allowed_origins
+        pages = gateway.plugins.pages()
+        self._pages = PageFinder(pages) if pages else None
+
+    def handler_of(self, request: HTTPServerRequest) -> BaseHandler:
+        """Return the handler of `request`."""
+        handler = self._route(request)
+        if self._origins:
+            handler.add_transform(ResponseToPages(self._origins, request))
+        return handler
+
+    def _route(self, request: HTTPServerRequest) -> BaseHandler:
+        if self._origins and is_preflight(request, self._origins):
+            return PreflightHandler(self._app, request, gateway=self._gateway)
+        if self._pages and (found := self._pages.find(request.path)) is not None:
+            return PageHandler(self._app, request, gateway=self._gateway, found=found)
+        return _handler_class(request.path)(self._app, request, gateway=self._gateway)
+
+
+class NotFoundHandler(ExchangeHandler):
+    """The route of every other path: 404, which only an authenticated client gets."""
+
+    def admit(self) -> None:
+        path, hint = self.request.path, ""
+        if self.dialect is Dialect.OPENAI:
+            hint = f" The base URL for OpenAI clients is {self.base_url()}/openai/v1."
+        elif path.startswith("/v1/v1"):
+            hint = f" The base URL for Anthropic clients is {self.base_url()}, without /v1."
+        raise NotFound(f"There is nothing at {path[:200]}.{hint}")
+
+
+def _handler_class(path: str) -> type[BaseHandler]:
+    if path.startswith(RELAY):
+        # the client has added /v1 to a base URL that ends in it
+        is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
+        return NotFoundHandler if is_double else RelayHandler
+    if path in PROBE_HANDLERS:
+        return PROBE_HANDLERS[path]
+    is_chat = CHAT.fullmatch(path) is not None
+    if is_chat or MODELS.fullmatch(path):
+        # not loaded with this module: the translation takes as long as all the rest
+        from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
+
+        return ChatHandler if is_chat else ModelsHandler
+    return NotFoundHandler
