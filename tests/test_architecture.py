@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections import Counter
@@ -176,6 +177,16 @@ def test_plugin_tests_use_only_public_names() -> None:
                 assert taken in testing.__all__, path
             else:
                 assert not module.startswith("tornadoproxy."), path
+
+
+def test_public_names_are_what_type_checkers_see() -> None:
+    """Each name is loaded from the module that the package imports it from for type checkers."""
+    tree = ast.parse((CORE / "__init__.py").read_text())
+    seen = {name: module for module, name in imports(tree, for_types=True) if "." in module}
+    for name, module in seen.items():
+        loaded = getattr(tornadoproxy, str(name))
+        assert loaded is getattr(importlib.import_module(module), str(name)), name
+    assert seen.keys() == set(tornadoproxy.__all__)
 
 
 def test_environment_is_read_in_main_alone() -> None:

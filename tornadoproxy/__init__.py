@@ -10,42 +10,44 @@ A plugin is an object with hooks, named by an entry point::
 The hooks are described in `tornadoproxy.plugin.hookspecs`.
 """
 
-from tornadoproxy.config import parsers
-from tornadoproxy.config.core_settings import HOST
-from tornadoproxy.config.setting import Setting
-from tornadoproxy.config.settings import Settings
-from tornadoproxy.config.urls import BaseURL, EgressProxy
-from tornadoproxy.errors import (
-    AuthenticationFailed,
-    ConfigurationError,
-    DatabaseUnavailable,
-    Denied,
-    InvalidRequest,
-    ProxyError,
-)
-from tornadoproxy.plugin import tables
-from tornadoproxy.plugin.commands import Command
-from tornadoproxy.plugin.decisions import Permit
-from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
-from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse
-from tornadoproxy.plugin.pricing import usd
-from tornadoproxy.plugin.request import (
-    Identity,
-    IncomingRequest,
-    ModelRequest,
-    Outcome,
-    RequestRecord,
-)
-from tornadoproxy.protocol.dialects import Dialect
-from tornadoproxy.protocol.request_fields import UNKNOWN_MODEL
-from tornadoproxy.protocol.usage import ModelUsage, Usage
-from tornadoproxy.secret import Secret
-from tornadoproxy.server.line_writer import LineWriter
-from tornadoproxy.storage.database import Database
-from tornadoproxy.version import __version__
+from __future__ import annotations
 
-PageAnswer = PageResponse
-"""The earlier name of `PageResponse`, until 0.2."""
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tornadoproxy.config import parsers
+    from tornadoproxy.config.core_settings import HOST
+    from tornadoproxy.config.setting import Setting
+    from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.urls import BaseURL, EgressProxy
+    from tornadoproxy.errors import (
+        AuthenticationFailed,
+        ConfigurationError,
+        DatabaseUnavailable,
+        Denied,
+        InvalidRequest,
+        ProxyError,
+    )
+    from tornadoproxy.plugin import tables
+    from tornadoproxy.plugin.commands import Command
+    from tornadoproxy.plugin.decisions import Permit
+    from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
+    from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse
+    from tornadoproxy.plugin.pricing import usd
+    from tornadoproxy.plugin.request import (
+        Identity,
+        IncomingRequest,
+        ModelRequest,
+        Outcome,
+        RequestRecord,
+    )
+    from tornadoproxy.protocol.dialects import Dialect
+    from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
+    from tornadoproxy.secret import Secret
+    from tornadoproxy.server.line_writer import LineWriter
+    from tornadoproxy.storage.database import Database
+    from tornadoproxy.version import __version__
 
 __all__ = [
     "HOST",
@@ -85,3 +87,55 @@ __all__ = [
     "tables",
     "usd",
 ]
+
+# the module of each name, or that module itself
+_HOMES = {
+    "HOST": "config.core_settings",
+    "INACTIVE": "plugin.hookspecs",
+    "UNKNOWN_MODEL": "protocol.usage",
+    "AuthenticationFailed": "errors",
+    "BaseURL": "config.urls",
+    "Command": "plugin.commands",
+    "ConfigurationError": "errors",
+    "Database": "storage.database",
+    "DatabaseUnavailable": "errors",
+    "Denied": "errors",
+    "Dialect": "protocol.dialects",
+    "EgressProxy": "config.urls",
+    "Identity": "plugin.request",
+    "Inactive": "plugin.hookspecs",
+    "IncomingRequest": "plugin.request",
+    "InvalidRequest": "errors",
+    "LineWriter": "server.line_writer",
+    "ModelRequest": "plugin.request",
+    "ModelUsage": "protocol.usage",
+    "Outcome": "plugin.request",
+    "Page": "plugin.pages",
+    "PageAnswer": "plugin.pages",
+    "PageRequest": "plugin.pages",
+    "PageResponse": "plugin.pages",
+    "Permit": "plugin.decisions",
+    "ProxyError": "errors",
+    "RequestRecord": "plugin.request",
+    "Secret": "secret",
+    "Setting": "config.setting",
+    "Settings": "config.settings",
+    "Status": "plugin.hookspecs",
+    "Usage": "protocol.usage",
+    "__version__": "version",
+    "hookimpl": "plugin.hookspecs",
+    "parsers": "config.parsers",
+    "tables": "plugin.tables",
+    "usd": "plugin.pricing",
+}
+
+if not TYPE_CHECKING:  # with it, type checkers would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used: a start needs few of them."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        is_module = home.__name__.endswith(f".{name}")
+        globals()[name] = value = home if is_module else getattr(home, name)
+        return value

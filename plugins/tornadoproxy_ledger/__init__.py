@@ -19,7 +19,6 @@ from tornadoproxy import (
     INACTIVE,
     Command,
     ConfigurationError,
-    Database,
     DatabaseUnavailable,
     Inactive,
     RequestRecord,
@@ -32,6 +31,8 @@ from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert
 
 if TYPE_CHECKING:
     import argparse
+
+    from tornadoproxy import Database
 
 DAY = 86_400.0  # seconds
 PAUSE = 0.1  # seconds between two steps of a deletion, so that other writers get their turn
@@ -137,6 +138,8 @@ class Ledger:
 
 
 def _ledger(path: Path) -> Database:
+    from tornadoproxy import Database  # an inactive ledger does without
+
     return Database(path, SCHEMA, name="ledger", setting=LEDGER_DB.name)
 
 

@@ -83,6 +83,10 @@ class PageResponse(Struct, frozen=True):
                 raise ValueError(f"the header {name} has characters that HTTP does not allow")
 
 
+PageAnswer = PageResponse
+"""The earlier name of `PageResponse`, until 0.2."""
+
+
 class Page(Struct, frozen=True):
     """One page of a plugin.
 

@@ -22,13 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.protocol.usage import BYTES_PER_TOKEN
-
-UNKNOWN_MODEL = "(unknown)"
-"""Stands in `ModelRequest.models` for a model that cannot be read from the request.
-
-No list of allowed models contains it, and only a pattern that allows every model matches it.
-"""
+from tornadoproxy.protocol.usage import BYTES_PER_TOKEN, UNKNOWN_MODEL
 
 NAMED_INPUT = 200_000
 """The estimated input, in tokens, of a request that names a file, a URL or an earlier request."""

@@ -55,5 +55,11 @@ class ModelUsage(Struct, frozen=True):
 NOTHING_REPORTED = Usage()
 """The usage of an exchange whose response has reported none."""
 
+UNKNOWN_MODEL = "(unknown)"
+"""Stands in `ModelRequest.models` for a model that cannot be read from the request.
+
+No list of allowed models contains it, and only a pattern that allows every model matches it.
+"""
+
 BYTES_PER_TOKEN = 4
 """How many bytes count as one token in an estimate."""
