@@ -96,10 +96,6 @@ def test_cents_text_has_at_most_three_decimals(nanos: int, cents: str) -> None:
 # -- caps that apply
 
 
-def test_without_a_cap_nobody_is_limited() -> None:
-    assert limits(engine(), "ada", "team") == {}
-
-
 def test_own_cap_precedes_the_groups_and_everyones() -> None:
     made = engine(
         cap(EVERYONE_EACH, 100),
