@@ -1,25 +1,108 @@
-"""The plugin keys: authentication, beside other plugins and with an unusable database."""
+"""The plugin keys in a running proxy: authentication, limits, and an unusable database."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import sqlite3
-from contextlib import closing
+import time
+from contextlib import closing, contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from people import CHAT, MESSAGES, Held, error_of, locked
+from people import CHAT, MESSAGES, Document, Held, error_of, locked, message, until
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
-from tornadoproxy_keys.usage_count import UsageCount
+from tornadoproxy_keys.store import Limits, UsageRow
 
-from tornadoproxy import ConfigurationError, Settings, Usage
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, json_response, request_record
+from tornadoproxy import ConfigurationError, Database, Settings
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    json_response,
+    message_document,
+    request_bytes,
+)
 
 if TYPE_CHECKING:
-    from keyed import Keyed
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from scene import Scene
+
+    from tornadoproxy.testing import Proxy, RawConnection, RawResponse
 
 
-pytest_plugins = ("keyed",)
+class Keyed:
+    """A proxy with a keys database, its keys, and what surrounds it."""
+
+    def __init__(self, scene: Scene, path: Path) -> None:
+        self.path = path
+        self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
+        self.upstream, self.records = scene.upstream, scene.records
+
+    async def start(self, **given: Any) -> Proxy:
+        return await self.start_proxy(**{"KEYS_DB": self.path, **given})
+
+    @contextmanager
+    def database(self) -> Iterator[sqlite3.Connection]:
+        """Open a transaction in the way that a command does."""
+        database = Database(self.path, store.SCHEMA, name="keys")
+        with database, database.transaction() as connection:
+            yield connection
+
+    def create(
+        self,
+        name: str = "ada",
+        limits: Limits | None = None,
+        *,
+        groups: tuple[str, ...] = (),
+        expires: int | None = None,
+    ) -> str:
+        with self.database() as connection:
+            now = int(time.time())
+            return store.create(connection, name, groups, limits or Limits(), expires, now)
+
+    def revoke(self, name: str = "ada") -> None:
+        with self.database() as connection:
+            store.revoke(connection, name, int(time.time()))
+
+    def rotate(self, name: str = "ada", *, grace: int = 0) -> str:
+        with self.database() as connection:
+            return store.rotate(connection, name, grace, int(time.time()))[1]
+
+    def usage(self) -> UsageRow:
+        """Return the usage of the only key that has been used."""
+        with self.database() as connection:
+            (row,) = store.read_usage(connection, "2000-01-01")
+        return row
+
+    async def get(self, *keys: str, target: str = "/v1/models") -> RawResponse:
+        """Send a GET with these lines of ``x-api-key``."""
+        headers = [("X-Api-Key", key) for key in keys]
+        return await self.request(target, headers=headers, token=None)
+
+    async def ask(
+        self, key: str, target: str = MESSAGES, document: Document | None = None
+    ) -> RawResponse:
+        return await self.request(target, document or message(), token=key)
+
+    async def send(self, key: str) -> RawConnection:
+        """Send a request for a message, whose response is still to be read."""
+        connection = await self.raw()
+        body = json.dumps(message()).encode()
+        await connection.send(request_bytes("POST", MESSAGES, body=body, token=key))
+        return connection
+
+    async def until(self, status: int, key: str) -> RawResponse:
+        """Ask for the models until the response has `status`."""
+        return await until(status, lambda: self.get(key))
+
+
+@pytest.fixture
+def keyed(scene: Scene, tmp_path: Path) -> Keyed:
+    return Keyed(scene, tmp_path / "keys.db")
 
 
 @pytest.fixture
@@ -136,6 +219,86 @@ async def test_corrupt_database_ends_the_start(keyed: Keyed) -> None:
     assert keyed.path.read_bytes() == content
 
 
+# Limits
+
+
+async def test_request_for_other_models_is_rejected(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(models=("claude-sonnet-*",)))
+    await keyed.start()
+    advised = message(tools=[{"type": "advisor_20260301", "model": "claude-opus-5-5"}])
+    for target, document in ((MESSAGES, advised), ("/v1/messages/batches?beta=true", {"x": 1})):
+        response = await keyed.ask(key, target, document)
+        assert response.status == 403
+        assert error_of(response)["message"].startswith("This key is for the model claude-sonnet-*")
+    assert keyed.upstream.requests == []
+
+
+async def test_parallel_requests_enter_up_to_the_limit(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(requests_per_minute=7))
+    other = keyed.create("bob", Limits(requests_per_minute=7))
+    await keyed.start()
+    statuses = [each.status for each in await asyncio.gather(*(keyed.ask(key) for _ in range(15)))]
+    assert (statuses.count(429), len(keyed.upstream.requests)) == (8, 7)
+    refused = await keyed.ask(key, CHAT)
+    error = error_of(refused)
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert "reached its limit of 7 requests a minute" in error["message"]
+    assert 1 <= int(refused.header("retry-after") or 0) <= 60
+    assert (await keyed.ask(other)).status == 200
+
+
+async def test_tokens_count_when_a_response_ends(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(tokens_per_minute=100))
+    await keyed.start()
+    usage = {"input_tokens": 60, "output_tokens": 40}
+    keyed.upstream.script(json_response(message_document("Hi", usage=usage)))
+    assert [(await keyed.ask(key)).status for _ in range(2)] == [200, 429]
+
+
+async def test_parallel_requests_run_up_to_the_limit(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(concurrency=3))
+    await keyed.start()
+    held = Held(json_response({}))
+    keyed.upstream.script(*[held] * 3)
+    asking = [asyncio.ensure_future(keyed.ask(key)) for _ in range(8)]
+    for refused in islice(asyncio.as_completed(asking), 5):
+        response = await refused
+        assert (response.status, error_of(response)["type"]) == (429, "rate_limit_error")
+        assert "3 requests at once" in error_of(response)["message"]
+        assert response.header("retry-after") == "1"
+    await keyed.upstream.received(3)
+    held.released.set()
+    statuses = sorted(response.status for response in await asyncio.gather(*asking))
+    assert statuses == [200] * 3 + [429] * 5
+    assert (await keyed.ask(key)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "limits"),
+    [(MESSAGES, Limits(concurrency=2)), ("/v1/files", Limits(requests_per_minute=2))],
+)
+async def test_slow_bodies_count_against_the_limits(
+    target: str, limits: Limits, keyed: Keyed
+) -> None:
+    key = keyed.create("ada", limits)
+    await keyed.start()
+    slow = request_bytes("POST", target, body=b"{}", token=key)[:-1]
+    clients = [await keyed.raw() for _ in range(3)]
+    for client in clients:
+        await client.send(slow)
+    responses = [asyncio.ensure_future(client.response()) for client in clients]
+    refused, slow_ones = await asyncio.wait(responses, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result().status for task in refused] == [429]
+    for task in slow_ones:
+        task.cancel()
+
+
+async def test_limits_of_a_key_do_not_apply_to_the_token(keyed: Keyed) -> None:
+    keyed.create("token", Limits(("claude-haiku-*",), 1, 1, 1))
+    await keyed.start()
+    assert [(await keyed.ask(TEST_TOKEN)).status for _ in range(3)] == [200] * 3
+
+
 # Changes while the proxy runs
 
 
@@ -233,19 +396,3 @@ async def test_long_lock_rejects_keys_and_loses_no_usage(keyed: Keyed) -> None:
     row = keyed.usage()
     assert (row.key_id, row.requests) == (key.split("-")[1], len(used))
     assert (row.input_tokens, row.cost) == (used[0].usage.input_tokens, used[0].cost)
-
-
-def test_usage_without_a_price_is_counted() -> None:
-    count = UsageCount()
-    for usage in (Usage(), Usage(partial=True), Usage(1), Usage(None, 2, 3, 4)):
-        count.add("k", request_record(usage=usage, time=90_000.0))
-    count.add("k", request_record(usage=Usage(1), cost=7, time=86_399.0))
-    today, before = count.take()
-    assert (today.day, today.requests, today.unpriced, today.cost) == ("1970-01-02", 4, 3, 0)
-    assert (today.input_tokens, today.output_tokens) == (1, 2)
-    assert (today.cache_read_input_tokens, today.cache_creation_input_tokens) == (3, 4)
-    assert (before.day, before.requests, before.cost, before.last_used) == (
-        *("1970-01-01", 1, 7),
-        86_340,
-    )
-    assert count.take() == []

@@ -1,20 +1,18 @@
-"""The limits of keys: models, requests and tokens a minute, requests in flight."""
+"""The limits and the usage of keys, without I/O."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from itertools import islice
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from people import CHAT, MESSAGES, Held, error_of, message
+from people import MESSAGES
 from tornado.httputil import HTTPHeaders
 from tornadoproxy_keys import model_rules
 from tornadoproxy_keys.live_key import LiveKey, Window
 from tornadoproxy_keys.store import KeyRow, Limits
+from tornadoproxy_keys.usage_count import UsageCount
 
 from tornadoproxy import (
     UNKNOWN_MODEL,
@@ -26,17 +24,8 @@ from tornadoproxy import (
     Usage,
 )
 from tornadoproxy.testing import (
-    TEST_TOKEN,
-    json_response,
-    message_document,
-    request_bytes,
     request_record,
 )
-
-if TYPE_CHECKING:
-    from keyed import Keyed
-
-pytest_plugins = ("keyed",)
 
 
 def live_key(limits: Limits) -> LiveKey:
@@ -138,32 +127,7 @@ def test_restricted_key_may_only_run_known_models(method: str, path: str, accept
     assert accepted or "claude-haiku-5: it cannot be used here" in error
 
 
-async def test_request_for_other_models_is_rejected(keyed: Keyed) -> None:
-    key = keyed.create("ada", Limits(models=("claude-sonnet-*",)))
-    await keyed.start()
-    advised = message(tools=[{"type": "advisor_20260301", "model": "claude-opus-5-5"}])
-    for target, document in ((MESSAGES, advised), ("/v1/messages/batches?beta=true", {"x": 1})):
-        response = await keyed.ask(key, target, document)
-        assert response.status == 403
-        assert error_of(response)["message"].startswith("This key is for the model claude-sonnet-*")
-    assert keyed.upstream.requests == []
-
-
-# Requests and tokens a minute
-
-
-async def test_parallel_requests_enter_up_to_the_limit(keyed: Keyed) -> None:
-    key = keyed.create("ada", Limits(requests_per_minute=7))
-    other = keyed.create("bob", Limits(requests_per_minute=7))
-    await keyed.start()
-    statuses = [each.status for each in await asyncio.gather(*(keyed.ask(key) for _ in range(15)))]
-    assert (statuses.count(429), len(keyed.upstream.requests)) == (8, 7)
-    refused = await keyed.ask(key, CHAT)
-    error = error_of(refused)
-    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
-    assert "reached its limit of 7 requests a minute" in error["message"]
-    assert 1 <= int(refused.header("retry-after") or 0) <= 60
-    assert (await keyed.ask(other)).status == 200
+# Tokens
 
 
 @pytest.mark.parametrize(
@@ -186,56 +150,20 @@ def test_tokens_of_a_minute_are_limited(usage: Usage, tokens: int) -> None:
         full.admit(time.monotonic())
 
 
-async def test_tokens_count_when_a_response_ends(keyed: Keyed) -> None:
-    key = keyed.create("ada", Limits(tokens_per_minute=100))
-    await keyed.start()
-    usage = {"input_tokens": 60, "output_tokens": 40}
-    keyed.upstream.script(json_response(message_document("Hi", usage=usage)))
-    assert [(await keyed.ask(key)).status for _ in range(2)] == [200, 429]
+# Usage
 
 
-# Requests in flight
-
-
-async def test_parallel_requests_run_up_to_the_limit(keyed: Keyed) -> None:
-    key = keyed.create("ada", Limits(concurrency=3))
-    await keyed.start()
-    held = Held(json_response({}))
-    keyed.upstream.script(*[held] * 3)
-    asking = [asyncio.ensure_future(keyed.ask(key)) for _ in range(8)]
-    for refused in islice(asyncio.as_completed(asking), 5):
-        response = await refused
-        assert (response.status, error_of(response)["type"]) == (429, "rate_limit_error")
-        assert "3 requests at once" in error_of(response)["message"]
-        assert response.header("retry-after") == "1"
-    await keyed.upstream.received(3)
-    held.released.set()
-    statuses = sorted(response.status for response in await asyncio.gather(*asking))
-    assert statuses == [200] * 3 + [429] * 5
-    assert (await keyed.ask(key)).status == 200
-
-
-@pytest.mark.parametrize(
-    ("target", "limits"),
-    [(MESSAGES, Limits(concurrency=2)), ("/v1/files", Limits(requests_per_minute=2))],
-)
-async def test_slow_bodies_count_against_the_limits(
-    target: str, limits: Limits, keyed: Keyed
-) -> None:
-    key = keyed.create("ada", limits)
-    await keyed.start()
-    slow = request_bytes("POST", target, body=b"{}", token=key)[:-1]
-    clients = [await keyed.raw() for _ in range(3)]
-    for client in clients:
-        await client.send(slow)
-    responses = [asyncio.ensure_future(client.response()) for client in clients]
-    refused, slow_ones = await asyncio.wait(responses, return_when=asyncio.FIRST_COMPLETED)
-    assert [task.result().status for task in refused] == [429]
-    for task in slow_ones:
-        task.cancel()
-
-
-async def test_limits_of_a_key_do_not_apply_to_the_token(keyed: Keyed) -> None:
-    keyed.create("token", Limits(("claude-haiku-*",), 1, 1, 1))
-    await keyed.start()
-    assert [(await keyed.ask(TEST_TOKEN)).status for _ in range(3)] == [200] * 3
+def test_usage_without_a_price_is_counted() -> None:
+    count = UsageCount()
+    for usage in (Usage(), Usage(partial=True), Usage(1), Usage(None, 2, 3, 4)):
+        count.add("k", request_record(usage=usage, time=90_000.0))
+    count.add("k", request_record(usage=Usage(1), cost=7, time=86_399.0))
+    today, before = count.take()
+    assert (today.day, today.requests, today.unpriced, today.cost) == ("1970-01-02", 4, 3, 0)
+    assert (today.input_tokens, today.output_tokens) == (1, 2)
+    assert (today.cache_read_input_tokens, today.cache_creation_input_tokens) == (3, 4)
+    assert (before.day, before.requests, before.cost, before.last_used) == (
+        *("1970-01-01", 1, 7),
+        86_340,
+    )
+    assert count.take() == []
