@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import sys
+import tracemalloc
+import zlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import brotli  # type: ignore[import-untyped]  # it has no types
 import openai
 import pytest
+import zstandard
+from usage_streams import in_pieces
 
 from tornadoproxy.protocol import decompression
-from tornadoproxy.protocol.decompression import readable_codings
+from tornadoproxy.protocol.decompression import (
+    MAX_DECOMPRESSED,
+    CorruptBody,
+    decompressor,
+    readable_codings,
+)
 from tornadoproxy.testing import (
     bytes_response,
     json_response,
@@ -22,7 +32,7 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionMessageParam
@@ -35,6 +45,110 @@ HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 STREAM = b"".join(message_events(message_document("Hi there")))
 JSON = {"Content-Type": "application/json"}
 EVENTS = {"Content-Type": "text/event-stream"}
+
+
+def flushed(compress: Callable[[bytes], bytes], flush: Callable[[], bytes], body: bytes) -> bytes:
+    """As a server writes a stream: flushed now and then, and without its size in a header."""
+    return b"".join(compress(each) + flush() for each in in_pieces(1000, body))
+
+
+def halves(body: bytes) -> tuple[bytes, bytes]:
+    return body[:50], body[50:]
+
+
+def gzip_flushed(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=31)
+    return flushed(packer.compress, lambda: packer.flush(zlib.Z_SYNC_FLUSH), body) + packer.flush()
+
+
+def brotli_flushed(body: bytes) -> bytes:
+    packer = brotli.Compressor()
+    return flushed(packer.process, packer.flush, body) + bytes(packer.finish())
+
+
+def zstd_flushed(body: bytes) -> bytes:
+    packer = zstandard.ZstdCompressor().compressobj()
+    block = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    return flushed(packer.compress, lambda: packer.flush(block), body) + packer.flush()
+
+
+CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "gzip": ("gzip", gzip.compress),
+    "gzip flushed": ("gzip", gzip_flushed),
+    "gzip of two members": ("gzip", lambda body: b"".join(map(gzip.compress, halves(body)))),
+    "x-gzip": ("x-gzip", gzip.compress),
+    "deflate": ("deflate", zlib.compress),
+    "deflate without its header": ("deflate", lambda body: zlib.compress(body, wbits=-15)),
+    "br": ("br", lambda body: bytes(brotli.compress(body, quality=5))),
+    "br flushed": ("br", brotli_flushed),
+    "zstd": ("zstd", zstandard.compress),
+    "zstd flushed": ("zstd", zstd_flushed),
+    "zstd of two frames": ("zstd", lambda body: b"".join(map(zstandard.compress, halves(body)))),
+}
+
+codings = pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+# its pieces fill the buffers, and expand a thousandfold
+LONG = b"".join(b"%d%b" % (n, b" " * 9000) for n in range(20)) + random.Random(1).randbytes(70_000)
+
+
+def unpacked(coding: str, pieces: Iterable[bytes]) -> bytes:
+    decompress = decompressor(coding)
+    return b"".join(part for piece in pieces for part in decompress(piece))
+
+
+@pytest.mark.parametrize("name", CODINGS)
+@pytest.mark.parametrize("size", [1, 64, 65, 1000, 10**6])
+def test_body_is_decompressed_in_pieces_of_any_size(name: str, size: int) -> None:
+    coding, pack = CODINGS[name]
+    body = LONG[-200:] if size == 1 else LONG
+    assert unpacked(coding.upper(), in_pieces(size, pack(body))) == body
+
+
+@pytest.mark.parametrize("name", ["gzip flushed", "br flushed", "zstd flushed"])
+def test_cut_body_is_decompressed_as_far_as_it_goes(name: str) -> None:
+    coding, pack = CODINGS[name]
+    found = unpacked(coding, [pack(LONG)[:-2000]])
+    assert LONG.startswith(found)
+    assert len(found) > len(LONG) - 5000
+
+
+@codings
+def test_body_that_is_not_compressed_is_corrupt(coding: str) -> None:
+    for garbage in (b"<html>busy</html>", b"\xff" * 10_000):
+        with pytest.raises(CorruptBody):
+            unpacked(coding, [garbage, garbage])
+
+
+@codings
+def test_bomb_is_corrupt_and_takes_bounded_memory(coding: str) -> None:
+    for unit in (b"\0", b"data: " + b"x" * 3000 + b"\n\n"):
+        bomb = CODINGS[coding][1](unit * (32 * 1024 * 1024 // len(unit)))
+        pieces = decompressor(coding)(bomb)
+        tracemalloc.start()
+        with pytest.raises(CorruptBody):
+            sum(map(len, pieces))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < MAX_DECOMPRESSED
+    most = bytes(MAX_DECOMPRESSED)
+    assert unpacked(coding, [CODINGS[coding][1](most)]) == most
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_bytes_after_a_compressed_body_are_dropped(coding: str) -> None:
+    packed = CODINGS[coding][1](b"body")
+    assert unpacked(coding, [packed + b"x", b"y" * 65536, b"z"]) == b"body"
+
+
+def test_zstd_window_over_the_limit_is_corrupt() -> None:
+    """The limit of RFC 9659; the sender chooses the window."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    with pytest.raises(CorruptBody):
+        unpacked("zstd", [packer.compress(LONG) + packer.flush()])
+
+
+# -- which codings are requested
 
 
 def forget() -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from typing import TYPE_CHECKING, Any
-
-import brotli  # type: ignore[import-untyped]  # it has no types
-import zstandard
 
 from tornadoproxy.protocol.usage_reader import UsageReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from tornadoproxy.protocol.usage import Usage
 
@@ -80,47 +75,3 @@ def read_cut(body: bytes) -> tuple[str | None, Usage]:
     found = read([body], is_stream=True)
     assert found == read(in_pieces(1, body), is_stream=True)
     return found
-
-
-def zstd(body: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(body)
-
-
-def flushed(compress: Callable[[bytes], bytes], flush: Callable[[], bytes], body: bytes) -> bytes:
-    """As a server writes a stream: flushed now and then, and without its size in a header."""
-    return b"".join(compress(each) + flush() for each in in_pieces(100, body))
-
-
-def gzip_flushed(body: bytes) -> bytes:
-    packer = zlib.compressobj(wbits=31)
-    return flushed(packer.compress, lambda: packer.flush(zlib.Z_SYNC_FLUSH), body) + packer.flush()
-
-
-def brotli_flushed(body: bytes) -> bytes:
-    packer = brotli.Compressor()
-    return flushed(packer.process, packer.flush, body) + bytes(packer.finish())
-
-
-def zstd_flushed(body: bytes) -> bytes:
-    packer = zstandard.ZstdCompressor().compressobj()
-    block = zstandard.COMPRESSOBJ_FLUSH_BLOCK
-    return flushed(packer.compress, lambda: packer.flush(block), body) + packer.flush()
-
-
-CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "identity": ("identity", bytes),
-    "gzip": ("gzip", gzip.compress),
-    "gzip flushed": ("gzip", gzip_flushed),
-    "gzip of two members": (
-        "gzip",
-        lambda body: gzip.compress(body[:50]) + gzip.compress(body[50:]),
-    ),
-    "x-gzip": ("x-gzip", gzip.compress),
-    "deflate": ("deflate", zlib.compress),
-    "deflate without its header": ("deflate", lambda body: zlib.compress(body, wbits=-15)),
-    "br": ("br", lambda body: bytes(brotli.compress(body, quality=5))),
-    "br flushed": ("br", brotli_flushed),
-    "zstd": ("zstd", zstd),
-    "zstd flushed": ("zstd", zstd_flushed),
-    "zstd of two frames": ("zstd", lambda body: zstd(body[:50]) + zstd(body[50:])),
-}

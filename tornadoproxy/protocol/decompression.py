@@ -183,11 +183,12 @@ def _of_brotli(decompressor: Any) -> Decompress:  # Any: an optional package
 
     def decompress(compressed: bytes) -> Iterator[bytes]:
         piece = decompressor.process(compressed, output_buffer_limit=_PIECE)
-        yield piece
-        # after a full piece there may be more output, even if all input is consumed
-        while len(piece) >= _PIECE and not decompressor.is_finished():
-            piece = decompressor.process(b"", output_buffer_limit=_PIECE)
+        while piece:
             yield piece
+            # before the body's end, a piece below the limit does not mean that all is read
+            if decompressor.is_finished():
+                return
+            piece = decompressor.process(b"", output_buffer_limit=_PIECE)
 
     return decompress
 
