@@ -24,8 +24,6 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from scene import Scene
 
     from tornadoproxy import IncomingRequest
@@ -51,20 +49,15 @@ class Names:
     def __init__(self) -> None:
         self._count = 0
         self._changed = asyncio.Event()
-        self.slow_may_go_on = asyncio.Event()
 
     @hookimpl
-    def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
+    def authenticate(self, request: IncomingRequest) -> Identity:
         name = request.headers.get("X-Api-Key", "")
         self._count += 1
         self._changed.set()
         self._changed = asyncio.Event()
         if name == "stranger":
             raise AuthenticationFailed("Who are you?")
-        return self._hang(name) if name == "slow" else Identity(name)
-
-    async def _hang(self, name: str) -> Identity:
-        await self.slow_may_go_on.wait()
         return Identity(name)
 
     async def asked(self, count: int) -> None:
@@ -186,14 +179,6 @@ async def test_response_of_the_proxys_own_does_not_wait(scene: Scene, clients: C
     ]:
         client = await scene.raw()
         assert (await client.ask(request)).status == status, request
-
-
-async def test_request_that_is_authenticated_slowly_takes_no_place(clients: Clients) -> None:
-    await clients.start(QUEUE_TIMEOUT=0)
-    slow = await clients.send(get(name="slow"))
-    assert (await clients.ask(get("/v1/models"))).status == 200
-    clients.names.slow_may_go_on.set()
-    assert (await slow.response()).status == 404
 
 
 async def test_queue_timeout_is_529_and_connection_usable(scene: Scene, clients: Clients) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anthropic
-import openai
 import pytest
-from served import CHAT_BODY, CHAT_PATH, CHUNKED, MESSAGE_FIELDS, anthropic_error, openai_error
+from served import CHAT_BODY, CHAT_PATH, MESSAGE_FIELDS, anthropic_error, openai_error
 
 from tornadoproxy import ConfigurationError
 from tornadoproxy.testing import (
@@ -110,27 +109,12 @@ async def test_401_forbids_retry_except_to_key_helper(
 
 
 @pytest.mark.parametrize(
-    "lines", [[CHUNKED], [("Expect", "100-continue"), ("Content-Length", "1000000")]]
-)
-@each_api
-async def test_401_precedes_body(page: str, lines: list[Line], proxy: Proxy, scene: Scene) -> None:
-    response = await scene.ask(page, method="POST", headers=lines, token="wrong")
-    assert is_refused(response)
-    assert response.interim == []
-    assert scene.upstream.connections == 0
-
-
-# -- the SDKs
-
-
-@pytest.mark.parametrize(
     "options",
     [
-        {"api_key": TEST_TOKEN},
         {"auth_token": TEST_TOKEN},
         {"api_key": "dummy", "default_headers": {"x-api-key": TEST_TOKEN}},
     ],
-    ids=["api_key", "auth_token", "default_headers"],
+    ids=["auth_token", "default_headers"],
 )
 async def test_anthropic_sdk_is_accepted(
     options: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
@@ -139,30 +123,6 @@ async def test_anthropic_sdk_is_accepted(
     async with anthropic.AsyncAnthropic(base_url=proxy.url, max_retries=0, **options) as client:
         message = await client.messages.create(**MESSAGE_FIELDS)
     assert message.stop_reason == "end_turn"
-
-
-@pytest.mark.parametrize(
-    ("key", "headers"), [(TEST_TOKEN, {}), ("dummy", {"x-api-key": TEST_TOKEN})]
-)
-async def test_openai_sdk_is_accepted(
-    key: str, headers: dict[str, str], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clean_environment(monkeypatch)
-    async with openai.AsyncOpenAI(
-        base_url=f"{proxy.url}/openai/v1", api_key=key, default_headers=headers, max_retries=0
-    ) as client:
-        models = await client.models.list()
-    assert "claude-sonnet-5-5" in {model.id for model in models.data}
-
-
-async def test_sdk_reads_401_while_sending_large_body(
-    anthropic_client: anthropic.AsyncAnthropic,
-) -> None:
-    messages = [{"role": "user", "content": "x" * 10_000_000}]
-    with pytest.raises(anthropic.AuthenticationError, match="The credential sent is not known"):
-        await anthropic_client.with_options(api_key="wrong").messages.create(
-            **{**MESSAGE_FIELDS, "messages": messages}
-        )
 
 
 # -- what reaches the upstream
@@ -229,20 +189,11 @@ async def test_reload_reads_files_of_tokens_and_key(scene: Scene, tmp_path: Path
     assert keys == ["first-key", "second-key", "second-key"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [
-        ({"UPSTREAM_API_KEY": "two words"}, "UPSTREAM_API_KEY must be one value"),
-        ({"ALLOW_ANONYMOUS": "yes"}, "ALLOW_ANONYMOUS contradicts the token"),
-    ],
-)
-async def test_refused_reload_changes_nothing(
-    changes: dict[str, str], fault: str, scene: Scene
-) -> None:
+async def test_refused_reload_changes_nothing(scene: Scene) -> None:
     new = {"AUTH_TOKEN": "the-new-token", "UPSTREAM_API_KEY": "the-new-key"}
     proxy = await scene.start()
-    with pytest.raises(ConfigurationError, match=f"^{fault}"):
-        proxy.reload(**{**new, **changes})
+    with pytest.raises(ConfigurationError, match="ALLOW_ANONYMOUS contradicts the token"):
+        proxy.reload(ALLOW_ANONYMOUS="yes", **new)
     client = await scene.raw()
     assert await status(client, TEST_TOKEN) == 200
     assert await status(client, "the-new-token") == 401

@@ -22,7 +22,6 @@ from served import (
     MODELS,
     UPLOAD,
     chunks,
-    request,
 )
 
 from tornadoproxy.testing import RawConnection, request_bytes, silent_response, sse_response
@@ -234,19 +233,6 @@ async def test_disconnect_together_with_end_of_body(
         assert (await scene.records.finished()).outcome == "abandoned"
         for received in scene.upstream.requests:
             await received.disconnected()
-
-
-@each_way
-async def test_disconnect_between_requests_is_no_request(
-    disconnect: Disconnect, scene: Scene
-) -> None:
-    before = descriptors()
-    client = await scene.raw()
-    await client.ask(request("GET", "/nowhere"))
-    await disconnect(client)
-    await client.close()
-    await all_closed(before)
-    assert [record.outcome for record in scene.records.all] == ["denied"]
 
 
 async def test_disconnect_after_whole_response_is_completed(scene: Scene) -> None:

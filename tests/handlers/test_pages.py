@@ -72,6 +72,15 @@ class Gate:
         return PageResponse(b"late")
 
 
+def raising(error: BaseException) -> Callable[[object], Any]:
+    """Return a page's function that fails."""
+
+    def function(_: object) -> Any:
+        raise error
+
+    return function
+
+
 async def held(proxy: Proxy, size: int) -> None:
     """Wait until the proxy holds this many bytes of bodies."""
     while proxy.server.status().held_bytes < size:
@@ -269,12 +278,11 @@ async def test_public_page_asks_no_plugin(scene: Scene) -> None:
     assert (await scene.records.finished(2)).principal is None
 
 
-def refuse(_: object) -> Any:
-    raise AuthenticationFailed("Send the admin key.")
+REFUSED = AuthenticationFailed("Send the admin key.")
 
 
 async def refuse_later(_: object) -> Any:
-    refuse(_)
+    raise REFUSED
 
 
 async def hang(_: object) -> Any:
@@ -284,7 +292,8 @@ async def hang(_: object) -> Any:
 @pytest.mark.parametrize(
     ("admit", "status", "public"),
     [
-        *((refuse, 401, True), (refuse, 401, False), (refuse_later, 401, True)),
+        *((raising(REFUSED), 401, public) for public in (True, False)),
+        (refuse_later, 401, True),
         *((lambda _: True, 500, True), (hang, 503, True)),
     ],
 )
@@ -363,20 +372,14 @@ async def test_oldest_public_body_gives_way(scene: Scene) -> None:
 
 
 async def test_proxy_error_of_page_is_in_the_paths_api_format(scene: Scene) -> None:
-    def serve(_: PageRequest) -> PageResponse:
-        raise Overloaded("The page is busy.")
-
-    async def serve_later(_: PageRequest) -> PageResponse:
-        await asyncio.sleep(0)
-        raise InvalidRequest("The page is wrong.")
-
-    pages = Pages(Page("/page", serve, public=True), Page("/openai/page", serve_later))
-    proxy = await scene.start(plugins=[pages])
-    busy = anthropic_error(await scene.ask("/page"), 529, "overloaded_error")
-    assert (busy, openai_error(await scene.ask("/openai/page"), 400)) == (
-        "The page is busy.",
-        "The page is wrong.",
+    pages = Pages(
+        Page("/page", raising(Overloaded("The page is busy.")), public=True),
+        Page("/openai/page", raising(InvalidRequest("The page is wrong."))),
     )
+    proxy = await scene.start(plugins=[pages])
+    message = anthropic_error(await scene.ask("/page"), 529, "overloaded_error")
+    assert message == "The page is busy."
+    assert openai_error(await scene.ask("/openai/page"), 400) == "The page is wrong."
     assert (await scene.records.finished(2)).error is not None
     assert not any(proxy.server.status().plugin_failures.values())
 
@@ -386,34 +389,22 @@ async def broken(request: PageRequest) -> PageResponse:
     raise KeyError(secret.reveal().decode() + request.body.decode())
 
 
-def exits(_: PageRequest) -> PageResponse:
-    raise SystemExit(0)
-
-
-def no_error(_: PageRequest) -> PageResponse:
-    raise ProxyError("a success", status=200)
-
-
-def nothing(_: PageRequest) -> Any:
-    return None
-
-
 async def never_awaited(request: PageRequest) -> Any:
     return broken(request)
 
 
-FAILURES: dict[Callable[[PageRequest], Any], str] = {
-    broken: "KeyError",
-    exits: "SystemExit",
-    no_error: "ProxyError",
-    nothing: "its NoneType is not a PageResponse",
-    never_awaited: "its coroutine is not a PageResponse",
-}
-
-
-@pytest.mark.parametrize("serve", FAILURES, ids=lambda serve: serve.__name__)
+@pytest.mark.parametrize(
+    ("serve", "fault"),
+    [
+        (broken, "KeyError"),
+        (raising(SystemExit(0)), "SystemExit"),
+        (raising(ProxyError("a success", status=200)), "ProxyError"),
+        (lambda _: None, "its NoneType is not a PageResponse"),
+        (never_awaited, "its coroutine is not a PageResponse"),
+    ],
+)
 async def test_failed_page_is_500_without_details(
-    serve: Callable[[PageRequest], PageResponse], scene: Scene, caplog: pytest.LogCaptureFixture
+    serve: Any, fault: str, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     plugin = Pages(Page("/page", serve, ("POST",)), Page("/sound", Recorder()))
     proxy = await scene.start(plugins={"fragile": plugin})
@@ -424,7 +415,7 @@ async def test_failed_page_is_500_without_details(
     assert (record.outcome, record.status) == ("failed", 500)
     assert "nobody-reads" not in (record.error or "")
     (logged,) = [each for each in caplog.records if each.levelname == "ERROR"]
-    assert f"plugin 'fragile' failed in pages (1 so far): {FAILURES[serve]}" in logged.getMessage()
+    assert f"plugin 'fragile' failed in pages (1 so far): {fault}" in logged.getMessage()
     assert "nobody-reads" not in caplog.text
     assert proxy.server.status().plugin_failures["fragile"] == 1
     assert (await scene.ask("/sound")).status == 200

@@ -175,20 +175,3 @@ async def test_error_to_head_has_no_body(scene: Scene) -> None:
         assert response.header("request-id")
         # were there a body, it would be taken for the head of this response
         assert (await client.ask(request_bytes("GET", "/health"))).status == 200
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        b"GET %b HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: a b\r\n\r\n",
-        b"GET %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
-        b"GET %b HTTP/2.0\r\nHost: x\r\n\r\n",
-        b"G(T %b HTTP/1.1\r\nHost: x\r\n\r\n",
-    ],
-)
-async def test_unreadable_head_is_400_in_dialect_of_its_path(lines: bytes, scene: Scene) -> None:
-    response = await scene.ask(lines % b"/v1/models?x=1")
-    anthropic_error(response, 400, "invalid_request_error")
-    for path in (b"/openai/v1/models?x=1", b"/openai/"):
-        openai_error(await scene.ask(lines % path), 400)

@@ -172,21 +172,17 @@ async def test_preflight_needs_no_credential(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "names", "allowed_methods", "allowed_names"),
+    ("method", "names", "granted"),
     [
-        ("DELETE", None, ["DELETE"], []),
-        ("PATCH", " , x-a ,,\tx-b", ["PATCH"], ["x-a, x-b"]),
-        ("TRACE", "*", [], ["*"]),
-        ("GET, DELETE", "", [], []),
-        ("post", "x a, x:b, x-c, \xe9, authorization", [], ["x-c, authorization"]),
+        ("DELETE", None, (["DELETE"], [])),
+        ("PATCH", " , x-a ,,\tx-b", (["PATCH"], ["x-a, x-b"])),
+        ("TRACE", "*", ([], ["*"])),
+        ("GET, DELETE", "", ([], [])),
+        ("post", "x a, x:b, x-c, \xe9, authorization", ([], ["x-c, authorization"])),
     ],
 )
 async def test_preflight_grants_what_is_a_method_and_a_name(
-    method: str,
-    names: str | None,
-    allowed_methods: list[str],
-    allowed_names: list[str],
-    scene: Scene,
+    method: str, names: str | None, granted: tuple[list[str], list[str]], scene: Scene
 ) -> None:
     await scene.start(ALLOWED_ORIGINS=APP)
     lines = [FROM_APP, ("Access-Control-Request-Method", method)]
@@ -194,8 +190,8 @@ async def test_preflight_grants_what_is_a_method_and_a_name(
         lines.append(("Access-Control-Request-Headers", names))
     response = await scene.ask("/v1/x", method="OPTIONS", headers=lines)
     assert response.status == 204
-    assert response.all("Access-Control-Allow-Methods") == allowed_methods
-    assert response.all("Access-Control-Allow-Headers") == allowed_names
+    headers = ("Access-Control-Allow-Methods", "Access-Control-Allow-Headers")
+    assert tuple(map(response.all, headers)) == granted
 
 
 @pytest.mark.parametrize("lines", [[FROM_APP], PREFLIGHT[1:], [FOREIGN, *PREFLIGHT[1:]]])
