@@ -214,27 +214,6 @@ async def test_disconnect_together_with_request_leaves_nothing(
     assert others in ([], [("/v1/messages", "abandoned")])
 
 
-@each_way
-@pytest.mark.parametrize(
-    ("begins", "ends"),
-    [(MESSAGE[:-5], MESSAGE[-5:]), (UPLOAD, b"0\r\n\r\n")],
-    ids=["held", "chunked"],
-)
-async def test_disconnect_together_with_end_of_body(
-    begins: bytes, ends: bytes, disconnect: Disconnect, scene: Scene
-) -> None:
-    scene.upstream.script(silent_response())
-    client = await scene.raw()
-    await client.send(begins)
-    await scene.ask("/health")  # by now the head of the first one has been read
-    await client.send(ends)
-    await disconnect(client)
-    async with asyncio.timeout(1):
-        assert (await scene.records.finished()).outcome == "abandoned"
-        for received in scene.upstream.requests:
-            await received.disconnected()
-
-
 async def test_disconnect_after_whole_response_is_completed(scene: Scene) -> None:
     client = await scene.raw()
     await client.ask(MODELS)

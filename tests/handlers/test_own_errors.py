@@ -22,7 +22,6 @@ from served import (
 )
 
 from tornadoproxy.testing import (
-    bytes_response,
     event,
     raw_response,
     response_head,
@@ -40,22 +39,6 @@ PING = event({"type": "ping"})
 
 
 # -- 413: the size of a body
-
-
-async def test_length_over_limit_is_413_before_the_body(scene: Scene) -> None:
-    """The client may send its body all the same, and then the next request."""
-    await scene.start(MAX_BODY_SIZE=1000)
-    client = await scene.raw()
-    size = 4 << 20
-    head = request("POST", "/v1/messages", ("Content-Length", str(size)))
-    message = anthropic_error(await client.ask(head), 413, "request_too_large")
-    assert "1000" in message
-    assert "MAX_BODY_SIZE" in message
-    assert (await scene.records.finished()).bytes_in == 0
-    await client.send(bytes(size))
-    scene.upstream.script(bytes_response(b"{}"))
-    assert (await client.ask(request("GET", "/v1/x"))).body == b"{}"
-    assert len(scene.upstream.requests) == 1
 
 
 async def test_chunks_over_limit_are_413_at_once(scene: Scene) -> None:
@@ -81,7 +64,10 @@ async def test_limit_itself_is_allowed(path: str, scene: Scene, *, chunked: bool
         body = b'{"max_tokens":9,' + CHAT_BODY[1:].ljust(size - 16)
         whole = request("POST", path, body=body)
         in_pieces = request("POST", path, CHUNKED) + in_chunks(body, size)
-        assert (await scene.ask(in_pieces if chunked else whole)).status == status
+        response = await scene.ask(in_pieces if chunked else whole)
+        assert response.status == status
+    hint = b"MAX_BODY_SIZE may be lower" if path == CHAT_PATH else b"1000 bytes (MAX_BODY_SIZE)"
+    assert hint in response.body
 
 
 # -- 408: a client that is silent
@@ -164,14 +150,6 @@ async def test_no_first_byte_in_time_is_504(response: Response, sent: bytes, sce
     record = await scene.records.finished()
     assert (record.outcome, record.status) == ("failed", 504)
     assert (await client.ask(request("GET", "/v1/models"))).status == 200
-
-
-async def test_first_byte_and_silence_have_own_deadlines(scene: Scene) -> None:
-    scene.upstream.script(pausing(0, 0.35), pausing(0.35, 0))
-    await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.25)
-    assert (await scene.ask("/v1/messages", body=b"{}")).body == PING
-    await scene.start(UPSTREAM_IDLE_TIMEOUT=0.25)
-    assert (await scene.ask("/v1/messages", body=b"{}")).body == PING
 
 
 async def test_response_may_last_longer_than_any_deadline(scene: Scene) -> None:

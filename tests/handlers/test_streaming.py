@@ -87,8 +87,6 @@ async def test_head_and_each_piece_are_flushed_at_once(
         event({"type": "heartbeat_of_tomorrow", "beats": [1, 2.50, 1e3]}),
         ERROR,
         b": a comment\n\n",
-        b"data: {without: a name}\n\n",
-        b"event: crlf\r\ndata: 1\r\n\r\n",
         b"event: not-utf-8\ndata: \xff\xfe\n\n",
         b"event: unfinished\ndata: the end",
     ],
