@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tornadoproxy.testing import Ask, OpenRaw, Records, ScriptedUpstream, StartProxy
+    from ssl import SSLContext
+
+    from tornadoproxy.testing import (
+        Ask,
+        OpenRaw,
+        RawConnection,
+        Records,
+        ScriptedUpstream,
+        StartProxy,
+    )
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,14 @@ class Scene:
     raw: OpenRaw
     upstream: ScriptedUpstream
     records: Records
+
+    async def send(
+        self, data: bytes, *, ssl: SSLContext | None = None, receive_buffer: int | None = None
+    ) -> RawConnection:
+        """Send `data` on a connection of its own, and return the connection."""
+        client = await self.raw(ssl=ssl, receive_buffer=receive_buffer)
+        await client.send(data)
+        return client
 
 
 @pytest.fixture

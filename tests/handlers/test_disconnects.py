@@ -149,8 +149,7 @@ async def test_disconnect_behind_unread_bytes_is_noticed(
     unread: bytes, disconnect: Disconnect, scene: Scene
 ) -> None:
     scene.upstream.script(silent_response())
-    client = await scene.raw()
-    await client.send(MESSAGE + unread)
+    client = await scene.send(MESSAGE + unread)
     await scene.upstream.received()
     await disconnect(client)
     assert (await abandoned(scene)).status is None
@@ -165,8 +164,7 @@ async def test_reset_while_upstream_does_not_read_upload(scene: Scene) -> None:
         await exchange.disconnected()
 
     scene.upstream.script(deaf)
-    client = await scene.raw()
-    await client.send(UPLOAD)
+    client = await scene.send(UPLOAD)
     while True:
         sending = asyncio.create_task(client.send(chunks(bytes(0x10000))))
         if not (await asyncio.wait({sending}, timeout=0.1))[0]:
@@ -185,8 +183,7 @@ async def test_reset_while_upstream_does_not_read_upload(scene: Scene) -> None:
 async def test_disconnect_within_held_body_asks_no_upstream(
     disconnect: Disconnect, scene: Scene
 ) -> None:
-    client = await scene.raw()
-    await client.send(MESSAGE[:-5])
+    client = await scene.send(MESSAGE[:-5])
     await scene.ask("/health")  # by now the proxy has read what the first one sent
     await disconnect(client)
     async with asyncio.timeout(1):
@@ -203,8 +200,7 @@ async def test_disconnect_together_with_request_leaves_nothing(
     """The request may never be read."""
     await scene.start(UPSTREAM_KEEPALIVE_TIMEOUT=0)
     before = descriptors()
-    client = await scene.raw()
-    await client.send(MESSAGE)
+    client = await scene.send(MESSAGE)
     await disconnect(client)
     assert (await scene.ask("/v1/models")).status == 200  # by now the first one has been seen
     await client.close()
@@ -245,8 +241,7 @@ async def test_disconnect_with_tls_aborts_upstream_request(
 ) -> None:
     context = await start_with_tls(scene, tmp_path)
     scene.upstream.script(silent_response())
-    client = await scene.raw(ssl=context)
-    await client.send(MESSAGE + unread)
+    client = await scene.send(MESSAGE + unread, ssl=context)
     await scene.upstream.received()
     await disconnect(client)
     await abandoned(scene)
@@ -258,8 +253,7 @@ async def test_tls_probe_that_disconnects_logs_nothing(
     context = await start_with_tls(scene, tmp_path)
     probe = request_bytes("GET", "/health")
     for _ in range(20):
-        client = await scene.raw(ssl=context)
-        await client.send(probe)
+        client = await scene.send(probe, ssl=context)
         await client.close()
     assert (await (await scene.raw(ssl=context)).ask(probe)).status == 200
     assert [each for each in caplog.records if each.levelname != "DEBUG"] == []

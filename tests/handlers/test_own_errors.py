@@ -43,8 +43,7 @@ PING = event({"type": "ping"})
 
 async def test_chunks_over_limit_are_413_at_once(scene: Scene) -> None:
     await scene.start(MAX_BODY_SIZE=1000)
-    client = await scene.raw()
-    await client.send(request("POST", "/v1/messages", CHUNKED) + chunks(bytes(1000)))
+    client = await scene.send(request("POST", "/v1/messages", CHUNKED) + chunks(bytes(1000)))
     received = await scene.upstream.received()
     anthropic_error(await client.ask(chunks(b"x")), 413, "request_too_large")
     with pytest.raises(ConnectionError):
@@ -173,8 +172,7 @@ async def test_response_may_last_longer_than_any_deadline(scene: Scene) -> None:
 async def test_first_byte_deadline_is_whole_after_slow_upload(scene: Scene) -> None:
     await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.4)
     scene.upstream.script(pausing(0.2, 0))
-    client = await scene.raw()
-    await client.send(UPLOAD)
+    client = await scene.send(UPLOAD)
     for pause in (0.45, 0.25):  # the client is slow
         await client.send(chunks(b"x"))
         await asyncio.sleep(pause)
@@ -191,8 +189,7 @@ async def test_upstream_that_takes_no_body_is_504(scene: Scene) -> None:
         await released.wait()
 
     scene.upstream.script(deaf)
-    client = await scene.raw()
-    await client.send(UPLOAD)
+    client = await scene.send(UPLOAD)
     answered = asyncio.create_task(client.response())
     while not answered.done():
         sending = asyncio.create_task(client.send(chunks(bytes(0x40000))))
@@ -214,8 +211,7 @@ async def test_idle_deadline_stops_while_client_does_not_read(scene: Scene) -> N
         await exchange.disconnected()
 
     scene.upstream.script(response)
-    client = await scene.raw(receive_buffer=16_384)
-    await client.send(MESSAGE)
+    client = await scene.send(MESSAGE, receive_buffer=16_384)
     await client.head()
     await asyncio.sleep(0.5)  # longer than the deadline
     assert not scene.records.all

@@ -57,21 +57,6 @@ class Recorder:
         return self._response
 
 
-class Gate:
-    """A page that waits until it may respond."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.may_respond = asyncio.Event()
-        self.responded = asyncio.Event()
-
-    async def __call__(self, request: PageRequest) -> PageResponse:
-        self.asked.set()
-        await self.may_respond.wait()
-        self.responded.set()
-        return PageResponse(b"late")
-
-
 def raising(error: BaseException) -> Callable[[object], Any]:
     """Return a page's function that fails."""
 
@@ -339,8 +324,7 @@ async def test_body_over_limit_is_413(
 async def test_body_of_page_is_charged_to_its_principal(scene: Scene) -> None:
     page = Page("/page", Recorder(), ("POST",))
     proxy = await scene.start(plugins=[Pages(page)], MAX_HELD_BODIES=2000)
-    first = await scene.raw()
-    await first.send(request("POST", "/page", body=b"x" * 1000)[:-1])
+    first = await scene.send(request("POST", "/page", body=b"x" * 1000)[:-1])
     await held(proxy, 999)
     response = await scene.ask("/page", body=b"xx")
     assert (response.status, response.header("retry-after")) == (529, "1")
@@ -450,11 +434,17 @@ def test_page_request_shows_neither_query_nor_body() -> None:
 
 @pytest.mark.usefixtures("no_errors_logged")
 async def test_disconnect_releases_body_and_lets_page_finish(scene: Scene) -> None:
-    gate = Gate()
-    proxy = await scene.start(plugins=[Pages(Page("/page", gate, ("POST",)))])
-    client = await scene.raw()
-    await client.send(request("POST", "/page", body=b"x" * 1000))
-    await gate.asked.wait()
+    asked, may_respond, responded = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def serve(_: PageRequest) -> PageResponse:
+        asked.set()
+        await may_respond.wait()
+        responded.set()
+        return PageResponse(b"late")
+
+    proxy = await scene.start(plugins=[Pages(Page("/page", serve, ("POST",)))])
+    client = await scene.send(request("POST", "/page", body=b"x" * 1000))
+    await asked.wait()
     status = proxy.server.status()
     assert (status.in_flight, status.held_bytes) == (1, 1000)
     await client.close()
@@ -462,7 +452,7 @@ async def test_disconnect_releases_body_and_lets_page_finish(scene: Scene) -> No
     assert (record.outcome, record.status) == ("abandoned", None)
     status = proxy.server.status()
     assert (status.in_flight, status.held_bytes) == (0, 0)
-    gate.may_respond.set()
-    await gate.responded.wait()
+    may_respond.set()
+    await responded.wait()
     assert (await scene.ask("/nowhere")).status == 404
     assert len(scene.records.all) == 2

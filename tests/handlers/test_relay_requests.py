@@ -118,8 +118,7 @@ async def test_response_before_upload_ends_is_readable(scene: Scene) -> None:
         exchange.close()
 
     scene.upstream.script(respond_early, OK)
-    client = await scene.raw()
-    await client.send(request("POST", "/v1/files", CHUNKED) + b"3\r\nabc\r\n")
+    client = await scene.send(request("POST", "/v1/files", CHUNKED) + b"3\r\nabc\r\n")
     for _ in range(40):
         await client.send(b"10000\r\n" + bytes(65536) + b"\r\n")
     await client.send(b"0\r\n\r\n" + request("GET", "/v1/x"))

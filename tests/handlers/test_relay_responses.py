@@ -234,8 +234,7 @@ async def test_http_1_0_connection_ends_with_response(
 ) -> None:
     for framing, response in framed(b"one two").items():
         scene.upstream.script(response)
-        client = await scene.raw()
-        await client.send(request("GET", "/v1/x", *lines, version="1.0"))
+        client = await scene.send(request("GET", "/v1/x", *lines, version="1.0"))
         got = await client.head()
         assert not got.chunked
         assert "keep-alive" not in (got.header("Connection") or "").lower()

@@ -73,8 +73,7 @@ async def test_head_and_each_piece_are_flushed_at_once(
         await exchange.last_chunk()
 
     scene.upstream.script(response)
-    client = await scene.raw()
-    await client.send(MESSAGE)
+    client = await scene.send(MESSAGE)
     assert (await client.head()).status == 200
     for piece in [*pieces, b""]:
         go_on.release()
@@ -105,8 +104,7 @@ async def test_open_stream_keeps_small_handler(request_: bytes, scene: Scene) ->
     """Beyond thirty attributes in its dictionary, an object takes a kilobyte more."""
     proxy = await scene.start()
     scene.upstream.script(sse_response(EVENTS[:3], end="hang"))
-    client = await scene.raw()
-    await client.send(request_)
+    client = await scene.send(request_)
     await client.head()
     await client.chunk()
     gateway = proxy.server._gateway
@@ -275,8 +273,7 @@ async def test_pings_come_between_events_only(scene: Scene) -> None:
         await exchange.disconnected()
 
     scene.upstream.script(response)
-    client = await scene.raw()
-    await client.send(MESSAGE)
+    client = await scene.send(MESSAGE)
     await client.head()
     assert [await client.chunk() for _ in range(3)] == [BEGUN, PING, PING]
     client_has_pings.set()
