@@ -31,12 +31,7 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
     from scene import Scene
 
-    from tornadoproxy.testing import (
-        Document,
-        Proxy,
-        Response,
-        UpstreamExchange,
-    )
+    from tornadoproxy.testing import Document, Proxy, Response, UpstreamExchange
 
 pytestmark = pytest.mark.usefixtures("proxy")
 

@@ -328,9 +328,8 @@ async def test_permits_are_settled_once(page: str, scene: Scene) -> None:
     await scene.ask(page, MESSAGE_FIELDS)
     assert settled.records == [await scene.records.finished()] * 3
 
-    client = await scene.send(
-        request("POST", page, ("Expect", "100-continue"), ("Content-Length", "9"))
-    )
+    lines = [("Expect", "100-continue"), ("Content-Length", "9")]
+    client = await scene.send(request("POST", page, *lines))
     await client.read_until(b"100 Continue")
     await client.close()
     record = await scene.records.finished(2)

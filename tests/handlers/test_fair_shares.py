@@ -201,11 +201,7 @@ def test_oldest_unauthenticated_holding_gives_way() -> None:
 
 @pytest.mark.parametrize(
     ("pieces", "charged"),
-    [
-        ([UNCHARGED_BODY], 0),
-        ([UNCHARGED_BODY + 1], UNCHARGED_BODY + 1),
-        ([1, 1], 2),
-    ],
+    [([UNCHARGED_BODY], 0), ([UNCHARGED_BODY + 1], UNCHARGED_BODY + 1), ([1, 1], 2)],
 )
 def test_only_small_body_in_one_piece_is_uncharged(pieces: list[int], charged: int) -> None:
     budget = BodyBudget(1_000_000)

@@ -21,12 +21,7 @@ from served import (
     request,
 )
 
-from tornadoproxy.testing import (
-    event,
-    raw_response,
-    response_head,
-    silent_response,
-)
+from tornadoproxy.testing import event, raw_response, response_head, silent_response
 
 if TYPE_CHECKING:
     from scene import Scene

@@ -15,7 +15,6 @@ from served import (
     EVENT_STREAM,
     EVENTS,
     MESSAGE,
-    MESSAGE_BODY,
     MESSAGE_FIELDS,
     STREAM,
     chunks,
@@ -78,25 +77,6 @@ async def test_head_and_each_piece_are_flushed_at_once(
     for piece in [*pieces, b""]:
         go_on.release()
         assert await client.chunk() == piece
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        event({"type": "heartbeat_of_tomorrow", "beats": [1, 2.50, 1e3]}),
-        ERROR,
-        b": a comment\n\n",
-        b"event: not-utf-8\ndata: \xff\xfe\n\n",
-        b"event: unfinished\ndata: the end",
-    ],
-)
-async def test_any_event_crosses_byte_for_byte(extra: bytes, scene: Scene) -> None:
-    scene.upstream.script(sse_response([*EVENTS[:3], extra]))
-    response = await scene.ask("/v1/messages", body=MESSAGE_BODY)
-    assert response.body == b"".join(EVENTS[:3]) + extra
-    assert response.header("X-Accel-Buffering") == "no"
-    record = await scene.records.finished()
-    assert (record.outcome, record.status, record.error) == ("completed", 200, None)
 
 
 @pytest.mark.parametrize("request_", [MESSAGE, CHAT_STREAM])
