@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from tornadoproxy.testing import TEST_TOKEN, message_document, message_events, r
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tornadoproxy.testing import RawResponse
+    from tornadoproxy.testing import Proxy, RawResponse
 
 CHUNKED = ("Transfer-Encoding", "chunked")
 EVENT_STREAM = [("Content-Type", "text/event-stream"), CHUNKED]
@@ -38,7 +39,6 @@ MESSAGE = request("POST", "/v1/messages", body=MESSAGE_BODY)
 CHAT_PATH = "/openai/v1/chat/completions"
 CHAT = request("POST", CHAT_PATH, body=CHAT_BODY)
 CHAT_STREAM = request("POST", CHAT_PATH, body=b'{"stream":true,' + CHAT_BODY[1:])
-MODELS = request("GET", "/v1/models")
 UPLOAD = request("POST", "/v1/files", CHUNKED)
 
 
@@ -104,3 +104,9 @@ def _error_document(response: RawResponse, request_id: str) -> Any:  # Any: JSON
     assert response.header("Content-Type") == "application/json"
     assert response.header("Server") is None
     return json.loads(response.body)
+
+
+async def held(proxy: Proxy, size: int) -> None:
+    """Wait until the proxy holds this many bytes of bodies."""
+    while proxy.server.status().held_bytes < size:
+        await asyncio.sleep(0)

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from served import CHAT_BODY, CHAT_PATH, CHUNKED, anthropic_error, in_chunks, openai_error
+from served import CHAT_BODY, CHAT_PATH, CHUNKED, anthropic_error, held, in_chunks, openai_error
 
 from tornadoproxy import AuthenticationFailed, Identity, hookimpl
 from tornadoproxy.testing import (
@@ -130,11 +130,6 @@ def targets(upstream: ScriptedUpstream) -> list[str]:
     return [request.target for request in upstream.requests]
 
 
-def is_overloaded(response: RawResponse) -> bool:
-    anthropic_error(response, 529, "overloaded_error")
-    return response.reason == "Overloaded" and int(response.header("Retry-After") or "") >= 1
-
-
 # -- the queue
 
 
@@ -187,7 +182,9 @@ async def test_queue_timeout_is_529_and_connection_usable(scene: Scene, clients:
     scene.upstream.script(gate)
     first = await clients.send(get())
     client = await clients.send(get(name="late"))
-    assert is_overloaded(await client.response())
+    response = await client.response()
+    anthropic_error(response, 529, "overloaded_error")
+    assert (response.reason, response.header("Retry-After")) == ("Overloaded", "1")
     record = await scene.records.finished()
     assert (record.outcome, record.status, record.principal) == ("denied", 529, "late")
     assert record.upstream_time is None
@@ -263,8 +260,7 @@ async def test_slow_held_bodies_take_neither_place_nor_room(
     slow = request_bytes("POST", target, [("x-api-key", "greedy"), framing])
     for _ in range(50):
         await scene.send(slow + b"1\r\n{")
-    while proxy.server.status().held_bytes < 50:
-        await asyncio.sleep(0)
+    await held(proxy, 50)
     for name in ("other", "greedy"):
         assert (await scene.ask(post(CHAT_PATH, CHAT_BODY, name))).status == 200
     assert proxy.server.status().held_bytes <= 50 * len(b"1\r\n{")
@@ -290,10 +286,9 @@ async def test_uploads_of_one_principal_leave_places(scene: Scene, clients: Clie
 async def test_held_bodies_of_one_principal_leave_room(scene: Scene) -> None:
     """One principal gets half of the room, the next half of what is left."""
     proxy = await scene.start(MAX_HELD_BODIES=80_000, plugins=[Names()])
-    for held in (20_000, 40_000):
+    for size in (20_000, 40_000):
         await scene.send(post("/v1/x", b"x" * 20_001, "greedy")[:-1])
-        while proxy.server.status().held_bytes < held:
-            await asyncio.sleep(0)
+        await held(proxy, size)
     for name, size, status in (
         ("greedy", 20_000, 529),
         ("other", 20_001, 529),
@@ -306,8 +301,6 @@ async def test_held_bodies_of_one_principal_leave_room(scene: Scene) -> None:
 
 # -- the count of places
 
-PING = event({"type": "ping"})
-
 
 @pytest.mark.parametrize(
     ("request_", "response"),
@@ -315,7 +308,7 @@ PING = event({"type": "ping"})
         (get(), bytes_response(b"{}")),
         (get(), raw_response(end="reset")),
         (get(), silent_response()),
-        (get(), sse_response([PING], end="reset")),
+        (get(), sse_response([event({"type": "ping"})], end="reset")),
         (post("/v1/x", b"{}"), error_response(429, "rate_limit_error", "Slow down.")),
         (upload("me", b"3\r\nabc\r\n0\r\n\r\n"), bytes_response(b"{}")),
         (upload("me", b"3\r\nabc\r\n"), silent_response()),

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from served import CHUNKED, anthropic_error, in_chunks, openai_error, request
+from served import CHUNKED, anthropic_error, held, in_chunks, openai_error, request
 
 from tornadoproxy import (
     AuthenticationFailed,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from scene import Scene
 
     from tornadoproxy import Identity, IncomingRequest, ModelRequest
-    from tornadoproxy.testing import Proxy
 
 
 class Pages:
@@ -64,12 +63,6 @@ def raising(error: BaseException) -> Callable[[object], Any]:
         raise error
 
     return function
-
-
-async def held(proxy: Proxy, size: int) -> None:
-    """Wait until the proxy holds this many bytes of bodies."""
-    while proxy.server.status().held_bytes < size:
-        await asyncio.sleep(0)
 
 
 # -- paths and responses

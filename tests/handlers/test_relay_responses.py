@@ -81,9 +81,8 @@ async def test_response_gets_a_date_and_nothing_else(scene: Scene) -> None:
     ("status", "reason", "body"),
     [
         (202, "", b""),
-        (307, "Temporary Redirect", b"moved"),
+        (307, "Temporary Redirect", b"\xff\xfe\x00 not text"),
         (400, "Bad Request", b'{"type":"error",  "error":{"message":"too long: \\u0041"}}'),
-        (409, "Conflict", b"\xff\xfe\x00 not text"),
         (529, "Site is overloaded", b'{"type":"error","error":{"type":"overloaded_error"}}'),
     ],
 )
@@ -193,7 +192,6 @@ def framed(body: bytes) -> dict[str, Response]:
     whole = head(ok, length) + body
     return {
         "length": raw_response(whole),
-        "length, later": raw_response(head(ok, length), body),
         "chunks": raw_response(head(ok, coded) + in_chunks(body, 1 + size // 9)),
         "extensions and trailers": raw_response(
             head(ok, coded, b"Trailer: X-T"),
@@ -206,7 +204,6 @@ def framed(body: bytes) -> dict[str, Response]:
             head(b"100 Continue") + whole,
         ),
         "close": raw_response(head(ok), body, end="close"),
-        "close, named": raw_response(head(ok, b"Connection: close") + body, end="close"),
         "HTTP/1.0": raw_response(b"HTTP/1.0 200 OK\r\n\r\n" + body, end="close"),
         "HTTP/1.0 length": raw_response(
             b"HTTP/1.0 200 OK\r\n" + length + b"\r\n\r\n" + body, end="close"

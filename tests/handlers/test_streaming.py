@@ -24,7 +24,6 @@ from served import (
 from tornadoproxy.config.core_settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (
     Truncated,
-    event,
     message_document,
     raw_response,
     response_head,
@@ -40,7 +39,6 @@ pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 
 MESSAGE_1_0 = MESSAGE.replace(b"HTTP/1.1", b"HTTP/1.0", 1)
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
-ERROR = event({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
 BEGUN = b"".join(EVENTS[:4])
 
 
