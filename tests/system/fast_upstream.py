@@ -1,4 +1,4 @@
-"""An upstream that bears load: a script that answers as `load_content` has it, and little else.
+"""An upstream that bears load: a script that responds as `load_content` has it, and little else.
 
 It says its port. Then it hears ``count``, to say what is open, ``answered``, to say the numbers of
 all requests so far, and ``release``, to let what it holds go on.

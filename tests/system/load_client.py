@@ -14,7 +14,7 @@ from tornadoproxy.fakes.raw_client import RawConnection
 
 _AT_ONCE = 100  # connections being opened
 _PATIENCE = 20.0  # seconds for one request
-_FAULTS = 10  # that are told of, of however many there are
+_FAULTS = 10  # that are reported at most
 
 
 async def hold(port: int, count: int, leaving: int) -> None:
@@ -66,7 +66,7 @@ async def hold(port: int, count: int, leaving: int) -> None:
 async def ask(port: int, first: int, count: int, at_once: int) -> None:
     """Make `count` requests, numbered from `first`, of which every tenth leaves early.
 
-    It says how many answers were right, how many left, and what was wrong.
+    It says how many responses were right, how many clients disconnected, and what was wrong.
     """
     numbers = iter(range(first, first + count))
     done: Counter[str] = Counter()

@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
-OK = bytes_response(b"ok")
 MB = 1 << 20
 HEALTH = request_bytes("GET", "/health")
 
-# every kind of route that goes upstream, or tells what there is
+# every kind of route that goes upstream, or shows what there is
 ROUTES = [
     ("GET", "/v1/models"),
     ("POST", "/v1/messages?beta=true"),
@@ -83,7 +82,7 @@ async def test_unbounded_head_is_refused_or_cut(
 async def test_4000_header_lines_go_upstream(
     proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
 ) -> None:
-    upstream.script(OK)
+    upstream.script(bytes_response(b"ok"))
     lines = [(f"X-{number}", "y") for number in range(2000)] + [("X-Same", "z")] * 2000
     assert (await ask("/v1/x", headers=lines)).body == b"ok"
     (received,) = upstream.requests
@@ -161,13 +160,7 @@ async def test_ambiguous_path_needs_a_credential_first(
     [
         {"Host": "evil.example"},
         {"Host": "localhost", "Origin": "https://evil.example"},
-        {
-            "Host": "localhost",
-            "Origin": "null",
-            "Sec-Fetch-Site": "none",
-            "X-Api-Key": "anything",
-            "X-Forwarded-Host": "localhost",
-        },
+        {"Host": "localhost", "Origin": "null", "X-Api-Key": "anything"},
     ],
 )
 async def test_foreign_page_is_refused_alike_on_every_route(

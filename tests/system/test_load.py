@@ -95,7 +95,7 @@ async def test_requests_in_numbers_leave_nothing_behind(tmp_path: Path) -> None:
         assert proxy.memory() - warm < 16 * MEGABYTE
         assert (await upstream.ask("count"))["open"] == 0
     total = warming + count
-    # of ten, three are answered in the OpenAI dialect, and who leaves is of either
+    # of ten requests, three whole ones are in the OpenAI dialect, and every second one that is left
     assert recorded(proxy) == {
         ("anthropic", "abandoned"): total / 20,
         ("openai", "abandoned"): total / 20,

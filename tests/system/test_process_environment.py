@@ -90,13 +90,13 @@ def free_port() -> int:
 
 
 async def listening(port: int) -> RawConnection:
-    """A connection to `port`, as soon as somebody listens there."""
+    """Return a connection to `port`, as soon as the proxy listens there."""
     async with asyncio.timeout(15):
         while True:
             try:
                 return await RawConnection.open(port)
             except ConnectionRefusedError:
-                await asyncio.sleep(0.01)  # nothing tells of it from outside
+                await asyncio.sleep(0.01)  # nothing reports it from outside
 
 
 async def check_it_serves(port: int, requests: int = 20) -> None:
@@ -104,7 +104,7 @@ async def check_it_serves(port: int, requests: int = 20) -> None:
     client = await listening(port)
     for _ in range(requests):
         assert (await client.ask(MODELS)).status == 200
-        # what cannot be read is told of in the log
+        # an unreadable request is a line in the log
         spoiler = await RawConnection.open(port)
         assert (await spoiler.ask(b"GET /v1/models HTTP/1.1\r\nx y: 1\r\n\r\n")).status == 400
         await spoiler.close()

@@ -105,7 +105,7 @@ class Load:
         for each in held:
             await each.connection.send(each.data)
         while not {each.number for each in held} <= {*await self.upstream.ask("answered")}:
-            await asyncio.sleep(0.01)  # nothing tells of it
+            await asyncio.sleep(0.01)  # nothing reports it
         return held
 
     async def begin_uploads(self, count: int) -> list[Asked]:
@@ -135,7 +135,7 @@ class Load:
         """Wait until so many more requests of these clients have ended."""
         before = len(self.results)
         while len(self.results) < before + count:
-            await asyncio.sleep(0.01)  # nothing tells of it
+            await asyncio.sleep(0.01)  # nothing reports it
 
 
 @asynccontextmanager
