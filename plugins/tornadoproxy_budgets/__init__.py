@@ -47,7 +47,7 @@ BUDGETS_DB: Setting[Path | None] = Setting(
     "BUDGETS_DB",
     parsers.path,
     default=None,
-    help="SQLite file for the caps and what was spent; created if missing",
+    help="SQLite file for the caps and the spend; created if missing",
     fixed=True,
 )
 BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
@@ -95,7 +95,7 @@ class Budgets:
         return (
             Command(
                 "budgets",
-                "set, list and remove the caps of BUDGETS_DB, and show what is left",
+                "set, list and remove the caps of BUDGETS_DB, and show remaining amounts",
                 _add_arguments,
                 _run,
             ),

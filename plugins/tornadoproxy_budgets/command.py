@@ -56,25 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     set_ = commands.add_parser("set", help="set or replace a cap")
     who = set_.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", type=_name, metavar="NAME", help="for one person")
-    who.add_argument("--group", type=_name, metavar="NAME", help="for each member of a group")
-    who.add_argument("--everyone", action="store_true", help="for each person")
+    who.add_argument("--user", type=_name, metavar="NAME", help="cap for one person")
+    who.add_argument("--group", type=_name, metavar="NAME", help="cap for each member of a group")
+    who.add_argument("--everyone", action="store_true", help="cap for each person")
     set_.add_argument(
         "--shared",
         action="store_true",
         help="with --group or --everyone: one cap for all of them together, besides personal caps",
     )
-    set_.add_argument("--period", choices=PERIODS, required=True, help="begins at 00:00 UTC")
+    set_.add_argument(
+        "--period", choices=PERIODS, required=True, help="period of the cap, from 00:00 UTC"
+    )
     set_.add_argument(
         "--amount",
         type=_amount,
         required=True,
         metavar="USD",
-        help=f"US dollars, such as 12.50; 0 blocks; {_UNLIMITED} exempts from a wider cap",
+        help=f"US dollars, such as 12.50; 0 allows no spend; {_UNLIMITED} overrides a wider cap",
     )
     set_.set_defaults(do=_set)
 
-    list_ = commands.add_parser("list", help="list the caps, and what is spent of shared ones")
+    list_ = commands.add_parser("list", help="list the caps, and the spend of shared ones")
     tables.add_format(list_)
     list_.set_defaults(do=_list)
 
@@ -82,8 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("id", metavar="ID", help="id of the cap from `budgets list`: spl_…")
     remove.set_defaults(do=_remove)
 
-    show = commands.add_parser("show", help="show each person's caps, spend, and what is left")
-    show.add_argument("name", nargs="?", type=_name, metavar="NAME", help="only of this person")
+    show = commands.add_parser("show", help="show each person's caps, spend and remaining amount")
+    show.add_argument(
+        "name", nargs="?", type=_name, metavar="NAME", help="only the caps of this person"
+    )
     tables.add_format(show)
     show.set_defaults(do=_show)
 
@@ -96,7 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of changes (default: 100)",
     )
     audit.add_argument(
-        "--since", type=tables.since, metavar="AGE|DATE", help="first day: 7d, 2026-11-30 (UTC)"
+        "--since",
+        type=tables.since,
+        metavar="AGE|DATE",
+        help="first day, in UTC: 7d, 2026-11-30 (default: that of the first change)",
     )
     tables.add_format(audit)
     audit.set_defaults(do=_audit)

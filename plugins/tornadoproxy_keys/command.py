@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_text,
         metavar="GROUP",
-        help="groups of its owner",
+        help="groups of its owner (default: none)",
     )
     create.add_argument(
         "--models",
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--expires",
         type=_end,
         default=None,
-        help="30d, 12h, a date (its end, in UTC), or never (default: never)",
+        help="when it expires: 30d, 12h, a date (its end, in UTC), or never (default: never)",
     )
     for limit, what in (
         ("--requests-per-minute", "requests within a minute"),
@@ -93,7 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--concurrency", "requests at once"),
     ):
         create.add_argument(
-            limit, type=tables.count, metavar="N", help=f"{what}, for each proxy process"
+            limit,
+            type=tables.count,
+            metavar="N",
+            help=f"{what}, for each proxy process (default: no limit)",
         )
     create.set_defaults(do=_create)
 
@@ -102,21 +105,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     list_.set_defaults(do=_list)
 
     revoke = commands.add_parser("revoke", help="revoke a key permanently")
-    revoke.add_argument("key", metavar="ID|NAME")
+    revoke.add_argument("key", metavar="ID|NAME", help="id of the key, or name of its owner")
     revoke.set_defaults(do=_revoke)
 
     rotate = commands.add_parser("rotate", help="replace the secret of a key and print it, once")
-    rotate.add_argument("key", metavar="ID|NAME")
+    rotate.add_argument("key", metavar="ID|NAME", help="id of the key, or name of its owner")
     rotate.add_argument(
         "--grace",
         type=tables.age,
         default=timedelta(),
-        help="how long the old secret stays valid, such as 24h or 7d (default: not at all)",
+        help="time for which the old secret stays valid, such as 24h or 7d (default: none)",
     )
     rotate.set_defaults(do=_rotate)
 
     usage = commands.add_parser("usage", help="show usage by key and day")
-    usage.add_argument("name", nargs="?", metavar="NAME", help="only of this name")
+    usage.add_argument("name", nargs="?", metavar="NAME", help="only the keys of this owner")
     usage.add_argument(
         "--since",
         type=tables.since,

@@ -43,14 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--since",
         type=tables.since,
         metavar="AGE|DATE",
-        help="first day or moment: 7d, 24h, 2026-11-30",
+        help="first day or moment: 7d, 24h, 2026-11-30 (default: the first request's)",
     )
     parser.add_argument(
-        "--until", type=tables.since, metavar="AGE|DATE", help="last day, included, or moment"
+        "--until",
+        type=tables.since,
+        metavar="AGE|DATE",
+        help="last day, included, or moment (default: now)",
     )
     parser.add_argument("--principal", help="only requests of this key")
     parser.add_argument("--group", help="only requests of this group's members")
-    parser.add_argument("--model", help="only the share of this model")
+    parser.add_argument("--model", help="only the usage of this model")
     tables.add_format(parser)
     parser.add_argument(
         "--tz",
