@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tornadoproxy.testing import StartProxy
 
 RECORD = request_record(
     time=1_796_000_000.1239,
@@ -246,12 +245,6 @@ def test_destination_is_parsed(value: str) -> None:
 def test_destination_without_a_slash_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match=r"^must be stdout, stderr, off, or a file's path"):
         ACCESS_LOG.parse(value)
-
-
-async def test_settings_are_declared_by_the_installed_plugin(start_proxy: StartProxy) -> None:
-    proxy = await start_proxy(ACCESS_LOG="off", ACCESS_LOG_FORMAT="JSON")
-    assert dict(proxy.lines)["access_log"] == "off"
-    assert (ACCESS_LOG.default, ACCESS_LOG_FORMAT.default) == ("stdout", "text")
 
 
 @pytest.mark.parametrize("destination", ["stdout", "stderr", "off"])

@@ -188,10 +188,12 @@ def test_usage_is_listed_by_key_and_day(keys: KeysCommand, monkeypatch: pytest.M
     today, before = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (now, now - 40 * DAY))
     twice = UsageRow(ids["ada"], today, 2, 10, 20, 30, 40, 1_500_000_001, 1, now)
     rows = [
+        twice,
+        UsageRow(ids["ada"], today, 0, 0, 0, 0, 0, 0, 0, now - 60),
         UsageRow(ids["bob"], today, 1, 0, 0, 0, 0, 0, 0, now - 60),
         UsageRow(ids["bob"], before, 7, 0, 0, 0, 0, 0, 0, now - 40 * DAY),
     ]
-    keys.change(lambda connection: store.add_usage([twice, twice, *rows], connection))
+    keys.change(lambda connection: store.add_usage([twice, *rows], connection))
     (document,) = json.loads(keys.done("usage", "ada", "--format", "json"))
     assert list(document.values()) == [
         *(today, ids["ada"], "ada", 4, 20, 40, 60, 80, "3.000000002", 2)
@@ -203,7 +205,8 @@ def test_usage_is_listed_by_key_and_day(keys: KeysCommand, monkeypatch: pytest.M
         assert [document["requests"] for document in days] == [7, 1]
     assert "no key of the name nobody" in keys.refused("usage", "nobody")
     used = {document["name"]: document["last_used"] for document in keys.listed()}
-    assert used["bob"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - 60))
+    for name, last in (("ada", now), ("bob", now - 60)):
+        assert used[name] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last))
 
 
 @pytest.mark.parametrize("setting", [AUTH_TOKEN, AUTH_TOKEN_FILE])

@@ -153,17 +153,21 @@ def test_tokens_of_a_minute_are_limited(usage: Usage, tokens: int) -> None:
 # Usage
 
 
-def test_usage_without_a_price_is_counted() -> None:
+@pytest.mark.parametrize(
+    ("usage", "unpriced"),
+    [(Usage(), 0), (Usage(partial=True), 1), (Usage(1), 1), (Usage(None, 2, 3, 4), 1)],
+)
+def test_usage_without_a_price_is_counted(usage: Usage, unpriced: int) -> None:
     count = UsageCount()
-    for usage in (Usage(), Usage(partial=True), Usage(1), Usage(None, 2, 3, 4)):
-        count.add("k", request_record(usage=usage, time=90_000.0))
+    count.add("k", request_record(usage=usage, time=86_400.0))
     count.add("k", request_record(usage=Usage(1), cost=7, time=86_399.0))
     today, before = count.take()
-    assert (today.day, today.requests, today.unpriced, today.cost) == ("1970-01-02", 4, 3, 0)
-    assert (today.input_tokens, today.output_tokens) == (1, 2)
-    assert (today.cache_read_input_tokens, today.cache_creation_input_tokens) == (3, 4)
-    assert (before.day, before.requests, before.cost, before.last_used) == (
-        *("1970-01-01", 1, 7),
-        86_340,
+    assert (today.day, today.requests, today.unpriced) == ("1970-01-02", 1, unpriced)
+    assert (today.input_tokens, today.output_tokens, today.cache_creation_input_tokens) == (
+        *(usage.input_tokens or 0, usage.output_tokens or 0),
+        usage.cache_creation_input_tokens or 0,
     )
+    assert today.cache_read_input_tokens == (usage.cache_read_input_tokens or 0)
+    assert (before.day, before.cost, before.unpriced) == ("1970-01-01", 7, 0)
+    assert before.last_used == 86_340
     assert count.take() == []
