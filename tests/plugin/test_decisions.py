@@ -119,9 +119,16 @@ make: Any = Identity  # as careless as a plugin
         (make("x", groups=[CANARY]), "its Identity's groups must be a tuple of str, not a list"),
         (make("x", groups=(CANARY, 7)), "its Identity's groups must be non-empty str"),
         (make("x", groups=(CANARY, "")), "its Identity's groups must be non-empty str"),
+        (KeyError(CANARY), "KeyError"),
+        (ExceptionGroup(CANARY, [ValueError(CANARY)]), "ExceptionGroup"),
+        (Overloaded(CANARY), "Overloaded"),
+        (Denied(CANARY, status=399), "Denied"),
+        (Denied(CANARY, status=600), "Denied"),
+        (asyncio.CancelledError(CANARY), "CancelledError"),
     ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-async def test_invalid_result_fails_closed(
+async def test_invalid_result_or_exception_fails_closed(
     result: object, said: str, caplog: pytest.LogCaptureFixture, *, awaited: bool
 ) -> None:
     assert await fails_closed(Authenticator(result, awaited=awaited), caplog) == said
@@ -133,30 +140,8 @@ async def test_coroutine_of_coroutine_fails_closed(caplog: pytest.LogCaptureFixt
     assert said == "its coroutine is neither None nor an Identity with a principal"
 
 
-@sync_and_async
-@pytest.mark.parametrize(
-    "error",
-    [
-        KeyError(CANARY),
-        ExceptionGroup(CANARY, [ValueError(CANARY)]),
-        Overloaded(CANARY),
-        Denied(CANARY, status=399),
-        Denied(CANARY, status=600),
-        asyncio.CancelledError(CANARY),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-async def test_exception_fails_closed_without_its_text(
-    error: BaseException, caplog: pytest.LogCaptureFixture, *, awaited: bool
-) -> None:
-    said = await fails_closed(Authenticator(error, awaited=awaited), caplog)
-    assert said == type(error).__name__
-    if not (awaited and isinstance(error, asyncio.CancelledError)):
-        assert "raise self.result" in caplog.text, "where it was raised"
-
-
 @pytest.mark.parametrize("explicit", [True, False])
-async def test_cause_of_exception_is_logged_without_its_text(
+async def test_exception_is_logged_with_its_place_and_cause(
     caplog: pytest.LogCaptureFixture, *, explicit: bool
 ) -> None:
     def authenticate(request: IncomingRequest) -> None:
@@ -167,6 +152,7 @@ async def test_cause_of_exception_is_logged_without_its_text(
             raise RuntimeError(CANARY) from (error if explicit else None)
 
     assert await fails_closed(Plugin(authenticate=authenticate), caplog) == "RuntimeError"
+    assert "raise RuntimeError(CANARY) from" in caplog.text
     assert "KeyError" in caplog.text
 
 

@@ -79,15 +79,6 @@ def test_invalid_declaration_ends_start(hook: str, result: Any, said: str) -> No
     assert said in fault_of(hook, result)
 
 
-def test_declared_settings_come_in_order() -> None:
-    first, second = (
-        Plugin(declare_settings=lambda: [OTHER]),
-        Plugin(declare_settings=lambda: [TEAM]),
-    )
-    plugins = plugins_of(b=second, a=first, c=Authenticator())
-    assert plugins.declared_settings() == (OTHER, TEAM)
-
-
 # -- configure
 
 
@@ -112,8 +103,11 @@ def team(name: str) -> Settings:
     return DEFAULTS.replace({TEAM: name})
 
 
-def test_configure_returns_lines_in_order() -> None:
-    plugins = plugins_of(b=Configured("second"), a=Configured("first"), c=Configured())
+def test_settings_and_lines_come_in_order() -> None:
+    first = Plugin(declare_settings=lambda: [OTHER], configure=lambda: "first")
+    second = Plugin(declare_settings=lambda: [TEAM], configure=lambda: "second")
+    plugins = plugins_of(b=second, a=first, c=Configured())
+    assert plugins.declared_settings() == (OTHER, TEAM)
     assert plugins.configure(team("x")) == (("a", "first"), ("b", "second"))
 
 

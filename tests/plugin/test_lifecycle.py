@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from tornadoproxy.plugin.manager import Plugins
 
-IDLE = Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
-
 
 def loaded(**plugins: object) -> Plugins:
     """Return these plugins beside one that authenticates."""
@@ -26,7 +24,7 @@ def loaded(**plugins: object) -> Plugins:
 
 
 async def start(plugins: Plugins) -> None:
-    await plugins.startup(lambda: IDLE)
+    await plugins.startup(lambda: Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False))
 
 
 # -- startup and shutdown
@@ -123,12 +121,6 @@ async def test_failed_shutdown_is_logged_and_isolated(
     assert events[-2:] == ["stop b", "stop a"]
     assert f"plugin 'bad' failed in shutdown: {said}" in caplog.text
     assert CANARY not in caplog.text
-
-
-async def test_startup_is_given_current_figures() -> None:
-    given: list[Status] = []
-    await start(loaded(a=Plugin(startup=lambda status: given.append(status()))))
-    assert given == [IDLE]
 
 
 # -- observers
