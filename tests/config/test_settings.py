@@ -216,13 +216,18 @@ def _upside_down(text: str) -> object:
     raise ValueError(f"must be the other way round: {text[3:9].upper()} is not")
 
 
+def _last_four(text: str) -> object:
+    raise ValueError(f"must not end in {text[-4:]}")
+
+
 def _takes_a_text(value: Any) -> bool:
     return inspect.isfunction(value) and list(inspect.signature(value).parameters) == ["value"]
 
 
 EVERY_PARSER: list[Any] = [
     *filter(_takes_a_text, (getattr(parsers, name) for name in parsers.__all__)),
-    *(parsers.integer(0, 9), parsers.seconds(), parsers.choice("a", "b"), int, float, _upside_down),
+    *(parsers.integer(0, 9), parsers.seconds(), parsers.choice("a", "b"), int, float),
+    *(_upside_down, _last_four),
 ]
 
 

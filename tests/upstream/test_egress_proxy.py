@@ -99,7 +99,7 @@ async def test_egress_proxy_without_credentials_responds_in_pieces() -> None:
         b"garbage 200\r\n\r\n",
         b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n",
-        b"x" * 16_385,
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 16_384 + b"\r\n\r\n",
     ],
     ids=["407", "garbage", "empty", "cut short", "too long"],
 )
