@@ -217,7 +217,7 @@ def _upside_down(text: str) -> object:
 
 
 def _last_four(text: str) -> object:
-    raise ValueError(f"must not end in {text[-4:]}")
+    raise ValueError(f"must not end={text[-4:]}")
 
 
 def _takes_a_text(value: Any) -> bool:
@@ -231,9 +231,7 @@ EVERY_PARSER: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "text", [CANARY, f"a={CANARY} {CANARY[:9]}", "zq", "\x01zq", f"zq=1, {CANARY}/ü"]
-)
+@pytest.mark.parametrize("text", [CANARY, f"a={CANARY} w0rd", "zq", "\x01zq", f"zq=1, {CANARY}/ü"])
 def test_fault_of_a_secret_setting_quotes_no_part_of_it(tmp_path: Path, text: str) -> None:
     faults: list[str] = []
     for parse in EVERY_PARSER:
