@@ -173,11 +173,14 @@ def test_schema_is_rewritten_into_the_subset(part: Json, expected: Json) -> None
         *({"allOf": [{"required": 5}]}, {"allOf": [{"properties": [5]}]}),
         {"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"x": CLOSED}}]},
         *({"$ref": "https://example.com/a.json"}, {"$ref": "#/$defs/missing"}),
+        # two definitions of one name
+        {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A/properties/A"}]},
     ],
     ids=lambda part: json.dumps(part)[:40],
 )
 def test_schema_beyond_the_subset_is_unfit(part: Json) -> None:
-    assert fitted(part, A={"type": "object", "properties": {"x": STRING}}) is None
+    definition = {"type": "object", "properties": {"x": STRING, "A": STRING}}
+    assert fitted(part, A=definition) is None
 
 
 @pytest.mark.parametrize(

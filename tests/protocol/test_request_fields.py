@@ -149,7 +149,7 @@ ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definitio
         ({"fallbacks": []}, ()),
         ({"fallbacks": [{"model": "b"}, {"model": "c"}, {"model": "a"}]}, ("b", "c")),
         ({"fallbacks": "default"}, (UNKNOWN_MODEL,)),
-        ({"fallbacks": [{"model": 1}]}, (UNKNOWN_MODEL,)),
+        ({"fallbacks": [{"model": 1, "max_tokens": None}]}, (UNKNOWN_MODEL,)),
         ({"fallbacks": [{"Model": "b"}]}, ("b",)),
         ({"tools": [{"name": "t"}, {"name": "t", "MODEL": "dear"}]}, ("dear",)),
         ({"tools": [{"input_schema": {"properties": {"model": {"type": "string"}}}}]}, ()),
@@ -188,6 +188,8 @@ def test_escaped_or_repeated_model_is_listed(body: str) -> None:
 )
 def test_too_many_nested_values_are_an_unknown_model(fields: dict[str, object]) -> None:
     assert models(**fields) == ("a", UNKNOWN_MODEL)
+    too_large = b'{"model": "a", "fallbacks": [{"x": %b}]}' % (b"9" * 5000)
+    assert read_request(too_large).models == ("a", UNKNOWN_MODEL)
 
 
 def test_models_beyond_the_limit_are_one_unknown_model() -> None:
