@@ -174,8 +174,6 @@ class UsageReader:
     def _look_into(self, decompress: Decompress, chunk: bytes) -> None:
         try:
             for piece in decompress(chunk):
-                if self._given_up:
-                    return
                 self._look(piece)
         except CorruptBody:  # the client gets the bytes all the same
             self._give_up()
