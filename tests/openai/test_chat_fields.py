@@ -24,7 +24,6 @@ Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
 BEGIN, END = "<!-- fields: made by tests/openai/test_chat_fields.py -->", "<!-- end of fields -->"
 
-
 # Anthropic's SDK sends these fields as headers.
 HEADERS = {"betas", "user_profile_id", "workspace_id"}
 
@@ -77,10 +76,9 @@ def test_ignored_field_is_dropped_named_and_refused_if_strict(name: str) -> None
 
 @pytest.mark.parametrize("name", treated(Treatment.PASSED))
 def test_passed_field_goes_upstream_unchanged(name: str) -> None:
-    value = 5 if name == "top_k" else {"type": "a"}
-    fields: Json = {name: value}
-    translation = translate(strict=True, **fields)
-    assert json.loads(translation.body)[name] == value
+    fields: Json = {name: 5 if name == "top_k" else {"type": "a"}}
+    body = json.loads(translate(strict=True, **fields).body)
+    assert body[name] == fields[name]
 
 
 def table() -> str:

@@ -224,13 +224,3 @@ def test_events_are_the_same_at_any_split(stream: bytes, sizes: list[int]) -> No
     assert [data for piece in pieces_of(stream, sizes) for data in reader.feed(piece)] == whole
     found = [[line for line in data.split(b"\n") if line] for data in whole]
     assert [lines for lines in found if lines] == [lines for _, lines in events_of(stream)]
-
-
-@holds_of(STREAMS)
-def test_error_can_be_inserted_wherever_a_stream_is_cut(stream: bytes) -> None:
-    """All events before it stay unchanged; a cut event becomes a ping."""
-    before = events_of(stream)
-    *events, last = events_of(with_error(stream, Dialect.ANTHROPIC))
-    assert last[0] == b"error"
-    assert events[: len(before)] == before
-    assert [name for name, _ in events[len(before) :]] in ([], [b"ping"])
