@@ -32,11 +32,11 @@ ROOMS = {
     "config": BASE | {"protocol"},
     "openai": BASE | {"protocol"},
     "upstream": BASE | {"protocol", "config"},
-    "plugin": BASE | {"protocol", "config"},
+    "plugin": BASE | {"protocol", "config", "storage"},
 }
 ROOMS["handlers"] = BASE | ROOMS.keys()
 ROOMS["server"] = ROOMS["handlers"] | {"handlers"} - {"openai"}
-ROOMS["cli"] = BASE | {"server", "plugin", "config", "protocol", "fakes"}
+ROOMS["cli"] = BASE | {"server", "plugin", "config", "protocol", "storage", "fakes"}
 
 MAX_MODULES = 16
 """The most modules in one folder of the core."""
@@ -165,7 +165,7 @@ def test_plugins_import_slow_libraries_only_when_used() -> None:
         text=True,
     )
     assert set(packages) <= set(ran.stdout.split())
-    assert not {"sqlite3", *EXTRAS.values()} & set(ran.stdout.split())
+    assert not {"sqlite3", "psycopg", *EXTRAS.values()} & set(ran.stdout.split())
 
 
 def test_plugin_tests_use_only_public_names() -> None:

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     )
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
-    from tornadoproxy.secret import Secret
+    from tornadoproxy.secret import Secret, SecretURL
     from tornadoproxy.server.line_writer import LineWriter
+    from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation
     from tornadoproxy.storage.database import Database
     from tornadoproxy.version import __version__
 
@@ -58,6 +59,8 @@ __all__ = [
     "Command",
     "ConfigurationError",
     "Database",
+    "DatabaseConnection",
+    "DatabaseLocation",
     "DatabaseUnavailable",
     "Denied",
     "Dialect",
@@ -77,6 +80,7 @@ __all__ = [
     "ProxyError",
     "RequestRecord",
     "Secret",
+    "SecretURL",
     "Setting",
     "Settings",
     "Status",
@@ -98,6 +102,8 @@ _HOMES = {
     "Command": "plugin.commands",
     "ConfigurationError": "errors",
     "Database": "storage.database",
+    "DatabaseConnection": "storage.contract",
+    "DatabaseLocation": "storage.contract",
     "DatabaseUnavailable": "errors",
     "Denied": "errors",
     "Dialect": "protocol.dialects",
@@ -118,6 +124,7 @@ _HOMES = {
     "ProxyError": "errors",
     "RequestRecord": "plugin.request",
     "Secret": "secret",
+    "SecretURL": "secret",
     "Setting": "config.setting",
     "Settings": "config.settings",
     "Status": "plugin.hookspecs",

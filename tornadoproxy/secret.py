@@ -1,9 +1,10 @@
-"""A credential that cannot be printed by accident."""
+"""Credentials, and URLs that contain one, that cannot be printed by accident."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 
 
 class Secret:
@@ -49,3 +50,36 @@ class Secret:
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a Secret is not pickled")
+
+
+class SecretURL:
+    """A URL whose ``str`` and ``repr`` contain neither its password nor its query.
+
+    :param url: the URL: ``postgresql://proxy:secret@db.example/claude?sslmode=verify-full``.
+    """
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, url: str) -> None:
+        self._secret = Secret(url)
+
+    def reveal(self) -> str:
+        """Return the whole URL, to connect and for nothing else."""
+        return self._secret.reveal().decode("utf-8", "surrogateescape")
+
+    def __str__(self) -> str:
+        scheme, _, rest = self.reveal().partition("://")
+        # a password with a "/" or "?" that is not percent-encoded must not be shown either
+        user, at, place = rest.rpartition("@")
+        name, colon, _ = user.partition(":")
+        place = re.split("[?#]", place, maxsplit=1)[0]
+        return f"{scheme}://{name}{':***' if colon else ''}{at}{place}"
+
+    def __repr__(self) -> str:
+        return f"SecretURL('{self}')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretURL) and self._secret == other._secret
+
+    def __hash__(self) -> int:
+        return hash(self._secret)

@@ -16,7 +16,6 @@ within two seconds. Prices come from the plugins that implement `price`.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
@@ -38,17 +37,20 @@ from tornadoproxy_budgets.admin_keys import AdminKey, AdminKeys, parse_keys
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
+    from tornadoproxy import Database, DatabaseLocation
     from tornadoproxy_budgets.api import SpendLimitsApi
     from tornadoproxy_budgets.keeper import Keeper
 
 
-BUDGETS_DB: Setting[Path | None] = Setting(
+BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
     "BUDGETS_DB",
-    parsers.path,
+    parsers.database,
     default=None,
-    help="SQLite file for the caps and the spend; created if missing",
+    help="SQLite file, created if missing, or postgresql:// URL for the caps and the spend",
     fixed=True,
+    fallbacks=("DATABASE_URL",),
 )
 BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "BUDGETS_ADMIN_KEY",
@@ -87,7 +89,7 @@ class Budgets:
     @hookimpl
     def declare_settings(
         self,
-    ) -> tuple[Setting[Path | None] | Setting[tuple[AdminKey, ...]], ...]:
+    ) -> tuple[Setting[DatabaseLocation | None] | Setting[tuple[AdminKey, ...]], ...]:
         return BUDGETS_DB, BUDGETS_ADMIN_KEY, BUDGETS_ADMIN_READ_KEY
 
     @hookimpl
@@ -102,20 +104,28 @@ class Budgets:
         )
 
     @hookimpl
+    def databases(
+        self,
+    ) -> dict[Setting[DatabaseLocation | None], Callable[[DatabaseLocation], Database]]:
+        from tornadoproxy_budgets import storage
+
+        return {BUDGETS_DB: storage.database}
+
+    @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the path and the admin keys.
+        """Take the database and the admin keys.
 
         :raises ConfigurationError: they are invalid.
         """
-        path = settings[BUDGETS_DB]
+        where = settings[BUDGETS_DB]
         keys = _admin_keys(settings)
-        if path is None:
+        if where is None:
             return INACTIVE
         if self._keeper is None:
             from tornadoproxy_budgets.api import SpendLimitsApi
             from tornadoproxy_budgets.keeper import Keeper
 
-            keeper = Keeper(path)
+            keeper = Keeper(where)
             keeper.check()
             self._keeper = keeper
             self._api = SpendLimitsApi(keeper, keys)
@@ -123,7 +133,7 @@ class Budgets:
             self._opened_api().keys = keys
         if not settings.is_set("KEYS_DB"):
             _logger.warning("%s", ONE_PERSON)
-        return f"spending caps in {path}"
+        return f"spending caps in {where}"
 
     @hookimpl
     def pages(self) -> tuple[Page, ...]:

@@ -11,10 +11,9 @@ from tornadoproxy import DatabaseUnavailable, Denied, InvalidRequest, Page, Page
 from tornadoproxy_budgets import storage, wire
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
 
-    from tornadoproxy import IncomingRequest, PageRequest
+    from tornadoproxy import DatabaseConnection, IncomingRequest, PageRequest
     from tornadoproxy_budgets.admin_keys import AdminKeys
     from tornadoproxy_budgets.caps import Cap
     from tornadoproxy_budgets.keeper import Keeper
@@ -173,7 +172,7 @@ class SpendLimitsApi:
         subject = (scope.type, scope.name)
         return wire.cap_document(cap, self._keeper.engine.spent(subject, cap.period, time.time()))
 
-    async def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _change(self, work: Callable[[DatabaseConnection], T]) -> T:
         try:
             return await self._keeper.change(work)
         except DatabaseUnavailable:

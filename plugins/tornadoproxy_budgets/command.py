@@ -17,7 +17,7 @@ from tornadoproxy_budgets.money import NANOS_PER_CENT, parse_dollars
 from tornadoproxy_budgets.periods import PERIODS, Period, reset_time
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tornadoproxy import DatabaseLocation
 
 _UNLIMITED = "unlimited"
 
@@ -109,18 +109,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     audit.set_defaults(do=_audit)
 
 
-def run(arguments: argparse.Namespace, path: Path | None, *, keyed: bool) -> int:
+def run(arguments: argparse.Namespace, where: DatabaseLocation | None, *, keyed: bool) -> int:
     """Run the subcommand in the arguments.
 
-    :param path: the budgets database.
+    :param where: the budgets database.
     :param keyed: whether ``KEYS_DB`` is set, so that keys distinguish people.
     :return: the exit status.
     :raises ConfigurationError: the arguments or the database are invalid.
     """
-    if path is None:
+    if where is None:
         raise ConfigurationError("BUDGETS_DB is not set; set it to the budgets database.")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
-    database = Database(path, storage.SCHEMA, name="budgets", setting="BUDGETS_DB")
+    database = storage.database(where)
     database.check(created_by=None if do is _set else "budgets set")
     with database:
         do(arguments, database)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from tornadoproxy import (
-    Database,
     DatabaseUnavailable,
     Dialect,
     Identity,
@@ -33,9 +32,9 @@ from tornadoproxy_budgets import refusals, storage
 from tornadoproxy_budgets.engine import Batch, CapReached, Engine, Reservation, State
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+
+    from tornadoproxy import DatabaseConnection, DatabaseLocation
 
 T = TypeVar("T")
 
@@ -45,7 +44,7 @@ MAX_UNKNOWN = 5.0
 MAX_CHARGE = 10**15
 """The highest charge for one request, in nanos: a million dollars.
 
-A plugin may return any price, and SQLite sums up to 2**63.
+A plugin may return any price, and the databases sum up to 2**63.
 """
 
 TICK = 0.25  # seconds between two checks of the database
@@ -60,13 +59,13 @@ _logger = logging.getLogger(__name__)
 class Keeper:
     """The budgets of one running proxy.
 
-    :param path: the database's file.
+    :param where: the database.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: DatabaseLocation) -> None:
+        self.where = where
         self.engine = Engine(time.time())
-        self._database = Database(path, storage.SCHEMA, name="budgets")
+        self._database = storage.database(where)
         self._lock = asyncio.Lock()
         self._revision: int | None = None  # the one that the engine has loaded
         self._behind = True  # whether the database may have a later one
@@ -75,7 +74,7 @@ class Keeper:
         self._ticking: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Refuse an invalid path.
+        """Refuse an invalid setting.
 
         :raises ConfigurationError: in one line.
         """
@@ -158,7 +157,7 @@ class Keeper:
 
     # -- the database
 
-    async def change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def change(self, work: Callable[[DatabaseConnection], T]) -> T:
         """Do `work` in the database, load what it changed, and return its result.
 
         The work is finished even if the caller is cancelled.
@@ -181,7 +180,7 @@ class Keeper:
                 failures += 1
                 if failures & (failures - 1) == 0:
                     _logger.exception(
-                        "%s: budgets not saved, %d failures in a row", self.path, failures
+                        "%s: budgets not saved, %d failures in a row", self.where, failures
                     )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), TICK)
@@ -192,7 +191,7 @@ class Keeper:
                 self._behind = await self._database.changed()
         return self._behind
 
-    async def _sync(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _sync(self, work: Callable[[DatabaseConnection], T]) -> T:
         """Save the new sums, do `work`, and load the changes of others."""
         async with self._lock:
             batch = self.engine.take_unsaved()
@@ -230,10 +229,10 @@ def charge(record: RequestRecord, asked: ModelRequest) -> int:
 
 def _save_and_load(
     batch: Batch,
-    work: Callable[[sqlite3.Connection], T],
+    work: Callable[[DatabaseConnection], T],
     known: int | None,
     day: int,
-    connection: sqlite3.Connection,
+    connection: DatabaseConnection,
 ) -> tuple[T, int, State | None]:
     """Save `batch`, do `work`, and return its result, the revision and the state.
 
@@ -249,10 +248,10 @@ def _save_and_load(
     return result, after, state
 
 
-def _save(batches: Iterable[Batch], connection: sqlite3.Connection) -> None:
+def _save(batches: Iterable[Batch], connection: DatabaseConnection) -> None:
     for batch in batches:
         storage.save(connection, batch)
 
 
-def _nothing(_: sqlite3.Connection) -> None:
+def _nothing(_: DatabaseConnection) -> None:
     """Change nothing."""

@@ -12,12 +12,13 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tornadoproxy import Database
 from tornadoproxy_budgets.caps import Cap, Scope
 from tornadoproxy_budgets.engine import Batch, State, Subject
 from tornadoproxy_budgets.periods import PERIODS, Period, first_day
 
 if TYPE_CHECKING:
-    import sqlite3
+    from tornadoproxy import DatabaseConnection, DatabaseLocation
 
 SCHEMA = (
     """
@@ -55,6 +56,10 @@ SCHEMA = (
 )
 
 
+# the engines have different types for a sum of whole numbers
+_SUM_SINCE = "CAST(sum(CASE WHEN day >= ? THEN nanos ELSE 0 END) AS BIGINT)"
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One entry of the audit log.
@@ -76,13 +81,20 @@ class Change:
     after: Cap | None
 
 
-def load(connection: sqlite3.Connection, day: int) -> State:
+def database(where: DatabaseLocation) -> Database:
+    """Return the budgets database."""
+    return Database(
+        where, SCHEMA, name="budgets", setting="BUDGETS_DB", watched=("budgets_revision",)
+    )
+
+
+def load(connection: DatabaseConnection, day: int) -> State:
     """Return the state for an engine on `day`."""
     firsts = {period: first_day(period, day) for period in PERIODS}
     spent: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
     rows = connection.execute(
-        "SELECT scope_type, scope_name, sum(iif(day >= ?, nanos, 0)), sum(iif(day >= ?, nanos, 0)),"
-        " sum(iif(day >= ?, nanos, 0)) FROM budgets_spent WHERE day >= ? GROUP BY 1, 2",
+        f"SELECT scope_type, scope_name, {', '.join([_SUM_SINCE] * 3)} FROM budgets_spent"  # noqa: S608  # constants
+        " WHERE day >= ? GROUP BY 1, 2",
         (*firsts.values(), min(firsts.values())),
     )
     for scope_type, name, *sums in rows:
@@ -94,34 +106,36 @@ def load(connection: sqlite3.Connection, day: int) -> State:
     return State(day, tuple(read_caps(connection)), spent, groups)
 
 
-def save(connection: sqlite3.Connection, batch: Batch) -> None:
+def save(connection: DatabaseConnection, batch: Batch) -> None:
     """Add the sums of `batch`."""
     connection.executemany(
         "INSERT INTO budgets_spent VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET nanos = nanos + excluded.nanos",
+        " ON CONFLICT (day, scope_type, scope_name)"
+        " DO UPDATE SET nanos = budgets_spent.nanos + excluded.nanos",
         [(day, *subject, nanos) for (day, subject), nanos in batch.spent.items()],
     )
     connection.executemany(
-        "INSERT OR REPLACE INTO budgets_seen VALUES (?, ?)",
+        "INSERT INTO budgets_seen VALUES (?, ?)"
+        " ON CONFLICT (principal) DO UPDATE SET groups = excluded.groups",
         [(principal, json.dumps(groups)) for principal, groups in batch.groups.items()],
     )
     _advance(connection)
 
 
-def revision(connection: sqlite3.Connection) -> int:
+def revision(connection: DatabaseConnection) -> int:
     """Return the number that every change increments."""
     (number,) = connection.execute("SELECT revision FROM budgets_revision").fetchone()
     return int(number)
 
 
-def read_caps(connection: sqlite3.Connection) -> list[Cap]:
+def read_caps(connection: DatabaseConnection) -> list[Cap]:
     """Return all caps in the order of their creation."""
     rows = connection.execute("SELECT * FROM budgets_caps ORDER BY created, id")
     return [_cap(row) for row in rows]
 
 
 def set_cap(
-    connection: sqlite3.Connection,
+    connection: DatabaseConnection,
     scope: Scope,
     period: Period,
     cents: int | None,
@@ -137,7 +151,7 @@ def set_cap(
     row = connection.execute(
         "SELECT * FROM budgets_caps"
         " WHERE scope_type = ? AND scope_name = ? AND shared = ? AND period = ?",
-        (scope.type, scope.name, scope.shared, period),
+        _where(scope, period),
     ).fetchone()
     before = _cap(row) if row else None
     cap = Cap(
@@ -149,15 +163,16 @@ def set_cap(
         updated=now,
     )
     connection.execute(
-        "INSERT OR REPLACE INTO budgets_caps VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (cap.id, scope.type, scope.name, scope.shared, period, cents, cap.created, cap.updated),
+        "INSERT INTO budgets_caps VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET cents = excluded.cents, updated = excluded.updated",
+        (cap.id, *_where(scope, period), cents, cap.created, cap.updated),
     )
     _record(connection, now, actor, "set", before, cap)
     return cap
 
 
 def remove_cap(
-    connection: sqlite3.Connection, cap_id: str, *, actor: str, now: float
+    connection: DatabaseConnection, cap_id: str, *, actor: str, now: float
 ) -> Cap | None:
     """Remove a cap and return it; ``None`` if no cap has that id."""
     row = connection.execute("SELECT * FROM budgets_caps WHERE id = ?", (cap_id,)).fetchone()
@@ -170,7 +185,7 @@ def remove_cap(
 
 
 def read_changes(
-    connection: sqlite3.Connection, limit: int, after: int | None = None
+    connection: DatabaseConnection, limit: int, after: int | None = None
 ) -> list[Change]:
     """Return entries of the audit log, the newest first.
 
@@ -188,7 +203,7 @@ def read_changes(
 
 
 def _record(
-    connection: sqlite3.Connection,
+    connection: DatabaseConnection,
     now: float,
     actor: str,
     action: str,
@@ -205,11 +220,15 @@ def _record(
     _advance(connection)
 
 
-def _advance(connection: sqlite3.Connection) -> None:
+def _advance(connection: DatabaseConnection) -> None:
     connection.execute("UPDATE budgets_revision SET revision = revision + 1")
 
 
-def _cap(row: tuple[Any, ...]) -> Cap:  # Any: SQLite's columns
+def _where(scope: Scope, period: Period) -> tuple[str, str, int, Period]:
+    return scope.type, scope.name, int(scope.shared), period
+
+
+def _cap(row: tuple[Any, ...]) -> Cap:  # Any: the columns
     cap_id, scope_type, name, shared, period, cents, created, updated = row
     return Cap(cap_id, Scope(scope_type, name, bool(shared)), period, cents, created, updated)
 

@@ -1,4 +1,4 @@
-"""API keys for people, with limits, in the database ``KEYS_DB``.
+"""API keys for people, with limits, in the database ``KEYS_DB``: an SQLite file or PostgreSQL.
 
 ``python -m tornadoproxy keys create --name ada`` creates a key and shows it once. A request with
 the key has the principal ``ada``. Other authenticators validate the credentials that do not begin
@@ -43,19 +43,22 @@ from tornadoproxy import (
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
+    from tornadoproxy import Database, DatabaseLocation
     from tornadoproxy_keys.gate import Gate
 
 
-KEYS_DB: Setting[Path | None] = Setting(
+KEYS_DB: Setting[DatabaseLocation | None] = Setting(
     "KEYS_DB",
-    parsers.path,
+    parsers.database,
     default=None,
     help=(
-        "SQLite file for the keys of `keys create`; created if missing. With it, every request "
-        "needs a credential."
+        "SQLite file, created if missing, or postgresql:// URL for the keys of `keys create`. With "
+        "it, every request needs a credential."
     ),
     fixed=True,
+    fallbacks=("DATABASE_URL",),
 )
 
 
@@ -66,7 +69,7 @@ class Keys:
         self._gate: Gate | None = None
 
     @hookimpl
-    def declare_settings(self) -> tuple[Setting[Path | None]]:
+    def declare_settings(self) -> tuple[Setting[DatabaseLocation | None]]:
         return (KEYS_DB,)
 
     @hookimpl
@@ -81,26 +84,35 @@ class Keys:
         )
 
     @hookimpl
+    def databases(
+        self,
+    ) -> dict[Setting[DatabaseLocation | None], Callable[[DatabaseLocation], Database]]:
+        from tornadoproxy_keys import store
+
+        return {KEYS_DB: store.database}
+
+    @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the path.
+        """Take the database.
 
         :raises ConfigurationError: it is invalid.
         """
-        path = settings[KEYS_DB]
-        if path is None:
+        where = settings[KEYS_DB]
+        if where is None:
             return INACTIVE
         if self._gate is None:
             from tornadoproxy_keys.gate import Gate
 
-            gate = Gate(path)
+            gate = Gate(where)
             gate.check()
             self._gate = gate
         self._gate.has_token = _has_token(settings)
         if not self._gate.has_keys():
-            create = f"{sys.executable} -m tornadoproxy keys create --name ada --keys-db"
-            where = shlex.quote(str(path.absolute()))
-            return f"no keys in {path} yet; create one with `{create} {where}`"
-        return f"clients with a key in {path}"
+            create = f"{sys.executable} -m tornadoproxy keys create --name ada"
+            if isinstance(where, Path):
+                create += f" --keys-db {shlex.quote(str(where.absolute()))}"
+            return f"no keys in {where} yet; create one with `{create}`"
+        return f"clients with a key in {where}"
 
     @hookimpl
     async def startup(self) -> None:

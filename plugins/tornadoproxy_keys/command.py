@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tornadoproxy import ConfigurationError, Database, tables, usd
@@ -18,7 +19,7 @@ from tornadoproxy_keys import store
 from tornadoproxy_keys.store import Limits
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tornadoproxy import DatabaseLocation
 
 MAX_TEXT = 100  # characters of a name, a group or a pattern
 MAX_WORDS = 20  # groups or patterns of a key
@@ -131,22 +132,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usage.set_defaults(do=_usage)
 
 
-def run(arguments: argparse.Namespace, path: Path | None, *, has_token: bool) -> int:
+def run(arguments: argparse.Namespace, where: DatabaseLocation | None, *, has_token: bool) -> int:
     """Run the subcommand in the arguments.
 
-    :param path: the keys database.
+    :param where: the keys database.
     :param has_token: whether ``AUTH_TOKEN`` is set, whose principal no key may be named after.
     :return: the exit status.
     :raises ConfigurationError: the arguments or the database are invalid.
     """
-    if path is None:
+    if where is None:
         raise ConfigurationError("KEYS_DB is not set; set it to the keys database.")
     do: Callable[[argparse.Namespace, Database], None] = arguments.do
     if do is _create and has_token and store.is_token_name(arguments.name):
         raise ConfigurationError(
             f"--name: {arguments.name} is the name of the clients with AUTH_TOKEN; choose another."
         )
-    database = Database(path, store.SCHEMA, name="keys", setting="KEYS_DB")
+    database = store.database(where)
     database.check(created_by=None if do is _create else "keys create")
     with database:
         do(arguments, database)
@@ -168,9 +169,13 @@ def _create(arguments: argparse.Namespace, database: Database) -> None:
         key = store.create(connection, arguments.name, groups, limits, arguments.expires, _now())
         _show_key(key)
     _remark(
-        f"This is the key of {arguments.name}, created in {database.path.absolute()}. "
+        f"This is the key of {arguments.name}, created in {_absolute(database.where)}. "
         "It is not shown again."
     )
+
+
+def _absolute(where: DatabaseLocation) -> DatabaseLocation:
+    return where.absolute() if isinstance(where, Path) else where
 
 
 def _list(arguments: argparse.Namespace, database: Database) -> None:

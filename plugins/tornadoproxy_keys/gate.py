@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from tornadoproxy import (
     AuthenticationFailed,
     ConfigurationError,
-    Database,
     DatabaseUnavailable,
     Identity,
     IncomingRequest,
@@ -37,8 +36,7 @@ from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
 from tornadoproxy_keys.usage_count import UsageCount
 
 if TYPE_CHECKING:
-    import sqlite3
-    from pathlib import Path
+    from tornadoproxy import DatabaseConnection, DatabaseLocation
 
 REFRESH = 1.0  # seconds between two checks of the database
 MAX_UNVERIFIED = 30.0  # seconds
@@ -58,14 +56,14 @@ class _Entry(NamedTuple):
 class Gate:
     """The keys of one database in a running proxy.
 
-    :ivar path: the database's file.
+    :ivar where: the database.
     :ivar has_token: whether ``AUTH_TOKEN`` is set, whose principal no key may be named after.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: DatabaseLocation) -> None:
+        self.where = where
         self.has_token = False
-        self._database = Database(path, store.SCHEMA, name="keys")
+        self._database = store.database(where)
         self._rows: store.Rows | None = None
         self._stale = True
         self._verified_at = 0.0
@@ -77,16 +75,16 @@ class Gate:
         self._refreshing: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Refuse an invalid path.
+        """Refuse an invalid setting.
 
         :raises ConfigurationError: in one line.
         """
         self._database.check()
 
     def has_keys(self) -> bool:
-        """Return whether the database has a live key, as far as it is readable."""
-        if not self.path.exists():
-            return False
+        """Return whether there is a live key: in memory, or before `open`, in the database."""
+        if self._rows is not None:
+            return any(key.row.state(time.time()) == "live" for key in self._keys.values())
         try:
             with self._database.reading() as connection:
                 keys = store.read(connection).keys
@@ -191,7 +189,7 @@ class Gate:
                 self._reason = str(error)
             # whatever the error is, the keys are not verified, and the next check may succeed
             except Exception as error:
-                self._reason = f"{self.path} cannot be read: {type(error).__name__}"
+                self._reason = f"{self.where} cannot be read: {type(error).__name__}"
             self._log_whether_refused()
 
     async def _refresh(self) -> None:
@@ -211,7 +209,7 @@ class Gate:
             self._stale = False
         self._verified_at = asked_at
 
-    def _read(self, connection: sqlite3.Connection) -> tuple[store.Rows, store.Content] | None:
+    def _read(self, connection: DatabaseConnection) -> tuple[store.Rows, store.Content] | None:
         """Read the keys in the database's thread; ``None`` if they are unchanged.
 
         They are, if the ledger or the usage of another proxy has changed the file.
@@ -238,7 +236,7 @@ class Gate:
                 self._reason,
             )
         elif self._refused and not refused:
-            _logger.warning("accepting keys again: %s is readable", self.path)
+            _logger.warning("accepting keys again: %s is readable", self.where)
         self._refused = refused
 
     def _hand_over_usage(self) -> None:

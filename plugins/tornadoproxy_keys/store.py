@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tornadoproxy import ConfigurationError
+from tornadoproxy import ConfigurationError, Database
 
 if TYPE_CHECKING:
-    import sqlite3
+    from tornadoproxy import DatabaseConnection, DatabaseLocation
 
 PREFIX = "tp-"
 
@@ -145,7 +145,7 @@ class UsageRow:
     last_used: int
 
 
-# Any: the types of SQLite's columns
+# Any: the types of the columns
 Rows: TypeAlias = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
 
@@ -155,6 +155,13 @@ class Content:
 
     keys: tuple[KeyRow, ...]
     secrets: tuple[SecretRow, ...]
+
+
+def database(where: DatabaseLocation) -> Database:
+    """Return the keys database; `Database.changed` reports changed keys, and not their usage."""
+    return Database(
+        where, SCHEMA, name="keys", setting="KEYS_DB", watched=("api_key", "api_key_secret")
+    )
 
 
 def is_token_name(name: str) -> bool:
@@ -167,7 +174,7 @@ def hashed(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def fetch(connection: sqlite3.Connection) -> Rows:
+def fetch(connection: DatabaseConnection) -> Rows:
     """Return the raw rows of every key, the oldest first, and of every secret."""
     return (
         connection.execute(
@@ -199,13 +206,13 @@ def content_of(rows: Rows) -> Content:
     )
 
 
-def read(connection: sqlite3.Connection) -> Content:
+def read(connection: DatabaseConnection) -> Content:
     """Return every key, the oldest first, and every secret."""
     return content_of(fetch(connection))
 
 
 def create(
-    connection: sqlite3.Connection,
+    connection: DatabaseConnection,
     name: str,
     groups: tuple[str, ...],
     limits: Limits,
@@ -240,7 +247,7 @@ def create(
     return _new_secret(connection, id_)
 
 
-def find(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
+def find(connection: DatabaseConnection, id_or_name: str, now: int) -> KeyRow:
     """Return the key of that id, or the live key of that name.
 
     :raises ConfigurationError: there is none.
@@ -257,7 +264,7 @@ def find(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
     )
 
 
-def revoke(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
+def revoke(connection: DatabaseConnection, id_or_name: str, now: int) -> KeyRow:
     """Revoke a key, and return its row from before.
 
     :raises ConfigurationError: there is no such key.
@@ -270,7 +277,7 @@ def revoke(connection: sqlite3.Connection, id_or_name: str, now: int) -> KeyRow:
 
 
 def rotate(
-    connection: sqlite3.Connection, id_or_name: str, grace: int, now: int
+    connection: DatabaseConnection, id_or_name: str, grace: int, now: int
 ) -> tuple[KeyRow, str]:
     """Give a key a new secret.
 
@@ -282,27 +289,30 @@ def rotate(
     if row.state(now) != "live":
         raise ConfigurationError(f"the key {row.id} is {row.state(now)}; create a new one.")
     connection.execute(
-        "UPDATE api_key_secret SET expires = min(coalesce(expires, :end), :end) WHERE key_id = :id",
+        "UPDATE api_key_secret SET expires = CASE WHEN expires < :end THEN expires ELSE :end END "
+        "WHERE key_id = :id",
         {"end": now + grace, "id": row.id},
     )
     return row, _new_secret(connection, row.id)
 
 
-def add_usage(rows: Iterable[UsageRow], connection: sqlite3.Connection) -> None:
+def add_usage(rows: Iterable[UsageRow], connection: DatabaseConnection) -> None:
     """Add to the usage of those days."""
     connection.executemany(
         """
-        INSERT INTO api_key_usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO api_key_usage AS counted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (key_id, day) DO UPDATE SET
-            requests = requests + excluded.requests,
-            input_tokens = input_tokens + excluded.input_tokens,
-            output_tokens = output_tokens + excluded.output_tokens,
-            cache_read_input_tokens = cache_read_input_tokens + excluded.cache_read_input_tokens,
+            requests = counted.requests + excluded.requests,
+            input_tokens = counted.input_tokens + excluded.input_tokens,
+            output_tokens = counted.output_tokens + excluded.output_tokens,
+            cache_read_input_tokens =
+                counted.cache_read_input_tokens + excluded.cache_read_input_tokens,
             cache_creation_input_tokens =
-                cache_creation_input_tokens + excluded.cache_creation_input_tokens,
-            cost = cost + excluded.cost,
-            unpriced = unpriced + excluded.unpriced,
-            last_used = max(last_used, excluded.last_used)
+                counted.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+            cost = counted.cost + excluded.cost,
+            unpriced = counted.unpriced + excluded.unpriced,
+            last_used = CASE WHEN counted.last_used > excluded.last_used
+                THEN counted.last_used ELSE excluded.last_used END
         """,
         [
             (
@@ -317,12 +327,13 @@ def add_usage(rows: Iterable[UsageRow], connection: sqlite3.Connection) -> None:
                 row.unpriced,
                 row.last_used,
             )
-            for row in rows
+            # in one order everywhere, so that no two processes wait for each other's rows
+            for row in sorted(rows, key=lambda row: (row.key_id, row.day))
         ],
     )
 
 
-def read_usage(connection: sqlite3.Connection, since: str) -> list[UsageRow]:
+def read_usage(connection: DatabaseConnection, since: str) -> list[UsageRow]:
     """Return the usage of that day and of later ones, the oldest first."""
     rows = connection.execute(
         "SELECT * FROM api_key_usage WHERE day >= ? ORDER BY day, key_id", (since,)
@@ -330,14 +341,14 @@ def read_usage(connection: sqlite3.Connection, since: str) -> list[UsageRow]:
     return [UsageRow(*row) for row in rows]
 
 
-def last_used(connection: sqlite3.Connection) -> dict[str, int]:
+def last_used(connection: DatabaseConnection) -> dict[str, int]:
     """Return when each key was last used, by its id."""
     return dict(
         connection.execute("SELECT key_id, max(last_used) FROM api_key_usage GROUP BY key_id")
     )
 
 
-def _new_secret(connection: sqlite3.Connection, id_: str) -> str:
+def _new_secret(connection: DatabaseConnection, id_: str) -> str:
     key = f"{PREFIX}{id_}-{secrets.token_urlsafe(32)}"
     connection.execute(
         "INSERT INTO api_key_secret VALUES (?, ?, NULL)", (hashed(key.encode()), id_)

@@ -1,9 +1,10 @@
 """The ledger: a row for each request in a database, and the command ``usage`` with its sums.
 
-``LEDGER_DB`` names the SQLite file; without it the plugin is inactive. A row is passed to a thread
-when its request ends, and is written within half a second; the stop of the proxy writes the rest.
-While the database is locked or full, 10,000 rows are held; the number of rows lost beyond that is
-logged, see `tornadoproxy.Database`. No request waits for the database or is rejected because of it.
+``LEDGER_DB`` names the SQLite file or PostgreSQL database; without it the plugin is inactive. A row
+is passed to a thread when its request ends, and is written within half a second; the stop of the
+proxy writes the rest. While the database cannot be used, 10,000 rows are held; the number of rows
+lost beyond that is logged, see `tornadoproxy.Database`. No request waits for the database or is
+rejected because of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import asyncio
 import contextlib
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
@@ -31,18 +31,20 @@ from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
-    from tornadoproxy import Database
+    from tornadoproxy import Database, DatabaseLocation
 
 DAY = 86_400.0  # seconds
 PAUSE = 0.1  # seconds between two steps of a deletion, so that other writers get their turn
 
-LEDGER_DB: Setting[Path | None] = Setting(
+LEDGER_DB: Setting[DatabaseLocation | None] = Setting(
     "LEDGER_DB",
-    parsers.path,
+    parsers.database,
     default=None,
-    help="SQLite file that gets a row for each request; created if missing",
+    help="SQLite file, created if missing, or postgresql:// URL that gets a row for each request",
     fixed=True,
+    fallbacks=("DATABASE_URL",),
 )
 LEDGER_RETENTION_DAYS: Setting[int | None] = Setting(
     "LEDGER_RETENTION_DAYS",
@@ -56,13 +58,15 @@ class Ledger:
     """The plugin: it writes a row for each finished request."""
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self._where: DatabaseLocation | None = None
         self._days: int | None = None
         self._database: Database | None = None
         self._deleting: asyncio.Task[None] | None = None
 
     @hookimpl
-    def declare_settings(self) -> tuple[Setting[Path | None] | Setting[int | None], ...]:
+    def declare_settings(
+        self,
+    ) -> tuple[Setting[DatabaseLocation | None] | Setting[int | None], ...]:
         return LEDGER_DB, LEDGER_RETENTION_DAYS
 
     @hookimpl
@@ -77,24 +81,30 @@ class Ledger:
         )
 
     @hookimpl
-    def configure(self, settings: Settings) -> str | Inactive:
-        """Take the path and the retention.
+    def databases(
+        self,
+    ) -> dict[Setting[DatabaseLocation | None], Callable[[DatabaseLocation], Database]]:
+        return {LEDGER_DB: _ledger}
 
-        :raises ConfigurationError: the path is invalid.
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        """Take the database and the retention.
+
+        :raises ConfigurationError: the database is invalid.
         """
-        path = settings[LEDGER_DB]
-        if path is None:
+        where = settings[LEDGER_DB]
+        if where is None:
             if settings[LEDGER_RETENTION_DAYS] is not None:
                 raise ConfigurationError(
                     "LEDGER_RETENTION_DAYS is set without LEDGER_DB; set both or neither."
                 )
             return INACTIVE
         if self._database is None:
-            _ledger(path).check()
-        self._path = path
+            _ledger(where).check()
+        self._where = where
         self._days = settings[LEDGER_RETENTION_DAYS]
         kept = "forever" if self._days is None else f"for {self._days} days"
-        return f"a row for each request in {path}, kept {kept}"
+        return f"a row for each request in {where}, kept {kept}"
 
     @hookimpl
     async def startup(self) -> None:
@@ -102,8 +112,8 @@ class Ledger:
 
         :raises ConfigurationError: the database cannot be used.
         """
-        assert self._path is not None, "configure() has returned that this plugin is active"
-        database = _ledger(self._path)
+        assert self._where is not None, "configure() has returned that this plugin is active"
+        database = _ledger(self._where)
         await asyncio.to_thread(database.open)
         database.start()
         self._database = database
@@ -137,10 +147,10 @@ class Ledger:
             await asyncio.sleep(PAUSE)
 
 
-def _ledger(path: Path) -> Database:
+def _ledger(where: DatabaseLocation) -> Database:
     from tornadoproxy import Database  # an inactive ledger does without
 
-    return Database(path, SCHEMA, name="ledger", setting=LEDGER_DB.name)
+    return Database(where, SCHEMA, name="ledger", setting=LEDGER_DB.name)
 
 
 # imported by the command alone, so that a start does not load them
@@ -155,9 +165,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _usage(arguments: argparse.Namespace, settings: Settings) -> int:
     from tornadoproxy_ledger.usage_command import run
 
-    path = settings[LEDGER_DB]
-    if path is None:
+    where = settings[LEDGER_DB]
+    if where is None:
         raise ConfigurationError(
             "LEDGER_DB is not set; set it to the database that the proxy writes."
         )
-    return run(arguments, _ledger(path))
+    return run(arguments, _ledger(where))

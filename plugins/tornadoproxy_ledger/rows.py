@@ -15,10 +15,9 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Sequence
 
-    from tornadoproxy import ModelUsage, RequestRecord
+    from tornadoproxy import DatabaseConnection, ModelUsage, RequestRecord
 
 MAX_TEXT = 256  # characters
 STEP = 1_000  # rows of one deletion
@@ -83,7 +82,7 @@ _MANY = 999 // len(_COLUMNS.split(","))
 _INSERT_MANY = _INSERT + f", ({_PLACES})" * (_MANY - 1)
 
 
-def insert(records: Sequence[RequestRecord], connection: sqlite3.Connection) -> None:
+def insert(records: Sequence[RequestRecord], connection: DatabaseConnection) -> None:
     """Write the rows of `records`."""
     whole = len(records) - len(records) % _MANY
     for start in range(0, whole, _MANY):
@@ -98,7 +97,7 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         record.time,
         _text(record.request_id),
         _text(record.principal),
-        json.dumps(record.groups) if record.groups else None,
+        json.dumps([_text(group) for group in record.groups]) if record.groups else None,
         _text(record.method),
         _text(record.route),
         record.dialect,
@@ -115,7 +114,7 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         usage.cache_creation_1h_input_tokens,
         usage.web_search_requests,
         usage.web_fetch_requests,
-        usage.partial,
+        int(usage.partial),
         record.cost,
         record.bytes_in,
         record.bytes_out,
@@ -142,7 +141,7 @@ def _part(other: ModelUsage) -> dict[str, str | int | None]:
     }
 
 
-def delete_some(before: float, connection: sqlite3.Connection) -> bool:
+def delete_some(before: float, connection: DatabaseConnection) -> bool:
     """Delete up to `STEP` rows that are older than `before`, the oldest first.
 
     :return: whether more such rows may exist.
@@ -156,7 +155,10 @@ def delete_some(before: float, connection: sqlite3.Connection) -> bool:
 
 
 def _text(value: str | None) -> str | None:
-    """Return `value` shortened, with half of a surrogate pair escaped, which cannot be stored."""
-    if value is None or (value.isascii() and len(value) <= MAX_TEXT):
+    """Return `value` shortened, with NUL and half of a surrogate pair escaped.
+
+    PostgreSQL stores neither, and SQLite not the second.
+    """
+    if value is None or (value.isascii() and len(value) <= MAX_TEXT and "\0" not in value):
         return value
-    return value[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()
+    return value[:MAX_TEXT].replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 if TYPE_CHECKING:
-    import sqlite3
+    from tornadoproxy import DatabaseConnection
 
 GROUPINGS = ("key", "group", "model", "day", "month")
 
@@ -14,47 +18,99 @@ _ERROR = "outcome IN ('denied', 'failed', 'drained') OR status >= 400"
 # Responses that reported usage, and requests that were abandoned before they could. Listing models
 # costs nothing.
 _UNPRICED = """cost_nanos IS NULL AND (
-    partial OR model IS NOT NULL OR input_tokens IS NOT NULL OR output_tokens IS NOT NULL
+    partial <> 0 OR model IS NOT NULL OR input_tokens IS NOT NULL OR output_tokens IS NOT NULL
     OR outcome IN ('abandoned', 'drained') AND upstream_time IS NOT NULL
     AND route IN ('/v1/messages', '/openai/v1/chat/completions')
 )"""
-_SUMS = f"""
-    total(counted),
-    total(counted AND ({_ERROR})),
-    coalesce(sum(input_tokens), 0),
-    coalesce(sum(output_tokens), 0),
-    coalesce(sum(cache_read_input_tokens), 0),
-    coalesce(sum(cache_creation_input_tokens), 0),
-    sum(cost_nanos),
-    total(counted AND unpriced),
-    total(counted AND partial)
-"""
 _OF_THE_REQUEST = 'time, principal, "groups", status, outcome, partial'
 
 
-def _sum_of_parts(name: str) -> str:
-    return f"sum(json_extract(part.value, '$.{name}'))"
+def _count(condition: str) -> str:
+    return f"coalesce(sum(CASE WHEN counted AND ({condition}) THEN 1 ELSE 0 END), 0)"
 
 
-# A row's part for the model that responded, and one for each model of its other calls. `counted` is
-# whether the part counts as a request. The cost of a part is known only if that of the row is.
-_OTHER_MODEL = "json_extract(part.value, '$.model')"
-_PARTS = f"""(
+_SUMS = f"""
+    {_count("TRUE")},
+    {_count(_ERROR)},
+    CAST(coalesce(sum(input_tokens), 0) AS BIGINT),
+    CAST(coalesce(sum(output_tokens), 0) AS BIGINT),
+    CAST(coalesce(sum(cache_read_input_tokens), 0) AS BIGINT),
+    CAST(coalesce(sum(cache_creation_input_tokens), 0) AS BIGINT),
+    CAST(sum(cost_nanos) AS BIGINT),
+    {_count("unpriced")},
+    {_count("partial <> 0")}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Functions:
+    """What the engines write differently, as patterns of `str.format`."""
+
+    texts: str  # the table of a JSON array's texts
+    objects: str  # the table of a JSON array's objects
+    text: str  # a text of an object
+    number: str  # a number of an object
+    differs: str  # whether two values differ, one of which may be NULL
+    hint: str  # the index to use
+    day: str  # the day or month of `time`
+
+
+_FUNCTIONS = {
+    "sqlite": _Functions(
+        texts="json_each({}) AS {}",
+        objects="json_each({}) AS {}",
+        text="json_extract({}.value, '$.{}')",
+        number="json_extract({}.value, '$.{}')",
+        differs="IS NOT",
+        hint="INDEXED BY requests_of_several_models",
+        day="strftime('{sqlite}', time, 'unixepoch', :zone)",
+    ),
+    "postgresql": _Functions(
+        texts="json_array_elements_text(CAST({} AS json)) AS {}(value)",
+        objects="json_array_elements(CAST({} AS json)) AS {}(value)",
+        text="({}.value ->> '{}')",
+        number="CAST({}.value ->> '{}' AS BIGINT)",
+        differs="IS DISTINCT FROM",
+        hint="",
+        day="to_char(to_timestamp(time) AT TIME ZONE :zone, '{postgresql}')",
+    ),
+}
+_DAYS = {
+    "day": {"sqlite": "%Y-%m-%d", "postgresql": "YYYY-MM-DD"},
+    "month": {"sqlite": "%Y-%m", "postgresql": "YYYY-MM"},
+}
+
+
+def _parts(functions: _Functions) -> str:
+    """Return a table with a row for each model of a request.
+
+    That is a part for the model that responded, and one for each model of the other calls.
+    `counted` is whether the part counts as a request. The cost of a part is known only if that of
+    the row is.
+    """
+    other_models = functions.objects.format("other_models", "part")
+    model = functions.text.format("part", "model")
+
+    def sum_of(name: str) -> str:
+        return f"sum({functions.number.format('part', name)})"
+
+    return f"""(
     SELECT {_OF_THE_REQUEST}, model, input_tokens, output_tokens, cache_read_input_tokens,
-        cache_creation_input_tokens, iif(other_models IS NULL, cost_nanos, cost_nanos - (
-            SELECT {_sum_of_parts("cost_nanos")} FROM json_each(other_models) AS part
-        )) AS cost_nanos, {_UNPRICED} AS unpriced, TRUE AS counted
+        cache_creation_input_tokens,
+        CASE WHEN other_models IS NULL THEN cost_nanos ELSE cost_nanos - (
+            SELECT {sum_of("cost_nanos")} FROM {other_models}
+        ) END AS cost_nanos, {_UNPRICED} AS unpriced, TRUE AS counted
     FROM requests
     UNION ALL
-    SELECT {_OF_THE_REQUEST}, {_OTHER_MODEL},
-        {_sum_of_parts("input_tokens")}, {_sum_of_parts("output_tokens")},
-        {_sum_of_parts("cache_read_input_tokens")}, {_sum_of_parts("cache_creation_input_tokens")},
-        iif(cost_nanos IS NULL, NULL, {_sum_of_parts("cost_nanos")}), cost_nanos IS NULL,
-        :by_model AND {_OTHER_MODEL} IS NOT model
-    FROM requests INDEXED BY requests_of_several_models, json_each(other_models) AS part
+    SELECT {_OF_THE_REQUEST}, {model},
+        {sum_of("input_tokens")}, {sum_of("output_tokens")},
+        {sum_of("cache_read_input_tokens")}, {sum_of("cache_creation_input_tokens")},
+        CASE WHEN cost_nanos IS NULL THEN NULL ELSE {sum_of("cost_nanos")} END,
+        cost_nanos IS NULL, :by_model AND {model} {functions.differs} model
+    FROM requests {functions.hint}, {other_models}
     WHERE other_models IS NOT NULL
-    GROUP BY requests.id, {_OTHER_MODEL}
-)"""  # noqa: S608 - all parts of it are above
+    GROUP BY requests.id, {model}
+) AS parts"""  # noqa: S608 - all parts of it are above
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,44 +157,73 @@ class Sum:
     partial: int
 
 
-def sums(question: Question, connection: sqlite3.Connection) -> list[Sum]:
-    """Return a sum for each combination of keys, sorted by the keys."""
-    keys = ", ".join(_expression(name, utc=question.utc) for name in question.by)
-    where, values = _condition(question)
-    table = _PARTS
+def sums(question: Question, connection: DatabaseConnection, dialect: str) -> list[Sum]:
+    """Return a sum for each combination of keys, sorted by the keys, the unknown ones first.
+
+    :param dialect: see `Database.dialect`.
+    """
+    functions = _FUNCTIONS[dialect]
+    keys = ", ".join(_expression(name, functions) for name in question.by)
+    where, values = _condition(question, functions)
+    table = _parts(functions)
     if "group" in question.by:
-        table += ' LEFT JOIN json_each("groups") AS member'
+        members = functions.texts.format('"groups"', "member")
+        table += f" LEFT JOIN {members} ON TRUE"
         if question.group is not None:
             where += " AND member.value = :group"
+    if {"day", "month"} & set(question.by):
+        values["zone"] = _zone(dialect, utc=question.utc)
+    grouping = ", ".join(str(1 + number) for number in range(len(question.by)))
     # all parts of the statement are constants of this module; values are bound
-    found = connection.execute(
-        f"SELECT {keys}, {_SUMS} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {keys}",  # noqa: S608  # as said
+    rows = connection.execute(
+        f"SELECT {keys}, {_SUMS} FROM {table} WHERE {where} GROUP BY {grouping}",  # noqa: S608  # as said
         values,
     )
-    return [_sum(row, len(question.by)) for row in found]
+    found = [_sum(row, len(question.by)) for row in rows]
+    # the engines sort text differently
+    return sorted(found, key=lambda each: [(key is not None, key or "") for key in each.keys])
 
 
-def total(question: Question, connection: sqlite3.Connection) -> Sum:
+def total(question: Question, connection: DatabaseConnection, dialect: str) -> Sum:
     """Return the sum of all rows of `question`, each request counted once."""
-    where, values = _condition(replace(question, by=()))
-    statement = f"SELECT {_SUMS} FROM {_PARTS} WHERE {where}"  # noqa: S608  # constants, as above
+    functions = _FUNCTIONS[dialect]
+    where, values = _condition(replace(question, by=()), functions)
+    statement = f"SELECT {_SUMS} FROM {_parts(functions)} WHERE {where}"  # noqa: S608  # constants, as above
     return _sum(connection.execute(statement, values).fetchone(), 0)
 
 
-def _expression(name: str, *, utc: bool) -> str:
-    if name in ("day", "month"):
-        pattern = "%Y-%m-%d" if name == "day" else "%Y-%m"
-        zone = "" if utc else ", 'localtime'"
-        return f"strftime('{pattern}', time, 'unixepoch'{zone})"
+def _expression(name: str, functions: _Functions) -> str:
+    if name in _DAYS:
+        return functions.day.format(**_DAYS[name])
     return {"key": "principal", "group": "member.value", "model": "model"}[name]
 
 
-def _condition(question: Question) -> tuple[str, dict[str, object]]:
+def _zone(dialect: str, *, utc: bool) -> str:
+    """Return the time zone of days in the terms of the engine."""
+    if dialect == "sqlite":
+        return "+0 days" if utc else "localtime"
+    return "UTC" if utc else _local_zone()
+
+
+def _local_zone() -> str:
+    """Return the name of this machine's time zone, or else its present distance to UTC."""
+    now = datetime.now().astimezone()
+    _, _, name = str(Path("/etc/localtime").resolve()).rpartition("zoneinfo/")
+    with contextlib.suppress(ValueError, OSError, ZoneInfoNotFoundError):
+        if now.astimezone(ZoneInfo(name)).utcoffset() == now.utcoffset():
+            return name
+    minutes = round((now.utcoffset() or timedelta()).total_seconds() / 60)
+    # PostgreSQL counts such distances, as POSIX does, to the west
+    return f"<local>{'-' if minutes > 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+
+
+def _condition(question: Question, functions: _Functions) -> tuple[str, dict[str, object]]:
+    groups = functions.texts.format('"groups"', "of_it")
     conditions = {
         "since": "time >= :since",
         "until": "time < :until",
         "principal": "principal = :principal",
-        "group": 'EXISTS (SELECT 1 FROM json_each("groups") WHERE value = :group)',
+        "group": f"EXISTS (SELECT 1 FROM {groups} WHERE of_it.value = :group)",  # noqa: S608  # constants
         "model": "model = :model",
     }
     values = {name: getattr(question, name) for name in conditions}
@@ -148,7 +233,7 @@ def _condition(question: Question) -> tuple[str, dict[str, object]]:
     return where, given
 
 
-def _sum(row: tuple[Any, ...], keys: int) -> Sum:  # Any: SQLite's columns
+def _sum(row: tuple[Any, ...], keys: int) -> Sum:  # Any: the columns
     requests, errors, read, written, cached, created, cost, unpriced, partial = row[keys:]
     return Sum(
         keys=row[:keys],

@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace, database: Database) -> int:
     """
     question = _question(arguments)
     with database.reading() as connection:
-        found, all_of_it = sums(question, connection), total(question, connection)
+        found = sums(question, connection, database.dialect)
+        all_of_it = total(question, connection, database.dialect)
     sys.stdout.write(_FORMATS[arguments.format](question, found, all_of_it))
     return 0
 

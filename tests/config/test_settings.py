@@ -287,7 +287,7 @@ def test_similar_name_is_reported(tmp_path: Path, name: str, meant: str) -> None
 def test_names_of_other_programs_are_ignored_and_counted(tmp_path: Path) -> None:
     names = [
         *("HOME", "PATH", "HTTP_PROXY", "http_proxy", "OPENAI_API_KEY", "SSL_CERT"),
-        *("ANTHROPIC_AUTH_TOKEN", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "DATABASE_URL"),
+        *("ANTHROPIC_AUTH_TOKEN", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "REDIS_URL"),
     ]
     declared = [*CORE_SETTINGS, *Plugins.load().declared_settings()]
     file = "\n".join(f"{name}=x" for name in names)

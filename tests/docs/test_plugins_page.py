@@ -196,6 +196,18 @@ def test_commands_example(commands: Commands) -> None:
     assert shown.output == "Hello, Ann. The proxy listens on ::1.\n"
 
 
+async def test_databases_example(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> None:
+    counter = load("databases")()
+    await start_proxy(plugins=[counter], COUNTS_DB=tmp_path / "counts.db")
+    for _ in range(2):
+        assert (await ask(MODELS)).status == 200
+    await counter.database.run(lambda _: None)  # what was written behind is written first
+    ((setting, made),) = counter.databases().items()
+    assert setting.name == "COUNTS_DB"
+    with made(tmp_path / "counts.db").reading() as connection:
+        assert connection.execute("SELECT * FROM counts").fetchall() == [("token", 2)]
+
+
 async def test_configure_example(start_proxy: StartProxy, ask: Ask) -> None:
     async def at_noon(**hours: object) -> Proxy:
         plugin = load("configure")

@@ -361,7 +361,7 @@ async def test_full_disk_holds_items(opened: Database, path: Path) -> None:
     assert opened.failing
     assert numbers_in(path) == [-1]
     # not by run(), which would write the held items first
-    opened._file.connection.execute("PRAGMA max_page_count = 1000000")
+    opened._engine.connection.execute("PRAGMA max_page_count = 1000000")
     assert await opened.run(numbers) == [-1, *range(5_000)]
     assert opened.lost == 0
 

@@ -56,6 +56,7 @@ def _run(configuration: Configuration) -> int:
         "serve": _serve,
         "check": _check,
         "plugins": _plugins,
+        "db": _databases,
         "token": _token,
         "demo": _demo,
         "help": _help,
@@ -72,7 +73,7 @@ def _run(configuration: Configuration) -> int:
 
 def _own_parser(command: str, arguments: Sequence[str]) -> OwnParser | None:
     """Return the parser of the core's `command`; ``None`` if nothing is left for it to parse."""
-    if command not in ("check", "plugins") and not asks_for_help(arguments):
+    if command not in ("check", "db", "plugins") and not asks_for_help(arguments):
         return None
     # imports argparse, which serving does without
     from tornadoproxy.cli.own_arguments import core_parser
@@ -217,6 +218,15 @@ def _plugins(configuration: Configuration) -> int:
     finally:
         _print(listing(plugins.describe(), sources, form, configured=configured).rstrip())
     return 0
+
+
+def _databases(configuration: Configuration) -> int:
+    from tornadoproxy.cli import databases
+    from tornadoproxy.cli.plugin_command import with_standard_output
+
+    plugins, settings = configuration.load()
+    own = configuration.command_line(*plugins.declared_settings()).own
+    return with_standard_output(lambda: databases.run(own, plugins, settings))
 
 
 def _new_plugin(arguments: Arguments) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornadoproxy.cli import new_plugin
+from tornadoproxy.cli import databases, new_plugin
 from tornadoproxy.cli.own_parser import OwnParser, own_parser
 from tornadoproxy.config.command_line import COMMANDS
 from tornadoproxy.plugin import tables
@@ -18,6 +18,7 @@ def core_parser(command: str, arguments: Sequence[str]) -> OwnParser:
     """Return the parser of the core's `command`, with which `arguments` begin."""
     adders: dict[str, Callable[[ArgumentParser], None]] = {
         "check": _add_online,
+        "db": databases.add_arguments,
         "plugins": new_plugin.add_arguments if "new" in arguments[1:2] else tables.add_format,
     }
     return own_parser(command, COMMANDS[command], adders.get(command, lambda _: None))

@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": "listen and relay; this is the default",
     "check": "validate settings and plugins, then exit; the status is 2 if one is invalid",
     "plugins": "list the plugins, their hooks and settings; `plugins new NAME` creates one",
+    "db": "show, migrate and copy the databases of plugins",
     "token": "print a new random token",
     "demo": "serve in front of a scripted upstream; needs no key, no network and no .env",
     "help": "list the commands; `help COMMAND` explains one, `help settings` lists the settings",

@@ -34,7 +34,7 @@ from tornadoproxy.config.urls import (
     host,
     origin,
 )
-from tornadoproxy.secret import Secret
+from tornadoproxy.secret import Secret, SecretURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +48,7 @@ __all__ = [
     "boolean",
     "certificates_file",
     "choice",
+    "database",
     "date",
     "egress_proxy",
     "host",
@@ -99,6 +100,16 @@ def text(value: str) -> str:
 def path(value: str) -> Path:
     """Parse the path of a file that need not exist."""
     return Path(text(value))
+
+
+def database(value: str) -> Path | SecretURL:
+    """Parse the path of an SQLite file, which need not exist, or a ``postgresql://`` URL."""
+    scheme, colon, _ = text(value).partition("://")
+    if not colon:
+        return Path(value)
+    if scheme not in ("postgresql", "postgres"):
+        raise ValueError("must be the path of an SQLite file, or a URL that begins postgresql://")
+    return SecretURL(value)
 
 
 def date(value: str) -> str:

@@ -55,8 +55,11 @@ class Settings:
         return self._variables.get(setting)
 
     def is_set(self, name: str) -> bool:
-        """Return whether the variable `name` is set, whichever plugin declares it."""
-        return name in self._variables.values()
+        """Return whether the setting `name` is set, by its own variable or by a fallback.
+
+        It does not matter which plugin declares it; the name of a fallback is accepted as well.
+        """
+        return any(name in (setting.name, by) for setting, by in self._variables.items())
 
     def replace(self, values: Mapping[Setting[Any], Any]) -> Settings:
         """Return settings with `values` in place of, or besides, these."""

@@ -15,10 +15,11 @@ from tornadoproxy.plugin.pages import Page, hidden_paths
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.implementations import PluginCall
 
 T = TypeVar("T")
@@ -72,6 +73,27 @@ def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
         raise ConfigurationError(*faults)
     pages.sort(key=lambda each: not each[1].overrides)
     return tuple(pages)
+
+
+def databases_of(
+    calls: list[PluginCall], settings: Iterable[Setting[Any]]
+) -> tuple[tuple[str, DatabaseSetting, OpenDatabase], ...]:
+    """Return each plugin's name, and how to make what a setting of it names a `Database`.
+
+    :param settings: the settings that plugins declare.
+    """
+    declared = frozenset(settings)
+
+    def checked(_plugin: str, made: Mapping[DatabaseSetting, OpenDatabase]) -> list[Any]:
+        for setting, function in made.items():
+            if setting not in declared or not callable(function):
+                raise OurOwnError("it must return a dict: a declared setting, and a function")
+        return list(made.items())
+
+    results, faults = _ask_all("databases", calls, checked)
+    if faults:
+        raise ConfigurationError(*faults)
+    return tuple((plugin, *item) for plugin, items in results for item in items)
 
 
 def _ask_all(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pluggy
 from msgspec import Struct
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
+    from tornadoproxy.storage.contract import DatabaseLocation
+    from tornadoproxy.storage.database import Database
+
+    DatabaseSetting: TypeAlias = Setting[DatabaseLocation | None]
+    OpenDatabase: TypeAlias = Callable[[DatabaseLocation], Database]
 
 PROJECT = "tornadoproxy"
 
@@ -93,6 +98,18 @@ def commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specificat
 
     Runs once, after the plugins are loaded; also for ``--help``. See `Command`. A name that is
     taken ends the start. A command works whether or not its plugin is active.
+    """
+
+
+@hookspec
+def databases() -> Mapping[DatabaseSetting, OpenDatabase]:  # type: ignore[empty-body]  # a specification
+    """Return how to make a `Database` of what each of the plugin's settings names. Declaring.
+
+    Runs for the command ``db`` alone, which shows, migrates and copies the databases of all
+    plugins. A setting is one of those that the plugin declares, parsed by `parsers.database`; its
+    function takes the value, a path or a URL, and must not open anything: ``{MY_DB: database}``.
+
+    An exception or another result ends the command.
     """
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
 GENERATOR_HOOKS = ("declare_settings", "commands", "credential_headers", "pages")
-SYNC_HOOKS = (*GENERATOR_HOOKS, "configure", "price", "request_finished")
+SYNC_HOOKS = (*GENERATOR_HOOKS, "configure", "databases", "price", "request_finished")
 
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

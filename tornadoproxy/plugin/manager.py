@@ -46,6 +46,7 @@ from tornadoproxy.plugin.declarations import (
     check_unchanged,
     configure_all,
     credential_headers_of,
+    databases_of,
     pages_of,
 )
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.decisions import Permits
-    from tornadoproxy.plugin.hookspecs import Status
+    from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase, Status
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
@@ -141,6 +142,13 @@ class Plugins:
     def declared_settings(self) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
         """Return the settings that the plugins declare."""
         return self._declared
+
+    def databases(self) -> tuple[tuple[str, DatabaseSetting, OpenDatabase], ...]:
+        """Return each plugin's name, and how to make what a setting of it names a `Database`.
+
+        :raises ConfigurationError: with the faults of all plugins.
+        """
+        return databases_of(self._found.calls("databases"), self._declared)
 
     def configure(self, settings: Settings) -> tuple[tuple[str, str], ...]:
         """Give every plugin the settings, at start and after each reload.

@@ -1,117 +1,136 @@
-"""The contract between plugins and the storage engine that keeps their data."""
+"""What every storage engine offers: its connection, and what `Database` needs of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from tornadoproxy.secret import SecretURL
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-T = TypeVar("T")
-ConnectionT_co = TypeVar("ConnectionT_co", covariant=True)
+    from tornadoproxy.errors import DatabaseUnavailable
+
+DatabaseLocation: TypeAlias = Path | SecretURL
+"""Where a database is: an SQLite file, or a ``postgresql://`` URL."""
+
+# Any: the types of parameters and columns are those of the statement
 
 
-class Storage(Protocol[ConnectionT_co]):
-    """What every engine offers; `ConnectionT_co` is its library's connection.
+class Cursor(Protocol):
+    """The result of a statement: an iterator of its rows, which are tuples."""
 
-    In the proxy, the hook ``startup`` calls `open` in a thread and then `start`, and ``shutdown``
-    calls `close`. The event loop never waits for the database: `run` is awaited, `write_behind`
-    queues. In a command, ``with storage:`` opens and closes it, and `transaction` is used in the
-    calling thread; `reading` is enough for a command that changes nothing.
+    @property
+    def description(self) -> Sequence[Sequence[Any]] | None:
+        """The columns, each a sequence that begins with its name; ``None`` without rows."""
+        ...
 
-    While the proxy runs, an engine raises `DatabaseUnavailable` if the database cannot be used.
-    `check`, `open` and the commands raise `ConfigurationError` then, with one line that says why
-    and what to do. An engine raises no other error of its library, except for a wrong statement.
+    @property
+    def rowcount(self) -> int:
+        """How many rows the statement has changed."""
+        ...
 
+    def fetchone(self) -> Any: ...
+
+    def fetchmany(self, size: int, /) -> list[Any]: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class DatabaseConnection(Protocol):
+    """A connection to a database within a transaction, as a plugin uses it.
+
+    Parameters are written ``?``, and passed as a sequence, or ``:name``, and passed as a mapping.
+    Both engines understand SQL such as ``INSERT … ON CONFLICT (column) DO UPDATE``, ``CASE`` and
+    ``coalesce``. Booleans are stored as integers: pass ``int(flag)``.
     """
 
-    @property
-    def failing(self) -> bool:
-        """Whether the last attempt to use the database failed."""
+    def execute(self, statement: str, parameters: Any = ..., /) -> Cursor:
+        """Execute one statement."""
         ...
 
-    @property
-    def lost(self) -> int:
-        """How many items passed to `write_behind` have been lost."""
+    def executemany(self, statement: str, parameters: Iterable[Any], /) -> Cursor:
+        """Execute one statement for each item of `parameters`."""
         ...
+
+
+class OutcomeUnknown(Exception):
+    """The connection broke while a transaction was committed.
+
+    :ivar committed: returns whether it was committed, as soon as the database can tell; it raises
+        `DatabaseUnavailable` until then.
+    :ivar error: the failure.
+    :ivar result: what the work in the transaction has returned.
+    """
+
+    def __init__(self, committed: Callable[[], bool], error: DatabaseUnavailable) -> None:
+        super().__init__(str(error))
+        self.committed = committed
+        self.error = error
+        self.result: Any = None
+
+
+class Engine(Protocol):
+    """One database of one plugin, used by one thread at a time.
+
+    Each method that uses the database raises `DatabaseUnavailable`, with one line that says why and
+    what to do, if it cannot be used, and no other error of the engine's library, except for a wrong
+    statement.
+
+    :ivar title: the database in messages: the setting and its value, without a password.
+    """
+
+    title: str
 
     def check(self, *, created_by: str | None = None) -> None:
-        """Validate the setting that names the database, without opening or creating anything.
+        """Validate where the database is, without creating anything.
 
         :param created_by: the command that creates the database, which must exist then.
-        :raises ConfigurationError: the setting is wrong.
         """
+
+    def version(self) -> int:
+        """Return the version of the plugin's schema in the database; 0 if it has none."""
+        ...
 
     def open(self) -> None:
-        """Open the database, create it if it is absent, and bring its schema up to date. Blocks.
+        """Open the database, create it if it is absent, and bring its schema up to date.
 
-        :raises ConfigurationError: the database cannot be used.
+        Only one process does this at a time.
         """
 
-    def start(self) -> None:
-        """Begin to serve `run` and `write_behind`. The database must be open."""
+    def serve(self) -> None:
+        """Begin to serve a running proxy: from now on, statements have a deadline."""
 
-    async def run(self, work: Callable[[ConnectionT_co], T]) -> T:
-        """Do `work` in one transaction outside of the event loop, and return its result.
+    def verify(self) -> None:
+        """Verify that the database which was opened is still there; connect again if necessary."""
 
-        Everything that was written behind before is written first. An exception of `work` is
-        raised here, and the transaction is rolled back. If the caller is cancelled, `work` is not
-        done unless it has begun; then it is finished.
+    def transaction(self, *, exclusive: bool = True) -> AbstractContextManager[DatabaseConnection]:
+        """Begin a transaction that may write; an exception rolls it back.
 
-        :raises DatabaseUnavailable: the database cannot be used; nothing was changed.
+        :param exclusive: whether no other transaction of the plugin may run meanwhile, in any
+            process; otherwise others may write at the same time.
+        :raises OutcomeUnknown: at the end.
         """
         ...
 
-    def write_behind(self, write: Callable[[Sequence[T], ConnectionT_co], object], item: T) -> None:
-        """Write `item` within half a second, in order, many items in one transaction.
+    def reading(self) -> AbstractContextManager[DatabaseConnection]:
+        """Return a second, read-only connection that sees the database as of one moment."""
+        ...
 
-        Never blocks and never raises. `write` is called with all consecutive items that it was
-        passed for, since one statement for many is far cheaper.
-
-        While the database cannot be used, items are held, and `write` is tried again: calling it
-        several times must have the same effect as calling it once, and it must never commit. If
-        `write` itself fails, it is called for each item alone, and the items that fail are lost,
-        as are those beyond the number that is held. Each is counted in `lost`, and logged.
-        """
-
-    async def changed(self) -> bool:
-        """Return whether others have changed the database since the previous call.
+    def has_changed(self) -> bool:
+        """Return whether another connection has changed what the plugin watches since last asked.
 
         This is cheap: it reads no data.
-
-        :raises DatabaseUnavailable: the database cannot be used.
         """
         ...
 
-    async def close(self) -> None:
-        """Write what is held, for at most 4 seconds, and close the database."""
-
-    def transaction(self) -> AbstractContextManager[ConnectionT_co]:
-        """Begin a transaction in the calling thread, for commands; an exception rolls it back.
-
-        :raises ConfigurationError: the database cannot be used; nothing was changed.
-        """
+    def unavailable(self, reason: str) -> DatabaseUnavailable:
+        """Return the error for `reason`."""
         ...
 
-    def reading(self) -> AbstractContextManager[ConnectionT_co]:
-        """Return a read-only connection to the database as of one moment, for commands.
-
-        It works without `open` and while the proxy writes, and creates no database.
-
-        :raises ConfigurationError: there is no database, or it cannot be read.
-        """
-        ...
-
-    def __enter__(self) -> Self:
-        """Open the database; see `open`."""
-        ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the database."""
+    def close(self) -> None:
+        """Close the connection if it is open."""

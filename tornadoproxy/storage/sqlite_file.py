@@ -58,14 +58,13 @@ _VERSIONS = (
 class SQLiteFile:
     """One SQLite file and the connection to it, for one thread at a time.
 
-    The parameters are those of `Database`. Each method that uses the file raises
-    `DatabaseUnavailable` if it cannot be used.
+    The parameters are those of `Database`; see `Engine` for the methods.
 
     :ivar title: the file in messages.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str], name: str, setting: str | None) -> None:
-        self.title = f"the database {path} of {name}" if setting is None else f"{setting}={path}"
+    def __init__(self, path: Path, schema: Sequence[str], name: str, title: str) -> None:
+        self.title = title
         self._path = path
         self._schema = tuple(schema)
         self._name = name
@@ -82,10 +81,6 @@ class SQLiteFile:
         return DatabaseUnavailable(f"{self.title} cannot be used: {reason}")
 
     def check(self, *, created_by: str | None = None) -> None:
-        """Validate the path without opening or creating anything.
-
-        :param created_by: the command that creates the file, which must exist then.
-        """
         try:
             path = self._path.absolute()
             if path.is_dir():
@@ -108,8 +103,17 @@ class SQLiteFile:
         if created_by is not None and not path.exists():
             raise self.unavailable(f"it does not exist; `{created_by}` creates it")
 
+    def version(self) -> int:
+        if not self._path.exists():
+            return 0
+        with self._mapped(), contextlib.closing(self._connect("ro")) as connection:
+            return self._version(connection)
+
+    def serve(self) -> None:
+        """Do nothing: SQLite waits at most `BUSY_TIMEOUT` for a lock anyway."""
+        assert self._connection is not None, "open() comes first"
+
     def open(self) -> None:
-        """Open the file, create it if it is absent, and bring its schema up to date."""
         self.check()
         deadline = time.monotonic() + OPEN_TIMEOUT
         while True:
@@ -128,13 +132,11 @@ class SQLiteFile:
                 return
 
     def close(self) -> None:
-        """Close the connection if it is open."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
     def verify(self) -> None:
-        """Raise `DatabaseUnavailable` unless the opened file is still at its path."""
         assert self._opened is not None, "open() comes first"
         try:
             there = _identity(self._path)
@@ -148,8 +150,9 @@ class SQLiteFile:
             )
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Begin a transaction that may write; an exception rolls it back."""
+    def transaction(self, *, exclusive: bool = True) -> Iterator[sqlite3.Connection]:
+        """Begin a transaction; SQLite permits one writer at a time, so each is exclusive."""
+        del exclusive
         connection = self.connection
         with self._mapped():
             connection.execute("BEGIN IMMEDIATE")
@@ -164,7 +167,6 @@ class SQLiteFile:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Open a second, read-only connection that sees the file as of one moment."""
         try:
             self._path.stat()
         except FileNotFoundError:
@@ -188,7 +190,6 @@ class SQLiteFile:
             yield connection
 
     def has_changed(self) -> bool:
-        """Return whether another connection has changed the file since the previous call."""
         before = self._data_version
         with self._mapped():
             (self._data_version,) = self.connection.execute("PRAGMA data_version").fetchone()

@@ -1,7 +1,11 @@
-"""The thread that uses one SQLite file while the proxy runs.
+"""The thread that uses one database while the proxy runs.
 
-Callers wait for jobs; items are written behind. While the file cannot be used, jobs fail at once,
-and items are held and tried again. Of consecutive failures the 1st, 2nd, 4th, 8th … are logged.
+Callers wait for jobs; items are written behind. While the database cannot be used, jobs fail at
+once, and items are held and tried again. Of consecutive failures the 1st, 2nd, 4th, 8th … are
+logged.
+
+If the connection breaks while a transaction is committed, only the database knows whether it was.
+Nothing else is done until it has told, so that no item is written twice and no job done again.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -21,12 +26,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from msgspec import Struct
 
 from tornadoproxy.errors import DatabaseUnavailable
+from tornadoproxy.storage.contract import OutcomeUnknown
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
-    from tornadoproxy.storage.sqlite_file import SQLiteFile
+    from tornadoproxy.storage.contract import DatabaseConnection, Engine
 
 T = TypeVar("T")
 
@@ -49,36 +54,37 @@ class _Job(Struct, frozen=True):
 class _Item(NamedTuple):
     """An item to be written behind. Any: each `write` has an item type of its own."""
 
-    write: Callable[[Sequence[Any], sqlite3.Connection], object]
+    write: Callable[[Sequence[Any], DatabaseConnection], object]
     item: Any
 
 
 class Worker:
-    """The thread of one file; see the module's docstring.
+    """The thread of one database; see the module's docstring.
 
-    :ivar failing: whether the last attempt to use the file failed.
+    :ivar failing: whether the last attempt to use the database failed.
     :ivar lost: how many items have been lost.
     """
 
-    def __init__(self, file: SQLiteFile, name: str) -> None:
+    def __init__(self, engine: Engine, name: str) -> None:
         self.failing = False
         self.lost = 0
-        self._file = file
-        self._title = file.title
+        self._engine = engine
+        self._title = engine.title
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         # guards the following attributes, and is notified when the thread has something to do
         self._condition = threading.Condition()
         self._jobs: list[_Job] = []
         self._held: deque[_Item] = deque()
         self._closing_at: float | None = None
-        # consecutive failures; used by the thread only
-        self._failures = 0
+        # used by the thread only
+        self._failures = 0  # in a row
+        # how to learn whether the last transaction was committed, and what to do then
+        self._unknown: tuple[Callable[[], bool], Callable[[bool], None]] | None = None
 
     # In the event loop's thread
 
     def start(self) -> None:
-        """Start the thread. The file must be open."""
-        assert self._file.connection  # raises unless the file is open
+        """Start the thread. The database must be open."""
         self._thread.start()
 
     async def do(self, job: Callable[[], T]) -> T:
@@ -86,14 +92,14 @@ class Worker:
         queued = _Job(job, Future())
         with self._condition:
             if self._closing_at is not None:
-                raise self._file.unavailable("it is closed")
+                raise self._engine.unavailable("it is closed")
             self._jobs.append(queued)
             self._condition.notify()
         result: T = await asyncio.wrap_future(queued.done)
         return result
 
     def write_behind(
-        self, write: Callable[[Sequence[T], sqlite3.Connection], object], item: T
+        self, write: Callable[[Sequence[T], DatabaseConnection], object], item: T
     ) -> None:
         """Have the thread write `item`; see `Storage.write_behind`."""
         with self._condition:
@@ -107,16 +113,16 @@ class Worker:
         )
 
     async def close(self) -> None:
-        """Write the held items, and end the thread, which closes the file."""
+        """Write the held items, and end the thread, which closes the database."""
         with self._condition:
             self._closing_at = time.monotonic() + CLOSE_TIMEOUT
             self._condition.notify()
         if not self._thread.ident:
-            self._file.close()
+            self._engine.close()
             return
         await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT + 0.5)
         if self._thread.is_alive():
-            _logger.error("%s: the disk does not respond; held items may be lost", self._title)
+            _logger.error("%s does not respond; held items may be lost", self._title)
 
     # In the thread
 
@@ -128,21 +134,25 @@ class Worker:
             with self._condition:
                 jobs, self._jobs = self._jobs, []
             try:
-                self._file.verify()
+                self._engine.verify()
+                self._learn_outcome()
                 self._write_held()
-                _do(jobs)
+                self._do(jobs)
             except DatabaseUnavailable as error:
                 self._failed(error, jobs)
             except BaseException as error:
-                self._failed(self._file.unavailable(_where(error)), jobs)
+                self._failed(self._engine.unavailable(_where(error)), jobs)
             else:
                 self._succeeded()
-        _fail(self._jobs, self._file.unavailable("it is closed"))
+        if self._unknown is not None:
+            _, act = self._unknown
+            act(False)
+        _fail(self._jobs, self._engine.unavailable("it is closed"))
         if self._held:
             self._lose(len(self._held), "they could not be written before the end")
         if self.lost:
             _logger.error("%s: %d items were lost in all", self._title, self.lost)
-        self._file.close()
+        self._engine.close()
 
     def _wait(self) -> bool:
         """Wait until there is something to do: not longer than necessary if it is a job.
@@ -154,13 +164,13 @@ class Worker:
             def urgent() -> bool:
                 return bool(self._jobs) or self._closing_at is not None
 
-            self._condition.wait_for(lambda: self._held or urgent())
+            self._condition.wait_for(lambda: self._held or self._unknown or urgent())
             self._condition.wait_for(urgent, LINGER)
             if self._closing_at is None:
                 return True
             if self.failing:
                 self._condition.wait(LINGER)
-            due = bool(self._held or self._jobs)
+            due = bool(self._held or self._jobs or self._unknown)
             return due and time.monotonic() < self._closing_at
 
     def _write_held(self) -> None:
@@ -171,10 +181,13 @@ class Worker:
                 held = list(self._held)
             done = 0
             try:
-                with self._file.transaction() as connection:
+                with self._engine.transaction(exclusive=False) as connection:
                     for write, items in _groups(held, alone=alone):
                         write(items, connection)
                         done += len(items)
+            except OutcomeUnknown as unknown:
+                self._unknown = unknown.committed, partial(self._remove_written, len(held))
+                raise unknown.error from None
             except BaseException as error:
                 if done == len(held) or isinstance(error, DatabaseUnavailable):
                     raise
@@ -185,10 +198,44 @@ class Worker:
                     del self._held[done]
                 self._lose(1, _where(error))
             else:
-                with self._condition:
-                    for _ in held:
-                        self._held.popleft()
+                self._remove_written(len(held), committed=True)
                 return
+
+    def _remove_written(self, count: int, committed: bool) -> None:
+        with self._condition:
+            for _ in range(count if committed else 0):
+                self._held.popleft()
+
+    def _do(self, jobs: list[_Job]) -> None:
+        """Do `jobs` one after the other, and remove each when it is done.
+
+        :raises DatabaseUnavailable: the database cannot be used; the remaining jobs are not done.
+        """
+        while jobs:
+            job = jobs[0]
+            if not job.done.set_running_or_notify_cancel():
+                del jobs[0]
+                continue
+            try:
+                result = job.do()
+            except DatabaseUnavailable:
+                raise
+            except OutcomeUnknown as unknown:
+                del jobs[0]
+                self._unknown = unknown.committed, partial(_end, job, unknown)
+                raise unknown.error from None
+            except BaseException as error:
+                job.done.set_exception(error)
+            else:
+                job.done.set_result(result)
+            del jobs[0]
+
+    def _learn_outcome(self) -> None:
+        """Find out whether the last transaction was committed, if this is unknown."""
+        if self._unknown is not None:
+            committed, act = self._unknown
+            act(committed())
+            self._unknown = None
 
     def _failed(self, error: DatabaseUnavailable, jobs: list[_Job]) -> None:
         """Count a failure, log some, and fail all waiting jobs, so that none waits for the next."""
@@ -231,7 +278,7 @@ class Worker:
 
 def _groups(
     held: list[_Item], *, alone: bool
-) -> Iterator[tuple[Callable[[Sequence[Any], sqlite3.Connection], object], list[Any]]]:
+) -> Iterator[tuple[Callable[[Sequence[Any], DatabaseConnection], object], list[Any]]]:
     """Group consecutive items of the same function; or yield each `alone`."""
     if alone:
         yield from ((write, [item]) for write, item in held)
@@ -240,25 +287,11 @@ def _groups(
             yield write, [each.item for each in group]
 
 
-def _do(jobs: list[_Job]) -> None:
-    """Do `jobs` one after the other, and remove each when it is done.
-
-    :raises DatabaseUnavailable: the file cannot be used; the remaining jobs are not done.
-    """
-    while jobs:
-        job = jobs[0]
-        if not job.done.set_running_or_notify_cancel():
-            del jobs[0]
-            continue
-        try:
-            result = job.do()
-        except DatabaseUnavailable:
-            raise
-        except BaseException as error:
-            job.done.set_exception(error)
-        else:
-            job.done.set_result(result)
-        del jobs[0]
+def _end(job: _Job, unknown: OutcomeUnknown, committed: bool) -> None:
+    if committed:
+        job.done.set_result(unknown.result)
+    else:
+        job.done.set_exception(unknown.error)
 
 
 def _fail(jobs: list[_Job], error: DatabaseUnavailable) -> None:

@@ -16,6 +16,7 @@ from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.fakes.anthropic_api import ScriptedUpstream
 from tornadoproxy.plugin.hookspecs import PROJECT, hookimpl
 from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.secret import SecretURL
 from tornadoproxy.server.configuration import Configuration, configure
 from tornadoproxy.server.server import Server
 from tornadoproxy.testing.loop import run
@@ -196,7 +197,11 @@ def base_url(proxy: Proxy) -> str:
 
 
 def _configuration(variables: Mapping[str, object]) -> Configuration:
-    environment = {name: str(value) for name, value in variables.items() if value is not None}
+    environment = {
+        name: value.reveal() if isinstance(value, SecretURL) else str(value)
+        for name, value in variables.items()
+        if value is not None
+    }
     # no .env file in the working directory may change a test
     return Configuration(("--env-file", os.devnull), environment)
 

@@ -1,0 +1,203 @@
+"""A PostgreSQL server for tests: one for each test process, with a new database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from tornado.testing import bind_unused_port
+
+from tornadoproxy import SecretURL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+USER, PASSWORD = "tornadoproxy", "p%40ss%2Fword-of-the-database"
+
+
+def _program(name: str) -> str | None:
+    """Return the path of one of PostgreSQL's programs; Debian keeps them beside the versions."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+class PostgreSQLServer:
+    """A PostgreSQL server of its own, on a free port of the loopback interface.
+
+    :ivar port: its port, which it keeps when it is started again.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        listener, self.port = bind_unused_port()
+        listener.close()
+        self._data = directory / "data"
+        self._log = directory / "log"
+        self._numbers = itertools.count()
+        self._process: subprocess.Popen[bytes] | None = None
+        # the server refuses to run as root
+        self._as = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        directory.chmod(0o755)
+        if self._as is not None:
+            os.chown(directory, self._as.pw_uid, self._as.pw_gid)
+        password = directory / "password"
+        password.write_text(PASSWORD.replace("%40", "@").replace("%2F", "/"))
+        password.chmod(0o644)
+        self._run(
+            *("initdb", "--no-sync", "--no-locale", "--encoding=UTF8", "--auth=scram-sha-256"),
+            *(f"--username={USER}", f"--pwfile={password}", f"--pgdata={self._data}"),
+        ).wait()
+
+    def start(self) -> None:
+        """Start the server, and wait until it accepts connections."""
+        self._process = self._run(
+            *("postgres", "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
+            *("-c", "fsync=off", "-c", "max_connections=200", "-c", "deadlock_timeout=100ms"),
+        )
+        while True:
+            try:
+                self.connect("postgres").close()
+            except psycopg.OperationalError:
+                assert self._process.poll() is None, self._log.read_text()[-1000:]
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End the server: at once with SIGQUIT, without any preparation with SIGKILL."""
+        processes = self.send(how)
+        assert self._process is not None
+        self._process.wait()
+        # orphans still hold the memory that a new server looks for
+        while any(Path(f"/proc/{process}").exists() for process in processes):
+            time.sleep(0.01)
+
+    def send(self, which: signal.Signals) -> list[int]:
+        """Send a signal to all processes of the server, and return their numbers."""
+        assert self._process is not None
+        main = self._process.pid
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        for process in (processes := [main, *map(int, children)]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, which)
+        return processes
+
+    def connect(self, database: str) -> psycopg.Connection:
+        return psycopg.connect(self.url(database).reveal(), autocommit=True)
+
+    def url(self, database: str, port: int | None = None) -> SecretURL:
+        return SecretURL(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port or self.port}/{database}")
+
+    def new_database(self) -> SecretURL:
+        name = f"test_{next(self._numbers)}"
+        with contextlib.closing(self.connect("postgres")) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        program = _program(name)
+        assert program is not None
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [program, *arguments],
+                stdout=log,
+                stderr=log,
+                user=self._as and self._as.pw_uid,
+                group=self._as and self._as.pw_gid,
+            )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the server."""
+    for item in items:
+        if "postgres_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("postgres")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgreSQLServer]:
+    """A running server for all tests of a process."""
+    if _program("postgres") is None:
+        pytest.skip("PostgreSQL is absent")
+    # not pytest's directory, which only the user who runs the tests may enter
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as directory:
+        server = PostgreSQLServer(Path(directory))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgreSQLServer) -> SecretURL:
+    """The URL of a new database."""
+    return postgres_server.new_database()
+
+
+class Line:
+    """A TCP line to a server that is cut, once, at a statement.
+
+    :ivar cut_at: the bytes that cut it when a client sends them.
+    :ivar delivered: whether the server gets them, and only its response is lost.
+    """
+
+    def __init__(self, to: int) -> None:
+        self.cut_at: bytes | None = None
+        self.delivered = False
+        self._to = to
+        self._is_last = False
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        """Listen on a port."""
+        async with await asyncio.start_server(self._serve, "127.0.0.1") as server:
+            yield server.sockets[0].getsockname()[1]
+            server.close()
+            self._cut()
+            await asyncio.gather(*self._tasks)
+
+    def _cut(self) -> None:
+        self.cut_at = None
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.append(task)
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, server_writer]
+        with contextlib.suppress(OSError):
+            await asyncio.gather(
+                self._to_server(reader, server_writer), self._to_client(server_reader, writer)
+            )
+
+    async def _to_server(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            self._is_last = self.cut_at is not None and self.cut_at in data
+            if self._is_last and not self.delivered:
+                self._cut()
+            else:
+                writer.write(data)
+        writer.close()
+
+    async def _to_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            if self._is_last:
+                self._cut()
+            else:
+                writer.write(data)
+        writer.close()

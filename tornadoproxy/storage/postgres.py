@@ -1,0 +1,443 @@
+"""A PostgreSQL database: its connection, schema, transactions and errors.
+
+It works with PostgreSQL 13 and later, and through a pooler such as PgBouncer 1.21 and later.
+
+There is one connection for each plugin, since one thread uses it. It is closed after any error
+that leaves its state unknown, and opened again by the next `PostgreSQL.verify`. Of a URL with
+several hosts, the one that can be written is used, so that a failover needs no other URL.
+
+A transaction of a plugin takes an advisory lock of the plugin's, so that work which reads and then
+writes behaves in several processes as it does in one, and as in SQLite.
+
+Changes of the tables that a plugin watches are announced with ``NOTIFY`` by triggers, which also
+count them. The connection listens; a count is read once a second as well, for the case that a
+pooler swallows the announcements.
+
+An error of the library because the database cannot be used becomes `DatabaseUnavailable` here and
+nowhere else, without the library's text, which may quote the URL. An error because a statement is
+wrong is not changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import zlib
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import conninfo, errors, sql
+from psycopg.types.string import StrDumperUnknown
+
+from tornadoproxy.errors import DatabaseUnavailable
+from tornadoproxy.storage import postgres_sql
+from tornadoproxy.storage.contract import OutcomeUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from psycopg.abc import PQGen
+
+    from tornadoproxy.secret import SecretURL
+
+T = TypeVar("T")
+Row = tuple[Any, ...]  # Any: each column has a type of its own
+
+DEADLINE = 0.25  # seconds for a statement of a running proxy
+PATIENT_DEADLINE = 60.0  # seconds for one of the start or of a command
+CONNECT_TIMEOUT = 2  # seconds; PostgreSQL's library takes no less
+POLL = 1.0  # seconds between two readings of the count of changes
+MARGIN = 0.1  # seconds by which the server gives up before this side does
+
+_MIGRATION_LOCK = 0x7470  # the first of an advisory lock's two numbers; that of transactions is +1
+
+# SQLSTATEs and their classes (https://www.postgresql.org/docs/current/errcodes-appendix.html)
+_REASONS = {
+    "25006": "it is read-only: name the primary server",
+    "28": "the user or its password is rejected: correct the URL",
+    "3D000": "there is no such database: create it, or correct the URL",
+    "40": "it is locked by another transaction: end that transaction",
+    "42501": "access is denied: permit the user to create tables in its schema, and to use them",
+    "53100": "the server's disk is full: free some space",
+    "53300": "the server accepts no more connections: raise its max_connections, or use a pooler",
+    "53": "the server lacks resources: see its log",
+    "55P03": "it is locked by another transaction: end that transaction",
+    "57014": "it did not respond in time",
+    "57P": "the server stops or starts",
+    "58": "the server fails: see its log",
+    "08": "the connection was lost",
+    "XX": "the server fails: see its log",
+}
+_UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
+_CONNECTING = tuple(
+    (re.compile(pattern, re.IGNORECASE), reason)
+    for pattern, reason in (
+        ("authentication|no password|pg_hba|role .* does not exist", _REASONS["28"]),
+        ("database .* does not exist", _REASONS["3D000"]),
+        ("too many|connection slots", _REASONS["53300"]),
+        ("read-only|standby", _REASONS["25006"]),
+        ("starting up|shutting down|recovery", _REASONS["57P"]),
+        ("certificate|SSL", "its TLS certificate is not accepted: see sslmode and sslrootcert"),
+        ("closed the connection|reset by peer|broken pipe", _REASONS["08"]),
+        ("time", _REASONS["57014"]),
+    )
+)
+
+_VERSIONS = """
+CREATE TABLE IF NOT EXISTS tornadoproxy_schema (
+    name TEXT PRIMARY KEY,
+    version BIGINT NOT NULL,
+    changes BIGINT NOT NULL DEFAULT 0
+);
+CREATE OR REPLACE FUNCTION tornadoproxy_announce() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE tornadoproxy_schema SET changes = changes + 1 WHERE name = TG_ARGV[0];
+    PERFORM pg_notify('tornadoproxy', TG_ARGV[0]);
+    RETURN NULL;
+END $$
+"""
+
+
+class PostgreSQL:
+    """One database of a PostgreSQL server and the connection to it, for one thread at a time.
+
+    The parameters are those of `Database`; see `Engine` for the methods.
+
+    :ivar title: the database in messages.
+    """
+
+    def __init__(
+        self, url: SecretURL, schema: Sequence[str], name: str, title: str, watched: Sequence[str]
+    ) -> None:
+        self.title = title
+        self._url = url
+        self._schema = tuple(schema)
+        self._name = name
+        self._watched = tuple(watched)
+        self._literal = sql.Literal(name).as_string()
+        self._lock = zlib.crc32(name.encode()) - 2**31  # any number of its own, of four bytes
+        self._deadline = PATIENT_DEADLINE
+        self._connection: _Connection | None = None
+        self._changes = 0  # the count of changes that the plugin knows of
+        self._others_changed = False
+        self._poll_at = 0.0
+
+    def unavailable(self, reason: str) -> DatabaseUnavailable:
+        return DatabaseUnavailable(f"{self.title} cannot be used: {reason}")
+
+    def check(self, *, created_by: str | None = None) -> None:
+        """Validate the URL; connect only if the database must exist."""
+        try:
+            conninfo.conninfo_to_dict(self._url.reveal())
+        except psycopg.Error:  # its text quotes the URL
+            raise self.unavailable(
+                "its URL is not valid: write postgresql://user:password@host:5432/database, with "
+                "the special characters of user and password percent-encoded"
+            ) from None
+        if created_by is not None and self.version() == 0:
+            raise self.unavailable(f"{self._name} has no tables in it; `{created_by}` creates them")
+
+    def version(self) -> int:
+        with self._mapped(), contextlib.closing(self._connect()) as connection:
+            return _version(connection, self._name)
+
+    def open(self) -> None:
+        self.check()
+        try:
+            self.verify()
+        except BaseException:
+            self.close()
+            raise
+
+    def serve(self) -> None:
+        assert self._connection is not None, "open() comes first"
+        self._deadline = DEADLINE
+        self._connection.deadline = DEADLINE + MARGIN
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def verify(self) -> None:
+        if self._connection is not None and not self._connection.closed:
+            return
+        with self._mapped():
+            self._connection = connection = self._connect()
+            self._migrate(connection)
+            if self._watched:
+                connection.execute("LISTEN tornadoproxy")
+        # whatever changed while there was no connection is found by the count
+        self._poll_at = 0.0
+
+    @contextlib.contextmanager
+    def transaction(self, *, exclusive: bool = True) -> Iterator[_Session]:
+        connection = self._open_connection
+        with self._mapped():
+            try:
+                before = self._begin(connection, exclusive=exclusive)
+                yield _Session(connection)
+                after, transaction = self._row(
+                    connection, "changes, pg_current_xact_id_if_assigned()::text"
+                )
+            except BaseException:
+                self._roll_back(connection)
+                raise
+        self._commit(connection, transaction)
+        if exclusive and self._watched:
+            # nobody else could change anything after the lock was taken
+            self._others_changed |= before != self._changes
+            self._changes = after
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[_Session]:
+        self.check()
+        with self._mapped(), contextlib.closing(self._connect()) as connection:
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            version = _version(connection, self._name)
+            if version == 0:
+                raise self.unavailable(
+                    f"{self._name} has never written to it: the proxy creates its tables when it "
+                    "starts"
+                )
+            if version != len(self._schema):
+                raise self.unavailable(
+                    "it was written by another version of the plugin: start this version of the "
+                    "proxy, which updates it"
+                )
+            yield _Session(connection)
+
+    def has_changed(self) -> bool:
+        connection = self._open_connection
+        with self._mapped():
+            told = [each.payload == self._name for each in connection.notifies(timeout=0)]
+            if any(told) or time.monotonic() >= self._poll_at:
+                self._poll_at = time.monotonic() + POLL
+                (changes,) = self._row(connection, "changes")
+                self._others_changed |= changes != self._changes
+                self._changes = changes
+        changed, self._others_changed = self._others_changed, False
+        return changed
+
+    @property
+    def _open_connection(self) -> _Connection:
+        assert self._connection is not None, "open() comes first"
+        return self._connection
+
+    def _connect(self) -> _Connection:
+        parameters = {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "application_name": f"tornadoproxy {self._name}",
+            "target_session_attrs": "read-write",
+            **conninfo.conninfo_to_dict(self._url.reveal()),
+            "client_encoding": "utf8",
+        }
+        # this module begins and ends transactions itself
+        connection = _Connection.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
+        connection.deadline = self._deadline + MARGIN
+        connection.adapters.register_dumper(str, _TextDumper)
+        return connection
+
+    def _begin(self, connection: _Connection, *, exclusive: bool) -> int:
+        """Begin a transaction, and return the count of changes, in one round trip."""
+        lock = f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK + 1}, {self._lock})"
+        statements = (
+            "BEGIN",
+            f"SET LOCAL statement_timeout = {self._deadline * 1000:.0f}",
+            *([lock] if exclusive else []),
+            f"SELECT changes FROM tornadoproxy_schema WHERE name = {self._literal}",  # noqa: S608  # quoted
+        )
+        cursor = connection.execute("; ".join(statements), prepare=False)
+        while cursor.nextset():
+            pass
+        (changes,) = _first(cursor)
+        return int(changes)
+
+    def _commit(self, connection: _Connection, transaction: str | None) -> None:
+        """Commit a transaction; `transaction` is its number, if it has changed anything.
+
+        :raises DatabaseUnavailable: it was rolled back.
+        :raises OutcomeUnknown: the connection broke meanwhile.
+        """
+        try:
+            connection.execute("COMMIT")
+        except psycopg.Error as error:
+            self.close()
+            failure = self.unavailable(_reason(error) or "a transaction was not committed")
+            state = error.sqlstate
+            # what the server reports itself is certain, unless it was stopped meanwhile
+            if transaction is None or (state is not None and not state.startswith(("08", "57P"))):
+                raise failure from None
+            raise OutcomeUnknown(partial(self._was_committed, transaction), failure) from None
+
+    def _was_committed(self, transaction: str) -> bool:
+        """Return whether a transaction was committed, over a new connection."""
+        connection = self._open_connection
+        with self._mapped():
+            try:
+                (status,) = _first(
+                    connection.execute("SELECT pg_xact_status(%s::xid8)", (transaction,))
+                )
+            except errors.InvalidParameterValue:
+                return False  # this server never had it, so it was lost in a failover
+        if status == "in progress":
+            raise self.unavailable("it still ends the last transaction")
+        return bool(status == "committed")
+
+    def _roll_back(self, connection: _Connection) -> None:
+        try:
+            connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self.close()
+
+    def _row(self, connection: _Connection, columns: str) -> Row:
+        """Return columns of the plugin's row in the table of versions."""
+        return _first(
+            connection.execute(
+                f"SELECT {columns} FROM tornadoproxy_schema WHERE name = %s",  # noqa: S608  # constants
+                (self._name,),
+            )
+        )
+
+    def _migrate(self, connection: _Connection) -> None:
+        # usually the schema is up to date, which needs no lock
+        if _version(connection, self._name) == len(self._schema) and self._is_watching(connection):
+            return
+        connection.execute("BEGIN")
+        try:
+            # whoever comes first migrates, and the others find that it is done
+            connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_MIGRATION_LOCK,))
+            connection.execute(_VERSIONS, prepare=False)
+            self._migrate_from(_version(connection, self._name), connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back(connection)
+            raise
+
+    def _is_watching(self, connection: _Connection) -> bool:
+        (triggers,) = _first(
+            connection.execute(
+                "SELECT count(*) FROM pg_trigger WHERE tgname = 'tornadoproxy_announce' "
+                "AND tgrelid IN (SELECT to_regclass(unnest(%s::text[])))",
+                (list(self._watched),),
+            )
+        )
+        return bool(triggers == len(self._watched))
+
+    def _migrate_from(self, version: int, connection: _Connection) -> None:
+        if version > len(self._schema):
+            raise self.unavailable(
+                f"it was written by a newer version of the plugin (schema {version}, and this one "
+                f"has {len(self._schema)}): install the newer one, or name another database"
+            )
+        for script in self._schema[version:]:
+            connection.execute(postgres_sql.script(script), prepare=False)
+        for table in self._watched:
+            connection.execute(
+                f"DROP TRIGGER IF EXISTS tornadoproxy_announce ON {table}; "
+                "CREATE TRIGGER tornadoproxy_announce "
+                f"AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} FOR EACH STATEMENT "
+                f"EXECUTE FUNCTION tornadoproxy_announce({self._literal})",
+                prepare=False,
+            )
+        connection.execute(
+            "INSERT INTO tornadoproxy_schema VALUES (%s, %s)"
+            " ON CONFLICT (name) DO UPDATE SET version = excluded.version",
+            (self._name, len(self._schema)),
+        )
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Raise `DatabaseUnavailable` instead of an error of psycopg about the database."""
+        try:
+            yield
+        except psycopg.Error as error:
+            reason = _reason(error)
+            if reason is None:
+                raise
+            # a statement without a response would be answered to the next one
+            if self._connection is not None and not _is_idle(self._connection):
+                self.close()
+            raise self.unavailable(reason) from None
+
+
+class _Connection(psycopg.Connection[Row]):
+    """A connection that is given up if the server does not respond to a statement.
+
+    :ivar deadline: seconds for a response; the server's own timeout needs a server that responds.
+    """
+
+    deadline: float | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        return super().wait(gen, interval, self.deadline if timeout is None else timeout)
+
+
+class _Session:
+    """A connection as plugins use it; see `DatabaseConnection`."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    def execute(
+        self, statement: str, parameters: Sequence[object] | Mapping[str, object] = (), /
+    ) -> psycopg.Cursor[Row]:
+        cursor = self._connection.cursor()
+        if parameters:
+            return cursor.execute(postgres_sql.statement(statement), parameters)
+        return cursor.execute(statement.encode())
+
+    def executemany(
+        self,
+        statement: str,
+        parameters: Iterable[Sequence[object] | Mapping[str, object]],
+        /,
+    ) -> psycopg.Cursor[Row]:
+        cursor = self._connection.cursor()
+        cursor.executemany(postgres_sql.statement(statement), parameters)
+        return cursor
+
+
+class _TextDumper(StrDumperUnknown):
+    """Sends text with what PostgreSQL cannot store, NUL and half a surrogate pair, escaped."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
+
+
+def _first(cursor: psycopg.Cursor[Row]) -> Row:
+    row = cursor.fetchone()
+    assert row is not None, "each query of this module has a row"
+    return row
+
+
+def _version(connection: _Connection, name: str) -> int:
+    (exists,) = _first(connection.execute("SELECT to_regclass('tornadoproxy_schema') IS NOT NULL"))
+    if not exists:
+        return 0
+    row = connection.execute(
+        "SELECT version FROM tornadoproxy_schema WHERE name = %s", (name,)
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _is_idle(connection: _Connection) -> bool:
+    return connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+
+
+def _reason(error: psycopg.Error) -> str | None:
+    """Return why the database cannot be used; `None` if only the statement is wrong."""
+    state = error.sqlstate
+    if state is None:
+        if not isinstance(error, psycopg.OperationalError):
+            return None
+        # the library gives no code if it cannot connect
+        return next(
+            (reason for pattern, reason in _CONNECTING if pattern.search(str(error))), _UNREACHABLE
+        )
+    for length in (5, 3, 2):
+        if state[:length] in _REASONS:
+            return _REASONS[state[:length]]
+    return None
