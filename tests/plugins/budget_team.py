@@ -10,7 +10,7 @@ from people import MESSAGES, Document, People, message, until
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Scope
 
-from tornadoproxy import Database, Usage, hookimpl
+from tornadoproxy import Usage, hookimpl
 from tornadoproxy.testing import json_response, message_document
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Team:
     def cap(self, scope: Scope, cents: int | None, period: Period = "daily") -> None:
         """Set a cap in the way that the command does."""
         with (
-            Database(self.path, storage.SCHEMA, name="budgets") as database,
+            storage.database(self.path) as database,
             database.transaction() as connection,
         ):
             storage.set_cap(connection, scope, period, cents, actor="test", now=1.0)

@@ -16,7 +16,7 @@ from people import CHAT, MESSAGES, Document, Held, error_of, locked, message, un
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
 from tornadoproxy_keys.store import Limits, UsageRow
 
-from tornadoproxy import ConfigurationError, Database, Settings
+from tornadoproxy import ConfigurationError, Settings
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from scene import Scene
 
+    from tornadoproxy import DatabaseConnection
     from tornadoproxy.testing import Proxy, RawConnection, RawResponse
 
 
@@ -46,9 +47,9 @@ class Keyed:
         return await self.start_proxy(**{"KEYS_DB": self.path, **given})
 
     @contextmanager
-    def database(self) -> Iterator[sqlite3.Connection]:
+    def database(self) -> Iterator[DatabaseConnection]:
         """Open a transaction in the way that a command does."""
-        database = Database(self.path, store.SCHEMA, name="keys")
+        database = store.database(self.path)
         with database, database.transaction() as connection:
             yield connection
 

@@ -18,12 +18,13 @@ from tornadoproxy_keys import KEYS_DB, Keys, store
 from tornadoproxy_keys.store import UsageRow
 from tornadoproxy_token import AUTH_TOKEN, AUTH_TOKEN_FILE
 
-from tornadoproxy import Database, Secret
+from tornadoproxy import Secret
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
     from pathlib import Path
+
+    from tornadoproxy import DatabaseConnection
 
 KEY = re.compile(r"tp-([0-9a-f]{12})-[A-Za-z0-9_-]{43}\n")
 DAY = 86_400
@@ -54,8 +55,8 @@ class KeysCommand:
         documents: list[dict[str, Any]] = json.loads(self.done("list", "--format", "json"))
         return documents
 
-    def change(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        database = Database(self.path, store.SCHEMA, name="keys")
+    def change(self, work: Callable[[DatabaseConnection], object]) -> None:
+        database = store.database(self.path)
         with database, database.transaction() as connection:
             work(connection)
 

@@ -22,7 +22,7 @@ from tornadoproxy.storage import sqlite_file, worker
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
-    from tornadoproxy.storage.contract import Storage
+    from tornadoproxy import DatabaseConnection
 
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
 
@@ -58,15 +58,15 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.3)
 
 
-def add(numbers: Sequence[int | None], connection: sqlite3.Connection) -> None:
+def add(numbers: Sequence[int | None], connection: DatabaseConnection) -> None:
     connection.executemany("INSERT INTO numbers VALUES (?)", [(each,) for each in numbers])
 
 
-def adding(number: int) -> Callable[[sqlite3.Connection], None]:
+def adding(number: int) -> Callable[[DatabaseConnection], None]:
     return lambda connection: add([number], connection)
 
 
-def numbers(connection: sqlite3.Connection) -> list[int]:
+def numbers(connection: DatabaseConnection) -> list[int]:
     return [number for (number,) in connection.execute("SELECT number FROM numbers ORDER BY rowid")]
 
 
@@ -91,7 +91,7 @@ async def busy(opened: Database) -> AsyncIterator[None]:
     """Keep the thread busy with a job until the block ends."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def wait(_: sqlite3.Connection) -> None:
+    def wait(_: DatabaseConnection) -> None:
         begun.set()
         go_on.wait()
 
@@ -112,7 +112,7 @@ async def failure(opened: Database) -> None:
 
 
 async def test_work_is_done_in_one_other_thread(opened: Database, path: Path) -> None:
-    storage: Storage[sqlite3.Connection] = opened  # the contract is what plugins rely on
+    storage: Database = opened  # the contract is what plugins rely on
     threads: set[int] = set()
     storage.write_behind(lambda *_: threads.add(threading.get_ident()), None)
     for number in (1, 2):
@@ -125,7 +125,7 @@ async def test_work_is_done_in_one_other_thread(opened: Database, path: Path) ->
 
 
 async def test_work_that_raises_changes_nothing_and_raises_in_run(opened: Database) -> None:
-    def broken(connection: sqlite3.Connection) -> None:
+    def broken(connection: DatabaseConnection) -> None:
         adding(1)(connection)
         raise KeyError("mine")
 
@@ -188,7 +188,7 @@ async def test_run_sees_the_items_written_behind_before(opened: Database) -> Non
 async def test_consecutive_items_of_a_function_are_one_call(opened: Database) -> None:
     calls: list[list[int]] = []
 
-    def write(items: Sequence[int], connection: sqlite3.Connection) -> None:
+    def write(items: Sequence[int], connection: DatabaseConnection) -> None:
         calls.append(list(items))
         add(items, connection)
 
@@ -204,7 +204,7 @@ async def test_consecutive_items_of_a_function_are_one_call(opened: Database) ->
 async def test_item_that_fails_is_lost_without_the_others(
     opened: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(items: Sequence[int], connection: sqlite3.Connection) -> None:
+    def broken(items: Sequence[int], connection: DatabaseConnection) -> None:
         add(items, connection)
         raise ValueError("sk-secret")
 
@@ -347,7 +347,7 @@ async def test_lock_fails_all_waiting_callers_at_once(
 
 
 async def test_full_disk_holds_items(opened: Database, path: Path) -> None:
-    def fill(connection: sqlite3.Connection) -> None:
+    def fill(connection: DatabaseConnection) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
@@ -361,7 +361,9 @@ async def test_full_disk_holds_items(opened: Database, path: Path) -> None:
     assert opened.failing
     assert numbers_in(path) == [-1]
     # not by run(), which would write the held items first
-    opened._engine.connection.execute("PRAGMA max_page_count = 1000000")
+    engine = opened._engine
+    assert isinstance(engine, sqlite_file.SQLiteFile)
+    engine.connection.execute("PRAGMA max_page_count = 1000000")
     assert await opened.run(numbers) == [-1, *range(5_000)]
     assert opened.lost == 0
 

@@ -20,6 +20,8 @@ from tornadoproxy.storage import sqlite_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tornadoproxy import DatabaseConnection
+
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
 WORDS = "CREATE TABLE words (word TEXT);"
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root has all permissions")
@@ -148,7 +150,7 @@ def test_newer_schema_is_refused(path: Path) -> None:
 
 
 async def test_two_plugins_write_to_a_file_at_once(path: Path) -> None:
-    def insert_into(tables: Sequence[str], connection: sqlite3.Connection) -> None:
+    def insert_into(tables: Sequence[str], connection: DatabaseConnection) -> None:
         connection.executemany(f"INSERT INTO {tables[0]} VALUES (1)", [()] * len(tables))
 
     names = ("numbers", "words")
