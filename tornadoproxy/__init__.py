@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tornadoproxy.config import parsers
-    from tornadoproxy.config.core_settings import HOST
+    from tornadoproxy.config.core_settings import DATABASE_TIMEOUT, HOST
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.urls import BaseURL, EgressProxy
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tornadoproxy.version import __version__
 
 __all__ = [
+    "DATABASE_TIMEOUT",
     "HOST",
     "INACTIVE",
     "UNKNOWN_MODEL",
@@ -94,6 +95,7 @@ __all__ = [
 
 # the module of each name, or that module itself
 _HOMES = {
+    "DATABASE_TIMEOUT": "config.core_settings",
     "HOST": "config.core_settings",
     "INACTIVE": "plugin.hookspecs",
     "UNKNOWN_MODEL": "protocol.usage",

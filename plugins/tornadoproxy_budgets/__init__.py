@@ -19,6 +19,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
+    DATABASE_TIMEOUT,
     INACTIVE,
     Command,
     ConfigurationError,
@@ -84,6 +85,7 @@ class Budgets:
 
     def __init__(self) -> None:
         self._keeper: Keeper | None = None
+        self._timeout = DATABASE_TIMEOUT.default
         self._api: SpendLimitsApi | None = None
 
     @hookimpl
@@ -121,6 +123,7 @@ class Budgets:
         keys = _admin_keys(settings)
         if where is None:
             return INACTIVE
+        self._timeout = settings[DATABASE_TIMEOUT]
         if self._keeper is None:
             from tornadoproxy_budgets.api import SpendLimitsApi
             from tornadoproxy_budgets.keeper import Keeper
@@ -141,7 +144,7 @@ class Budgets:
 
     @hookimpl
     async def startup(self) -> None:
-        await self._opened().open()
+        await self._opened().open(self._timeout)
 
     @hookimpl
     async def shutdown(self) -> None:

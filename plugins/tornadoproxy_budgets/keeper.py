@@ -80,13 +80,14 @@ class Keeper:
         """
         self._database.check()
 
-    async def open(self) -> None:
+    async def open(self, deadline: float) -> None:
         """Open and load the database, and keep in step with it.
 
+        :param deadline: seconds for a statement; see `Database.start`.
         :raises ConfigurationError: the database cannot be used.
         """
         await asyncio.to_thread(self._database.open)
-        self._database.start()
+        self._database.start(timeout=deadline)
         await self._sync(_nothing)
         self._ticking = asyncio.create_task(self._tick(), name="budgets")
 

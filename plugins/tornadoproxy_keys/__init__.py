@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
+    DATABASE_TIMEOUT,
     INACTIVE,
     Command,
     Identity,
@@ -67,6 +68,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._gate: Gate | None = None
+        self._timeout = DATABASE_TIMEOUT.default
 
     @hookimpl
     def declare_settings(self) -> tuple[Setting[DatabaseLocation | None]]:
@@ -100,6 +102,7 @@ class Keys:
         where = settings[KEYS_DB]
         if where is None:
             return INACTIVE
+        self._timeout = settings[DATABASE_TIMEOUT]
         if self._gate is None:
             from tornadoproxy_keys.gate import Gate
 
@@ -116,7 +119,7 @@ class Keys:
 
     @hookimpl
     async def startup(self) -> None:
-        await self._opened().open()
+        await self._opened().open(self._timeout)
 
     @hookimpl
     async def shutdown(self) -> None:

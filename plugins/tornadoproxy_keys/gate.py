@@ -92,13 +92,14 @@ class Gate:
             return False
         return any(row.state(time.time()) == "live" for row in keys)
 
-    async def open(self) -> None:
+    async def open(self, deadline: float) -> None:
         """Load the keys, and reload them when they change.
 
+        :param deadline: seconds for a statement; see `Database.start`.
         :raises ConfigurationError: the database cannot be used.
         """
         await asyncio.to_thread(self._database.open)
-        self._database.start()
+        self._database.start(timeout=deadline)
         try:
             await self._refresh()
         except BaseException as error:

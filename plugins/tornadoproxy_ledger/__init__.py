@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
+    DATABASE_TIMEOUT,
     INACTIVE,
     Command,
     ConfigurationError,
@@ -60,6 +61,7 @@ class Ledger:
     def __init__(self) -> None:
         self._where: DatabaseLocation | None = None
         self._days: int | None = None
+        self._timeout = DATABASE_TIMEOUT.default
         self._database: Database | None = None
         self._deleting: asyncio.Task[None] | None = None
 
@@ -103,6 +105,7 @@ class Ledger:
             _ledger(where).check()
         self._where = where
         self._days = settings[LEDGER_RETENTION_DAYS]
+        self._timeout = settings[DATABASE_TIMEOUT]
         kept = "forever" if self._days is None else f"for {self._days} days"
         return f"a row for each request in {where}, kept {kept}"
 
@@ -115,7 +118,7 @@ class Ledger:
         assert self._where is not None, "configure() has returned that this plugin is active"
         database = _ledger(self._where)
         await asyncio.to_thread(database.open)
-        database.start()
+        database.start(timeout=self._timeout)
         self._database = database
         self._deleting = asyncio.create_task(self._delete_daily(database))
 

@@ -223,6 +223,12 @@ PLUGIN_TIMEOUT: Setting[float] = Setting(
     default=10.0,
     help="seconds a plugin may take to decide on a request before it is rejected with 503",
 )
+DATABASE_TIMEOUT: Setting[float] = Setting(
+    "DATABASE_TIMEOUT",
+    _timeout,
+    default=0.25,
+    help="seconds a PostgreSQL server may take for a statement of a running proxy",
+)
 DISABLED_PLUGINS: Setting[tuple[str, ...]] = Setting(
     "DISABLED_PLUGINS",
     parsers.words,

@@ -102,8 +102,11 @@ class Engine(Protocol):
         Only one process does this at a time.
         """
 
-    def serve(self) -> None:
-        """Begin to serve a running proxy: from now on, statements have a deadline."""
+    def serve(self, timeout: float) -> None:
+        """Begin to serve a running proxy: from now on, statements have a deadline.
+
+        :param timeout: seconds for a statement; SQLite has a limit of its own.
+        """
 
     def verify(self) -> None:
         """Verify that the database which was opened is still there; connect again if necessary."""

@@ -110,9 +110,13 @@ class Database:
         with _configuration_errors():
             self._engine.open()
 
-    def start(self) -> None:
-        """Begin to serve `run` and `write_behind`. The database must be open."""
-        self._engine.serve()
+    def start(self, *, timeout: float = 0.25) -> None:
+        """Begin to serve `run` and `write_behind`. The database must be open.
+
+        :param timeout: seconds that a PostgreSQL server may take for a statement; usually
+            ``settings[DATABASE_TIMEOUT]``.
+        """
+        self._engine.serve(timeout)
         self._worker.start()
 
     async def run(self, work: Callable[[DatabaseConnection], T]) -> T:

@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = tuple[Any, ...]  # Any: each column has a type of its own
 
-DEADLINE = 0.25  # seconds for a statement of a running proxy
-PATIENT_DEADLINE = 60.0  # seconds for one of the start or of a command
+PATIENCE = 600.0  # seconds for a statement of the start or of a command
 CONNECT_TIMEOUT = 2  # seconds; PostgreSQL's library takes no less
 POLL = 1.0  # seconds between two readings of the count of changes
 MARGIN = 0.1  # seconds by which the server gives up before this side does
@@ -118,7 +117,7 @@ class PostgreSQL:
         self._watched = tuple(watched)
         self._literal = sql.Literal(name).as_string()
         self._lock = zlib.crc32(name.encode()) - 2**31  # any number of its own, of four bytes
-        self._deadline = PATIENT_DEADLINE
+        self._deadline = PATIENCE
         self._connection: _Connection | None = None
         self._changes = 0  # the count of changes that the plugin knows of
         self._others_changed = False
@@ -151,10 +150,9 @@ class PostgreSQL:
             self.close()
             raise
 
-    def serve(self) -> None:
-        assert self._connection is not None, "open() comes first"
-        self._deadline = DEADLINE
-        self._connection.deadline = DEADLINE + MARGIN
+    def serve(self, timeout: float) -> None:
+        self._deadline = timeout
+        self._open_connection.deadline = timeout + MARGIN
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -109,8 +109,9 @@ class SQLiteFile:
         with self._mapped(), contextlib.closing(self._connect("ro")) as connection:
             return self._version(connection)
 
-    def serve(self) -> None:
+    def serve(self, timeout: float) -> None:
         """Do nothing: SQLite waits at most `BUSY_TIMEOUT` for a lock anyway."""
+        del timeout
         assert self._connection is not None, "open() comes first"
 
     def open(self) -> None:
