@@ -52,8 +52,11 @@ def models(token: str) -> bytes:
 
 
 async def test_demo_streams_by_its_printed_line(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """It makes up a token, which stays on reload, and reads no ``.env`` file beside it."""
+    (tmp_path / ".env").write_text(f"AUTH_TOKEN={TEST_TOKEN}\nLOG_LEVEL=loud\n")
     async with demo(tmp_path, upstream, key=TEST_UPSTREAM_KEY) as program:
         port = await program.port()
+        token = (await program.errors.wait_for(r'ANTHROPIC_AUTH_TOKEN="([\w-]{43})"'))[1]
         command = shlex.split((await program.errors.wait_for(r"^curl -N .*$"))[0])
         assert program.errors.all[0].startswith("This is a demo")
         assert command[2] == f"http://127.0.0.1:{port}/v1/messages"
@@ -65,25 +68,15 @@ async def test_demo_streams_by_its_printed_line(tmp_path: Path, upstream: Script
         events = re.findall(rb"^event: (\w+)$", response.body, re.MULTILINE)
         assert (events[0], events[-1]) == (b"message_start", b"message_stop")
         assert events.count(b"content_block_delta") > 1
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
-    assert TEST_UPSTREAM_KEY not in "\n".join(program.errors.all)
-    assert not upstream.requests
-
-
-async def test_demo_makes_up_a_token_and_keeps_it_on_reload(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    """It does not read an ``.env`` file beside it."""
-    (tmp_path / ".env").write_text(f"AUTH_TOKEN={TEST_TOKEN}\nLOG_LEVEL=loud\n")
-    async with demo(tmp_path, upstream) as program:
-        await program.port()
-        token = (await program.errors.wait_for(r'ANTHROPIC_AUTH_TOKEN="([\w-]{43})"'))[1]
         program.send_signal(signal.SIGHUP)
         await program.errors.wait_for("SIGHUP: reloaded")
         assert (await program.ask(models(token))).status == 200
         assert (await program.ask(models(TEST_TOKEN))).status == 401
-        assert not [line for line in program.errors.all if "WARNING" in line]
+        program.send_signal(signal.SIGTERM)
+        assert await program.ended() == 0
+    assert not [line for line in program.errors.all if "WARNING" in line]
+    assert TEST_UPSTREAM_KEY not in "\n".join(program.errors.all)
+    assert not upstream.requests
 
 
 async def test_demo_uses_a_token_that_is_set(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -105,13 +105,6 @@ async def test_continue_is_sent_when_the_body_is_read(
     await connection.send(b"body")
     assert (await connection.response()).status == 401
 
-    async def refuse(exchange: UpstreamExchange) -> None:
-        await exchange.head(417, {"Content-Length": "0"})
-
-    upstream.script(refuse)
-    response = await connection.ask(head)
-    assert (response.status, response.interim) == (417, [])
-
 
 # -- connections
 
