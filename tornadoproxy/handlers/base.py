@@ -146,7 +146,7 @@ class BaseHandler(RequestHandler):
     def end(self, error: ProxyError | None = None) -> None:
         """End the request. Everything that ends one comes here.
 
-        :param error: what the client is told: as the response, or at the end of one that has begun.
+        :param error: sent to the client as the response, or at the end of one that has begun.
             Without an error, what has been written is the whole response.
         """
         if self.ended:

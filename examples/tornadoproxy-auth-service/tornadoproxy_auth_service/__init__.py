@@ -47,26 +47,26 @@ URL: Setting[str] = Setting(
     "AUTH_SERVICE_URL",
     _url,
     default="",
-    help="Where the authentication service is asked about a credential.",
+    help="URL of the authentication service's introspection endpoint.",
 )
 KEY: Setting[Secret | None] = Setting(
     "AUTH_SERVICE_KEY",
     parsers.secret,
     default=None,
-    help="The key by which the authentication service knows this proxy.",
+    help="key of this proxy for the authentication service",
     secret=True,
 )
 TIMEOUT: Setting[float] = Setting(
     "AUTH_SERVICE_TIMEOUT",
     parsers.seconds(minimum=0.001),
     default=3.0,
-    help="Seconds that the authentication service may take; keep it below PLUGIN_TIMEOUT.",
+    help="seconds the authentication service may take; keep it below PLUGIN_TIMEOUT",
 )
 CACHE_SECONDS: Setting[float] = Setting(
     "AUTH_SERVICE_CACHE_SECONDS",
     parsers.seconds(),
     default=30.0,
-    help="Seconds for which a yes of the authentication service is remembered; 0 is not at all.",
+    help="seconds an accepted credential is cached; 0 disables the cache",
 )
 
 

@@ -38,21 +38,21 @@ GROUP_MODELS: Setting[Mapping[str, tuple[str, ...]]] = Setting(
     _group_models,
     default=MappingProxyType({}),
     help=(
-        "The models that groups may use, as in 'interns=claude-haiku-*|claude-sonnet-* *=claude-*';"
-        " the group * is who is in none of the others. Who is in no group that is named gets none."
+        "models that groups may use, such as 'interns=claude-haiku-*|claude-sonnet-* *=claude-*'. "
+        "The group * is everyone who is in none of the others; without it, they may use no model."
     ),
 )
 MAX_TOKENS: Setting[int] = Setting(
     "MAX_TOKENS_CEILING",
     parsers.integer(minimum=0),
     default=0,
-    help="The most tokens that a request may ask for; 0 disables the limit.",
+    help="highest max_tokens of a request; 0 disables the limit",
 )
 CONCURRENT: Setting[int] = Setting(
     "CONCURRENT_REQUESTS",
     parsers.integer(minimum=0),
     default=0,
-    help="Requests that a person may have in flight; 0 is no limit.",
+    help="requests that a person may have in flight; 0 disables the limit",
 )
 
 

@@ -45,29 +45,29 @@ def _url(value: str) -> str:
 
 
 URL: Setting[str] = Setting(
-    "BATCH_LOG_URL", _url, default="", help="Where finished requests are sent to, as JSON lines."
+    "BATCH_LOG_URL", _url, default="", help="URL that finished requests are sent to, as JSON lines"
 )
 TOKEN: Setting[Secret | None] = Setting(
     "BATCH_LOG_TOKEN",
     parsers.secret,
     default=None,
-    help="The Bearer token that goes with them.",
+    help="Bearer token for BATCH_LOG_URL",
     secret=True,
 )
 RECORDS: Setting[int] = Setting(
-    "BATCH_LOG_RECORDS", parsers.integer(1, 10_000), default=100, help="The most in one batch."
+    "BATCH_LOG_RECORDS", parsers.integer(1, 10_000), default=100, help="records in a full batch"
 )
 SECONDS: Setting[float] = Setting(
     "BATCH_LOG_SECONDS",
     parsers.seconds(minimum=0.01),
     default=5.0,
-    help="Seconds after which a batch is sent that is not full.",
+    help="seconds after which an incomplete batch is sent",
 )
 QUEUE: Setting[int] = Setting(
     "BATCH_LOG_QUEUE",
     parsers.integer(1, 1_000_000),
     default=10_000,
-    help="The most that wait to be sent; further ones are dropped.",
+    help="records that may be queued; further ones are dropped",
 )
 
 

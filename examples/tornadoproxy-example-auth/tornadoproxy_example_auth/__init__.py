@@ -32,7 +32,7 @@ PEOPLE_FILE: Setting[Path | None] = Setting(
     "PEOPLE_FILE",
     parsers.readable_file,
     default=None,
-    help="The JSON file of people, each name with the SHA-256 of its token. Read again on SIGHUP.",
+    help="JSON file of people, each name with the SHA-256 of its token. Reloaded on SIGHUP.",
 )
 
 

@@ -52,52 +52,52 @@ JWKS_URL: Setting[str] = Setting(
     "JWT_JWKS_URL",
     _keys_url,
     default="",
-    help="Where the identity provider has its public keys: https://login.example.com/jwks.json.",
+    help="URL of the identity provider's public keys: https://login.example.com/jwks.json",
 )
 ISSUER: Setting[str] = Setting(
-    "JWT_ISSUER", parsers.text, default="", help="Who must have issued a token: its claim iss."
+    "JWT_ISSUER", parsers.text, default="", help="required issuer of a token: its claim iss"
 )
 AUDIENCE: Setting[str] = Setting(
-    "JWT_AUDIENCE", parsers.text, default="", help="Whom a token must be meant for: its claim aud."
+    "JWT_AUDIENCE", parsers.text, default="", help="required audience of a token: its claim aud"
 )
 SIGNED_BY: Setting[tuple[str, ...]] = Setting(
     "JWT_ALGORITHMS",
     _algorithms,
     default=("RS256", "ES256"),
-    help="The algorithms that a token may be signed with.",
+    help="algorithms that a token may be signed with",
 )
 LEEWAY: Setting[float] = Setting(
     "JWT_LEEWAY",
     parsers.seconds(maximum=300),
     default=10.0,
-    help="Seconds that the provider's clock and this one may differ.",
+    help="seconds that the provider's clock and this one may differ",
 )
 GROUPS_CLAIM: Setting[str] = Setting(
     "JWT_GROUPS_CLAIM",
     parsers.text,
     default="groups",
-    help="The claim that lists the groups that the person belongs to.",
+    help="claim that lists the groups of the person",
 )
 HEADER: Setting[str] = Setting(
     "JWT_HEADER",
     parsers.text,
     default="",
     help=(
-        "The header that carries the token, as X-Goog-IAP-JWT-Assertion does behind an "
-        "identity-aware proxy; without it, tokens come as any credential does."
+        "header that carries the token, such as X-Goog-IAP-JWT-Assertion behind an identity-aware "
+        "proxy; without it, x-api-key or Authorization"
     ),
 )
 KEYS_SECONDS: Setting[float] = Setting(
     "JWT_KEYS_SECONDS",
     parsers.seconds(),
     default=600.0,
-    help="Seconds after which the keys are read again.",
+    help="seconds after which the keys are reloaded",
 )
 RETRY_SECONDS: Setting[float] = Setting(
     "JWT_RETRY_SECONDS",
     parsers.seconds(),
     default=10.0,
-    help="Seconds between two attempts to read the keys, which an unknown key brings about.",
+    help="seconds between two reloads caused by unknown keys",
 )
 
 

@@ -48,7 +48,7 @@ class Translation:
     :param legacy_functions: whether calls are returned as ``function_call``.
     :param samples: whether the body has a sampling parameter, which ``anthropic-version``
         2026-10-21 refuses.
-    :param ignored: the names of what was dropped, each once.
+    :param ignored: the names of dropped fields, each once.
     """
 
     body: bytes = field(repr=False)

@@ -1,6 +1,6 @@
 """Thinking blocks in an assistant message, which a client sends back unchanged.
 
-The theory. The upstream signs its thinking, and accepts it back only unchanged and in its place
+The upstream signs its thinking, and accepts it back only unchanged and in its place
 among the other blocks of its turn. A chat completion has no blocks: it has one text and a list of
 calls. So each entry of a response's ``thinking_blocks`` has the fields of a block of Anthropic's
 API, and its place: after how many characters of the text (``text_before``), and after how many of
