@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
-pytestmark = pytest.mark.skipif(
-    not CLAUDE.exists(), reason="needs npm install --prefix tests/system/claude_code"
-)
+pytestmark = [
+    pytest.mark.skipif(not CLAUDE.exists(), reason="needs Claude Code, installed with npm"),
+    pytest.mark.gen_test(timeout=50),  # it takes long to start while other tests run
+]
 
 MODEL = "claude-sonnet-5-5"
 

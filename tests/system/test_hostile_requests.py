@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -104,14 +105,15 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("lines", COSTLY.values(), ids=COSTLY)
-async def test_costly_headers_are_answered_within_2_seconds(
+async def test_costly_headers_take_less_than_2_seconds(
     lines: bytes, proxy: Proxy, ask: Ask, upstream: ScriptedUpstream
 ) -> None:
-    """Quadratic work would take seconds."""
+    """Of processor time, whatever else the machine does; quadratic work would take more."""
     for path in ("/v1/x", "/openai/v1/models"):
         head = request_bytes("GET", path, token=TEST_TOKEN).removesuffix(b"\r\n")
-        async with asyncio.timeout(2):
-            assert (await ask(head + lines + b"\r\n")).status in {200, 401, 404, 431}
+        began = time.process_time()
+        assert (await ask(head + lines + b"\r\n")).status in {200, 401, 404, 431}
+        assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
