@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornadoproxy import (
     DATABASE_TIMEOUT,
@@ -33,8 +33,10 @@ from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from pathlib import Path
 
     from tornadoproxy import Database, DatabaseLocation
+    from tornadoproxy_ledger.spool import Spool
 
 DAY = 86_400.0  # seconds
 PAUSE = 0.1  # seconds between two steps of a deletion, so that other writers get their turn
@@ -53,6 +55,23 @@ LEDGER_RETENTION_DAYS: Setting[int | None] = Setting(
     default=None,
     help="days after which the ledger's rows are deleted; without it they are kept",
 )
+LEDGER_SPOOL: Setting[Path | None] = Setting(
+    "LEDGER_SPOOL",
+    parsers.path,
+    default=None,
+    help=(
+        "SQLite file on a local disk in which rows wait while a PostgreSQL server cannot be used; "
+        "without it, 10,000 rows wait in memory"
+    ),
+    fixed=True,
+)
+LEDGER_SPOOL_SIZE: Setting[int] = Setting(
+    "LEDGER_SPOOL_SIZE",
+    parsers.size,
+    default=1 << 30,
+    help="bytes that LEDGER_SPOOL may have; further rows are lost, and logged",
+    fixed=True,
+)
 
 
 class Ledger:
@@ -64,12 +83,13 @@ class Ledger:
         self._timeout = DATABASE_TIMEOUT.default
         self._database: Database | None = None
         self._deleting: asyncio.Task[None] | None = None
+        self._spool: Spool | None = None
 
     @hookimpl
     def declare_settings(
         self,
-    ) -> tuple[Setting[DatabaseLocation | None] | Setting[int | None], ...]:
-        return LEDGER_DB, LEDGER_RETENTION_DAYS
+    ) -> tuple[Setting[Any], ...]:  # Any: each has a type of its own
+        return LEDGER_DB, LEDGER_RETENTION_DAYS, LEDGER_SPOOL, LEDGER_SPOOL_SIZE
 
     @hookimpl
     def commands(self) -> tuple[Command, ...]:
@@ -103,6 +123,7 @@ class Ledger:
             return INACTIVE
         if self._database is None:
             _ledger(where).check()
+            self._spool = _spool(settings)
         self._where = where
         self._days = settings[LEDGER_RETENTION_DAYS]
         self._timeout = settings[DATABASE_TIMEOUT]
@@ -116,9 +137,11 @@ class Ledger:
         :raises ConfigurationError: the database cannot be used.
         """
         assert self._where is not None, "configure() has returned that this plugin is active"
-        database = _ledger(self._where)
+        database = _ledger(self._where, self._spool)
         await asyncio.to_thread(database.open)
         database.start(timeout=self._timeout)
+        if self._spool is not None:
+            await self._spool.open(database)
         self._database = database
         self._deleting = asyncio.create_task(self._delete_daily(database))
 
@@ -134,6 +157,8 @@ class Ledger:
             self._deleting.cancel()
         if self._database is not None:
             await self._database.close()
+        if self._spool is not None:
+            await self._spool.close()
 
     async def _delete_daily(self, database: Database) -> None:
         while True:
@@ -150,10 +175,24 @@ class Ledger:
             await asyncio.sleep(PAUSE)
 
 
-def _ledger(where: DatabaseLocation) -> Database:
+def _ledger(where: DatabaseLocation, spool: Spool | None = None) -> Database:
     from tornadoproxy import Database  # an inactive ledger does without
 
-    return Database(where, SCHEMA, name="ledger", setting=LEDGER_DB.name)
+    overflow = None if spool is None else spool.take
+    return Database(where, SCHEMA, name="ledger", setting=LEDGER_DB.name, overflow=overflow)
+
+
+def _spool(settings: Settings) -> Spool | None:
+    path = settings[LEDGER_SPOOL]
+    if path is None:
+        return None
+    if path == settings[LEDGER_DB]:
+        raise ConfigurationError("LEDGER_SPOOL is the file of LEDGER_DB; name another file.")
+    from tornadoproxy_ledger.spool import Spool
+
+    spool = Spool(path, settings[LEDGER_SPOOL_SIZE])
+    spool.check()
+    return spool
 
 
 # imported by the command alone, so that a start does not load them

@@ -12,15 +12,18 @@ names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` inc
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tornadoproxy import DatabaseConnection, ModelUsage, RequestRecord
 
+Row: TypeAlias = tuple[Any, ...]
+"""Any: each column has a type of its own."""
+
 MAX_TEXT = 256  # characters
-STEP = 1_000  # rows of one deletion
+STEP = 1_000  # rows of one deletion, or of one move
 
 SCHEMA = (
     """
@@ -89,6 +92,29 @@ def insert(records: Sequence[RequestRecord], connection: DatabaseConnection) -> 
         values = [value for record in records[start : start + _MANY] for value in _row(record)]
         connection.execute(_INSERT_MANY, values)
     connection.executemany(_INSERT, map(_row, records[whole:]))
+
+
+def oldest(connection: DatabaseConnection) -> list[Row]:
+    """Return the ids and values of up to `STEP` rows, those that were written first."""
+    return connection.execute(
+        f"SELECT id, {_COLUMNS} FROM requests ORDER BY id LIMIT ?",  # noqa: S608  # a constant
+        (STEP,),
+    ).fetchall()
+
+
+def insert_missing(rows: Sequence[Row], connection: DatabaseConnection) -> None:
+    """Write rows that `oldest` has returned, except for those that are there already."""
+    times = [row[1] for row in rows]
+    there = connection.execute(
+        "SELECT time, request_id FROM requests WHERE time BETWEEN ? AND ?", (min(times), max(times))
+    )
+    known = {tuple(each) for each in there}
+    connection.executemany(_INSERT, [row[1:] for row in rows if (row[1], row[2]) not in known])
+
+
+def delete(rows: Sequence[Row], connection: DatabaseConnection) -> None:
+    """Delete rows that `oldest` has returned."""
+    connection.executemany("DELETE FROM requests WHERE id = ?", [(row[0],) for row in rows])
 
 
 def _row(record: RequestRecord) -> tuple[str | float | None, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
 from tornadoproxy.storage.contract import OutcomeUnknown
@@ -46,6 +46,9 @@ class Database:
     :param setting: the setting that names the database, for messages.
     :param watched: the tables whose changes `changed` reports on PostgreSQL; in SQLite, it reports
         every change of the file.
+    :param overflow: called with items for `write_behind` that cannot be held while the database
+        fails, or not be written before `close` ends; it must not block. It returns whether it has
+        taken them; otherwise they are lost.
     :ivar where: the database.
     :ivar name: the plugin's name.
     :ivar schema: the scripts.
@@ -60,6 +63,7 @@ class Database:
         name: str,
         setting: str | None = None,
         watched: Sequence[str] = (),
+        overflow: Callable[[Sequence[Any]], bool] | None = None,
     ) -> None:
         self.where = where
         self.name = name
@@ -67,7 +71,7 @@ class Database:
         self.tables = tuple(_TABLE.findall("\n".join(schema)))
         title = f"the database {where} of {name}" if setting is None else f"{setting}={where}"
         self._engine = _engine(where, schema, name, title, watched)
-        self._worker = Worker(self._engine, f"database of {name}")
+        self._worker = Worker(self._engine, f"database of {name}", overflow)
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]:

@@ -38,6 +38,9 @@ T = TypeVar("T")
 MAX_HELD = 10_000
 """How many items to be written behind are held at most."""
 
+MAX_HELD_BEFORE_OVERFLOW = 500
+"""The same if others go elsewhere."""
+
 LINGER = 0.25  # seconds for which items are collected for one transaction
 CLOSE_TIMEOUT = 4.0  # seconds for writing the held items at the end
 
@@ -65,11 +68,14 @@ class Worker:
     :ivar lost: how many items have been lost.
     """
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(
+        self, engine: Engine, name: str, overflow: Callable[[Sequence[Any]], bool] | None
+    ) -> None:
         self.failing = False
         self.lost = 0
         self._engine = engine
         self._title = engine.title
+        self._overflow = overflow
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         # guards the following attributes, and is notified when the thread has something to do
         self._condition = threading.Condition()
@@ -102,15 +108,15 @@ class Worker:
         self, write: Callable[[Sequence[T], DatabaseConnection], object], item: T
     ) -> None:
         """Have the thread write `item`; see `Storage.write_behind`."""
+        most = MAX_HELD if self._overflow is None else MAX_HELD_BEFORE_OVERFLOW
         with self._condition:
-            if len(self._held) < MAX_HELD and self._closing_at is None:
+            if len(self._held) < most and self._closing_at is None:
                 self._held.append(_Item(write, item))
                 if len(self._held) == 1:
                     self._condition.notify()
                 return
-        self._lose(
-            1, "the database is closed" if self._closing_at is not None else f"{MAX_HELD} are held"
-        )
+        closed = self._closing_at is not None
+        self._give_up([item], "the database is closed" if closed else f"{most} are held")
 
     async def close(self) -> None:
         """Write the held items, and end the thread, which closes the database."""
@@ -149,7 +155,8 @@ class Worker:
             act(False)
         _fail(self._jobs, self._engine.unavailable("it is closed"))
         if self._held:
-            self._lose(len(self._held), "they could not be written before the end")
+            items = [each.item for each in self._held]
+            self._give_up(items, "they could not be written before the end")
         if self.lost:
             _logger.error("%s: %d items were lost in all", self._title, self.lost)
         self._engine.close()
@@ -263,6 +270,10 @@ class Worker:
             self._failures = 0
 
     # In any thread
+
+    def _give_up(self, items: Sequence[Any], reason: str) -> None:
+        if self._overflow is None or not self._overflow(items):
+            self._lose(len(items), reason)
 
     def _lose(self, count: int, reason: str) -> None:
         with self._condition:
