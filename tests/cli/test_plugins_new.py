@@ -22,25 +22,23 @@ if TYPE_CHECKING:
     from in_process import Commands
 
 PATIENCE = 50.0  # seconds; a limit for what would otherwise hang, never an expectation
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
-CLEAN = ("-m", "ruff", "check", "--no-cache"), ("-m", "ruff", "format", "--check", "--no-cache")
 
 
-def run(
-    *arguments: str, directory: Path, path: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run Python in `directory`, with `path` as its ``PYTHONPATH``."""
-    environment = {**os.environ, "PYTHONPATH": path} if path else dict(os.environ)
-    return subprocess.run(
+def run(*arguments: str, directory: Path, path: str | None = None) -> str:
+    """Run Python in `directory`, with `path` as its ``PYTHONPATH``, and return what it prints."""
+    done = subprocess.run(
         [sys.executable, *arguments],
         cwd=directory,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": path} if path else dict(os.environ),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +52,7 @@ def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where its wheel is installed."""
     directory = tmp_path_factory.mktemp("installed")
     wheels = directory / "wheels"
-    built = run("-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), directory=package)
-    assert built.returncode == 0, built.stderr
+    run("-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), directory=package)
     (wheel,) = wheels.iterdir()
     zipfile.ZipFile(wheel).extractall(directory / "site")
     return str(directory / "site")
@@ -93,34 +90,30 @@ def test_package_has_every_file_and_no_placeholder(package: Path, tmp_path: Path
 
 def test_package_installed_is_a_plugin(installed: str, tmp_path: Path) -> None:
     shown = run("-m", "tornadoproxy", "plugins", directory=tmp_path, path=installed)
-    assert shown.returncode == 0
     line = r"(?m)^ *- +team_budget +tornadoproxy-team-budget +0\.1\.0 +inactive$"
-    assert re.search(line, shown.stdout)
-    listed = shown.stdout.partition("\nteam_budget (tornadoproxy_team_budget:Plugin)\n")[2]
+    assert re.search(line, shown)
+    listed = shown.partition("\nteam_budget (tornadoproxy_team_budget:Plugin)\n")[2]
     assert "TEAM_BUDGET_MODELS  none   by default" in listed.partition("\n\n")[0]
 
 
 def test_package_tests_pass(package: Path, installed: str) -> None:
-    ran = run(*PYTEST, directory=package, path=installed)
-    assert ran.returncode == 0, ran.stdout
-    assert re.search(r"^[4-9] passed", ran.stdout, re.MULTILINE)
+    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", directory=package, path=installed)
+    assert re.search(r"^[4-9] passed", ran, re.MULTILINE)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ruff"), reason="ruff is not installed")
 @pytest.mark.parametrize("name", ["a", "team-budget"])
 def test_package_passes_its_linter(tmp_path: Path, name: str) -> None:
     package = new_plugin.generate(name, tmp_path)
-    for arguments in CLEAN:
-        ran = run(*arguments, directory=package)
-        assert ran.returncode == 0, ran.stdout
+    run("-m", "ruff", "check", "--no-cache", directory=package)
+    run("-m", "ruff", "format", "--check", "--no-cache", directory=package)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
 def test_package_passes_its_type_checker(package: Path, tmp_path: Path) -> None:
     # not its tests, which import the SDKs: that takes a quarter of a minute
     arguments = ["--cache-dir", str(tmp_path), "tornadoproxy_team_budget"]
-    ran = run("-m", "mypy", *arguments, directory=package)
-    assert ran.returncode == 0, ran.stdout
+    run("-m", "mypy", *arguments, directory=package)
 
 
 # The command

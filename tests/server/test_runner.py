@@ -256,65 +256,40 @@ async def test_task_that_resists_cancellation_does_not_delay_exit(
 # -- reload
 
 
-class EnvFile:
-    """The ``.env`` file of a running program; the upstream's key is in a file of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path, self.key = directory / ".env", directory / "key"
-        for path in (self.path, self.key):
-            path.touch(mode=0o600)
-        self.key.write_text(TEST_UPSTREAM_KEY)
-
-    def write(self, *lines: str) -> None:
-        self.path.write_text("\n".join(("UPSTREAM_API_KEY_FILE=key", *lines)))
-
-
 async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    file = EnvFile(tmp_path)
-    file.write(f"AUTH_TOKEN={TEST_TOKEN}", "LOG_LEVEL=error")
+    file, key = tmp_path / ".env", tmp_path / "key"
+    for path in (file, key):
+        path.touch(mode=0o600)
+    fixed = "UPSTREAM_API_KEY_FILE=key\nHOST=0.0.0.0\n"
+    key.write_text(TEST_UPSTREAM_KEY)
+    file.write_text(f"{fixed}AUTH_TOKEN={TEST_TOKEN}\nLOG_LEVEL=error\n")
     stream = Stream()
     upstream.script(stream)
     async with running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
         streaming = await program.connect()
         await begin_stream(streaming)
-        file.key.write_text(OTHER_KEY)
-        file.write(f"AUTH_TOKEN={OTHER_TOKEN}", "LOG_LEVEL=info", "MAX_BODY_SIZE=1kB")
+        key.write_text(OTHER_KEY)
+        file.write_text(f"{fixed}AUTH_TOKEN={OTHER_TOKEN}\nLOG_LEVEL=info\nMAX_BODY_SIZE=1kB\n")
         program.send_signal(signal.SIGHUP)
-        await program.errors.wait_for(
-            " INFO .*SIGHUP: reloaded secrets and the settings of plugins"
-        )
+        reloaded = " INFO .*SIGHUP: reloaded secrets and the settings of plugins"
+        await program.errors.wait_for(reloaded)
         stream.may_end.set()
         assert await rest_of_stream(streaming) == b"".join(EVENTS[1:])
         assert (await streaming.ask(REQUEST)).status == 401
-        large = request_bytes("POST", "/v1/messages", body=b" " * 2048, token=OTHER_TOKEN)
-        assert (await program.ask(large)).status != 413
-        keys = [each.header("x-api-key") for each in upstream.requests]
-        assert keys == [TEST_UPSTREAM_KEY, OTHER_KEY]
         (warning,) = [line for line in program.errors.all if "WARNING" in line]
         assert warning.endswith("SIGHUP: MAX_BODY_SIZE has changed; restart to apply it")
-        await streaming.close()
 
-
-async def test_sighup_with_wrong_settings_changes_nothing(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    file = EnvFile(tmp_path)
-    file.write(f"AUTH_TOKEN={TEST_TOKEN}", "HOST=0.0.0.0")
-    async with running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
-        await program.port()
-        for line, fault in (
-            ("nonsense", r"\.env, line 2: "),
-            (f"AUTH_TOKN={OTHER_TOKEN}", "AUTH_TOKN: did you mean AUTH_TOKEN"),
-            # the program still listens on every address, whatever the file says now
-            ("HOST=127.0.0.1", "HOST is 0.0.0.0 and no AUTH_TOKEN is set"),
-        ):
-            file.write(line)
+        # the program still listens on every address, whatever the file says now
+        for line, fault in (("nonsense", ".env, line 1: "), ("HOST=127.0.0.1", "HOST is 0.0.0.0")):
+            file.write_text(line)
             program.send_signal(signal.SIGHUP)
-            await program.errors.wait_for(
-                f"ERROR.*SIGHUP: the settings stay as they were: .*{fault}"
-            )
-        assert (await program.ask(MODELS)).status == 200
-    assert OTHER_TOKEN not in text_of(program)
-    assert TEST_UPSTREAM_KEY not in text_of(program)
+            await program.errors.wait_for(f"SIGHUP: the settings stay as they were: .*{fault}")
+        large = request_bytes("POST", "/v1/messages", body=b" " * 2048, token=OTHER_TOKEN)
+        assert (await program.ask(large)).status == 400
+        keys = [each.header("x-api-key") for each in upstream.requests]
+        assert keys == [TEST_UPSTREAM_KEY, OTHER_KEY]
+        await streaming.close()
+    for secret in (OTHER_TOKEN, TEST_UPSTREAM_KEY, OTHER_KEY):
+        assert secret not in text_of(program)

@@ -145,7 +145,6 @@ async def test_http_upstream_and_no_proxy_are_reached_directly() -> None:
             "corp.example .corp.example *.corp.example *.example:8443",
             "*.corp.example:1 *corp.example orp.example",
         ),
-        ("corp.example", "*.corp.example", "api.corp.example"),
         ("notcorp.example", "example", "*.corp.example corp.example"),
     ],
 )
