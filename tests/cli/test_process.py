@@ -88,7 +88,7 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
     loaded = set(done.stdout.split())
     assert loaded >= {"tornadoproxy.server.server", "tornadoproxy_token"}
     assert not loaded & {
-        *("argparse", "difflib", "dotenv", "sqlite3", "tomllib"),
+        *("argparse", "difflib", "dotenv", "importlib.metadata", "sqlite3", "tomllib"),
         *("opentelemetry", "prometheus_client", "hypothesis", "pytest", "openai", "anthropic"),
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
         *("tornadoproxy.handlers.chat", "tornadoproxy.openai", "tornadoproxy.testing"),

@@ -91,6 +91,8 @@ class Sources(Struct, frozen=True):
 
     def misspelt(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
         """Return a fault for each name in ``.env`` that is similar to a declared setting's."""
+        if not self.env_file.entries:
+            return ()
         names = _Names(declared)
         return tuple(
             f"{self.env_file.path}, line {entry.line}: unknown setting {name}: "

@@ -8,7 +8,6 @@ The order is the same everywhere: ``tryfirst``, then the others, then ``trylast`
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
@@ -20,6 +19,7 @@ from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.sources import nearest
 from tornadoproxy.plugin import hookspecs
 from tornadoproxy.plugin.commands import Command
+from tornadoproxy.plugin.entry_points import installed
 from tornadoproxy.plugin.failures import discard
 from tornadoproxy.plugin.implementations import (
     Implementations,
@@ -30,8 +30,8 @@ from tornadoproxy.plugin.implementations import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
-    from importlib.metadata import Distribution, EntryPoint
 
+    from tornadoproxy.plugin.entry_points import Point
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.plugin.pages import Page
 
@@ -40,7 +40,7 @@ class PluginInfo(Struct, frozen=True):
     """The description of one entry point.
 
     :param name: the entry point's name, as ``DISABLED_PLUGINS`` takes it.
-    :param source: the installed package that it comes from, if known.
+    :param point: the entry point itself.
     :param state: ``inactive``: not used by the settings, known after ``configure``.
         ``broken``: refused, so that the proxy does not start.
     :param hooks: the hooks that it implements; empty if it is disabled or broken.
@@ -54,7 +54,7 @@ class PluginInfo(Struct, frozen=True):
     """
 
     name: str
-    source: Distribution | None
+    point: Point
     state: Literal["active", "inactive", "disabled", "broken"]
     hooks: tuple[str, ...] = ()
     order: int | None = None
@@ -68,13 +68,13 @@ class PluginInfo(Struct, frozen=True):
 
     @property
     def distribution(self) -> str | None:
-        """The name of `source`."""
-        return self.source.name if self.source else None
+        """The installed package that it comes from, if known."""
+        return self.point.dist.name if self.point.dist else None
 
     @property
     def version(self) -> str | None:
-        """The version of `source`."""
-        return self.source.version if self.source else None
+        """The version of that package."""
+        return self.point.dist.version if self.point.dist else None
 
 
 class FoundPlugins:
@@ -101,18 +101,18 @@ class FoundPlugins:
 
         return in_order([*sorted(self._active, key=place), *self._disabled, *self._broken])
 
-    def leave_out(self, point: EntryPoint) -> None:
+    def leave_out(self, point: Point) -> None:
         """Record a disabled plugin without importing it."""
         self._disabled.append(_info(point, "disabled"))
 
-    def refuse_all(self, points: list[EntryPoint]) -> None:
+    def refuse_all(self, points: list[Point]) -> None:
         """Refuse several plugins of one name, since the name does not say which is meant."""
         whose = " and ".join(_source(point) for point in points)
         reason = f"{whose} each have a plugin of this name: uninstall all but one"
         self._broken += [_info(point, "broken", reason=reason) for point in points]
         self.faults.append(f"plugin {points[0].name!r} cannot be used: {reason}")
 
-    def load(self, point: EntryPoint) -> None:
+    def load(self, point: Point) -> None:
         """Load and register one plugin; every mistake in it becomes a fault."""
         try:
             hooks = self._implementations.register(instantiate(point.load()), point.name)
@@ -186,12 +186,12 @@ class FoundPlugins:
         return declared
 
 
-def find(disabled: Collection[str], entry_points: Iterable[EntryPoint] | None) -> FoundPlugins:
+def find(disabled: Collection[str], entry_points: Iterable[Point] | None) -> FoundPlugins:
     """Load the plugins of `entry_points`, or of the installed ones; see `Plugins.load`."""
     if entry_points is None:
-        entry_points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+        entry_points = installed(hookspecs.PROJECT)
     found = FoundPlugins()
-    named: dict[str, list[EntryPoint]] = {}
+    named: dict[str, list[Point]] = {}
     for point in sorted(entry_points, key=lambda each: each.name):
         named.setdefault(point.name, []).append(point)
     if not named:
@@ -227,14 +227,14 @@ def in_order(infos: Iterable[PluginInfo]) -> tuple[PluginInfo, ...]:
 
 
 def _info(
-    point: EntryPoint,
+    point: Point,
     state: Literal["active", "disabled", "broken"],
     hooks: tuple[str, ...] = (),
     reason: str | None = None,
 ) -> PluginInfo:
     return PluginInfo(
         name=point.name,
-        source=point.dist,
+        point=point,
         state=state,
         hooks=hooks,
         reason=reason,
@@ -242,5 +242,5 @@ def _info(
     )
 
 
-def _source(point: EntryPoint) -> str:
+def _source(point: Point) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else f"({point.value})"

@@ -64,11 +64,11 @@ from tornadoproxy.plugin.pricing import Pricing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
-    from importlib.metadata import EntryPoint
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.decisions import Permits
+    from tornadoproxy.plugin.entry_points import Point
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase, Status
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.plugin.pages import Page
@@ -108,7 +108,7 @@ class Plugins:
 
     @classmethod
     def load(
-        cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
+        cls, disabled: Collection[str] = (), entry_points: Iterable[Point] | None = None
     ) -> Plugins:
         """Load and validate the plugins.
 
@@ -126,7 +126,7 @@ class Plugins:
 
     @classmethod
     def survey(
-        cls, disabled: Collection[str] = (), entry_points: Iterable[EntryPoint] | None = None
+        cls, disabled: Collection[str] = (), entry_points: Iterable[Point] | None = None
     ) -> tuple[PluginInfo, ...]:
         """Return what `load` would find as `describe` does, then the broken plugins."""
         return find(disabled, entry_points).described()
