@@ -49,10 +49,10 @@ BEGUN = b"".join(EVENTS[:4])
     ("headers", "pieces"),
     [
         ([("Content-Type", "application/json"), CHUNKED], [b"01234", b"56789"]),
-        (EVENT_STREAM, [STREAM]),
+        (EVENT_STREAM, [STREAM, b"event: error\ndata: {\n\n", b"event: new\ndata: \xff\n\n:\n\n"]),
         (EVENT_STREAM, list(split(STREAM[:500], 7))),
     ],
-    ids=["JSON", "a stream", "pieces"],
+    ids=["JSON", "events of any kind", "pieces"],
 )
 async def test_head_and_each_piece_are_flushed_at_once(
     headers: list[tuple[str, str]], pieces: list[bytes], scene: Scene
@@ -75,6 +75,7 @@ async def test_head_and_each_piece_are_flushed_at_once(
     for piece in [*pieces, b""]:
         go_on.release()
         assert await client.chunk() == piece
+    assert (await scene.records.finished()).outcome == "completed"
 
 
 @pytest.mark.parametrize("request_", [MESSAGE, CHAT_STREAM])
