@@ -60,7 +60,6 @@ async def test_create_asks_upstream_for_a_message(openai_client: AsyncOpenAI, sc
     (received,) = scene.upstream.requests
     assert (received.method, received.target) == ("POST", "/v1/messages")
     assert received.all("x-api-key") == [TEST_UPSTREAM_KEY]
-    assert received.all("authorization") == []
     assert received.header("anthropic-version") == "2023-06-01"
     record = await scene.records.finished()
     assert (record.dialect, record.model) == ("openai", completion.model)
@@ -76,8 +75,7 @@ async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, scene: Scene) 
     assert "".join(each.choices[0].delta.content or "" for each in pieces).endswith("Hello")
     assert pieces[0].choices[0].delta.role == "assistant"
     assert pieces[-1].choices[0].finish_reason == "stop"
-    assert last.choices == []
-    assert last.usage is not None
+    assert (last.choices, last.usage is not None) == ([], True)
     assert len({(each.id, each.created) for each in [*pieces, last]}) == 1
     assert (await scene.records.finished()).outcome == "completed"
 
@@ -174,14 +172,13 @@ async def test_limit_is_the_models_own_asked_for_once(scene: Scene) -> None:
 # -- requests
 
 
-async def test_chat_with_or_without_v1_is_post_only(proxy: Proxy, scene: Scene) -> None:
+async def test_chat_with_or_without_v1_is_post_only(scene: Scene) -> None:
     for path in (CHAT_PATH, "/openai/chat/completions", "/openai/v1/v1/chat/completions"):
         assert (await scene.ask(path, chat())).status == 200
         response = await scene.ask(path)
         openai_error(response, 405)
         assert response.header("allow") == "POST"
     assert len(scene.upstream.requests) == 3
-    assert proxy.server.status().held_bytes == 0
 
 
 async def test_sampling_pins_the_version_that_takes_it(scene: Scene) -> None:
@@ -219,6 +216,9 @@ async def test_invalid_request_names_its_field_and_stays_here(proxy: Proxy, scen
     ):
         openai_error(await scene.ask(CHAT_PATH, body=body), 400, param=param)
         assert proxy.server.status().held_bytes == 0
+    syntax, *fields = [record.error for record in scene.records.all]
+    assert fields == ["InvalidRequest: at model", "InvalidRequest: at messages[0].role"]
+    assert "JSON" in (syntax or "")
     response = await scene.ask(CHAT_PATH, chat(), headers={"Content-Encoding": "gzip"})
     assert "Content-Encoding" in openai_error(response, 400)
     assert scene.upstream.requests == []
