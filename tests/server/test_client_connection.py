@@ -23,16 +23,13 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from scene import Scene
+
     from tornadoproxy import IncomingRequest, PageRequest
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
         RawConnection,
         RawResponse,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -83,38 +80,37 @@ async def send_on(client: RawConnection, data: bytes, pause: float = 0.0) -> Non
 
 @pytest.mark.parametrize("path", ["/v1/messages?beta=true", "/openai/v1/chat/completions"])
 async def test_malformed_head_is_400_and_ends_the_connection(
-    path: str, raw: OpenRaw, ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
+    path: str, scene: Scene, proxy: Proxy
 ) -> None:
     """Line ends before a request are skipped, and a request before it is served."""
-    client = await raw()
+    client = await scene.raw()
     malformed = HEAD % path.encode() + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
     await client.send(b"\r\n" * 3 + MODELS + b"\r\n" + malformed + SMUGGLED)
     assert (await client.response()).status == 200
     check_refused(await client.response(), path)
     await ended(client)
-    assert (await ask(HEALTH)).status == 200
-    assert [request.target for request in upstream.requests] == ["/v1/models"]
+    assert (await scene.ask(HEALTH)).status == 200
+    assert [request.target for request in scene.upstream.requests] == ["/v1/models"]
 
 
-async def test_refusal_reaches_a_client_that_goes_on_sending(raw: OpenRaw, proxy: Proxy) -> None:
+async def test_refusal_reaches_a_client_that_goes_on_sending(scene: Scene, proxy: Proxy) -> None:
     """A reset, because of unread bytes, would take the response away from the client."""
-    client = await raw()
-    await client.send(SIGNED_LENGTH + bytes(0x100000))
+    client = await scene.send(SIGNED_LENGTH + bytes(0x100000))
     check_refused(await client.response(), "/v1/messages")
     await ended(client)
 
 
 async def test_tls_on_plain_port_is_cut_and_logged_once(
-    raw: OpenRaw, ask: Ask, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    scene: Scene, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = ssl.create_default_context()
     for _ in range(2):
         with pytest.raises(ConnectionError):
             async with asyncio.timeout(2):
-                await raw(ssl=context)
+                await scene.raw(ssl=context)
     (line,) = [each for each in caplog.messages if "TLS" in each]
     assert line.startswith("a client at 127.0.0.1 speaks TLS, but this port does not: give it")
-    assert (await ask(HEALTH)).status == 200
+    assert (await scene.ask(HEALTH)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -123,63 +119,51 @@ async def test_tls_on_plain_port_is_cut_and_logged_once(
     ids=["end", "endless line"],
 )
 async def test_malformed_chunk_is_400_and_aborts_the_call(
-    chunks: bytes, raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream, records: Records
+    chunks: bytes, scene: Scene, proxy: Proxy
 ) -> None:
-    client = await raw()
+    client = await scene.raw()
     head = HEAD % b"/v1/files" + b"Transfer-Encoding: chunked\r\n\r\n"
     await client.send(head + chunks + SMUGGLED)
     check_refused(await client.response(), "/v1/files")
     await ended(client)
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.outcome, record.status) == ("denied", 400)
     assert record.error
-    for request in upstream.requests:
+    for request in scene.upstream.requests:
         async with asyncio.timeout(1):
             await request.disconnected()
             with pytest.raises(ConnectionError):
                 await request.complete()
-    assert len(upstream.requests) <= len(records.all) == 1
+    assert len(scene.upstream.requests) <= len(scene.records.all) == 1
 
 
-async def test_request_behind_a_refused_body_is_not_served(
-    start_proxy: StartProxy, raw: OpenRaw, ask: Ask, records: Records
-) -> None:
+async def test_request_behind_a_refused_body_is_not_served(scene: Scene) -> None:
     """The last piece of the body is the one that is too large."""
-    await start_proxy(MAX_BODY_SIZE="1kB")
-    client = await raw()
+    await scene.start(MAX_BODY_SIZE="1kB")
+    client = await scene.raw()
     head = HEAD % b"/v1/files" + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     await client.send(head + b"7d0\r\n" + bytes(2000) + b"\r\n0\r\n\r\n" + SMUGGLED)
     assert (await client.response()).status == 413
     await client.send(SMUGGLED)
     await ended(client)
-    assert (await ask(HEALTH)).status == 200  # by now the proxy has read it
-    assert len(records.all) == 1
+    assert (await scene.ask(HEALTH)).status == 200  # by now the proxy has read it
+    assert len(scene.records.all) == 1
 
 
 # -- large heads
 
 
-async def test_head_over_the_limit_is_431(start_proxy: StartProxy, raw: OpenRaw, ask: Ask) -> None:
-    await start_proxy(MAX_HEADER_SIZE="1kB")
+async def test_head_over_the_limit_is_431(scene: Scene) -> None:
+    await scene.start(MAX_HEADER_SIZE="1kB")
     small = request_bytes("GET", "/health", {"X-Large": "x" * 900})
     padded = small.replace(b"xx", b"x" * (2 + 1024 - len(small)), 1)
-    assert (await ask(padded)).status == 200
+    assert (await scene.ask(padded)).status == 200
     for path in ("/health", "/openai/health"):
-        client = await raw()
-        await client.send(padded.replace(b"xx", b"xxx", 1).replace(b"/health", path.encode()))
+        client = await scene.send(
+            padded.replace(b"xx", b"xxx", 1).replace(b"/health", path.encode())
+        )
         check_refused(await client.response(), path, 431)
         await ended(client)
-
-
-async def test_endless_head_is_not_read_forever(
-    raw: OpenRaw, ask: Ask, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client_transport, "LINGER", 0.05)
-    client = await raw()
-    await client.send(b"GET /v1/models HTTP/1.1\r\n")
-    with pytest.raises(ConnectionError):
-        await send_on(client, b"X: %b\r\n" % (b"x" * 65_000))
-    assert (await ask(HEALTH)).status == 200
 
 
 # -- clients that are not authenticated
@@ -221,19 +205,16 @@ class SlowAuthenticator:
     ],
     ids=["head", "authenticator", "admit of a page", "behind a page"],
 )
-async def test_oldest_unauthenticated_client_gives_way(
-    sent: bytes, start_proxy: StartProxy, raw: OpenRaw
-) -> None:
+async def test_oldest_unauthenticated_client_gives_way(sent: bytes, scene: Scene) -> None:
     """Unauthenticated clients share a sixteenth of the room for held bodies."""
-    proxy = await start_proxy(MAX_HELD_BODIES=16_000, plugins=[SlowAuthenticator()])
+    proxy = await scene.start(MAX_HELD_BODIES=16_000, plugins=[SlowAuthenticator()])
     clients = []
     for held in (400, 800):
-        clients.append(await raw())
+        clients.append(await scene.raw())
         await clients[-1].send(sent)
         while proxy.server.status().held_bytes < held:
             await asyncio.sleep(0)
-    third = await raw()
-    await third.send(sent)
+    third = await scene.send(sent)
     await ended(clients[0])
     assert proxy.server.status().held_bytes == 800
     assert not any(proxy.server.status().plugin_refusals.values())
@@ -254,23 +235,17 @@ async def test_oldest_unauthenticated_client_gives_way(
     ids=["close", "reset", "drain", "drain of a page"],
 )
 async def test_authenticator_is_cancelled_with_its_request(
-    path: str,
-    end: Callable[[RawConnection, Proxy], Awaitable[None]],
-    outcome: str,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    records: Records,
+    path: str, end: Callable[[RawConnection, Proxy], Awaitable[None]], outcome: str, scene: Scene
 ) -> None:
     """What the plugin raises then does not count as its failure."""
     plugin = SlowAuthenticator()
-    proxy = await start_proxy(plugins=[plugin], DRAIN_TIMEOUT=0.05)
-    client = await raw()
-    await client.send(request_bytes("POST", path, body=b"{}", token=TEST_TOKEN))
+    proxy = await scene.start(plugins=[plugin], DRAIN_TIMEOUT=0.05)
+    client = await scene.send(request_bytes("POST", path, body=b"{}", token=TEST_TOKEN))
     await plugin.asked.wait()
     await end(client, proxy)
     async with asyncio.timeout(2):
         await plugin.cancelled.wait()
-    assert (await records.finished()).outcome == outcome
+    assert (await scene.records.finished()).outcome == outcome
     assert not any([*proxy.plugins.refusals.values(), *proxy.plugins.failures.values()])
 
 
@@ -280,52 +255,33 @@ async def test_authenticator_is_cancelled_with_its_request(
 @pytest.mark.parametrize(
     "sent", [b"", MODELS[:10], MODELS[:-2], HEALTH], ids=["0", "10", "-2", "idle"]
 )
-async def test_slow_head_is_closed_without_a_response(
-    sent: bytes, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(CLIENT_IDLE_TIMEOUT=0.05)
-    client = await raw()
+async def test_slow_head_is_closed_without_a_response(sent: bytes, scene: Scene) -> None:
+    await scene.start(CLIENT_IDLE_TIMEOUT=0.05)
+    client = await scene.raw()
     if sent:
         await client.send(sent)
     if sent == HEALTH:
         assert (await client.response()).status == 200
     await ended(client)
-    assert not upstream.requests
+    assert not scene.upstream.requests
 
 
 @pytest.mark.parametrize(
     ("start", "drop"), [(b"GET /health HTTP/1.1\r\nX: ", b"x"), (b"", b"\r\n")]
 )
-async def test_dripping_head_is_closed(
-    start: bytes, drop: bytes, start_proxy: StartProxy, raw: OpenRaw
-) -> None:
+async def test_dripping_head_is_closed(start: bytes, drop: bytes, scene: Scene) -> None:
     """The timeout is for the whole head, and blank lines before it do not count."""
-    await start_proxy(CLIENT_IDLE_TIMEOUT=0.1)
-    client = await raw()
-    await client.send(start)
+    await scene.start(CLIENT_IDLE_TIMEOUT=0.1)
+    client = await scene.send(start)
     with pytest.raises(ConnectionError):
         await send_on(client, drop, 0.02)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/messages"])
-@pytest.mark.parametrize("framing", [("Content-Length", "9"), ("Transfer-Encoding", "chunked")])
-async def test_missing_body_is_408(
-    path: str, framing: tuple[str, str], start_proxy: StartProxy, raw: OpenRaw
-) -> None:
-    await start_proxy(CLIENT_BODY_TIMEOUT=0.05)
-    client = await raw()
-    await client.send(request_bytes("GET", path, [framing], token=TEST_TOKEN))
-    check_refused(await client.response(), path, 408)
-    await ended(client)
-
-
 @pytest.mark.parametrize("rate", [0, 1_000_000_000])
-async def test_dripping_body_is_408_below_the_minimum_rate(
-    rate: int, start_proxy: StartProxy, raw: OpenRaw
-) -> None:
+async def test_dripping_body_is_408_below_the_minimum_rate(rate: int, scene: Scene) -> None:
     """Such a body is never silent for long; a rate of 0 permits it."""
-    await start_proxy(MIN_BODY_RATE=rate, CLIENT_BODY_TIMEOUT=0.2)
-    client, probe = await raw(), await raw()
+    await scene.start(MIN_BODY_RATE=rate, CLIENT_BODY_TIMEOUT=0.2)
+    client, probe = await scene.raw(), await scene.raw()
     chunked = {"Transfer-Encoding": "chunked"}
     await client.send(request_bytes("POST", "/v1/files", chunked, token=TEST_TOKEN))
     response = asyncio.ensure_future(client.response())
@@ -339,10 +295,8 @@ async def test_dripping_body_is_408_below_the_minimum_rate(
     assert (await response).status == (408 if rate else 404)
 
 
-async def test_wait_for_upstream_does_not_count_as_slow_body(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(MIN_BODY_RATE=1_000_000_000, CLIENT_BODY_TIMEOUT=0.5)
+async def test_wait_for_upstream_does_not_count_as_slow_body(scene: Scene) -> None:
+    await scene.start(MIN_BODY_RATE=1_000_000_000, CLIENT_BODY_TIMEOUT=0.5)
     may_read = asyncio.Event()
 
     async def slow(exchange: UpstreamExchange) -> None:
@@ -350,8 +304,8 @@ async def test_wait_for_upstream_does_not_count_as_slow_body(
         await exchange.read_all()
         await json_response({})(exchange)
 
-    upstream.script(slow)
-    client = await raw()
+    scene.upstream.script(slow)
+    client = await scene.raw()
     body = bytes(8_000_000)
     sending = asyncio.ensure_future(
         client.send(request_bytes("POST", "/v1/files", body=body, token=TEST_TOKEN))
@@ -364,12 +318,10 @@ async def test_wait_for_upstream_does_not_count_as_slow_body(
     await sending
 
 
-async def test_wait_for_response_does_not_count_as_idle(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(CLIENT_IDLE_TIMEOUT=0.05, UPSTREAM_FIRST_BYTE_TIMEOUT=0.2)
-    upstream.script(silent_response())
-    assert (await ask("/v1/models")).status == 504
+async def test_wait_for_response_does_not_count_as_idle(scene: Scene) -> None:
+    await scene.start(CLIENT_IDLE_TIMEOUT=0.05, UPSTREAM_FIRST_BYTE_TIMEOUT=0.2)
+    scene.upstream.script(silent_response())
+    assert (await scene.ask("/v1/models")).status == 504
 
 
 # -- what follows a request
@@ -377,14 +329,14 @@ async def test_wait_for_response_does_not_count_as_idle(
 
 @pytest.mark.parametrize("target", ["/health", "/v1/models"])
 async def test_connection_is_kept_alive_unless_the_client_closes(
-    target: str, raw: OpenRaw, proxy: Proxy
+    target: str, scene: Scene, proxy: Proxy
 ) -> None:
     for version, line, close in (
         (b"HTTP/1.1", "foo", None),
         (b"HTTP/1.1", "foo, Close", "close"),
         (b"HTTP/1.0", "keep-alive", None),
     ):
-        client = await raw()
+        client = await scene.raw()
         request = request_bytes("GET", target, {"Connection": line}, token=TEST_TOKEN)
         response = await client.ask(request.replace(b"HTTP/1.1", version))
         assert response.header("Connection") == close
@@ -396,17 +348,17 @@ async def test_connection_is_kept_alive_unless_the_client_closes(
 
 @pytest.mark.parametrize(("token", "status"), [(TEST_TOKEN, 404), ("wrong", 401)])
 async def test_pipelined_requests_are_answered_in_turn(
-    token: str, status: int, raw: OpenRaw, proxy: Proxy
+    token: str, status: int, scene: Scene, proxy: Proxy
 ) -> None:
     """Each one, whether or not the handler waits for its body."""
     request = request_bytes("POST", "/nowhere", body=b"{}", token=token)
-    client = await raw()
+    client = await scene.raw()
     sending = asyncio.create_task(client.send(request * 500))
     assert {(await client.response()).status for _ in range(500)} == {status}
     await sending
 
 
-async def test_unread_responses_do_not_pile_up(start_proxy: StartProxy, raw: OpenRaw) -> None:
+async def test_unread_responses_do_not_pile_up(scene: Scene) -> None:
     served = []
 
     class Figures:
@@ -418,8 +370,8 @@ async def test_unread_responses_do_not_pile_up(start_proxy: StartProxy, raw: Ope
             served.append(request)
             return PageResponse(bytes(100_000))
 
-    proxy = await start_proxy(plugins=[Figures()])
-    client, other = await raw(receive_buffer=4096), await raw()
+    proxy = await scene.start(plugins=[Figures()])
+    client, other = await scene.raw(receive_buffer=4096), await scene.raw()
     await client.send(request_bytes("GET", "/figures") * 200)
     for _ in range(300):  # each takes a turn of the event loop at least
         assert (await other.ask(HEALTH)).status == 200
@@ -431,11 +383,11 @@ async def test_unread_responses_do_not_pile_up(start_proxy: StartProxy, raw: Ope
 
 
 async def test_early_response_is_readable_and_keeps_the_connection(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
+    scene: Scene, proxy: Proxy
 ) -> None:
     """The client sends the whole body before it reads the response."""
     body = bytes(4 * 1024 * 1024)
-    client = await raw()
+    client = await scene.raw()
     for target, token, status in (
         ("/v1/messages", "wrong", 401),
         ("/v1/../x", TEST_TOKEN, 400),
@@ -445,14 +397,14 @@ async def test_early_response_is_readable_and_keeps_the_connection(
         assert response.status == status
         assert response.header("Connection") is None
     assert (await client.ask(MODELS)).status == 200
-    assert [request.target for request in upstream.requests] == ["/v1/models"]
+    assert [request.target for request in scene.upstream.requests] == ["/v1/models"]
 
 
 async def test_body_after_its_response_is_not_read_forever(
-    raw: OpenRaw, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_transport, "LINGER", 0.05)
-    client = await raw()
+    client = await scene.raw()
     headers = {"Content-Length": "1000000"}
     request = request_bytes("POST", "/nowhere", headers, b"half", token=TEST_TOKEN)
     assert (await client.ask(request)).status == 404
@@ -460,10 +412,9 @@ async def test_body_after_its_response_is_not_read_forever(
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/api/hello"])
-async def test_half_close_after_probe_is_answered(path: str, raw: OpenRaw, proxy: Proxy) -> None:
+async def test_half_close_after_probe_is_answered(path: str, scene: Scene, proxy: Proxy) -> None:
     for pause in range(5):
-        client = await raw()
-        await client.send(request_bytes("GET", path))
+        client = await scene.send(request_bytes("GET", path))
         for _ in range(pause):  # so that the end arrives with the request, or behind it
             await asyncio.sleep(0)
         client.half_close()
@@ -475,55 +426,49 @@ async def test_half_close_after_probe_is_answered(path: str, raw: OpenRaw, proxy
 # -- Expect
 
 
-async def test_expectation_of_http_1_0_is_ignored(
-    ask: Ask, proxy: Proxy, upstream: ScriptedUpstream
-) -> None:
+async def test_expectation_of_http_1_0_is_ignored(scene: Scene, proxy: Proxy) -> None:
     """Such a client would take the 100 for its response (RFC 9110 §10.1.1)."""
-    upstream.script(json_response({}))
+    scene.upstream.script(json_response({}))
     headers = {"Expect": "100-continue"}
     request = request_bytes("POST", "/v1/messages", headers, b"hello", token=TEST_TOKEN)
-    response = await ask(request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    response = await scene.ask(request.replace(b"HTTP/1.1", b"HTTP/1.0"))
     assert (response.status, response.interim) == (200, [])
 
 
-async def test_refused_expectation_ends_the_connection(
-    raw: OpenRaw, proxy: Proxy, upstream: ScriptedUpstream
-) -> None:
+async def test_refused_expectation_ends_the_connection(scene: Scene, proxy: Proxy) -> None:
     """The body may arrive all the same, or not."""
-    client = await raw()
+    client = await scene.raw()
     headers = {"Expect": "100-continue", "Content-Length": str(len(SMUGGLED))}
     response = await client.ask(request_bytes("POST", "/v1/messages", headers, token="wrong"))
     assert (response.status, response.interim) == (401, [])
     assert response.header("Connection") == "close"
     await ended(client)
-    assert not upstream.requests
+    assert not scene.upstream.requests
 
 
 # -- disconnects
 
 
-async def test_disconnect_before_refusal_is_no_error(
-    ask: Ask, proxy: Proxy, records: Records
-) -> None:
+async def test_disconnect_before_refusal_is_no_error(scene: Scene, proxy: Proxy) -> None:
     headers = {"Expect": "100-continue"}
     with socket.create_connection(("127.0.0.1", proxy.port)) as client:
         client.setblocking(False)  # the kernel keeps more than the proxy reads at once
         client.send(request_bytes("POST", "/v1/messages", headers, bytes(400_000), token="wrong"))
-    assert (await records.finished()).status == 401
-    assert (await ask(HEALTH)).status == 200
+    assert (await scene.records.finished()).status == 401
+    assert (await scene.ask(HEALTH)).status == 200
 
 
 @pytest.mark.parametrize(
     ("path", "stream"), [("/v1/messages", False), ("/openai/v1/chat/completions", True)]
 )
 async def test_ended_request_leaves_no_reference_cycle(
-    path: str, stream: bool, raw: OpenRaw, ask: Ask, proxy: Proxy, records: Records
+    path: str, stream: bool, scene: Scene, proxy: Proxy
 ) -> None:
     """The garbage collector would take a tenth of a request's time."""
     document = {"model": "claude-sonnet-5-5", "max_tokens": 9, "stream": stream}
     document["messages"] = [{"role": "user", "content": "hello"}]
     body = json.dumps(document).encode()
-    client = await raw()
+    client = await scene.raw()
     gc.collect()
     before = _requests_in_memory()
     gc.disable()
@@ -531,8 +476,8 @@ async def test_ended_request_leaves_no_reference_cycle(
         for count in range(1, 4):
             request = request_bytes("POST", path, body=body, token=TEST_TOKEN)
             assert (await client.ask(request)).status == 200
-            await records.finished(count)
-        await ask(HEALTH)
+            await scene.records.finished(count)
+        await scene.ask(HEALTH)
         assert _requests_in_memory() == before
     finally:
         gc.enable()

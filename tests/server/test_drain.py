@@ -22,13 +22,11 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        OpenRaw,
         Proxy,
         RawConnection,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
         UpstreamExchange,
     )
 
@@ -65,11 +63,11 @@ async def become_idle(client: RawConnection) -> None:
 
 
 async def test_drain_ends_idle_connections_and_lets_streams_finish(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
+    proxy: Proxy, scene: Scene
 ) -> None:
     stream = Stream()
-    upstream.script(stream)
-    idle, unused, streaming = await raw(), await raw(), await raw()
+    scene.upstream.script(stream)
+    idle, unused, streaming = await scene.raw(), await scene.raw(), await scene.raw()
     await become_idle(idle)
     await begin_stream(streaming)
     drain = asyncio.create_task(proxy.server.drain())
@@ -77,25 +75,22 @@ async def test_drain_ends_idle_connections_and_lets_streams_finish(
         assert await idle.read() == b""
         assert await unused.read() == b""
     with pytest.raises(ConnectionRefusedError):
-        await raw()
+        await scene.raw()
     assert not drain.done()
     stream.may_end.set()
     await end_stream(streaming)
     async with asyncio.timeout(1):
         await drain
-        await upstream.all_closed()
-    assert (await records.finished()).outcome == "completed"
+        await scene.upstream.all_closed()
+    assert (await scene.records.finished()).outcome == "completed"
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
-async def test_drain_right_after_response_closes_connection(
-    turns: int, start_proxy: StartProxy, raw: OpenRaw, records: Records
-) -> None:
+async def test_drain_right_after_response_closes_connection(turns: int, scene: Scene) -> None:
     """For some turns of the event loop it is neither idle nor busy."""
-    proxy = await start_proxy(DRAIN_TIMEOUT=600)
-    client = await raw()
-    await client.send(NOT_FOUND)
-    await records.finished()
+    proxy = await scene.start(DRAIN_TIMEOUT=600)
+    client = await scene.send(NOT_FOUND)
+    await scene.records.finished()
     for _ in range(turns):
         await asyncio.sleep(0)
     async with asyncio.timeout(2):
@@ -104,13 +99,11 @@ async def test_drain_right_after_response_closes_connection(
     assert await client.read() == b""
 
 
-async def test_drain_answers_half_sent_requests_with_close(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_drain_answers_half_sent_requests_with_close(proxy: Proxy, scene: Scene) -> None:
     """Readiness is 503, and a body is still read."""
     stream = Stream()
-    upstream.script(stream)
-    asking, uploading, idle, streaming = [await raw() for _ in range(4)]
+    scene.upstream.script(stream)
+    asking, uploading, idle, streaming = [await scene.raw() for _ in range(4)]
     await asking.send(READY[:10])
     await uploading.send(REQUEST[:-1])
     await begin_stream(streaming)  # by now what the others sent has been read
@@ -121,18 +114,16 @@ async def test_drain_answers_half_sent_requests_with_close(
         response = await client.response()
         assert (response.status, response.header("Connection")) == (status, "close")
         assert await client.read() == b""
-    assert upstream.requests[1].body == b"{}"
+    assert scene.upstream.requests[1].body == b"{}"
     stream.may_end.set()
     await end_stream(streaming)
     await drain
 
 
-async def test_drain_begins_no_pipelined_request(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_drain_begins_no_pipelined_request(proxy: Proxy, scene: Scene) -> None:
     stream = Stream()
-    upstream.script(stream)
-    idle, client = await raw(), await raw()
+    scene.upstream.script(stream)
+    idle, client = await scene.raw(), await scene.raw()
     await begin_stream(client)
     await client.send(REQUEST)
     drain = asyncio.create_task(proxy.server.drain())
@@ -140,33 +131,27 @@ async def test_drain_begins_no_pipelined_request(
     stream.may_end.set()
     await end_stream(client)
     await drain
-    assert len(upstream.requests) == len(records.all) == 1
+    assert len(scene.upstream.requests) == len(scene.records.all) == 1
 
 
-@pytest.mark.parametrize("timeout", [0.05, 60])
-async def test_end_of_drain_aborts_all_requests(
-    timeout: float,  # noqa: ASYNC109  # the setting's value, after which a drain ends
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
-) -> None:
+@pytest.mark.parametrize("seconds", [0.05, 60])
+async def test_end_of_drain_aborts_all_requests(seconds: float, scene: Scene) -> None:
     """By its timeout or an abort: a stream gets an error event, any other request 503."""
-    proxy = await start_proxy(DRAIN_TIMEOUT=timeout)
-    upstream.script(sse_response(EVENTS[:1], end="hang"), silent_response())
-    idle, streaming, uploading, waiting = [await raw() for _ in range(4)]
+    proxy = await scene.start(DRAIN_TIMEOUT=seconds)
+    scene.upstream.script(sse_response(EVENTS[:1], end="hang"), silent_response())
+    idle, streaming, uploading, waiting = [await scene.raw() for _ in range(4)]
     await begin_stream(streaming)
     await uploading.send(REQUEST[:-1])
     await waiting.send(REQUEST)
-    await upstream.received(2)
+    await scene.upstream.received(2)
     drain = asyncio.create_task(proxy.server.drain())
     assert await idle.read() == b""
-    assert not records.all
-    if timeout == 60:
+    assert not scene.records.all
+    if seconds == 60:
         proxy.server.abort()
     async with asyncio.timeout(2):
         await drain
-        await upstream.all_closed()
+        await scene.upstream.all_closed()
     kind, data, *_ = (await streaming.chunk()).split(b"\n")
     assert kind == b"event: error"
     assert "stopping" in json.loads(data.removeprefix(b"data: "))["error"]["message"]
@@ -179,8 +164,8 @@ async def test_end_of_drain_aborts_all_requests(
         error = json.loads(response.body)["error"]
         assert error["type"] == "overloaded_error"
         assert "stopping" in error["message"]
-    assert {record.outcome for record in records.all} == {"drained"}
-    ends = {(record.status, record.usage.input_tokens) for record in records.all}
+    assert {record.outcome for record in scene.records.all} == {"drained"}
+    ends = {(record.status, record.usage.input_tokens) for record in scene.records.all}
     assert ends == {(200, 10), (503, None)}
 
 
@@ -213,36 +198,32 @@ class Endless:
             await sending
 
 
-async def stalled_client(raw: OpenRaw, upstream: ScriptedUpstream) -> RawConnection:
+async def stalled_client(scene: Scene) -> RawConnection:
     """A client that reads nothing of an endless stream, of which nothing more can be sent."""
     endless = Endless()
-    upstream.script(endless)
-    client = await raw(receive_buffer=16_384)
+    scene.upstream.script(endless)
+    client = await scene.raw(receive_buffer=16_384)
     await client.send(REQUEST)
     await endless.stalled.wait()
     return client
 
 
 @pytest.mark.usefixtures("small_send_buffers")
-async def test_drain_timeout_does_not_wait_for_stalled_client(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_drain_timeout_does_not_wait_for_stalled_client(scene: Scene) -> None:
     """Not even the error event fits into the client's buffers."""
-    proxy = await start_proxy(DRAIN_TIMEOUT=0.05, SSE_KEEPALIVE_INTERVAL=0.05)
-    client = await stalled_client(raw, upstream)
+    proxy = await scene.start(DRAIN_TIMEOUT=0.05, SSE_KEEPALIVE_INTERVAL=0.05)
+    client = await stalled_client(scene)
     async with asyncio.timeout(5):
         await proxy.server.drain()
-    assert (await records.finished()).outcome == "drained"
+    assert (await scene.records.finished()).outcome == "drained"
     with pytest.raises(Truncated):
         await client.response()
 
 
 @pytest.mark.usefixtures("small_send_buffers")
-async def test_drain_timeout_error_event_reaches_slow_client(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=0.1)
-    client = await stalled_client(raw, upstream)
+async def test_drain_timeout_error_event_reaches_slow_client(scene: Scene) -> None:
+    proxy = await scene.start(DRAIN_TIMEOUT=0.1)
+    client = await stalled_client(scene)
     drain = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0.2)  # a slow client
     with pytest.raises(Truncated) as caught:
@@ -250,36 +231,30 @@ async def test_drain_timeout_error_event_reaches_slow_client(
     assert caught.value.response is not None
     assert b"\n\nevent: error\ndata: " in caught.value.response.body[-500:]
     await drain
-    assert (await records.finished()).outcome == "drained"
+    assert (await scene.records.finished()).outcome == "drained"
 
 
 @pytest.mark.usefixtures("small_send_buffers")
-async def test_second_abort_does_not_wait_for_slow_client(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream, records: Records
-) -> None:
-    proxy = await start_proxy(DRAIN_TIMEOUT=60)
-    await stalled_client(raw, upstream)
+async def test_second_abort_does_not_wait_for_slow_client(scene: Scene) -> None:
+    proxy = await scene.start(DRAIN_TIMEOUT=60)
+    await stalled_client(scene)
     proxy.server.abort()
-    assert not records.all  # the error event waits for the client
+    assert not scene.records.all  # the error event waits for the client
     proxy.server.abort()
-    assert (await records.finished()).outcome == "drained"
+    assert (await scene.records.finished()).outcome == "drained"
 
 
-async def test_drain_shuts_plugins_down_once_and_last(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_drain_shuts_plugins_down_once_and_last(scene: Scene) -> None:
     ending = Ending()
-    proxy = await start_proxy(plugins=[ending], DRAIN_TIMEOUT=0.05)
-    upstream.script(sse_response(EVENTS[:1], end="hang"))
-    await begin_stream(await raw())
+    proxy = await scene.start(plugins=[ending], DRAIN_TIMEOUT=0.05)
+    scene.upstream.script(sse_response(EVENTS[:1], end="hang"))
+    await begin_stream(await scene.raw())
     for _ in range(2):
         await proxy.server.drain()
         assert ending.noted == ["drained", "shutdown"]
 
 
-async def test_drain_serves_connections_not_yet_accepted(
-    proxy: Proxy, upstream: ScriptedUpstream, records: Records
-) -> None:
+async def test_drain_serves_connections_not_yet_accepted(proxy: Proxy, scene: Scene) -> None:
     """Closing a socket resets the connections in its queue."""
     request = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
     clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(20)]
@@ -290,4 +265,4 @@ async def test_drain_serves_connections_not_yet_accepted(
     for client in clients:
         with client, client.makefile("rb") as response:
             assert response.readline().startswith(b"HTTP/1.1 200 ")
-    assert len(records.all) == len(clients)
+    assert len(scene.records.all) == len(clients)

@@ -20,9 +20,9 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
     from server.conftest import OwnTLS
 
-    from tornadoproxy.testing import OpenRaw, ScriptedUpstream, StartProxy
 
 HEALTH = request_bytes("GET", "/health")
 
@@ -38,12 +38,12 @@ async def ended(connection: RawConnection) -> None:
         await connection.disconnected()
 
 
-async def test_connection_idle_longest_makes_room(start_proxy: StartProxy, raw: OpenRaw) -> None:
-    await start_proxy(MAX_CONNECTIONS=3)
-    first, second, third = [await raw() for _ in range(3)]
+async def test_connection_idle_longest_makes_room(scene: Scene) -> None:
+    await scene.start(MAX_CONNECTIONS=3)
+    first, second, third = [await scene.raw() for _ in range(3)]
     for connection in (second, first, third, second):  # first and not second is idle longest
         await served(connection)
-    fourth = await raw()
+    fourth = await scene.raw()
     await served(fourth)
     await ended(first)
     for connection in (second, third, fourth):
@@ -60,92 +60,82 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("sent", UNKNOWN.values(), ids=UNKNOWN)
-async def test_unauthenticated_connections_make_room(
-    sent: bytes, start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_unauthenticated_connections_make_room(sent: bytes, scene: Scene) -> None:
     """In the order in which they came; an authenticated request stays."""
-    proxy = await start_proxy(MAX_CONNECTIONS=3)
-    upstream.script(silent_response())
-    known = await raw()
-    await known.send(REQUEST)
-    await upstream.received()
-    held = [await raw() for _ in range(2)]
+    proxy = await scene.start(MAX_CONNECTIONS=3)
+    scene.upstream.script(silent_response())
+    await scene.send(REQUEST)
+    await scene.upstream.received()
+    held = [await scene.raw() for _ in range(2)]
     for connection in held:
         await connection.send(sent + b"a" * 10)
     for _ in range(3):
-        await served(await raw())
+        await served(await scene.raw())
     for connection in held:
         await ended(connection)
     assert proxy.server.status().upstream_connections == 1
 
 
-async def test_silent_tls_handshakes_make_room(
-    start_proxy: StartProxy, raw: OpenRaw, own_tls: OwnTLS
-) -> None:
-    proxy = await start_proxy(MAX_CONNECTIONS=3, **own_tls.settings)
-    silent = [await raw() for _ in range(3)]
+async def test_silent_tls_handshakes_make_room(scene: Scene, own_tls: OwnTLS) -> None:
+    proxy = await scene.start(MAX_CONNECTIONS=3, **own_tls.settings)
+    silent = [await scene.raw() for _ in range(3)]
     for _ in range(4):
-        await served(await raw(ssl=own_tls.trusting))
+        await served(await scene.raw(ssl=own_tls.trusting))
     for connection in silent:
         await ended(connection)
     assert proxy.server.status().client_connections <= 3
 
 
-async def test_authenticated_slow_body_makes_no_room(start_proxy: StartProxy, raw: OpenRaw) -> None:
-    await start_proxy(MAX_CONNECTIONS=2)
-    known = await raw()
-    await known.send(REQUEST[:-1])
+async def test_authenticated_slow_body_makes_no_room(scene: Scene) -> None:
+    await scene.start(MAX_CONNECTIONS=2)
+    known = await scene.send(REQUEST[:-1])
     for _ in range(3):
-        await served(await raw())
+        await served(await scene.raw())
     await known.send(REQUEST[-1:])
     assert (await known.response()).status == 400  # the upstream's: the body is not a message
 
 
-async def test_served_request_makes_no_room_for_another(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_served_request_makes_no_room_for_another(scene: Scene) -> None:
     """The next connection waits to be accepted until there is room."""
-    await start_proxy(MAX_CONNECTIONS=2)
+    await scene.start(MAX_CONNECTIONS=2)
     stream = Stream()
-    upstream.script(stream, silent_response())
-    streaming, silent = await raw(), await raw()
+    scene.upstream.script(stream, silent_response())
+    streaming, silent = await scene.raw(), await scene.raw()
     await begin_stream(streaming)
     await silent.send(REQUEST)
-    await upstream.received(2)
-    third = await raw()  # accepted by the system, but not yet by the proxy
+    await scene.upstream.received(2)
+    third = await scene.raw()  # accepted by the system, but not yet by the proxy
     await third.send(REQUEST)
     stream.may_end.set()
     assert await rest_of_stream(streaming) == b"".join(EVENTS[1:])
-    assert len(upstream.requests) == 2
+    assert len(scene.upstream.requests) == 2
     await silent.close()
     async with asyncio.timeout(2):
         assert (await third.response()).status == 400
 
 
-async def test_closed_connections_leave_no_place_taken(
-    start_proxy: StartProxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
-    await start_proxy(MAX_CONNECTIONS=2)
+async def test_closed_connections_leave_no_place_taken(scene: Scene) -> None:
+    await scene.start(MAX_CONNECTIONS=2)
     for _ in range(10):
-        left, reset, refused = await raw(), await raw(), await raw()
+        left, reset, refused = await scene.raw(), await scene.raw(), await scene.raw()
         await left.close()
         await reset.reset()
         await refused.send(b"no\r\n\r\n")
         assert (await refused.response()).status == 400
         await refused.close()
-    both = [await raw(), await raw()]
+    both = [await scene.raw(), await scene.raw()]
     for connection in (*both, *both):
         await served(connection)
 
 
 async def test_connection_cancelled_while_opening_frees_its_place(
-    start_proxy: StartProxy, raw: OpenRaw, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event loop may open it before it cancels the task that opens it."""
     monkeypatch.setattr(listener, "_GRACE", 0.0)
-    proxy = await start_proxy(MAX_CONNECTIONS=1)
+    proxy = await scene.start(MAX_CONNECTIONS=1)
     clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(10)]
-    await served(await raw())
+    await served(await scene.raw())
     assert proxy.server.status().client_connections <= 1
     for client in clients:
         client.close()

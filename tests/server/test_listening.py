@@ -21,9 +21,10 @@ from tornadoproxy.testing import TEST_TOKEN, RawConnection, request_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from scene import Scene
     from server.conftest import OwnTLS
 
-    from tornadoproxy.testing import OpenRaw, RawResponse, Records, ScriptedUpstream, StartProxy
+    from tornadoproxy.testing import RawResponse
 
 
 # -- addresses and TLS
@@ -31,28 +32,25 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(("host", "address"), [("::", "127.0.0.1"), ("::", "::1"), ("::1", "::1")])
 async def test_host_listens_at_addresses_of_its_families(
-    start_proxy: StartProxy, records: Records, host: str, address: str
+    scene: Scene, host: str, address: str
 ) -> None:
-    proxy = await start_proxy(HOST=host)
+    proxy = await scene.start(HOST=host)
     assert proxy.url == f"http://[{host}]:{proxy.port}"
     connection = await RawConnection.open(proxy.port, address)
     response = await connection.ask(request_bytes("GET", "/nothing", token=TEST_TOKEN))
     assert response.status == 404
-    assert (await records.finished()).remote_ip == address
+    assert (await scene.records.finished()).remote_ip == address
     await connection.close()
 
 
-async def test_client_whose_tls_fails_does_not_affect_others(
-    start_proxy: StartProxy, raw: OpenRaw, own_tls: OwnTLS
-) -> None:
-    proxy = await start_proxy(**own_tls.settings)
+async def test_client_whose_tls_fails_does_not_affect_others(scene: Scene, own_tls: OwnTLS) -> None:
+    proxy = await scene.start(**own_tls.settings)
     assert proxy.url == f"https://127.0.0.1:{proxy.port}"
     with pytest.raises(ssl.SSLCertVerificationError):
-        await raw(ssl=ssl.create_default_context())
-    plain = await raw()
-    await plain.send(request_bytes("GET", "/health"))
+        await scene.raw(ssl=ssl.create_default_context())
+    plain = await scene.send(request_bytes("GET", "/health"))
     await plain.disconnected()
-    connection = await raw(ssl=own_tls.trusting)
+    connection = await scene.raw(ssl=own_tls.trusting)
     assert (await connection.ask(request_bytes("GET", "/health"))).status == 200
 
 
@@ -79,35 +77,33 @@ async def get(path: Path, target: str, **headers: str) -> RawResponse:
 
 @pytest.mark.parametrize(("trusted", "seen"), [("127.0.0.1", "203.0.113.9"), ("", "127.0.0.1")])
 async def test_client_of_unix_socket_counts_as_loopback(
-    start_proxy: StartProxy, records: Records, path: Path, trusted: str, seen: str
+    scene: Scene, path: Path, trusted: str, seen: str
 ) -> None:
-    proxy = await start_proxy(HOST=f"unix:{path}", TRUSTED_PROXIES=trusted)
+    proxy = await scene.start(HOST=f"unix:{path}", TRUSTED_PROXIES=trusted)
     assert proxy.url == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     headers = {"X-Api-Key": TEST_TOKEN, "X-Forwarded-For": "203.0.113.9"}
     assert (await get(path, "/v1/models", **headers)).status == 200
-    assert (await records.finished()).remote_ip == seen
+    assert (await scene.records.finished()).remote_ip == seen
 
 
-async def test_unix_socket_without_token_is_open_mode(start_proxy: StartProxy, path: Path) -> None:
-    proxy = await start_proxy(HOST=f"unix:{path}", AUTH_TOKEN=None)
+async def test_unix_socket_without_token_is_open_mode(scene: Scene, path: Path) -> None:
+    proxy = await scene.start(HOST=f"unix:{path}", AUTH_TOKEN=None)
     assert ("token", "ANYONE on this machine, as anonymous: no AUTH_TOKEN is set") in proxy.lines
     assert (await get(path, "/v1/models")).status == 200
     assert (await get(path, "/v1/models", Host="evil.example")).status == 403
 
 
-async def test_stop_removes_socket_file_and_finishes_streams(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, path: Path
-) -> None:
-    proxy = await start_proxy(HOST=f"unix:{path}", DRAIN_TIMEOUT=60)
+async def test_stop_removes_socket_file_and_finishes_streams(scene: Scene, path: Path) -> None:
+    proxy = await scene.start(HOST=f"unix:{path}", DRAIN_TIMEOUT=60)
     stream = Stream()
-    upstream.script(stream)
+    scene.upstream.script(stream)
     connection = await connect(path)
     await begin_stream(connection)
     drain = asyncio.create_task(proxy.server.drain())
     await asyncio.sleep(0)  # its first step
     assert not path.exists()
-    await start_proxy(HOST=f"unix:{path}")  # a successor may listen at once
+    await scene.start(HOST=f"unix:{path}")  # a successor may listen at once
     stream.may_end.set()
     assert await rest_of_stream(connection) == b"".join(EVENTS[1:])
     await drain
@@ -115,17 +111,17 @@ async def test_stop_removes_socket_file_and_finishes_streams(
     await connection.close()
 
 
-async def test_stale_socket_file_is_replaced(start_proxy: StartProxy, path: Path) -> None:
+async def test_stale_socket_file_is_replaced(scene: Scene, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))
-    await start_proxy(HOST=f"unix:{path}")
+    await scene.start(HOST=f"unix:{path}")
     assert (await get(path, "/health")).status == 200
 
 
 async def test_unusable_socket_file_is_refused_and_kept(
-    start_proxy: StartProxy, path: Path, tmp_path: Path
+    scene: Scene, path: Path, tmp_path: Path
 ) -> None:
-    await start_proxy(HOST=f"unix:{path}")
+    await scene.start(HOST=f"unix:{path}")
     (tmp_path / "file").write_text("precious")
     for name, reason in (
         ("socket", "Address already in use"),
@@ -134,16 +130,16 @@ async def test_unusable_socket_file_is_refused_and_kept(
     ):
         used = tmp_path / name
         with pytest.raises(ConfigurationError) as caught:
-            await start_proxy(HOST=f"unix:{used}")
+            await scene.start(HOST=f"unix:{used}")
         told = f"cannot listen on HOST unix:{used}: {reason}; choose another path"
         assert caught.value.faults == (told,)
     assert (await get(path, "/health")).status == 200
     assert (tmp_path / "file").read_text() == "precious"
 
 
-async def test_line_to_paste_works_by_unix_socket(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_line_to_paste_works_by_unix_socket(scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "a socket"
-    proxy = await start_proxy(HOST=f"unix:{path}")
+    proxy = await scene.start(HOST=f"unix:{path}")
     lines = banner.banner(proxy.settings, 0, [("address", proxy.url)], TEST_TOKEN)
     (line,) = [line for line in lines if line.lstrip().startswith("curl ")]
     words = shlex.split(line)

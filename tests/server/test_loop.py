@@ -11,7 +11,9 @@ import pytest
 from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response, request_bytes
 
 if TYPE_CHECKING:
-    from tornadoproxy.testing import Ask, RawResponse, Records, ScriptedUpstream, StartProxy
+    from scene import Scene
+
+    from tornadoproxy.testing import RawResponse
 
 POST = request_bytes("POST", "/v1/messages", (), b'{"a":1}', token=TEST_TOKEN)
 
@@ -35,54 +37,46 @@ def check_loop_detected(response: RawResponse, error_type: str = "api_error") ->
 
 
 @pytest.mark.parametrize("key", [TEST_TOKEN, TEST_UPSTREAM_KEY])
-async def test_loop_through_another_name_is_508(
-    start_proxy: StartProxy, ask: Ask, records: Records, port: int, key: str
-) -> None:
+async def test_loop_through_another_name_is_508(scene: Scene, port: int, key: str) -> None:
     """Whether or not the upstream's key is a token of the proxy."""
-    await start_proxy(
+    await scene.start(
         PORT=port,
         UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}",
         UPSTREAM_ALLOW_CLEARTEXT="yes",
         UPSTREAM_API_KEY=key,
     )
-    check_loop_detected(await ask(POST))
-    await records.finished(2)
-    assert [record.status for record in records.all] == [508, 508]
-    assert [record.outcome for record in records.all] == ["denied", "completed"]
+    check_loop_detected(await scene.ask(POST))
+    await scene.records.finished(2)
+    assert [record.status for record in scene.records.all] == [508, 508]
+    assert [record.outcome for record in scene.records.all] == ["denied", "completed"]
 
 
-async def test_loop_of_two_proxies_is_508(
-    start_proxy: StartProxy, ask: Ask, records: Records, port: int
-) -> None:
-    second = await start_proxy(UPSTREAM_BASE_URL=f"http://127.0.0.1:{port}")
-    await start_proxy(PORT=port, UPSTREAM_BASE_URL=second.url, UPSTREAM_API_KEY=TEST_TOKEN)
-    check_loop_detected(await ask(POST))
-    await records.finished(3)
-    assert len(records.all) == 3
+async def test_loop_of_two_proxies_is_508(scene: Scene, port: int) -> None:
+    second = await scene.start(UPSTREAM_BASE_URL=f"http://127.0.0.1:{port}")
+    await scene.start(PORT=port, UPSTREAM_BASE_URL=second.url, UPSTREAM_API_KEY=TEST_TOKEN)
+    check_loop_detected(await scene.ask(POST))
+    await scene.records.finished(3)
+    assert len(scene.records.all) == 3
 
 
-async def test_loop_of_chat_is_508_in_the_openai_shape(
-    start_proxy: StartProxy, ask: Ask, port: int
-) -> None:
-    await start_proxy(
+async def test_loop_of_chat_is_508_in_the_openai_shape(scene: Scene, port: int) -> None:
+    await scene.start(
         PORT=port, UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}", UPSTREAM_ALLOW_CLEARTEXT="yes"
     )
     document = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]}
-    response = await ask("/openai/v1/chat/completions", document)
+    response = await scene.ask("/openai/v1/chat/completions", document)
     check_loop_detected(response, "server_error")
     assert (response.header("x-request-id") or "").startswith("req_")
 
 
-async def test_chain_of_two_proxies_adds_two_names_to_via(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream
-) -> None:
+async def test_chain_of_two_proxies_adds_two_names_to_via(scene: Scene) -> None:
     """Other proxies' names in ``Via`` are no loop."""
-    upstream.script(bytes_response(b"ok"))
-    inner = await start_proxy(AUTH_TOKEN="the-inner-proxys-token")
-    await start_proxy(UPSTREAM_BASE_URL=inner.url, UPSTREAM_API_KEY="the-inner-proxys-token")
+    scene.upstream.script(bytes_response(b"ok"))
+    inner = await scene.start(AUTH_TOKEN="the-inner-proxys-token")
+    await scene.start(UPSTREAM_BASE_URL=inner.url, UPSTREAM_API_KEY="the-inner-proxys-token")
     via = {"Via": "1.0 fred, 1.1 tornadoproxy-0123456789abcdef (comment), 1.1 tornadoproxy-"}
-    assert (await ask("/v1/x", headers=via)).body == b"ok"
-    (request,) = upstream.requests
+    assert (await scene.ask("/v1/x", headers=via)).body == b"ok"
+    (request,) = scene.upstream.requests
     assert request.all("x-api-key") == [TEST_UPSTREAM_KEY]
     first, second = request.all("Via")[-2:]
     assert first != second

@@ -24,11 +24,10 @@ from tornadoproxy.testing import (
 )
 
 if TYPE_CHECKING:
+    from scene import Scene
+
     from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
         Proxy,
-        Records,
         Response,
         ScriptedUpstream,
         UpstreamExchange,
@@ -54,59 +53,51 @@ MESSAGE = {
     ],
 )
 async def test_upstream_401_is_502_that_says_whose_key(
-    target: str,
-    document: object,
-    error_type: str,
-    proxy: Proxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    records: Records,
+    target: str, document: object, error_type: str, proxy: Proxy, scene: Scene
 ) -> None:
-    upstream.script(REFUSED)
-    response = await ask(target, document)
+    scene.upstream.script(REFUSED)
+    response = await scene.ask(target, document)
     assert response.status == 502
     assert response.header("x-should-retry") == "false"
     assert response.header("www-authenticate") is None
     error = json.loads(response.body)["error"]
     assert (error["type"], error["message"][: len(MESSAGE_START)]) == (error_type, MESSAGE_START)
-    record = await records.finished()
+    record = await scene.records.finished()
     assert (record.status, record.outcome) == (502, Outcome.FAILED)
     assert (record.error or "").startswith("CredentialRefused: ")
 
 
-async def test_upstream_401_during_an_upload_is_502(
-    proxy: Proxy, raw: OpenRaw, upstream: ScriptedUpstream
-) -> None:
+async def test_upstream_401_during_an_upload_is_502(proxy: Proxy, scene: Scene) -> None:
     async def respond_early(exchange: UpstreamExchange) -> None:
         await exchange.send(response_head(401, {"Content-Length": "0"}))
 
-    upstream.script(respond_early)
-    client = await raw()
+    scene.upstream.script(respond_early)
+    client = await scene.raw()
     lines = [("Content-Length", "4000000")]
     await client.send(request_bytes("POST", "/v1/files", lines, token=TEST_TOKEN) + bytes(2000000))
     assert (await client.response()).status == 502
-    await upstream.requests[0].disconnected()
+    await scene.upstream.requests[0].disconnected()
 
 
 async def test_upstream_401_is_logged_until_the_key_is_accepted_again(
-    proxy: Proxy, ask: Ask, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+    proxy: Proxy, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse_twice() -> int:
         """Return how often it has been logged since the start."""
-        upstream.script(REFUSED, REFUSED)
+        scene.upstream.script(REFUSED, REFUSED)
         for _ in range(2):
-            assert (await ask("/v1/models")).status == 502
+            assert (await scene.ask("/v1/models")).status == 502
         logged = [each for each in caplog.records if each.name == "tornadoproxy.handlers.gateway"]
         told = "UPSTREAM_API_KEY: the upstream refused this key (it answered 401): replace it"
         assert all(each.message.startswith(told) for each in logged)
         return len(logged)
 
     assert await refuse_twice() == 1
-    upstream.script(error_response(529, "overloaded_error", "Overloaded"))
-    assert (await ask("/v1/models")).status == 529
+    scene.upstream.script(error_response(529, "overloaded_error", "Overloaded"))
+    assert (await scene.ask("/v1/models")).status == 529
     assert await refuse_twice() == 1, "an error is no sign that the key was accepted"
-    upstream.script(bytes_response(b"{}"))
-    assert (await ask("/v1/models")).status == 200
+    scene.upstream.script(bytes_response(b"{}"))
+    assert (await scene.ask("/v1/models")).status == 200
     assert await refuse_twice() == 2
     proxy.reload()
     assert await refuse_twice() == 3
