@@ -25,11 +25,7 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_BASE_URL,
 )
-from tornadoproxy.config.upstream_key import (
-    upstream_key,
-    upstream_key_fault,
-    upstream_key_variable,
-)
+from tornadoproxy.config.upstream_key import upstream_key, upstream_key_fault, upstream_key_variable
 from tornadoproxy.config.urls import EgressProxy
 from tornadoproxy.plugin.manager import Plugins
 

@@ -18,12 +18,7 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_KEEPALIVE_TIMEOUT,
 )
-from tornadoproxy.errors import (
-    UpstreamClosed,
-    UpstreamError,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from tornadoproxy.errors import UpstreamClosed, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from tornadoproxy.testing import (
     bytes_response,
     event,

@@ -26,12 +26,7 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from scene import Scene
 
-    from tornadoproxy.testing import (
-        Proxy,
-        Response,
-        ScriptedUpstream,
-        UpstreamExchange,
-    )
+    from tornadoproxy.testing import Proxy, Response, ScriptedUpstream, UpstreamExchange
 
 REFUSED = error_response(401, "authentication_error", "invalid x-api-key")
 MESSAGE_START = (
