@@ -124,6 +124,9 @@ def test_invalid_arguments_are_wrapped_in_an_object(arguments: str) -> None:
     found = turns(HI, assistant(None, call("a", arguments=arguments)), result("a"), *legacy)
     inputs = [turn["content"][0]["input"] for turn in found[1::2]]
     assert inputs == [{"INVALID_JSON": arguments}] * 2
+    half = assistant(None, call("a", arguments="\ud800"), call("b", arguments='{"a": "\udfff"}'))
+    inputs = [block["input"] for block in turns(HI, half, result("a"), result("b"))[1]["content"]]
+    assert inputs == [{"INVALID_JSON": "\ufffd"}, {"a": "\ufffd"}]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def models(**fields: object) -> tuple[str, ...]:
         ('{"model": null, "max_tokens": null, "stream": null}', (None, None, None)),
         ('{"model": "a", "messages": [{"model": 1, "model": 2}]}', ("a", None, None)),
         ('{"content": "\\"model\\": \\"b\\"", "x": "model", "model": "a"}', ("a", None, None)),
-        ('{"model": "a", "content": "\\ud800 half of a pair"}', ("a", None, None)),
+        ('{"model": "a", "content": "\\ud800 or \\uDFFF"}', ("a", None, None)),
         ('\n{"é\\"\\\\" :\t{"a": [1]}\n, "b":2 ,"" :""}\n', (None, None, None)),
         ('{"m\\u006fdel": "a", "max\\u005ftokens": 5, "max_tokens_to": 6}', ("a", 5, None)),
     ],
