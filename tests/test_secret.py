@@ -1,4 +1,4 @@
-"""Secret: never shown by accident, compared by its bytes."""
+"""Secret and SecretURL: never shown by accident, compared by their bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tornadoproxy import Secret
+from tornadoproxy import Secret, SecretURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,3 +132,21 @@ def test_secrets_are_compared_by_digests_of_equal_length(monkeypatch: pytest.Mon
     ((one, other),) = compared
     assert len(one) == len(other)
     assert b"short" not in one
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ada:canary@db:5432/claude?x=canary", "postgresql://ada:***@db:5432/claude"),
+        ("postgresql://ada:can/ary?@db/claude#canary", "postgresql://ada:***@db/claude"),
+        ("postgresql://ada@db/claude", "postgresql://ada@db/claude"),
+        ("postgresql://db/claude", "postgresql://db/claude"),
+    ],
+)
+def test_secret_url_shows_neither_password_nor_query(url: str, shown: str) -> None:
+    secret = SecretURL(url)
+    assert (str(secret), repr(secret)) == (shown, f"SecretURL('{shown}')")
+    assert secret.reveal() == url
+    assert {secret} == {SecretURL(url)}
+    assert secret != SecretURL(url + "x")
+    assert secret != url

@@ -39,11 +39,17 @@ def page(path: str, **fields: Any) -> Page:
 
 
 def fault_of(hook: str, result: Any) -> str:
-    """Return the fault of the plugin ``b`` with this result, which a start ends with."""
+    """Return the fault of the plugin ``b`` with this result, which ends a start or a command."""
     plugin = Plugin(**{hook: lambda: result})
     settings = Plugin(declare_settings=lambda: [TEAM])
+
+    def start() -> None:
+        plugins = plugins_of(a=settings, b=plugin, c=Authenticator())
+        plugins.configure(DEFAULTS)
+        plugins.databases()
+
     with pytest.raises(ConfigurationError) as caught:
-        plugins_of(a=settings, b=plugin, c=Authenticator()).configure(DEFAULTS)
+        start()
     (fault,) = caught.value.faults
     assert fault.startswith("plugin 'b'")
     return fault
@@ -73,6 +79,8 @@ def fault_of(hook: str, result: Any) -> str:
         ("pages", [page("/a"), page("/a")], "are for the same path"),
         ("pages", ["/metrics"], "its str is not a Page"),
         ("pages", None, "plugin 'b' failed in pages: TypeError"),
+        ("databases", {TEAM: "file"}, "must return a dict: a declared setting, and a function"),
+        ("databases", {OTHER: list}, "must return a dict: a declared setting, and a function"),
     ],
 )
 def test_invalid_declaration_ends_start(hook: str, result: Any, said: str) -> None:

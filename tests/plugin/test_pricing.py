@@ -152,6 +152,7 @@ def test_cost_is_that_of_the_dearest_model() -> None:
     assert asked.cost(Usage(input_tokens=3)) == 15
     unknown = ModelRequest("haiku", ("haiku", "new"), 7, False, 400, price=price)
     assert unknown.cost(Usage(input_tokens=3)) is None
+    assert ModelRequest("haiku", ("haiku",), 7, False, 400).max_cost is None
 
 
 @pytest.mark.parametrize(
