@@ -189,12 +189,12 @@ async def test_without_a_token_only_keys_are_accepted(
 
 async def test_key_named_like_the_token_is_rejected_beside_it(keyed: Keyed) -> None:
     key = keyed.create("token")
-    await keyed.start()
+    proxy = await keyed.start(AUTH_TOKEN=None)
+    assert (await keyed.get(key)).status == 200
+    proxy.reload(AUTH_TOKEN=TEST_TOKEN)
     response = await keyed.get(key)
     assert response.status == 401
     assert "the name of the clients with AUTH_TOKEN" in error_of(response)["message"]
-    await keyed.start(AUTH_TOKEN=None)
-    assert (await keyed.get(key)).status == 200
 
 
 # Settings

@@ -84,6 +84,7 @@ def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
 
 async def test_row_has_the_values_of_its_record(scene: Scene, path: Path) -> None:
     proxy = await scene.start(plugins=[People()], LEDGER_DB=path)
+    proxy.reload(LEDGER_RETENTION_DAYS=30)
     headers = {"X-Claude-Code-Session-Id": "s-1"}
     asked = message(stream=True)
     await scene.ask(MESSAGES, asked, headers=headers, token="ada+engineers+leads")

@@ -124,8 +124,11 @@ async def test_start_imports_no_library_of_inactive_plugin(
         await program.port()
         program.send_signal(signal.SIGTERM)
         assert await program.ended() == 0
-    found = (re.match(r"import '([\w.]+)'", line) for line in program.errors.all)
-    imported = {each[1] for each in found if each}
+    matched = (re.match(r"import '([\w.]+)'", line) for line in program.errors.all)
+    names = [each[1] for each in matched if each]
+    # what Python's own start imports before, such as a measurement of coverage, does not count
+    first = next(at for at, name in enumerate(names) if name.startswith("tornadoproxy"))
+    imported = set(names[first:])
     assert imported >= {f"tornadoproxy_{name}" for name in OPTIONAL}
     libraries = {"sqlite3", "prometheus_client", "opentelemetry", "tomllib"}
     assert {name.partition(".")[0] for name in imported} & libraries == set()
