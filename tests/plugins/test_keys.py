@@ -367,6 +367,7 @@ async def test_lost_database_rejects_keys_until_it_is_back(
     while not logged():
         await keyed.get(key)
     assert re.match("rejecting all keys: .*it was deleted or moved", logged()[0])
+    await asyncio.sleep(5 * gate.REFRESH)  # during which nothing more is logged
     away.rename(keyed.path)
     await keyed.until(200, key)
     assert len(logged()) == 2

@@ -73,6 +73,13 @@ def test_window_counts_a_large_amount_for_a_minute() -> None:
     assert [window.wait(10, now) for now in (100.0, 130.0, 160.0)] == [60.0, 30.0, 0]
 
 
+def test_window_counts_each_second_together() -> None:
+    window = Window()
+    for now in (0.0, 0.5, 1.0):
+        window.add(1, now)
+    assert [window.wait(2, now) for now in (60.25, 60.5)] == [0.25, 0]
+
+
 # Models
 
 
