@@ -150,7 +150,7 @@ async def test_invalid_settings_end_the_start(
 
 
 def test_configure_writes_nothing(path: Path) -> None:
-    defaults = Settings.defaults(LEDGER_DB, LEDGER_RETENTION_DAYS)
+    defaults = Settings.defaults(*Ledger().declare_settings())
     line = Ledger().configure(defaults.replace({LEDGER_DB: path, LEDGER_RETENTION_DAYS: 30}))
     assert line == f"a row for each request in {path}, kept for 30 days"
     line = Ledger().configure(defaults.replace({LEDGER_DB: path}))

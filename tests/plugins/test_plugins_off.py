@@ -81,8 +81,8 @@ async def calls(scene: Scene, path: str, *, stream: bool) -> Counter[Function]:
 async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> None:
     proxy = await scene.start()
     assert {each.name for each in proxy.plugins.declared_settings() if each.fixed} == {
-        *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "METRICS", "METRICS_PATH", "METRICS_PUBLIC"),
-        *("OTEL_TRACES", "OTEL_SERVICE_NAME"),
+        *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "LEDGER_SPOOL", "LEDGER_SPOOL_SIZE"),
+        *("METRICS", "METRICS_PATH", "METRICS_PUBLIC", "OTEL_TRACES", "OTEL_SERVICE_NAME"),
         *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"),
     }
 
