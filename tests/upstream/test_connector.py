@@ -111,7 +111,7 @@ async def test_next_handshake_resumes_the_session(
         ("other.example", True, "IP address mismatch"),
     ],
 )
-async def test_untrusted_certificate_is_an_error_that_names_the_setting(
+async def test_untrusted_certificate_is_an_error_naming_the_setting(
     trusting: UpstreamClient,
     authority: trustme.CA,
     caplog: pytest.LogCaptureFixture,
