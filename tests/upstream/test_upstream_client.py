@@ -404,3 +404,22 @@ async def test_paused_exchange_leaves_its_connection_readable(
         assert await receiver.ended is None
         assert (await client.fetch(upstream.url)).body == b"ok"
     assert upstream.connections == 1
+
+
+async def test_cancelled_call_ends_the_handshake(client: UpstreamClient) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        began.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(stall, "127.0.0.1", 0) as server:
+        origin = Origin("https", "127.0.0.1", server.sockets[0].getsockname()[1])
+        call = client.send(UpstreamRequest(origin, "POST", HEAD), Receiver())
+        async with asyncio.timeout(2):
+            await began.wait()
+            call.cancel()
+            await ended.wait()
