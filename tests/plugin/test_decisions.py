@@ -202,7 +202,7 @@ async def test_deadline_is_each_plugins_own() -> None:
     assert plugins.refusals == {"a": 1}
 
 
-BLOCKED = r"it blocked the event loop for 0\.0\d+ s, PLUGIN_TIMEOUT is 0\.02"
+BLOCKED = r"it blocked the event loop for 0\.\d+ s, PLUGIN_TIMEOUT is 0\.02"
 
 
 @pytest.mark.parametrize(
