@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -85,10 +86,11 @@ def test_office_package_is_found_once_installed(commands: Commands) -> None:
     (wheel,) = directory.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(directory / "site")
 
-    rows = [line.split() for line in commands.run("plugins").output.splitlines()]
-    names = [row[1] for row in rows if len(row) > 4]
-    assert names.index("office") < names.index("token")
-    assert rows[names.index("office")][2:5] == ["tornadoproxy-office", "0.1.0", "active"]
+    listed = json.loads(commands.run("plugins", "--format", "json").output)
+    office, token = (each for each in listed if each["name"] in ("office", "token"))
+    assert (office["name"], office["distribution"]) == ("office", "tornadoproxy-office")
+    assert (office["version"], office["state"]) == ("0.1.0", "active")
+    assert office["order"] < token["order"]
 
 
 def test_office_plugin_has_at_most_ten_lines() -> None:
