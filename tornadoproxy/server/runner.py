@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-_SETTLED = 1.0  # seconds after the start, so that the first responses are not delayed
+# seconds after the start, so that neither delays the first responses nor, at once, later ones
+_LOADED = 1.0
+_SETTLED = 2.0
 _LAST_RECORDS = 1.0  # seconds for the records of aborted requests after the second signal
 _EXIT_TIMEOUT = 3.0  # seconds for the event loop and the process to end
 
@@ -132,19 +134,10 @@ class _Process:
         announce(self._server.port)
         if self._early_reload.is_set():
             self._reload()
-        loop.call_later(_SETTLED, self._settle)
+        loop.call_later(_LOADED, self._server.load)
+        loop.call_later(_SETTLED, _settle)
         await self._first.wait()
         await self._server.drain()
-
-    def _settle(self) -> None:
-        """Load what the first probes do without, and enable the garbage collector.
-
-        It ignores from then on what exists by now.
-        """
-        self._server.load()
-        gc.collect()
-        gc.freeze()
-        gc.enable()
 
     def _stop(self) -> None:
         if self._first.is_set():
@@ -170,6 +163,13 @@ class _Process:
         for setting in in_force.changed(new):
             _logger.warning("SIGHUP: %s has changed; restart to apply it", setting.name)
         _logger.info("SIGHUP: reloaded secrets and the settings of plugins")
+
+
+def _settle() -> None:
+    """Enable the garbage collector, which ignores from then on what exists by now."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _kept(started: Settings, new: Settings) -> Settings:
