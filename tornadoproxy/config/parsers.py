@@ -74,25 +74,26 @@ A_YEAR = 31_536_000.0
 MAX_SECRET_FILE_SIZE = 65_536
 
 _MAX_SOCKET_PATH = 107  # unix(7): sun_path, with the NUL behind it
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_DECIMAL = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)")
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt]?)(?:i?b)?)", re.IGNORECASE)
+# the placeholders of this project's documentation, perhaps after a name or a prefix
+_PLACEHOLDER = re.compile(
+    rb"(?:[a-z]+=|sk-ant-)?(?:your-[a-z-]+|change-?me[a-z-]*|\.\.\.|\xe2\x80\xa6)", re.IGNORECASE
+)
+# compiled when they are used: few settings are set
+_INTEGER = r"[+-]?[0-9]{1,18}"
+_DECIMAL = r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)"
+_SIZE = r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt]?)(?:i?b)?)"
+_CONTROLS = r"[\x00-\x1f\x7f]"
+_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _MULTIPLES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# the placeholders of this project's documentation, perhaps after a name or a prefix
-_PLACEHOLDER = re.compile(
-    rb"(?:[a-z]+=|sk-ant-)?(?:your-[a-z-]+|change-?me[a-z-]*|\.\.\.|\xe2\x80\xa6)", re.IGNORECASE
-)
 
 
 def text(value: str) -> str:
     """Parse one line of text."""
-    if _CONTROLS.search(value):
+    if re.search(_CONTROLS, value):
         raise ValueError("must be one line, without control characters")
     return value
 
@@ -114,7 +115,7 @@ def database(value: str) -> Path | SecretURL:
 
 def date(value: str) -> str:
     """Parse the date of an API version: ``2023-06-01``."""
-    if not _DATE.fullmatch(value):
+    if not re.fullmatch(_DATE, value):
         raise ValueError(f"must be a date such as 2023-06-01, not {value!r}")
     return value
 
@@ -124,7 +125,7 @@ def integer(minimum: int | None = None, maximum: int | None = None) -> Callable[
     wanted = f"must be a whole number{_limits(minimum, maximum)}"
 
     def parse(value: str) -> int:
-        if not _INTEGER.fullmatch(value):
+        if not re.fullmatch(_INTEGER, value):
             raise ValueError(f"{wanted}, not {value!r}")
         number = int(value)
         if not _within(number, minimum, maximum):
@@ -139,7 +140,7 @@ def seconds(minimum: float = 0.0, maximum: float = A_YEAR) -> Callable[[str], fl
     wanted = f"must be a number of seconds{_limits(minimum, maximum)}, without a unit"
 
     def parse(value: str) -> float:
-        if not _DECIMAL.fullmatch(value):
+        if not re.fullmatch(_DECIMAL, value):
             raise ValueError(f"{wanted}, not {value!r}")
         number = float(value)
         if not _within(number, minimum, maximum):
@@ -154,7 +155,7 @@ def size(value: str) -> int:
 
     Multiples are binary, with or without an ``i``: 1 kB is 1024 bytes.
     """
-    matched = _SIZE.fullmatch(value)
+    matched = re.fullmatch(_SIZE, value, re.IGNORECASE)
     number = float(matched[1]) * _MULTIPLES[matched[2].lower()] if matched else 0
     if number < 1:
         raise ValueError(f"must be a number of bytes such as 1048576, 32MB or 1.5GB, not {value!r}")

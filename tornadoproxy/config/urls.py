@@ -11,7 +11,6 @@ from msgspec import Struct
 from tornadoproxy.secret import Secret
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
 )
@@ -112,7 +111,7 @@ def egress_proxy(value: str) -> EgressProxy | None:
     if re.search(r"[\x00-\x20\x7f/?#]", rest.removesuffix("/")):
         raise ValueError("must be http://host:port, perhaps with user:password@ before the host")
     credentials = unquote_to_bytes(userinfo.encode("utf-8", "surrogateescape"))
-    if _CONTROLS.search(credentials.decode("latin-1")):
+    if re.search(rb"[\x00-\x1f\x7f]", credentials):
         raise ValueError("must contain no control characters in its user and password")
     name, port = _split_authority(authority, _DEFAULT_PORTS["http"])
     return EgressProxy(name, port, Secret(credentials) if at else None)

@@ -24,10 +24,8 @@ _REQUEST_LINE = rb"(%b) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n" % _TOKEN
 _FIELD_LINES = rb"((?:%b+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
 _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
 _FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # for lines that matched _FIELD_LINES
-_FIRST_LINE = re.compile(_REQUEST_LINE)
 _BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _BARE_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 # RFC 9110 §7.2, except for a comma; the port is short, since Tornado converts it to a number
 _HOST = re.compile(
@@ -139,9 +137,9 @@ def _path(head: bytes) -> str:
 
 def _fault_of_syntax(head: bytes) -> str:
     # errors quote nothing of the head, which may hold a credential
-    if _BARE_LF.search(head):
+    if re.search(rb"(?<!\r)\n", head):
         return "A line of the request's head ends in a bare line feed."
-    if not _FIRST_LINE.match(head):
+    if not re.match(_REQUEST_LINE, head):
         if not head.partition(b"\r\n")[0].isascii():
             return "The request target is not ASCII: send it percent-encoded."
         return "The request line is not one of HTTP/1.1."

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 from http.client import responses
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from msgspec import Struct
 from tornado.httputil import (
     HTTPConnection,
     RequestStartLine,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tornadoproxy.protocol.request_framing import MalformedRequest, RequestHead
 
 
-class Peer(NamedTuple):
+class Peer(Struct, frozen=True):
     """The other end of a connection, with the names that `HTTPServerRequest` reads."""
 
     remote_ip: str
