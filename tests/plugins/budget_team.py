@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tornadoproxy.testing import Proxy, RawResponse, Response
 
 ADMIN = "an-admin-key-of-thirty-two-characters"
+READER = "an-admin-key-that-may-read-and-no-more"
 LIMITS = "/v1/organizations/spend_limits"
 UNPRICED = "claude-without-a-known-price"
 CENT = 10_000_000
@@ -49,8 +50,9 @@ class Team:
         self.upstream, self.records = scene.upstream, scene.records
 
     async def start(self, **variables: Any) -> Proxy:
-        given = {"BUDGETS_DB": self.path, "BUDGETS_ADMIN_KEY": ADMIN, "DISABLED_PLUGINS": "prices"}
-        return await self.start_proxy(plugins=[People(), Prices()], **{**given, **variables})
+        keys = {"BUDGETS_ADMIN_KEY": f"ops={ADMIN}", "BUDGETS_ADMIN_READ_KEY": READER}
+        given = {"BUDGETS_DB": self.path, "DISABLED_PLUGINS": "prices", **keys, **variables}
+        return await self.start_proxy(plugins=[People(), Prices()], **given)
 
     def cap(self, scope: Scope, cents: int | None, period: Period = "daily") -> None:
         """Set a cap in the way that the command does."""

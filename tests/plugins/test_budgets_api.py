@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from anthropic import AsyncAnthropic, NotFoundError
-from budget_team import ADMIN, LIMITS, Team, costing
+from budget_team import ADMIN, LIMITS, READER, Team, costing
 from tornadoproxy_budgets import admin_keys, wire
 from tornadoproxy_budgets.caps import Scope
 
@@ -28,23 +28,18 @@ if TYPE_CHECKING:
     from people import Document
     from scene import Scene
 
-    from tornadoproxy.testing import Proxy, RawResponse
+    from tornadoproxy.testing import RawResponse
 
-READER = "an-admin-key-that-may-read-and-no-more"
+pytest_plugins = ("budget_team",)
+
 EVERYONE = {"type": "organization"}
 ADA = {"type": "user", "user_id": "ada"}
 TEAM = {"type": "rbac_group", "rbac_group_id": "team"}
-pytest_plugins = ("budget_team",)
-
 TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 class Api(Team):
     """The spend limits API of a proxy."""
-
-    async def start(self, **variables: Any) -> Proxy:
-        keys = {"BUDGETS_ADMIN_KEY": f"ops={ADMIN}", "BUDGETS_ADMIN_READ_KEY": READER}
-        return await super().start(**{**keys, **variables})
 
     async def send(
         self, method: str, target: str = "", document: object = None, *, key: str | None = ADMIN
