@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "scene"]
+pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene"]
 pytest.register_assert_rewrite(
     *("budget_team", "held_stream", "in_process", "people", "program", "served"),
     "upstream_scene",

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tornadoproxy.config import parsers
-    from tornadoproxy.config.core_settings import DATABASE_TIMEOUT, HOST
+    from tornadoproxy.config.core_settings import (
+        DATABASE_TIMEOUT,
+        HOST,
+        SHARED_LIMITS,
+        SHARED_LIMITS_FAILURE,
+    )
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.urls import BaseURL, EgressProxy
@@ -48,12 +53,15 @@ if TYPE_CHECKING:
     from tornadoproxy.server.line_writer import LineWriter
     from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation
     from tornadoproxy.storage.database import Database
+    from tornadoproxy.storage.shared_counters import Script, SharedCounters
     from tornadoproxy.version import __version__
 
 __all__ = [
     "DATABASE_TIMEOUT",
     "HOST",
     "INACTIVE",
+    "SHARED_LIMITS",
+    "SHARED_LIMITS_FAILURE",
     "UNKNOWN_MODEL",
     "AuthenticationFailed",
     "BaseURL",
@@ -80,10 +88,12 @@ __all__ = [
     "Permit",
     "ProxyError",
     "RequestRecord",
+    "Script",
     "Secret",
     "SecretURL",
     "Setting",
     "Settings",
+    "SharedCounters",
     "Status",
     "Usage",
     "__version__",
@@ -98,6 +108,8 @@ _HOMES = {
     "DATABASE_TIMEOUT": "config.core_settings",
     "HOST": "config.core_settings",
     "INACTIVE": "plugin.hookspecs",
+    "SHARED_LIMITS": "config.core_settings",
+    "SHARED_LIMITS_FAILURE": "config.core_settings",
     "UNKNOWN_MODEL": "protocol.usage",
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
@@ -125,10 +137,12 @@ _HOMES = {
     "Permit": "plugin.decisions",
     "ProxyError": "errors",
     "RequestRecord": "plugin.request",
+    "Script": "storage.shared_counters",
     "Secret": "secret",
     "SecretURL": "secret",
     "Setting": "config.setting",
     "Settings": "config.settings",
+    "SharedCounters": "storage.shared_counters",
     "Status": "plugin.hookspecs",
     "Usage": "protocol.usage",
     "__version__": "version",

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from tornadoproxy import (
     DATABASE_TIMEOUT,
     INACTIVE,
+    SHARED_LIMITS,
+    SHARED_LIMITS_FAILURE,
     Command,
     ConfigurationError,
     Identity,
@@ -38,11 +40,12 @@ from tornadoproxy_budgets.admin_keys import AdminKey, AdminKeys, parse_keys
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tornadoproxy import Database, DatabaseLocation
     from tornadoproxy_budgets.api import SpendLimitsApi
     from tornadoproxy_budgets.keeper import Keeper
+    from tornadoproxy_budgets.shared_reservations import SharedReservations
 
 
 BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
@@ -128,7 +131,8 @@ class Budgets:
             from tornadoproxy_budgets.api import SpendLimitsApi
             from tornadoproxy_budgets.keeper import Keeper
 
-            keeper = Keeper(where)
+            local = settings[SHARED_LIMITS_FAILURE] == "local"
+            keeper = Keeper(where, _shared(settings), local=local)
             keeper.check()
             self._keeper = keeper
             self._api = SpendLimitsApi(keeper, keys)
@@ -158,7 +162,7 @@ class Budgets:
     @hookimpl(trylast=True)
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
-    ) -> Permit | None:
+    ) -> Permit | Awaitable[Permit] | None:
         return self._opened().authorize(request, identity, model_request)
 
     def _opened(self) -> Keeper:
@@ -168,6 +172,17 @@ class Budgets:
     def _opened_api(self) -> SpendLimitsApi:
         assert self._api is not None, "configure() has returned that this plugin is active"
         return self._api
+
+
+def _shared(settings: Settings) -> SharedReservations | None:
+    url = settings[SHARED_LIMITS]
+    if url is None:
+        return None
+    from tornadoproxy import SharedCounters
+    from tornadoproxy_budgets.shared_reservations import SharedReservations
+
+    timeout = settings[DATABASE_TIMEOUT]
+    return SharedReservations(SharedCounters(url, setting=SHARED_LIMITS.name, timeout=timeout))
 
 
 def _admin_keys(settings: Settings) -> AdminKeys:

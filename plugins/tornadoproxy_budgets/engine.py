@@ -165,7 +165,7 @@ class Engine:
             if self._spent[each.cap.period].get(each.subject, 0) >= each.nanos
         ]
         if reached:
-            raise self._refusal(reached)
+            raise self.refusal(reached)
 
     def reserve(
         self,
@@ -191,14 +191,16 @@ class Engine:
             elif not each.cap.scope.shared:
                 nanos = min(nanos, left)
         if reached:
-            raise self._refusal(reached)
+            raise self.refusal(reached)
+        return self.hold(principal, groups, nanos)
+
+    def hold(self, principal: str, groups: tuple[str, ...], nanos: int) -> Reservation:
+        """Reserve `nanos` whatever the caps are."""
         if self._groups.get(principal) != groups:
             self._groups[principal] = self._unsaved.groups[principal] = groups
-        subjects: tuple[Subject, ...] = (("user", principal), EVERYONE)
-        if groups:
-            subjects += tuple(("rbac_group", group) for group in dict.fromkeys(groups))
+        subjects = subjects_of(principal, groups)
         for subject in subjects:
-            reserved[subject] = reserved.get(subject, 0) + nanos
+            self._reserved[subject] = self._reserved.get(subject, 0) + nanos
         return Reservation(subjects, nanos)
 
     def settle(self, reservation: Reservation, cost: int, now: float) -> None:
@@ -299,14 +301,23 @@ class Engine:
                 self._spent[period].clear()
         self._day = day
 
-    def _refusal(self, reached: list[Applying]) -> CapReached:
-        """Return the error for the cap that resets last; a spent cap goes before a held one."""
+    def refusal(self, reached: list[Applying]) -> CapReached:
+        """Return the error for caps that leave nothing.
+
+        It is for the one that resets last; a spent cap goes before a held one.
+        """
         refusals = []
         for cap, subject, nanos in reached:
             spent = self._spent[cap.period].get(subject, 0)
             reset = reset_time(cap.period, self._day)
             refusals.append(CapReached(cap, spent, nanos, reset, held=spent < nanos))
         return max(refusals, key=lambda refusal: (not refusal.held, refusal.reset))
+
+
+def subjects_of(principal: str, groups: tuple[str, ...]) -> tuple[Subject, ...]:
+    """Return the subjects that a person's spending counts for."""
+    of_groups: tuple[Subject, ...] = tuple(("rbac_group", each) for each in dict.fromkeys(groups))
+    return (("user", principal), EVERYONE, *of_groups)
 
 
 def _personal(caps: Mapping[Subject, Cap], principal: str, groups: tuple[str, ...]) -> Cap | None:

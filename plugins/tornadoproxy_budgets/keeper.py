@@ -29,12 +29,21 @@ from tornadoproxy import (
     RequestRecord,
 )
 from tornadoproxy_budgets import refusals, storage
-from tornadoproxy_budgets.engine import Batch, CapReached, Engine, Reservation, State
+from tornadoproxy_budgets.engine import (
+    Applying,
+    Batch,
+    CapReached,
+    Engine,
+    Reservation,
+    State,
+    subjects_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from tornadoproxy import DatabaseConnection, DatabaseLocation
+    from tornadoproxy_budgets.shared_reservations import SharedReservations
 
 T = TypeVar("T")
 
@@ -60,9 +69,20 @@ class Keeper:
     """The budgets of one running proxy.
 
     :param where: the database.
+    :param shared: the reservations of several proxies together; ``None`` if each has its own.
+    :param local: whether each proxy reserves by itself while `shared` cannot be used; otherwise
+        requests under a cap are rejected with 503.
     """
 
-    def __init__(self, where: DatabaseLocation) -> None:
+    def __init__(
+        self,
+        where: DatabaseLocation,
+        shared: SharedReservations | None = None,
+        *,
+        local: bool = False,
+    ) -> None:
+        self._shared = shared
+        self._local = local
         self.where = where
         self.engine = Engine(time.time())
         self._database = storage.database(where)
@@ -89,6 +109,12 @@ class Keeper:
         await asyncio.to_thread(self._database.open)
         self._database.start(timeout=deadline)
         await self._sync(_nothing)
+        if self._shared is not None:
+            try:
+                await self._shared.open()
+            except BaseException:
+                await self._database.close()
+                raise
         self._ticking = asyncio.create_task(self._tick(), name="budgets")
 
     async def close(self) -> None:
@@ -100,6 +126,8 @@ class Keeper:
             # retried until the deadline for closing
             self._database.write_behind(_save, batch)
         await self._database.close()
+        if self._shared is not None:
+            await self._shared.close()
 
     # -- requests
 
@@ -118,7 +146,7 @@ class Keeper:
 
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
-    ) -> Permit | None:
+    ) -> Permit | Awaitable[Permit] | None:
         """Admit or refuse a request; see the hook `authorize`."""
         principal, groups = identity.principal, identity.groups
         applying = self.engine.applying(principal, groups)
@@ -133,14 +161,48 @@ class Keeper:
         estimate = model_request.max_cost
         if applying and (estimate is None or model_request.model is None):
             raise refusals.price_unknown(model_request)
+        if applying and self._shared is not None:
+            return self._authorize_shared(
+                self._shared, identity, applying, estimate or 0, model_request
+            )
+        return self._authorize_here(identity, applying, estimate or 0, model_request)
+
+    def _authorize_here(
+        self, identity: Identity, applying: list[Applying], estimate: int, asked: ModelRequest
+    ) -> Permit:
         try:
             reservation = self.engine.reserve(
-                principal, groups, applying, estimate or 0, time.time()
+                identity.principal, identity.groups, applying, estimate, time.time()
             )
         except CapReached as reached:
             raise refusals.cap_reached(reached) from None
-        settle = partial(self._settle, reservation, model_request)
+        settle = partial(self._settle, reservation, asked)
         return Permit(settle, WITHHELD) if applying else Permit(settle)
+
+    async def _authorize_shared(
+        self,
+        shared: SharedReservations,
+        identity: Identity,
+        applying: list[Applying],
+        estimate: int,
+        asked: ModelRequest,
+    ) -> Permit:
+        subjects = subjects_of(identity.principal, identity.groups)
+        try:
+            lease = await shared.reserve(self.engine, applying, subjects, estimate, time.time())
+        except CapReached as reached:
+            raise refusals.cap_reached(reached) from None
+        except DatabaseUnavailable:
+            if not self._local:
+                raise
+            return self._authorize_here(identity, applying, estimate, asked)
+        reservation = self.engine.hold(identity.principal, identity.groups, lease.nanos)
+
+        def settle(record: RequestRecord) -> None:
+            shared.settle(self.engine, lease, subjects, charge(record, asked), time.time())
+            self._settle(reservation, asked, record)
+
+        return Permit(settle, WITHHELD)
 
     def _settle(
         self, reservation: Reservation, model_request: ModelRequest, record: RequestRecord

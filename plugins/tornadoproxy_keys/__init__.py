@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 from tornadoproxy import (
     DATABASE_TIMEOUT,
     INACTIVE,
+    SHARED_LIMITS,
+    SHARED_LIMITS_FAILURE,
     Command,
     Identity,
     Inactive,
@@ -44,10 +46,11 @@ from tornadoproxy import (
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tornadoproxy import Database, DatabaseLocation
     from tornadoproxy_keys.gate import Gate
+    from tornadoproxy_keys.shared_limits import SharedLimits
 
 
 KEYS_DB: Setting[DatabaseLocation | None] = Setting(
@@ -106,7 +109,7 @@ class Keys:
         if self._gate is None:
             from tornadoproxy_keys.gate import Gate
 
-            gate = Gate(where)
+            gate = Gate(where, _shared(settings), local=settings[SHARED_LIMITS_FAILURE] == "local")
             gate.check()
             self._gate = gate
         self._gate.has_token = _has_token(settings)
@@ -115,7 +118,10 @@ class Keys:
             if isinstance(where, Path):
                 create += f" --keys-db {shlex.quote(str(where.absolute()))}"
             return f"no keys in {where} yet; create one with `{create}`"
-        return f"clients with a key in {where}"
+        line = f"clients with a key in {where}"
+        if not isinstance(where, Path) and settings[SHARED_LIMITS] is None:
+            line += "; their limits count in each proxy alone, unless SHARED_LIMITS is set"
+        return line
 
     @hookimpl
     async def startup(self) -> None:
@@ -131,7 +137,9 @@ class Keys:
 
     # first, because it is the cheapest check
     @hookimpl(tryfirst=True)
-    def admit(self, request: IncomingRequest, identity: Identity) -> Permit | None:
+    def admit(
+        self, request: IncomingRequest, identity: Identity
+    ) -> Permit | Awaitable[Permit] | None:
         return self._opened().admit(request, identity)
 
     @hookimpl(tryfirst=True)
@@ -143,6 +151,17 @@ class Keys:
     def _opened(self) -> Gate:
         assert self._gate is not None, "configure() has returned that this plugin is active"
         return self._gate
+
+
+def _shared(settings: Settings) -> SharedLimits | None:
+    url = settings[SHARED_LIMITS]
+    if url is None:
+        return None
+    from tornadoproxy import SharedCounters
+    from tornadoproxy_keys.shared_limits import SharedLimits
+
+    timeout = settings[DATABASE_TIMEOUT]
+    return SharedLimits(SharedCounters(url, setting=SHARED_LIMITS.name, timeout=timeout))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

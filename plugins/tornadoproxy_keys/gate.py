@@ -36,7 +36,10 @@ from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
 from tornadoproxy_keys.usage_count import UsageCount
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from tornadoproxy import DatabaseConnection, DatabaseLocation
+    from tornadoproxy_keys.shared_limits import SharedLimits
 
 REFRESH = 1.0  # seconds between two checks of the database
 MAX_UNVERIFIED = 30.0  # seconds
@@ -57,11 +60,18 @@ class Gate:
     """The keys of one database in a running proxy.
 
     :ivar where: the database.
+    :param shared: the limits of several proxies together; ``None`` if each proxy has its own.
+    :param local: whether each proxy applies the limits by itself while `shared` cannot be used;
+        otherwise requests with a limited key are rejected with 503.
     :ivar has_token: whether ``AUTH_TOKEN`` is set, whose principal no key may be named after.
     """
 
-    def __init__(self, where: DatabaseLocation) -> None:
+    def __init__(
+        self, where: DatabaseLocation, shared: SharedLimits | None = None, *, local: bool = False
+    ) -> None:
         self.where = where
+        self._shared = shared
+        self._local = local
         self.has_token = False
         self._database = store.database(where)
         self._rows: store.Rows | None = None
@@ -107,6 +117,12 @@ class Gate:
             if isinstance(error, DatabaseUnavailable):
                 raise ConfigurationError(str(error)) from None
             raise
+        if self._shared is not None:
+            try:
+                await self._shared.open()
+            except BaseException:
+                await self._database.close()
+                raise
         self._refreshing = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
@@ -115,6 +131,8 @@ class Gate:
             self._refreshing.cancel()
         self._hand_over_usage()
         await self._database.close()
+        if self._shared is not None:
+            await self._shared.close()
 
     def authenticate(self, request: IncomingRequest) -> Identity | None:
         """Return the identity of the request's key; ``None`` if it has other credentials as well.
@@ -144,7 +162,9 @@ class Gate:
             raise AuthenticationFailed(refusal)
         return None
 
-    def admit(self, request: IncomingRequest, identity: Identity) -> Permit | None:
+    def admit(
+        self, request: IncomingRequest, identity: Identity
+    ) -> Permit | Awaitable[Permit] | None:
         """Apply a key's limits of requests and tokens, and reject anonymous identities.
 
         :raises AuthenticationFailed: the identity is anonymous.
@@ -155,6 +175,8 @@ class Gate:
         if not isinstance(identity, KeyIdentity):
             return None
         key = identity.key
+        if self._shared is not None and key.is_limited:
+            return self._admit_shared(key, self._shared)
         key.admit(time.monotonic())
         return Permit(partial(self._settle, key))
 
@@ -172,7 +194,28 @@ class Gate:
             model_rules.check(key.models, key.row.limits.models, request, model_request)
         if model_request is None or key.row.limits.tokens_per_minute is None:
             return None
-        return Permit(partial(key.count_tokens, model_request))
+        return Permit(partial(self._count_tokens, key, model_request))
+
+    async def _admit_shared(self, key: LiveKey, shared: SharedLimits) -> Permit:
+        try:
+            lease = await shared.admit(key)
+        except DatabaseUnavailable:
+            if not self._local:
+                raise
+            key.admit(time.monotonic())
+            return Permit(partial(self._settle, key))
+        key.in_flight += 1
+
+        def settle(record: RequestRecord) -> None:
+            shared.release(key.row.id, lease)
+            self._settle(key, record)
+
+        return Permit(settle)
+
+    def _count_tokens(self, key: LiveKey, asked: ModelRequest, record: RequestRecord) -> None:
+        tokens = key.count_tokens(asked, record)
+        if self._shared is not None and tokens:
+            self._shared.count_tokens(key.row.id, tokens)
 
     def _settle(self, key: LiveKey, record: RequestRecord) -> None:
         key.in_flight -= 1

@@ -100,6 +100,16 @@ class LiveKey:
         patterns = "|".join(translate(pattern) for pattern in row.limits.models)
         self.models = re.compile(patterns) if patterns else None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has any limit that counts."""
+        limits = self.row.limits
+        return not (
+            limits.requests_per_minute is None
+            and limits.tokens_per_minute is None
+            and limits.concurrency is None
+        )
+
     def admit(self, now: float) -> None:
         """Count one more request, unless a limit is reached.
 
@@ -107,29 +117,42 @@ class LiveKey:
         """
         limits = self.row.limits
         if limits.concurrency is not None and self.in_flight >= limits.concurrency:
-            raise self._denied(f"{limits.concurrency} requests at once", 1.0)
+            raise self.denied("concurrency", 1.0)
         if limits.tokens_per_minute is not None:
             wait = self._tokens.wait(limits.tokens_per_minute, now)
             if wait:
-                raise self._denied(f"{limits.tokens_per_minute} tokens a minute", wait)
+                raise self.denied("tokens", wait)
         if limits.requests_per_minute is not None:
             wait = self._requests.wait(limits.requests_per_minute, now)
             if wait:
-                raise self._denied(f"{limits.requests_per_minute} requests a minute", wait)
+                raise self.denied("requests", wait)
             self._requests.add(1, now)
         self.in_flight += 1
 
-    def count_tokens(self, asked: ModelRequest, record: RequestRecord) -> None:
-        """Count the tokens of a request that has ended.
+    def count_tokens(self, asked: ModelRequest, record: RequestRecord) -> int:
+        """Count the tokens of a request that has ended, and return them.
 
         :param asked: the request for a model.
         """
         if tokens := _used(record, asked):
             self._tokens.add(tokens, time.monotonic())
+        return tokens
 
-    def _denied(self, limit: str, wait: float) -> Denied:
+    def denied(self, limit: str, wait: float) -> Denied:
+        """Return the refusal of a request.
+
+        :param limit: the limit that is reached: ``requests``, ``tokens`` or ``concurrency``.
+        :param wait: seconds after which a retry may succeed.
+        """
+        limits = self.row.limits
+        reached = {
+            "concurrency": f"{limits.concurrency} requests at once",
+            "tokens": f"{limits.tokens_per_minute} tokens a minute",
+            "requests": f"{limits.requests_per_minute} requests a minute",
+        }[limit]
         return Denied(
-            f"The key {self.row.id} has reached its limit of {limit}: try again in {ceil(wait)} s.",
+            f"The key {self.row.id} has reached its limit of {reached}: try again in "
+            f"{ceil(wait)} s.",
             status=429,
             code="rate_limit_exceeded",
             retry_after=wait,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.urls import EgressProxy
     from tornadoproxy.protocol.client_address import IPNetwork
-    from tornadoproxy.secret import Secret
+    from tornadoproxy.secret import Secret, SecretURL
 
 # zero would expire at once, while some readers take it for "no timeout"
 _timeout = parsers.seconds(minimum=0.001)
@@ -228,6 +228,25 @@ DATABASE_TIMEOUT: Setting[float] = Setting(
     _timeout,
     default=0.25,
     help="seconds a PostgreSQL server may take for a statement of a running proxy",
+)
+SHARED_LIMITS: Setting[SecretURL | None] = Setting(
+    "SHARED_LIMITS",
+    parsers.redis_url,
+    default=None,
+    help=(
+        "redis:// or rediss:// URL of a server that counts limits for several proxies together; "
+        "without it, each proxy has limits of its own"
+    ),
+    secret=True,
+)
+SHARED_LIMITS_FAILURE: Setting[str] = Setting(
+    "SHARED_LIMITS_FAILURE",
+    parsers.choice("refuse", "local"),
+    default="refuse",
+    help=(
+        "what happens to limited requests while that server cannot be used: refuse (503), or local "
+        "(each proxy limits them by itself)"
+    ),
 )
 DISABLED_PLUGINS: Setting[tuple[str, ...]] = Setting(
     "DISABLED_PLUGINS",

@@ -60,6 +60,7 @@ __all__ = [
     "pairs",
     "path",
     "readable_file",
+    "redis_url",
     "seconds",
     "secret",
     "secret_file",
@@ -110,6 +111,14 @@ def database(value: str) -> Path | SecretURL:
         return Path(value)
     if scheme not in ("postgresql", "postgres"):
         raise ValueError("must be the path of an SQLite file, or a URL that begins postgresql://")
+    return SecretURL(value)
+
+
+def redis_url(value: str) -> SecretURL:
+    """Parse the URL of a Redis or Valkey server."""
+    schemes = ("redis://", "rediss://", "redis+sentinel://", "unix://")
+    if not text(value).startswith(schemes):
+        raise ValueError(f"must begin with {', '.join(schemes)}")
     return SecretURL(value)
 
 

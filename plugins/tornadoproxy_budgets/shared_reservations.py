@@ -1,0 +1,217 @@
+"""What requests in flight at several proxies have reserved, in the server of ``SHARED_LIMITS``.
+
+The server also has the sum that each subject has spent in each period. It counts a cost at once,
+which the database does half a second later, so that it has the highest sum: a proxy that knows a
+higher one from the database, as after the server has lost its data, tells it.
+
+A reservation is a lease, which its proxy renews; those of a proxy that was killed end by themselves
+after `LEASE` seconds. All names have one word in braces, so that a cluster keeps them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from typing import TYPE_CHECKING, NamedTuple
+
+from tornadoproxy import Script
+from tornadoproxy_budgets.periods import PERIODS, Period, first_day, reset_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tornadoproxy import SharedCounters
+    from tornadoproxy_budgets.engine import Applying, Engine, Subject
+
+LEASE = 30  # seconds
+RENEWAL = 10.0  # seconds between two renewals
+
+_PREFIX = "tornadoproxy:{budgets}:"
+_LEASES, _RESERVED, _HELD = (_PREFIX + name for name in ("leases", "reserved", "held"))
+_DAY = 86_400  # seconds for which a sum is kept after its period, for requests that end late
+
+# KEYS: the leases by their end, the sum reserved of each subject, the amount and subjects of each
+# lease; then the sums that were spent.
+_COMMON = """
+local leases, reserved, held = KEYS[1], KEYS[2], KEYS[3]
+local now = tonumber(redis.call('TIME')[1])
+
+local function whole(number) return string.format('%.0f', number) end
+
+local function release(lease)
+  local of_it = redis.call('HGET', held, lease)
+  if not of_it then return end
+  local amount, subjects = unpack(cjson.decode(of_it))
+  for _, subject in ipairs(subjects) do
+    if redis.call('HINCRBY', reserved, subject, '-' .. amount) <= 0 then
+      redis.call('HDEL', reserved, subject)
+    end
+  end
+  redis.call('HDEL', held, lease)
+  redis.call('ZREM', leases, lease)
+end
+"""
+# ARGV: the lease, its seconds, the amount, the subjects as a JSON array; then of each cap its
+# subject, its amount, whether it is personal, the sum known to be spent, and when that ends.
+_RESERVE = Script(
+    _COMMON
+    + """
+for _, lease in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do release(lease) end
+local lease, seconds, amount = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local reached = {}
+for at = 4, #KEYS do
+  local base = 4 + (at - 4) * 5
+  local subject, cap, personal = ARGV[base + 1], tonumber(ARGV[base + 2]), ARGV[base + 3]
+  local spent = tonumber(redis.call('GET', KEYS[at]) or '0')
+  if tonumber(ARGV[base + 4]) > spent then
+    spent = tonumber(ARGV[base + 4])
+    redis.call('SET', KEYS[at], ARGV[base + 4], 'EXAT', ARGV[base + 5])
+  end
+  local left = cap - spent - tonumber(redis.call('HGET', reserved, subject) or '0')
+  if left <= 0 then
+    reached[#reached + 1] = at - 4
+  elseif personal == '1' and left < amount then
+    amount = left
+  end
+end
+if #reached > 0 then return {1, reached} end
+amount = whole(amount)
+for _, subject in ipairs(cjson.decode(ARGV[4])) do
+  redis.call('HINCRBY', reserved, subject, amount)
+end
+redis.call('HSET', held, lease, cjson.encode({amount, cjson.decode(ARGV[4])}))
+redis.call('ZADD', leases, now + seconds, lease)
+return {0, amount}
+"""
+)
+# ARGV: the lease, the cost; then of each sum what was known to be spent before, and when it ends.
+_SETTLE = Script(
+    _COMMON
+    + """
+release(ARGV[1])
+for at = 4, #KEYS do
+  local base = 2 + (at - 4) * 2
+  redis.call('SET', KEYS[at], ARGV[base + 1], 'NX')
+  redis.call('INCRBY', KEYS[at], ARGV[2])
+  redis.call('EXPIREAT', KEYS[at], ARGV[base + 2])
+end
+"""
+)
+_RENEW = Script("""
+local ends = redis.call('TIME')[1] + ARGV[1]
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[i]) end
+""")
+
+
+class Lease(NamedTuple):
+    """A reservation: its id, and the amount in nanos."""
+
+    id: str
+    nanos: int
+
+
+class SharedReservations:
+    """The reservations of all proxies.
+
+    :param counters: the server.
+    """
+
+    def __init__(self, counters: SharedCounters) -> None:
+        self._counters = counters
+        self._leases: set[str] = set()
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect.
+
+        :raises ConfigurationError: the server cannot be used.
+        """
+        await self._counters.open()
+        self._renewing = asyncio.create_task(self._keep_leases())
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await self._counters.close()
+
+    async def reserve(
+        self,
+        engine: Engine,
+        applying: Sequence[Applying],
+        subjects: Iterable[Subject],
+        nanos: int,
+        now: float,
+    ) -> Lease:
+        """Reserve what a request may cost, or what the person has left of it.
+
+        :param applying: the caps that apply.
+        :param subjects: whom the reservation counts for.
+        :raises CapReached: a cap is reached.
+        :raises DatabaseUnavailable: the server cannot be used.
+        """
+        day = engine.roll(now)
+        names: list[str] = []
+        values: list[str | int] = []
+        for cap, subject, most in applying:
+            names.append(_spent(cap.period, day, subject))
+            values += [
+                *(_text(subject), most, int(not cap.scope.shared)),
+                *(engine.spent(subject, cap.period, now), _end(cap.period, day)),
+            ]
+        lease = secrets.token_hex(8)
+        # known before the server is asked, since it may have reserved when the caller is cancelled
+        self._leases.add(lease)
+        try:
+            reached, result = await self._counters.run(
+                _RESERVE,
+                [_LEASES, _RESERVED, _HELD, *names],
+                *(lease, LEASE, nanos, json.dumps([_text(each) for each in subjects])),
+                *values,
+            )
+        except BaseException:
+            self._end(lease)
+            raise
+        if reached:
+            self._leases.discard(lease)
+            raise engine.refusal([applying[place] for place in result])
+        return Lease(lease, int(result))
+
+    def settle(
+        self, engine: Engine, lease: Lease, subjects: Iterable[Subject], cost: int, now: float
+    ) -> None:
+        """Replace a reservation by the cost; to be called before the engine counts it."""
+        names: list[str] = []
+        values: list[str | int] = []
+        if cost:
+            day = engine.roll(now)
+            for subject in subjects:
+                for period in PERIODS:
+                    names.append(_spent(period, day, subject))
+                    values += [engine.spent(subject, period, now), _end(period, day)]
+        self._leases.discard(lease.id)
+        names = [_LEASES, _RESERVED, _HELD, *names]
+        self._counters.send(_SETTLE, names, lease.id, cost, *values)
+
+    def _end(self, lease: str) -> None:
+        self._leases.discard(lease)
+        self._counters.send(_SETTLE, [_LEASES, _RESERVED, _HELD], lease, 0)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            if self._leases:
+                self._counters.send(_RENEW, [_LEASES], LEASE, *self._leases)
+
+
+def _spent(period: Period, day: int, subject: Subject) -> str:
+    return f"{_PREFIX}spent:{period}:{first_day(period, day)}:{_text(subject)}"
+
+
+def _end(period: Period, day: int) -> int:
+    return reset_time(period, day) + _DAY
+
+
+def _text(subject: Subject) -> str:
+    return ":".join(subject)

@@ -1,0 +1,163 @@
+"""The limits of keys for several proxies together, in the server of ``SHARED_LIMITS``.
+
+The server's clock counts, so the clocks of the proxies do not matter. A request in flight is a
+lease, which its proxy renews; the leases of a proxy that was killed end by themselves after
+`LEASE` seconds.
+
+The keys of one API key have its id in braces, so that a cluster keeps them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+from tornadoproxy import Script
+
+if TYPE_CHECKING:
+    from tornadoproxy import SharedCounters
+    from tornadoproxy_keys.live_key import LiveKey
+
+LEASE = 30  # seconds
+RENEWAL = 10.0  # seconds between two renewals
+
+# Amounts are counted by the second in which they were used. A second counts until 61 seconds after
+# it has begun: in any 60 seconds no more is accepted than the limit allows.
+_ADMIT = Script("""
+local requests, tokens, leases = KEYS[1], KEYS[2], KEYS[3]
+local most_requests, most_tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
+local most_leases = tonumber(ARGV[3])
+local time = redis.call('TIME')
+local second = tonumber(time[1])
+local now = second * 1000 + math.floor(time[2] / 1000)
+
+local function wait(key, limit)
+  local used, total, seconds = {}, 0, {}
+  local all = redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    local at, amount = tonumber(all[i]), tonumber(all[i + 1])
+    if at <= second - 61 then
+      redis.call('HDEL', key, all[i])
+    else
+      used[at] = amount
+      total = total + amount
+      seconds[#seconds + 1] = at
+    end
+  end
+  if total < limit then return 0 end
+  table.sort(seconds)
+  for _, at in ipairs(seconds) do
+    total = total - used[at]
+    if total < limit then return (at + 61) * 1000 - now end
+  end
+end
+
+if most_leases >= 0 then
+  redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
+  if redis.call('ZCARD', leases) >= most_leases then return {'concurrency', 1000} end
+end
+if most_tokens >= 0 then
+  local left = wait(tokens, most_tokens)
+  if left > 0 then return {'tokens', left} end
+end
+if most_requests >= 0 then
+  local left = wait(requests, most_requests)
+  if left > 0 then return {'requests', left} end
+  redis.call('HINCRBY', requests, second, 1)
+  redis.call('EXPIRE', requests, 61)
+end
+if most_leases >= 0 then
+  redis.call('ZADD', leases, now + ARGV[5] * 1000, ARGV[4])
+  redis.call('EXPIRE', leases, ARGV[5])
+end
+return {'', 0}
+""")
+_RENEW = Script("""
+local time = redis.call('TIME')
+local ends = (time[1] + ARGV[1]) * 1000
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ends, ARGV[i]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+""")
+_RELEASE = Script("redis.call('ZREM', KEYS[1], ARGV[1])")
+_COUNT_TOKENS = Script("""
+redis.call('HINCRBY', KEYS[1], redis.call('TIME')[1], ARGV[1])
+redis.call('EXPIRE', KEYS[1], 61)
+""")
+
+
+class SharedLimits:
+    """The limits of all keys.
+
+    :param counters: the server.
+    """
+
+    def __init__(self, counters: SharedCounters) -> None:
+        self._counters = counters
+        self._leases: dict[str, set[str]] = {}  # of this process, by the id of their key
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect.
+
+        :raises ConfigurationError: the server cannot be used.
+        """
+        await self._counters.open()
+        self._renewing = asyncio.create_task(self._keep_leases())
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await self._counters.close()
+
+    async def admit(self, key: LiveKey) -> str:
+        """Count one more request of a key, unless a limit is reached; return its lease.
+
+        :raises Denied: 429.
+        :raises DatabaseUnavailable: the server cannot be used.
+        """
+        limits = key.row.limits
+        id_ = key.row.id
+        lease = secrets.token_hex(8)
+        most = (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency)
+        try:
+            limit, wait = await self._counters.run(
+                _ADMIT,
+                _names(id_, "requests", "tokens", "leases"),
+                *(-1 if each is None else each for each in most),
+                lease,
+                LEASE,
+            )
+        except BaseException:
+            # it may have run
+            self.release(id_, lease)
+            raise
+        if limit:
+            raise key.denied(limit.decode(), wait / 1000)
+        if limits.concurrency is not None:
+            self._leases.setdefault(id_, set()).add(lease)
+        return lease
+
+    def release(self, key_id: str, lease: str) -> None:
+        """End the lease of a request that has ended."""
+        leases = self._leases.get(key_id)
+        if leases is not None:
+            leases.discard(lease)
+            if not leases:
+                del self._leases[key_id]
+        self._counters.send(_RELEASE, _names(key_id, "leases"), lease)
+
+    def count_tokens(self, key_id: str, tokens: int) -> None:
+        """Count the tokens of a request that has ended."""
+        self._counters.send(_COUNT_TOKENS, _names(key_id, "tokens"), tokens)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            for key_id, leases in self._leases.items():
+                self._counters.send(_RENEW, _names(key_id, "leases"), LEASE, *leases)
+
+
+def _names(key_id: str, *counters: str) -> list[str]:
+    return [f"tornadoproxy:{{{key_id}}}:{counter}" for counter in counters]

@@ -1,0 +1,122 @@
+"""Counters in a Redis server: scripts, and a server that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from redis_server import PASSWORD, RedisServer
+
+from tornadoproxy import ConfigurationError, DatabaseUnavailable, Script, SecretURL, SharedCounters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+
+
+def counters_of(url: SecretURL) -> SharedCounters:
+    return SharedCounters(url, setting="SHARED_LIMITS", timeout=0.25)
+
+
+@contextlib.asynccontextmanager
+async def opened(server: RedisServer) -> AsyncIterator[SharedCounters]:
+    counters = counters_of(server.url)
+    await counters.open()
+    try:
+        yield counters
+    finally:
+        await counters.close()
+
+
+async def usable(counters: SharedCounters) -> None:
+    async with asyncio.timeout(15):
+        while counters.failing:
+            await asyncio.sleep(0.01)
+
+
+async def test_scripts_run_in_order_on_one_connection(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as counters:
+        counters.send(COUNT, ["a"], 10)
+        results = await asyncio.gather(*(counters.run(COUNT, ["a"], 1) for _ in range(100)))
+        assert results == list(range(11, 111))
+        with redis_server.client() as client:
+            assert len(client.client_list(_type="normal")) == 2
+
+
+async def test_script_is_sent_again_to_a_server_that_forgot_it(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as counters:
+        await counters.run(COUNT, ["a"], 1)
+        with redis_server.client() as client:
+            client.script_flush()
+        assert await counters.run(COUNT, ["a"], 1) == 2
+
+
+async def test_wrong_script_raises_and_spares_the_connection(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as counters:
+        with pytest.raises(Exception, match="Wrong number of args"):
+            await counters.run(Script("return redis.call('GET')"), [])
+        counters.send(Script("return redis.call('GET')"), [])
+        assert await counters.run(COUNT, ["a"], 1) == 1
+
+
+async def test_caller_that_is_cancelled_does_not_shift_responses(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as counters:
+        first = asyncio.create_task(counters.run(COUNT, ["a"], 7))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await counters.run(COUNT, ["b"], 5) == 5
+
+
+async def test_close_sends_what_is_unsent(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as counters:
+        counters.send(COUNT, ["a"], 3)
+    with redis_server.client() as client:
+        assert client.get("a") == b"3"
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+async def test_server_that_stops_fails_scripts_until_it_is_back(
+    stalled: bool, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(redis_server) as counters:
+        if stalled:
+            redis_server.send(signal.SIGSTOP)
+        else:
+            redis_server.stop()
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable, match=r"respond in time|cannot be reached"):
+                await counters.run(COUNT, ["a"], 1)
+        counters.send(COUNT, ["a"], 1)  # is lost
+        if stalled:
+            redis_server.send(signal.SIGCONT)
+        else:
+            await asyncio.to_thread(redis_server.start)
+        await usable(counters)
+        assert await counters.run(COUNT, ["b"], 1) == 1
+    assert "can be used again" in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://:wrong@127.0.0.1:{port}/0", "its password is rejected"),
+        ("redis://:{password}@127.0.0.1:1/0", "it cannot be reached"),
+        ("redis://:{password}@127.0.0.1:port/0", "is not valid"),
+        ("redis+sentinel://:{password}@127.0.0.1:26379", "is not valid"),
+        ("redis+sentinel://:{password}@127.0.0.1:1/service", "cannot be used"),
+    ],
+)
+async def test_unusable_server_ends_the_start_in_a_line(
+    url: str, reason: str, redis_server: RedisServer
+) -> None:
+    named = SecretURL(url.format(port=redis_server.port, password=PASSWORD))
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        await counters_of(named).open()
+    line = str(caught.value)
+    assert line.startswith("SHARED_LIMITS=redis")
+    assert (PASSWORD in line, "\n" in line, caught.value.__cause__) == (False, False, None)
