@@ -1,0 +1,107 @@
+"""Caps of several proxies together, with reservations in the server of ``SHARED_LIMITS``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from budget_team import ADA, CENT, EACH, TOGETHER, Team, asking, costing
+from people import error_of
+from tornadoproxy_budgets import shared_reservations
+
+from tornadoproxy.testing import silent_response
+
+if TYPE_CHECKING:
+    from redis_server import RedisServer
+
+    from tornadoproxy.testing import Proxy
+
+pytest_plugins = ("budget_team",)
+
+
+async def start(team: Team, server: RedisServer, **settings: object) -> list[Proxy]:
+    """Start four proxies that share a budgets database and a Redis server."""
+    return [await team.start(SHARED_LIMITS=server.url, **settings) for _ in range(4)]
+
+
+async def statuses(team: Team, proxies: list[Proxy], count: int) -> Counter[int]:
+    """Return how often each status came in `count` parallel requests of up to 11 cents."""
+    team.upstream.script(*[costing(3)] * count)
+    asked = [team.ask(to=proxies[number % 4]) for number in range(count)]
+    return Counter(response.status for response in await asyncio.gather(*asked))
+
+
+async def test_cap_is_overspent_by_less_than_one_estimate(
+    team: Team, redis_server: RedisServer
+) -> None:
+    team.cap(EACH, 100)
+    proxies = await start(team, redis_server)
+    total = Counter[int]()
+    for _ in range(12):
+        total += await statuses(team, proxies, 20)
+    spent = 3 * total[200]
+    assert (set(total), 100 <= spent < 100 + 11) == ({200, 429}, True)
+    async with asyncio.timeout(10):
+        while {await team.spent(to=proxy) for proxy in proxies} != {spent * CENT}:
+            await asyncio.sleep(0.05)
+
+
+async def test_request_in_flight_at_another_proxy_holds_its_estimate(
+    team: Team, redis_server: RedisServer
+) -> None:
+    team.cap(TOGETHER, 20)
+    proxies = await start(team, redis_server)
+    team.upstream.script(silent_response())
+    held = asyncio.create_task(team.ask("ada", asking(50), to=proxies[0]))
+    await team.upstream.received()
+    refused = await team.ask("bob", to=proxies[1])
+    assert (refused.status, "and requests in flight" in error_of(refused)["message"]) == (429, True)
+    held.cancel()
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+async def test_reservation_of_a_killed_proxy_ends_by_itself(
+    is_renewed: bool, team: Team, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_reservations, "LEASE", 2)
+    monkeypatch.setattr(shared_reservations, "RENEWAL", 0.1 if is_renewed else 60.0)
+    team.cap(ADA, 20)
+    proxies = await start(team, redis_server)
+    team.upstream.script(silent_response())
+    held = asyncio.create_task(team.ask("ada", asking(50), to=proxies[0]))
+    await team.upstream.received()
+    with redis_server.client() as client:
+        ((_, ends),) = client.zrange("tornadoproxy:{budgets}:leases", 0, -1, withscores=True)
+        async with asyncio.timeout(10):
+            while client.time()[0] <= ends:  # the lease would have ended by now
+                await asyncio.sleep(0.05)
+    team.upstream.script(costing(1))
+    assert (await team.ask(to=proxies[1])).status == (429 if is_renewed else 200)
+    held.cancel()
+
+
+async def test_lost_sums_are_learned_from_the_database(
+    team: Team, redis_server: RedisServer
+) -> None:
+    team.cap(ADA, 10)
+    proxies = await start(team, redis_server)
+    team.upstream.script(costing(12))
+    assert (await team.ask(to=proxies[0])).status == 200
+    with redis_server.client() as client:
+        client.flushall()
+    async with asyncio.timeout(10):
+        while (await team.ask(to=proxies[1])).status != 429:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("failure", "expected"), [("refuse", {503: 4}), ("local", {200: 4})])
+async def test_caps_without_the_server(
+    failure: str, expected: dict[int, int], team: Team, redis_server: RedisServer
+) -> None:
+    team.cap(EACH, 100)
+    proxies = await start(team, redis_server, SHARED_LIMITS_FAILURE=failure)
+    redis_server.stop()
+    assert await statuses(team, proxies, 4) == expected
+    await asyncio.to_thread(redis_server.start)
