@@ -165,7 +165,7 @@ def test_plugins_import_slow_libraries_only_when_used() -> None:
         text=True,
     )
     assert set(packages) <= set(ran.stdout.split())
-    assert not {"sqlite3", "psycopg", *EXTRAS.values()} & set(ran.stdout.split())
+    assert not {"sqlite3", "psycopg", "redis", *EXTRAS.values()} & set(ran.stdout.split())
 
 
 def test_plugin_tests_use_only_public_names() -> None:

@@ -44,7 +44,7 @@ class Team:
                 "SHARED_LIMITS": self.server.url,
                 **settings,
             }
-            self.proxies.append(await self.scene.start(**given, **settings))
+            self.proxies.append(await self.scene.start(**given))
         return key
 
     async def ask(self, key: str, proxy: int) -> RawResponse:

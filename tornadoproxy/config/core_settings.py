@@ -227,7 +227,7 @@ DATABASE_TIMEOUT: Setting[float] = Setting(
     "DATABASE_TIMEOUT",
     _timeout,
     default=0.25,
-    help="seconds a PostgreSQL server may take for a statement of a running proxy",
+    help="seconds a PostgreSQL or Redis server may take for a statement of a running proxy",
 )
 SHARED_LIMITS: Setting[SecretURL | None] = Setting(
     "SHARED_LIMITS",
