@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene"]
 pytest.register_assert_rewrite(
-    *("budget_team", "held_stream", "in_process", "people", "program", "served"),
-    "upstream_scene",
+    "budget_team", "held_stream", "in_process", "people", "program", "served"
 )
 
 
