@@ -168,6 +168,41 @@ def test_block_is_translated_once_and_whole(events: list[Json], expected: list[J
     assert deltas(*events, *END) == [*expected, "stop"]
 
 
+def test_thinking_becomes_blocks_with_their_place() -> None:
+    def block(text: str, **fields: object) -> Json:
+        return {"thinking_blocks": [{**fields, "thinking": text}], "reasoning_content": text}
+
+    assert deltas(
+        opened(0, "thinking", thinking="", signature=""),
+        delta(0, "thinking_delta", thinking="Hm"),
+        delta(0, "signature_delta", signature="c2ln"),
+        closed(0),
+        *(opened(1, "redacted_thinking", data="ZGF0YQ=="), closed(1)),
+        *(opened(2), text(2, "ä😀."), closed(2), tool(3, "toolu_1"), closed(3)),
+        *(opened(4, "thinking", thinking="So", signature=""), closed(4), *END),
+    ) == [
+        block("", index=0, type="thinking", signature=""),
+        block("Hm", index=0),
+        {"thinking_blocks": [{"index": 0, "signature": "c2ln"}]},
+        {"thinking_blocks": [{"index": 1, "type": "redacted_thinking", "data": "ZGF0YQ=="}]},
+        *({"content": "ä😀."}, called(0, "toolu_1"), arguments(0, "{}")),
+        block("So", index=2, type="thinking", signature="", text_before=3, calls_before=1),
+        "stop",
+    ]
+
+
+def test_legacy_function_is_called_once() -> None:
+    translator = StreamTranslator(legacy_functions=True)
+    calls = [tool(0, "a"), fragment(0, '{"a":1}'), closed(0), tool(1, "b"), fragment(1, "{}")]
+    found = documents(translator.feed(wire(START, *calls, closed(1), stopped("tool_use"), STOP)))
+    assert [each["choices"][0]["delta"] for each in found[1:-1]] == [
+        {"function_call": {"name": "weather", "arguments": ""}},
+        {"function_call": {"arguments": '{"a":1}'}},
+        {},
+    ]
+    assert found[-2]["choices"][0]["finish_reason"] == "function_call"
+
+
 def test_refusal_is_a_delta() -> None:
     event = stopped("refusal")
     event["delta"]["stop_details"] = {"type": "refusal", "explanation": "Not this."}
