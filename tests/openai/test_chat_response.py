@@ -199,6 +199,14 @@ def test_usage_has_the_reported_reasoning_tokens() -> None:
         assert details == {"reasoning_tokens": expected}
 
 
+def test_fields_of_other_types_become_empty() -> None:
+    blocks = (text(None), {"type": "thinking", "thinking": 7}, {"type": "tool_use", "input": None})
+    found = completion(*blocks, id=7, model=None, stop_details="x")
+    assert found["model"] == ""
+    (call,) = found["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": "", "arguments": "{}"}
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"content": "a"}', b"\xff", b"[" * 100_000])
 def test_body_that_is_no_message_is_the_upstreams_error(body: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):

@@ -283,6 +283,24 @@ def test_broken_stream_is_the_upstreams_error(stream: bytes) -> None:
     assert not translator.ended
 
 
+def test_json_that_is_no_event_is_skipped() -> None:
+    for data in (b"[]", b"null", b'{"type": ["ping"]}', b"{}"):
+        assert StreamTranslator().feed(b"data: " + data + b"\n\n") == b""
+
+
+def test_fields_of_other_types_become_empty() -> None:
+    found = seen(
+        {"type": "message_start", "message": {"id": 7, "model": None, "usage": "x"}},
+        *(opened(0, text=7), delta(0, "text_delta", text=None)),
+        *(opened(1, "tool_use", id=None, name=7, input="x"), delta(1, "input_json_delta")),
+        *(opened(2, "thinking", thinking=None), delta(2, "thinking_delta", thinking=7)),
+        *(delta(2, "signature_delta"), opened(3, ["text"])),
+        *({"type": "message_delta", "delta": [], "usage": 7}, STOP),
+        usage=True,
+    )
+    assert found[-1] == DONE
+
+
 def test_line_separators_beyond_ascii_are_escaped() -> None:
     content = "é\x85…\u2028😀\u2029"
     events = (START, opened(0), text(0, content), tool(1, "toolu_1"))
