@@ -99,11 +99,10 @@ class SharedCounters:
             raise self._unavailable()
         command = (len(keys), *keys, *arguments)
         try:
-            async with asyncio.timeout(self._timeout):
-                try:
-                    return await line.ask("EVALSHA", script.digest, *command)
-                except self._library.NoScriptError:
-                    return await line.ask("EVAL", script.source, *command)
+            try:
+                return await self._ask(line, "EVALSHA", script.digest, *command)
+            except self._library.NoScriptError:
+                return await self._ask(line, "EVAL", script.source, *command)
         except self._library.FAILURES as error:
             if self._library.reason(error) is None:
                 raise
@@ -123,11 +122,22 @@ class SharedCounters:
             self._connecting.cancel()
         if (line := self._line) is not None:
             with contextlib.suppress(*self._library.FAILURES):
-                async with asyncio.timeout(self._timeout):
-                    await line.ask("PING")
+                await self._ask(line, "PING")
             self._drop(line)
         await asyncio.gather(*self._closing)
         await self._pool.disconnect()
+
+    async def _ask(self, line: Line, *command: str | int) -> Any:
+        """Return the response to a command.
+
+        :raises TimeoutError: there is none in time.
+        """
+        response = line.ask(*command)
+        deadline = asyncio.get_running_loop().call_later(self._timeout, _late, response, 3)
+        try:
+            return await response
+        finally:
+            deadline.cancel()
 
     async def _stay_connected(self) -> None:
         while True:
@@ -168,6 +178,14 @@ class SharedCounters:
 
     def _unavailable(self) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"{self._title} cannot be used: {self._reason}")
+
+
+def _late(response: asyncio.Future[Any], turns: int) -> None:
+    """Fail a response, unless it has arrived and only this process was late to read it."""
+    if turns:
+        asyncio.get_running_loop().call_soon(_late, response, turns - 1)
+    elif not response.done():
+        response.set_exception(TimeoutError())
 
 
 def _take_error(done: asyncio.Future[Any]) -> None:
