@@ -175,7 +175,7 @@ async def test_limits_are_listed_in_pages(api: Api) -> None:
         assert (document["first_id"], document["last_id"]) == ends
         return found, document["has_more"]
 
-    assert await listed("") == (ids, False)
+    assert await listed("") == await listed("limit=5") == (ids, False)
     assert await listed("limit=2") == (ids[:2], True)
     assert await listed(f"limit=2&after_id={ids[1]}") == (ids[2:4], True)
     assert await listed(f"limit=2&after_id={ids[3]}") == (ids[4:], False)
