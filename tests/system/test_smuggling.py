@@ -11,7 +11,6 @@ import asyncio
 import json
 import random
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,15 +36,9 @@ from tornadoproxy.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.testing import (
-        OpenRaw,
-        Proxy,
-        RawConnection,
-        RawResponse,
-        ReceivedRequest,
-        ScriptedUpstream,
-        StartProxy,
-    )
+    from scene import Scene
+
+    from tornadoproxy.testing import Proxy, RawConnection, RawResponse, ReceivedRequest
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
@@ -79,53 +72,25 @@ DOUBTFUL = {
     "a GET with both": post(LENGTH, CHUNKED, body=LAST_CHUNK).replace(b"POST", b"GET"),
     "chunks in HTTP/1.0": post(CHUNKED, start=HTTP_1_0, body=LAST_CHUNK),
     "two lengths": post(LENGTH, b"Content-Length: 6\r\n", body=b"hello"),
-    "one length twice": post(LENGTH, LENGTH, body=b"hello"),
     "a length with a sign": post(b"Content-Length: +5\r\n", body=b"hello"),
     "another coding": post(b"Transfer-Encoding: xchunked\r\n", body=LAST_CHUNK),
-    "two codings": post(CHUNKED, CHUNKED, body=LAST_CHUNK),
-    "identity and a length": post(b"Transfer-Encoding: identity\r\n", LENGTH, body=b"hello"),
-    "a coding behind a tab": post(b"Transfer-Encoding: \x0bchunked\r\n", body=LAST_CHUNK),
     "a blank before the colon": post(b"Transfer-Encoding : chunked\r\n", body=LAST_CHUNK),
     "a folded coding": post(b"Transfer-Encoding:\r\n chunked\r\n", body=LAST_CHUNK),
     "a coding behind a bare LF": post(b"X: y\n" + CHUNKED, body=LAST_CHUNK),
     "a coding behind a bare CR": post(b"X: y\r" + CHUNKED, body=LAST_CHUNK),
     "NUL in a name": post(b"Content-Length\0: 5\r\n", body=b"hello"),
     "a head that ends in bare LF": HEAD + b"X: y\n\n",
-    "a bare LF before the head": b"\n" + post(),
-    "no Host": START + LINES.partition(b"\r\n")[2] + b"\r\n",
     "two Hosts": post(b"Host: b\r\n"),
     "HTTP/0.9": b"GET /v1/messages\r\n",
-    "HTTP/1.2": post(start=START.replace(b"1.1", b"1.2")),
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "a response": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "a chunk size with a sign": chunked(b"+5\r\nhello\r\n" + LAST_CHUNK),
-    "a chunk size of 17 digits": chunked(b"10000000000000005\r\nhello\r\n" + LAST_CHUNK),
     "a chunk extension": chunked(b"5;a=b\r\nhello\r\n" + LAST_CHUNK),
     "a bare LF behind a size": chunked(b"5\nhello\r\n" + LAST_CHUNK),
-    "a bare CR behind a chunk": chunked(b"5\r\nhello\rX" + LAST_CHUNK),
     "more than a chunk's size": chunked(b"5\r\nhello!\r\n" + LAST_CHUNK),
     "a trailer": chunked(b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n"),
     # the next request's lines stand where trailers would
     "no end of the last chunk": chunked(b"5\r\nhello\r\n0\r\n"),
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a client sends, and what the proxy must do with it.
-
-    :ivar bodies: those of the requests that reach the upstream whole, in order.
-    :ivar statuses: those of the responses.
-    """
-
-    sent: bytes
-    bodies: tuple[bytes, ...] = ()
-    statuses: tuple[int, ...] = (200,)
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the sentinel is served on the same connection; else that is closed."""
-        return self.statuses[-1] != 400 and b"HTTP/1.0" not in self.sent
 
 
 def carrying(*lines: bytes, start: bytes = START) -> bytes:
@@ -134,46 +99,29 @@ def carrying(*lines: bytes, start: bytes = START) -> bytes:
     return post(CHUNKED, *lines, start=start, body=chunk + LAST_CHUNK)
 
 
-LENGTH_OF_A_REQUEST = b"Content-Length: %d\r\n" % len(SMUGGLED)
 ODD_CODING = b"TRANSFER-ENCODING:\tCHUNKED \t\r\n"
 LOOKS_LIKE_FRAMING = (
     b"Content_Length: 5\r\nX-Content-Length: 5\r\nX: Transfer-Encoding: chunked\r\n"
 )
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 IN_NO_DOUBT = {
-    "a request in a length": Case(post(LENGTH_OF_A_REQUEST, body=SMUGGLED), (SMUGGLED,)),
-    **{
-        f"a {method.decode()} with a request": Case(
-            carrying(start=START.replace(b"POST", method)), (SMUGGLED,)
-        )
-        for method in (b"POST", b"GET", b"HEAD", b"OPTIONS")
-    },
-    "the last chunk in a length": Case(post(LENGTH, body=LAST_CHUNK), (LAST_CHUNK,)),
-    "a length with zeros and blanks": Case(
-        post(b"Content-Length: \t0005 \t\r\n", body=b"hello"), (b"hello",)
-    ),
-    "a coding and sizes in another case": Case(
-        post(ODD_CODING, body=b"A\r\n0123456789\r\n000\r\n\r\n"), (b"0123456789",)
-    ),
-    "names that look like framing": Case(post(LOOKS_LIKE_FRAMING), (b"",)),
-    "line ends before the head": Case(b"\r\n\r\n" + post(), (b"",)),
-    "HTTP/1.0": Case(
-        post(LENGTH, b"Connection: keep-alive\r\n", start=HTTP_1_0, body=b"hello"), (b"hello",)
-    ),
-    "Connection names the framing": Case(
-        carrying(b"Connection: transfer-encoding, host, x-api-key, via\r\n"), (SMUGGLED,)
-    ),
-    "an upgrade": Case(carrying(UPGRADE), (SMUGGLED,)),
-    "a body that comes unasked": Case(carrying(b"Expect: 100-Continue\r\n"), (SMUGGLED,)),
-    "a tunnel": Case(carrying(start=b"CONNECT a:443 HTTP/1.1\r\n"), statuses=(405,)),
-    "a wrong credential": Case(carrying(b"X-Api-Key: wrong\r\n"), statuses=(401,)),
-    # the rest of the body stands where a request would
-    "a body over its length": Case(
-        post(b"Content-Length: 4\r\n", body=SMUGGLED), (SMUGGLED[:4],), (200, 400)
-    ),
-    "a doubtful request behind others": Case(
-        post() * 2 + post(LENGTH, CHUNKED, body=LAST_CHUNK), (b"", b""), (200, 200, 400)
-    ),
+    "a request in a length": post(b"Content-Length: %d\r\n" % len(SMUGGLED), body=SMUGGLED),
+    "a request in chunks": carrying(),
+    "a GET with a request": carrying(start=START.replace(b"POST", b"GET")),
+    "a HEAD with a request": carrying(start=START.replace(b"POST", b"HEAD")),
+    "Connection names the framing": carrying(b"Connection: transfer-encoding, host, via\r\n"),
+    "an upgrade": carrying(UPGRADE),
+    "a body that comes unasked": carrying(b"Expect: 100-Continue\r\n"),
+    "the last chunk in a length": post(LENGTH, body=LAST_CHUNK),
+    "a length with zeros and blanks": post(b"Content-Length: \t0005 \t\r\n", body=LAST_CHUNK),
+    "a coding and sizes in another case": post(ODD_CODING, body=b"A\r\n0123456789\r\n000\r\n\r\n"),
+    "names that look like framing": b"\r\n\r\n" + post(LOOKS_LIKE_FRAMING),
+    "HTTP/1.0": post(LENGTH, start=HTTP_1_0, body=LAST_CHUNK),
+}
+# each of them has a request in its body
+REFUSED = {
+    "a tunnel": (carrying(start=b"CONNECT a:443 HTTP/1.1\r\n"), 405),
+    "a wrong credential": (carrying(b"X-Api-Key: wrong\r\n"), 401),
 }
 
 
@@ -183,16 +131,9 @@ def check_clean(received: ReceivedRequest, authority: str) -> None:
     assert received.all("Host") == [authority]
     assert received.all("X-Api-Key") == [TEST_UPSTREAM_KEY]
     assert len(received.all("Content-Length") + received.all("Transfer-Encoding")) <= 1
-    ends_here = {
-        "authorization",
-        "connection",
-        "cookie",
-        "expect",
-        "http2-settings",
-        "te",
-        "upgrade",
-    }
-    assert not ends_here & {name.lower() for name, _ in received.headers}
+    of_last_hop = {"authorization", "connection", "cookie", "expect", "te", "upgrade"}
+    assert not of_last_hop & {name.lower() for name, _ in received.headers}
+    assert received.header("HTTP2-Settings") is None
 
 
 async def whole(received: ReceivedRequest) -> bool:
@@ -205,13 +146,8 @@ async def whole(received: ReceivedRequest) -> bool:
     return True
 
 
-async def check(
-    case: Case, pieces: list[bytes], raw: OpenRaw, upstream: ScriptedUpstream
-) -> list[RawResponse]:
-    """Send a case in pieces, each read by itself; return the responses to it."""
-    before = len(upstream.requests)
-    upstream.script(*[OK] * (len(case.bodies) + case.goes_on))
-    client = await raw()
+async def send_in_pieces(client: RawConnection, pieces: list[bytes]) -> None:
+    """Send them so that the proxy reads each by itself."""
     try:
         for piece in pieces:
             await client.send(piece)
@@ -220,27 +156,21 @@ async def check(
             await asyncio.sleep(0)
     except ConnectionError:
         pass  # it has been refused already
-    to_head = case.sent.startswith(b"HEAD ")
-    responses = [await client.response(to_head=to_head) for _ in case.statuses]
-    assert [response.status for response in responses] == [*case.statuses]
-    if case.goes_on:
-        assert (await client.response()).body == b"ok"
-    else:
-        async with asyncio.timeout(5):
-            assert await client.read() == b""
+
+
+async def forwarded(scene: Scene, before: int = 0) -> list[tuple[str, bytes]]:
+    """Return target and body of each whole request behind the upstream's first `before` ones."""
     # had more gone upstream, it would be there by now
-    upstream.script(OK)
-    assert (await (await raw()).ask(AFTER)).body == b"ok"
-    forwarded = []
-    for received in upstream.requests[before:-1]:
-        check_clean(received, f"127.0.0.1:{upstream.port}")
+    scene.upstream.script(OK)
+    assert (await scene.ask(AFTER)).body == b"ok"
+    found = []
+    for received in scene.upstream.requests[before:-1]:
+        check_clean(received, f"127.0.0.1:{scene.upstream.port}")
         if await whole(received):
-            forwarded.append((received.target, received.body))
+            found.append((received.target, received.body))
         else:  # of a body whose chunks became doubtful
             assert b"hello".startswith(received.body)
-    targets = [(TARGET.decode(), body) for body in case.bodies]
-    assert forwarded == [*targets, *[("/v1/sentinel", b"")] * case.goes_on]
-    return responses
+    return found
 
 
 def at_once(sent: bytes) -> list[bytes]:
@@ -257,37 +187,67 @@ def at_each_line_end(sent: bytes) -> list[bytes]:
 async def test_doubtful_framing_is_400_and_ends_connection(
     split: Callable[[bytes], list[bytes]],
     target: bytes,
-    raw: OpenRaw,
     proxy: Proxy,
-    upstream: ScriptedUpstream,
+    scene: Scene,
     subtests: pytest.Subtests,
 ) -> None:
     for name, sent in DOUBTFUL.items():
         with subtests.test(name):
             sent = sent.replace(TARGET, target)
+            before, client = len(scene.upstream.requests), await scene.raw()
             *pieces, last = split(sent + SMUGGLED)
-            (response,) = await check(
-                Case(sent, statuses=(400,)), [*pieces, last + SENTINEL], raw, upstream
-            )
-            assert response.header("Connection") == "close"
+            await send_in_pieces(client, [*pieces, last + SENTINEL])
+            response = await client.response()
+            assert (response.status, response.header("Connection")) == (400, "close")
             document = json.loads(response.body)
             assert document["error"]["message"]
             if sent.startswith(b"POST "):
                 assert ("type" in document) == (target == TARGET)
+            async with asyncio.timeout(5):
+                assert await client.read() == b""
+            assert await forwarded(scene, before) == []
 
 
 @pytest.mark.parametrize("split", [at_once, at_each_line_end])
 async def test_framing_in_no_doubt_is_forwarded_unchanged(
-    split: Callable[[bytes], list[bytes]],
-    raw: OpenRaw,
-    proxy: Proxy,
-    upstream: ScriptedUpstream,
-    subtests: pytest.Subtests,
+    split: Callable[[bytes], list[bytes]], proxy: Proxy, scene: Scene, subtests: pytest.Subtests
 ) -> None:
-    for name, case in IN_NO_DOUBT.items():
+    for name, sent in IN_NO_DOUBT.items():
         with subtests.test(name):
-            *pieces, last = split(case.sent)
-            await check(case, [*pieces, last + SENTINEL], raw, upstream)
+            before, client = len(scene.upstream.requests), await scene.raw()
+            goes_on = b"HTTP/1.0" not in sent
+            scene.upstream.script(*[OK] * (1 + goes_on))
+            *pieces, last = split(sent)
+            await send_in_pieces(client, [*pieces, last + SENTINEL])
+            response = await client.response(to_head=sent.startswith(b"HEAD "))
+            assert response.status == 200
+            if goes_on:
+                assert (await client.response()).body == b"ok"
+            (first,) = read(sent).whole
+            both = [(TARGET.decode(), first.body), ("/v1/sentinel", b"")]
+            assert await forwarded(scene, before) == both[: 1 + goes_on]
+
+
+async def test_body_of_refused_request_is_never_a_request(proxy: Proxy, scene: Scene) -> None:
+    scene.upstream.script(OK, OK)
+    for sent, status in REFUSED.values():
+        client = await scene.send(sent + SENTINEL)
+        assert (await client.response()).status == status
+        assert (await client.response()).body == b"ok"
+    assert await forwarded(scene) == [("/v1/sentinel", b"")] * 2
+
+
+async def test_rest_behind_whole_requests_is_400(proxy: Proxy, scene: Scene) -> None:
+    """It stands where the next request would, and nothing tells what it was meant to be."""
+    scene.upstream.script(OK, OK, OK)
+    for sent, statuses in (
+        (post(b"Content-Length: 4\r\n", body=SMUGGLED), [200, 400]),
+        (post() * 2 + post(LENGTH, CHUNKED, body=LAST_CHUNK), [200, 200, 400]),
+    ):
+        client = await scene.send(sent + SENTINEL)
+        assert [(await client.response()).status for _ in statuses] == statuses
+        assert await client.read() == b""
+    assert await forwarded(scene) == [(TARGET.decode(), body) for body in (b"GET ", b"", b"")]
 
 
 # -- damaged requests, the same in each run: a failure names the number that decides the damage
@@ -298,7 +258,7 @@ CHAT = b'{"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content":
 GOOD = [
     sent.replace(TEST_TOKEN.encode(), FUZZER).replace(b"HEAD ", b"DELETE ")
     for sent in (
-        *(case.sent for case in IN_NO_DOUBT.values() if case.statuses == (200,)),
+        *IN_NO_DOUBT.values(),
         *(post(start=b"GET %b HTTP/1.1\r\n" % path) for path in (b"/v1/models?a=%2F", b"/health")),
         post(b"Content-Length: %d\r\n" % len(CHAT), body=CHAT).replace(TARGET, CHAT_TARGET),
     )
@@ -366,20 +326,16 @@ async def responses_to(
 @pytest.mark.gen_test(timeout=200)
 @pytest.mark.timeout(240)
 async def test_damaged_request_is_answered_and_smuggles_nothing(
-    count: int,
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    caplog: pytest.LogCaptureFixture,
+    count: int, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await start_proxy(AUTH_TOKEN=FUZZER.decode())
-    good = await raw()
+    await scene.start(AUTH_TOKEN=FUZZER.decode())
+    good = await scene.raw()
     statuses = set()
     for number in range(count):
         sent = damaged_request(number)
         reading = read(sent)
-        before = len(upstream.requests)
-        client = await raw()
+        before = len(scene.upstream.requests)
+        client = await scene.raw()
         responses = await responses_to(sent, client, good)
         await client.close()
         assert bool(responses) >= bool(reading.whole), number
@@ -388,11 +344,11 @@ async def test_damaged_request_is_answered_and_smuggles_nothing(
             if response.status >= 400:
                 assert json.loads(response.body)["error"]["message"]
         statuses |= {response.status for response in responses}
-        for received in upstream.requests[before:]:
-            check_clean(received, f"127.0.0.1:{upstream.port}")
+        for received in scene.upstream.requests[before:]:
+            check_clean(received, f"127.0.0.1:{scene.upstream.port}")
             if await whole(received) and received.target != "/v1/messages":
-                forwarded = Request(received.method, received.target, received.body)
-                assert forwarded in reading.whole, number
+                whole_one = Request(received.method, received.target, received.body)
+                assert whole_one in reading.whole, number
     assert statuses >= {200, 400, 401, 404}  # the damage was neither none nor total
     assert [each for each in caplog.records if each.exc_info] == []
     assert (await good.ask(HEALTH)).status == 200
