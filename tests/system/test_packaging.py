@@ -22,11 +22,14 @@ import pytest
 from packaging.requirements import Requirement
 
 import tornadoproxy
+from tornadoproxy.config.core_settings import CORE_SETTINGS
+from tornadoproxy.plugin.manager import Plugins
 
 if TYPE_CHECKING:
     from tornadoproxy.testing import Proxy
 
 ROOT = Path(__file__).parents[2]
+IN_THE_IMAGE = ("uvloop", "metrics", "otel", "postgres", "redis")  # extras
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
 PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
@@ -229,13 +232,28 @@ def test_lock_file_holds_what_pyproject_requires(lock: str) -> None:
     required = {
         "requirements.txt": [
             *pyproject["project"]["dependencies"],
-            *(each for name in ("uvloop", "metrics", "otel") for each in extras[name]),
+            *(each for name in IN_THE_IMAGE for each in extras[name]),
         ],
         "build-requirements.txt": pyproject["build-system"]["requires"],
     }
     versions = pinned(lock)
     for requirement in map(Requirement, required[lock]):
         assert requirement.specifier.contains(versions[requirement.name]), requirement.name
+
+
+@pytest.mark.parametrize(
+    "file", ["compose.yaml", "kubernetes/tornadoproxy.yaml", "kubernetes/secret.yaml"]
+)
+def test_deployment_files_name_only_settings(file: str) -> None:
+    text = (ROOT / "deploy" / file).read_text()
+    named = set(re.findall(r"(?:^ +|name: |export )([A-Z][A-Z_]+)(?=[:,=])", text, re.MULTILINE))
+    known = {
+        name
+        for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings())
+        for name in (setting.name, *setting.fallbacks)
+    }
+    assert named
+    assert {name for name in named - known if not name.startswith("POSTGRES_")} == set()
 
 
 def test_group_build_is_what_builds_the_wheel() -> None:
