@@ -80,14 +80,17 @@ async def test_stream_ends_with_usage(openai_client: AsyncOpenAI, scene: Scene) 
     assert (await scene.records.finished()).outcome == "completed"
 
 
+@pytest.mark.parametrize(
+    ("status", "raised"), [(400, openai.BadRequestError), (529, openai.InternalServerError)]
+)
 async def test_error_of_upstream_keeps_status_and_request_id(
-    openai_client: AsyncOpenAI, scene: Scene
+    status: int, raised: type[openai.APIStatusError], openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
     headers = {"retry-after": "7", "request-id": "req_up", "x-should-retry": "false"}
-    scene.upstream.script(error_response(529, "overloaded_error", "so it is", headers))
-    with pytest.raises(openai.InternalServerError, match="so it is") as error:
+    scene.upstream.script(error_response(status, "any_error", "so it is", headers))
+    with pytest.raises(raised, match="so it is") as error:
         await openai_client.chat.completions.create(model=MODEL, messages=HELLO)
-    assert (error.value.status_code, error.value.request_id) == (529, "req_up")
+    assert (error.value.status_code, error.value.request_id) == (status, "req_up")
     crossed = error.value.response.headers
     assert (crossed["retry-after"], crossed["x-should-retry"]) == ("7", "false")
     record = await scene.records.finished()
@@ -252,6 +255,9 @@ async def test_pieces_and_pings_go_out_at_once(scene: Scene) -> None:
     stream = Stream()
     scene.upstream.script(stream)
     client = await scene.send(chat_bytes(stream=True))
+    head = await client.head()
+    assert (head.header("x-accel-buffering"), head.header("cache-control")) == ("no", "no-cache")
+    assert (head.header("x-request-id") or "").startswith("req_")
     await client.read_until(b'"role":"assistant"')
     await client.read_until(b": ping\n\n")
     stream.may_end.set()

@@ -306,13 +306,6 @@ async def test_authorize_refusal_settles_and_stays_here(page: str, scene: Scene)
     assert settled.records == [record]
 
 
-async def test_authorize_refusal_precedes_body_of_upload(scene: Scene) -> None:
-    await scene.start(plugins=[Authorizer(refuse)])
-    response = await scene.ask("/v1/files", method="POST", headers=[("Content-Length", "1000000")])
-    assert response.status == 429
-    assert scene.upstream.connections == 0
-
-
 # -- how permits are settled
 
 
