@@ -406,6 +406,26 @@ async def test_paused_exchange_leaves_its_connection_readable(
     assert upstream.connections == 1
 
 
+async def test_response_before_the_body_ends_leaves_no_connection(
+    client: UpstreamClient, upstream: ScriptedUpstream
+) -> None:
+    """Its upstream still waits for the rest of the body."""
+
+    async def early(exchange: UpstreamExchange) -> None:
+        await exchange.send(OK_BYTES)
+        await exchange.disconnected()
+
+    upstream.script(early)
+    receiver = Receiver()
+    request = UpstreamRequest(
+        Origin("http", "127.0.0.1", upstream.port), "POST", HEAD, body=None, chunked=True
+    )
+    receiver.call = client.send(request, receiver)
+    async with asyncio.timeout(2):
+        assert await receiver.ended is None
+    assert client.idle_connections == 0
+
+
 async def test_cancelled_call_ends_the_handshake(client: UpstreamClient) -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
