@@ -6,7 +6,6 @@ import base64
 import gc
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -35,12 +34,10 @@ from canaries import (
 )
 
 import tornadoproxy.handlers.exchange_handler
-from tornadoproxy import Setting, hookimpl, parsers
 from tornadoproxy.testing import (
     TEST_TOKEN,
     ReceivedRequest,
     ScriptedServer,
-    ScriptedUpstream,
     event,
     json_response,
     raw_response,
@@ -51,9 +48,11 @@ from tornadoproxy.testing import (
 from tornadoproxy.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
-    from in_process import Commands
+    from pathlib import Path
 
-    from tornadoproxy.testing import Ask, OpenRaw, Records, StartProxy
+    from in_process import Commands
+    from scene import Scene
+
     from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
 
 
@@ -68,73 +67,50 @@ def test_found_sees_a_canary_in_each_encoding() -> None:
     assert found(EVERYTHING, b"nothing to see here") == []
 
 
-def secret_files(directory: Path) -> dict[str, Path]:
-    """Files that hold canaries where something else ought to be."""
-    texts = {
-        "two.txt": f"{KEY} {NEW_KEY}",
-        "unknown.env": f"AUTH_TOKENS={TOKEN}\n",
-        "bare.env": f"{TOKEN}\n",
-        "assignment.env": f"{TOKEN}={KEY}\n",
-        "quote.env": f"AUTH_TOKEN='{TOKEN}\nUPSTREAM_API_KEY={KEY}\n",
-        "blank.env": f"UPSTREAM_API_KEY={KEY} {NEW_KEY}\n",
-        "export.env": f"export {TOKEN}\n",
-    }
-    for name, text in texts.items():
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o600)
-    return {name: directory / name for name in texts}
-
-
 GOOD = {"AUTH_TOKEN": TOKEN, "UPSTREAM_API_KEY": KEY, "PORT": "0"}
-BUDGETS = {"BUDGETS_DB": "budgets.db"}
 
-BAD: list[tuple[list[str], dict[str, str]]] = [
-    *(
-        ([], variables)
-        for variables in (
-            {"AUTH_TOKEN": f"{TOKEN}\x01"},
-            {"UPSTREAM_API_KEY": f"{KEY} {NEW_KEY}"},
-            {"UPSTREAM_API_KEY": "", "ANTHROPIC_API_KEY": f"{KEY} {NEW_KEY}"},
-            {"AUTH_TOKEN_FILE": TOKEN},
-            {"UPSTREAM_API_KEY_FILE": "{two.txt}"},
-            {"HTTPS_PROXY": f"socks5://user:{EGRESS_PASSWORD}@proxy:1"},
-            {"https_proxy": f"http://u:{EGRESS_PASSWORD}@proxy:99999"},
-            {"UPSTREAM_BASE_URL": f"https://user:{KEY}@up.example"},
-            {"UPSTREAM_BASE_URL": f"https://up.example/?key={KEY}"},
-            {"BUDGETS_ADMIN_KEY": ADMIN_KEY},  # without BUDGETS_DB
-            {**BUDGETS, "BUDGETS_ADMIN_KEY": f"ops={TOKEN}"},
-            {**BUDGETS, "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY} ops={READ_KEY}"},
-            {**BUDGETS, "BUDGETS_ADMIN_KEY": ADMIN_KEY, "BUDGETS_ADMIN_READ_KEY": ADMIN_KEY},
-            {"BUDGETS_DB": "/", "BUDGETS_ADMIN_KEY": ADMIN_KEY},
-            {"OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}%0A{KEY}"},
-            {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://u:{COLLECTOR_KEY}@c"},
-        )
-    ),
-    *(
-        (arguments, {})
-        for arguments in (
-            ["--otel-exporter-otlp-headers", f"x-key={COLLECTOR_KEY}"],
-            ["--upstream-base-url", f"https://u:{KEY}@up.example"],
-            *(["--auth-token", TOKEN], [f"--auth-token={TOKEN}"], [f"--{TOKEN}"], [f"-k{TOKEN}"]),
-            *([TOKEN], ["check", TOKEN], ["check", "--token", TOKEN]),
-            *(["--env-file", f"{{{name}.env}}"] for name in ("unknown", "bare", "quote", "export")),
-        )
-    ),
-    (["--env-file", "{blank.env}"], {"UPSTREAM_API_KEY": ""}),
+BAD: list[dict[str, str]] = [
+    {"AUTH_TOKEN": f"{TOKEN}\x01"},
+    {"UPSTREAM_API_KEY": f"{KEY} {NEW_KEY}"},
+    {"AUTH_TOKEN_FILE": TOKEN},
+    {"UPSTREAM_API_KEY_FILE": "canaries"},  # which holds two
+    {"HTTPS_PROXY": f"socks5://user:{EGRESS_PASSWORD}@proxy:1"},
+    {"UPSTREAM_BASE_URL": f"https://user:{KEY}@up.example"},
+    {"UPSTREAM_BASE_URL": f"https://up.example/?key={KEY}"},
+    {"BUDGETS_ADMIN_KEY": ADMIN_KEY},  # without BUDGETS_DB
+    {"BUDGETS_DB": "b.db", "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY} ops={READ_KEY}"},
+    {"BUDGETS_DB": "/", "BUDGETS_ADMIN_KEY": ADMIN_KEY},
+    {"OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}%0A{KEY}"},
+    {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://u:{COLLECTOR_KEY}@c"},
+]
+
+BAD_ARGUMENTS = [
+    *(["--auth-token", TOKEN], [f"--auth-token={TOKEN}"], [f"--{TOKEN}"], [f"-k{TOKEN}"]),
+    *([TOKEN], ["check", TOKEN], ["--upstream-base-url", f"https://u:{KEY}@up.example"]),
+    ["--otel-exporter-otlp-headers", f"x-key={COLLECTOR_KEY}"],
+]
+
+BAD_FILES = [
+    f"AUTH_TOKENS={TOKEN}\n",
+    f"{TOKEN}\n",
+    f"AUTH_TOKEN='{TOKEN}\nUPSTREAM_API_KEY={KEY}\n",
+    f"export {TOKEN}\n",
 ]
 
 
-@pytest.mark.parametrize(("arguments", "variables"), BAD)
+@pytest.mark.parametrize(
+    ("arguments", "variables", "file"),
+    [
+        *(((), variables, None) for variables in BAD),
+        *((arguments, {}, None) for arguments in BAD_ARGUMENTS),
+        *(((), {}, file) for file in BAD_FILES),
+    ],
+)
 def test_wrong_setting_shows_no_canary(
-    arguments: list[str], variables: dict[str, str], commands: Commands
+    arguments: list[str], variables: dict[str, str], file: str | None, commands: Commands
 ) -> None:
-    files = secret_files(commands.directory)
-
-    def placed(text: str) -> str:
-        return str(files[text[1:-1]]) if text[:1] == "{" else text
-
-    environment = {**GOOD, **{key: placed(value) for key, value in variables.items()}}
-    done = commands.run(*map(placed, arguments), **environment)
+    (commands.directory / "canaries").write_text(f"{KEY} {NEW_KEY}")
+    done = commands.run(*arguments, file=file, **{**GOOD, **variables})
     assert (done.status, done.output) == (2, "")
     assert all(line.startswith("tornadoproxy: ") for line in done.errors.splitlines())
     assert done.errors.strip() != ""
@@ -142,9 +118,7 @@ def test_wrong_setting_shows_no_canary(
 
 
 def test_warning_of_ignored_names_shows_no_canary(commands: Commands) -> None:
-    ignored = secret_files(commands.directory)["assignment.env"]
-    ignored.chmod(0o644)
-    done = commands.run("check", "--env-file", str(ignored), **GOOD, **{f"{TOKEN}_NAME": KEY})
+    done = commands.run("check", file=f"{TOKEN}={KEY}\n", **GOOD, **{f"{TOKEN}_NAME": KEY})
     assert done.status == 0
     assert "1 name that is no setting" in done.errors
     assert found(EVERYTHING, f"{done.output}{done.errors}".encode()) == []
@@ -169,19 +143,8 @@ def test_command_shows_no_canary(command: str, commands: Commands) -> None:
     assert found(EVERYTHING, done.output.encode()) == []
 
 
-class Passphrase:
-    """Declares a secret that is plain text."""
-
-    @hookimpl
-    def declare_settings(self) -> list[Setting[str]]:
-        return [Setting("PASSPHRASE", parsers.text, default="", help="What it is.", secret=True)]
-
-
 async def test_repr_of_every_object_shows_no_canary(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    upstream: ScriptedUpstream,
-    records: Records,
+    scene: Scene,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -189,9 +152,6 @@ async def test_repr_of_every_object_shows_no_canary(
     """Every one that lives while requests are in flight: settings, server, plugins, exchanges …"""
     monkeypatch.chdir(tmp_path)
     key = key_of("ada", tmp_path, capfd)
-    collector = ScriptedServer()
-    await collector.start()
-    collector.script(json_response({}), json_response({}))
     sent: list[UpstreamRequest] = []  # they live but for a moment
     send = UpstreamClient.send
 
@@ -200,77 +160,63 @@ async def test_repr_of_every_object_shows_no_canary(
         return send(client, request, receiver)
 
     monkeypatch.setattr(UpstreamClient, "send", keep_and_send)
-    proxy = await start_proxy(
-        AUTH_TOKEN=f"{TOKEN} {OTHER_TOKEN}",
-        UPSTREAM_API_KEY=KEY,
-        HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
-        PASSPHRASE=NEW_TOKEN,
-        plugins=[Passphrase()],
-        **{**PLUGINS_SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url},
-    )
-    upstream.script(
-        sse_response([event({"type": "ping"})], end="hang"),
-        *(silent_response(), silent_response(), json_response({})),
-    )
-    first, second, third, fourth, fifth = [await raw() for _ in range(5)]
-    target = f"/v1/messages?key={QUERY}"
-    cookie = [("Cookie", COOKIE)]
-    await first.send(request_bytes("POST", target, cookie, STREAM, token=TOKEN))
-    await first.head()
-    await second.send(request_bytes("POST", target, cookie, MESSAGE, token=key))
-    await upstream.received(2)
-    chat = f"/openai/v1/chat/completions?key={QUERY}"
-    await fifth.send(request_bytes("POST", chat, cookie, json.dumps(CHAT).encode(), token=TOKEN))
-    await upstream.received(3)
-    await third.send(request_bytes("GET", target, cookie, token=TOKEN))
-    await third.response()
-    await fourth.send(request_bytes("GET", target, cookie, token=GUESS))
-    await fourth.response()
-    await records.finished(2)
+    async with ScriptedServer() as collector:
+        collector.script(json_response({}), json_response({}))
+        proxy = await scene.start(
+            AUTH_TOKEN=f"{TOKEN} {OTHER_TOKEN}",
+            UPSTREAM_API_KEY=KEY,
+            HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
+            **{**PLUGINS_SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url},
+        )
+        scene.upstream.script(
+            sse_response([event({"type": "ping"})], end="hang"),
+            *(silent_response(), silent_response(), json_response({})),
+        )
+        messages, chat = f"/v1/messages?key={QUERY}", f"/openai/v1/chat/completions?key={QUERY}"
+        cookie = [("Cookie", COOKIE)]
+        streaming = await scene.send(request_bytes("POST", messages, cookie, STREAM, token=TOKEN))
+        await streaming.head()
+        await scene.send(request_bytes("POST", messages, cookie, MESSAGE, token=key))
+        await scene.upstream.received(2)
+        body = json.dumps(CHAT).encode()
+        await scene.send(request_bytes("POST", chat, cookie, body, token=TOKEN))
+        await scene.upstream.received(3)
+        await scene.ask(request_bytes("GET", messages, cookie, token=TOKEN))
+        await scene.ask(request_bytes("GET", messages, cookie, token=GUESS))
+        await scene.records.finished(2)
 
-    ours = [
-        each
-        for each in gc.get_objects()
-        if str(type(each).__module__).partition(".")[0].startswith("tornadoproxy")
-    ]
-    kinds = {type(each).__name__ for each in ours}
-    for kind in (
-        *("Settings", "Server", "Gateway", "Plugins", "UpstreamClient", "Connector", "Call"),
-        *("UpstreamConnection", "UpstreamRequest", "RelayHandler", "Exchange", "IncomingRequest"),
-        *("RequestRecord", "TokenAuthenticator", "EgressProxy", "Proxy", "ClientConnection"),
-        *("ChatHandler", "Translation", "Gate", "LiveKey", "AdminKey", "AdminKeys", "Keeper"),
-        *("SpendLimitsApi", "OpenTelemetry", "Tracing", "Figures", "Database", "Permits"),
-    ):
-        assert kind in kinds
-    for each in ours:
-        for shown in (repr(each), str(each)):
+        objects = gc.get_objects()
+        ours = [each for each in objects if str(type(each).__module__).startswith("tornadoproxy")]
+        for kind in (
+            *("Settings", "Server", "Gateway", "Plugins", "UpstreamClient", "Connector", "Call"),
+            *("UpstreamConnection", "UpstreamRequest", "RelayHandler", "Exchange"),
+            *("RequestRecord", "TokenAuthenticator", "EgressProxy", "Proxy", "ClientConnection"),
+            *("ChatHandler", "Translation", "Gate", "LiveKey", "AdminKey", "AdminKeys", "Keeper"),
+            *("SpendLimitsApi", "OpenTelemetry", "Tracing", "Figures", "Database", "Permits"),
+        ):
+            assert kind in {type(each).__name__ for each in ours}
+        for each in ours:
             # the scripted upstream tells a test what it was asked, query and all
-            lenient = isinstance(each, ReceivedRequest)
-            canaries = CREDENTIALS if lenient else EVERYTHING
-            assert found([*canaries, key], shown.encode()) == [], type(each)
-    assert found(EVERYTHING, repr(vars(proxy.server)).encode()) == []
-    await proxy.server.drain()
-    assert collector.requests[0].header("x-key") == COLLECTOR_KEY
-    await collector.stop()
+            canaries = CREDENTIALS if isinstance(each, ReceivedRequest) else EVERYTHING
+            assert found([*canaries, key], f"{each!r}{each}".encode()) == [], type(each)
+        assert found(EVERYTHING, repr(vars(proxy.server)).encode()) == []
+        await proxy.server.drain()
+        assert collector.requests[0].header("x-key") == COLLECTOR_KEY
 
 
 async def test_traceback_of_a_bug_shows_no_canary(
-    start_proxy: StartProxy,
-    raw: OpenRaw,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(target: str) -> None:
         raise RuntimeError("a mistake")
 
     monkeypatch.setattr(tornadoproxy.handlers.exchange_handler, "check_target", broken)
     caplog.set_level(logging.DEBUG)
-    await start_proxy(AUTH_TOKEN=TOKEN, UPSTREAM_API_KEY=KEY)
+    await scene.start(AUTH_TOKEN=TOKEN, UPSTREAM_API_KEY=KEY)
 
     for path in (f"/v1/messages?key={QUERY}", f"/openai/x?key={QUERY}"):
-        client = await raw()
-        await client.send(request_bytes("POST", path, [("Cookie", COOKIE)], MESSAGE, token=TOKEN))
-        response = await client.response()
+        cookie = [("Cookie", COOKIE)]
+        response = await scene.ask(request_bytes("POST", path, cookie, MESSAGE, token=TOKEN))
         assert response.status == 500
         assert found(EVERYTHING, response.raw_head + response.body) == []
         assert b"mistake" not in response.body
@@ -280,7 +226,7 @@ async def test_traceback_of_a_bug_shows_no_canary(
 
 
 async def test_canary_of_egress_proxy_stays_with_it(
-    start_proxy: StartProxy, ask: Ask, caplog: pytest.LogCaptureFixture
+    scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Although that one shows its password wherever it can."""
     caplog.set_level(logging.DEBUG)
@@ -293,13 +239,13 @@ async def test_canary_of_egress_proxy_stays_with_it(
             # where TLS ought to begin
             raw_response(b"HTTP/1.1 200 OK\r\n\r\n" + credentials, end="close"),
         )
-        await start_proxy(
+        await scene.start(
             UPSTREAM_BASE_URL="https://upstream.example",
             UPSTREAM_API_KEY=KEY,
             HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:{egress.port}",
         )
         for count in range(1, 4):
-            response = await ask("/v1/models")
+            response = await scene.ask("/v1/models")
             assert response.status == 502
             assert found([EGRESS_PASSWORD], response.raw_head + response.body) == []
             received = await egress.received(count)
