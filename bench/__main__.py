@@ -20,8 +20,11 @@ from bench.plugins import JUDGED, with_plugins
 from bench.programs import BenchError
 from bench.report import tables, verdicts
 from bench.rounds import measure, measure_anew
+from bench.servers import shared_servers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bench.peers import Peer
     from bench.rounds import Results
 
@@ -33,12 +36,20 @@ LONG = ("streams-5000",)  # not with --quick
 
 def main() -> int:
     options = _arguments()
+    if not options.plugins:
+        return _measure(options, None)
+    with shared_servers() as shared:
+        return _measure(options, shared)
+
+
+def _measure(options: argparse.Namespace, shared: Mapping[str, str] | None) -> int:
     peers, absent = found(options.python, options.checkout.resolve(), options.venvs.resolve())
     if options.against:
         against = options.against.resolve()
         peers.insert(0, proxy(f"{OURS} against", options.python, against, uvloop=False))
     if options.plugins:
-        peers = with_plugins(options.python, options.checkout.resolve())
+        peers = with_plugins(options.python, options.checkout.resolve(), shared)
+        absent = [] if shared else ["shared (PostgreSQL, Redis)"]
     if options.quick:
         peers = [peer for peer in peers if peer.share == 1]
     if options.peers:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.peers import Peer, proxy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 OPTIONAL = ("prices", "keys", "ledger", "budgets", "metrics", "otel")
@@ -30,7 +33,10 @@ ROWS = {
     "all": OPTIONAL,
 }
 
-JUDGED = (PRICES, "keys+ledger")
+SHARED = "shared"
+"""The name of the row with keys that have limits, ledger and budgets, on PostgreSQL and Redis."""
+
+JUDGED = (PRICES, "keys+ledger", SHARED)
 """The names of the rows that have a target."""
 
 _NOT_LOOKED_INTO = (
@@ -39,17 +45,31 @@ _NOT_LOOKED_INTO = (
 )
 
 
-def with_plugins(python: str, checkout: Path) -> list[Peer]:
-    """A peer for each of `ROWS`: the proxy with these plugins, the others disabled."""
-    return [_peer(name, python, checkout, plugins) for name, plugins in ROWS.items()]
+def with_plugins(python: str, checkout: Path, shared: Mapping[str, str] | None) -> list[Peer]:
+    """A peer for each row: the proxy with these plugins, the others disabled.
+
+    :param shared: the variables of the row `SHARED`; without them there is none.
+    """
+    peers = [_peer(name, python, checkout, plugins) for name, plugins in ROWS.items()]
+    if shared is not None:
+        plugins = ("prices", "keys", "ledger", "budgets")
+        peers.append(_peer(SHARED, python, checkout, plugins, shared))
+    return peers
 
 
-def _peer(name: str, python: str, checkout: Path, plugins: tuple[str, ...]) -> Peer:
+def _peer(
+    name: str,
+    python: str,
+    checkout: Path,
+    plugins: tuple[str, ...],
+    shared: Mapping[str, str] | None = None,
+) -> Peer:
     def flags(start: list[str], upstream: int, folder: Path) -> list[str]:
-        databases = {
-            plugin: [f"--{plugin}-db", str(folder / f"{plugin}.sqlite3")] for plugin in OPTIONAL
+        databases: dict[str, list[str]] = {
+            plugin: [] if shared else [f"--{plugin}-db", str(folder / f"{plugin}.sqlite3")]
+            for plugin in OPTIONAL
         }
-        environment = {"PYTHONPATH": f"{checkout}:{checkout / 'plugins'}"}
+        environment = {"PYTHONPATH": f"{checkout}:{checkout / 'plugins'}", **(shared or {})}
 
         def run(*arguments: str) -> str:
             command = [*start, *arguments]
@@ -62,7 +82,11 @@ def _peer(name: str, python: str, checkout: Path, plugins: tuple[str, ...]) -> P
         if disabled:
             given += ["--disabled-plugins", " ".join(disabled)]
         if "keys" in plugins:
-            created = run("keys", "create", "--name", "bench", *databases["keys"])
+            # each process has a key of its own, of which the database may have others
+            create = ["keys", "create", "--name", f"bench-{secrets.token_hex(4)}"]
+            if shared:
+                create += ["--requests-per-minute", "1000000000", "--concurrency", "1000000"]
+            created = run(*create, *databases["keys"])
             (token,) = (word for word in created.split() if word.startswith("tp-"))
             (folder / "token").write_text(token)
             given += databases["keys"]
@@ -80,4 +104,5 @@ def _peer(name: str, python: str, checkout: Path, plugins: tuple[str, ...]) -> P
         return given
 
     first = "" if plugins else _NOT_LOOKED_INTO
-    return proxy(name, python, checkout, uvloop=False, first=first, flags=flags)
+    peer = proxy(name, python, checkout, uvloop=False, first=first, flags=flags)
+    return replace(peer, environment={**peer.environment, **(shared or {})})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.figures import FIGURES
 from bench.peers import DIRECT
-from bench.plugins import BARE, PRICES
+from bench.plugins import BARE, PRICES, SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,6 +76,8 @@ TARGETS = (
     Target("SSE relayed, CPU added", "µs/event", 3, _added_by(PRICES, "sse", BARE)),
     Target("SSE translated, CPU added", "µs/event", 3, _added_by(PRICES, "chat-sse", BARE)),
     Target("JSON relayed, CPU added", "µs", 40, _added_by("keys+ledger", "json", PRICES)),
+    Target("JSON relayed, CPU added", "µs", 120, _added_by(SHARED, "json", PRICES)),
+    Target("Latency added, p50", "ms", 1, _added_by(SHARED, "p50", PRICES)),
     Target("JSON relayed, CPU", "of hello's", 1.6, _ratio("json", "hello", "json")),
     Target("OpenAI chat JSON, CPU", "of hello's JSON", 2.1, _ratio("chat", "hello", "json")),
     Target("JSON relayed, CPU", "of LiteLLM's", 1 / 40, _ratio("json", "litellm", "json")),

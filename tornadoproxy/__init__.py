@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from tornadoproxy.server.line_writer import LineWriter
     from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation
     from tornadoproxy.storage.database import Database
-    from tornadoproxy.storage.shared_counters import Script, SharedCounters
+    from tornadoproxy.storage.script import Script
+    from tornadoproxy.storage.shared_counters import SharedCounters
     from tornadoproxy.version import __version__
 
 __all__ = [
@@ -137,7 +138,7 @@ _HOMES = {
     "Permit": "plugin.decisions",
     "ProxyError": "errors",
     "RequestRecord": "plugin.request",
-    "Script": "storage.shared_counters",
+    "Script": "storage.script",
     "Secret": "secret",
     "SecretURL": "secret",
     "Setting": "config.setting",

@@ -199,7 +199,7 @@ class Keeper:
         reservation = self.engine.hold(identity.principal, identity.groups, lease.nanos)
 
         def settle(record: RequestRecord) -> None:
-            shared.settle(self.engine, lease, subjects, charge(record, asked), time.time())
+            shared.settle(self.engine, lease, charge(record, asked), time.time())
             self._settle(reservation, asked, record)
 
         return Permit(settle, WITHHELD)

@@ -16,7 +16,7 @@ import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy import Script
-from tornadoproxy_budgets.periods import PERIODS, Period, first_day, reset_time
+from tornadoproxy_budgets.periods import Period, first_day, reset_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,10 +105,15 @@ for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[i]) end
 
 
 class Lease(NamedTuple):
-    """A reservation: its id, and the amount in nanos."""
+    """A reservation of a request.
+
+    :param nanos: the amount.
+    :param applying: the caps that applied.
+    """
 
     id: str
     nanos: int
+    applying: Sequence[Applying]
 
 
 class SharedReservations:
@@ -176,20 +181,21 @@ class SharedReservations:
         if reached:
             self._leases.discard(lease)
             raise engine.refusal([applying[place] for place in result])
-        return Lease(lease, int(result))
+        return Lease(lease, int(result), applying)
 
-    def settle(
-        self, engine: Engine, lease: Lease, subjects: Iterable[Subject], cost: int, now: float
-    ) -> None:
-        """Replace a reservation by the cost; to be called before the engine counts it."""
+    def settle(self, engine: Engine, lease: Lease, cost: int, now: float) -> None:
+        """Replace a reservation by the cost; to be called before the engine counts it.
+
+        The cost is added to the sums of the caps that applied. What else the person's spending
+        counts for is learned from the database.
+        """
         names: list[str] = []
         values: list[str | int] = []
         if cost:
             day = engine.roll(now)
-            for subject in subjects:
-                for period in PERIODS:
-                    names.append(_spent(period, day, subject))
-                    values += [engine.spent(subject, period, now), _end(period, day)]
+            for cap, subject, _ in lease.applying:
+                names.append(_spent(cap.period, day, subject))
+                values += [engine.spent(subject, cap.period, now), _end(cap.period, day)]
         self._leases.discard(lease.id)
         names = [_LEASES, _RESERVED, _HELD, *names]
         self._counters.send(_SETTLE, names, lease.id, cost, *values)

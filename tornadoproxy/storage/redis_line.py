@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
+    from tornadoproxy.storage.script import Script
+
 NoScriptError = exceptions.NoScriptError
 
 FAILURES = (exceptions.RedisError, OSError, TimeoutError)
@@ -94,7 +96,15 @@ class Line:
         self._unsent: list[bytes] = []
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._has_unsent = asyncio.Event()
+        self._known: set[str] = set()  # the digests of scripts that the server has
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+
+    def named(self, script: Script) -> tuple[str, str]:
+        """Return the beginning of a command that runs a script: its text, the first time."""
+        if script.digest in self._known:
+            return "EVALSHA", script.digest
+        self._known.add(script.digest)
+        return "EVAL", script.source
 
     def ask(self, *command: str | int) -> asyncio.Future[Any]:
         """Send a command; the future has its response or an error of `FAILURES`."""

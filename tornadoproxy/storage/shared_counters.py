@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +19,12 @@ if TYPE_CHECKING:
 
     from tornadoproxy.secret import SecretURL
     from tornadoproxy.storage.redis_line import Line
+    from tornadoproxy.storage.script import Script
 
 CONNECT_TIMEOUT = 2.0  # seconds
 PAUSE = 0.5  # seconds between two attempts to connect
 
 _logger = logging.getLogger(__name__)
-
-
-class Script:
-    """A script in Lua.
-
-    :param source: its text; ``KEYS`` and ``ARGV`` are what it is run with.
-    """
-
-    __slots__ = ("digest", "source")
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        # the server's name for it (https://redis.io/docs/latest/commands/evalsha/)
-        self.digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 class SharedCounters:
@@ -100,9 +86,9 @@ class SharedCounters:
         command = (len(keys), *keys, *arguments)
         try:
             try:
-                return await self._ask(line, "EVALSHA", script.digest, *command)
+                return await self._response(line.ask(*line.named(script), *command))
             except self._library.NoScriptError:
-                return await self._ask(line, "EVAL", script.source, *command)
+                return await self._response(line.ask("EVAL", script.source, *command))
         except self._library.FAILURES as error:
             if self._library.reason(error) is None:
                 raise
@@ -111,9 +97,8 @@ class SharedCounters:
 
     def send(self, script: Script, keys: Sequence[str], *arguments: str | int) -> None:
         """Run a script without waiting for it; it is lost if the server cannot be used."""
-        if self._line is not None:
-            command = (len(keys), *keys, *arguments)
-            done = self._line.ask("EVAL", script.source, *command)
+        if (line := self._line) is not None:
+            done = line.ask(*line.named(script), len(keys), *keys, *arguments)
             done.add_done_callback(_take_error)
 
     async def close(self) -> None:
@@ -122,17 +107,16 @@ class SharedCounters:
             self._connecting.cancel()
         if (line := self._line) is not None:
             with contextlib.suppress(*self._library.FAILURES):
-                await self._ask(line, "PING")
+                await self._response(line.ask("PING"))
             self._drop(line)
         await asyncio.gather(*self._closing)
         await self._pool.disconnect()
 
-    async def _ask(self, line: Line, *command: str | int) -> Any:
-        """Return the response to a command.
+    async def _response(self, response: asyncio.Future[Any]) -> Any:
+        """Wait for a response and return it.
 
         :raises TimeoutError: there is none in time.
         """
-        response = line.ask(*command)
         deadline = asyncio.get_running_loop().call_later(self._timeout, _late, response, 3)
         try:
             return await response
