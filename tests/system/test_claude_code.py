@@ -24,7 +24,9 @@ from tornadoproxy.testing import TEST_TOKEN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.testing import Records, ScriptedUpstream, StartProxy
+    from scene import Scene
+
+    from tornadoproxy.testing import Proxy, Records, ScriptedUpstream
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
@@ -33,46 +35,33 @@ pytestmark = [
     pytest.mark.gen_test(timeout=50),  # it takes long to start while other tests run
 ]
 
-MODEL = "claude-sonnet-5-5"
 
-
-class ClaudeCode:
-    """Runs one prompt in print mode, with a home directory of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    async def __call__(self, url: str, **variables: str) -> tuple[int, str]:
-        """Ask once; return the exit status and what is printed."""
-        process = await asyncio.create_subprocess_exec(
-            *(CLAUDE, "-p", "Say hello", "--model", MODEL),
-            cwd=self.home,
-            env={
-                "HOME": str(self.home),
-                "PATH": os.environ["PATH"],
-                "ANTHROPIC_BASE_URL": url,
-                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-                "DISABLE_AUTOUPDATER": "1",
-                "DISABLE_TELEMETRY": "1",
-                "HTTPS_PROXY": "http://127.0.0.1:9",
-                "NO_PROXY": "127.0.0.1",
-                **variables,
-            },
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            printed, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-        return process.returncode or 0, printed.decode()
-
-
-@pytest.fixture
-def claude(tmp_path: Path) -> ClaudeCode:
-    return ClaudeCode(tmp_path)
+async def say_hello(home: Path, url: str, **variables: str) -> tuple[int, str]:
+    """Run one prompt in print mode; return the exit status and what is printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(CLAUDE, "-p", "Say hello", "--model", "claude-sonnet-5-5"),
+        cwd=home,
+        env={
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "ANTHROPIC_BASE_URL": url,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "DISABLE_TELEMETRY": "1",
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+            "NO_PROXY": "127.0.0.1",
+            **variables,
+        },
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return process.returncode or 0, printed.decode()
 
 
 def make_key(path: Path, *, models: tuple[str, ...] = (), revoked: bool = False) -> str:
@@ -82,15 +71,6 @@ def make_key(path: Path, *, models: tuple[str, ...] = (), revoked: bool = False)
         if revoked:
             keys.revoke(connection, "ada", now)
     return key
-
-
-def spend_all(path: Path) -> None:
-    with (
-        Database(path, budgets.SCHEMA, name="budgets") as database,
-        database.transaction() as connection,
-    ):
-        everyone = Scope("organization")
-        budgets.set_cap(connection, everyone, "monthly", 0, actor="test", now=time.time())
 
 
 Case = tuple[dict[str, Any], dict[str, str]]
@@ -104,81 +84,69 @@ def revoked_key(path: Path) -> Case:
 
 
 def key_for_another_model(path: Path) -> Case:
-    key = make_key(path, models=("claude-haiku-*",))
-    return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": key}
+    return {"KEYS_DB": path}, {"ANTHROPIC_AUTH_TOKEN": make_key(path, models=("claude-haiku-*",))}
 
 
 def spent_budget(path: Path) -> Case:
-    spend_all(path)
+    with (
+        Database(path, budgets.SCHEMA, name="budgets") as database,
+        database.transaction() as connection,
+    ):
+        everyone = Scope("organization")
+        budgets.set_cap(connection, everyone, "monthly", 0, actor="test", now=time.time())
     return {"BUDGETS_DB": path}, TOKEN
 
 
-def upstream_down(_: Path) -> Case:
-    # Claude Code retries these for three minutes by default
-    return {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, {**TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
+# Claude Code retries an upstream that is down for three minutes by default
+DOWN = {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, {**TOKEN, "CLAUDE_CODE_MAX_RETRIES": "0"}
 
 
 @pytest.mark.parametrize(
     ("case", "told"),
     [
         (
-            lambda _: ({}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}),
-            "API Error: 401 The credential sent is not known here: send a token or key",
+            ({}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}),
+            "401 The credential sent is not known",
         ),
-        (
-            lambda _: ({}, {"ANTHROPIC_API_KEY": "wrong"}),
-            "API Error: 401 The credential sent is not known here: send a token",
-        ),
+        (({}, {"ANTHROPIC_API_KEY": "wrong"}), "401 The credential sent is not known"),
         (revoked_key, "API Error: 401 This key was revoked at "),
         (key_for_another_model, "API Error: 403 This key is for the model claude-haiku-*"),
         (spent_budget, "spend limit reached (monthly; resets "),
-        (upstream_down, "API Error: 502 The upstream cannot be reached"),
+        (DOWN, "API Error: 502 The upstream cannot be reached"),
         # the scripted upstream answers 401 where there is no key
         (
-            lambda _: ({"UPSTREAM_API_KEY": None}, TOKEN),
-            "API Error: 502 The upstream refused this proxy's own",
+            ({"UPSTREAM_API_KEY": None}, TOKEN),
+            "502 The upstream refused this proxy's own",
         ),
     ],
 )
 async def test_claude_code_refused_shows_why_and_asks_once(
-    case: Callable[[Path], Case],
-    told: str,
-    claude: ClaudeCode,
-    start_proxy: StartProxy,
-    records: Records,
+    case: Case | Callable[[Path], Case], told: str, scene: Scene, tmp_path: Path
 ) -> None:
-    settings, variables = case(claude.home / "test.db")
-    proxy = await start_proxy(**settings)
-
-    status, printed = await claude(proxy.url, **variables)
-
+    settings, variables = case(tmp_path / "test.db") if callable(case) else case
+    proxy = await scene.start(**settings)
+    status, printed = await say_hello(tmp_path, proxy.url, **variables)
     assert told in printed
     assert "/login" not in printed
     assert status == 1
-    assert len(records.all) == 1
+    assert len(scene.records.all) == 1
 
 
 async def test_claude_code_prints_the_response(
-    claude: ClaudeCode, start_proxy: StartProxy, upstream: ScriptedUpstream
+    proxy: Proxy, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    proxy = await start_proxy()
-
-    status, printed = await claude(proxy.url, ANTHROPIC_AUTH_TOKEN=TEST_TOKEN)
-
+    status, printed = await say_hello(tmp_path, proxy.url, **TOKEN)
     assert (status, printed.endswith("Say hello\n")) == (0, True)
     assert [request.target for request in upstream.requests] == ["/v1/messages?beta=true"]
 
 
 async def test_claude_code_runs_its_key_helper_again_after_a_401(
-    claude: ClaudeCode, start_proxy: StartProxy, records: Records
+    proxy: Proxy, records: Records, tmp_path: Path
 ) -> None:
-    proxy = await start_proxy()
     helper = f"cat fresh 2>&1 || echo {TEST_TOKEN} > fresh"
-    settings = claude.home / ".claude" / "settings.json"
+    settings = tmp_path / ".claude" / "settings.json"
     settings.parent.mkdir()
     settings.write_text(json.dumps({"apiKeyHelper": helper}))
-
-    status, printed = await claude(proxy.url)
-
+    status, printed = await say_hello(tmp_path, proxy.url)
     assert (status, printed.endswith("Say hello\n")) == (0, True)
     assert [record.status for record in records.all] == [401, 200]
