@@ -169,6 +169,13 @@ def test_reservation_is_at_most_the_rest_of_the_cap() -> None:
     admit(made, "ada", 1)
 
 
+def test_requests_that_cost_nothing_leave_nothing_reserved() -> None:
+    made = engine()
+    for reservation in (admit(made, "ada", 0), admit(made, "ada", 0)):
+        made.settle(reservation, 0, NOON)
+    assert made.reserved(EVERYONE) == made.reserved(("user", "ada")) == 0
+
+
 def test_refusal_names_the_spent_cap_that_resets_last() -> None:
     made = engine(
         cap(EVERYONE_EACH, 10), cap(EVERYONE_EACH, 10, "weekly"), cap(EVERYONE_EACH, 15, "monthly")
