@@ -24,6 +24,8 @@ from tornadoproxy import SecretURL
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from tornadoproxy import DatabaseLocation
+
 USER, PASSWORD = "tornadoproxy", "p%40ss%2Fword-of-the-database"
 
 
@@ -142,6 +144,19 @@ def postgres_server() -> Iterator[PostgreSQLServer]:
 def postgres(postgres_server: PostgreSQLServer) -> SecretURL:
     """The URL of a new database."""
     return postgres_server.new_database()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseLocation:
+    """An SQLite file that does not exist yet, or a new PostgreSQL database."""
+    if request.param == "sqlite":
+        return tmp_path / "plugin.db"
+    url: SecretURL = request.getfixturevalue("postgres")
+    return url
+
+
+sqlite_only = pytest.mark.parametrize("where", ["sqlite"], indirect=True)
+"""For a test of what a file does."""
 
 
 class Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +15,10 @@ from tornadoproxy import Usage, hookimpl
 from tornadoproxy.testing import json_response, message_document
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from scene import Scene
     from tornadoproxy_budgets.periods import Period
 
+    from tornadoproxy import DatabaseLocation
     from tornadoproxy.testing import Proxy, RawResponse, Response
 
 ADMIN = "an-admin-key-of-thirty-two-characters"
@@ -44,20 +44,26 @@ class Prices:
 class Team:
     """People who spend through a proxy with budgets, and what surrounds it."""
 
-    def __init__(self, scene: Scene, path: Path) -> None:
-        self.path = path
+    def __init__(self, scene: Scene, where: DatabaseLocation) -> None:
+        self.where = where
         self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
         self.upstream, self.records = scene.upstream, scene.records
 
+    @property
+    def path(self) -> Path:
+        """The database, if it is a file."""
+        assert isinstance(self.where, Path)
+        return self.where
+
     async def start(self, **variables: Any) -> Proxy:
         keys = {"BUDGETS_ADMIN_KEY": f"ops={ADMIN}", "BUDGETS_ADMIN_READ_KEY": READER}
-        given = {"BUDGETS_DB": self.path, "DISABLED_PLUGINS": "prices", **keys, **variables}
+        given = {"BUDGETS_DB": self.where, "DISABLED_PLUGINS": "prices", **keys, **variables}
         return await self.start_proxy(plugins=[People(), Prices()], **given)
 
     def cap(self, scope: Scope, cents: int | None, period: Period = "daily") -> None:
         """Set a cap in the way that the command does."""
         with (
-            storage.database(self.path) as database,
+            storage.database(self.where) as database,
             database.transaction() as connection,
         ):
             storage.set_cap(connection, scope, period, cents, actor="test", now=1.0)
@@ -80,8 +86,8 @@ class Team:
 
 
 @pytest.fixture
-def team(scene: Scene, tmp_path: Path) -> Team:
-    return Team(scene, tmp_path / "budgets.db")
+def team(scene: Scene, where: DatabaseLocation) -> Team:
+    return Team(scene, where)
 
 
 def asking(max_tokens: int = 10, **fields: object) -> Document:

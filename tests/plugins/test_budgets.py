@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from budget_team import ADA, ADMIN, CENT, EACH, LIMITS, TOGETHER, UNPRICED, Team, asking, costing
 from people import CHAT, MESSAGES, MODEL, Held, error_of, locked, message
+from postgres import sqlite_only
 from tornadoproxy_budgets import keeper
 from tornadoproxy_budgets.caps import Scope
 
@@ -164,6 +165,7 @@ async def test_spending_at_another_proxy_counts(team: Team) -> None:
     assert (await team.ask(to=one)).status == 429
 
 
+@sqlite_only
 async def test_locked_database_refuses_later_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, team: Team
 ) -> None:
@@ -189,6 +191,7 @@ async def test_locked_database_refuses_later_and_loses_nothing(
     assert await team.spent() == 7 * CENT
 
 
+@sqlite_only
 async def test_missing_table_refuses_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, team: Team
 ) -> None:
@@ -214,6 +217,7 @@ async def test_stop_saves_the_sums(team: Team) -> None:
 # -- settings
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("variables", "fault"),
     [
@@ -234,6 +238,7 @@ async def test_invalid_settings_end_the_start(
     assert not team.path.exists(), "the check writes nothing"
 
 
+@sqlite_only
 async def test_reload_changes_admin_keys(team: Team) -> None:
     proxy = await team.start()
     assert dict(proxy.lines)["budgets"] == f"spending caps in {team.path}"
@@ -242,6 +247,7 @@ async def test_reload_changes_admin_keys(team: Team) -> None:
     assert (await team.request(LIMITS, token="x" * 32)).status == 200
 
 
+@sqlite_only
 async def test_start_without_keys_warns(caplog: pytest.LogCaptureFixture, team: Team) -> None:
     await team.start_proxy(BUDGETS_DB=team.path, KEYS_DB=team.path)
     assert caplog.text == ""

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pytest
 from anthropic import AsyncAnthropic, NotFoundError
 from budget_team import ADMIN, LIMITS, READER, Team, costing
+from postgres import sqlite_only
 from tornadoproxy_budgets import admin_keys, wire
 from tornadoproxy_budgets.caps import Scope
 
@@ -23,11 +24,10 @@ from tornadoproxy import InvalidRequest
 from tornadoproxy.testing import TEST_TOKEN, clean_environment
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from people import Document
     from scene import Scene
 
+    from tornadoproxy import DatabaseLocation
     from tornadoproxy.testing import RawResponse
 
 pytest_plugins = ("budget_team",)
@@ -63,8 +63,8 @@ class Api(Team):
 
 
 @pytest.fixture
-def api(scene: Scene, tmp_path: Path) -> Api:
-    return Api(scene, tmp_path / "budgets.db")
+def api(scene: Scene, where: DatabaseLocation) -> Api:
+    return Api(scene, where)
 
 
 def fault_of(response: RawResponse) -> tuple[int, str, str]:
@@ -365,6 +365,7 @@ async def test_sdk_manages_limits(api: Api, monkeypatch: pytest.MonkeyPatch) -> 
 # -- the audit log
 
 
+@sqlite_only
 async def test_audit_log_has_each_change(api: Api) -> None:
     await api.start()
     first = await api.set(ADA, "1")

@@ -6,21 +6,22 @@ import json
 import re
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from people import run_command
+from postgres import sqlite_only
 from tornadoproxy_budgets import BUDGETS_DB, Budgets, storage
 from tornadoproxy_budgets.engine import Batch, Subject
 from tornadoproxy_budgets.periods import day_of
 from tornadoproxy_keys import KEYS_DB
 
-from tornadoproxy import Database
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from subprocess import CompletedProcess
+
+    from tornadoproxy import DatabaseLocation
 
     Budget = Callable[..., CompletedProcess[str]]
 
@@ -28,13 +29,14 @@ SETTING = ("set", "--period", "daily", "--amount", "1")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "budgets.db"
+def path(where: DatabaseLocation) -> Path:
+    assert isinstance(where, Path)
+    return where
 
 
 @pytest.fixture
-def budgets(path: Path) -> Budget:
-    return partial(run_command, Budgets(), {BUDGETS_DB: path})
+def budgets(where: DatabaseLocation) -> Budget:
+    return partial(run_command, Budgets(), {BUDGETS_DB: where})
 
 
 def table(budgets: Budget, *arguments: str) -> list[list[str | None]]:
@@ -47,14 +49,12 @@ def table(budgets: Budget, *arguments: str) -> list[list[str | None]]:
     return rows
 
 
-def save(path: Path, batch: Batch) -> None:
-    with (
-        Database(path, storage.SCHEMA, name="budgets") as database,
-        database.transaction() as connection,
-    ):
+def save(where: DatabaseLocation, batch: Batch) -> None:
+    with storage.database(where) as database, database.transaction() as connection:
         storage.save(connection, batch)
 
 
+@sqlite_only
 def test_cap_is_set_listed_replaced_and_removed(path: Path, budgets: Budget) -> None:
     everyone = ("set", "--everyone", "--period", "monthly", "--amount")
     done = budgets(*everyone, "500")
@@ -80,7 +80,7 @@ def test_cap_is_set_listed_replaced_and_removed(path: Path, budgets: Budget) -> 
     assert (path.stat().st_mode & 0o777) == 0o600
 
 
-def test_show_has_spending_and_the_rest(path: Path, budgets: Budget) -> None:
+def test_show_has_spending_and_the_rest(where: DatabaseLocation, budgets: Budget) -> None:
     for options in (
         ("--group", "team", "--period", "weekly", "--amount", "0.05"),
         ("--everyone", "--shared", "--period", "monthly", "--amount", "0.04"),
@@ -92,7 +92,7 @@ def test_show_has_spending_and_the_rest(path: Path, budgets: Budget) -> None:
         (today, ("user", "ada")): 37_037_034,
         (today, ("user", "bob")): 12_345_678,
     }
-    save(path, Batch(spent=spent, groups={"ada": ("team",), "bob": ()}))
+    save(where, Batch(spent=spent, groups={"ada": ("team",), "bob": ()}))
     rows = table(budgets, "show", "ada")
     assert [row[:6] for row in rows] == [
         ["user ada", "daily", None, None, "$0.037037034", None],
@@ -109,12 +109,14 @@ def test_show_has_spending_and_the_rest(path: Path, budgets: Budget) -> None:
     assert len(everybody) == 8
 
 
+@sqlite_only
 def test_set_without_keys_warns(path: Path, budgets: Budget) -> None:
     assert "count as one person, token" in budgets(*SETTING, "--user", "ada").stderr
     values = {BUDGETS_DB: path, KEYS_DB: path.with_name("keys.db")}
     assert run_command(Budgets(), values, *SETTING, "--user", "ada").stderr == ""
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -139,6 +141,7 @@ def test_invalid_arguments_are_refused(
     assert fault in done.stderr
 
 
+@sqlite_only
 def test_only_set_creates_the_database(path: Path, budgets: Budget) -> None:
     assert "BUDGETS_DB is not set" in run_command(Budgets(), {}, "list").stderr
     for command in (("list",), ("show",), ("audit",), ("remove", "spl_x")):

@@ -9,10 +9,12 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from people import CHAT, MESSAGES, Document, Held, error_of, locked, message, until
+from postgres import sqlite_only
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
 from tornadoproxy_keys.store import Limits, UsageRow
 
@@ -27,29 +29,34 @@ from tornadoproxy.testing import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from scene import Scene
 
-    from tornadoproxy import DatabaseConnection
+    from tornadoproxy import DatabaseConnection, DatabaseLocation
     from tornadoproxy.testing import Proxy, RawConnection, RawResponse
 
 
 class Keyed:
     """A proxy with a keys database, its keys, and what surrounds it."""
 
-    def __init__(self, scene: Scene, path: Path) -> None:
-        self.path = path
+    def __init__(self, scene: Scene, where: DatabaseLocation) -> None:
+        self.where = where
         self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
         self.upstream, self.records = scene.upstream, scene.records
 
+    @property
+    def path(self) -> Path:
+        """The database, if it is a file."""
+        assert isinstance(self.where, Path)
+        return self.where
+
     async def start(self, **given: Any) -> Proxy:
-        return await self.start_proxy(**{"KEYS_DB": self.path, **given})
+        return await self.start_proxy(**{"KEYS_DB": self.where, **given})
 
     @contextmanager
     def database(self) -> Iterator[DatabaseConnection]:
         """Open a transaction in the way that a command does."""
-        database = store.database(self.path)
+        database = store.database(self.where)
         with database, database.transaction() as connection:
             yield connection
 
@@ -102,8 +109,8 @@ class Keyed:
 
 
 @pytest.fixture
-def keyed(scene: Scene, tmp_path: Path) -> Keyed:
-    return Keyed(scene, tmp_path / "keys.db")
+def keyed(scene: Scene, where: DatabaseLocation) -> Keyed:
+    return Keyed(scene, where)
 
 
 @pytest.fixture
@@ -200,6 +207,7 @@ async def test_key_named_like_the_token_is_rejected_beside_it(keyed: Keyed) -> N
 # Settings
 
 
+@sqlite_only
 def test_configure_says_which_clients_enter_and_writes_nothing(keyed: Keyed) -> None:
     settings = Settings.defaults(KEYS_DB).replace({KEYS_DB: keyed.path})
     line = str(Keys().configure(settings))
@@ -212,10 +220,11 @@ def test_configure_says_which_clients_enter_and_writes_nothing(keyed: Keyed) -> 
     assert "no keys" in str(Keys().configure(settings))
 
 
+@sqlite_only
 async def test_corrupt_database_ends_the_start(keyed: Keyed) -> None:
     content = b"SQLite format 3\0" + b"x" * 5000
     keyed.path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"keys\.db.*cannot be used"):
+    with pytest.raises(ConfigurationError, match=r"plugin\.db.*cannot be used"):
         await keyed.start()
     assert keyed.path.read_bytes() == content
 
@@ -325,6 +334,7 @@ async def test_changed_keys_apply_without_a_restart(keyed: Keyed) -> None:
     assert (await connection.response()).status == 200, "a request in flight goes on"
 
 
+@sqlite_only
 @pytest.mark.usefixtures("quick")
 async def test_only_hashes_are_stored_and_nothing_is_logged(
     keyed: Keyed, caplog: pytest.LogCaptureFixture
@@ -337,7 +347,7 @@ async def test_only_hashes_are_stored_and_nothing_is_logged(
     await keyed.get(first + "x")
     secrets = [key.split("-", 2)[2] for key in (first, second)]
     files = {file.name: file.read_bytes() for file in keyed.path.parent.iterdir()}
-    assert files.keys() >= {"keys.db", "keys.db-wal"}
+    assert files.keys() >= {"plugin.db", "plugin.db-wal"}
     stored = b"".join(files.values())
     assert not any(secret.encode() in stored for secret in secrets)
     assert store.hashed(second.encode()) in stored
@@ -347,6 +357,7 @@ async def test_only_hashes_are_stored_and_nothing_is_logged(
 # An unusable database
 
 
+@sqlite_only
 @pytest.mark.usefixtures("quick")
 async def test_lost_database_rejects_keys_until_it_is_back(
     keyed: Keyed, caplog: pytest.LogCaptureFixture
@@ -374,6 +385,7 @@ async def test_lost_database_rejects_keys_until_it_is_back(
     assert "accepting keys again" in logged()[1]
 
 
+@sqlite_only
 @pytest.mark.usefixtures("quick")
 async def test_broken_table_rejects_keys(keyed: Keyed) -> None:
     key = keyed.create()
@@ -385,6 +397,7 @@ async def test_broken_table_rejects_keys(keyed: Keyed) -> None:
     await keyed.until(200, key)
 
 
+@sqlite_only
 @pytest.mark.usefixtures("quick")
 async def test_long_lock_rejects_keys_and_loses_no_usage(keyed: Keyed) -> None:
     key = keyed.create()

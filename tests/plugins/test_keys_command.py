@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from people import run_command
+from postgres import sqlite_only
 from program import run
 from tornadoproxy_keys import KEYS_DB, Keys, store
 from tornadoproxy_keys.store import UsageRow
@@ -22,9 +24,8 @@ from tornadoproxy import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from tornadoproxy import DatabaseConnection
+    from tornadoproxy import DatabaseConnection, DatabaseLocation
 
 KEY = re.compile(r"tp-([0-9a-f]{12})-[A-Za-z0-9_-]{43}\n")
 DAY = 86_400
@@ -33,11 +34,17 @@ DAY = 86_400
 class KeysCommand:
     """The command with a database."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: DatabaseLocation) -> None:
+        self.where = where
+
+    @property
+    def path(self) -> Path:
+        """The database, if it is a file."""
+        assert isinstance(self.where, Path)
+        return self.where
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return run_command(Keys(), {KEYS_DB: self.path}, *arguments)
+        return run_command(Keys(), {KEYS_DB: self.where}, *arguments)
 
     def done(self, *arguments: str) -> str:
         """Return the output of a command that succeeds."""
@@ -56,14 +63,14 @@ class KeysCommand:
         return documents
 
     def change(self, work: Callable[[DatabaseConnection], object]) -> None:
-        database = store.database(self.path)
+        database = store.database(self.where)
         with database, database.transaction() as connection:
             work(connection)
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> KeysCommand:
-    return KeysCommand(tmp_path / "keys.db")
+def keys(where: DatabaseLocation) -> KeysCommand:
+    return KeysCommand(where)
 
 
 def id_of(shown: str) -> str:
@@ -80,7 +87,7 @@ def test_create_writes_only_the_key_to_standard_output(keys: KeysCommand) -> Non
     process = keys.run("create", "--name", "Ada Lovelace")
     assert process.returncode == 0
     id_ = id_of(process.stdout)
-    assert f"the key of Ada Lovelace, created in {keys.path}. " in process.stderr
+    assert f"the key of Ada Lovelace, created in {keys.where}. " in process.stderr
     (document,) = keys.listed()
     assert abs(seconds(document.pop("created")) - time.time()) < 60
     nothing = ("requests_per_minute", "tokens_per_minute", "concurrency")
@@ -117,6 +124,7 @@ def test_key_is_valid_until_the_end_of_a_date(keys: KeysCommand) -> None:
     assert ends == {"ada": "2187-02-01T00:00:00Z", "bob": None}
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -210,6 +218,7 @@ def test_usage_is_listed_by_key_and_day(keys: KeysCommand, monkeypatch: pytest.M
         assert used[name] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last))
 
 
+@sqlite_only
 @pytest.mark.parametrize("setting", [AUTH_TOKEN, AUTH_TOKEN_FILE])
 def test_key_cannot_be_named_like_the_token(keys: KeysCommand, setting: Any) -> None:
     values = {KEYS_DB: keys.path, setting: (Secret("canary-token-9f2c7b5e41"),)}
@@ -220,6 +229,7 @@ def test_key_cannot_be_named_like_the_token(keys: KeysCommand, setting: Any) -> 
     keys.done("create", "--name", "token")
 
 
+@sqlite_only
 def test_only_create_creates_the_database(keys: KeysCommand) -> None:
     assert "KEYS_DB is not set" in run_command(Keys(), {}, "list").stderr
     for command in ("list", "revoke ada", "rotate ada", "usage"):
@@ -227,12 +237,14 @@ def test_only_create_creates_the_database(keys: KeysCommand) -> None:
     assert list(keys.path.parent.iterdir()) == []
 
 
+@sqlite_only
 def test_program_escapes_a_name(keys: KeysCommand) -> None:
     keys.done("create", "--name", "Jürg")
     shown = run(keys.path.parent, "keys", "list", KEYS_DB=str(keys.path), PYTHONIOENCODING="ascii")
     assert (shown.returncode, "J\\xfcrg" in shown.stdout) == (0, True)
 
 
+@sqlite_only
 def test_key_that_cannot_be_shown_is_not_created(keys: KeysCommand) -> None:
     with open("/dev/full", "wb") as full:
         process = subprocess.run(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import csv
 import io
 import json
 import re
-import sqlite3
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from people import MESSAGES, MODEL, People, locked, message, run_command
+from postgres import sqlite_only
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
@@ -31,9 +31,10 @@ from tornadoproxy.testing import request_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from scene import Scene
+
+    from tornadoproxy import DatabaseLocation
 
 HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model"}
 OF_A_RECORD = [
@@ -45,26 +46,31 @@ OF_USAGE = [name for name in Usage.__struct_fields__ if name != "others"]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.db"
+def path(where: DatabaseLocation) -> Path:
+    assert isinstance(where, Path)
+    return where
 
 
-def ledger(path: Path) -> Database:
-    return Database(path, SCHEMA, name="ledger")
+def ledger(where: DatabaseLocation) -> Database:
+    return Database(where, SCHEMA, name="ledger")
 
 
-def write(path: Path, *records: RequestRecord) -> None:
-    with ledger(path) as opened, opened.transaction() as connection:
+def write(where: DatabaseLocation, *records: RequestRecord) -> None:
+    with ledger(where) as opened, opened.transaction() as connection:
         insert(records, connection)
 
 
-def rows(path: Path) -> list[sqlite3.Row]:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.row_factory = sqlite3.Row
-        return connection.execute("SELECT * FROM requests ORDER BY id").fetchall()
+Row = dict[str, Any]  # Any: each column has a type of its own
 
 
-def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
+def rows(where: DatabaseLocation) -> list[Row]:
+    with ledger(where).reading() as connection:
+        found = connection.execute("SELECT * FROM requests ORDER BY id")
+        names = [name for name, *_ in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def check_row(row: Row, record: RequestRecord) -> None:
     """Check that `row` is the row of `record`."""
     assert {name: row[name] for name in OF_A_RECORD} == {
         name: getattr(record, name) for name in OF_A_RECORD
@@ -82,15 +88,15 @@ def check_row(row: sqlite3.Row, record: RequestRecord) -> None:
 # Rows
 
 
-async def test_row_has_the_values_of_its_record(scene: Scene, path: Path) -> None:
-    proxy = await scene.start(plugins=[People()], LEDGER_DB=path)
+async def test_row_has_the_values_of_its_record(scene: Scene, where: DatabaseLocation) -> None:
+    proxy = await scene.start(plugins=[People()], LEDGER_DB=where)
     proxy.reload(LEDGER_RETENTION_DAYS=30)
     headers = {"X-Claude-Code-Session-Id": "s-1"}
     asked = message(stream=True)
     await scene.ask(MESSAGES, asked, headers=headers, token="ada+engineers+leads")
     record = await scene.records.finished()
     await proxy.server.drain()
-    (row,) = rows(path)
+    (row,) = rows(where)
     check_row(row, record)
     assert row["principal"] == "ada"
     assert json.loads(row["groups"]) == ["engineers", "leads"]
@@ -101,7 +107,7 @@ async def test_row_has_the_values_of_its_record(scene: Scene, path: Path) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 100])
-def test_rows_written_together_keep_their_values(path: Path, count: int) -> None:
+def test_rows_written_together_keep_their_values(where: DatabaseLocation, count: int) -> None:
     others = (ModelUsage("opus", Usage(1), 7),)
     records = [
         request_record(bytes_in=at, usage=Usage(at, 2, 3, 9, 5, 6, 7, partial=bool(at % 2)))
@@ -111,17 +117,17 @@ def test_rows_written_together_keep_their_values(path: Path, count: int) -> None
         request_record(principal=None, groups=(), status=401, outcome=Outcome.DENIED, error="x"),
         request_record(status=None, outcome=Outcome.ABANDONED, usage=Usage(others=others)),
     ][:count]
-    write(path, *records)
-    for row, record in zip(rows(path), records, strict=True):
+    write(where, *records)
+    for row, record in zip(rows(where), records, strict=True):
         check_row(row, record)
 
 
-def test_texts_of_a_row_are_cut_and_escaped(path: Path) -> None:
+def test_texts_of_a_row_are_cut_and_escaped(where: DatabaseLocation) -> None:
     sessions = ["'; DROP TABLE requests; --", "x" * 5_000, "größe", "{}[]\"'"]
     for session in sessions:
-        write(path, request_record(session_id=session, route="/" + "y" * 5_000))
-    write(path, request_record(principal="\udcff", groups=("\udcff",), error="\ud800 x"))
-    *cut, odd = rows(path)
+        write(where, request_record(session_id=session, route="/" + "y" * 5_000))
+    write(where, request_record(principal="\udcff", groups=("\udcff",), error="\ud800 x"))
+    *cut, odd = rows(where)
     assert [row["session_id"] for row in cut] == [session[:256] for session in sessions]
     assert {row["route"] for row in cut} == {"/" + "y" * 255}
     assert (odd["principal"], odd["error"]) == ("\\udcff", "\\ud800 x")
@@ -149,6 +155,7 @@ async def test_invalid_settings_end_the_start(
     assert len(caught.value.faults) == 1
 
 
+@sqlite_only
 def test_configure_writes_nothing(path: Path) -> None:
     defaults = Settings.defaults(*Ledger().declare_settings())
     line = Ledger().configure(defaults.replace({LEDGER_DB: path, LEDGER_RETENTION_DAYS: 30}))
@@ -161,20 +168,20 @@ def test_configure_writes_nothing(path: Path) -> None:
 # Retention
 
 
-async def test_only_old_rows_are_deleted(scene: Scene, path: Path) -> None:
+async def test_only_old_rows_are_deleted(scene: Scene, where: DatabaseLocation) -> None:
     day = 86_400
     now = time.time()
     ages = [0.0, day, 6.9 * day] + [7.1 * day] * (2 * STEP + 1)
-    write(path, *(request_record(time=now - age) for age in ages))
-    await scene.start(LEDGER_DB=path, LEDGER_RETENTION_DAYS=7)
-    while len(rows(path)) > 3:  # no event tells of it; the test's own limit ends this
+    write(where, *(request_record(time=now - age) for age in ages))
+    await scene.start(LEDGER_DB=where, LEDGER_RETENTION_DAYS=7)
+    while len(rows(where)) > 3:  # no event tells of it; the test's own limit ends this
         await asyncio.sleep(0.02)
-    assert [now - row["time"] for row in rows(path)] == pytest.approx(ages[:3], abs=1)
+    assert [now - row["time"] for row in rows(where)] == pytest.approx(ages[:3], abs=1)
 
 
-def test_rows_are_deleted_in_steps_the_oldest_first(path: Path) -> None:
-    write(path, *(request_record(time=at) for at in reversed(range(STEP + 10))))
-    with ledger(path) as opened, opened.transaction() as connection:
+def test_rows_are_deleted_in_steps_the_oldest_first(where: DatabaseLocation) -> None:
+    write(where, *(request_record(time=at) for at in reversed(range(STEP + 10))))
+    with ledger(where) as opened, opened.transaction() as connection:
         assert delete_some(STEP + 5, connection)
         left = "SELECT time FROM requests ORDER BY time"
         assert [at for (at,) in connection.execute(left)] == [*range(STEP, STEP + 10)]
@@ -240,9 +247,9 @@ TOTAL = (7, 2, 208, 24, 2000, 100, "1.750000001", 2, 1)
 
 
 @pytest.fixture
-def filled(path: Path) -> Path:
-    write(path, *RECORDS)
-    return path
+def filled(where: DatabaseLocation) -> DatabaseLocation:
+    write(where, *RECORDS)
+    return where
 
 
 @pytest.fixture(autouse=True)
@@ -260,19 +267,19 @@ def set_zone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     time.tzset()
 
 
-def usage(path: Path, *arguments: str) -> str:
-    done = run_command(Ledger(), {LEDGER_DB: path}, *arguments)
+def usage(where: DatabaseLocation, *arguments: str) -> str:
+    done = run_command(Ledger(), {LEDGER_DB: where}, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def lines(path: Path, *arguments: str) -> list[list[object]]:
+def lines(where: DatabaseLocation, *arguments: str) -> list[list[object]]:
     """Return the lines of the JSON form, without their names."""
-    document = json.loads(usage(path, *arguments, "--format", "json"))
+    document = json.loads(usage(where, *arguments, "--format", "json"))
     return [list(line.values()) for line in document["lines"]]
 
 
-def test_sums_as_json_and_csv(filled: Path) -> None:
+def test_sums_as_json_and_csv(filled: DatabaseLocation) -> None:
     assert json.loads(usage(filled, "--format", "json")) == {
         "by": ["key"],
         "lines": [dict(zip(("key", *FIGURES), line, strict=True)) for line in KEYS],
@@ -283,7 +290,7 @@ def test_sums_as_json_and_csv(filled: Path) -> None:
     assert found == [["key", *FIGURES], *cells]
 
 
-def test_sums_as_text(filled: Path) -> None:
+def test_sums_as_text(filled: DatabaseLocation) -> None:
     assert [" ".join(line.split()) for line in usage(filled).splitlines()] == [
         "key requests errors input output cache read cache written cost unpriced partial",
         "- 1 1 0 0 0 0 $0.00 0 0",
@@ -297,7 +304,7 @@ def test_sums_as_text(filled: Path) -> None:
     ]
 
 
-def test_member_of_groups_counts_for_each_and_once_in_total(filled: Path) -> None:
+def test_member_of_groups_counts_for_each_and_once_in_total(filled: DatabaseLocation) -> None:
     table = usage(filled, "--by", "group")
     found = [line.split()[:2] for line in table.splitlines()[1:5]]
     assert found == [["-", "2"], ["engineers", "3"], ["leads", "5"], ["total", "7"]]
@@ -318,27 +325,28 @@ ADVISED = Usage(
 UNPRICED = Usage(1, 2, others=(ModelUsage("haiku", Usage(5, 6), cost=3), ModelUsage(None, Usage())))
 
 
-def test_models_of_a_request_are_summed_separately(path: Path) -> None:
+def test_models_of_a_request_are_summed_separately(where: DatabaseLocation) -> None:
     advised = used(model="sonnet", usage=ADVISED, cost=1_000_000_010)
-    write(path, advised, used(model="sonnet", usage=UNPRICED, cost=None, principal="bob"))
+    write(where, advised, used(model="sonnet", usage=UNPRICED, cost=None, principal="bob"))
     both: list[object] = ["ada", 1, 0, 26, 48, 10, 12, "1.00000001", 0, 0]
-    assert lines(path) == [both, ["bob", 1, 0, 6, 8, 0, 0, None, 1, 0]]
+    assert lines(where) == [both, ["bob", 1, 0, 6, 8, 0, 0, None, 1, 0]]
     by_model: list[list[object]] = [
         [None, 1, 0, 0, 0, 0, 0, None, 1, 0],
         ["haiku", 2, 0, 10, 12, 7, 8, "0.000000003", 1, 0],
         ["opus", 1, 0, 20, 40, 0, 0, "1.00", 0, 0],
         ["sonnet", 2, 0, 2, 4, 3, 4, "0.000000007", 1, 0],
     ]
-    assert lines(path, "--by", "model") == by_model
-    assert lines(path, "--by", "model", "--group", "leads") == by_model
-    assert lines(path, "--model", "opus") == [["ada", *by_model[2][1:]]]
-    haiku = lines(path, "--model", "haiku", "--principal", "bob")
+    assert lines(where, "--by", "model") == by_model
+    assert lines(where, "--by", "model", "--group", "leads") == by_model
+    assert lines(where, "--model", "opus") == [["ada", *by_model[2][1:]]]
+    haiku = lines(where, "--model", "haiku", "--principal", "bob")
     assert haiku == [["bob", 1, 0, 5, 6, 0, 0, None, 1, 0]]
-    table = usage(path, "--by", "model").splitlines()
+    table = usage(where, "--by", "model").splitlines()
     assert table[5].split() == ["total", "2", "0", "32", "56", "10", "12", "$1.00000001", "1", "0"]
     assert "A request on several models counts for each model, and once in the total." in table
 
 
+@sqlite_only
 def test_database_of_the_first_version_is_migrated(path: Path) -> None:
     first = Database(path, SCHEMA[:1], name="ledger")
     with first, first.transaction() as connection:
@@ -358,7 +366,9 @@ def test_database_of_the_first_version_is_migrated(path: Path) -> None:
     ]
 
 
-def test_days_and_months_are_those_of_the_time_zone(filled: Path, zone: pytest.MonkeyPatch) -> None:
+def test_days_and_months_are_those_of_the_time_zone(
+    filled: DatabaseLocation, zone: pytest.MonkeyPatch
+) -> None:
     set_zone(zone, "Asia/Tokyo")  # nine hours before UTC
     by_day = [line[:2] for line in lines(filled, "--by", "day", "--tz", "utc")]
     assert by_day == [["2026-11-29", 6], ["2026-11-30", 1]]
@@ -380,7 +390,7 @@ def test_days_and_months_are_those_of_the_time_zone(filled: Path, zone: pytest.M
     ],
 )
 def test_only_selected_requests_count(
-    filled: Path, options: tuple[str, ...], count: int, zone: pytest.MonkeyPatch
+    filled: DatabaseLocation, options: tuple[str, ...], count: int, zone: pytest.MonkeyPatch
 ) -> None:
     if "tokyo" in options:
         set_zone(zone, "Asia/Tokyo")
@@ -390,26 +400,27 @@ def test_only_selected_requests_count(
     assert sum(line["requests"] for line in document["lines"]) == count
 
 
-def test_several_groupings_are_combined(filled: Path) -> None:
+def test_several_groupings_are_combined(filled: DatabaseLocation) -> None:
     for options in (["--by", "day,model"], ["--by", "day", "--by", "model", "--by", "day"]):
         found = [line[:3] for line in lines(filled, *options, "--principal", "ada")]
         assert found == [["2026-11-29", "opus", 2], ["2026-11-30", "new", 1]]
     assert usage(filled, "--by", "day,model").split()[:3] == ["day", "model", "requests"]
 
 
-def test_empty_ledger_has_a_total_of_zero(path: Path) -> None:
-    write(path)
-    assert usage(path).splitlines()[1].split() == ["total", *"000000", "$0.00", "0", "0"]
-    assert lines(path) == []
+def test_empty_ledger_has_a_total_of_zero(where: DatabaseLocation) -> None:
+    write(where)
+    assert usage(where).splitlines()[1].split() == ["total", *"000000", "$0.00", "0", "0"]
+    assert lines(where) == []
 
 
-def test_age_selects_the_requests_since_then(path: Path) -> None:
+def test_age_selects_the_requests_since_then(where: DatabaseLocation) -> None:
     now = time.time()
-    write(path, *(used(time=now - hours * 3600) for hours in (1, 25, 200)))
-    ((_, count, *_),) = lines(path, "--since", "4w", "--until", "2h")
+    write(where, *(used(time=now - hours * 3600) for hours in (1, 25, 200)))
+    ((_, count, *_),) = lines(where, "--since", "4w", "--until", "2h")
     assert count == 2
 
 
+@sqlite_only
 async def test_usage_reads_while_the_proxy_writes(scene: Scene, path: Path) -> None:
     proxy = await scene.start(LEDGER_DB=path)
     for _ in range(2):
