@@ -10,11 +10,17 @@ import asyncio
 import json
 import random
 import re
+import resource
+import sys
 from collections import deque
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import load_content
-from load_content import commands, say, start
+from load_content import ASKED, events_of, message_of
+
+from tornadoproxy.server import runner
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _LENGTH = re.compile(rb"(?i)\ncontent-length: *([0-9]+)")
 _STREAM = (
@@ -72,19 +78,19 @@ class Connection(asyncio.Protocol):
             self._response(body)
 
     def _response(self, body: bytes) -> None:
-        asked = load_content.ASKED.search(body)
+        asked = ASKED.search(body)
         assert asked is not None, body
         how, number = asked[1].decode(), int(asked[2])
         self._upstream.answered.append(number)
         if how in {"json", "late"}:
-            message = json.dumps(load_content.message_of(number)).encode()
+            message = json.dumps(message_of(number)).encode()
             whole = _WHOLE % (len(message), message)
             if how == "late":
                 self._upstream.held[self] = deque([whole])
             else:
                 self.transport.write(whole)
         else:
-            first, *rest = load_content.events_of(number)
+            first, *rest = events_of(number)
             self.transport.write(_STREAM + _chunk(first))
             pieces = deque([*_pieces(b"".join(rest), number), b"0\r\n\r\n"])
             if how == "hold":
@@ -102,6 +108,22 @@ def _pieces(whole: bytes, number: int) -> list[bytes]:
 
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def say(document: object) -> None:
+    """Tell the test something."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+async def commands() -> AsyncIterator[str]:
+    """The lines of the test, until it ends."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    async for line in reader:
+        yield line.decode().strip()
 
 
 async def main() -> int:
@@ -122,4 +144,6 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    start(main())
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.exit(runner.run(main()))

@@ -1,28 +1,18 @@
 """What load is made of: each request asks for a response of its own, which both ends know.
 
 A request says in its only message how it is to be answered, and its number. From the number
-follows the response, whole or as a stream. The scripts that make and answer load hear lines from
-their test, and print JSON.
+follows the response, whole or as a stream.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import re
-import resource
-import sys
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tornadoproxy.fakes.anthropic_messages import Document, message_document, message_events
 from tornadoproxy.fakes.http_message import request_bytes
-from tornadoproxy.server import runner
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
-
-    from tornadoproxy.fakes.raw_client import RawResponse
 
 TOKEN = "test-token-that-clients-present"  # TEST_TOKEN, without pytest
 
@@ -73,20 +63,20 @@ def events_of(number: int) -> list[bytes]:
     return message_events(message_of(number))
 
 
-def fault_of(dialect: Dialect, how: How, number: int, response: RawResponse) -> str | None:
+def fault_of(dialect: Dialect, how: How, number: int, status: int, body: bytes) -> str | None:
     """What is wrong with the response to a request, if anything is."""
-    if response.status != 200:
-        return f"{number}: status {response.status}: {response.body[:200]!r}"
+    if status != 200:
+        return f"{number}: status {status}: {body[:200]!r}"
     streamed = how in {"stream", "hold"}
     given: object
     expected: object
     if dialect == "openai":
         chat = _streamed_chat if streamed else _whole_chat
-        given, expected = chat(response.body), (text_of(number), "stop")
+        given, expected = chat(body), (text_of(number), "stop")
     elif streamed:
-        given, expected = response.body, b"".join(events_of(number))
+        given, expected = body, b"".join(events_of(number))
     else:
-        given, expected = json.loads(response.body), message_of(number)
+        given, expected = json.loads(body), message_of(number)
     return None if given == expected else f"{number} in {dialect}: {given!r} is not {expected!r}"
 
 
@@ -106,29 +96,3 @@ def _streamed_chat(body: bytes) -> object:
         return documents
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     return text, "".join(choice["finish_reason"] or "" for choice in choices)
-
-
-# -- of a script that serves a test, and ends with its standard input
-
-
-def start(main: Coroutine[object, object, int]) -> None:
-    """Run `main` with as many descriptors as the system allows; its result is the exit status."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    sys.exit(runner.run(main))
-
-
-def say(document: object) -> None:
-    """Tell the test something."""
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
-
-
-async def commands() -> AsyncIterator[str]:
-    """The lines of the test, until it ends."""
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    async for line in reader:
-        yield line.decode().strip()

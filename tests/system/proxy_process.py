@@ -1,4 +1,4 @@
-"""The proxy in a process of its own, measured from outside, and scripts that load it."""
+"""The proxy in a process of its own, measured from outside, and an upstream that bears load."""
 
 from __future__ import annotations
 
@@ -123,44 +123,42 @@ async def proxy_process(
                 await program.ended(_TO_DRAIN)
 
 
-class Peer:
-    """A running script of this folder, whose work is not the test's."""
+class FastUpstream:
+    """The running script ``fast_upstream.py``, whose work is not the test's."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        self._stdin = process.stdin
-        self._stdout = process.stdout
+        self.url = ""
+        self.stdin = process.stdin
+        self.stdout = process.stdout
 
     async def says(self) -> Any:  # a JSON document may be anything
         """What it says next."""
-        line = await self._stdout.readline()
+        line = await self.stdout.readline()
         assert line, "the script has ended"
         return json.loads(line)
 
     async def ask(self, command: str) -> Any:  # as says
         """What it says to `command`."""
-        self._stdin.write(f"{command}\n".encode())
-        await self._stdin.drain()
+        self.stdin.write(f"{command}\n".encode())
+        await self.stdin.drain()
         return await self.says()
 
 
 @asynccontextmanager
-async def peer_process(script: str, *arguments: str) -> AsyncIterator[Peer]:
-    """Run `script` until the block's end."""
+async def fast_upstream() -> AsyncIterator[FastUpstream]:
+    """Run the script until the block's end."""
+    script = Path(__file__).with_name("fast_upstream.py")
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(Path(__file__).with_name(script)),
-        *arguments,
-        stdin=PIPE,
-        stdout=PIPE,
-        limit=_LINE,
+        sys.executable, str(script), stdin=PIPE, stdout=PIPE, limit=_LINE
     )
+    upstream = FastUpstream(process)
+    upstream.url = f"http://127.0.0.1:{await upstream.says()}"
     try:
-        yield Peer(process)
+        yield upstream
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
+        upstream.stdin.close()
         try:
             async with asyncio.timeout(_TO_END):
                 await process.wait()

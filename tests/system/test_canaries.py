@@ -1,4 +1,8 @@
-"""Canaries in what the program prints when it starts or does not, in its objects and tracebacks."""
+"""Canaries: credentials that are planted, and must turn up nowhere else.
+
+They are looked for in what the program prints when it starts or does not, in its objects and
+tracebacks, and in everything that the running program says.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +10,29 @@ import base64
 import gc
 import json
 import logging
+import signal
+from asyncio.subprocess import PIPE
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from canaries import (
-    ADMIN_KEY,
-    CHAT,
-    COLLECTOR_KEY,
-    COOKIE,
-    CREDENTIALS,
-    EGRESS_PASSWORD,
-    EVERYTHING,
-    GUESS,
-    KEY,
-    MESSAGE,
-    NEW_KEY,
-    NEW_TOKEN,
-    OTHER_TOKEN,
-    PLUGINS_SETTINGS,
-    QUERY,
-    READ_KEY,
-    STREAM,
-    TOKEN,
-    found,
-    key_of,
-)
+from program import Program, install, running
 
 import tornadoproxy.handlers.exchange_handler
+from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
     TEST_TOKEN,
     ReceivedRequest,
     ScriptedServer,
+    ScriptedUpstream,
+    Truncated,
+    bytes_response,
+    error_response,
     event,
     json_response,
+    message_document,
+    message_events,
     raw_response,
     request_bytes,
     silent_response,
@@ -48,16 +41,101 @@ from tornadoproxy.testing import (
 from tornadoproxy.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
     from in_process import Commands
     from scene import Scene
 
+    from tornadoproxy.testing import RawResponse
     from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
+
+TOKEN = "canary-token-Wq7Zr2Lx9/+"
+OTHER_TOKEN = "canary-other-token-Kd83Jf0"
+NEW_TOKEN = "canary-new-token-Pm55Vb1"
+KEY = "canary-key-Xs49Nc6/+"
+NEW_KEY = "canary-new-key-Tg12Hy8"
+EGRESS_PASSWORD = "canary-egress-Bn66Rt3"
+GUESS = "canary-guess-Lo01Qa7"
+ADMIN_KEY = "canary-admin-key-of-32-characters-Hj45Sd6/+"
+READ_KEY = "canary-read-key-of-32-characters-Yt09Bw1"
+COLLECTOR_KEY = "canary-collector-Ek62Zu3"
+COOKIE = "canary-cookie-Ui98Me4"
+QUERY = "canary-query-Zx34Cv5"
+BODY = "canary-body-Fg77Jk2"
+
+CLIENTS = [TOKEN, OTHER_TOKEN, NEW_TOKEN, GUESS, COOKIE]  # never upstream
+PLUGINS_OWN = [ADMIN_KEY, READ_KEY, COLLECTOR_KEY]
+OURS = [  # never to a client
+    *(TOKEN, OTHER_TOKEN, NEW_TOKEN, KEY, NEW_KEY, EGRESS_PASSWORD),
+    *PLUGINS_OWN,
+]
+CREDENTIALS = [*OURS, GUESS, COOKIE]
+EVERYTHING = [*CREDENTIALS, QUERY, BODY]  # in no log, ever
+
+MESSAGE = json.dumps(
+    {
+        "model": "claude-sonnet-5-5",
+        "max_tokens": 40,
+        "messages": [{"role": "user", "content": BODY}],
+    }
+).encode()
+STREAM = MESSAGE[:-1] + b', "stream": true}'
+SAID = [{"role": "user", "content": BODY}]
+CHAT = {"model": "claude-sonnet-5-5", "messages": SAID}
+
+
+def disguises(canary: str) -> set[bytes]:
+    """The canary, and what it looks like once it has been encoded."""
+    plain = canary.encode()
+    return {
+        plain,
+        plain.hex().encode(),
+        quote(canary, safe="").encode(),
+        repr(canary)[1:-1].encode(),
+        json.dumps(canary)[1:-1].encode(),
+        json.dumps(canary)[1:-1].replace("/", "\\/").encode(),
+        # base64 of what ends in it, as in Basic credentials, whatever stands before
+        *(base64.b64encode(b"x" * lead + plain)[4:-4] for lead in range(3)),
+    }
+
+
+def found(canaries: Iterable[str], text: bytes) -> list[str]:
+    """Those of the canaries that are in `text`, in whatever disguise."""
+    return [canary for canary in canaries if any(each in text for each in disguises(canary))]
+
+
+PLUGINS_SETTINGS = {
+    "KEYS_DB": "keys.db",
+    "BUDGETS_DB": "budgets.db",
+    "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY}",
+    "BUDGETS_ADMIN_READ_KEY": READ_KEY,
+    "LEDGER_DB": "ledger.db",
+    "METRICS": "yes",
+    "OTEL_TRACES": "yes",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+    "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}",
+}
+
+
+def key_of(
+    name: str, directory: Path, capfd: pytest.CaptureFixture[str], command: str = "create"
+) -> str:
+    """A key that a command makes, which is shown once."""
+    environment = {"KEYS_DB": str(directory / "keys.db")}
+    given = ["--name", name] if command == "create" else [name]
+    assert cli.main(["keys", command, *given], environment) == 0
+    output, errors = capfd.readouterr()
+    key = output.strip()
+    assert key.startswith("tp-")
+    assert found([key], errors.encode()) == []
+    return key
+
+
+# -- what is printed, and what objects and tracebacks show
 
 
 def test_found_sees_a_canary_in_each_encoding() -> None:
-    """Were it not, none of the tests below would mean anything."""
     basic = base64.b64encode(f"user:{EGRESS_PASSWORD}".encode())
 
     assert found([EGRESS_PASSWORD], b"Proxy-Authorization: Basic " + basic) == [EGRESS_PASSWORD]
@@ -231,24 +309,319 @@ async def test_canary_of_egress_proxy_stays_with_it(
     """Although that one shows its password wherever it can."""
     caplog.set_level(logging.DEBUG)
     credentials = base64.b64encode(f"user:{EGRESS_PASSWORD}".encode())
-    echo = b"Proxy-Authenticate: Basic " + credentials + b"\r\nContent-Length: 0\r\n\r\n"
+    refusal = b"HTTP/1.1 407 %b\r\nProxy-Authenticate: Basic %b\r\n\r\n" % (
+        credentials,
+        credentials,
+    )
     async with ScriptedServer() as egress:
-        egress.script(
-            raw_response(b"HTTP/1.1 407 " + credentials + b"\r\n" + echo, end="close"),
-            raw_response(credentials + b"\r\n\r\n", end="close"),
-            # where TLS ought to begin
-            raw_response(b"HTTP/1.1 200 OK\r\n\r\n" + credentials, end="close"),
-        )
+        egress.script(raw_response(refusal, end="close"))
         await scene.start(
             UPSTREAM_BASE_URL="https://upstream.example",
             UPSTREAM_API_KEY=KEY,
             HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:{egress.port}",
         )
-        for count in range(1, 4):
-            response = await scene.ask("/v1/models")
-            assert response.status == 502
-            assert found([EGRESS_PASSWORD], response.raw_head + response.body) == []
-            received = await egress.received(count)
-            assert received.header("proxy-authorization") == f"Basic {credentials.decode()}"
-            assert found([KEY, TEST_TOKEN], received.raw_head) == []
+        response = await scene.ask("/v1/models")
+        assert response.status == 502
+        assert found([EGRESS_PASSWORD], response.raw_head + response.body) == []
+        (received,) = egress.requests
+        assert received.header("proxy-authorization") == f"Basic {credentials.decode()}"
+        assert found([KEY, TEST_TOKEN], received.raw_head) == []
     assert found([EGRESS_PASSWORD], caplog.text.encode()) == []
+
+
+# -- the running program
+
+CARELESS_PLUGIN = """
+from tornadoproxy import hookimpl
+
+presented = []
+
+
+@hookimpl(tryfirst=True)
+def authenticate(request):
+    presented[:] = [secret.reveal().decode() for secret in request.candidates()]
+    boom = request.headers.get("X-Boom")
+    if boom == "sync":
+        raise KeyError(*presented)
+    if boom == "nonsense":
+        return presented[0]
+    if boom == "async":
+        return later()
+
+
+async def later():
+    try:
+        raise ValueError(*presented)
+    except ValueError as error:
+        raise RuntimeError(f"cannot look up {presented}") from error
+
+
+@hookimpl
+def request_finished(record):
+    raise RuntimeError(f"cannot write {presented}")
+
+
+@hookimpl
+def shutdown():
+    raise RuntimeError(f"cannot save {presented}")
+"""
+
+
+class Watched:
+    """A running program, what it says, and what its clients received."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.answered = b""
+
+    def said(self) -> bytes:
+        """What it wrote to standard error and standard output."""
+        return "\n".join([*self.program.errors.all, *self.program.output.all]).encode()
+
+    async def ask(self, request: bytes) -> bytes:
+        """Return its response to one request, whole or cut short, on a connection of its own."""
+        client = await self.program.connect()
+        try:
+            response: RawResponse | None = await client.ask(request)
+        except Truncated as cut:
+            response = cut.response
+        await client.close()
+        assert response is not None
+        self.answered += response.raw_head + response.body
+        return response.raw_head
+
+    async def check(
+        self,
+        status: int,
+        method: str,
+        path: str,
+        token: str | None,
+        lines: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+    ) -> None:
+        """See that it responds to a request with this status."""
+        head = await self.ask(request_bytes(method, path, lines, body, token=token))
+        assert b" %d " % status in head.partition(b"\r\n")[0], (method, path, body)
+
+    async def signal(self, number: signal.Signals, expected: str, count: int = 1) -> None:
+        """Send a signal, and wait until it has logged `expected` so many times."""
+        self.program.send_signal(number)
+        await self.program.errors.wait_for(expected, count)
+
+
+@asynccontextmanager
+async def watch(directory: Path, upstream: str, **variables: str | None) -> AsyncIterator[Watched]:
+    install(directory, "careless", CARELESS_PLUGIN)
+    settings = {"LOG_LEVEL": "debug", "DRAIN_TIMEOUT": "1", "PYTHONDEVMODE": "1", **variables}
+    async with running(
+        directory, upstream, stdout=PIPE, stderr=PIPE, wrapper=(), **settings
+    ) as program:
+        await program.port()
+        yield Watched(program)
+
+
+CALL = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": BODY}}
+REFUSED_CHATS = [
+    f'{{"model": "{BODY}'.encode(),
+    b"\xff" + BODY.encode(),
+    *(
+        json.dumps({**CHAT, **wrong}).encode()
+        for wrong in (
+            {"model": [BODY]},
+            {"messages": [{"role": BODY, "content": "Hi"}]},
+            {"messages": [{"role": "user", "content": [{"type": BODY}]}]},
+            {"messages": [*SAID, {"role": "assistant", "tool_calls": [CALL]}]},
+            {"temperature": BODY},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": BODY}}},
+        )
+    ),
+]
+
+REFUSED_HEADS = [
+    b"GET /v1/models?key=%(query)b HTTP/1.1\r\nHost: x\r\nX-Api-Key: %(token)b\x00\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: %(token)b@\r\n\r\n",
+    b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: %(token)b\r\n\r\n",
+    b"%(token)b\r\nHost: x\r\n\r\n",
+    b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Api-Key: %(token)b\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n%(body)b\r\n",
+]
+
+# what an upstream may send that shows the key it was given
+UPSTREAM_FAULTS = [
+    *(
+        raw_response(sent % KEY.encode(), end="close")
+        for sent in (
+            b"you sent %b\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nX-Echo: \0%b\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfin\r\n%b\r\n",
+        )
+    ),
+    raw_response(end="reset"),
+    bytes_response(b"broken", [("Set-Cookie", f"key={KEY}")], 500),
+    sse_response(message_events(message_document("Hi"))[:3], end="close"),
+]
+
+
+MESSAGES = f"/v1/messages?key={QUERY}"
+COMPLETIONS = f"/openai/v1/chat/completions?key={QUERY}"
+CHAT_BODY = json.dumps(CHAT).encode()
+KEPT = "SIGHUP: the settings stay as they were"
+
+
+async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> None:
+    """Bring about whatever can be logged."""
+    cookie = [("Cookie", COOKIE), ("Proxy-Authorization", f"Basic {COOKIE}")]
+    for path, body in (
+        *((MESSAGES, MESSAGE), (MESSAGES, STREAM)),
+        *((COMPLETIONS, CHAT_BODY), (COMPLETIONS, json.dumps({**CHAT, "stream": True}).encode())),
+    ):
+        await watched.check(200, "POST", path, token, cookie, body)
+    for scheme in ("X-Api-Key", "Authorization: Bearer", "Authorization: Basic"):
+        name, _, kind = scheme.partition(": ")
+        await watched.check(401, "POST", MESSAGES, None, [(name, f"{kind} {GUESS}")], MESSAGE)
+    for status, method, path in (
+        *((404, "POST", f"/nothing?key={QUERY}"), (404, "POST", f"/openai/nothing?key={QUERY}")),
+        *((400, "POST", f"/v1/../admin?key={QUERY}"), (400, "POST", f"/v1/models\\?key={QUERY}")),
+        (405, "FROB", MESSAGES),
+    ):
+        await watched.check(status, method, path, token, (), MESSAGE)
+    await watched.check(413, "POST", MESSAGES, token, [("Content-Length", "2000000")])
+    secrets = {b"token": token.encode(), b"query": QUERY.encode(), b"body": BODY.encode()}
+    for head in REFUSED_HEADS:
+        assert b" 400 " in await watched.ask(head % secrets), head
+    for body in REFUSED_CHATS:
+        await watched.check(400, "POST", COMPLETIONS, token, (), body)
+    for status in (400, 429, 529):
+        upstream.script(error_response(status, "some_error", f"{BODY} is wrong"))
+        await watched.check(status, "POST", COMPLETIONS, token, (), CHAT_BODY)
+    for boom in ("sync", "async", "nonsense"):
+        for presented in (token, GUESS):
+            await watched.check(503, "GET", MESSAGES, presented, [("X-Boom", boom)])
+    for fault in UPSTREAM_FAULTS:
+        upstream.script(fault, fault)
+        for path, body in ((MESSAGES, MESSAGE), (COMPLETIONS, CHAT_BODY)):
+            await watched.ask(request_bytes("POST", path, body=body, token=token))
+    upstream.script(silent_response())
+    client = await watched.program.connect()
+    await client.send(request_bytes("POST", MESSAGES, body=MESSAGE, token=token))
+    received = await upstream.received(len(upstream.requests) + 1)
+    await client.reset()
+    await received.disconnected()
+
+
+def check_silent(
+    watched: Watched, upstream: ScriptedUpstream, *logs: bytes, created: Iterable[str] = ()
+) -> None:
+    """See that no canary got where it does not belong, nor any key that was created."""
+    for log in (watched.said(), *logs):
+        assert log
+        assert found([*EVERYTHING, *created], log) == []
+    assert found([*CREDENTIALS, *created], watched.answered) == []
+    went_up = b"".join(received.raw_head + received.body for received in upstream.requests)
+    assert found([*CLIENTS, *PLUGINS_OWN, EGRESS_PASSWORD, *created], went_up) == []
+
+
+async def test_canaries_stay_out_of_logs_and_wrong_directions(
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens, created keys, and those of the upstream, of administrators and of the collector."""
+    monkeypatch.chdir(tmp_path)  # no .env that lies about
+    replaced = key_of("ada", tmp_path, capfd)
+    key = key_of("ada", tmp_path, capfd, "rotate")
+    log, env_file = tmp_path / "access.log", tmp_path / ".env"
+    admin = f"BUDGETS_ADMIN_KEY=ops={ADMIN_KEY}"
+    env_file.write_text(f"AUTH_TOKEN='{TOKEN} {OTHER_TOKEN}'\nUPSTREAM_API_KEY={KEY}\n{admin}\n")
+    models, limits = "/v1/models", f"/v1/organizations/spend_limits?key={QUERY}"
+    async with watch(
+        tmp_path,
+        upstream.url,
+        **{n: v for n, v in PLUGINS_SETTINGS.items() if n != "BUDGETS_ADMIN_KEY"},
+        AUTH_TOKEN=None,
+        UPSTREAM_API_KEY=None,
+        HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
+        ACCESS_LOG=str(log),
+        MAX_BODY_SIZE="1MB",
+    ) as watched:
+        await go_wrong(watched, upstream, key)
+        for token, status in ((TOKEN, 200), (OTHER_TOKEN, 200), (replaced, 401), (key[:-1], 401)):
+            await watched.check(status, "GET", models, token)
+        assert {received.header("x-api-key") for received in upstream.requests} == {KEY}
+        for status, method, token, body in (
+            (200, "GET", ADMIN_KEY, b""),
+            (400, "POST", ADMIN_KEY, json.dumps({"scope": BODY}).encode()),
+            (403, "POST", READ_KEY, MESSAGE),
+            (401, "GET", key, b""),
+        ):
+            await watched.check(status, method, limits, token, (), body)
+        await watched.check(200, "GET", "/metrics", key)
+        new = f"AUTH_TOKEN={NEW_TOKEN}\nUPSTREAM_API_KEY={NEW_KEY}"
+        bad_ones = (
+            f"{new} {KEY}\n",
+            *(f"{new}\n{line}\n" for line in (f"AUTH_TOKENS={TOKEN}", TOKEN)),
+            *(f"{new}\nBUDGETS_ADMIN_KEY={bad}\n" for bad in (TOKEN, f"{ADMIN_KEY} {READ_KEY}")),
+            new.replace("=", "='", 1),
+            f"AUTH_TOKEN_FILE={NEW_TOKEN}\nUPSTREAM_API_KEY_FILE={NEW_KEY}\n",
+        )
+        for refused, bad in enumerate(bad_ones, start=1):
+            env_file.write_text(bad)
+            await watched.signal(signal.SIGHUP, KEPT, refused)
+        await watched.check(401, "GET", models, NEW_TOKEN)
+        env_file.write_text(f"{new}\n{admin}\n")
+        await watched.signal(signal.SIGHUP, "SIGHUP: reloaded secrets")
+        for token, status in ((TOKEN, 401), (OTHER_TOKEN, 401), (NEW_TOKEN, 200)):
+            await watched.check(status, "GET", models, token)
+        assert upstream.requests[-1].header("x-api-key") == NEW_KEY
+        await upstream.stop()
+        await watched.check(502, "POST", MESSAGES, NEW_TOKEN, (), MESSAGE)
+        watched.program.send_signal(signal.SIGTERM)
+        assert await watched.program.ended() == 0
+    check_silent(watched, upstream, log.read_bytes(), created=[key, replaced])
+    for hook in (b"authenticate", b"request_finished", b"shutdown"):
+        assert b"'careless' failed in " + hook in watched.said()
+    databases = [file.read_bytes() for file in tmp_path.glob("*.db*")]
+    assert len(databases) >= 3
+    assert found([*EVERYTHING, key, replaced], b"".join(databases)) == []
+    records = [json.loads(line) for line in log.read_bytes().splitlines()]
+    outcomes = {record["outcome"] for record in records}
+    assert outcomes == {"completed", "denied", "failed", "abandoned"}
+    statuses = {record["status"] for record in records}
+    assert statuses == {None, 200, 400, 401, 403, 404, 405, 413, 429, 500, 502, 503, 529}
+
+
+async def test_canaries_from_files_stay_out_of_a_text_log(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """The last word in it is of a stream that a second signal cuts."""
+    tokens, key = tmp_path / "tokens", tmp_path / "key"
+    tokens.write_text(f"{TOKEN}\n{OTHER_TOKEN}\n")
+    key.write_text(f"{KEY}\n")
+    async with watch(
+        tmp_path,
+        upstream.url,
+        AUTH_TOKEN=None,
+        UPSTREAM_API_KEY=None,
+        AUTH_TOKEN_FILE=str(tokens),
+        UPSTREAM_API_KEY_FILE=str(key),
+        UPSTREAM_AUTH_SCHEME="bearer",
+        ACCESS_LOG_FORMAT="text",
+    ) as watched:
+        await watched.check(401, "POST", MESSAGES, GUESS, [("Cookie", COOKIE)], MESSAGE)
+        await watched.check(400, "POST", COMPLETIONS, TOKEN, (), REFUSED_CHATS[0])
+        key.write_text(f"{NEW_KEY}\n{KEY}\n")  # two, where there must be one
+        await watched.signal(signal.SIGHUP, KEPT)
+        upstream.script(sse_response(message_events(message_document(BODY))[:2], end="hang"))
+        client = await watched.program.connect()
+        await client.send(request_bytes("POST", MESSAGES, body=STREAM, token=OTHER_TOKEN))
+        await client.head()
+        await client.chunk()
+        await watched.signal(signal.SIGTERM, "stopping")
+        watched.program.send_signal(signal.SIGTERM)
+        watched.answered += await client.read_to_end()
+        await client.close()
+        assert await watched.program.ended() == 1
+    check_silent(watched, upstream)
+    assert upstream.requests[0].header("authorization") == f"Bearer {KEY}"
+    assert b" drained " in watched.said()

@@ -135,9 +135,8 @@ CROWD = 400  # clients that come
 
 async def open_many(stack: AsyncExitStack, port: int, count: int) -> list[RawConnection]:
     """So many connections, which are closed with `stack`."""
-    connections = []
-    for _ in range(count):
-        connections.append(connection := await RawConnection.open(port))
+    connections = [await RawConnection.open(port) for _ in range(count)]
+    for connection in connections:
         stack.push_async_callback(connection.close)
     return connections
 

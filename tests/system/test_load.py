@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from proxy_process import Peer, ProxyProcess, peer_process, proxy_process, until
+from load_content import Dialect, How, fault_of, request
+from proxy_process import ProxyProcess, fast_upstream, proxy_process, until
+
+from tornadoproxy.testing import RawConnection
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [
@@ -22,41 +24,65 @@ pytestmark = [
 ]
 
 MEGABYTE = 1 << 20
+AT_ONCE = 64  # connections being opened, or clients that ask
+PATIENCE = 20.0  # seconds for one request
 
 
-def load(scenario: str, **arguments: float) -> AbstractAsyncContextManager[Peer]:
-    """Clients that do as `scenario` of ``load_client.py`` has it."""
-    return peer_process("load_client.py", scenario, json.dumps(arguments))
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """The number of descriptors that a process may have, which this one gets as well."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def dialect_of(number: int) -> Dialect:
+    return "openai" if number % 2 else "anthropic"
 
 
 @pytest.mark.gen_test(timeout=240)
 @pytest.mark.timeout(270)
-async def test_idle_streams_stay_open(tmp_path: Path) -> None:
+async def test_idle_streams_stay_open(tmp_path: Path, descriptors: int) -> None:
     """10,000 in one process: all stay, others are served, a part leaves, the rest ends whole."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # two descriptors each: where less than 20,400 are allowed, as many as there is room for
-    count = min(10_000, (hard - 400) // 4 * 2)
+    count = min(10_000, (descriptors - 400) // 4 * 2)
     leaving = count // 4 * 2
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def begin(number: int) -> tuple[RawConnection, bytes]:
+        async with room:
+            connection = await RawConnection.open(proxy.port)
+            await connection.send(request(dialect_of(number), "hold", number))
+            await connection.head()
+            return connection, await connection.chunk()
+
+    async def finish(number: int, connection: RawConnection, body: bytes) -> None:
+        while chunk := await connection.chunk():
+            body += chunk
+        assert fault_of(dialect_of(number), "hold", number, 200, body) is None
+        await connection.close()
+
     async with (
-        peer_process("fast_upstream.py") as upstream,
-        proxy_process(
-            tmp_path,
-            f"http://127.0.0.1:{await upstream.says()}",
-            MAX_CONCURRENT_REQUESTS="20000",
-        ) as proxy,
+        fast_upstream() as upstream,
+        proxy_process(tmp_path, upstream.url, MAX_CONCURRENT_REQUESTS="20000") as proxy,
     ):
         before = await proxy.baseline()
-        async with load("hold", port=proxy.port, count=count, leaving=leaving) as clients:
-            assert await clients.says() == {"open": count}
-            assert await upstream.ask("count") == {"open": count, "held": count}
-            assert proxy.descriptors() >= before + 2 * count
-            async with asyncio.timeout(10):
-                for _ in range(100):
-                    assert (await proxy.ask()).status == 200
-            assert await clients.ask("leave") == {"left": leaving}
-            await until(lambda: proxy.descriptors() <= before + 2 * (count - leaving), 10)
-            await upstream.ask("release")
-            assert await clients.says() == {"whole": count - leaving, "faults": []}
+        streams = await asyncio.gather(*(begin(number) for number in range(1, count + 1)))
+        assert await upstream.ask("count") == {"open": count, "held": count}
+        assert proxy.descriptors() >= before + 2 * count
+        async with asyncio.timeout(10):
+            for _ in range(100):
+                assert (await proxy.ask()).status == 200
+        for number, (connection, _) in enumerate(streams[:leaving], 1):
+            await (connection.reset() if number % 3 else connection.close())
+        await until(lambda: proxy.descriptors() <= before + 2 * (count - leaving), 10)
+        rest = [
+            asyncio.create_task(finish(number, *stream))
+            for number, stream in enumerate(streams[leaving:], leaving + 1)
+        ]
+        await upstream.ask("release")
+        await asyncio.gather(*rest)
         await until(lambda: proxy.descriptors() <= before, 5)
     assert recorded(proxy) == {
         ("anthropic", "abandoned"): leaving / 2,
@@ -66,35 +92,54 @@ async def test_idle_streams_stay_open(tmp_path: Path) -> None:
     }
 
 
+async def answered(connection: RawConnection, number: int) -> None:
+    """Make a request; its response is whole."""
+    dialect: Dialect = "openai" if number % 10 in {1, 2, 3} else "anthropic"
+    how: How = "stream" if number % 10 in {3, 4, 5} else "json"
+    response = await connection.ask(request(dialect, how, number))
+    assert fault_of(dialect, how, number, response.status, response.body) is None
+
+
+async def left(connection: RawConnection, number: int) -> None:
+    """Disconnect within the response, by FIN or by RST, in either dialect."""
+    await connection.send(request(dialect_of(number // 10), "hold", number))
+    await connection.head()
+    await connection.chunk()
+    await (connection.reset() if number // 10 & 2 else connection.close())
+
+
 @pytest.mark.gen_test(timeout=400)
 @pytest.mark.timeout(430)
 async def test_requests_in_numbers_leave_nothing_behind(tmp_path: Path) -> None:
     """100,000, of every kind, of which a tenth leaves within the response."""
-    warming, count = 10_000, 100_000
+    warming, total = 10_000, 110_000
+
+    async def client(numbers: Iterator[int]) -> None:
+        connection = await RawConnection.open(proxy.port)
+        for number in numbers:
+            async with asyncio.timeout(PATIENCE):
+                if number % 10:
+                    await answered(connection, number)
+                else:
+                    await left(connection, number)
+                    connection = await RawConnection.open(proxy.port)
+        await connection.close()
+
+    async def ask(numbers: range) -> None:
+        remaining = iter(numbers)
+        await asyncio.gather(*(client(remaining) for _ in range(AT_ONCE)))
+        await until(lambda: proxy.descriptors() <= before, 10)
+
     async with (
-        peer_process("fast_upstream.py") as upstream,
-        proxy_process(
-            tmp_path,
-            f"http://127.0.0.1:{await upstream.says()}",
-            UPSTREAM_KEEPALIVE_TIMEOUT="1",
-        ) as proxy,
+        fast_upstream() as upstream,
+        proxy_process(tmp_path, upstream.url, UPSTREAM_KEEPALIVE_TIMEOUT="1") as proxy,
     ):
-
-        async def ask(first: int, count: int) -> None:
-            async with load(
-                "ask", port=proxy.port, first=first, count=count, at_once=64
-            ) as clients:
-                said = await clients.says()
-            assert said == {"answered": count * 9 / 10, "left": count / 10, "faults": []}
-            await until(lambda: proxy.descriptors() <= before, 10)
-
         before = await proxy.baseline()
-        await ask(1, warming)
+        await ask(range(1, warming + 1))
         warm = proxy.memory()
-        await ask(warming + 1, count)
+        await ask(range(warming + 1, total + 1))
         assert proxy.memory() - warm < 16 * MEGABYTE
         assert (await upstream.ask("count"))["open"] == 0
-    total = warming + count
     # of ten requests, three whole ones are in the OpenAI dialect, and every second one that is left
     assert recorded(proxy) == {
         ("anthropic", "abandoned"): total / 20,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from load_content import Dialect, How, fault_of, request
 from program import install, running
-from proxy_process import Peer, peer_process
+from proxy_process import FastUpstream, fast_upstream
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
 
     @property
     def dialect(self) -> Dialect:
-        return "openai" if self.number % 2 else "anthropic"
+        return "openai" if self.number % 4 > 1 else "anthropic"
 
     @property
     def data(self) -> bytes:
@@ -58,7 +58,7 @@ class Asked(NamedTuple):
 
     def check(self, response: RawResponse) -> None:
         """Assert that the response is whole, and this request's."""
-        assert fault_of(self.dialect, self.how, self.number, response) is None
+        assert fault_of(self.dialect, self.how, self.number, response.status, response.body) is None
 
     async def finish(self, rest: bytes = b"") -> None:
         """Send the `rest` of the request, see that its response is whole, close the connection."""
@@ -66,7 +66,7 @@ class Asked(NamedTuple):
         await self.connection.close()
 
 
-async def begin(program: Program, upstream: Peer, how: How, count: int = 1) -> list[Asked]:
+async def begin(program: Program, upstream: FastUpstream, how: How, count: int = 1) -> list[Asked]:
     """Make so many requests, and wait until all are upstream."""
     asked = [Asked(await program.connect(), how, next(numbers)) for _ in range(count)]
     for each in asked:
@@ -84,34 +84,32 @@ async def begin_uploads(program: Program, count: int) -> list[Asked]:
     return uploads
 
 
-async def ask_until_it_ends(
-    program: Program, results: dict[int, str], *, new_connections: bool
-) -> None:
-    """Make requests until nobody listens or the only connection ends; note what became of each."""
+async def ask_until_nobody_listens(program: Program, results: dict[int, str]) -> None:
+    """Make requests, every third on a connection that is closed then; note the result of each."""
     with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
         connection = await program.connect()
-        goes_on = True
-        while goes_on:
+        while True:
             number = next(numbers)
-            asked = Asked(connection, "stream" if number % 3 else "json", number)
+            asked = Asked(connection, "stream" if number % 2 else "json", number)
+            closes = number % 3 == 0
             try:
                 response = await connection.ask(asked.data)
             except (ConnectionError, Truncated) as end:
                 if isinstance(end, Truncated) and (end.response or "unread: b''" not in str(end)):
                     raise  # not even a byte may come of what is not answered
-                goes_on, results[number] = False, "closed"
+                closes, results[number] = True, "closed"
             else:
-                goes_on = response.header("Connection") != "close"
-                results[number] = "whole" if response.status == 200 else "refused"
-                if results[number] == "whole":
+                closes |= response.header("Connection") == "close"
+                if response.status == 200:
                     asked.check(response)
+                    results[number] = "whole"
                 else:
                     assert response.status in {503, 529}
                     assert json.loads(response.body)["error"]["message"]
-            if new_connections:
+                    results[number] = "refused"
+            if closes:
                 await connection.close()
-                connection, goes_on = await program.connect(), True
-        await connection.close()
+                connection = await program.connect()
 
 
 async def until_answered(results: dict[int, str], count: int) -> None:
@@ -122,17 +120,15 @@ async def until_answered(results: dict[int, str], count: int) -> None:
 
 
 @asynccontextmanager
-async def loaded(directory: Path, **variables: str | None) -> AsyncIterator[tuple[Program, Peer]]:
+async def loaded(
+    directory: Path, **variables: str | None
+) -> AsyncIterator[tuple[Program, FastUpstream]]:
     """Run the program and its upstream, with as much time to drain as a test may take."""
+    settings = {"DRAIN_TIMEOUT": "60", **variables}
     async with (
-        peer_process("fast_upstream.py") as upstream,
+        fast_upstream() as upstream,
         running(
-            directory,
-            f"http://127.0.0.1:{await upstream.says()}",
-            stdout=PIPE,
-            stderr=PIPE,
-            wrapper=(),
-            **{"DRAIN_TIMEOUT": "60", **variables},
+            directory, upstream.url, stdout=PIPE, stderr=PIPE, wrapper=(), **settings
         ) as program,
     ):
         yield program, upstream
@@ -161,10 +157,7 @@ async def test_signals_under_load_lose_nothing(tmp_path: Path) -> None:
         )
         uploads = await begin_uploads(program, 10)
         clients = [
-            asyncio.create_task(
-                ask_until_it_ends(program, results, new_connections=number % 3 == 0)
-            )
-            for number in range(24)
+            asyncio.create_task(ask_until_nobody_listens(program, results)) for _ in range(24)
         ]
         for rotation in range(1, 11):
             await until_answered(results, 20)

@@ -110,13 +110,6 @@ async def test_failing_startup_is_one_line_and_status_2(tmp_path: Path, startup:
     assert "plugin 'plugin_odd' failed in startup: " in line
 
 
-async def test_interrupt_during_plugin_import_is_no_traceback(tmp_path: Path) -> None:
-    install(tmp_path, "plugin_odd", "raise KeyboardInterrupt")
-    async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
-        assert await program.ended() == 130
-    assert program.errors.all == []
-
-
 # -- on SIGHUP
 
 
