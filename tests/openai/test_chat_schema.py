@@ -172,7 +172,7 @@ def test_schema_is_rewritten_into_the_subset(part: Json, expected: Json) -> None
         *({"allOf": [STRING, {"type": "integer"}]}, {"allOf": 5}, {"allOf": [5]}),
         *({"allOf": [{"required": 5}]}, {"allOf": [{"properties": [5]}]}),
         {"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"x": CLOSED}}]},
-        *({"$ref": "https://example.com/a.json"}, {"$ref": "#/$defs/missing"}),
+        *({"$ref": "https://example.com/a.json"}, {"$ref": "#/$defs/missing"}, {"$ref": {}}),
         # two definitions of one name
         {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A/properties/A"}]},
     ],
