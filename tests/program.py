@@ -198,6 +198,16 @@ def _environment(directory: Path) -> dict[str, str]:
     return {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(python_path), **coverage}
 
 
+async def connect_when_listening(port: int) -> RawConnection:
+    """Return a connection to a program that cannot tell when it listens."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await RawConnection.open(port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.01)  # nothing reports it from outside
+
+
 def install(directory: Path, name: str, source: str) -> None:
     """Install a package with one plugin for a program that runs in `directory`."""
     info = directory / "site" / f"{name}-1.5.dist-info"

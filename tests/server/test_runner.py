@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
-from program import install, running
+from program import connect_when_listening, install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
-    RawConnection,
     request_bytes,
     sse_response,
 )
@@ -128,21 +127,13 @@ async def test_blocked_standard_error_delays_nothing(
     async with running(
         tmp_path, upstream, stderr=writer, PORT=str(port), LOG_LEVEL="debug"
     ) as program:
-        client = await _connect_when_listening(port)
+        client = await connect_when_listening(port)
         assert (await client.ask(MODELS)).status == 200
         await client.close()
         program.send_signal(signal.SIGTERM)
         assert await program.ended() == 0
     os.close(reader)
     os.close(writer)
-
-
-async def _connect_when_listening(port: int) -> RawConnection:
-    while True:
-        try:
-            return await RawConnection.open(port)
-        except ConnectionRefusedError:
-            await asyncio.sleep(0.01)  # nothing reports it from outside
 
 
 # -- signals that stop the program

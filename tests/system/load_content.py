@@ -63,10 +63,9 @@ def events_of(number: int) -> list[bytes]:
     return message_events(message_of(number))
 
 
-def fault_of(dialect: Dialect, how: How, number: int, status: int, body: bytes) -> str | None:
-    """What is wrong with the response to a request, if anything is."""
-    if status != 200:
-        return f"{number}: status {status}: {body[:200]!r}"
+def check_response(dialect: Dialect, how: How, number: int, status: int, body: bytes) -> None:
+    """Assert that this is the response to a request."""
+    assert status == 200, f"{number}: status {status}: {body[:200]!r}"
     streamed = how in {"stream", "hold"}
     given: object
     expected: object
@@ -77,7 +76,7 @@ def fault_of(dialect: Dialect, how: How, number: int, status: int, body: bytes) 
         given, expected = body, b"".join(events_of(number))
     else:
         given, expected = json.loads(body), message_of(number)
-    return None if given == expected else f"{number} in {dialect}: {given!r} is not {expected!r}"
+    assert given == expected, f"{number} in {dialect}: {given!r} is not {expected!r}"
 
 
 def _whole_chat(body: bytes) -> object:

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from load_content import Dialect, How, fault_of, request
+from load_content import Dialect, How, check_response, request
 from proxy_process import ProxyProcess, fast_upstream, proxy_process, until
 
 from tornadoproxy.testing import RawConnection
@@ -60,7 +60,7 @@ async def test_idle_streams_stay_open(tmp_path: Path, descriptors: int) -> None:
     async def finish(number: int, connection: RawConnection, body: bytes) -> None:
         while chunk := await connection.chunk():
             body += chunk
-        assert fault_of(dialect_of(number), "hold", number, 200, body) is None
+        check_response(dialect_of(number), "hold", number, 200, body)
         await connection.close()
 
     async with (
@@ -97,7 +97,7 @@ async def answered(connection: RawConnection, number: int) -> None:
     dialect: Dialect = "openai" if number % 10 in {1, 2, 3} else "anthropic"
     how: How = "stream" if number % 10 in {3, 4, 5} else "json"
     response = await connection.ask(request(dialect, how, number))
-    assert fault_of(dialect, how, number, response.status, response.body) is None
+    check_response(dialect, how, number, response.status, response.body)
 
 
 async def left(connection: RawConnection, number: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from program import install, running
+from program import connect_when_listening, install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -252,18 +251,10 @@ async def test_endless_thread_of_a_plugin_keeps_no_program(
 
 # -- the address
 
-NOTING = """
-from tornadoproxy import hookimpl
-
-@hookimpl
-def shutdown():
-    import sys
-    print("shut down", file=sys.stderr, flush=True)
-"""
-
 
 async def test_port_in_use_shuts_plugins_down(tmp_path: Path) -> None:
-    install(tmp_path, "noting", NOTING)
+    shutdown = "@hookimpl\ndef shutdown():\n    print('shut down', file=sys.stderr, flush=True)\n"
+    install(tmp_path, "noting", IMPORTS + shutdown)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with (
@@ -300,19 +291,9 @@ async def test_secrets_from_files_are_not_in_proc(tmp_path: Path) -> None:
 # -- logs that cannot be written, because they are full or closed
 
 
-async def listening(port: int) -> RawConnection:
-    """Return a connection to `port`, as soon as the proxy listens there."""
-    async with asyncio.timeout(15):
-        while True:
-            try:
-                return await RawConnection.open(port)
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.01)  # nothing reports it from outside
-
-
 async def check_it_serves(port: int) -> None:
     """Twenty requests of one connection are answered; each writes a line to both logs."""
-    client = await listening(port)
+    client = await connect_when_listening(port)
     for _ in range(20):
         assert (await client.ask(MODELS)).status == 200
         # an unreadable request is a line in the log

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from load_content import Dialect, How, fault_of, request
+from load_content import Dialect, How, check_response, request
 from program import install, running
 from proxy_process import FastUpstream, fast_upstream
 
@@ -58,7 +58,7 @@ class Asked(NamedTuple):
 
     def check(self, response: RawResponse) -> None:
         """Assert that the response is whole, and this request's."""
-        assert fault_of(self.dialect, self.how, self.number, response.status, response.body) is None
+        check_response(self.dialect, self.how, self.number, response.status, response.body)
 
     async def finish(self, rest: bytes = b"") -> None:
         """Send the `rest` of the request, see that its response is whole, close the connection."""

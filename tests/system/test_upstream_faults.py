@@ -13,7 +13,8 @@ OpenAI SSE      the same, in OpenAI's shape    chunks of it, ``data: {"error": â
 =============== ============================== ================================================
 
 Each time there is one record, the upstream connection is closed, and the next request is served.
-tests/upstream has all that is not HTTP, and certificates.
+tests/upstream has all that is not HTTP, and certificates; tests/handlers has responses whose
+framing is whole, and whose content is not.
 """
 
 from __future__ import annotations
@@ -361,33 +362,6 @@ async def test_silent_handshake_with_upstream_is_504(way: Way, scene: Scene) -> 
         client = await scene.send(way.request)
         check_refused(way, await result(client, SILENCE + WITHIN), 504)
     assert (await scene.records.finished()).outcome == "failed"
-
-
-# -- a response whose framing is whole, and whose content is not
-
-
-async def test_short_content_is_passed_on_but_not_translated(
-    way: Way, proxy: Proxy, scene: Scene, subtests: pytest.Subtests
-) -> None:
-    """A stream that ends within an event at the connection's end may have been cut, too."""
-    for part in (way.part, b""):
-        for framing, response in (
-            ("length", raw_response(way.head(length(len(part))), part)),
-            ("chunks", raw_response(way.head(CHUNKED), chunk(part) + LAST_CHUNK)),
-            ("close", raw_response(way.head(), part, end="close")),
-        ):
-            with subtests.test(framing=framing, part=part):
-                client, seen = await see(way, scene, response)
-                cut = way.stream and framing == "close" and part != b""
-                broken = way.dialect == "openai" or cut
-                if broken:
-                    check_broken(way, seen, part)
-                else:
-                    assert isinstance(seen, RawResponse)
-                    assert (seen.status, seen.body) == (200, part)
-                record = await scene.records.finished(len(scene.upstream.requests))
-                assert record.outcome == ("failed" if broken else "completed")
-                await check_next(way, scene, client, seen)
 
 
 @pytest.mark.parametrize(
