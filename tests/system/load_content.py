@@ -1,6 +1,6 @@
 """What load is made of: each request asks for a response of its own, which both ends know.
 
-A request says in its only message how it is to be answered, and its number. From the number
+A request says in its only message which response it wants, and its number. From the number
 follows the response, whole or as a stream.
 """
 
@@ -22,8 +22,7 @@ ORDINARY = 0
 Dialect = Literal["anthropic", "openai"]
 
 How = Literal["json", "late", "stream", "hold"]
-"""Whole, at once or only at a word; streamed, at once or after the first event only at a
-word."""
+"""Whole, at once or when released; streamed, at once or, after the first event, when released."""
 
 ASKED = re.compile(rb"load:([a-z]+):([0-9]+)")
 """What says so in a request's body."""

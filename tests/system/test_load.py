@@ -1,4 +1,4 @@
-"""Load: many streams that stay open, requests in numbers; nothing mixed, lost or left."""
+"""Load: many streams that stay open, requests in numbers; nothing is mixed up, lost or left."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def dialect_of(number: int) -> Dialect:
 @pytest.mark.gen_test(timeout=240)
 @pytest.mark.timeout(270)
 async def test_idle_streams_stay_open(tmp_path: Path, descriptors: int) -> None:
-    """10,000 in one process: all stay, others are served, a part leaves, the rest ends whole."""
+    """10,000 in one process: all stay, others are served, some disconnect, the rest end whole."""
     # two descriptors each: where less than 20,400 are allowed, as many as there is room for
     count = min(10_000, (descriptors - 400) // 4 * 2)
-    leaving = count // 4 * 2
+    disconnecting = count // 4 * 2
     room = asyncio.Semaphore(AT_ONCE)
 
     async def begin(number: int) -> tuple[RawConnection, bytes]:
@@ -74,21 +74,21 @@ async def test_idle_streams_stay_open(tmp_path: Path, descriptors: int) -> None:
         async with asyncio.timeout(10):
             for _ in range(100):
                 assert (await proxy.ask()).status == 200
-        for number, (connection, _) in enumerate(streams[:leaving], 1):
+        for number, (connection, _) in enumerate(streams[:disconnecting], 1):
             await (connection.reset() if number % 3 else connection.close())
-        await until(lambda: proxy.descriptors() <= before + 2 * (count - leaving), 10)
+        await until(lambda: proxy.descriptors() <= before + 2 * (count - disconnecting), 10)
         rest = [
             asyncio.create_task(finish(number, *stream))
-            for number, stream in enumerate(streams[leaving:], leaving + 1)
+            for number, stream in enumerate(streams[disconnecting:], disconnecting + 1)
         ]
         await upstream.ask("release")
         await asyncio.gather(*rest)
         await until(lambda: proxy.descriptors() <= before, 5)
     assert recorded(proxy) == {
-        ("anthropic", "abandoned"): leaving / 2,
-        ("openai", "abandoned"): leaving / 2,
-        ("anthropic", "completed"): (count - leaving) / 2,
-        ("openai", "completed"): (count - leaving) / 2,
+        ("anthropic", "abandoned"): disconnecting / 2,
+        ("openai", "abandoned"): disconnecting / 2,
+        ("anthropic", "completed"): (count - disconnecting) / 2,
+        ("openai", "completed"): (count - disconnecting) / 2,
     }
 
 
@@ -100,7 +100,7 @@ async def answered(connection: RawConnection, number: int) -> None:
     check_response(dialect, how, number, response.status, response.body)
 
 
-async def left(connection: RawConnection, number: int) -> None:
+async def disconnected(connection: RawConnection, number: int) -> None:
     """Disconnect within the response, by FIN or by RST, in either dialect."""
     await connection.send(request(dialect_of(number // 10), "hold", number))
     await connection.head()
@@ -111,7 +111,7 @@ async def left(connection: RawConnection, number: int) -> None:
 @pytest.mark.gen_test(timeout=400)
 @pytest.mark.timeout(430)
 async def test_requests_in_numbers_leave_nothing_behind(tmp_path: Path) -> None:
-    """100,000, of every kind, of which a tenth leaves within the response."""
+    """100,000, of every kind; a tenth of the clients disconnect within the response."""
     warming, total = 10_000, 110_000
 
     async def client(numbers: Iterator[int]) -> None:
@@ -121,7 +121,7 @@ async def test_requests_in_numbers_leave_nothing_behind(tmp_path: Path) -> None:
                 if number % 10:
                     await answered(connection, number)
                 else:
-                    await left(connection, number)
+                    await disconnected(connection, number)
                     connection = await RawConnection.open(proxy.port)
         await connection.close()
 
@@ -140,7 +140,7 @@ async def test_requests_in_numbers_leave_nothing_behind(tmp_path: Path) -> None:
         await ask(range(warming + 1, total + 1))
         assert proxy.memory() - warm < 16 * MEGABYTE
         assert (await upstream.ask("count"))["open"] == 0
-    # of ten requests, three whole ones are in the OpenAI dialect, and every second one that is left
+    # of ten requests, three whole ones are in the OpenAI dialect, and every second one that is cut
     assert recorded(proxy) == {
         ("anthropic", "abandoned"): total / 20,
         ("openai", "abandoned"): total / 20,

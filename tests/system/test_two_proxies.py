@@ -26,7 +26,7 @@ THIRD_TOKEN = "third-token-that-clients-present"
 
 
 async def test_second_proxy_changes_nothing_for_the_first(proxy: Proxy, scene: Scene) -> None:
-    """Also when it is reloaded, refuses a body, and ends."""
+    """The second one is also reloaded, refuses a body, and stops."""
     observed = Records()
     async with ScriptedUpstream() as other_upstream:
         other = await scene.start(
