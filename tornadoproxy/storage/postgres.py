@@ -21,29 +21,29 @@ wrong is not changed.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 import zlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import conninfo, errors, sql
-from psycopg.types.string import StrDumperUnknown
 
 from tornadoproxy.errors import DatabaseUnavailable
 from tornadoproxy.storage import postgres_sql
 from tornadoproxy.storage.contract import OutcomeUnknown
+from tornadoproxy.storage.postgres_connection import (
+    Connection,
+    Row,
+    Session,
+    TextDumper,
+    reason_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from psycopg.abc import PQGen
+    from collections.abc import Iterator, Sequence
 
     from tornadoproxy.secret import SecretURL
-
-T = TypeVar("T")
-Row = tuple[Any, ...]  # Any: each column has a type of its own
 
 PATIENCE = 600.0  # seconds for a statement of the start or of a command
 CONNECT_TIMEOUT = 2  # seconds; PostgreSQL's library takes no less
@@ -51,38 +51,6 @@ POLL = 1.0  # seconds between two readings of the count of changes
 MARGIN = 0.1  # seconds by which the server gives up before this side does
 
 _MIGRATION_LOCK = 0x7470  # the first of an advisory lock's two numbers; that of transactions is +1
-
-# SQLSTATEs and their classes (https://www.postgresql.org/docs/current/errcodes-appendix.html)
-_REASONS = {
-    "25006": "it is read-only: name the primary server",
-    "28": "the user or its password is rejected: correct the URL",
-    "3D000": "there is no such database: create it, or correct the URL",
-    "40": "it is locked by another transaction: end that transaction",
-    "42501": "access is denied: permit the user to create tables in its schema, and to use them",
-    "53100": "the server's disk is full: free some space",
-    "53300": "the server accepts no more connections: raise its max_connections, or use a pooler",
-    "53": "the server lacks resources: see its log",
-    "55P03": "it is locked by another transaction: end that transaction",
-    "57014": "it did not respond in time",
-    "57P": "the server stops or starts",
-    "58": "the server fails: see its log",
-    "08": "the connection was lost",
-    "XX": "the server fails: see its log",
-}
-_UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
-_CONNECTING = tuple(
-    (re.compile(pattern, re.IGNORECASE), reason)
-    for pattern, reason in (
-        ("authentication|no password|pg_hba|role .* does not exist", _REASONS["28"]),
-        ("database .* does not exist", _REASONS["3D000"]),
-        ("too many|connection slots", _REASONS["53300"]),
-        ("read-only|standby", _REASONS["25006"]),
-        ("starting up|shutting down|recovery", _REASONS["57P"]),
-        ("certificate|SSL", "its TLS certificate is not accepted: see sslmode and sslrootcert"),
-        ("closed the connection|reset by peer|broken pipe", _REASONS["08"]),
-        ("time", _REASONS["57014"]),
-    )
-)
 
 _VERSIONS = """
 CREATE TABLE IF NOT EXISTS tornadoproxy_schema (
@@ -118,7 +86,7 @@ class PostgreSQL:
         self._literal = sql.Literal(name).as_string()
         self._lock = zlib.crc32(name.encode()) - 2**31  # any number of its own, of four bytes
         self._deadline = PATIENCE
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._changes = 0  # the count of changes that the plugin knows of
         self._others_changed = False
         self._poll_at = 0.0
@@ -171,12 +139,12 @@ class PostgreSQL:
         self._poll_at = 0.0
 
     @contextlib.contextmanager
-    def transaction(self, *, exclusive: bool = True) -> Iterator[_Session]:
+    def transaction(self, *, exclusive: bool = True) -> Iterator[Session]:
         connection = self._open_connection
         with self._mapped():
             try:
                 before = self._begin(connection, exclusive=exclusive)
-                yield _Session(connection)
+                yield Session(connection)
                 after, transaction = self._row(
                     connection, "changes, pg_current_xact_id_if_assigned()::text"
                 )
@@ -190,7 +158,7 @@ class PostgreSQL:
             self._changes = after
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[_Session]:
+    def reading(self) -> Iterator[Session]:
         self.check()
         with self._mapped(), contextlib.closing(self._connect()) as connection:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -205,7 +173,7 @@ class PostgreSQL:
                     "it was written by another version of the plugin: start this version of the "
                     "proxy, which updates it"
                 )
-            yield _Session(connection)
+            yield Session(connection)
 
     def has_changed(self) -> bool:
         connection = self._open_connection
@@ -220,11 +188,11 @@ class PostgreSQL:
         return changed
 
     @property
-    def _open_connection(self) -> _Connection:
+    def _open_connection(self) -> Connection:
         assert self._connection is not None, "open() comes first"
         return self._connection
 
-    def _connect(self) -> _Connection:
+    def _connect(self) -> Connection:
         parameters = {
             "connect_timeout": CONNECT_TIMEOUT,
             "application_name": f"tornadoproxy {self._name}",
@@ -233,12 +201,12 @@ class PostgreSQL:
             "client_encoding": "utf8",
         }
         # this module begins and ends transactions itself
-        connection = _Connection.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
+        connection = Connection.connect(conninfo.make_conninfo("", **parameters), autocommit=True)
         connection.deadline = self._deadline + MARGIN
-        connection.adapters.register_dumper(str, _TextDumper)
+        connection.adapters.register_dumper(str, TextDumper)
         return connection
 
-    def _begin(self, connection: _Connection, *, exclusive: bool) -> int:
+    def _begin(self, connection: Connection, *, exclusive: bool) -> int:
         """Begin a transaction, and return the count of changes, in one round trip."""
         lock = f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK + 1}, {self._lock})"
         statements = (
@@ -253,7 +221,7 @@ class PostgreSQL:
         (changes,) = _first(cursor)
         return int(changes)
 
-    def _commit(self, connection: _Connection, transaction: str | None) -> None:
+    def _commit(self, connection: Connection, transaction: str | None) -> None:
         """Commit a transaction; `transaction` is its number, if it has changed anything.
 
         :raises DatabaseUnavailable: it was rolled back.
@@ -263,7 +231,7 @@ class PostgreSQL:
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self.close()
-            failure = self.unavailable(_reason(error) or "a transaction was not committed")
+            failure = self.unavailable(reason_of(error) or "a transaction was not committed")
             state = error.sqlstate
             # what the server reports itself is certain, unless it was stopped meanwhile
             if transaction is None or (state is not None and not state.startswith(("08", "57P"))):
@@ -284,13 +252,13 @@ class PostgreSQL:
             raise self.unavailable("it still ends the last transaction")
         return bool(status == "committed")
 
-    def _roll_back(self, connection: _Connection) -> None:
+    def _roll_back(self, connection: Connection) -> None:
         try:
             connection.execute("ROLLBACK")
         except psycopg.Error:
             self.close()
 
-    def _row(self, connection: _Connection, columns: str) -> Row:
+    def _row(self, connection: Connection, columns: str) -> Row:
         """Return columns of the plugin's row in the table of versions."""
         return _first(
             connection.execute(
@@ -299,7 +267,7 @@ class PostgreSQL:
             )
         )
 
-    def _migrate(self, connection: _Connection) -> None:
+    def _migrate(self, connection: Connection) -> None:
         # usually the schema is up to date, which needs no lock
         if _version(connection, self._name) == len(self._schema) and self._is_watching(connection):
             return
@@ -314,7 +282,7 @@ class PostgreSQL:
             self._roll_back(connection)
             raise
 
-    def _is_watching(self, connection: _Connection) -> bool:
+    def _is_watching(self, connection: Connection) -> bool:
         (triggers,) = _first(
             connection.execute(
                 "SELECT count(*) FROM pg_trigger WHERE tgname = 'tornadoproxy_announce' "
@@ -324,7 +292,7 @@ class PostgreSQL:
         )
         return bool(triggers == len(self._watched))
 
-    def _migrate_from(self, version: int, connection: _Connection) -> None:
+    def _migrate_from(self, version: int, connection: Connection) -> None:
         if version > len(self._schema):
             raise self.unavailable(
                 f"it was written by a newer version of the plugin (schema {version}, and this one "
@@ -352,7 +320,7 @@ class PostgreSQL:
         try:
             yield
         except psycopg.Error as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             if reason is None:
                 raise
             # a statement without a response would be answered to the next one
@@ -361,57 +329,13 @@ class PostgreSQL:
             raise self.unavailable(reason) from None
 
 
-class _Connection(psycopg.Connection[Row]):
-    """A connection that is given up if the server does not respond to a statement.
-
-    :ivar deadline: seconds for a response; the server's own timeout needs a server that responds.
-    """
-
-    deadline: float | None = None
-
-    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        return super().wait(gen, interval, self.deadline if timeout is None else timeout)
-
-
-class _Session:
-    """A connection as plugins use it; see `DatabaseConnection`."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
-    def execute(
-        self, statement: str, parameters: Sequence[object] | Mapping[str, object] = (), /
-    ) -> psycopg.Cursor[Row]:
-        cursor = self._connection.cursor()
-        if parameters:
-            return cursor.execute(postgres_sql.statement(statement), parameters)
-        return cursor.execute(statement.encode())
-
-    def executemany(
-        self,
-        statement: str,
-        parameters: Iterable[Sequence[object] | Mapping[str, object]],
-        /,
-    ) -> psycopg.Cursor[Row]:
-        cursor = self._connection.cursor()
-        cursor.executemany(postgres_sql.statement(statement), parameters)
-        return cursor
-
-
-class _TextDumper(StrDumperUnknown):
-    """Sends text with what PostgreSQL cannot store, NUL and half a surrogate pair, escaped."""
-
-    def dump(self, obj: str) -> bytes:
-        return obj.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
-
-
 def _first(cursor: psycopg.Cursor[Row]) -> Row:
     row = cursor.fetchone()
     assert row is not None, "each query of this module has a row"
     return row
 
 
-def _version(connection: _Connection, name: str) -> int:
+def _version(connection: Connection, name: str) -> int:
     (exists,) = _first(connection.execute("SELECT to_regclass('tornadoproxy_schema') IS NOT NULL"))
     if not exists:
         return 0
@@ -421,21 +345,5 @@ def _version(connection: _Connection, name: str) -> int:
     return int(row[0]) if row else 0
 
 
-def _is_idle(connection: _Connection) -> bool:
+def _is_idle(connection: Connection) -> bool:
     return connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
-
-
-def _reason(error: psycopg.Error) -> str | None:
-    """Return why the database cannot be used; `None` if only the statement is wrong."""
-    state = error.sqlstate
-    if state is None:
-        if not isinstance(error, psycopg.OperationalError):
-            return None
-        # the library gives no code if it cannot connect
-        return next(
-            (reason for pattern, reason in _CONNECTING if pattern.search(str(error))), _UNREACHABLE
-        )
-    for length in (5, 3, 2):
-        if state[:length] in _REASONS:
-            return _REASONS[state[:length]]
-    return None
