@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
 
 pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene"]
 pytest.register_assert_rewrite(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
-from tornadoproxy.testing import TEST_TOKEN, message_document, message_events, request_bytes
-
-if TYPE_CHECKING:
-    from tornadoproxy.testing import RawConnection, UpstreamExchange
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    RawConnection,
+    UpstreamExchange,
+    message_document,
+    message_events,
+    request_bytes,
+)
 
 REQUEST = request_bytes("POST", "/v1/messages", body=b"{}", token=TEST_TOKEN)
 EVENT_STREAM = [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]

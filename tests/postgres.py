@@ -12,19 +12,14 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from tornado.testing import bind_unused_port
 
-from tornadoproxy import SecretURL
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from tornadoproxy import DatabaseLocation
+from tornadoproxy import DatabaseLocation, SecretURL
 
 USER, PASSWORD = "tornadoproxy", "p%40ss%2Fword-of-the-database"
 

@@ -18,15 +18,17 @@ import re
 import signal
 import subprocess
 import sys
-from typing import IO, TYPE_CHECKING
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import IO
 
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, RawConnection
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
-
-    from tornadoproxy.testing import RawResponse, ScriptedServer
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    RawConnection,
+    RawResponse,
+    ScriptedServer,
+)
 
 PATIENCE = 15.0  # seconds; a limit for what would otherwise hang, never an expectation
 

@@ -6,17 +6,14 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from tornado.testing import bind_unused_port
 
 from tornadoproxy import SecretURL
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 PASSWORD = "word-of-the-counters"
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from ssl import SSLContext
 
 import pytest
 
-if TYPE_CHECKING:
-    from ssl import SSLContext
-
-    from tornadoproxy.testing import (
-        Ask,
-        OpenRaw,
-        RawConnection,
-        Records,
-        ScriptedUpstream,
-        StartProxy,
-    )
+from tornadoproxy.testing import (
+    Ask,
+    OpenRaw,
+    RawConnection,
+    Records,
+    ScriptedUpstream,
+    StartProxy,
+)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,14 @@ import importlib
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tornadoproxy
 from tornadoproxy import testing
 from tornadoproxy.plugin import hookspecs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "tornadoproxy"

@@ -9,15 +9,13 @@ import os
 import pickle
 import pprint
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tornadoproxy import Secret, SecretURL
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CANARY = "sk-canary-8f3b1d"
 

@@ -8,16 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 
 from tornadoproxy import ConfigurationError
-
-if TYPE_CHECKING:
-    from tornado.httpclient import AsyncHTTPClient
-
-    from tornadoproxy.testing import StartProxy
+from tornadoproxy.testing import StartProxy
 
 
 async def test_http_client_asks_the_proxy(http_client: AsyncHTTPClient, base_url: str) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
+from in_process import Commands
 
 from tornadoproxy.cli import main as cli
 from tornadoproxy.plugin.manager import Plugins
-
-if TYPE_CHECKING:
-    from in_process import Commands
 
 TOKEN = "canary-token-9f2c7b5e41"
 KEY = "sk-canary-key-51d0a7"

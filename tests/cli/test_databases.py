@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from typing import TYPE_CHECKING
 
 import pytest
+from in_process import Commands
 
-if TYPE_CHECKING:
-    from in_process import Commands
-
-    from tornadoproxy import SecretURL
+from tornadoproxy import SecretURL
 
 KEY = {"UPSTREAM_API_KEY": "sk-ant-upstream"}
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
-from program import install, running
+from program import Program, install, running
 
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, request_bytes
-
-if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
-
-    from program import Program
-
-    from tornadoproxy.testing import ScriptedUpstream
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, ScriptedUpstream, request_bytes
 
 EVERYBODY = """
 from tornadoproxy import Identity, hookimpl

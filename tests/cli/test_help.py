@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from in_process import Commands
 
 from tornadoproxy import Setting, __version__, parsers
 from tornadoproxy.cli.help_text import commands_text, default_text, settings_text
@@ -21,9 +22,6 @@ from tornadoproxy.config.core_settings import (
 )
 from tornadoproxy.config.sources import Sources
 from tornadoproxy.plugin.manager import Plugins
-
-if TYPE_CHECKING:
-    from in_process import Commands
 
 TEAM = """
 from tornadoproxy import Command, Setting, hookimpl, parsers

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tornadoproxy import ConfigurationError, Setting, parsers
 from tornadoproxy.cli.own_parser import own_parser
-from tornadoproxy.config.command_line import read
+from tornadoproxy.config.command_line import Arguments, read
 from tornadoproxy.config.core_settings import CORE_SETTINGS
-
-if TYPE_CHECKING:
-    from tornadoproxy.config.command_line import Arguments
 
 CREDENTIAL = "sk-canary-51d0a79c"
 DB: Setting[str] = Setting("SHOP_DB", parsers.text, default="", help="")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
-
-if TYPE_CHECKING:
-    from in_process import Commands
+from in_process import Commands
 
 CREDENTIAL = "sk-canary-51d0a79c"
 

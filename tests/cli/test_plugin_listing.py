@@ -6,15 +6,13 @@ import csv
 import io
 import json
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from in_process import Commands
 from test_check import AUTHENTICATOR, TOKEN
 
 from tornadoproxy import __version__
-
-if TYPE_CHECKING:
-    from in_process import Commands
 
 
 class Listed(NamedTuple):

@@ -11,15 +11,12 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from in_process import Commands
 
 from tornadoproxy import ConfigurationError, __version__
 from tornadoproxy.cli import new_plugin
-
-if TYPE_CHECKING:
-    from in_process import Commands
 
 PATIENCE = 50.0  # seconds; a limit for what would otherwise hang, never an expectation
 

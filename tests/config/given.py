@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +12,6 @@ from tornadoproxy import ConfigurationError, Secret, Setting, parsers
 from tornadoproxy.config import env_file
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.config.sources import Sources
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 CANARY = "sk-canary-8f3b1d"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trustme
@@ -13,10 +14,6 @@ from given import CANARY
 
 from tornadoproxy import Secret, parsers
 from tornadoproxy.config.urls import EgressProxy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 LONGEST_HOST = ".".join(["a" * 63] * 4)[:253]
 

@@ -14,18 +14,14 @@ import sys
 import tomllib
 import zipfile
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from documents import ROOT
+from in_process import Commands
 
 from tornadoproxy.testing import TEST_TOKEN, Ask, Records, StartProxy
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import ModuleType
-
-    from in_process import Commands
 
 OFFICE = ROOT / "examples" / "tornadoproxy-office"
 PACKAGES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))

@@ -10,11 +10,13 @@ import json
 import re
 import sys
 import tomllib
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from documents import PAGES, ROOT, blocks, first_cells, sections
+from in_process import Commands
 
 import tornadoproxy
 from tornadoproxy import (
@@ -46,11 +48,6 @@ from tornadoproxy.testing import (
     message_document,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from in_process import Commands
 
 pytest_plugins = ["pytester"]
 

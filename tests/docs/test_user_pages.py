@@ -12,12 +12,14 @@ import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anthropic
 import openai
 import pytest
 from documents import PAGES, README, ROOT, block_with, blocks, first_cells
+from tornado.ioloop import IOLoop
 from tornadoproxy_access_log import text_line
 from tornadoproxy_prices.shipped import SHIPPED
 
@@ -34,11 +36,6 @@ from tornadoproxy.testing import (
     message_document,
     request_record,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tornado.ioloop import IOLoop
 
 ALL = "\n".join([README, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), *PAGES.values()])
 QUOTED = re.findall(r"^<!-- (\S+/\S+) -->\n```\w*\n(.*?)^```$", ALL, re.DOTALL | re.MULTILINE)

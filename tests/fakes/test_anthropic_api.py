@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import pytest
@@ -16,22 +17,19 @@ from anthropic.types import (
 )
 from anthropic.types.beta import message_create_params as beta_message_create_params
 from pydantic import TypeAdapter
+from tornado.ioloop import IOLoop
 
 from tornadoproxy.fakes.anthropic_messages import message_for
 from tornadoproxy.fakes.anthropic_validation import KNOWN_FIELDS, Refusal, validate
 from tornadoproxy.testing import (
+    Ask,
+    Document,
+    ScriptedUpstream,
     clean_environment,
     message_document,
     message_events,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tornado.ioloop import IOLoop
-
-    from tornadoproxy.testing import Ask, Document, ScriptedUpstream
 
 MODEL = "claude-sonnet-5-5"
 KEY = "a-key"

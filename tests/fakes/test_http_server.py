@@ -8,11 +8,12 @@ import hashlib
 import json
 import socket
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tornadoproxy.testing import (
+    Ask,
+    OpenRaw,
     ProtocolError,
     ScriptedUpstream,
     Truncated,
@@ -24,9 +25,6 @@ from tornadoproxy.testing import (
     request_bytes,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from tornadoproxy.testing import Ask, OpenRaw
 
 GET = request_bytes("GET", "/")
 MODELS = request_bytes("GET", "/v1/models", token="a-key")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-from tornadoproxy.testing import TEST_TOKEN, message_document, message_events, request_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tornadoproxy.testing import Proxy, RawResponse
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    Proxy,
+    RawResponse,
+    message_document,
+    message_events,
+    request_bytes,
+)
 
 CHUNKED = ("Transfer-Encoding", "chunked")
 EVENT_STREAM = [("Content-Type", "text/event-stream"), CHUNKED]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 from served import CHAT_BODY, CHAT_PATH, CHUNKED, anthropic_error, held, in_chunks, openai_error
 
-from tornadoproxy import AuthenticationFailed, Identity, hookimpl
+from tornadoproxy import AuthenticationFailed, Identity, IncomingRequest, hookimpl
 from tornadoproxy.testing import (
+    Proxy,
+    RawConnection,
+    RawResponse,
+    Response,
+    ScriptedUpstream,
     Truncated,
+    UpstreamExchange,
     bytes_response,
     error_response,
     event,
@@ -22,19 +28,6 @@ from tornadoproxy.testing import (
     silent_response,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy import IncomingRequest
-    from tornadoproxy.testing import (
-        Proxy,
-        RawConnection,
-        RawResponse,
-        Response,
-        ScriptedUpstream,
-        UpstreamExchange,
-    )
 
 LENGTH = ("Content-Length", "1000000")
 

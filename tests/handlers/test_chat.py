@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 import pytest
 from held_stream import Stream
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from scene import Scene
 from served import CHAT_PATH, EVENT_STREAM, chunks, openai_error, request
 
 from tornadoproxy import Usage
 from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
+    Document,
+    Proxy,
+    Response,
     Truncated,
+    UpstreamExchange,
     bytes_response,
     error_response,
     event,
@@ -25,13 +32,6 @@ from tornadoproxy.testing import (
     response_head,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletionMessageParam
-    from scene import Scene
-
-    from tornadoproxy.testing import Document, Proxy, Response, UpstreamExchange
 
 pytestmark = pytest.mark.usefixtures("proxy")
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anthropic
 import pytest
+from scene import Scene
 from served import CHAT_BODY, CHAT_PATH, MESSAGE_FIELDS, anthropic_error, openai_error
 
 from tornadoproxy import ConfigurationError
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    Proxy,
+    RawConnection,
+    RawResponse,
     bytes_response,
     clean_environment,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, RawConnection, RawResponse
 
 Line = tuple[str, str]
 

@@ -8,9 +8,11 @@ import hashlib
 import json
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from scene import Scene
 from served import (
     CHAT_BODY,
     CHAT_PATH,
@@ -23,17 +25,19 @@ from served import (
     request,
 )
 
-from tornadoproxy import Denied, Identity, IncomingRequest, ModelRequest, Permit, hookimpl
+from tornadoproxy import (
+    Denied,
+    Identity,
+    IncomingRequest,
+    ModelRequest,
+    Permit,
+    RequestRecord,
+    Usage,
+    hookimpl,
+)
 from tornadoproxy.handlers.proxying import IN_THREAD
 from tornadoproxy.handlers.relay import HELD_BODY
 from tornadoproxy.testing import TEST_TOKEN, json_response, message_document
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from scene import Scene
-
-    from tornadoproxy import RequestRecord, Usage
 
 MODEL = "claude-sonnet-5-5"
 BODY = json.dumps(MESSAGE_FIELDS).encode()

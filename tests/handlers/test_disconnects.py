@@ -10,21 +10,22 @@ import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import trustme
+from scene import Scene
 from served import EVENT_STREAM, EVENTS, MESSAGE, MESSAGE_BODY, UPLOAD, chunks
 
-from tornadoproxy.testing import RawConnection, request_bytes, silent_response, sse_response
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from scene import Scene
-
-    from tornadoproxy import RequestRecord
-    from tornadoproxy.testing import UpstreamExchange
+from tornadoproxy import RequestRecord
+from tornadoproxy.testing import (
+    RawConnection,
+    UpstreamExchange,
+    request_bytes,
+    silent_response,
+    sse_response,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("no_errors_logged", "proxy"),

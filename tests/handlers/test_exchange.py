@@ -6,10 +6,10 @@ import asyncio
 import re
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
+from scene import Scene
 from served import request
 from tornado.httputil import HTTPHeaders
 
@@ -18,12 +18,7 @@ from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.handlers.exchange import Exchange
 from tornadoproxy.handlers.gateway import request_ids
 from tornadoproxy.plugin.request import Outcome
-from tornadoproxy.testing import json_response, silent_response
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import UpstreamExchange
+from tornadoproxy.testing import UpstreamExchange, json_response, silent_response
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from scene import Scene
 from served import (
     CHAT,
     CHAT_BODY,
@@ -21,12 +22,15 @@ from served import (
     request,
 )
 
-from tornadoproxy.testing import event, raw_response, response_head, silent_response
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, Response, UpstreamExchange
+from tornadoproxy.testing import (
+    Proxy,
+    Response,
+    UpstreamExchange,
+    event,
+    raw_response,
+    response_head,
+    silent_response,
+)
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from scene import Scene
 from served import CHUNKED, anthropic_error, held, in_chunks, openai_error, request
 
 from tornadoproxy import (
     AuthenticationFailed,
     Denied,
+    Identity,
+    IncomingRequest,
     InvalidRequest,
+    ModelRequest,
     Page,
     PageRequest,
     PageResponse,
@@ -24,13 +29,6 @@ from tornadoproxy.errors import Overloaded
 from tornadoproxy.handlers.plugin_pages import PageFinder
 from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY
 from tornadoproxy.testing import request_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from scene import Scene
-
-    from tornadoproxy import Identity, IncomingRequest, ModelRequest
 
 
 class Pages:

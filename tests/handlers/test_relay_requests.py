@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 from served import CHUNKED, in_chunks, lowered, request
 
 from tornadoproxy.handlers.relay import HELD_BODY
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, Response, UpstreamExchange
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
+    Proxy,
+    Response,
+    UpstreamExchange,
+    bytes_response,
+)
 
 pytestmark = pytest.mark.usefixtures("proxy")
 

@@ -5,30 +5,26 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import brotli  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zstandard
+from anthropic import AsyncAnthropic
+from scene import Scene
 from served import EVENT_STREAM, MESSAGE_FIELDS, STREAM, in_chunks, lowered, request
 
 from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
+    Response,
     bytes_response,
     message_document,
     raw_response,
     response_head,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from anthropic import AsyncAnthropic
-    from scene import Scene
-
-    from tornadoproxy.testing import Response
 
 pytestmark = pytest.mark.usefixtures("proxy")
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 from served import CHUNKED, anthropic_error, openai_error, request
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    Proxy,
     bytes_response,
     request_bytes,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy
 
 pytestmark = pytest.mark.usefixtures("proxy")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from typing import TYPE_CHECKING
 
 import anthropic
 import pytest
+from scene import Scene
 from served import (
     CHAT_STREAM,
     CHUNKED,
@@ -23,17 +23,16 @@ from served import (
 
 from tornadoproxy.config.core_settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (
+    Document,
+    RawResponse,
+    Response,
     Truncated,
+    UpstreamExchange,
     message_document,
     raw_response,
     response_head,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Document, RawResponse, Response, UpstreamExchange
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 

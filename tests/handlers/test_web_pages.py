@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
+from scene import Scene
 from served import CHAT_BODY, CHAT_PATH, EVENTS, STREAM
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    Proxy,
+    RawResponse,
+    Response,
     bytes_response,
     error_response,
     request_bytes,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, RawResponse, Response
 
 Line = tuple[str, str]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from chat_requests import (
     OTHER,
@@ -33,9 +34,6 @@ from tornadoproxy.errors import InvalidRequest, UpstreamProtocolError
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import FIELDS, Capabilities, StreamTranslator
 from tornadoproxy.testing import message_document, message_events
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 cuts = st.lists(st.integers(0, 10**6), max_size=8)
 seeds = st.integers(0, 2**32 - 1)

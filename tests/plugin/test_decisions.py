@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from doubles import (
@@ -23,13 +23,18 @@ from doubles import (
     with_timeout,
 )
 
-from tornadoproxy import AuthenticationFailed, Denied, Identity, IncomingRequest, Permit, hookimpl
+from tornadoproxy import (
+    AuthenticationFailed,
+    Denied,
+    Identity,
+    IncomingRequest,
+    Permit,
+    RequestRecord,
+    hookimpl,
+)
 from tornadoproxy.errors import ClientError, Overloaded, PluginFailed
 from tornadoproxy.plugin.decisions import Permits
-
-if TYPE_CHECKING:
-    from tornadoproxy import RequestRecord
-    from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.plugin.manager import Plugins
 
 ME = Identity("me", groups=("x",))
 sync_and_async = pytest.mark.parametrize("awaited", [False, True])

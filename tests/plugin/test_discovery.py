@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from doubles import REQUEST, Authenticator, Plugin, Point, plugins_of, points_of
 
 from tornadoproxy import ConfigurationError, Identity, hookimpl
 from tornadoproxy.plugin.manager import Plugins
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 def faults_of(points: Any, *disabled: str) -> tuple[str, ...]:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, DistributionFinder, entry_points
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from tornadoproxy.plugin.entry_points import installed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from tornadoproxy.plugin.entry_points import Point
+from tornadoproxy.plugin.entry_points import Point, installed
 
 GROUP = "acme.plugins"
 PLAIN = f"[{GROUP}]\none = package.module:object.attribute\n"

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from doubles import CANARY, RECORD, Authenticator, Plugin, plugins_of, with_timeout
 
 from tornadoproxy import ConfigurationError, RequestRecord, Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tornadoproxy.plugin.manager import Plugins
+from tornadoproxy.plugin.manager import Plugins
 
 
 def loaded(**plugins: object) -> Plugins:

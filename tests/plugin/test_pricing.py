@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from doubles import CANARY, Authenticator, Plugin, plugins_of, with_timeout
@@ -18,10 +18,8 @@ from tornadoproxy import (
     Usage,
     usd,
 )
+from tornadoproxy.plugin.manager import Plugins
 from tornadoproxy.testing import request_record
-
-if TYPE_CHECKING:
-    from tornadoproxy.plugin.manager import Plugins
 
 USAGE = Usage(input_tokens=3, output_tokens=0)
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from people import MESSAGES, Document, People, message, until
+from scene import Scene
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Scope
+from tornadoproxy_budgets.periods import Period
 
-from tornadoproxy import Usage, hookimpl
-from tornadoproxy.testing import json_response, message_document
-
-if TYPE_CHECKING:
-    from scene import Scene
-    from tornadoproxy_budgets.periods import Period
-
-    from tornadoproxy import DatabaseLocation
-    from tornadoproxy.testing import Proxy, RawResponse, Response
+from tornadoproxy import DatabaseLocation, Usage, hookimpl
+from tornadoproxy.testing import Proxy, RawResponse, Response, json_response, message_document
 
 ADMIN = "an-admin-key-of-thirty-two-characters"
 READER = "an-admin-key-that-may-read-and-no-more"

@@ -9,16 +9,20 @@ import io
 import json
 import sqlite3
 import subprocess
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
-from tornadoproxy import Command, ConfigurationError, Identity, IncomingRequest, Settings, hookimpl
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from tornadoproxy import Setting
-    from tornadoproxy.testing import RawResponse, Response, UpstreamExchange
+from tornadoproxy import (
+    Command,
+    ConfigurationError,
+    Identity,
+    IncomingRequest,
+    Setting,
+    Settings,
+    hookimpl,
+)
+from tornadoproxy.testing import RawResponse, Response, UpstreamExchange
 
 MODEL = "claude-sonnet-5-5"
 MESSAGES, CHAT = "/v1/messages", "/openai/v1/chat/completions"

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,11 +17,6 @@ from tornadoproxy_access_log import ACCESS_LOG, ACCESS_LOG_FORMAT, AccessLog, js
 
 from tornadoproxy import ConfigurationError, ModelUsage, Outcome, RequestRecord, Settings, Usage
 from tornadoproxy.testing import request_record
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 
 RECORD = request_record(
     time=1_796_000_000.1239,

@@ -10,25 +10,20 @@ import json
 import re
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from anthropic import AsyncAnthropic, NotFoundError
 from budget_team import ADMIN, LIMITS, READER, Team, costing
+from people import Document
 from postgres import sqlite_only
+from scene import Scene
 from tornadoproxy_budgets import admin_keys, wire
 from tornadoproxy_budgets.caps import Scope
 
-from tornadoproxy import InvalidRequest
-from tornadoproxy.testing import TEST_TOKEN, clean_environment
-
-if TYPE_CHECKING:
-    from people import Document
-    from scene import Scene
-
-    from tornadoproxy import DatabaseLocation
-    from tornadoproxy.testing import RawResponse
+from tornadoproxy import DatabaseLocation, InvalidRequest
+from tornadoproxy.testing import TEST_TOKEN, RawResponse, clean_environment
 
 pytest_plugins = ("budget_team",)
 

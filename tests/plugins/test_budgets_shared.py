@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pytest
 from budget_team import ADA, CENT, EACH, TOGETHER, Team, asking, costing
 from people import error_of
+from redis_server import RedisServer
 from tornadoproxy_budgets import shared_reservations
 
-from tornadoproxy.testing import silent_response
-
-if TYPE_CHECKING:
-    from redis_server import RedisServer
-
-    from tornadoproxy.testing import Proxy
+from tornadoproxy.testing import Proxy, silent_response
 
 pytest_plugins = ("budget_team",)
 

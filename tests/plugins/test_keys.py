@@ -7,33 +7,30 @@ import json
 import re
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from people import CHAT, MESSAGES, Document, Held, error_of, locked, message, until
 from postgres import sqlite_only
+from scene import Scene
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
 from tornadoproxy_keys.store import Limits, UsageRow
 
-from tornadoproxy import ConfigurationError, Settings
+from tornadoproxy import ConfigurationError, DatabaseConnection, DatabaseLocation, Settings
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    Proxy,
+    RawConnection,
+    RawResponse,
     json_response,
     message_document,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from scene import Scene
-
-    from tornadoproxy import DatabaseConnection, DatabaseLocation
-    from tornadoproxy.testing import Proxy, RawConnection, RawResponse
 
 
 class Keyed:

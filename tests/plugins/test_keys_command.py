@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from people import run_command
@@ -20,12 +21,7 @@ from tornadoproxy_keys import KEYS_DB, Keys, store
 from tornadoproxy_keys.store import UsageRow
 from tornadoproxy_token import AUTH_TOKEN, AUTH_TOKEN_FILE
 
-from tornadoproxy import Secret
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tornadoproxy import DatabaseConnection, DatabaseLocation
+from tornadoproxy import DatabaseConnection, DatabaseLocation, Secret
 
 KEY = re.compile(r"tp-([0-9a-f]{12})-[A-Za-z0-9_-]{43}\n")
 DAY = 86_400

@@ -7,22 +7,17 @@ import json
 import signal
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from people import MESSAGES, message
+from redis_server import RedisServer
+from scene import Scene
 from tornadoproxy_keys import shared_limits, store
 from tornadoproxy_keys.store import Limits
 
-from tornadoproxy.testing import request_bytes, silent_response
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from redis_server import RedisServer
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, RawConnection, RawResponse
+from tornadoproxy.testing import Proxy, RawConnection, RawResponse, request_bytes, silent_response
 
 
 class Team:

@@ -8,19 +8,22 @@ import io
 import json
 import re
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from people import MESSAGES, MODEL, People, locked, message, run_command
 from postgres import sqlite_only
+from scene import Scene
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_RETENTION_DAYS, Ledger
 from tornadoproxy_ledger.rows import SCHEMA, STEP, delete_some, insert
 
 from tornadoproxy import (
     ConfigurationError,
     Database,
+    DatabaseLocation,
     ModelUsage,
     Outcome,
     RequestRecord,
@@ -28,13 +31,6 @@ from tornadoproxy import (
     Usage,
 )
 from tornadoproxy.testing import request_record
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from scene import Scene
-
-    from tornadoproxy import DatabaseLocation
 
 HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model"}
 OF_A_RECORD = [

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 
 import pytest
+from postgres import PostgreSQLServer
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_SPOOL, LEDGER_SPOOL_SIZE, Ledger, spool
 from tornadoproxy_ledger.rows import SCHEMA, insert
 
-from tornadoproxy import ConfigurationError, Database, Settings
+from tornadoproxy import ConfigurationError, Database, DatabaseLocation, SecretURL, Settings
 from tornadoproxy.testing import request_record
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
-    from pathlib import Path
-
-    from postgres import PostgreSQLServer
-
-    from tornadoproxy import DatabaseLocation, SecretURL
 
 MANY = 600  # more rows than are held in memory
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from people import CHAT, MESSAGES, message
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
+from scene import Scene
 from tornadoproxy_metrics import METRICS, METRICS_PATH, METRICS_PUBLIC, PrometheusMetrics, figures
 from tornadoproxy_metrics.routes import route_class
 
@@ -27,18 +29,13 @@ from tornadoproxy import (
 )
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    Response,
+    UpstreamExchange,
     error_response,
     raw_response,
     request_record,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from scene import Scene
-
-    from tornadoproxy.testing import Response, UpstreamExchange
 
 DASHBOARD = Path(__file__).parent.parent.parent / "deploy/grafana-dashboard.json"
 STATUS = Status(

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import pytest
 import tornadoproxy_otel
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 from people import CHAT, MESSAGES, message
+from scene import Scene
+from tornado.ioloop import IOLoop
 from tornadoproxy_otel import (
     OTEL_EXPORTER_OTLP_ENDPOINT,
     OTEL_EXPORTER_OTLP_HEADERS,
@@ -22,7 +25,15 @@ from tornadoproxy_otel import (
     spans,
 )
 
-from tornadoproxy import ConfigurationError, ModelUsage, Outcome, Settings, Usage, __version__
+from tornadoproxy import (
+    ConfigurationError,
+    ModelUsage,
+    Outcome,
+    RequestRecord,
+    Settings,
+    Usage,
+    __version__,
+)
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -33,14 +44,6 @@ from tornadoproxy.testing import (
     request_record,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from scene import Scene
-    from tornado.ioloop import IOLoop
-
-    from tornadoproxy import RequestRecord
 
 Attributes: TypeAlias = dict[str, Any]  # Any: a text, a number, a truth or a list of one of them
 

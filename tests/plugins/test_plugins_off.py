@@ -10,21 +10,16 @@ import sys
 from collections import Counter
 from functools import reduce
 from operator import and_
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
 
 import pytest
 from people import CHAT, MESSAGES, message
 from program import running
+from scene import Scene
 
-from tornadoproxy.testing import TEST_TOKEN, request_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import FrameType
-
-    from scene import Scene
-
-    from tornadoproxy.testing import ScriptedUpstream
+from tornadoproxy.testing import TEST_TOKEN, ScriptedUpstream, request_bytes
 
 OPTIONAL = ("prices", "keys", "ledger", "budgets", "metrics", "otel")
 

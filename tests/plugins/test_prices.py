@@ -5,19 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from people import MESSAGES, MODEL, message, run_command
+from scene import Scene
 from tornadoproxy_prices import MAX_NAMED, PRICES_FILE, Pricer
 from tornadoproxy_prices.shipped import SHIPPED
 
 from tornadoproxy import ConfigurationError, Settings, Usage, hookimpl
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from scene import Scene
 
 OWN = """
 date = 2026-11-01

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
+from scene import Scene
 from tornado.httputil import HTTPHeaders
 from tornadoproxy_token import ALLOW_ANONYMOUS, AUTH_TOKEN, AUTH_TOKEN_FILE, TokenAuthenticator
 
@@ -19,9 +18,6 @@ from tornadoproxy import (
     Settings,
     hookimpl,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
 
 TOKEN = "a-token-of-more-than-sixteen-characters"
 OTHER = "another-token-of-that-length"

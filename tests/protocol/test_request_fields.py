@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 from anthropic.types import message_create_params
 from anthropic.types.beta import message_create_params as beta_message_create_params
 from typing_extensions import get_type_hints, is_typeddict
 
-from tornadoproxy import UNKNOWN_MODEL, ModelRequest
+from tornadoproxy import UNKNOWN_MODEL, ModelRequest, Usage
 from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.protocol.request_fields import (
     MAX_MODELS,
@@ -19,11 +20,6 @@ from tornadoproxy.protocol.request_fields import (
     NAMED_INPUT,
     read_request,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tornadoproxy import Usage
 
 ASKED = {"model": "claude-opus-4-5", "max_tokens": 100, "stream": True, "messages": []}
 

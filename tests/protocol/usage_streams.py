@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
+from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tornadoproxy.protocol.usage import Usage
 
 Document = dict[str, Any]  # Any: JSON
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class OwnTLS(NamedTuple):

@@ -7,31 +7,23 @@ import gc
 import json
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import pytest
+from scene import Scene
 
-from tornadoproxy import Page, PageResponse, hookimpl
+from tornadoproxy import IncomingRequest, Page, PageRequest, PageResponse, hookimpl
 from tornadoproxy.server import client_transport
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    Proxy,
+    RawConnection,
+    RawResponse,
+    UpstreamExchange,
     json_response,
     request_bytes,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from scene import Scene
-
-    from tornadoproxy import IncomingRequest, PageRequest
-    from tornadoproxy.testing import (
-        Proxy,
-        RawConnection,
-        RawResponse,
-        UpstreamExchange,
-    )
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

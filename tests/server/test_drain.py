@@ -5,30 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from held_stream import EVENT_STREAM, EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
+from scene import Scene
 from tornado import netutil
 
 from tornadoproxy import RequestRecord, hookimpl
 from tornadoproxy.server import listening
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    Proxy,
+    RawConnection,
     Truncated,
+    UpstreamExchange,
     request_bytes,
     silent_response,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import (
-        Proxy,
-        RawConnection,
-        UpstreamExchange,
-    )
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

@@ -8,17 +8,14 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import FileIO
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tornadoproxy import LineWriter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 class Pipe:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
+from scene import Scene
+from server.conftest import OwnTLS
 
 from tornadoproxy.server import listener
 from tornadoproxy.server.server import _raise_descriptor_limit
@@ -18,11 +19,6 @@ from tornadoproxy.testing import (
     request_bytes,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-    from server.conftest import OwnTLS
-
 
 HEALTH = request_bytes("GET", "/health")
 

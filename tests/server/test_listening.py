@@ -8,24 +8,17 @@ import shutil
 import socket
 import ssl
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from held_stream import EVENTS, Stream, begin_stream, rest_of_stream
+from scene import Scene
+from server.conftest import OwnTLS
 
 from tornadoproxy import ConfigurationError
 from tornadoproxy.cli import banner
 from tornadoproxy.fakes.byte_stream import ByteStream
-from tornadoproxy.testing import TEST_TOKEN, RawConnection, request_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from scene import Scene
-    from server.conftest import OwnTLS
-
-    from tornadoproxy.testing import RawResponse
-
+from tornadoproxy.testing import TEST_TOKEN, RawConnection, RawResponse, request_bytes
 
 # -- addresses and TLS
 

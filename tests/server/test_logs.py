@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from datetime import datetime
+from pathlib import Path
 from time import time as wall_clock
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tornadoproxy.server.logs import logging_to, set_level
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 logger = logging.getLogger("tornadoproxy.test")
 

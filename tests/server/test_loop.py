@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import RawResponse
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, RawResponse, bytes_response
 
 DOCUMENT = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]}
 

@@ -13,25 +13,20 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
-from program import connect_when_listening, install, running
+from program import Program, connect_when_listening, install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    ScriptedUpstream,
     request_bytes,
     sse_response,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from program import Program
-
-    from tornadoproxy.testing import ScriptedUpstream
 
 OTHER_TOKEN = "another-token-that-is-long-enough"
 OTHER_KEY = "another-key"

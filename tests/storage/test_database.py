@@ -12,17 +12,12 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from tornado.ioloop import IOLoop
 
-from tornadoproxy import Database, DatabaseUnavailable
+from tornadoproxy import Database, DatabaseConnection, DatabaseUnavailable
 from tornadoproxy.storage import sqlite_file, worker
-
-if TYPE_CHECKING:
-    from tornado.ioloop import IOLoop
-
-    from tornadoproxy import DatabaseConnection
 
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
 

@@ -6,19 +6,20 @@ import asyncio
 import contextlib
 import re
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from postgres import PASSWORD, Line, PostgreSQLServer
 
-from tornadoproxy import ConfigurationError, Database, DatabaseUnavailable, SecretURL
+from tornadoproxy import (
+    ConfigurationError,
+    Database,
+    DatabaseConnection,
+    DatabaseUnavailable,
+    SecretURL,
+)
 from tornadoproxy.storage import postgres as engine
 from tornadoproxy.storage import postgres_sql
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from tornadoproxy import DatabaseConnection
 
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL, word TEXT);",)
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 import pytest
 from redis_server import PASSWORD, RedisServer
 
 from tornadoproxy import ConfigurationError, DatabaseUnavailable, Script, SecretURL, SharedCounters
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 

@@ -9,18 +9,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tornadoproxy import ConfigurationError, Database
+from tornadoproxy import ConfigurationError, Database, DatabaseConnection
 from tornadoproxy.storage import sqlite_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tornadoproxy import DatabaseConnection
 
 SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
 WORDS = "CREATE TABLE words (word TEXT);"

@@ -13,14 +13,12 @@ import re
 import resource
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator
+from typing import cast
 
 from load_content import ASKED, events_of, message_of
 
 from tornadoproxy.server import runner
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 _LENGTH = re.compile(rb"(?i)\ncontent-length: *([0-9]+)")
 _STREAM = (

@@ -9,17 +9,15 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from load_content import ORDINARY, TOKEN, request
 from program import Program, running
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from tornadoproxy.testing import RawResponse
+from tornadoproxy.testing import RawResponse
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -8,16 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
 
 import tornadoproxy
-from tornadoproxy.testing import ScriptedUpstream, raw_response
-
-if TYPE_CHECKING:
-    from tornadoproxy.testing import Response
+from tornadoproxy.testing import Response, ScriptedUpstream, raw_response
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("cc")

@@ -12,16 +12,20 @@ import json
 import logging
 import signal
 from asyncio.subprocess import PIPE
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from in_process import Commands
 from program import Program, install, running
+from scene import Scene
 
 import tornadoproxy.handlers.exchange_handler
 from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    RawResponse,
     ReceivedRequest,
     ScriptedServer,
     ScriptedUpstream,
@@ -37,17 +41,8 @@ from tornadoproxy.testing import (
     silent_response,
     sse_response,
 )
+from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
 from tornadoproxy.upstream.client import UpstreamClient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from in_process import Commands
-    from scene import Scene
-
-    from tornadoproxy.testing import RawResponse
-    from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
 
 TOKEN = "canary-token-Wq7Zr2Lx9/+"
 OTHER_TOKEN = "canary-other-token-Kd83Jf0"

@@ -10,23 +10,18 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from scene import Scene
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
 from tornadoproxy_keys import store as keys
 
 from tornadoproxy import Database
-from tornadoproxy.testing import TEST_TOKEN
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, Records, ScriptedUpstream
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 

@@ -15,17 +15,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 from held_stream import EVENTS, Stream, begin_stream, rest_of_stream
 from load_content import TOKEN
 from proxy_process import ProxyProcess, proxy_process, until
 
-from tornadoproxy.testing import RawConnection, bytes_response, request_bytes
-
-if TYPE_CHECKING:
-    from tornadoproxy.testing import ScriptedUpstream, UpstreamExchange
+from tornadoproxy.testing import (
+    RawConnection,
+    ScriptedUpstream,
+    UpstreamExchange,
+    bytes_response,
+    request_bytes,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 

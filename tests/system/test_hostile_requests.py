@@ -8,16 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 
-from tornadoproxy.testing import TEST_TOKEN, Truncated, bytes_response, request_bytes
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Truncated, bytes_response, request_bytes
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

@@ -6,17 +6,14 @@ import asyncio
 import resource
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from load_content import Dialect, How, check_response, request
 from proxy_process import ProxyProcess, fast_upstream, proxy_process, until
 
 from tornadoproxy.testing import RawConnection
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.alone,

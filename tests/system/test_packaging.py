@@ -16,7 +16,6 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import pytest
 from packaging.requirements import Requirement
@@ -24,9 +23,7 @@ from packaging.requirements import Requirement
 import tornadoproxy
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.plugin.manager import Plugins
-
-if TYPE_CHECKING:
-    from tornadoproxy.testing import Proxy
+from tornadoproxy.testing import Proxy
 
 ROOT = Path(__file__).parents[2]
 IN_THE_IMAGE = ("uvloop", "metrics", "otel", "postgres", "redis")  # extras

@@ -7,24 +7,19 @@ import re
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from program import connect_when_listening, install, running
+from program import Program, connect_when_listening, install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     RawConnection,
+    RawResponse,
     ScriptedServer,
     ScriptedUpstream,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from program import Program
-
-    from tornadoproxy.testing import RawResponse
 
 MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
 

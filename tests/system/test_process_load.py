@@ -9,30 +9,25 @@ import json
 import signal
 from asyncio.subprocess import PIPE
 from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from load_content import Dialect, How, check_response, request
-from program import install, running
+from program import Program, install, running
 from proxy_process import FastUpstream, fast_upstream
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawConnection,
+    RawResponse,
     ScriptedServer,
     Truncated,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-    from pathlib import Path
-
-    from program import Program
-
-    from tornadoproxy.testing import RawResponse
 
 HEALTH = request_bytes("GET", "/health")
 STOPPING = "stopping: no new connections"

@@ -10,33 +10,29 @@ import shutil
 import signal
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from postgres import PostgreSQLServer
 from program import Program, run, running
+from redis_server import RedisServer
 from tornado.testing import bind_unused_port
 from tornadoproxy_ledger.rows import SCHEMA
 
-from tornadoproxy import Database
+from tornadoproxy import Database, SecretURL
 from tornadoproxy.testing import (
     TEST_UPSTREAM_KEY,
     RawConnection,
+    RawResponse,
+    ScriptedUpstream,
     Truncated,
     json_response,
     message_document,
     request_bytes,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
-
-    from postgres import PostgreSQLServer
-    from redis_server import RedisServer
-
-    from tornadoproxy import SecretURL
-    from tornadoproxy.testing import RawResponse, ScriptedUpstream
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.gen_test(timeout=100)]
 

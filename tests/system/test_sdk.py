@@ -11,17 +11,13 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anthropic
 import pytest
+from anthropic.types import MessageParam
 
-from tornadoproxy.testing import TEST_TOKEN, error_response
-
-if TYPE_CHECKING:
-    from anthropic.types import MessageParam
-
-    from tornadoproxy.testing import Proxy, Records, ScriptedUpstream
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream, error_response
 
 MODEL = "claude-sonnet-5-5"
 HELLO: list[MessageParam] = [{"role": "user", "content": "Grüße, 世界 und 😀!"}]

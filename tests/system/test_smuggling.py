@@ -11,10 +11,11 @@ import asyncio
 import json
 import random
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 from damage import damaged
+from scene import Scene
 from strict_reading import Request, read
 
 from tornadoproxy.protocol.request_framing import (
@@ -28,17 +29,14 @@ from tornadoproxy.protocol.request_framing import (
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    Proxy,
+    RawConnection,
+    RawResponse,
+    ReceivedRequest,
     Truncated,
     bytes_response,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, RawConnection, RawResponse, ReceivedRequest
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

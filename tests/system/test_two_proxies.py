@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    Proxy,
     Records,
     ScriptedUpstream,
     request_bytes,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy
 
 OTHER_TOKEN = "other-token-that-clients-present"
 THIRD_TOKEN = "third-token-that-clients-present"

@@ -26,16 +26,20 @@ import re
 import socket
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import pytest
 import uvloop
 from damage import damaged
+from scene import Scene
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    Document,
+    Proxy,
     RawConnection,
     RawResponse,
+    Response,
     Truncated,
     json_response,
     message_document,
@@ -43,11 +47,6 @@ from tornadoproxy.testing import (
     raw_response,
     request_bytes,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Document, Proxy, Response
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import pytest
+from tornado.ioloop import IOLoop
 
 from tornadoproxy import Setting, Settings
 from tornadoproxy.upstream.client import UpstreamClient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tornado.ioloop import IOLoop
 
 
 class MakeClient(Protocol):

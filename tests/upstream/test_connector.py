@@ -6,10 +6,13 @@ import asyncio
 import logging
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trustme
+from tornado.ioloop import IOLoop
+from upstream.conftest import MakeClient
 
 from tornadoproxy.config.core_settings import (
     UPSTREAM_CA_FILE,
@@ -17,17 +20,14 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_KEEPALIVE_TIMEOUT,
 )
 from tornadoproxy.errors import UpstreamClosed, UpstreamTimeout, UpstreamUnreachable
-from tornadoproxy.testing import ScriptedUpstream, bytes_response, raw_response
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tornado.ioloop import IOLoop
-    from upstream.conftest import MakeClient
-
-    from tornadoproxy.testing import Response, UpstreamExchange
-    from tornadoproxy.upstream.client import UpstreamClient
+from tornadoproxy.testing import (
+    Response,
+    ScriptedUpstream,
+    UpstreamExchange,
+    bytes_response,
+    raw_response,
+)
+from tornadoproxy.upstream.client import UpstreamClient
 
 OK: Response = bytes_response(b"ok")
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"

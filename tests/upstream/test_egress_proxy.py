@@ -7,10 +7,12 @@ import base64
 import logging
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+from upstream.conftest import MakeClient
 
 from tornadoproxy import Secret, Settings, parsers
 from tornadoproxy.config.core_settings import (
@@ -23,11 +25,6 @@ from tornadoproxy.config.urls import EgressProxy
 from tornadoproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from tornadoproxy.upstream import connector
 from tornadoproxy.upstream.connector import Connector, Origin
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from upstream.conftest import MakeClient
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 

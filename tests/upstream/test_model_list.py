@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+
+import pytest
 
 from tornadoproxy.errors import UpstreamUnreachable
 from tornadoproxy.upstream import model_list
 from tornadoproxy.upstream.model_list import ModelList
-
-if TYPE_CHECKING:
-    import pytest
 
 
 class Lists:

@@ -9,10 +9,12 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import pytest
 from tornado.httpclient import HTTPClientError
+from tornado.ioloop import IOLoop
+from upstream.conftest import MakeClient
 
 from tornadoproxy.config.core_settings import (
     UPSTREAM_FIRST_BYTE_TIMEOUT,
@@ -20,6 +22,9 @@ from tornadoproxy.config.core_settings import (
 )
 from tornadoproxy.errors import UpstreamClosed, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from tornadoproxy.testing import (
+    Response,
+    ScriptedUpstream,
+    UpstreamExchange,
     bytes_response,
     event,
     json_response,
@@ -28,19 +33,10 @@ from tornadoproxy.testing import (
     sse_response,
 )
 from tornadoproxy.upstream import client as upstream_client
-from tornadoproxy.upstream.call import UpstreamRequest
+from tornadoproxy.upstream.call import Call, UpstreamRequest
+from tornadoproxy.upstream.client import UpstreamClient
+from tornadoproxy.upstream.connection import ResponseHead
 from tornadoproxy.upstream.connector import Origin
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tornado.ioloop import IOLoop
-    from upstream.conftest import MakeClient
-
-    from tornadoproxy.testing import Response, ScriptedUpstream, UpstreamExchange
-    from tornadoproxy.upstream.call import Call
-    from tornadoproxy.upstream.client import UpstreamClient
-    from tornadoproxy.upstream.connection import ResponseHead
 
 OK: Response = bytes_response(b"ok")
 OK_BYTES = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
-from tornadoproxy.upstream.connection import MAX_HEAD, UpstreamConnection
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from tornadoproxy.errors import UpstreamError
-    from tornadoproxy.upstream.connection import ResponseHead
+from tornadoproxy.errors import UpstreamError
+from tornadoproxy.upstream.connection import MAX_HEAD, ResponseHead, UpstreamConnection
 
 HEADERS = b"HTTP/1.1 200 OK\r\n"
 WHOLE = HEADERS + b"Content-Length: 2\r\n\r\nok"

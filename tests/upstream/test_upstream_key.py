@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import TYPE_CHECKING
 
 import pytest
+from scene import Scene
 
 from tornadoproxy import ConfigurationError, Outcome, Secret, Settings, parsers
 from tornadoproxy.cli import main as cli
@@ -16,17 +16,16 @@ from tornadoproxy.server import online_check
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
+    Proxy,
+    Response,
+    ScriptedUpstream,
+    UpstreamExchange,
     bytes_response,
     error_response,
     request_bytes,
     response_head,
     silent_response,
 )
-
-if TYPE_CHECKING:
-    from scene import Scene
-
-    from tornadoproxy.testing import Proxy, Response, ScriptedUpstream, UpstreamExchange
 
 REFUSED = error_response(401, "authentication_error", "invalid x-api-key")
 MESSAGE_START = (
