@@ -166,6 +166,7 @@ async def test_limits_of_a_key_hold_for_all_replicas(
         while len(pending) > 4:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             assert {task.result().status for task in done} == {429}
+        await until(lambda: len(upstream.requests) >= 64)
         assert len(upstream.requests) == 64
         for task in pending:
             task.cancel()
