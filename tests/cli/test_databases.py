@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 
 import pytest
 from in_process import Commands
@@ -66,7 +67,7 @@ def test_status_names_a_schema_that_does_not_fit(
     statement: str, state: str, commands: Commands
 ) -> None:
     commands.run("db", "migrate", **KEY, LEDGER_DB="ledger.db")
-    with sqlite3.connect(commands.directory / "ledger.db") as connection:
+    with closing(sqlite3.connect(commands.directory / "ledger.db")) as connection, connection:
         connection.execute(statement)
     done = commands.run("db", "status", **KEY, LEDGER_DB="ledger.db")
     assert (done.status, state in done.output) == (1, True)
