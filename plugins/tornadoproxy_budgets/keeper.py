@@ -1,9 +1,9 @@
 """The caps in a running proxy: they are applied to requests and kept in step with the database.
 
-Requests are decided from memory. Four times a second the keeper saves the new sums and checks
-whether another process, a command or another proxy, has changed the database; if so it reloads the
-database. These jobs run one at a time, because a second one could read the database before the
-first one's sums are in it.
+Requests are decided from memory. Four times a second, or twice with PostgreSQL, the keeper saves
+the new sums and checks whether another process, a command or another proxy, has changed the
+database; if so it reloads the database. These jobs run one at a time, because a second one could
+read the database before the first one's sums are in it.
 
 While the database is unusable, the keeper relies on its memory for `MAX_UNKNOWN` seconds. After
 that it refuses requests for a model with 503, those of people without a cap included, because they
@@ -56,7 +56,8 @@ MAX_CHARGE = 10**15
 A plugin may return any price, and the databases sum up to 2**63.
 """
 
-TICK = 0.25  # seconds between two checks of the database
+TICK = 0.25  # seconds between two checks of an SQLite file
+SERVER_TICK = 0.5  # seconds between two checks of a PostgreSQL server, which many proxies ask
 
 # the upstream's quota is shared by everybody, so people with a cap do not see it
 WITHHELD = ("anthropic-ratelimit-unified-",)
@@ -231,6 +232,7 @@ class Keeper:
 
     async def _tick(self) -> None:
         failures = 0
+        pause = TICK if self._database.dialect == "sqlite" else SERVER_TICK
         while not self._stopping.is_set():
             try:
                 if self.engine.unsaved or self._behind or await self._changed():
@@ -246,7 +248,7 @@ class Keeper:
                         "%s: budgets not saved, %d failures in a row", self.where, failures
                     )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), TICK)
+                await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def _changed(self) -> bool:
         async with self._lock:
