@@ -72,6 +72,7 @@ def test_command_that_serves_refuses_a_wrong_flag(
         (["-p", "1"], "there is an unknown flag, which is not shown here"),
         (["--access-log-form=x"], "unknown flag --access-log-form: did you mean --access-log-form"),
         (["--auth-token", TOKEN], "AUTH_TOKEN is secret, but every user can read a process's"),
+        (["--keys-db", f"postgresql://u:{TOKEN}@db/x"], "KEYS_DB contains a password, but every"),
     ],
 )
 def test_argument_that_is_wrong_is_one_line(

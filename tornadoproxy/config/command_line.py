@@ -39,6 +39,7 @@ PROGRAM = "python -m tornadoproxy"
 
 _ENV_FILE = "--env-file"
 _HELP = ("-h", "--help")
+_PASSWORD = re.compile("://[^/]*:[^/]*@")
 _NUMBER = re.compile(r"-[0-9.]")
 
 
@@ -112,12 +113,12 @@ def read(
         parsed, unknown = own.parse_known_args(unknown)
         known += own.flags()
         mend = f"the command comes first, then its own: see `{own.prog} --help`"
-    secret = [settings[flag] for flag in given if settings[flag].secret]
+    secret = [settings[flag] for flag, text in given.items() if _holds_secret(settings[flag], text)]
     faults = [*map(_secret_fault, secret), *_unknown(unknown, known, mend)]
     if env_file == "":
         faults.append(f"{_ENV_FILE} names no file: write the path after it")
     return Arguments(
-        {settings[flag].name: text for flag, text in given.items() if not settings[flag].secret},
+        {settings[flag].name: text for flag, text in given.items() if settings[flag] not in secret},
         env_file=Path(env_file) if env_file else _env_file(command(arguments)),
         env_file_named=bool(env_file),
         own=parsed,
@@ -165,9 +166,15 @@ def _env_file(name: str) -> Path:
     return _NO_ENV_FILE if name == "demo" else DEFAULT_ENV_FILE
 
 
+def _holds_secret(setting: Setting[Any], text: str) -> bool:
+    """Whether the text of a flag is secret, or a database's URL with a password."""
+    return setting.secret or (setting.parse is parsers.database and bool(_PASSWORD.search(text)))
+
+
 def _secret_fault(setting: Setting[Any]) -> str:
+    kind = "is secret" if setting.secret else "contains a password"
     return (
-        f"{setting.name} is secret, but every user can read a process's arguments: set it in the "
+        f"{setting.name} {kind}, but every user can read a process's arguments: set it in the "
         "environment or in .env"
     )
 
