@@ -159,6 +159,7 @@ def test_event_of_any_form_is_read(stream: bytes, data: list[bytes]) -> None:
 
 def test_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    EventReader().feed(b"x" * 1000)
     reader = EventReader()
     for _ in range(3):  # the limit is that of one event
         assert reader.feed(b"data: ".ljust(998, b"x") + b"\n\n")
