@@ -34,7 +34,7 @@ from tornadoproxy.testing import (
     silent_response,
 )
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.gen_test(timeout=100)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120), pytest.mark.gen_test(timeout=100)]
 
 BODY = json.dumps(
     {
