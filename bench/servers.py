@@ -18,7 +18,7 @@ from bench.programs import BenchError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-PATIENCE = 20.0  # seconds for a server to start
+START_TIMEOUT = 20.0  # seconds for a server to start
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

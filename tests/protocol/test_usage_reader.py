@@ -136,7 +136,7 @@ def test_invalid_document_or_event_is_skipped(garbage: bytes) -> None:
 # -- cut streams
 
 
-def test_corrupt_or_endless_compressed_stream_reports_what_was_read() -> None:
+def test_corrupt_or_endless_coding_reports_what_was_read() -> None:
     start, end = message_start(input_tokens=25), message_delta(output_tokens=9)
     packer = zlib.compressobj(wbits=31)
     begun = packer.compress(start) + packer.flush(zlib.Z_SYNC_FLUSH)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.secret import SecretURL
 
-PATIENCE = 600.0  # seconds for a statement of the start or of a command
+COMMAND_TIMEOUT = 600.0  # seconds for a statement of the start or of a command
 CONNECT_TIMEOUT = 2  # seconds; PostgreSQL's library takes no less
 POLL = 1.0  # seconds between two readings of the count of changes
 MARGIN = 0.1  # seconds by which the server gives up before this side does
@@ -85,7 +85,7 @@ class PostgreSQL:
         self._watched = tuple(watched)
         self._literal = sql.Literal(name).as_string()
         self._lock = zlib.crc32(name.encode()) - 2**31  # any number of its own, of four bytes
-        self._deadline = PATIENCE
+        self._deadline = COMMAND_TIMEOUT
         self._connection: Connection | None = None
         self._changes = 0  # the count of changes that the plugin knows of
         self._others_changed = False

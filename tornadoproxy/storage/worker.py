@@ -94,7 +94,7 @@ class Worker:
         self._thread.start()
 
     async def do(self, job: Callable[[], T]) -> T:
-        """Have the thread do `job`, and return its result; see `Storage.run`."""
+        """Have the thread do `job`, and return its result; see `Database.run`."""
         queued = _Job(job, Future())
         with self._condition:
             if self._closing_at is not None:
@@ -107,7 +107,7 @@ class Worker:
     def write_behind(
         self, write: Callable[[Sequence[T], DatabaseConnection], object], item: T
     ) -> None:
-        """Have the thread write `item`; see `Storage.write_behind`."""
+        """Have the thread write `item`; see `Database.write_behind`."""
         most = MAX_HELD if self._overflow is None else MAX_HELD_BEFORE_OVERFLOW
         with self._condition:
             if len(self._held) < most and self._closing_at is None:
