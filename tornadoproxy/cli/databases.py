@@ -123,7 +123,7 @@ def _copy(own: argparse.Namespace, kept: Sequence[_Kept]) -> int:
     copied = False
     for each in kept:
         where = source or each.where
-        if where is None or each.made(where).version() == 0:
+        if where is None or (old := each.made(where)).version() == 0:
             continue
         to = target or each.where
         if to is None:
@@ -134,7 +134,7 @@ def _copy(own: argparse.Namespace, kept: Sequence[_Kept]) -> int:
             raise ConfigurationError(f"{where} would be copied into itself: name another database.")
         new = each.made(to)
         with new:
-            rows = copy(each.made(where), new, replace=own.replace, progress=_Progress(each.plugin))
+            rows = copy(old, new, replace=own.replace, progress=_Progress(each.plugin))
         copied = True
         counts = ", ".join(f"{count:,} of {table}" for table, count in rows.items())
         print(f"{each.plugin}: copied and verified rows: {counts}")  # noqa: T201
