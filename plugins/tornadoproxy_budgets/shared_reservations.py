@@ -10,7 +10,6 @@ after `LEASE` seconds. All names have one word in braces, so that a cluster keep
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
@@ -125,20 +124,16 @@ class SharedReservations:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: set[str] = set()
-        self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect.
 
         :raises ConfigurationError: the server cannot be used.
         """
-        await self._counters.open()
-        self._renewing = asyncio.create_task(self._keep_leases())
+        await self._counters.open(self._renew, every=RENEWAL)
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._renewing is not None:
-            self._renewing.cancel()
         await self._counters.close()
 
     async def reserve(
@@ -204,11 +199,9 @@ class SharedReservations:
         self._leases.discard(lease)
         self._counters.send(_SETTLE, [_LEASES, _RESERVED, _HELD], lease, 0)
 
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(RENEWAL)
-            if self._leases:
-                self._counters.send(_RENEW, [_LEASES], LEASE, *self._leases)
+    def _renew(self) -> None:
+        if self._leases:
+            self._counters.send(_RENEW, [_LEASES], LEASE, *self._leases)
 
 
 def _spent(period: Period, day: int, subject: Subject) -> str:

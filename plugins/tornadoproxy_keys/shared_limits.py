@@ -9,7 +9,6 @@ The keys of one API key have its id in braces, so that a cluster keeps them toge
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
@@ -95,20 +94,16 @@ class SharedLimits:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: dict[str, set[str]] = {}  # of this process, by the id of their key
-        self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect.
 
         :raises ConfigurationError: the server cannot be used.
         """
-        await self._counters.open()
-        self._renewing = asyncio.create_task(self._keep_leases())
+        await self._counters.open(self._renew, every=RENEWAL)
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._renewing is not None:
-            self._renewing.cancel()
         await self._counters.close()
 
     async def admit(self, key: LiveKey) -> str:
@@ -130,8 +125,8 @@ class SharedLimits:
                 LEASE,
             )
         except BaseException:
-            # it may have run
-            self.release(id_, lease)
+            if limits.concurrency is not None:
+                self._end(id_, lease)  # the script may have run
             raise
         if limit:
             raise key.denied(limit.decode(), wait / 1000)
@@ -140,23 +135,25 @@ class SharedLimits:
         return lease
 
     def release(self, key_id: str, lease: str) -> None:
-        """End the lease of a request that has ended."""
-        leases = self._leases.get(key_id)
-        if leases is not None:
-            leases.discard(lease)
-            if not leases:
-                del self._leases[key_id]
-        self._counters.send(_RELEASE, _names(key_id, "leases"), lease)
+        """End the lease of a request that has ended, if its key had a limit of concurrency."""
+        leases = self._leases.get(key_id, set())
+        if lease not in leases:
+            return
+        leases.remove(lease)
+        if not leases:
+            del self._leases[key_id]
+        self._end(key_id, lease)
 
     def count_tokens(self, key_id: str, tokens: int) -> None:
         """Count the tokens of a request that has ended."""
         self._counters.send(_COUNT_TOKENS, _names(key_id, "tokens"), tokens)
 
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(RENEWAL)
-            for key_id, leases in self._leases.items():
-                self._counters.send(_RENEW, _names(key_id, "leases"), LEASE, *leases)
+    def _end(self, key_id: str, lease: str) -> None:
+        self._counters.send(_RELEASE, _names(key_id, "leases"), lease)
+
+    def _renew(self) -> None:
+        for key_id, leases in self._leases.items():
+            self._counters.send(_RENEW, _names(key_id, "leases"), LEASE, *leases)
 
 
 def _names(key_id: str, *counters: str) -> list[str]:

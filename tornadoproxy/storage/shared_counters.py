@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tornadoproxy.secret import SecretURL
     from tornadoproxy.storage.redis_line import Line
@@ -54,7 +54,7 @@ class SharedCounters:
         self._library = redis_line
         self._timeout = timeout
         self._line: Line | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._reason = "it is not open"
@@ -64,16 +64,20 @@ class SharedCounters:
         """Whether there is no connection."""
         return self._line is None
 
-    async def open(self) -> None:
+    async def open(self, renew: Callable[[], None] | None = None, *, every: float = 10.0) -> None:
         """Connect.
 
+        :param renew: called again and again until `close`, to renew leases with `send`.
+        :param every: seconds between two calls of it.
         :raises ConfigurationError: the server cannot be used.
         """
         try:
             await self._connect()
         except DatabaseUnavailable as error:
             raise ConfigurationError(str(error)) from None
-        self._connecting = asyncio.create_task(self._stay_connected())
+        self._tasks.append(asyncio.create_task(self._stay_connected()))
+        if renew is not None:
+            self._tasks.append(asyncio.create_task(_repeat(renew, every)))
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: str | int) -> Any:
         """Run a script and return its result. Any: that is the script's.
@@ -103,8 +107,8 @@ class SharedCounters:
 
     async def close(self) -> None:
         """Send what is still to be sent, and close the connection."""
-        if self._connecting is not None:
-            self._connecting.cancel()
+        for task in self._tasks:
+            task.cancel()
         if (line := self._line) is not None:
             with contextlib.suppress(*self._library.FAILURES):
                 await self._response(line.ask("PING"))
@@ -162,6 +166,12 @@ class SharedCounters:
 
     def _unavailable(self) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"{self._title} cannot be used: {self._reason}")
+
+
+async def _repeat(function: Callable[[], None], every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        function()
 
 
 def _late(response: asyncio.Future[Any], turns: int) -> None:
