@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from people import MESSAGES, Document, People, message, until
+from people import MESSAGES, Document, People, Served, message, until
 from scene import Scene
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Scope
@@ -36,19 +35,8 @@ class Prices:
         return (usage.input_tokens or 0) * CENT // 100 + (usage.output_tokens or 0) * CENT
 
 
-class Team:
+class Team(Served):
     """People who spend through a proxy with budgets, and what surrounds it."""
-
-    def __init__(self, scene: Scene, where: DatabaseLocation) -> None:
-        self.where = where
-        self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
-        self.upstream, self.records = scene.upstream, scene.records
-
-    @property
-    def path(self) -> Path:
-        """The database, if it is a file."""
-        assert isinstance(self.where, Path)
-        return self.where
 
     async def start(self, **variables: Any) -> Proxy:
         keys = {"BUDGETS_ADMIN_KEY": f"ops={ADMIN}", "BUDGETS_ADMIN_READ_KEY": READER}

@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from scene import Scene
+
 from tornadoproxy import (
     Command,
     ConfigurationError,
+    DatabaseLocation,
     Identity,
     IncomingRequest,
     Setting,
@@ -50,6 +53,31 @@ def message(max_tokens: int = 50, *, content: str = "Hi", **fields: object) -> D
 def error_of(response: RawResponse) -> dict[str, str]:
     error: dict[str, str] = json.loads(response.body)["error"]
     return error
+
+
+class Stored:
+    """What a plugin keeps in a database.
+
+    :ivar where: the database.
+    """
+
+    def __init__(self, where: DatabaseLocation) -> None:
+        self.where = where
+
+    @property
+    def path(self) -> Path:
+        """The database, if it is a file."""
+        assert isinstance(self.where, Path)
+        return self.where
+
+
+class Served(Stored):
+    """The same behind proxies, with what surrounds them."""
+
+    def __init__(self, scene: Scene, where: DatabaseLocation) -> None:
+        super().__init__(where)
+        self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
+        self.upstream, self.records = scene.upstream, scene.records
 
 
 class Held:

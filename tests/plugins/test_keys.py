@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
-from people import CHAT, MESSAGES, Document, Held, error_of, locked, message, until
+from people import CHAT, MESSAGES, Document, Held, Served, error_of, locked, message, until
 from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_keys import KEYS_DB, Keys, gate, store
@@ -33,19 +32,8 @@ from tornadoproxy.testing import (
 )
 
 
-class Keyed:
+class Keyed(Served):
     """A proxy with a keys database, its keys, and what surrounds it."""
-
-    def __init__(self, scene: Scene, where: DatabaseLocation) -> None:
-        self.where = where
-        self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
-        self.upstream, self.records = scene.upstream, scene.records
-
-    @property
-    def path(self) -> Path:
-        """The database, if it is a file."""
-        assert isinstance(self.where, Path)
-        return self.where
 
     async def start(self, **given: Any) -> Proxy:
         return await self.start_proxy(**{"KEYS_DB": self.where, **given})

@@ -10,11 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-from people import run_command
+from people import Stored, run_command
 from postgres import sqlite_only
 from program import run
 from tornadoproxy_keys import KEYS_DB, Keys, store
@@ -27,17 +26,8 @@ KEY = re.compile(r"tp-([0-9a-f]{12})-[A-Za-z0-9_-]{43}\n")
 DAY = 86_400
 
 
-class KeysCommand:
+class KeysCommand(Stored):
     """The command with a database."""
-
-    def __init__(self, where: DatabaseLocation) -> None:
-        self.where = where
-
-    @property
-    def path(self) -> Path:
-        """The database, if it is a file."""
-        assert isinstance(self.where, Path)
-        return self.where
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_command(Keys(), {KEYS_DB: self.where}, *arguments)
@@ -109,7 +99,8 @@ def test_create_takes_groups_models_expiry_and_limits(keys: KeysCommand) -> None
     assert abs(seconds(document["expires"]) - seconds(document["created"]) - 30 * DAY) <= 60
     limits = [document[f"{what}_per_minute"] for what in ("requests", "tokens")]
     assert (*limits, document["concurrency"]) == (60, 100_000, 4)
-    cells = re.split("  +", "  ".join(keys.done("list").splitlines()))
+    # an id of digits alone is aligned to the right, as numbers are
+    cells = re.split("  +", "  ".join(keys.done("list").splitlines()).strip())
     assert cells[:5] == ["id", "name", "state", "groups", "models"]
 
 
