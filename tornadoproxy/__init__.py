@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         Outcome,
         RequestRecord,
     )
+    from tornadoproxy.plugin.shared_limits import shared_counters
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
     from tornadoproxy.secret import Secret, SecretURL
@@ -100,6 +101,7 @@ __all__ = [
     "__version__",
     "hookimpl",
     "parsers",
+    "shared_counters",
     "tables",
     "usd",
 ]
@@ -149,6 +151,7 @@ _HOMES = {
     "__version__": "version",
     "hookimpl": "plugin.hookspecs",
     "parsers": "config.parsers",
+    "shared_counters": "plugin.shared_limits",
     "tables": "plugin.tables",
     "usd": "plugin.pricing",
 }

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from tornadoproxy import (
     DATABASE_TIMEOUT,
     INACTIVE,
-    SHARED_LIMITS,
     SHARED_LIMITS_FAILURE,
     Command,
     ConfigurationError,
@@ -35,6 +34,7 @@ from tornadoproxy import (
     Settings,
     hookimpl,
     parsers,
+    shared_counters,
 )
 from tornadoproxy_budgets.admin_keys import AdminKey, AdminKeys, parse_keys
 
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from tornadoproxy import Database, DatabaseLocation
     from tornadoproxy_budgets.api import SpendLimitsApi
     from tornadoproxy_budgets.keeper import Keeper
-    from tornadoproxy_budgets.shared_reservations import SharedReservations
 
 
 BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
@@ -130,9 +129,14 @@ class Budgets:
         if self._keeper is None:
             from tornadoproxy_budgets.api import SpendLimitsApi
             from tornadoproxy_budgets.keeper import Keeper
+            from tornadoproxy_budgets.shared_reservations import SharedReservations
 
-            local = settings[SHARED_LIMITS_FAILURE] == "local"
-            keeper = Keeper(where, _shared(settings), local=local)
+            counters = shared_counters(settings)
+            keeper = Keeper(
+                where,
+                None if counters is None else SharedReservations(counters),
+                local=settings[SHARED_LIMITS_FAILURE] == "local",
+            )
             keeper.check()
             self._keeper = keeper
             self._api = SpendLimitsApi(keeper, keys)
@@ -172,17 +176,6 @@ class Budgets:
     def _opened_api(self) -> SpendLimitsApi:
         assert self._api is not None, "configure() has returned that this plugin is active"
         return self._api
-
-
-def _shared(settings: Settings) -> SharedReservations | None:
-    url = settings[SHARED_LIMITS]
-    if url is None:
-        return None
-    from tornadoproxy import SharedCounters
-    from tornadoproxy_budgets.shared_reservations import SharedReservations
-
-    timeout = settings[DATABASE_TIMEOUT]
-    return SharedReservations(SharedCounters(url, setting=SHARED_LIMITS.name, timeout=timeout))
 
 
 def _admin_keys(settings: Settings) -> AdminKeys:

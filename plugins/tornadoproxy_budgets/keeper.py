@@ -107,15 +107,7 @@ class Keeper:
         :param deadline: seconds for a statement; see `Database.start`.
         :raises ConfigurationError: the database cannot be used.
         """
-        await asyncio.to_thread(self._database.open)
-        self._database.start(timeout=deadline)
-        await self._sync(_nothing)
-        if self._shared is not None:
-            try:
-                await self._shared.open()
-            except BaseException:
-                await self._database.close()
-                raise
+        await self._database.start(self._load, statement_timeout=deadline)
         self._ticking = asyncio.create_task(self._tick(), name="budgets")
 
     async def close(self) -> None:
@@ -229,6 +221,11 @@ class Keeper:
         :raises DatabaseUnavailable: the database cannot be used; nothing was changed.
         """
         return await asyncio.shield(asyncio.ensure_future(self._sync(work)))
+
+    async def _load(self) -> None:
+        await self._sync(_nothing)
+        if self._shared is not None:
+            await self._shared.open()
 
     async def _tick(self) -> None:
         failures = 0

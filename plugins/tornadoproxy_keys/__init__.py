@@ -42,6 +42,7 @@ from tornadoproxy import (
     Settings,
     hookimpl,
     parsers,
+    shared_counters,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from tornadoproxy import Database, DatabaseLocation
     from tornadoproxy_keys.gate import Gate
-    from tornadoproxy_keys.shared_limits import SharedLimits
 
 
 KEYS_DB: Setting[DatabaseLocation | None] = Setting(
@@ -108,8 +108,14 @@ class Keys:
         self._timeout = settings[DATABASE_TIMEOUT]
         if self._gate is None:
             from tornadoproxy_keys.gate import Gate
+            from tornadoproxy_keys.shared_limits import SharedLimits
 
-            gate = Gate(where, _shared(settings), local=settings[SHARED_LIMITS_FAILURE] == "local")
+            counters = shared_counters(settings)
+            gate = Gate(
+                where,
+                None if counters is None else SharedLimits(counters),
+                local=settings[SHARED_LIMITS_FAILURE] == "local",
+            )
             gate.check()
             self._gate = gate
         self._gate.has_token = _has_token(settings)
@@ -151,17 +157,6 @@ class Keys:
     def _opened(self) -> Gate:
         assert self._gate is not None, "configure() has returned that this plugin is active"
         return self._gate
-
-
-def _shared(settings: Settings) -> SharedLimits | None:
-    url = settings[SHARED_LIMITS]
-    if url is None:
-        return None
-    from tornadoproxy import SharedCounters
-    from tornadoproxy_keys.shared_limits import SharedLimits
-
-    timeout = settings[DATABASE_TIMEOUT]
-    return SharedLimits(SharedCounters(url, setting=SHARED_LIMITS.name, timeout=timeout))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

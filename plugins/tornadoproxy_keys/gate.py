@@ -108,21 +108,7 @@ class Gate:
         :param deadline: seconds for a statement; see `Database.start`.
         :raises ConfigurationError: the database cannot be used.
         """
-        await asyncio.to_thread(self._database.open)
-        self._database.start(timeout=deadline)
-        try:
-            await self._refresh()
-        except BaseException as error:
-            await self._database.close()
-            if isinstance(error, DatabaseUnavailable):
-                raise ConfigurationError(str(error)) from None
-            raise
-        if self._shared is not None:
-            try:
-                await self._shared.open()
-            except BaseException:
-                await self._database.close()
-                raise
+        await self._database.start(self._load, statement_timeout=deadline)
         self._refreshing = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
@@ -220,6 +206,11 @@ class Gate:
     def _settle(self, key: LiveKey, record: RequestRecord) -> None:
         key.in_flight -= 1
         self._usage.add(key.row.id, record)
+
+    async def _load(self) -> None:
+        await self._refresh()
+        if self._shared is not None:
+            await self._shared.open()
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -139,10 +139,8 @@ class Ledger:
         """
         assert self._where is not None, "configure() has returned that this plugin is active"
         database = _ledger(self._where, self._spool)
-        await asyncio.to_thread(database.open)
-        database.start(timeout=self._timeout)
-        if self._spool is not None:
-            await self._spool.open(database)
+        open_spool = None if self._spool is None else partial(self._spool.open, database)
+        await database.start(open_spool, statement_timeout=self._timeout)
         self._insert = insert if database.dialect == "sqlite" else insert_each
         self._database = database
         self._deleting = asyncio.create_task(self._delete_daily(database))

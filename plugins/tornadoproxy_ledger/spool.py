@@ -51,8 +51,7 @@ class Spool:
 
         :raises ConfigurationError: the file cannot be used.
         """
-        await asyncio.to_thread(self._file.open)
-        self._file.start()
+        await self._file.start()
         self._moving = asyncio.create_task(self._keep_moving(database))
 
     def take(self, records: Sequence[RequestRecord]) -> bool:

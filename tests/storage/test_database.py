@@ -30,8 +30,7 @@ def path(tmp_path: Path) -> Path:
 @contextlib.asynccontextmanager
 async def started(path: Path) -> AsyncIterator[Database]:
     opened = Database(path, SCHEMA, name="test")
-    await asyncio.to_thread(opened.open)
-    opened.start()
+    await opened.start()
     try:
         yield opened
     finally:
@@ -429,8 +428,7 @@ def add(numbers, connection):
 
 async def main():
     database = Database(Path(sys.argv[1]), ["CREATE TABLE numbers (number INTEGER)"], name="test")
-    database.open()
-    database.start()
+    await database.start()
     for number in range(100_000):
         database.write_behind(add, number)
         print(number, flush=True)

@@ -27,8 +27,7 @@ SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL, word TEXT);",)
 @contextlib.asynccontextmanager
 async def started(url: SecretURL) -> AsyncIterator[Database]:
     opened = Database(url, SCHEMA, name="test", watched=["numbers"])
-    await asyncio.to_thread(opened.open)
-    opened.start()
+    await opened.start()
     await opened.changed()
     try:
         yield opened

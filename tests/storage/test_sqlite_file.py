@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sqlite3
@@ -140,7 +139,7 @@ def test_newer_schema_is_refused(path: Path) -> None:
         pass
     assert refusal(path) == (
         "it was written by a newer version of the plugin (schema 2, and this one has 1): install "
-        "the newer one, or name another file"
+        "the newer one, or name another database"
     )
 
 
@@ -151,8 +150,7 @@ async def test_two_plugins_write_to_a_file_at_once(path: Path) -> None:
     names = ("numbers", "words")
     plugins = [Database(path, [f"CREATE TABLE {name} (item);"], name=name) for name in names]
     for each in plugins:
-        await asyncio.to_thread(each.open)
-        each.start()
+        await each.start()
     for number in range(100):
         for name, each in zip(names, plugins, strict=True):
             each.write_behind(insert_into, name)
@@ -277,7 +275,7 @@ def test_reader_creates_no_file(path: Path) -> None:
     [
         (SCHEMA * 2, "test", "it was written by another version of the plugin: start this version"),
         ((), "test", "it was written by another version of the plugin: start this version"),
-        (SCHEMA, "other", "other has never written to it: name the file of other"),
+        (SCHEMA, "other", "other has never written to it: name the database of other"),
     ],
 )
 def test_reader_refuses_another_schema(

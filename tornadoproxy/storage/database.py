@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from tornadoproxy.storage.contract import OutcomeUnknown
 from tornadoproxy.storage.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -26,10 +27,10 @@ _TABLE = re.compile(r"^\s*CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.IGNORECASE 
 class Database:
     """One database of a plugin, and the thread of its own that uses it.
 
-    In the proxy, the hook ``startup`` calls `open` in a thread and then `start`, and ``shutdown``
-    calls `close`. The event loop never waits for the database: `run` is awaited, `write_behind`
-    queues. In a command, ``with database:`` opens and closes it, and `transaction` is used in the
-    calling thread; `reading` is enough for a command that changes nothing.
+    In the proxy, the hook ``startup`` awaits `start`, and ``shutdown`` `close`. The event loop
+    never waits for the database: `run` is awaited, `write_behind` queues. In a command, ``with
+    database:`` opens and closes it, and `transaction` is used in the calling thread; `reading` is
+    enough for a command that changes nothing.
 
     While the proxy runs, `DatabaseUnavailable` says that the database cannot be used. `check`,
     `open` and the commands raise `ConfigurationError` then, with one line that says why and what to
@@ -107,21 +108,39 @@ class Database:
             return self._engine.version()
 
     def open(self) -> None:
-        """Open the database, create it if it is absent, and bring its schema up to date. Blocks.
+        """Open the database, create it if it is absent, and bring its schema up to date.
+
+        This blocks: it is for commands.
 
         :raises ConfigurationError: the database cannot be used.
         """
         with _configuration_errors():
             self._engine.open()
 
-    def start(self, *, timeout: float = 0.25) -> None:
-        """Begin to serve `run` and `write_behind`. The database must be open.
+    async def start(
+        self,
+        load: Callable[[], Awaitable[object]] | None = None,
+        *,
+        statement_timeout: float = 0.25,
+    ) -> None:
+        """Open the database as `open` does, and begin to serve `run` and `write_behind`.
 
-        :param timeout: seconds that a PostgreSQL server may take for a statement; usually
+        :param load: awaited then; if it raises, the database is closed.
+        :param statement_timeout: seconds that a PostgreSQL server may take for a statement; usually
             ``settings[DATABASE_TIMEOUT]``.
+        :raises ConfigurationError: the database cannot be used.
         """
-        self._engine.serve(timeout)
+        await asyncio.to_thread(self.open)
+        self._engine.serve(statement_timeout)
         self._worker.start()
+        if load is None:
+            return
+        try:
+            with _configuration_errors():
+                await load()
+        except BaseException:
+            await self.close()
+            raise
 
     async def run(self, work: Callable[[DatabaseConnection], T]) -> T:
         """Do `work` in one transaction outside of the event loop, and return its result.

@@ -39,6 +39,7 @@ from tornadoproxy.storage.postgres_connection import (
     TextDumper,
     reason_of,
 )
+from tornadoproxy.storage.schema_version import migration_refusal, reading_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -163,16 +164,8 @@ class PostgreSQL:
         with self._mapped(), contextlib.closing(self._connect()) as connection:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             version = _version(connection, self._name)
-            if version == 0:
-                raise self.unavailable(
-                    f"{self._name} has never written to it: the proxy creates its tables when it "
-                    "starts"
-                )
-            if version != len(self._schema):
-                raise self.unavailable(
-                    "it was written by another version of the plugin: start this version of the "
-                    "proxy, which updates it"
-                )
+            if refusal := reading_refusal(version, len(self._schema), self._name):
+                raise self.unavailable(refusal)
             yield Session(connection)
 
     def has_changed(self) -> bool:
@@ -293,11 +286,8 @@ class PostgreSQL:
         return bool(triggers == len(self._watched))
 
     def _migrate_from(self, version: int, connection: Connection) -> None:
-        if version > len(self._schema):
-            raise self.unavailable(
-                f"it was written by a newer version of the plugin (schema {version}, and this one "
-                f"has {len(self._schema)}): install the newer one, or name another database"
-            )
+        if refusal := migration_refusal(version, len(self._schema)):
+            raise self.unavailable(refusal)
         for script in self._schema[version:]:
             connection.execute(postgres_sql.script(script), prepare=False)
         for table in self._watched:

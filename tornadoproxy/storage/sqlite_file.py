@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tornadoproxy.errors import DatabaseUnavailable
+from tornadoproxy.storage.schema_version import migration_refusal, reading_refusal
 
 if TYPE_CHECKING:
     import sqlite3
@@ -179,15 +180,8 @@ class SQLiteFile:
         with self._mapped(), contextlib.closing(self._connect("ro")) as connection:
             connection.execute("BEGIN")
             version = self._version(connection)
-            if version == 0:
-                raise self.unavailable(
-                    f"{self._name} has never written to it: name the file of {self._name}"
-                )
-            if version != len(self._schema):
-                raise self.unavailable(
-                    "it was written by another version of the plugin: start this version of the "
-                    "proxy, which updates it"
-                )
+            if refusal := reading_refusal(version, len(self._schema), self._name):
+                raise self.unavailable(refusal)
             yield connection
 
     def has_changed(self) -> bool:
@@ -249,11 +243,8 @@ class SQLiteFile:
         with self.transaction():
             connection.execute(_VERSIONS)
             version = self._version(connection)
-            if version > len(self._schema):
-                raise self.unavailable(
-                    f"it was written by a newer version of the plugin (schema {version}, and this "
-                    f"one has {len(self._schema)}): install the newer one, or name another file"
-                )
+            if refusal := migration_refusal(version, len(self._schema)):
+                raise self.unavailable(refusal)
             for script in self._schema[version:]:
                 for statement in _statements(script):
                     connection.execute(statement)
