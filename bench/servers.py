@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -13,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import postgresql
 from bench.programs import BenchError
 
 if TYPE_CHECKING:
@@ -24,52 +23,31 @@ START_TIMEOUT = 20.0  # seconds for a server to start
 @contextmanager
 def shared_servers() -> Iterator[Mapping[str, str] | None]:
     """Start both; yield the proxy's variables for them, or ``None`` if one is not installed."""
-    initdb, postgres = _of_postgresql("initdb"), _of_postgresql("postgres")
     redis = shutil.which("redis-server") or shutil.which("valkey-server")
-    if initdb is None or postgres is None or redis is None:
+    if postgresql.program("postgres") is None or redis is None:
         yield None
         return
     # not below /root, where PostgreSQL's user could not enter
     with tempfile.TemporaryDirectory(prefix="bench-servers-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        data, ports = folder / "data", [_free_port(), _free_port()]
-        subprocess.run(
-            [initdb, "--no-sync", "--no-locale", "--encoding=UTF8", "--auth=trust",
-             "--username=bench", f"--pgdata={data}"],
-            check=True, capture_output=True, user=account.pw_uid, group=account.pw_gid,
-        )  # fmt: skip
-        log = (folder / "log").open("wb")
-        servers = [
+        server, port = postgresql.Server(Path(name), _free_port(), "bench"), _free_port()
+        processes = [
+            server.launch(),
             subprocess.Popen(
-                [postgres, "-D", str(data), "-p", str(ports[0]), "-h", "127.0.0.1", "-k", ""],
-                stdout=log, stderr=log, user=account.pw_uid, group=account.pw_gid,
+                [redis, "--port", str(port), "--save", ""], stdout=subprocess.DEVNULL, cwd=name
             ),
-            subprocess.Popen(
-                [redis, "--port", str(ports[1]), "--save", ""], stdout=log, stderr=log, cwd=folder
-            ),
-        ]  # fmt: skip
+        ]
         try:
-            for port in ports:
-                _wait_for(port)
+            for each in (server.port, port):
+                _wait_for(each)
             yield {
-                "DATABASE_URL": f"postgresql://bench@127.0.0.1:{ports[0]}/postgres",
-                "SHARED_LIMITS": f"redis://127.0.0.1:{ports[1]}/0",
+                "DATABASE_URL": f"postgresql://bench@127.0.0.1:{server.port}/postgres",
+                "SHARED_LIMITS": f"redis://127.0.0.1:{port}/0",
             }
         finally:
-            for server in servers:
-                server.terminate()
-            for server in servers:
-                server.wait()
-            log.close()
-
-
-def _of_postgresql(program: str) -> str | None:
-    """Return the path of one of PostgreSQL's programs; Debian keeps them beside the versions."""
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
-    return str(found[-1]) if found else shutil.which(program)
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
 
 
 def _free_port() -> int:

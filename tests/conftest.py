@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+# for the bench's programs; last, since the package under test may be an installed one
+sys.path.append(str(Path(__file__).parents[1]))
 
 pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene"]
 pytest.register_assert_rewrite(

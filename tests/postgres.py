@@ -6,67 +6,44 @@ import asyncio
 import contextlib
 import itertools
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
 import pytest
 from tornado.testing import bind_unused_port
 
+from bench import postgresql
 from tornadoproxy import DatabaseLocation, SecretURL
 
 USER, PASSWORD = "tornadoproxy", "p%40ss%2Fword-of-the-database"
 
 
-def _program(name: str) -> str | None:
-    """Return the path of one of PostgreSQL's programs; Debian keeps them beside the versions."""
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
-
-
-class PostgreSQLServer:
-    """A PostgreSQL server of its own, on a free port of the loopback interface.
-
-    :ivar port: its port, which it keeps when it is started again.
-    """
+class PostgreSQLServer(postgresql.Server):
+    """A PostgreSQL server that is started and stopped by tests, always on the same port."""
 
     def __init__(self, directory: Path) -> None:
-        listener, self.port = bind_unused_port()
+        listener, port = bind_unused_port()
         listener.close()
-        self._data = directory / "data"
-        self._log = directory / "log"
+        super().__init__(directory, port, USER, password=unquote(PASSWORD))
         self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
-        # the server refuses to run as root
-        self._as = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-        directory.chmod(0o755)
-        if self._as is not None:
-            os.chown(directory, self._as.pw_uid, self._as.pw_gid)
-        password = directory / "password"
-        password.write_text(PASSWORD.replace("%40", "@").replace("%2F", "/"))
-        password.chmod(0o644)
-        self._run(
-            *("initdb", "--no-sync", "--no-locale", "--encoding=UTF8", "--auth=scram-sha-256"),
-            *(f"--username={USER}", f"--pwfile={password}", f"--pgdata={self._data}"),
-        ).wait()
 
     def start(self) -> None:
         """Start the server, and wait until it accepts connections."""
-        self._process = self._run(
-            *("postgres", "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
-            *("-c", "fsync=off", "-c", "max_connections=200", "-c", "deadlock_timeout=100ms"),
+        self._process = self.launch(
+            *("-c", "fsync=off", "-c", "max_connections=200", "-c", "deadlock_timeout=100ms")
         )
         while True:
             try:
                 self.connect("postgres").close()
             except psycopg.OperationalError:
-                assert self._process.poll() is None, self._log.read_text()[-1000:]
+                assert self._process.poll() is None, self.log.read_text()[-1000:]
                 time.sleep(0.02)
             else:
                 return
@@ -102,18 +79,6 @@ class PostgreSQLServer:
             connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
-    def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        program = _program(name)
-        assert program is not None
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [program, *arguments],
-                stdout=log,
-                stderr=log,
-                user=self._as and self._as.pw_uid,
-                group=self._as and self._as.pw_gid,
-            )
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need the server."""
@@ -125,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgreSQLServer]:
     """A running server for all tests of a process."""
-    if _program("postgres") is None:
+    if postgresql.program("postgres") is None:
         pytest.skip("PostgreSQL is absent")
     # not pytest's directory, which only the user who runs the tests may enter
     with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as directory:
