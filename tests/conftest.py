@@ -17,7 +17,7 @@ import pytest
 # for the bench's programs; last, since the package under test may be an installed one
 sys.path.append(str(Path(__file__).parents[1]))
 
-pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene"]
+pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene", "tls"]
 pytest.register_assert_rewrite(
     "budget_team", "held_stream", "in_process", "people", "program", "served"
 )

@@ -1,4 +1,4 @@
-"""A streamed response that the test ends, and the request for it."""
+"""Streamed responses that the test ends, or that do not end, and the request for them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ class Stream:
         for each in EVENTS[1:]:
             await exchange.chunk(each)
         await exchange.last_chunk()
+
+
+class Endless:
+    """A response that goes on until it is aborted; `stalled` once nothing more can be sent."""
+
+    def __init__(self) -> None:
+        self.stalled = asyncio.Event()
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        while True:
+            sending = asyncio.create_task(exchange.chunk(bytes(0x10000)))
+            if not (await asyncio.wait({sending}, timeout=0.1))[0]:
+                self.stalled.set()
+            await sending
 
 
 async def begin_stream(client: RawConnection) -> None:

@@ -28,8 +28,6 @@ from tornadoproxy.testing import (
     json_response,
     message_document,
     message_events,
-    raw_response,
-    response_head,
     sse_response,
 )
 
@@ -38,7 +36,6 @@ pytestmark = pytest.mark.usefixtures("proxy")
 MODEL = "claude-sonnet-5-5"
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 EVENTS = message_events(message_document("Half an answer"))
-SSE_HEAD = response_head(200, [*EVENT_STREAM, ("request-id", "req_up")])
 
 
 def chat(**fields: Any) -> Document:
@@ -264,14 +261,10 @@ async def test_pieces_and_pings_go_out_at_once(scene: Scene) -> None:
     await client.read_until(b"data: [DONE]\n\n")
 
 
-BEGUN = b"".join(EVENTS[:5])
 ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 BROKEN: dict[str, Response] = {
-    "FIN": raw_response(SSE_HEAD, chunks(BEGUN), end="close"),
-    "RST within an event": raw_response(SSE_HEAD, chunks(BEGUN[:-20]), end="reset"),
     "a tidy end": sse_response(EVENTS[:5]),
     "an error": sse_response([*EVENTS[:4], event(ERROR)]),
-    "a second message": sse_response([*EVENTS[:-1], *EVENTS]),
     "not JSON": sse_response([EVENTS[0], b"event: content_block_delta\ndata: {oh no\n\n"]),
 }
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-import trustme
+from held_stream import Endless
 from scene import Scene
-from served import EVENT_STREAM, EVENTS, MESSAGE, MESSAGE_BODY, UPLOAD, chunks
+from served import EVENTS, MESSAGE, MESSAGE_BODY, UPLOAD, chunks
+from tls import OwnTLS
 
 from tornadoproxy import RequestRecord
 from tornadoproxy.testing import (
@@ -69,13 +68,6 @@ async def abandoned(scene: Scene) -> RequestRecord:
 # -- while the upstream is asked
 
 
-async def before_head(client: RawConnection, scene: Scene) -> int | None:
-    scene.upstream.script(silent_response())
-    await client.send(MESSAGE)
-    await (await scene.upstream.received()).complete()
-    return None
-
-
 async def in_silent_stream(client: RawConnection, scene: Scene) -> int | None:
     scene.upstream.script(sse_response(EVENTS[:3], end="hang"))
     await client.send(MESSAGE)
@@ -86,20 +78,10 @@ async def in_silent_stream(client: RawConnection, scene: Scene) -> int | None:
 
 async def not_reading(client: RawConnection, scene: Scene) -> int | None:
     """All buffers between the two are full."""
-    stalled = asyncio.Event()
-
-    async def endless(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.head(200, EVENT_STREAM)
-        while True:
-            sending = asyncio.create_task(exchange.chunk(bytes(0x10000)))
-            if not (await asyncio.wait({sending}, timeout=0.05))[0]:
-                stalled.set()
-            await sending
-
+    endless = Endless()
     scene.upstream.script(endless)
     await client.send(MESSAGE)
-    await stalled.wait()
+    await endless.stalled.wait()
     return 200
 
 
@@ -110,7 +92,7 @@ async def uploading(client: RawConnection, scene: Scene) -> int | None:
 
 
 @each_way
-@pytest.mark.parametrize("stage", [before_head, in_silent_stream, not_reading, uploading])
+@pytest.mark.parametrize("stage", [in_silent_stream, not_reading, uploading])
 async def test_disconnect_aborts_the_upstream_request(
     stage: Callable[[RawConnection, Scene], Awaitable[int | None]],
     disconnect: Disconnect,
@@ -135,8 +117,14 @@ async def test_disconnect_aborts_the_upstream_request(
 @each_way
 @pytest.mark.parametrize(
     "unread",
-    [b"\r\n", MESSAGE, b"G", MESSAGE * 1000],
-    ids=["a stray line end", "a pipelined request", "half of one", "more than is read ahead"],
+    [b"", b"\r\n", MESSAGE, b"G", MESSAGE * 1000],
+    ids=[
+        "none",
+        "a stray line end",
+        "a pipelined request",
+        "half of one",
+        "more than is read ahead",
+    ],
 )
 async def test_disconnect_behind_unread_bytes_is_noticed(
     unread: bytes, disconnect: Disconnect, scene: Scene
@@ -206,40 +194,27 @@ async def test_disconnect_together_with_request_leaves_nothing(
 # -- TLS
 
 
-async def start_with_tls(scene: Scene, tmp_path: Path) -> ssl.SSLContext:
-    """Start a proxy that listens with TLS; return a client's context for it."""
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    issued.cert_chain_pems[0].write_to_path(cert)
-    issued.private_key_pem.write_to_path(key)
-    await scene.start(TLS_CERT=cert, TLS_KEY=key)
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
-
-
 @pytest.mark.parametrize(
     ("unread", "disconnect"), [(b"", RawConnection.close), (b"\r\n", RawConnection.reset)]
 )
 async def test_disconnect_with_tls_aborts_upstream_request(
-    unread: bytes, disconnect: Disconnect, scene: Scene, tmp_path: Path
+    unread: bytes, disconnect: Disconnect, scene: Scene, own_tls: OwnTLS
 ) -> None:
-    context = await start_with_tls(scene, tmp_path)
+    await scene.start(**own_tls.settings)
     scene.upstream.script(silent_response())
-    client = await scene.send(MESSAGE + unread, ssl=context)
+    client = await scene.send(MESSAGE + unread, ssl=own_tls.trusting)
     await scene.upstream.received()
     await disconnect(client)
     await abandoned(scene)
 
 
 async def test_tls_probe_that_disconnects_logs_nothing(
-    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    scene: Scene, own_tls: OwnTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = await start_with_tls(scene, tmp_path)
+    await scene.start(**own_tls.settings)
     probe = request_bytes("GET", "/health")
     for _ in range(20):
-        client = await scene.send(probe, ssl=context)
+        client = await scene.send(probe, ssl=own_tls.trusting)
         await client.close()
-    assert (await (await scene.raw(ssl=context)).ask(probe)).status == 200
+    assert (await (await scene.raw(ssl=own_tls.trusting)).ask(probe)).status == 200
     assert [each for each in caplog.records if each.levelname != "DEBUG"] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -15,7 +14,6 @@ from tornadoproxy.testing import (
     Proxy,
     bytes_response,
     request_bytes,
-    silent_response,
 )
 
 pytestmark = pytest.mark.usefixtures("proxy")
@@ -71,29 +69,6 @@ async def test_probe_needs_no_credential_and_reveals_nothing(
             assert secret.encode() not in shown
     assert scene.upstream.connections == 0
     assert scene.records.all == []
-
-
-async def test_ready_is_503_while_draining_and_health_is_not(scene: Scene) -> None:
-    proxy = await scene.start(DRAIN_TIMEOUT=5)
-    scene.upstream.script(silent_response())
-    busy, ready, head, health = [await scene.raw() for _ in range(4)]
-    await busy.send(request("GET", "/v1/models"))
-    await scene.upstream.received()
-    # idle connections are closed, and no new ones accepted: these have begun a request
-    begun = b" HTTP/1.1\r\nHost: localhost\r\n"
-    await ready.send(b"GET /ready" + begun)
-    await head.send(b"HEAD /ready" + begun)
-    await health.send(b"GET /health" + begun)
-    assert (await scene.ask("/health")).status == 200  # by now the others have been read
-
-    draining = asyncio.create_task(proxy.server.drain())
-    await asyncio.sleep(0)  # its first step
-    response = await ready.ask(b"\r\n")
-    assert (response.status, json.loads(response.body)) == (503, {"status": "draining"})
-    assert (await head.ask(b"\r\n", to_head=True)).status == 503
-    assert (await health.ask(b"\r\n")).status == 200
-    await busy.close()
-    await draining
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", "9"), CHUNKED])

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 import pytest
-from held_stream import EVENT_STREAM, EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
+from held_stream import EVENTS, REQUEST, Endless, Stream, begin_stream, rest_of_stream
 from scene import Scene
 from tornado import netutil
 
@@ -19,7 +19,6 @@ from tornadoproxy.testing import (
     Proxy,
     RawConnection,
     Truncated,
-    UpstreamExchange,
     request_bytes,
     silent_response,
     sse_response,
@@ -28,7 +27,7 @@ from tornadoproxy.testing import (
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 NOT_FOUND = request_bytes("GET", "/nowhere", token=TEST_TOKEN)
-READY = request_bytes("GET", "/ready")
+HEALTH = request_bytes("GET", "/health")
 
 
 class Ending:
@@ -52,18 +51,13 @@ async def end_stream(client: RawConnection) -> None:
     assert await client.read() == b""
 
 
-async def become_idle(client: RawConnection) -> None:
-    """Have a request served on this connection."""
-    assert (await client.ask(request_bytes("GET", "/health"))).status == 200
-
-
 async def test_drain_ends_idle_connections_and_lets_streams_finish(
     proxy: Proxy, scene: Scene
 ) -> None:
     stream = Stream()
     scene.upstream.script(stream)
     idle, unused, streaming = await scene.raw(), await scene.raw(), await scene.raw()
-    await become_idle(idle)
+    assert (await idle.ask(HEALTH)).status == 200
     await begin_stream(streaming)
     drain = asyncio.create_task(proxy.server.drain())
     async with asyncio.timeout(1):
@@ -95,19 +89,22 @@ async def test_drain_right_after_response_closes_connection(turns: int, scene: S
 
 
 async def test_drain_answers_half_sent_requests_with_close(proxy: Proxy, scene: Scene) -> None:
-    """Readiness is 503, and a body is still read."""
+    """Readiness is 503, health is not, and a body is still read."""
     stream = Stream()
     scene.upstream.script(stream)
-    asking, uploading, idle, streaming = [await scene.raw() for _ in range(4)]
-    await asking.send(READY[:10])
-    await uploading.send(REQUEST[:-1])
+    probes = [request_bytes(*each) for each in (("GET", "/ready"), ("HEAD", "/ready"))]
+    half_sent = [(HEALTH, 200), *((probe, 503) for probe in probes), (REQUEST, 400)]
+    clients = [await scene.send(request[:-1]) for request, _ in half_sent]
+    idle, streaming = await scene.raw(), await scene.raw()
     await begin_stream(streaming)  # by now what the others sent has been read
     drain = asyncio.create_task(proxy.server.drain())
     assert await idle.read() == b""
-    for client, rest, status in ((asking, READY[10:], 503), (uploading, REQUEST[-1:], 400)):
-        await client.send(rest)
-        response = await client.response()
+    for client, (request, status) in zip(clients, half_sent, strict=True):
+        is_head = request.startswith(b"HEAD")
+        response = await client.ask(request[-1:], to_head=is_head)
         assert (response.status, response.header("Connection")) == (status, "close")
+        if request == probes[0]:
+            assert json.loads(response.body) == {"status": "draining"}
         assert await client.read() == b""
     assert scene.upstream.requests[1].body == b"{}"
     stream.may_end.set()
@@ -177,28 +174,11 @@ def small_send_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "bind_sockets", bind_sockets)
 
 
-class Endless:
-    """A stream that goes on until it is aborted; `stalled` once nothing more is read."""
-
-    def __init__(self) -> None:
-        self.stalled = asyncio.Event()
-
-    async def __call__(self, exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.head(200, EVENT_STREAM)
-        while True:
-            sending = asyncio.create_task(exchange.chunk(bytes(0x10000)))
-            if not (await asyncio.wait({sending}, timeout=0.1))[0]:
-                self.stalled.set()
-            await sending
-
-
 async def stalled_client(scene: Scene) -> RawConnection:
     """A client that reads nothing of an endless stream, of which nothing more can be sent."""
     endless = Endless()
     scene.upstream.script(endless)
-    client = await scene.raw(receive_buffer=16_384)
-    await client.send(REQUEST)
+    client = await scene.send(REQUEST, receive_buffer=16_384)
     await endless.stalled.wait()
     return client
 

@@ -9,7 +9,7 @@ import socket
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
 from scene import Scene
-from server.conftest import OwnTLS
+from tls import OwnTLS
 
 from tornadoproxy.server import listener
 from tornadoproxy.server.server import _raise_descriptor_limit

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from held_stream import EVENTS, Stream, begin_stream, rest_of_stream
 from scene import Scene
-from server.conftest import OwnTLS
+from tls import OwnTLS
 
 from tornadoproxy import ConfigurationError
 from tornadoproxy.cli import banner
