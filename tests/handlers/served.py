@@ -1,12 +1,13 @@
-"""Pieces of HTTP, and checks of the proxy's own errors, for tests of served requests."""
+"""Pieces of HTTP, checks of the proxy's own errors, and a plugin, for tests of served requests."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from tornadoproxy import Identity, IncomingRequest, ModelRequest, hookimpl
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Proxy,
@@ -113,3 +114,22 @@ async def held(proxy: Proxy, size: int) -> None:
     """Wait until the proxy holds this many bytes of bodies."""
     while proxy.server.status().held_bytes < size:
         await asyncio.sleep(0)
+
+
+class Authorizer:
+    """Records what it is asked, and decides with this function."""
+
+    def __init__(self, decide: Callable[[ModelRequest | None], object] = lambda _: None) -> None:
+        self._decide = decide
+        self.asked: list[tuple[IncomingRequest, Identity, ModelRequest | None]] = []
+
+    @hookimpl
+    def authorize(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> Any:  # Any: what is tested
+        self.asked.append((request, identity, model_request))
+        return self._decide(model_request)
+
+    def models(self) -> list[ModelRequest]:
+        """The requests for a model that it was asked about."""
+        return [each for _, _, each in self.asked if each is not None]

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 from msgspec.structs import replace
 from scene import Scene
-from served import request
+from served import anthropic_error, request
 from tornado.httputil import HTTPHeaders
 
 from tornadoproxy import Dialect, Identity, IncomingRequest, Status, Usage, hookimpl
@@ -163,8 +163,11 @@ async def test_status_counts_failures_and_refusals_by_plugin(scene: Scene) -> No
             raise KeyError
 
     proxy = await scene.start(plugins={"fails": Fails(), "refuses": Refuses()})
-    assert (await scene.ask("/v1/models")).status == 503
-    await scene.records.finished()
+    response = await scene.ask("/v1/models")
+    assert "temporarily unavailable" in anthropic_error(response, 503, "overloaded_error")
+    record = await scene.records.finished()
+    assert (record.outcome, record.status, record.principal) == ("failed", 503, None)
+    assert scene.upstream.connections == 0
     status = proxy.server.status()
     assert set(status.plugin_failures) == set(status.plugin_refusals) > {"token", "access_log"}
     assert (status.plugin_failures["fails"], status.plugin_refusals["fails"]) == (1, 0)

@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 from scene import Scene
-from served import CHUNKED, anthropic_error, held, in_chunks, openai_error, request
+from served import CHUNKED, Authorizer, anthropic_error, held, in_chunks, openai_error, request
 
 from tornadoproxy import (
     AuthenticationFailed,
     Denied,
-    Identity,
-    IncomingRequest,
     InvalidRequest,
-    ModelRequest,
     Page,
     PageRequest,
     PageResponse,
@@ -212,37 +209,23 @@ def test_page_response_that_cannot_be_sent_is_invalid(wrong: dict[str, Any]) -> 
 # -- who may see a page
 
 
-class Authorizer:
-    """Records what ``authorize`` is asked; refuses, if told to."""
-
-    def __init__(self, refusal: Exception | None = None) -> None:
-        self.asked: list[tuple[str, str, ModelRequest | None]] = []
-        self.refusal = refusal
-
-    @hookimpl
-    def authorize(
-        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
-    ) -> None:
-        self.asked.append((request.path, identity.principal, model_request))
-        if self.refusal is not None:
-            raise self.refusal
-
-
 async def test_page_requires_authentication_and_authorization(scene: Scene) -> None:
     page, authorizer = Recorder(), Authorizer()
-    await scene.start(plugins=[Pages(Page("/page", page)), authorizer])
+    pages = Pages(Page("/page", page))
+    await scene.start(plugins=[pages, authorizer])
     assert (await scene.ask("/page", token="not-the-token")).status == 401
     assert (page.requests, authorizer.asked) == ([], [])
     assert (await scene.ask("/page")).status == 200
-    assert authorizer.asked == [("/page", "token", None)]
-    authorizer.refusal = Denied("This page is not for you.")
+    ((incoming, identity, model_request),) = authorizer.asked
+    assert (incoming.path, identity.principal, model_request) == ("/page", "token", None)
+    await scene.start(plugins=[pages, Authorizer(raising(Denied("This page is not for you.")))])
     message = anthropic_error(await scene.ask("/page"), 403, "permission_error")
     assert message == "This page is not for you."
     assert len(page.requests) == 1
 
 
 async def test_public_page_asks_no_plugin(scene: Scene) -> None:
-    page, authorizer = Recorder(), Authorizer(Denied("not for you"))
+    page, authorizer = Recorder(), Authorizer(raising(Denied("not for you")))
     await scene.start(plugins=[Pages(Page("/page", page, public=True)), authorizer])
     for token in (None, "not-the-token"):
         assert (await scene.ask("/page", token=token)).status == 200

@@ -128,9 +128,6 @@ async def test_response_before_upload_ends_is_readable(scene: Scene) -> None:
     assert [(each.status, each.body) for each in responses] == [(413, b"early"), (200, b"ok")]
 
 
-# -- headers
-
-
 # -- headers and target
 
 

@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import Any
 
 import brotli  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import zstandard
-from anthropic import AsyncAnthropic
 from scene import Scene
 from served import EVENT_STREAM, MESSAGE_FIELDS, STREAM, in_chunks, lowered, request
 
 from tornadoproxy.testing import (
-    TEST_UPSTREAM_KEY,
+    Proxy,
     Response,
     bytes_response,
     message_document,
@@ -238,40 +236,26 @@ async def test_http_1_0_connection_ends_with_response(
 
 
 BATCHES = "/v1/messages/batches"
-BATCH: Any = [{"custom_id": "one", "params": MESSAGE_FIELDS}]
+BATCH = [{"custom_id": "one", "params": MESSAGE_FIELDS}]
 
 
-async def test_results_url_leads_through_the_proxy_if_rewritten(
-    scene: Scene, anthropic_client: AsyncAnthropic
-) -> None:
-    batch = await anthropic_client.messages.batches.create(requests=BATCH)
-    assert (batch.results_url or "").startswith(f"{scene.upstream.url}{BATCHES}/msgbatch_")
-    proxy = await scene.start(REWRITE_RESULTS_URL="yes")
-    batches = anthropic_client.with_options(base_url=proxy.url).messages.batches
-    batch = await batches.create(requests=BATCH)
-    results = [result async for result in await batches.results(batch.id)]
-    assert batch.results_url == f"{proxy.url}{BATCHES}/{batch.id}/results"
-    assert [result.custom_id for result in results] == ["one"]
-    assert scene.upstream.requests[-1].all("x-api-key") == [TEST_UPSTREAM_KEY]
-    assert scene.upstream.requests[-1].target == f"{BATCHES}/{batch.id}/results"
-
-
-async def test_only_results_url_in_json_is_rewritten(scene: Scene) -> None:
+async def test_only_results_url_in_json_is_rewritten_if_asked(proxy: Proxy, scene: Scene) -> None:
     """The length follows. Batches are asked for uncompressed, since they could not be rewritten."""
-    proxy = await scene.start(REWRITE_RESULTS_URL="yes")
+    rewriting = await scene.start(REWRITE_RESULTS_URL="yes")
     body = (
         b'{ "data" : [{"results_url": "https://api.anthropic.com/pre/v1/messages/batches/a/results",'
         b'"z":1.0e0},{"results_url":null}], "note":"\\u0041 https://api.anthropic.com/v1/messages"}\n'
     )
-    rewritten = body.replace(b"https://api.anthropic.com/pre", proxy.url.encode())
-    lines = [("Host", f"127.0.0.1:{proxy.port}"), ("Accept-Encoding", "gzip")]
-    for target, content_type, expected, accepts in (
-        (f"{BATCHES}?limit=2", "application/json", rewritten, "identity"),
-        (f"{BATCHES}/a/results", "application/x-jsonl", body, "identity"),
-        ("/v1/files", "application/json", body, "gzip"),
+    rewritten = body.replace(b"https://api.anthropic.com/pre", rewriting.url.encode())
+    lines = [("Host", f"127.0.0.1:{rewriting.port}"), ("Accept-Encoding", "gzip")]
+    for to, target, content_type, expected, accepts in (
+        (rewriting, f"{BATCHES}?limit=2", "application/json", rewritten, "identity"),
+        (rewriting, f"{BATCHES}/a/results", "application/x-jsonl", body, "identity"),
+        (rewriting, "/v1/files", "application/json", body, "gzip"),
+        (proxy, BATCHES, "application/json", body, "gzip"),
     ):
         scene.upstream.script(bytes_response(body, {"Content-Type": content_type}))
-        response = await scene.ask(target, headers=lines)
+        response = await scene.ask(target, headers=lines, to=to)
         assert response.body == expected
         assert response.header("Content-Length") == str(len(expected))
         assert scene.upstream.requests[-1].all("Accept-Encoding") == [accepts]

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.usefixtures("no_errors_logged")
 TOKEN = b"Authorization: Bearer %b\r\n" % TEST_TOKEN.encode()
 HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\n" + TOKEN
 SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: a\r\n" + TOKEN + b"\r\n"
-SIGNED_LENGTH = HEAD % b"/v1/messages" + b"Content-Length: +5\r\n\r\nhello"
 MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
 HEALTH = request_bytes("GET", "/health")
 
@@ -54,40 +53,18 @@ def check_refused(response: RawResponse, path: str, status: int = 400) -> None:
 
 
 async def ended(client: RawConnection) -> None:
-    """The proxy ends the connection, and sends nothing more."""
+    """See that the proxy ends the connection, and sends nothing more."""
     async with asyncio.timeout(2):
         assert await client.read() == b""
 
 
-async def send_on(client: RawConnection, data: bytes, pause: float = 0.0) -> None:
-    """Send `data` again and again, until the connection is closed."""
-    async with asyncio.timeout(5):
-        while True:
-            await client.send(data)
-            await asyncio.sleep(pause)
-
-
-# -- malformed requests; their heads are in tests/protocol, smuggling in tests/system
-
-
-@pytest.mark.parametrize("path", ["/v1/messages?beta=true", "/openai/v1/chat/completions"])
-async def test_malformed_head_is_400_and_ends_the_connection(
-    path: str, scene: Scene, proxy: Proxy
-) -> None:
-    """Line ends before a request are skipped, and a request before it is served."""
-    client = await scene.raw()
-    malformed = HEAD % path.encode() + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
-    await client.send(b"\r\n" * 3 + MODELS + b"\r\n" + malformed + SMUGGLED)
-    assert (await client.response()).status == 200
-    check_refused(await client.response(), path)
-    await ended(client)
-    assert (await scene.ask(HEALTH)).status == 200
-    assert [request.target for request in scene.upstream.requests] == ["/v1/models"]
+# -- malformed requests; tests/system has what each of them leads to
 
 
 async def test_refusal_reaches_a_client_that_goes_on_sending(scene: Scene, proxy: Proxy) -> None:
     """A reset, because of unread bytes, would take the response away from the client."""
-    client = await scene.send(SIGNED_LENGTH + bytes(0x100000))
+    malformed = HEAD % b"/v1/messages" + b"Content-Length: +5\r\n\r\n"
+    client = await scene.send(malformed + bytes(0x100000))
     check_refused(await client.response(), "/v1/messages")
     await ended(client)
 
@@ -105,17 +82,9 @@ async def test_tls_on_plain_port_is_cut_and_logged_once(
     assert (await scene.ask(HEALTH)).status == 200
 
 
-@pytest.mark.parametrize(
-    "chunks",
-    [b"5\r\nhelloo\r\n0\r\n\r\n", b"5;" + b"x" * 100_000],
-    ids=["end", "endless line"],
-)
-async def test_malformed_chunk_is_400_and_aborts_the_call(
-    chunks: bytes, scene: Scene, proxy: Proxy
-) -> None:
-    client = await scene.raw()
+async def test_malformed_chunk_is_400_and_aborts_the_call(scene: Scene, proxy: Proxy) -> None:
     head = HEAD % b"/v1/files" + b"Transfer-Encoding: chunked\r\n\r\n"
-    await client.send(head + chunks + SMUGGLED)
+    client = await scene.send(head + b"5\r\nhelloo\r\n0\r\n\r\n" + SMUGGLED)
     check_refused(await client.response(), "/v1/files")
     await ended(client)
     record = await scene.records.finished()
@@ -265,8 +234,14 @@ async def test_dripping_head_is_closed(start: bytes, drop: bytes, scene: Scene) 
     """The timeout is for the whole head, and blank lines before it do not count."""
     await scene.start(CLIENT_IDLE_TIMEOUT=0.1)
     client = await scene.send(start)
+
+    async def drip() -> None:
+        while True:
+            await client.send(drop)
+            await asyncio.sleep(0.02)
+
     with pytest.raises(ConnectionError):
-        await send_on(client, drop, 0.02)
+        await asyncio.wait_for(drip(), 5)
 
 
 @pytest.mark.parametrize("rate", [0, 1_000_000_000])
@@ -319,23 +294,14 @@ async def test_wait_for_response_does_not_count_as_idle(scene: Scene) -> None:
 # -- what follows a request
 
 
-@pytest.mark.parametrize("target", ["/health", "/v1/models"])
 async def test_connection_is_kept_alive_unless_the_client_closes(
-    target: str, scene: Scene, proxy: Proxy
+    scene: Scene, proxy: Proxy
 ) -> None:
-    for version, line, close in (
-        (b"HTTP/1.1", "foo", None),
-        (b"HTTP/1.1", "foo, Close", "close"),
-        (b"HTTP/1.0", "keep-alive", None),
-    ):
-        client = await scene.raw()
-        request = request_bytes("GET", target, {"Connection": line}, token=TEST_TOKEN)
-        response = await client.ask(request.replace(b"HTTP/1.1", version))
+    client = await scene.raw()
+    for line, close in (("foo", None), ("foo, Close", "close")):
+        response = await client.ask(request_bytes("GET", "/health", {"Connection": line}))
         assert response.header("Connection") == close
-        if line == "foo":
-            assert (await client.ask(HEALTH)).status == 200
-        else:
-            await ended(client)
+    await ended(client)
 
 
 @pytest.mark.parametrize(("token", "status"), [(TEST_TOKEN, 404), ("wrong", 401)])

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 from scene import Scene
+from tornado.testing import bind_unused_port
 
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, RawResponse, bytes_response
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response
 
 DOCUMENT = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]}
 
 # loopback's, although it does not look like it: inet_aton(3) takes hexadecimal numbers
 ANOTHER_NAME = "0x7f.1"
-
-
-@pytest.fixture
-def port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        number: int = server.getsockname()[1]
-        return number
-
-
-def check_loop_detected(response: RawResponse, error_type: str = "api_error") -> None:
-    assert response.status == 508
-    error = json.loads(response.body)["error"]
-    assert error["type"] == error_type
-    assert "UPSTREAM_BASE_URL" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -40,28 +25,26 @@ def check_loop_detected(response: RawResponse, error_type: str = "api_error") ->
     ],
 )
 async def test_loop_through_another_name_is_508(
-    scene: Scene, port: int, path: str, key: str, error_type: str
+    scene: Scene, path: str, key: str, error_type: str
 ) -> None:
     """Whether or not the upstream's key is a token of the proxy."""
+    free, port = bind_unused_port()
+    free.close()
     await scene.start(
         PORT=port,
         UPSTREAM_BASE_URL=f"http://{ANOTHER_NAME}:{port}",
         UPSTREAM_ALLOW_CLEARTEXT="yes",
         UPSTREAM_API_KEY=key,
     )
-    check_loop_detected(await scene.ask(path, DOCUMENT), error_type)
+    response = await scene.ask(path, DOCUMENT)
+    assert response.status == 508
+    error = json.loads(response.body)["error"]
+    assert error["type"] == error_type
+    assert "UPSTREAM_BASE_URL" in error["message"]
     await scene.records.finished(2)
     ends = [(record.status, record.outcome) for record in scene.records.all]
     assert ends[0] == (508, "denied")
     assert ends[-1][0] == 508
-
-
-async def test_loop_of_two_proxies_is_508(scene: Scene, port: int) -> None:
-    second = await scene.start(UPSTREAM_BASE_URL=f"http://127.0.0.1:{port}")
-    await scene.start(PORT=port, UPSTREAM_BASE_URL=second.url, UPSTREAM_API_KEY=TEST_TOKEN)
-    check_loop_detected(await scene.ask("/v1/messages", DOCUMENT))
-    await scene.records.finished(3)
-    assert len(scene.records.all) == 3
 
 
 async def test_chain_of_two_proxies_adds_two_names_to_via(scene: Scene) -> None:

@@ -100,26 +100,6 @@ async def test_retries_follow_the_upstreams_headers(
     assert len(upstream.requests) == 4
 
 
-async def test_synchronous_client_works_alike(
-    proxy: Proxy, anthropic_client: anthropic.AsyncAnthropic, upstream: ScriptedUpstream
-) -> None:
-    """`anthropic_client` has cleaned the environment."""
-
-    def work() -> None:
-        with anthropic.Anthropic(base_url=proxy.url, api_key=TEST_TOKEN, max_retries=0) as client:
-            message = client.messages.create(model=MODEL, max_tokens=100, messages=HELLO)
-            assert message.content[0].to_dict()["text"] == RESPONSE
-            with client.messages.stream(model=MODEL, max_tokens=100, messages=HELLO) as stream:
-                assert "".join(stream.text_stream) == RESPONSE
-            assert len(list(client.models.list(limit=2))) == 4
-            upstream.script(error_response(429, "rate_limit_error", "Slower.", (), "req_upstream"))
-            with pytest.raises(anthropic.RateLimitError, match="Slower") as caught:
-                client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
-            assert caught.value.request_id == "req_upstream"
-
-    await asyncio.to_thread(work)
-
-
 # -- TypeScript
 
 TYPESCRIPT = Path(__file__).parent / "typescript"
