@@ -10,31 +10,15 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from storage.conftest import add, adding, locked, numbers, numbers_in, started
 from tornado.ioloop import IOLoop
 
 from tornadoproxy import Database, DatabaseConnection, DatabaseUnavailable
 from tornadoproxy.storage import sqlite_file, worker
-
-SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.db"
-
-
-@contextlib.asynccontextmanager
-async def started(path: Path) -> AsyncIterator[Database]:
-    opened = Database(path, SCHEMA, name="test")
-    await opened.start()
-    try:
-        yield opened
-    finally:
-        await opened.close()
 
 
 @pytest.fixture
@@ -43,41 +27,6 @@ def opened(io_loop: IOLoop, path: Path) -> Iterator[Database]:
     stack = contextlib.AsyncExitStack()
     yield io_loop.run_sync(lambda: stack.enter_async_context(started(path)))
     io_loop.run_sync(stack.aclose)
-
-
-@pytest.fixture
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait only briefly for locks, and at the end; comes before `opened`."""
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
-    monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.3)
-
-
-def add(numbers: Sequence[int | None], connection: DatabaseConnection) -> None:
-    connection.executemany("INSERT INTO numbers VALUES (?)", [(each,) for each in numbers])
-
-
-def adding(number: int) -> Callable[[DatabaseConnection], None]:
-    return lambda connection: add([number], connection)
-
-
-def numbers(connection: DatabaseConnection) -> list[int]:
-    return [number for (number,) in connection.execute("SELECT number FROM numbers ORDER BY rowid")]
-
-
-def numbers_in(path: Path) -> list[int]:
-    """Return what the file contains for another process."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return numbers(connection)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Have another connection in the middle of a transaction that writes."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
 
 
 @contextlib.asynccontextmanager
@@ -106,31 +55,21 @@ async def failure(opened: Database) -> None:
 
 
 async def test_work_is_done_in_one_other_thread(opened: Database, path: Path) -> None:
-    storage: Database = opened  # the contract is what plugins rely on
     threads: set[int] = set()
-    storage.write_behind(lambda *_: threads.add(threading.get_ident()), None)
+    opened.write_behind(lambda *_: threads.add(threading.get_ident()), None)
     for number in (1, 2):
-        await storage.run(adding(number))
-        threads.add(await storage.run(lambda _: threading.get_ident()))
-    assert await storage.run(numbers) == [1, 2]
+        await opened.run(adding(number))
+        threads.add(await opened.run(lambda _: threading.get_ident()))
+    assert await opened.run(numbers) == [1, 2]
     assert numbers_in(path) == [1, 2]
     assert len(threads) == 1
     assert threads != {threading.get_ident()}
 
 
-async def test_work_that_raises_changes_nothing_and_raises_in_run(opened: Database) -> None:
-    def broken(connection: DatabaseConnection) -> None:
-        adding(1)(connection)
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        await opened.run(broken)
-    with pytest.raises(sqlite3.IntegrityError):
-        await opened.run(lambda connection: add([None], connection))
+async def test_work_that_commits_itself_raises(opened: Database) -> None:
     with pytest.raises(sqlite3.OperationalError):
         await opened.run(lambda connection: connection.execute("COMMIT"))
-    assert await opened.run(numbers) == []
-    assert not opened.failing
+    assert await opened.run(adding(1)) == 1
 
 
 async def test_work_of_a_cancelled_caller_is_not_done(opened: Database) -> None:
@@ -146,28 +85,19 @@ async def test_work_of_a_cancelled_caller_is_not_done(opened: Database) -> None:
         await second
 
 
-async def test_changed_reports_changes_of_others_only(opened: Database, path: Path) -> None:
-    await opened.changed()
-    await opened.run(adding(1))
-    assert not await opened.changed()
-    with contextlib.closing(sqlite3.connect(path)) as other, other:
-        other.execute("INSERT INTO numbers VALUES (2)")
-    assert await opened.changed()
-    assert not await opened.changed()
-    assert await opened.run(numbers) == [1, 2]
-
-
 # -- items written behind
 
 
-async def test_items_are_written_in_order_without_being_awaited(opened: Database) -> None:
+async def test_items_are_written_in_order_without_being_awaited(
+    opened: Database, path: Path
+) -> None:
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in range(100):
         opened.write_behind(add, number)
     opened.write_behind(lambda *_: loop.call_soon_threadsafe(written.set), None)
     await written.wait()
-    assert await opened.run(numbers) == list(range(100))
+    assert numbers_in(path) == list(range(100))
     assert opened.lost == 0
 
 

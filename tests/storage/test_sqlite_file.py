@@ -8,47 +8,15 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from storage.conftest import SCHEMA, WORDS, insert, locked, numbers_in
 
 from tornadoproxy import ConfigurationError, Database, DatabaseConnection
-from tornadoproxy.storage import sqlite_file
 
-SCHEMA = ("CREATE TABLE numbers (number INTEGER NOT NULL);",)
-WORDS = "CREATE TABLE words (word TEXT);"
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root has all permissions")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.db"
-
-
-@pytest.fixture
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.02)
-    monkeypatch.setattr(sqlite_file, "OPEN_TIMEOUT", 0.1)
-
-
-def insert(path: Path, number: int) -> None:
-    with Database(path, SCHEMA, name="test") as opened, opened.transaction() as connection:
-        connection.execute("INSERT INTO numbers VALUES (?)", (number,))
-
-
-def numbers_in(path: Path) -> list[int]:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return [number for (number,) in connection.execute("SELECT number FROM numbers")]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -86,17 +54,6 @@ def test_file_may_have_any_name(tmp_path: Path, name: str, monkeypatch: pytest.M
     assert os.listdir(tmp_path) == [name]
 
 
-def test_transaction_that_raises_changes_nothing(path: Path) -> None:
-    def use(opened: Database) -> None:
-        with opened.transaction() as connection:
-            connection.execute("INSERT INTO numbers VALUES (1)")
-            raise KeyError("mine")
-
-    with Database(path, SCHEMA, name="test") as opened, pytest.raises(KeyError, match="mine"):
-        use(opened)
-    assert numbers_in(path) == []
-
-
 def test_several_processes_may_create_it_at_once(path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tornadoproxy import Database\n"
@@ -106,41 +63,6 @@ def test_several_processes_may_create_it_at_once(path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", script, path]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0] * 3
     assert numbers_in(path) == [1] * 3
-
-
-# -- schemas
-
-
-def test_schema_is_migrated(path: Path) -> None:
-    insert(path, 1)
-    newer = (
-        *SCHEMA,
-        "ALTER TABLE numbers ADD COLUMN word TEXT;\n-- why; not\nCREATE INDEX i ON numbers (word)",
-        "UPDATE numbers SET word = 'a;b';",
-    )
-    for _ in range(2):
-        with Database(path, newer, name="test") as opened, opened.transaction() as connection:
-            assert connection.execute("SELECT * FROM numbers").fetchall() == [(1, "a;b")]
-            assert connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'i'").fetchone()
-
-
-def test_migration_that_fails_leaves_the_previous_version(path: Path) -> None:
-    insert(path, 1)
-    broken = (*SCHEMA, f"{WORDS} INSERT INTO nowhere VALUES (1);")
-    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
-        Database(path, broken, name="test").open()
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert not connection.execute("SELECT 1 FROM sqlite_schema WHERE name='words'").fetchone()
-    insert(path, 2)
-
-
-def test_newer_schema_is_refused(path: Path) -> None:
-    with Database(path, (*SCHEMA, WORDS), name="test"):
-        pass
-    assert refusal(path) == (
-        "it was written by a newer version of the plugin (schema 2, and this one has 1): install "
-        "the newer one, or name another database"
-    )
 
 
 async def test_two_plugins_write_to_a_file_at_once(path: Path) -> None:
@@ -268,20 +190,3 @@ def test_reader_creates_no_file(path: Path) -> None:
         "starts",
     )
     assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("schema", "name", "reason"),
-    [
-        (SCHEMA * 2, "test", "it was written by another version of the plugin: start this version"),
-        ((), "test", "it was written by another version of the plugin: start this version"),
-        (SCHEMA, "other", "other has never written to it: name the database of other"),
-    ],
-)
-def test_reader_refuses_another_schema(
-    path: Path, schema: tuple[str, ...], name: str, reason: str
-) -> None:
-    insert(path, 1)
-    reader = Database(path, schema, name=name)
-    with pytest.raises(ConfigurationError, match=reason), reader.reading():
-        pass
