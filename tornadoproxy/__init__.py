@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
     from tornadoproxy.secret import Secret, SecretURL
     from tornadoproxy.server.line_writer import LineWriter
-    from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation
+    from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy.storage.database import Database
     from tornadoproxy.storage.script import Script
     from tornadoproxy.storage.shared_counters import SharedCounters
@@ -72,6 +72,7 @@ __all__ = [
     "Database",
     "DatabaseConnection",
     "DatabaseLocation",
+    "DatabaseStatus",
     "DatabaseUnavailable",
     "Denied",
     "Dialect",
@@ -121,6 +122,7 @@ _HOMES = {
     "Database": "storage.database",
     "DatabaseConnection": "storage.contract",
     "DatabaseLocation": "storage.contract",
+    "DatabaseStatus": "storage.contract",
     "DatabaseUnavailable": "errors",
     "Denied": "errors",
     "Dialect": "protocol.dialects",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
-    from tornadoproxy import Database, DatabaseLocation
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
     from tornadoproxy_budgets.api import SpendLimitsApi
     from tornadoproxy_budgets.keeper import Keeper
 
@@ -153,6 +153,10 @@ class Budgets:
     @hookimpl
     async def startup(self) -> None:
         await self._opened().open(self._timeout)
+
+    @hookimpl
+    def database_status(self) -> list[DatabaseStatus]:
+        return self._opened().database_status()
 
     @hookimpl
     async def shutdown(self) -> None:

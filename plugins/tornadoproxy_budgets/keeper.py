@@ -42,7 +42,7 @@ from tornadoproxy_budgets.engine import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from tornadoproxy import DatabaseConnection, DatabaseLocation
+    from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy_budgets.shared_reservations import SharedReservations
 
 T = TypeVar("T")
@@ -109,6 +109,13 @@ class Keeper:
         """
         await self._database.start(self._load, statement_timeout=deadline)
         self._ticking = asyncio.create_task(self._tick(), name="budgets")
+
+    def database_status(self) -> list[DatabaseStatus]:
+        """Return the state of the database, and of the server of ``SHARED_LIMITS`` if it is set."""
+        states = [self._database.status]
+        if self._shared is not None:
+            states.append(self._shared.status)
+        return states
 
     async def close(self) -> None:
         """Save what is not saved yet, and close the database."""

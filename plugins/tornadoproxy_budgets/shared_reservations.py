@@ -20,7 +20,7 @@ from tornadoproxy_budgets.periods import Period, first_day, reset_time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tornadoproxy import SharedCounters
+    from tornadoproxy import DatabaseStatus, SharedCounters
     from tornadoproxy_budgets.engine import Applying, Engine, Subject
 
 LEASE = 30  # seconds
@@ -124,6 +124,11 @@ class SharedReservations:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: set[str] = set()
+
+    @property
+    def status(self) -> DatabaseStatus:
+        """The server in figures."""
+        return self._counters.status
 
     async def open(self) -> None:
         """Connect.

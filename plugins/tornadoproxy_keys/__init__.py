@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
-    from tornadoproxy import Database, DatabaseLocation
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
     from tornadoproxy_keys.gate import Gate
 
 
@@ -132,6 +132,10 @@ class Keys:
     @hookimpl
     async def startup(self) -> None:
         await self._opened().open(self._timeout)
+
+    @hookimpl
+    def database_status(self) -> list[DatabaseStatus]:
+        return self._opened().database_status()
 
     @hookimpl
     async def shutdown(self) -> None:

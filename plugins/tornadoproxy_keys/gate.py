@@ -38,7 +38,7 @@ from tornadoproxy_keys.usage_count import UsageCount
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from tornadoproxy import DatabaseConnection, DatabaseLocation
+    from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy_keys.shared_limits import SharedLimits
 
 REFRESH = 1.0  # seconds between two checks of the database
@@ -110,6 +110,13 @@ class Gate:
         """
         await self._database.start(self._load, statement_timeout=deadline)
         self._refreshing = asyncio.create_task(self._keep_fresh())
+
+    def database_status(self) -> list[DatabaseStatus]:
+        """Return the state of the database, and of the server of ``SHARED_LIMITS`` if it is set."""
+        states = [self._database.status]
+        if self._shared is not None:
+            states.append(self._shared.status)
+        return states
 
     async def close(self) -> None:
         """Write the usage, and close the database."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tornadoproxy import Script
 
 if TYPE_CHECKING:
-    from tornadoproxy import SharedCounters
+    from tornadoproxy import DatabaseStatus, SharedCounters
     from tornadoproxy_keys.live_key import LiveKey
 
 LEASE = 30  # seconds
@@ -94,6 +94,11 @@ class SharedLimits:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: dict[str, set[str]] = {}  # of this process, by the id of their key
+
+    @property
+    def status(self) -> DatabaseStatus:
+        """The server in figures."""
+        return self._counters.status
 
     async def open(self) -> None:
         """Connect.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tornadoproxy import Database, DatabaseLocation
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
     from tornadoproxy_ledger.spool import Spool
 
 DAY = 86_400.0  # seconds
@@ -149,6 +149,11 @@ class Ledger:
     def request_finished(self, record: RequestRecord) -> None:
         if self._database is not None:
             self._database.write_behind(self._insert, record)
+
+    @hookimpl
+    def database_status(self) -> list[DatabaseStatus]:
+        kept = (self._database, self._spool)
+        return [each.status for each in kept if each is not None]
 
     @hookimpl
     async def shutdown(self) -> None:

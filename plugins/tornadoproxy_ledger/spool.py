@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tornadoproxy import RequestRecord
+    from tornadoproxy import DatabaseStatus, RequestRecord
 
 PAUSE = 1.0  # seconds between two attempts to move rows
 
@@ -38,6 +38,11 @@ class Spool:
         self._file = Database(path, rows.SCHEMA, name="ledger", setting="LEDGER_SPOOL")
         self._may_have_rows = True
         self._moving: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> DatabaseStatus:
+        """The file in figures."""
+        return self._file.status
 
     def check(self) -> None:
         """Refuse an invalid path.

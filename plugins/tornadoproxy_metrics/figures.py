@@ -318,6 +318,38 @@ class _StatusCollector(Collector):
         for plugin, count in status.plugin_refusals.items():
             errors.add_metric((plugin, "refused"), count)
         yield errors
+        if status.databases:
+            yield from _database_metrics(status)
+
+
+def _database_metrics(status: Status) -> Iterator[Metric]:
+    labels = ("plugin", "database")
+    failing = GaugeMetricFamily(
+        "tornadoproxy_database_failing",
+        "Whether the last attempt to use the database failed: 1 or 0.",
+        labels=labels,
+    )
+    failures = CounterMetricFamily(
+        "tornadoproxy_database_failures", "Attempts to use the database that failed.", labels=labels
+    )
+    held = GaugeMetricFamily(
+        "tornadoproxy_database_held_items",
+        "Items in memory that wait to be written to the database.",
+        labels=labels,
+    )
+    lost = CounterMetricFamily(
+        "tornadoproxy_database_lost_items",
+        "Items that could not be written to the database.",
+        labels=labels,
+    )
+    for plugin, databases in status.databases.items():
+        for each in databases:
+            values = (plugin, each.name)
+            failing.add_metric(values, each.failing)
+            failures.add_metric(values, each.failures)
+            held.add_metric(values, each.held)
+            lost.add_metric(values, each.lost)
+    yield from (failing, failures, held, lost)
 
 
 class _WithoutCreation(Collector):

@@ -205,6 +205,12 @@ async def test_databases_example(start_proxy: StartProxy, ask: Ask, tmp_path: Pa
         assert connection.execute("SELECT * FROM counts").fetchall() == [("token", 2)]
 
 
+async def test_database_status_example(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> None:
+    await start_proxy(plugins={"notes": load("database_status")}, NOTES_DB=tmp_path / "notes.db")
+    shown = json.loads((await ask("/ready", token=None)).body)["databases"]["notes"]
+    assert shown == {"NOTES_DB": {"failing": False, "failures": 0, "held": 0, "lost": 0}}
+
+
 async def test_configure_example(start_proxy: StartProxy, ask: Ask) -> None:
     async def at_noon(**hours: object) -> Proxy:
         plugin = load("configure")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from scene import Scene
@@ -69,6 +72,31 @@ async def test_probe_needs_no_credential_and_reveals_nothing(
             assert secret.encode() not in shown
     assert scene.upstream.connections == 0
     assert scene.records.all == []
+
+
+async def test_ready_shows_databases_that_fail_and_recover(scene: Scene, tmp_path: Path) -> None:
+    async def until(*failing: str) -> dict[str, Any]:
+        """Return what is shown once these settings alone are shown as failing."""
+        async with asyncio.timeout(10):
+            while True:
+                response = await scene.ask("/ready", token=None)
+                assert (response.status, str(tmp_path).encode() in response.body) == (200, False)
+                plugins = json.loads(response.body)["databases"]
+                shown = {name: each for plugin in plugins.values() for name, each in plugin.items()}
+                if {name for name, each in shown.items() if each["failing"]} == set(failing):
+                    return shown
+                await asyncio.sleep(0.02)
+
+    budgets, aside = tmp_path / "budgets.db", tmp_path / "aside"
+    await scene.start(BUDGETS_DB=budgets, LEDGER_DB=tmp_path / "ledger.db")
+    at_first = {"failing": False, "failures": 0, "held": 0, "lost": 0}
+    assert await until() == {"BUDGETS_DB": at_first, "LEDGER_DB": at_first}
+    budgets.rename(aside)
+    await until("BUDGETS_DB")
+    aside.rename(budgets)
+    recovered = await until()
+    assert recovered["BUDGETS_DB"]["failures"] > 0
+    assert recovered["LEDGER_DB"] == at_first
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", "9"), CHUNKED])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from doubles import CANARY, RECORD, Authenticator, Plugin, plugins_of, with_timeout
 
-from tornadoproxy import ConfigurationError, RequestRecord, Status
+from tornadoproxy import ConfigurationError, DatabaseStatus, RequestRecord, Status
 from tornadoproxy.plugin.manager import Plugins
 
 
@@ -172,3 +172,15 @@ def test_blocking_observers_are_counted() -> None:
     plugins.request_finished(RECORD)
     plugins.tell("other", "settle", block, RECORD)
     assert plugins.failures == {"blocks": 1, "other": 1}
+
+
+# -- the state of databases
+
+
+@pytest.mark.parametrize("result", [fail, lambda: [None], lambda: None])
+def test_database_status_of_one_plugin_spares_the_others(result: Callable[[], Any]) -> None:
+    status = DatabaseStatus("NOTES_DB", failing=True, failures=2)
+    plugins = loaded(a=Plugin(database_status=result), b=Plugin(database_status=lambda: [status]))
+    for _ in range(2):
+        assert plugins.database_status() == {"b": (status,)}
+    assert (plugins.failures["a"], plugins.failures["b"]) == (2, 0)

@@ -19,6 +19,7 @@ from tornadoproxy_metrics.routes import route_class
 
 from tornadoproxy import (
     ConfigurationError,
+    DatabaseStatus,
     ModelUsage,
     Outcome,
     RequestRecord,
@@ -48,6 +49,10 @@ STATUS = Status(
     plugin_failures={"ledger": 2},
     plugin_refusals={"keys": 4, "ledger": 1},
     draining=True,
+    databases={
+        "keys": (DatabaseStatus("KEYS_DB", failing=True, failures=3),),
+        "ledger": (DatabaseStatus("LEDGER_DB", failing=False, failures=1, held=7, lost=2),),
+    },
 )
 
 
@@ -256,6 +261,13 @@ def test_status_of_the_moment_is_shown() -> None:
         ("refused", "keys"): 4,
         ("refused", "ledger"): 1,
     }
+    for name, values in (
+        ("failing", {("KEYS_DB", "keys"): 1}),
+        ("failures_total", {("KEYS_DB", "keys"): 3, ("LEDGER_DB", "ledger"): 1}),
+        ("held_items", {("LEDGER_DB", "ledger"): 7}),
+        ("lost_items_total", {("LEDGER_DB", "ledger"): 2}),
+    ):
+        assert shown.all(f"tornadoproxy_database_{name}") == values
     ((_, version),) = shown.all("tornadoproxy_build_info")
     assert version == __version__
 

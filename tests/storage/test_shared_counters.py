@@ -88,12 +88,15 @@ async def test_server_that_stops_fails_scripts_until_it_is_back(
             with pytest.raises(DatabaseUnavailable, match=r"respond in time|cannot be reached"):
                 await counters.run(COUNT, ["a"], 1)
         counters.send(COUNT, ["a"], 1)  # is lost
+        assert (counters.status.name, counters.status.failing) == ("SHARED_LIMITS", True)
         if stalled:
             redis_server.send(signal.SIGCONT)
         else:
             await asyncio.to_thread(redis_server.start)
         await usable(counters)
         assert await counters.run(COUNT, ["b"], 1) == 1
+        assert counters.status.failing is False
+        assert counters.status.failures > 0
     assert "can be used again" in caplog.text
     assert PASSWORD not in caplog.text
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import msgspec
+
 from tornadoproxy.handlers.base import BaseHandler
 from tornadoproxy.protocol.request_target import PROBES
+
+if TYPE_CHECKING:
+    from tornadoproxy.storage.contract import DatabaseStatus
 
 
 class ProbeHandler(BaseHandler):
@@ -11,25 +18,43 @@ class ProbeHandler(BaseHandler):
 
     SUPPORTED_METHODS = ("GET", "HEAD")
 
-    document = b'{"status":"ok"}'
-
     def prepare(self) -> None:
         self.refuse_body()
 
     async def serve(self) -> None:
+        self.respond({"status": "ok"})
+
+    def respond(self, document: dict[str, object]) -> None:
+        """End the request with `document`."""
         self.set_header("Cache-Control", "no-store")
-        self.write(self.document)
+        self.write(msgspec.json.encode(document))
         self.end()
 
 
 class ReadyHandler(ProbeHandler):
-    """Readiness: 503 while draining, so that a load balancer sends nothing more."""
+    """Readiness: 503 while draining, so that a load balancer sends nothing more.
+
+    A database that fails changes no status: all proxies may share it, and a load balancer without
+    any proxy could not even show their errors.
+    """
 
     async def serve(self) -> None:
-        if self.gateway.draining:
+        draining = self.gateway.draining
+        if draining:
             self.set_status(503)
-            self.document = b'{"status":"draining"}'
-        await super().serve()
+        document: dict[str, object] = {"status": "draining" if draining else "ok"}
+        if databases := self.gateway.plugins.database_status():
+            document["databases"] = {
+                plugin: {each.name: _figures(each) for each in states}
+                for plugin, states in databases.items()
+            }
+        self.respond(document)
+
+
+def _figures(status: DatabaseStatus) -> dict[str, object]:
+    figures: dict[str, object] = msgspec.structs.asdict(status)
+    del figures["name"]
+    return figures
 
 
 PROBE_HANDLERS: dict[str, type[ProbeHandler]] = {

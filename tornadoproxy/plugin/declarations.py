@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.storage.contract import DatabaseStatus
 
 T = TypeVar("T")
 
@@ -94,6 +95,21 @@ def databases_of(
     if faults:
         raise ConfigurationError(*faults)
     return tuple((plugin, *item) for plugin, items in results for item in items)
+
+
+def checked_states(states: Iterable[object]) -> tuple[DatabaseStatus, ...]:
+    """Return the result of ``database_status``.
+
+    :raises OurOwnError: it is not one.
+    """
+    from tornadoproxy.storage.contract import DatabaseStatus  # most proxies have no database
+
+    checked = []
+    for each in states:
+        if not isinstance(each, DatabaseStatus):
+            raise OurOwnError(f"its {type(each).__name__} is not a DatabaseStatus")
+        checked.append(each)
+    return tuple(checked)
 
 
 def _ask_all(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
-    from tornadoproxy.storage.contract import DatabaseLocation
+    from tornadoproxy.storage.contract import DatabaseLocation, DatabaseStatus
     from tornadoproxy.storage.database import Database
 
     DatabaseSetting: TypeAlias = Setting[DatabaseLocation | None]
@@ -62,6 +62,7 @@ class Status(Struct, frozen=True):
     :param plugin_failures: failures by plugin that were only logged; 0 for a plugin without any.
     :param plugin_refusals: failures by plugin that refused a request; likewise.
     :param draining: whether the proxy is stopping.
+    :param databases: by plugin, what `database_status` has returned; nothing for a plugin without.
     """
 
     in_flight: int
@@ -73,6 +74,7 @@ class Status(Struct, frozen=True):
     plugin_failures: Mapping[str, int]
     plugin_refusals: Mapping[str, int]
     draining: bool
+    databases: Mapping[str, tuple[DatabaseStatus, ...]] = {}
 
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -172,6 +174,18 @@ def shutdown() -> Awaitable[None] | None:
 
     Runs once, after the last request has been recorded, in the reverse order. Sync or async, at
     most five seconds. An exception is logged.
+    """
+
+
+@hookspec
+def database_status() -> Iterable[DatabaseStatus]:  # type: ignore[empty-body]  # a specification
+    """Return the state of each database that the plugin uses. Observing; sync, must not block.
+
+    Runs after `startup`, whenever ``/ready`` is asked for and for `Status`. `Database.status` and
+    `SharedCounters.status` are what to return; a plugin may make a `DatabaseStatus` for a server
+    of another kind. Everybody who reaches the proxy can see them, so they must hold no secret.
+
+    An exception, or anything but those, is logged, and the plugin's databases are not shown.
     """
 
 

@@ -14,7 +14,7 @@ from tornadoproxy.plugin.failures import discard
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-GENERATOR_HOOKS = ("declare_settings", "commands", "credential_headers", "pages")
+GENERATOR_HOOKS = ("declare_settings", "commands", "credential_headers", "pages", "database_status")
 SYNC_HOOKS = (*GENERATOR_HOOKS, "configure", "databases", "price", "request_finished")
 
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -10,7 +10,8 @@ request, and no other is asked. While all results are synchronous no coroutine i
 that blocks the event loop for longer than its timeout delays every client, so its result does not
 count either.
 
-*Telling* (`Plugins.request_finished`, `Plugins.shutdown`): every plugin, each isolated.
+*Telling* (`Plugins.request_finished`, `Plugins.database_status`, `Plugins.shutdown`): every plugin,
+each isolated.
 
 A plugin that `configure` declared inactive is neither asked nor told.
 
@@ -44,6 +45,7 @@ from tornadoproxy.plugin.decisions import (
 from tornadoproxy.plugin.declarations import (
     check_fixed,
     check_unchanged,
+    checked_states,
     configure_all,
     credential_headers_of,
     databases_of,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
+    from tornadoproxy.storage.contract import DatabaseStatus
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
@@ -207,6 +210,16 @@ class Plugins:
             error = await failure(stop, SHUTDOWN_TIMEOUT)
             if error is not None:
                 log_failure("plugin %r failed in shutdown: %s", plugin, error)
+
+    def database_status(self) -> dict[str, tuple[DatabaseStatus, ...]]:
+        """Return the state of the plugins' databases, by plugin."""
+        states = {}
+        for plugin, function in self._database_owners:
+            try:
+                states[plugin] = checked_states(function())
+            except BaseException as error:
+                self.count_failure(plugin, "database_status", error)
+        return states
 
     def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
         """Ask who a request comes from, until one plugin returns an identity.
@@ -354,6 +367,7 @@ class Plugins:
         self._pricing = Pricing(active("price"), self.count_failure)
         self._observers = active("request_finished")
         self._stoppers = active("shutdown")
+        self._database_owners = active("database_status")
         self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
 

@@ -133,6 +133,7 @@ class Server:
             plugin_failures={name: self._plugins.failures[name] for name in names},
             plugin_refusals={name: self._plugins.refusals[name] for name in names},
             draining=gateway.draining,
+            databases=self._plugins.database_status(),
         )
 
     async def drain(self) -> None:

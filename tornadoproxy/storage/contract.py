@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from msgspec import Struct
+
 from tornadoproxy.secret import SecretURL
 
 if TYPE_CHECKING:
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
 
 DatabaseLocation: TypeAlias = Path | SecretURL
 """Where a database is: an SQLite file, or a ``postgresql://`` URL."""
+
+
+class DatabaseStatus(Struct, frozen=True):
+    """What a running proxy knows of a database, or of another server that keeps its data.
+
+    :param name: the setting that names it.
+    :param failing: whether the last attempt to use it failed.
+    :param failures: how many attempts failed since the start.
+    :param held: items that wait to be written.
+    :param lost: items that were lost since the start.
+    """
+
+    name: str
+    failing: bool
+    failures: int
+    held: int = 0
+    lost: int = 0
+
 
 # Any: the types of parameters and columns are those of the statement
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
-from tornadoproxy.storage.contract import OutcomeUnknown
+from tornadoproxy.storage.contract import DatabaseStatus, OutcomeUnknown
 from tornadoproxy.storage.worker import Worker
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Database:
         self.where = where
         self.name = name
         self.schema = tuple(schema)
+        self._setting = setting or name
         self.tables = tuple(_TABLE.findall("\n".join(schema)))
         title = f"the database {where} of {name}" if setting is None else f"{setting}={where}"
         self._engine = _engine(where, schema, name, title, watched)
@@ -82,12 +83,20 @@ class Database:
     @property
     def failing(self) -> bool:
         """Whether the last attempt to use the database failed."""
-        return self._worker.failing
+        return self._worker.failures.last
 
     @property
     def lost(self) -> int:
         """How many items passed to `write_behind` have been lost."""
         return self._worker.lost
+
+    @property
+    def status(self) -> DatabaseStatus:
+        """The database in figures, for the hook ``database_status``."""
+        failures = self._worker.failures
+        return DatabaseStatus(
+            self._setting, failures.last, failures.total, self._worker.held, self._worker.lost
+        )
 
     def check(self, *, created_by: str | None = None) -> None:
         """Validate the setting that names the database, without creating anything.

@@ -1,18 +1,18 @@
 """Counters that several proxies share, in a Redis or Valkey server.
 
 Scripts change them, each atomically (https://redis.io/docs/latest/develop/programmability/). While
-there is no connection, scripts fail at once, and a connection is tried twice a second. Of
-consecutive failures the 1st, 2nd, 4th, 8th … are logged.
+there is no connection, scripts fail at once, and a connection is tried twice a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
+from tornadoproxy.storage.contract import DatabaseStatus
+from tornadoproxy.storage.failures import Failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 2.0  # seconds
 PAUSE = 0.5  # seconds between two attempts to connect
-
-_logger = logging.getLogger(__name__)
 
 
 class SharedCounters:
@@ -37,6 +35,7 @@ class SharedCounters:
     """
 
     def __init__(self, url: SecretURL, *, setting: str, timeout: float) -> None:
+        self._setting = setting
         self._title = f"{setting}={url}"
         try:
             from tornadoproxy.storage import redis_line
@@ -56,13 +55,18 @@ class SharedCounters:
         self._line: Line | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: set[asyncio.Task[None]] = set()
-        self._failures = 0
+        self._failures = Failures(self._title)
         self._reason = "it is not open"
 
     @property
     def failing(self) -> bool:
         """Whether there is no connection."""
         return self._line is None
+
+    @property
+    def status(self) -> DatabaseStatus:
+        """The server in figures, for the hook ``database_status``."""
+        return DatabaseStatus(self._setting, self.failing, self._failures.total)
 
     async def open(self, renew: Callable[[], None] | None = None, *, every: float = 10.0) -> None:
         """Connect.
@@ -143,20 +147,16 @@ class SharedCounters:
             raise self._unavailable() from None
         line = self._library.Line(connection, lambda error: self._failed(error, line))
         self._line = line
-        if self._failures:
-            _logger.warning("%s can be used again after %d failures", self._title, self._failures)
-            self._failures = 0
+        self._failures.end()
 
     def _failed(self, error: Exception, line: Line | None = None) -> None:
-        """Close the connection and log some failures; a connection fails once."""
+        """Close the connection and count the failure; a connection fails once."""
         if line is not None:
             if line is not self._line:
                 return
             self._drop(line)
         self._reason = self._library.reason(error) or "the server fails: see its log"
-        self._failures += 1
-        if self._failures & (self._failures - 1) == 0:
-            _logger.error("%s (%d failures)", self._unavailable(), self._failures)
+        self._failures.count(self._unavailable())
 
     def _drop(self, line: Line) -> None:
         self._line = None

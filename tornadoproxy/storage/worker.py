@@ -1,8 +1,7 @@
 """The thread that uses one database while the proxy runs.
 
 Callers wait for jobs; items are written behind. While the database cannot be used, jobs fail at
-once, and items are held and tried again. Of consecutive failures the 1st, 2nd, 4th, 8th … are
-logged.
+once, and items are held and tried again.
 
 If the connection breaks while a transaction is committed, only the database knows whether it was.
 Nothing else is done until it has told, so that no item is written twice and no job done again.
@@ -27,6 +26,7 @@ from msgspec import Struct
 
 from tornadoproxy.errors import DatabaseUnavailable
 from tornadoproxy.storage.contract import OutcomeUnknown
+from tornadoproxy.storage.failures import Failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,14 +64,14 @@ class _Item(NamedTuple):
 class Worker:
     """The thread of one database; see the module's docstring.
 
-    :ivar failing: whether the last attempt to use the database failed.
+    :ivar failures: the failures to use the database.
     :ivar lost: how many items have been lost.
     """
 
     def __init__(
         self, engine: Engine, name: str, overflow: Callable[[Sequence[Any]], bool] | None
     ) -> None:
-        self.failing = False
+        self.failures = Failures(engine.title)
         self.lost = 0
         self._engine = engine
         self._title = engine.title
@@ -83,9 +83,13 @@ class Worker:
         self._held: deque[_Item] = deque()
         self._closing_at: float | None = None
         # used by the thread only
-        self._failures = 0  # in a row
         # how to learn whether the last transaction was committed, and what to do then
         self._unknown: tuple[Callable[[], bool], Callable[[bool], None]] | None = None
+
+    @property
+    def held(self) -> int:
+        """How many items wait to be written."""
+        return len(self._held)
 
     # In the event loop's thread
 
@@ -149,7 +153,7 @@ class Worker:
             except BaseException as error:
                 self._failed(self._engine.unavailable(_where(error)), jobs)
             else:
-                self._succeeded()
+                self.failures.end(f"; {self.lost} items were lost so far")
         if self._unknown is not None:
             _, act = self._unknown
             act(False)
@@ -175,7 +179,7 @@ class Worker:
             self._condition.wait_for(urgent, LINGER)
             if self._closing_at is None:
                 return True
-            if self.failing:
+            if self.failures.last:
                 self._condition.wait(LINGER)
             due = bool(self._held or self._jobs or self._unknown)
             return due and time.monotonic() < self._closing_at
@@ -245,29 +249,12 @@ class Worker:
             self._unknown = None
 
     def _failed(self, error: DatabaseUnavailable, jobs: list[_Job]) -> None:
-        """Count a failure, log some, and fail all waiting jobs, so that none waits for the next."""
-        self.failing = True
-        self._failures += 1
+        """Count a failure, and fail all waiting jobs, so that none waits for the next."""
         with self._condition:
             jobs += self._jobs
             self._jobs = []
+        self.failures.count(error, f", {len(self._held)} items held")
         _fail(jobs, error)
-        if self._failures & (self._failures - 1) == 0:
-            _logger.error(
-                "%s (%d consecutive failures, %d items held)",
-                error,
-                self._failures,
-                len(self._held),
-            )
-
-    def _succeeded(self) -> None:
-        if self.failing:
-            _logger.warning(
-                "%s can be used again after %d failures; %d items were lost so far",
-                self._title, self._failures, self.lost,
-            )  # fmt: skip
-            self.failing = False
-            self._failures = 0
 
     # In any thread
 
