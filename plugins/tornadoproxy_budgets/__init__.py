@@ -6,7 +6,9 @@ within two seconds. Prices come from the plugins that implement `price`.
 
 - `tornadoproxy_budgets.engine`: the decision, and the sums spent and reserved
 - `tornadoproxy_budgets.caps`, `periods`, `money`: its values
-- `tornadoproxy_budgets.keeper`: requests, and the database
+- `tornadoproxy_budgets.keeper`: requests
+- `tornadoproxy_budgets.sync`: the engine and the database
+- `tornadoproxy_budgets.shared_reservations`: the sums of several proxies together
 - `tornadoproxy_budgets.refusals`: the errors that clients get
 - `tornadoproxy_budgets.storage`: the tables
 - `tornadoproxy_budgets.api`, `wire`, `admin_keys`: the Admin API
@@ -137,9 +139,9 @@ class Budgets:
                 None if counters is None else SharedReservations(counters),
                 local=settings[SHARED_LIMITS_FAILURE] == "local",
             )
-            keeper.check()
+            keeper.sync.check()
             self._keeper = keeper
-            self._api = SpendLimitsApi(keeper, keys)
+            self._api = SpendLimitsApi(keeper.sync, keys)
         else:
             self._opened_api().keys = keys
         if not settings.is_set("KEYS_DB"):

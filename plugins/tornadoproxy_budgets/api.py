@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from tornadoproxy import DatabaseConnection, IncomingRequest, PageRequest
     from tornadoproxy_budgets.admin_keys import AdminKeys
     from tornadoproxy_budgets.caps import Cap
-    from tornadoproxy_budgets.keeper import Keeper
     from tornadoproxy_budgets.periods import Period
+    from tornadoproxy_budgets.sync import Sync
     from tornadoproxy_budgets.wire import Document, Query
 
 T = TypeVar("T")
 
 PATH = "/v1/organizations/spend_limits"
+
+MAX_AGE = 1.0  # seconds since which the sums shown may have been loaded
 
 _AUDIT_LIMIT = 100  # items of a page without the query field limit
 
@@ -30,12 +32,12 @@ _AUDIT_LIMIT = 100  # items of a page without the query field limit
 class SpendLimitsApi:
     """The pages that show and change the caps, for clients with an admin key.
 
-    :param keeper: the keeper of the caps.
+    :param sync: the caps and sums, and their database.
     :ivar keys: the admin keys.
     """
 
-    def __init__(self, keeper: Keeper, keys: AdminKeys) -> None:
-        self._keeper = keeper
+    def __init__(self, sync: Sync, keys: AdminKeys) -> None:
+        self._sync = sync
         self.keys = keys
 
     def pages(self) -> tuple[Page, ...]:
@@ -58,7 +60,7 @@ class SpendLimitsApi:
 
     async def _serve_all(self, request: PageRequest) -> PageResponse:
         if request.incoming.method != "POST":
-            self._keeper.check_known()
+            await self._refresh()
             return _response(self._list(wire.Query(request.query)))
         name = self._key_name(request.incoming)
         scope, period, cents = wire.wanted(request.body)
@@ -75,8 +77,8 @@ class SpendLimitsApi:
     async def _serve_one(self, request: PageRequest) -> PageResponse:
         (cap_id,) = request.arguments
         if request.incoming.method != "DELETE":
-            self._keeper.check_known()
-            found = next((cap for cap in self._keeper.engine.caps if cap.id == cap_id), None)
+            await self._refresh()
+            found = next((cap for cap in self._sync.engine.caps if cap.id == cap_id), None)
             return _response(self._cap_document(_existing(found)))
         name = self._key_name(request.incoming)
         remove = partial(
@@ -86,7 +88,7 @@ class SpendLimitsApi:
         return _response({"type": "spend_limit_deleted", "id": removed.id})
 
     async def _serve_effective(self, request: PageRequest) -> PageResponse:
-        self._keeper.check_known()
+        await self._refresh()
         return _response(self._effective(wire.Query(request.query)))
 
     async def _serve_audit(self, request: PageRequest) -> PageResponse:
@@ -107,7 +109,7 @@ class SpendLimitsApi:
 
     def _list(self, query: Query) -> Document:
         types = query.scope_types()
-        caps = [cap for cap in self._keeper.engine.caps if cap.scope.type in types]
+        caps = [cap for cap in self._sync.engine.caps if cap.scope.type in types]
         limit = query.limit()
         after, before, page = (query.value(name) for name in ("after_id", "before_id", "page"))
         if sum(each is not None for each in (after, before, page)) > 1:
@@ -138,7 +140,7 @@ class SpendLimitsApi:
         part = (query.value("q") or "").casefold()
         names = [
             name
-            for name in query.user_ids() or self._keeper.engine.principals()
+            for name in query.user_ids() or self._sync.engine.principals()
             if part in name.casefold()
         ]
         by_spend = periods[0] if order else None
@@ -156,10 +158,10 @@ class SpendLimitsApi:
         """Return the key that orders the rows, and at which a page continues."""
         if by_spend is None:
             return (name,)
-        return (-self._keeper.engine.spent(("user", name), by_spend, time.time()), name)
+        return (-self._sync.engine.spent(("user", name), by_spend, time.time()), name)
 
     def _summary(self, principal: str, period: Period) -> Document:
-        engine = self._keeper.engine
+        engine = self._sync.engine
         groups = engine.groups(principal)
         cap = engine.personal(principal, groups, period)
         spent = engine.spent(("user", principal), period, time.time())
@@ -170,11 +172,19 @@ class SpendLimitsApi:
         if not scope.shared:
             return wire.cap_document(cap)
         subject = (scope.type, scope.name)
-        return wire.cap_document(cap, self._keeper.engine.spent(subject, cap.period, time.time()))
+        return wire.cap_document(cap, self._sync.engine.spent(subject, cap.period, time.time()))
+
+    async def _refresh(self) -> None:
+        """Have the caps and sums of all proxies in memory.
+
+        :raises Denied: the database has been unusable for too long.
+        """
+        await self._sync.load(since=time.monotonic() - MAX_AGE)
+        self._sync.check_known()
 
     async def _change(self, work: Callable[[DatabaseConnection], T]) -> T:
         try:
-            return await self._keeper.change(work)
+            return await self._sync.change(work)
         except DatabaseUnavailable:
             raise Denied(
                 "The budgets database is temporarily unavailable; nothing was changed. The "

@@ -252,7 +252,7 @@ class Engine:
         """
         if state.day != self._day:
             return False
-        self._take_caps(state.caps)
+        self.load_caps(state.caps)
         for period in PERIODS:
             spent = dict(state.spent[period])
             first = first_day(period, self._day)
@@ -263,6 +263,25 @@ class Engine:
             self._spent[period] = spent
         self._groups = {**state.groups, **self._unsaved.groups}
         return True
+
+    def load_caps(self, caps: Iterable[Cap]) -> None:
+        """Replace the caps."""
+        self._caps = {}
+        self._personal = {}
+        self._shared = []
+        for cap in caps:
+            self._caps.setdefault(cap.scope, {})[cap.period] = cap
+            subject = (cap.scope.type, cap.scope.name)
+            if not cap.scope.shared:
+                self._personal.setdefault(cap.period, {})[subject] = cap
+            elif cap.nanos is not None:
+                self._shared.append(Applying(cap, subject, cap.nanos))
+
+    def learn(self, applying: Applying, nanos: int, now: float) -> None:
+        """Take note that others know that at least `nanos` are spent under a cap."""
+        self._roll(now)
+        spent = self._spent[applying.cap.period]
+        spent[applying.subject] = max(spent.get(applying.subject, 0), nanos)
 
     def roll(self, now: float) -> int:
         """Begin the periods of `now`, and return the day."""
@@ -279,18 +298,6 @@ class Engine:
         for key, nanos in batch.spent.items():
             self._unsaved.spent[key] = self._unsaved.spent.get(key, 0) + nanos
         self._unsaved.groups = {**batch.groups, **self._unsaved.groups}
-
-    def _take_caps(self, caps: Iterable[Cap]) -> None:
-        self._caps = {}
-        self._personal = {}
-        self._shared = []
-        for cap in caps:
-            self._caps.setdefault(cap.scope, {})[cap.period] = cap
-            subject = (cap.scope.type, cap.scope.name)
-            if not cap.scope.shared:
-                self._personal.setdefault(cap.period, {})[subject] = cap
-            elif cap.nanos is not None:
-                self._shared.append(Applying(cap, subject, cap.nanos))
 
     def _roll(self, now: float) -> None:
         day = day_of(now)

@@ -1,23 +1,15 @@
-"""The caps in a running proxy: they are applied to requests and kept in step with the database.
+"""The caps applied to the requests of a running proxy.
 
-Requests are decided from memory. Four times a second, or twice with PostgreSQL, the keeper saves
-the new sums and checks whether another process, a command or another proxy, has changed the
-database; if so it reloads the database. These jobs run one at a time, because a second one could
-read the database before the first one's sums are in it.
-
-While the database is unusable, the keeper relies on its memory for `MAX_UNKNOWN` seconds. After
-that it refuses requests for a model with 503, those of people without a cap included, because they
-may have one by now. New sums are held meanwhile, and saved when the database is usable again.
+Each proxy decides from its memory. With ``SHARED_LIMITS``, that server decides for all of them.
+After the database has been unusable for `sync.MAX_UNKNOWN` seconds, requests for a model are
+refused with 503, those of people without a cap included, because they may have one by now.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tornadoproxy import (
     DatabaseUnavailable,
@@ -28,27 +20,15 @@ from tornadoproxy import (
     Permit,
     RequestRecord,
 )
-from tornadoproxy_budgets import refusals, storage
-from tornadoproxy_budgets.engine import (
-    Applying,
-    Batch,
-    CapReached,
-    Engine,
-    Reservation,
-    State,
-    subjects_of,
-)
+from tornadoproxy_budgets import refusals
+from tornadoproxy_budgets.engine import Applying, CapReached, Reservation, subjects_of
+from tornadoproxy_budgets.sync import Sync
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable
 
-    from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
+    from tornadoproxy import DatabaseLocation, DatabaseStatus
     from tornadoproxy_budgets.shared_reservations import SharedReservations
-
-T = TypeVar("T")
-
-MAX_UNKNOWN = 5.0
-"""How long the database may be unusable before requests are refused, in seconds."""
 
 MAX_CHARGE = 10**15
 """The highest charge for one request, in nanos: a million dollars.
@@ -56,14 +36,9 @@ MAX_CHARGE = 10**15
 A plugin may return any price, and the databases sum up to 2**63.
 """
 
-TICK = 0.25  # seconds between two checks of an SQLite file
-SERVER_TICK = 0.5  # seconds between two checks of a PostgreSQL server, which many proxies ask
-
 # the upstream's quota is shared by everybody, so people with a cap do not see it
 WITHHELD = ("anthropic-ratelimit-unified-",)
 _WITHHOLDING = Permit(withheld_headers=WITHHELD)
-
-_logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -73,6 +48,7 @@ class Keeper:
     :param shared: the reservations of several proxies together; ``None`` if each has its own.
     :param local: whether each proxy reserves by itself while `shared` cannot be used; otherwise
         requests under a cap are rejected with 503.
+    :ivar sync: the database.
     """
 
     def __init__(
@@ -84,52 +60,35 @@ class Keeper:
     ) -> None:
         self._shared = shared
         self._local = local
-        self.where = where
-        self.engine = Engine(time.time())
-        self._database = storage.database(where)
-        self._lock = asyncio.Lock()
-        self._revision: int | None = None  # the one that the engine has loaded
-        self._behind = True  # whether the database may have a later one
-        self._unknown_since: float | None = None  # monotonic
-        self._stopping = asyncio.Event()
-        self._ticking: asyncio.Task[None] | None = None
-
-    def check(self) -> None:
-        """Refuse an invalid setting.
-
-        :raises ConfigurationError: in one line.
-        """
-        self._database.check()
+        self.sync = Sync(where, lambda: shared is not None and not shared.failing)
+        self._engine = self.sync.engine
 
     async def open(self, deadline: float) -> None:
-        """Open and load the database, and keep in step with it.
+        """Open the database and the server of the reservations.
 
         :param deadline: seconds for a statement; see `Database.start`.
-        :raises ConfigurationError: the database cannot be used.
+        :raises ConfigurationError: one of them cannot be used.
         """
-        await self._database.start(self._load, statement_timeout=deadline)
-        self._ticking = asyncio.create_task(self._tick(), name="budgets")
+        await self.sync.open(deadline)
+        if self._shared is not None:
+            try:
+                await self._shared.open()
+            except BaseException:
+                await self.sync.close()
+                raise
 
     def database_status(self) -> list[DatabaseStatus]:
         """Return the state of the database, and of the server of ``SHARED_LIMITS`` if it is set."""
-        states = [self._database.status]
+        states = [self.sync.status]
         if self._shared is not None:
             states.append(self._shared.status)
         return states
 
     async def close(self) -> None:
-        """Save what is not saved yet, and close the database."""
-        self._stopping.set()
-        if self._ticking is not None:
-            await self._ticking
-        if batch := self.engine.take_unsaved():
-            # retried until the deadline for closing
-            self._database.write_behind(_save, batch)
-        await self._database.close()
+        """Save what is not saved yet, and close both."""
+        await self.sync.close()
         if self._shared is not None:
             await self._shared.close()
-
-    # -- requests
 
     def admit(self, request: IncomingRequest, identity: Identity) -> None:
         """Refuse a request that may spend, before its body is read, if a cap is spent.
@@ -138,9 +97,9 @@ class Keeper:
         """
         if request.costs_nothing:
             return
-        applying = self.engine.applying(identity.principal, identity.groups)
+        applying = self._engine.applying(identity.principal, identity.groups)
         try:
-            self.engine.check(applying, time.time())
+            self._engine.check(applying, time.time())
         except CapReached as reached:
             raise refusals.cap_reached(reached) from None
 
@@ -149,7 +108,7 @@ class Keeper:
     ) -> Permit | Awaitable[Permit] | None:
         """Admit or refuse a request; see the hook `authorize`."""
         principal, groups = identity.principal, identity.groups
-        applying = self.engine.applying(principal, groups)
+        applying = self._engine.applying(principal, groups)
         if model_request is None:
             if not applying:
                 return None
@@ -157,7 +116,7 @@ class Keeper:
             if request.dialect is Dialect.ANTHROPIC and not request.costs_nothing:
                 raise refusals.uncounted(request)
             return _WITHHOLDING
-        self.check_known()
+        self.sync.check_known()
         estimate = model_request.max_cost
         if applying and (estimate is None or model_request.model is None):
             raise refusals.price_unknown(model_request)
@@ -171,7 +130,7 @@ class Keeper:
         self, identity: Identity, applying: list[Applying], estimate: int, asked: ModelRequest
     ) -> Permit:
         try:
-            reservation = self.engine.reserve(
+            reservation = self._engine.reserve(
                 identity.principal, identity.groups, applying, estimate, time.time()
             )
         except CapReached as reached:
@@ -189,103 +148,28 @@ class Keeper:
     ) -> Permit:
         subjects = subjects_of(identity.principal, identity.groups)
         try:
-            lease = await shared.reserve(self.engine, applying, subjects, estimate, time.time())
+            lease = await shared.reserve(self._engine, applying, subjects, estimate, self._load)
         except CapReached as reached:
             raise refusals.cap_reached(reached) from None
         except DatabaseUnavailable:
             if not self._local:
                 raise
             return self._authorize_here(identity, applying, estimate, asked)
-        reservation = self.engine.hold(identity.principal, identity.groups, lease.nanos)
+        reservation = self._engine.hold(identity.principal, identity.groups, lease.nanos)
 
         def settle(record: RequestRecord) -> None:
-            shared.settle(self.engine, lease, charge(record, asked), time.time())
+            shared.settle(self._engine, lease, charge(record, asked), time.time())
             self._settle(reservation, asked, record)
 
         return Permit(settle, WITHHELD)
 
+    async def _load(self) -> None:
+        await self.sync.load(since=time.monotonic())
+
     def _settle(
         self, reservation: Reservation, model_request: ModelRequest, record: RequestRecord
     ) -> None:
-        self.engine.settle(reservation, charge(record, model_request), time.time())
-
-    def check_known(self) -> None:
-        """Refuse to decide from memory that is too old.
-
-        :raises Denied: the database has been unusable for more than `MAX_UNKNOWN` seconds.
-        """
-        since = self._unknown_since
-        if since is not None and time.monotonic() - since > MAX_UNKNOWN:
-            raise refusals.unknown(MAX_UNKNOWN)
-
-    # -- the database
-
-    async def change(self, work: Callable[[DatabaseConnection], T]) -> T:
-        """Do `work` in the database, load what it changed, and return its result.
-
-        The work is finished even if the caller is cancelled.
-
-        :raises DatabaseUnavailable: the database cannot be used; nothing was changed.
-        """
-        return await asyncio.shield(asyncio.ensure_future(self._sync(work)))
-
-    async def _load(self) -> None:
-        await self._sync(_nothing)
-        if self._shared is not None:
-            await self._shared.open()
-
-    async def _tick(self) -> None:
-        failures = 0
-        pause = TICK if self._database.dialect == "sqlite" else SERVER_TICK
-        while not self._stopping.is_set():
-            try:
-                if self.engine.unsaved or self._behind or await self._changed():
-                    await self._sync(_nothing)
-                failures = 0
-            except DatabaseUnavailable:
-                pass  # the database itself logs it
-            except Exception:
-                # such as a missing table; logged at the 1st, 2nd, 4th, 8th … failure in a row
-                failures += 1
-                if failures & (failures - 1) == 0:
-                    _logger.exception(
-                        "%s: budgets not saved, %d failures in a row", self.where, failures
-                    )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
-
-    async def _changed(self) -> bool:
-        async with self._lock:
-            with self._knowing():
-                self._behind = await self._database.changed()
-        return self._behind
-
-    async def _sync(self, work: Callable[[DatabaseConnection], T]) -> T:
-        """Save the new sums, do `work`, and load the changes of others."""
-        async with self._lock:
-            batch = self.engine.take_unsaved()
-            job = partial(
-                _save_and_load, batch, work, self._revision, self.engine.roll(time.time())
-            )
-            self._behind = True
-            try:
-                with self._knowing():
-                    result, revision, state = await self._database.run(job)
-            except Exception:
-                self.engine.put_back(batch)
-                raise
-            if state is None or self.engine.load(state):
-                self._revision = revision
-                self._behind = False
-            return result
-
-    @contextlib.contextmanager
-    def _knowing(self) -> Iterator[None]:
-        """Note since when the content of the database has been unknown."""
-        if self._unknown_since is None:
-            self._unknown_since = time.monotonic()
-        yield
-        self._unknown_since = None
+        self._engine.settle(reservation, charge(record, model_request), time.time())
 
 
 def charge(record: RequestRecord, asked: ModelRequest) -> int:
@@ -294,33 +178,3 @@ def charge(record: RequestRecord, asked: ModelRequest) -> int:
     if cost is None:
         cost = asked.cost(asked.estimated_usage(record))
     return min(cost or 0, MAX_CHARGE)
-
-
-def _save_and_load(
-    batch: Batch,
-    work: Callable[[DatabaseConnection], T],
-    known: int | None,
-    day: int,
-    connection: DatabaseConnection,
-) -> tuple[T, int, State | None]:
-    """Save `batch`, do `work`, and return its result, the revision and the state.
-
-    The state is ``None`` if only the batch has changed since the revision `known`.
-    """
-    unchanged = storage.revision(connection) == known
-    if batch:
-        storage.save(connection, batch)
-    before = storage.revision(connection)
-    result = work(connection)
-    after = storage.revision(connection)
-    state = None if unchanged and after == before else storage.load(connection, day)
-    return result, after, state
-
-
-def _save(batches: Iterable[Batch], connection: DatabaseConnection) -> None:
-    for batch in batches:
-        storage.save(connection, batch)
-
-
-def _nothing(_: DatabaseConnection) -> None:
-    """Change nothing."""

@@ -1,8 +1,9 @@
 """What requests in flight at several proxies have reserved, in the server of ``SHARED_LIMITS``.
 
 The server also has the sum that each subject has spent in each period. It counts a cost at once,
-which the database does half a second later, so that it has the highest sum: a proxy that knows a
-higher one from the database, as after the server has lost its data, tells it.
+which the database does half a second later, so that it has the highest sum. A sum that it does not
+have, as at the beginning of a period and after it has lost its data, is loaded from the database
+before anything is reserved. A proxy that knows a higher one from the database tells it.
 
 A reservation is a lease, which its proxy renews; those of a proxy that was killed end by themselves
 after `LEASE` seconds. All names have one word in braces, so that a cluster keeps them together.
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tornadoproxy import Script
 from tornadoproxy_budgets.periods import Period, first_day, reset_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from tornadoproxy import DatabaseStatus, SharedCounters
     from tornadoproxy_budgets.engine import Applying, Engine, Subject
@@ -51,8 +53,9 @@ local function release(lease)
   redis.call('ZREM', leases, lease)
 end
 """
-# ARGV: the lease, its seconds, the amount, the subjects as a JSON array; then of each cap its
-# subject, its amount, whether it is personal, the sum known to be spent, and when that ends.
+# ARGV: the lease, its seconds, the amount, the subjects as a JSON array, whether the sums have just
+# been loaded; then of each cap its subject, its amount, whether it is personal, the sum known to be
+# spent, and when that ends.
 _RESERVE = Script(
     _COMMON
     + """
@@ -60,16 +63,17 @@ for _, lease in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do rele
 local lease, seconds, amount = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local reached = {}
 for at = 4, #KEYS do
-  local base = 4 + (at - 4) * 5
+  local base = 5 + (at - 4) * 5
   local subject, cap, personal = ARGV[base + 1], tonumber(ARGV[base + 2]), ARGV[base + 3]
-  local spent = tonumber(redis.call('GET', KEYS[at]) or '0')
-  if tonumber(ARGV[base + 4]) > spent then
-    spent = tonumber(ARGV[base + 4])
-    redis.call('SET', KEYS[at], ARGV[base + 4], 'EXAT', ARGV[base + 5])
+  local spent, known = tonumber(redis.call('GET', KEYS[at]) or '-1'), tonumber(ARGV[base + 4])
+  if spent < 0 and ARGV[5] == '0' then return {2} end
+  if spent < 0 or known > spent then
+    spent = math.max(known, -1 - spent)
+    redis.call('SET', KEYS[at], whole(spent), 'EXAT', ARGV[base + 5])
   end
   local left = cap - spent - tonumber(redis.call('HGET', reserved, subject) or '0')
   if left <= 0 then
-    reached[#reached + 1] = at - 4
+    reached[#reached + 1] = {at - 4, whole(spent)}
   elseif personal == '1' and left < amount then
     amount = left
   end
@@ -84,19 +88,21 @@ redis.call('ZADD', leases, now + seconds, lease)
 return {0, amount}
 """
 )
-# ARGV: the lease, the cost; then of each sum what was known to be spent before, and when it ends.
+# ARGV: the lease, the cost; then of each sum what was known to be spent before, and when it ends. A
+# sum that is not there begins with that, below zero: -1 less the sum. It was not loaded just now.
 _SETTLE = Script(
     _COMMON
     + """
 release(ARGV[1])
 for at = 4, #KEYS do
   local base = 2 + (at - 4) * 2
-  redis.call('SET', KEYS[at], ARGV[base + 1], 'NX')
-  redis.call('INCRBY', KEYS[at], ARGV[2])
-  redis.call('EXPIREAT', KEYS[at], ARGV[base + 2])
+  redis.call('SET', KEYS[at], whole(-1 - ARGV[base + 1]), 'NX', 'EXAT', ARGV[base + 2])
+  local command = tonumber(redis.call('GET', KEYS[at])) < 0 and 'DECRBY' or 'INCRBY'
+  redis.call(command, KEYS[at], ARGV[2])
 end
 """
 )
+_RESERVED_IT, _UNKNOWN = 0, 2  # what the first script returns first; else a cap is reached
 _RENEW = Script("""
 local ends = redis.call('TIME')[1] + ARGV[1]
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[i]) end
@@ -141,21 +147,52 @@ class SharedReservations:
         """Close the connection."""
         await self._counters.close()
 
+    @property
+    def failing(self) -> bool:
+        """Whether there is no connection."""
+        return self._counters.failing
+
     async def reserve(
         self,
         engine: Engine,
         applying: Sequence[Applying],
         subjects: Iterable[Subject],
         nanos: int,
-        now: float,
+        load: Callable[[], Awaitable[None]],
     ) -> Lease:
         """Reserve what a request may cost, or what the person has left of it.
 
         :param applying: the caps that apply.
         :param subjects: whom the reservation counts for.
+        :param load: loads the sums into `engine`; called if the server does not have them.
         :raises CapReached: a cap is reached.
         :raises DatabaseUnavailable: the server cannot be used.
         """
+        lease = secrets.token_hex(8)
+        first = (lease, LEASE, nanos, json.dumps([_text(each) for each in subjects]))
+        # known before the server is asked, since it may have reserved when the caller is cancelled
+        self._leases.add(lease)
+        try:
+            result = await self._reserve(engine, applying, *first, 0)
+            if result[0] == _UNKNOWN:
+                await load()
+                result = await self._reserve(engine, applying, *first, 1)
+        except BaseException:
+            self._end(lease)
+            raise
+        if result[0] == _RESERVED_IT:
+            return Lease(lease, int(result[1]), applying)
+        self._leases.discard(lease)
+        reached = []
+        for place, spent in result[1]:
+            engine.learn(applying[place], int(spent), time.time())
+            reached.append(applying[place])
+        raise engine.refusal(reached)
+
+    async def _reserve(
+        self, engine: Engine, applying: Sequence[Applying], *first: str | int
+    ) -> Any:  # the script's result
+        now = time.time()
         day = engine.roll(now)
         names: list[str] = []
         values: list[str | int] = []
@@ -165,23 +202,8 @@ class SharedReservations:
                 *(_text(subject), most, int(not cap.scope.shared)),
                 *(engine.spent(subject, cap.period, now), _end(cap.period, day)),
             ]
-        lease = secrets.token_hex(8)
-        # known before the server is asked, since it may have reserved when the caller is cancelled
-        self._leases.add(lease)
-        try:
-            reached, result = await self._counters.run(
-                _RESERVE,
-                [_LEASES, _RESERVED, _HELD, *names],
-                *(lease, LEASE, nanos, json.dumps([_text(each) for each in subjects])),
-                *values,
-            )
-        except BaseException:
-            self._end(lease)
-            raise
-        if reached:
-            self._leases.discard(lease)
-            raise engine.refusal([applying[place] for place in result])
-        return Lease(lease, int(result), applying)
+        keys = [_LEASES, _RESERVED, _HELD, *names]
+        return await self._counters.run(_RESERVE, keys, *first, *values)
 
     def settle(self, engine: Engine, lease: Lease, cost: int, now: float) -> None:
         """Replace a reservation by the cost; to be called before the engine counts it.

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from tornadoproxy_keys.shared_limits import SharedLimits
 
 REFRESH = 1.0  # seconds between two checks of the database
+# As many times as long as writing the usage took, a proxy waits before the next time. Many proxies
+# add to the same rows, one after the other, and must never wait for one another for long.
+REST = 30
+MAX_REST = 10.0  # seconds
 MAX_UNVERIFIED = 30.0  # seconds
 
 _PREFIX = store.PREFIX.encode()
@@ -220,10 +224,13 @@ class Gate:
             await self._shared.open()
 
     async def _keep_fresh(self) -> None:
+        handed_over_at = 0.0
         while True:
             await asyncio.sleep(REFRESH)
+            rest = min(REST * self._database.write_time, MAX_REST)
             # while the database fails, the sums are kept here, where they do not grow
-            if not self._database.failing:
+            if not self._database.failing and time.monotonic() >= handed_over_at + rest:
+                handed_over_at = time.monotonic()
                 self._hand_over_usage()
             try:
                 await self._refresh()
@@ -243,7 +250,7 @@ class Gate:
         if await self._database.changed():
             self._stale = True
         if self._stale:
-            anew = await self._database.run(self._read)
+            anew = await self._database.run(self._read, exclusive=False)
             if anew is not None:
                 rows, content = anew
                 self._take(content)

@@ -176,14 +176,14 @@ def hashed(key: bytes) -> bytes:
 
 def fetch(connection: DatabaseConnection) -> Rows:
     """Return the raw rows of every key, the oldest first, and of every secret."""
-    return (
-        connection.execute(
-            f"SELECT {_KEY_COLUMNS} FROM api_key ORDER BY created, id"  # noqa: S608  # a constant
-        ).fetchall(),
-        connection.execute(
-            "SELECT hash, key_id, expires FROM api_key_secret ORDER BY hash"
-        ).fetchall(),
-    )
+    # read first: a key that is created meanwhile has no secret yet, and no secret lacks its key
+    hashes = connection.execute(
+        "SELECT hash, key_id, expires FROM api_key_secret ORDER BY hash"
+    ).fetchall()
+    keys = connection.execute(
+        f"SELECT {_KEY_COLUMNS} FROM api_key ORDER BY created, id"  # noqa: S608  # a constant
+    ).fetchall()
+    return keys, hashes
 
 
 def content_of(rows: Rows) -> Content:

@@ -12,7 +12,7 @@ import pytest
 from budget_team import ADA, ADMIN, CENT, EACH, LIMITS, TOGETHER, UNPRICED, Team, asking, costing
 from people import CHAT, MESSAGES, MODEL, Held, error_of, locked, message
 from postgres import sqlite_only
-from tornadoproxy_budgets import keeper
+from tornadoproxy_budgets import keeper, sync
 from tornadoproxy_budgets.caps import Scope
 
 from tornadoproxy import ConfigurationError, ModelRequest, Usage
@@ -169,7 +169,7 @@ async def test_spending_at_another_proxy_counts(team: Team) -> None:
 async def test_locked_database_refuses_later_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, team: Team
 ) -> None:
-    monkeypatch.setattr(keeper, "MAX_UNKNOWN", 0.5)
+    monkeypatch.setattr(sync, "MAX_UNKNOWN", 0.5)
     team.cap(ADA, 100)
     await team.start()
     team.upstream.script(costing(7))
@@ -195,7 +195,7 @@ async def test_locked_database_refuses_later_and_loses_nothing(
 async def test_missing_table_refuses_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, team: Team
 ) -> None:
-    monkeypatch.setattr(keeper, "MAX_UNKNOWN", 0.2)
+    monkeypatch.setattr(sync, "MAX_UNKNOWN", 0.2)
     await team.start()
     with closing(sqlite3.connect(team.path, isolation_level=None)) as other:
         other.execute("ALTER TABLE budgets_spent RENAME TO away")

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 from budget_team import ADA, CENT, EACH, TOGETHER, Team, asking, costing
-from people import error_of
+from people import Held, error_of
 from redis_server import RedisServer
-from tornadoproxy_budgets import shared_reservations
+from tornadoproxy_budgets import shared_reservations, storage
 
 from tornadoproxy.testing import Proxy, silent_response
 
@@ -77,18 +77,40 @@ async def test_reservation_of_a_killed_proxy_ends_by_itself(
     held.cancel()
 
 
-async def test_lost_sums_are_learned_from_the_database(
+async def test_lost_sums_are_loaded_before_anything_is_spent(
     team: Team, redis_server: RedisServer
 ) -> None:
     team.cap(ADA, 10)
     proxies = await start(team, redis_server)
-    team.upstream.script(costing(12))
+    held = Held(costing(1))
+    team.upstream.script(held, costing(12))
+    open_request = asyncio.create_task(team.ask("ada", asking(1), to=proxies[0]))
+    await team.upstream.received()
     assert (await team.ask(to=proxies[0])).status == 200
+    async with asyncio.timeout(10):
+        while await team.spent(to=proxies[2]) != 12 * CENT:
+            pass
     with redis_server.client() as client:
         client.flushall()
-    async with asyncio.timeout(10):
-        while (await team.ask(to=proxies[1])).status != 429:
-            await asyncio.sleep(0.05)
+    # the first sum that the server hears of is that of a proxy which does not know all
+    held.released.set()
+    assert (await open_request).status == 200
+    assert (await team.ask(to=proxies[1])).status == 429
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
+async def test_proxies_save_while_a_command_changes_caps(
+    team: Team, redis_server: RedisServer
+) -> None:
+    one, two, *_ = await start(team, redis_server)
+    with storage.database(team.where) as database, database.transaction():
+        team.upstream.script(costing(3))
+        assert (await team.ask(to=one)).status == 200
+        async with asyncio.timeout(10):
+            while await team.spent(to=two) != 3 * CENT:
+                pass
 
 
 @pytest.mark.parametrize(("failure", "expected"), [("refuse", {503: 4}), ("local", {200: 4})])

@@ -98,6 +98,11 @@ class Database:
             self._setting, failures.last, failures.total, self._worker.held, self._worker.lost
         )
 
+    @property
+    def write_time(self) -> float:
+        """How long the last transaction of items passed to `write_behind` took, in seconds."""
+        return self._worker.write_time
+
     def check(self, *, created_by: str | None = None) -> None:
         """Validate the setting that names the database, without creating anything.
 
@@ -151,20 +156,22 @@ class Database:
             await self.close()
             raise
 
-    async def run(self, work: Callable[[DatabaseConnection], T]) -> T:
+    async def run(self, work: Callable[[DatabaseConnection], T], *, exclusive: bool = True) -> T:
         """Do `work` in one transaction outside of the event loop, and return its result.
 
-        Everything that was written behind before is written first, and no other transaction of the
-        plugin runs meanwhile, in any process. An exception of `work` is raised here, and the
-        transaction is rolled back. If the caller is cancelled, `work` is not done unless it has
-        begun; then it is finished.
+        Everything that was written behind before is written first. An exception of `work` is raised
+        here, and the transaction is rolled back. If the caller is cancelled, `work` is not done
+        unless it has begun; then it is finished.
 
+        :param exclusive: whether no other transaction of the plugin may run meanwhile, in any
+            process. Work that only reads, or adds in a way that commutes, does without, and many
+            processes can then do it at the same time.
         :raises DatabaseUnavailable: the database cannot be used; nothing was changed.
         """
 
         def job() -> T:
             try:
-                with self._engine.transaction() as connection:
+                with self._engine.transaction(exclusive=exclusive) as connection:
                     result = work(connection)
             except OutcomeUnknown as unknown:
                 unknown.result = result

@@ -6,8 +6,9 @@ There is one connection for each plugin, since one thread uses it. It is closed 
 that leaves its state unknown, and opened again by the next `PostgreSQL.verify`. Of a URL with
 several hosts, the one that can be written is used, so that a failover needs no other URL.
 
-A transaction of a plugin takes an advisory lock of the plugin's, so that work which reads and then
-writes behaves in several processes as it does in one, and as in SQLite.
+An exclusive transaction of a plugin takes an advisory lock of the plugin's, so that work which
+reads and then writes behaves in several processes as it does in one, and as in SQLite. Rows that
+are only added, or added to, need no lock.
 
 Changes of the tables that a plugin watches are announced with ``NOTIFY`` by triggers, which also
 count them. The connection listens; a count is read once a second as well, for the case that a
@@ -144,11 +145,12 @@ class PostgreSQL:
         connection = self._open_connection
         with self._mapped():
             try:
-                before = self._begin(connection, exclusive=exclusive)
+                before, transaction = self._begin(connection, exclusive=exclusive)
                 yield Session(connection)
-                after, transaction = self._row(
-                    connection, "changes, pg_current_xact_id_if_assigned()::text"
-                )
+                if exclusive:
+                    after, transaction = self._row(
+                        connection, "changes, pg_current_xact_id_if_assigned()::text"
+                    )
             except BaseException:
                 self._roll_back(connection)
                 raise
@@ -199,20 +201,26 @@ class PostgreSQL:
         connection.adapters.register_dumper(str, TextDumper)
         return connection
 
-    def _begin(self, connection: Connection, *, exclusive: bool) -> int:
-        """Begin a transaction, and return the count of changes, in one round trip."""
-        lock = f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK + 1}, {self._lock})"
-        statements = (
+    def _begin(self, connection: Connection, *, exclusive: bool) -> Row:
+        """Begin a transaction in one round trip.
+
+        :return: the count of changes, and the transaction's number, each unless it is not needed or
+            not known yet.
+        """
+        statements = [
             "BEGIN",
             f"SET LOCAL statement_timeout = {self._deadline * 1000:.0f}",
-            *([lock] if exclusive else []),
-            f"SELECT changes FROM tornadoproxy_schema WHERE name = {self._literal}",  # noqa: S608  # quoted
-        )
+            "SELECT NULL, pg_current_xact_id()::text",
+        ]
+        if exclusive:
+            statements[2:] = [
+                f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK + 1}, {self._lock})",
+                f"SELECT changes, NULL FROM tornadoproxy_schema WHERE name = {self._literal}",  # noqa: S608  # quoted
+            ]
         cursor = connection.execute("; ".join(statements), prepare=False)
         while cursor.nextset():
             pass
-        (changes,) = _first(cursor)
-        return int(changes)
+        return _first(cursor)
 
     def _commit(self, connection: Connection, transaction: str | None) -> None:
         """Commit a transaction; `transaction` is its number, if it has changed anything.

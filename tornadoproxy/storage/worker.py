@@ -66,6 +66,7 @@ class Worker:
 
     :ivar failures: the failures to use the database.
     :ivar lost: how many items have been lost.
+    :ivar write_time: seconds that the last transaction of items took.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Worker:
     ) -> None:
         self.failures = Failures(engine.title)
         self.lost = 0
+        self.write_time = 0.0
         self._engine = engine
         self._title = engine.title
         self._overflow = overflow
@@ -191,6 +193,7 @@ class Worker:
             with self._condition:
                 held = list(self._held)
             done = 0
+            began = time.monotonic()
             try:
                 with self._engine.transaction(exclusive=False) as connection:
                     for write, items in _groups(held, alone=alone):
@@ -209,6 +212,7 @@ class Worker:
                     del self._held[done]
                 self._lose(1, _where(error))
             else:
+                self.write_time = time.monotonic() - began
                 self._remove_written(len(held), committed=True)
                 return
 
