@@ -1,4 +1,4 @@
-"""A certificate of the proxy's own, and a client that trusts it."""
+"""A certificate authority for tests, and a certificate of the proxy's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import trustme
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authority's own certificate."""
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
 
 
 class OwnTLS(NamedTuple):
@@ -22,13 +35,11 @@ class OwnTLS(NamedTuple):
 
 
 @pytest.fixture
-def own_tls(tmp_path: Path) -> OwnTLS:
-    authority = trustme.CA()
+def own_tls(authority: trustme.CA, tmp_path: Path) -> OwnTLS:
     issued = authority.issue_cert("127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
     issued.private_key_pem.write_to_path(key)
-    for part in issued.cert_chain_pems:
-        part.write_to_path(cert, append=True)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     return OwnTLS({"TLS_CERT": cert, "TLS_KEY": key}, trusting)

@@ -33,18 +33,6 @@ OK: Response = bytes_response(b"ok")
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
 @pytest.fixture
 def trusting(io_loop: IOLoop, make_client: MakeClient, ca_file: Path) -> UpstreamClient:
     """A client that trusts the authority."""

@@ -30,10 +30,8 @@ ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 async def test_https_upstream_is_reached_through_the_tunnel(
-    make_client: MakeClient, tmp_path: Path
+    make_client: MakeClient, authority: trustme.CA, ca_file: Path
 ) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("api.example").configure_cert(context)
     heads = []
@@ -49,12 +47,8 @@ async def test_https_upstream_is_reached_through_the_tunnel(
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         proxy = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        client = make_client(
-            {
-                HTTPS_PROXY: parsers.egress_proxy(f"http://us%40er:p%3a%20ss@{proxy}"),
-                UPSTREAM_CA_FILE: tmp_path / "ca.pem",
-            }
-        )
+        url = f"http://us%40er:p%3a%20ss@{proxy}"
+        client = make_client({HTTPS_PROXY: parsers.egress_proxy(url), UPSTREAM_CA_FILE: ca_file})
         for _ in range(2):
             assert (await client.fetch("https://api.example/v1/x")).body == b"ok"
     credentials = base64.b64encode(b"us@er:p: ss").decode()
