@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from held_stream import EVENTS, REQUEST, Endless, Stream, begin_stream, rest_of_stream
 from scene import Scene
+from served import anthropic_error
 from tornado import netutil
 
 from tornadoproxy import RequestRecord, hookimpl
@@ -151,11 +152,8 @@ async def test_end_of_drain_aborts_all_requests(seconds: float, scene: Scene) ->
         await streaming.chunk()
     for client in (uploading, waiting):
         response = await client.response()
-        assert (response.status, response.header("Connection")) == (503, "close")
-        assert response.header("Retry-After") == "1"
-        error = json.loads(response.body)["error"]
-        assert error["type"] == "overloaded_error"
-        assert "stopping" in error["message"]
+        assert "stopping" in anthropic_error(response, 503, "overloaded_error")
+        assert (response.header("Connection"), response.header("Retry-After")) == ("close", "1")
     assert {record.outcome for record in scene.records.all} == {"drained"}
     ends = {(record.status, record.usage.input_tokens) for record in scene.records.all}
     assert ends == {(200, 10), (503, None)}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from scene import Scene
+from served import CHAT_PATH, MESSAGE_FIELDS, anthropic_error, openai_error
 from tornado.testing import bind_unused_port
 
 from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, bytes_response
-
-DOCUMENT = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}]}
 
 # loopback's, although it does not look like it: inet_aton(3) takes hexadecimal numbers
 ANOTHER_NAME = "0x7f.1"
@@ -21,7 +18,7 @@ ANOTHER_NAME = "0x7f.1"
     [
         ("/v1/messages", TEST_TOKEN, "api_error"),
         ("/v1/messages", TEST_UPSTREAM_KEY, "api_error"),
-        ("/openai/v1/chat/completions", TEST_UPSTREAM_KEY, "server_error"),
+        (CHAT_PATH, TEST_UPSTREAM_KEY, "server_error"),
     ],
 )
 async def test_loop_through_another_name_is_508(
@@ -36,11 +33,9 @@ async def test_loop_through_another_name_is_508(
         UPSTREAM_ALLOW_CLEARTEXT="yes",
         UPSTREAM_API_KEY=key,
     )
-    response = await scene.ask(path, DOCUMENT)
-    assert response.status == 508
-    error = json.loads(response.body)["error"]
-    assert error["type"] == error_type
-    assert "UPSTREAM_BASE_URL" in error["message"]
+    check_error = anthropic_error if path == "/v1/messages" else openai_error
+    message = check_error(await scene.ask(path, MESSAGE_FIELDS), 508, error_type)
+    assert "UPSTREAM_BASE_URL" in message
     await scene.records.finished(2)
     ends = [(record.status, record.outcome) for record in scene.records.all]
     assert ends[0] == (508, "denied")

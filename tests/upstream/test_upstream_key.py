@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 
 import pytest
 from scene import Scene
+from served import CHAT_PATH, MESSAGE_FIELDS, anthropic_error, openai_error
 
 from tornadoproxy import ConfigurationError, Outcome, Secret, Settings, parsers
 from tornadoproxy.cli import main as cli
@@ -31,18 +31,13 @@ REFUSED = error_response(401, "authentication_error", "invalid x-api-key")
 MESSAGE_START = (
     "The upstream refused this proxy's own credential, not yours. Tell the operator of this"
 )
-MESSAGE = {
-    "model": "claude-sonnet-5-5",
-    "messages": [{"role": "user", "content": "Hi"}],
-    "max_tokens": 9,
-}
 
 
 @pytest.mark.parametrize(
     ("target", "document", "error_type"),
     [
-        ("/v1/messages", {**MESSAGE, "stream": True}, "api_error"),
-        ("/openai/v1/chat/completions", MESSAGE, "server_error"),
+        ("/v1/messages", {**MESSAGE_FIELDS, "stream": True}, "api_error"),
+        (CHAT_PATH, MESSAGE_FIELDS, "server_error"),
         ("/openai/v1/models", None, "server_error"),
     ],
 )
@@ -51,11 +46,10 @@ async def test_upstream_401_is_502_that_says_whose_key(
 ) -> None:
     scene.upstream.script(REFUSED)
     response = await scene.ask(target, document)
-    assert response.status == 502
+    check_error = anthropic_error if target == "/v1/messages" else openai_error
+    assert check_error(response, 502, error_type).startswith(MESSAGE_START)
     assert response.header("x-should-retry") == "false"
     assert response.header("www-authenticate") is None
-    error = json.loads(response.body)["error"]
-    assert (error["type"], error["message"][: len(MESSAGE_START)]) == (error_type, MESSAGE_START)
     record = await scene.records.finished()
     assert (record.status, record.outcome) == (502, Outcome.FAILED)
     assert (record.error or "").startswith("CredentialRefused: ")
