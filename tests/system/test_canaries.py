@@ -22,7 +22,6 @@ from program import Program, install, running
 from scene import Scene
 
 import tornadoproxy.handlers.exchange_handler
-from tornadoproxy.cli import main as cli
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawResponse,
@@ -112,17 +111,12 @@ PLUGINS_SETTINGS = {
 }
 
 
-def key_of(
-    name: str, directory: Path, capfd: pytest.CaptureFixture[str], command: str = "create"
-) -> str:
+def key_of(commands: Commands, *arguments: str) -> str:
     """A key that a command makes, which is shown once."""
-    environment = {"KEYS_DB": str(directory / "keys.db")}
-    given = ["--name", name] if command == "create" else [name]
-    assert cli.main(["keys", command, *given], environment) == 0
-    output, errors = capfd.readouterr()
-    key = output.strip()
-    assert key.startswith("tp-")
-    assert found([key], errors.encode()) == []
+    done = commands.run("keys", *arguments, KEYS_DB="keys.db")
+    key = done.output.strip()
+    assert (done.status, key[:3]) == (0, "tp-")
+    assert found([key], done.errors.encode()) == []
     return key
 
 
@@ -216,14 +210,10 @@ def test_command_shows_no_canary(command: str, commands: Commands) -> None:
 
 
 async def test_repr_of_every_object_shows_no_canary(
-    scene: Scene,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    scene: Scene, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every one that lives while requests are in flight: settings, server, plugins, exchanges …"""
-    monkeypatch.chdir(tmp_path)
-    key = key_of("ada", tmp_path, capfd)
+    key = key_of(commands, "create", "--name", "ada")
     sent: list[UpstreamRequest] = []  # they live but for a moment
     send = UpstreamClient.send
 
@@ -397,11 +387,6 @@ class Watched:
         head = await self.ask(request_bytes(method, path, lines, body, token=token))
         assert b" %d " % status in head.partition(b"\r\n")[0], (method, path, body)
 
-    async def signal(self, number: signal.Signals, expected: str, count: int = 1) -> None:
-        """Send a signal, and wait until it has logged `expected` so many times."""
-        self.program.send_signal(number)
-        await self.program.errors.wait_for(expected, count)
-
 
 CALL = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": BODY}}
 REFUSED_CHATS = [
@@ -448,7 +433,6 @@ UPSTREAM_FAULTS = [
 MESSAGES = f"/v1/messages?key={QUERY}"
 COMPLETIONS = f"/openai/v1/chat/completions?key={QUERY}"
 CHAT_BODY = json.dumps(CHAT).encode()
-KEPT = "SIGHUP: the settings stay as they were"
 
 
 async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> None:
@@ -493,15 +477,11 @@ async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> 
 
 
 async def test_canaries_stay_out_of_logs_and_wrong_directions(
-    upstream: ScriptedUpstream,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    upstream: ScriptedUpstream, tmp_path: Path, commands: Commands
 ) -> None:
     """Tokens, created keys, and those of the upstream, of administrators and of the collector."""
-    monkeypatch.chdir(tmp_path)  # no .env that lies about
-    replaced = key_of("ada", tmp_path, capfd)
-    key = key_of("ada", tmp_path, capfd, "rotate")
+    replaced = key_of(commands, "create", "--name", "ada")
+    key = key_of(commands, "rotate", "ada")
     log, env_file = tmp_path / "access.log", tmp_path / ".env"
     admin = f"BUDGETS_ADMIN_KEY=ops={ADMIN_KEY}"
     env_file.write_text(f"AUTH_TOKEN='{TOKEN} {OTHER_TOKEN}'\nUPSTREAM_API_KEY={KEY}\n{admin}\n")
@@ -548,17 +528,19 @@ async def test_canaries_stay_out_of_logs_and_wrong_directions(
         )
         for refused, bad in enumerate(bad_ones, start=1):
             env_file.write_text(bad)
-            await watched.signal(signal.SIGHUP, KEPT, refused)
+            program.send_signal(signal.SIGHUP)
+            await program.errors.wait_for("SIGHUP: the settings stay as they were", refused)
         await watched.check(401, "GET", models, NEW_TOKEN)
         env_file.write_text(f"{new}\n{admin}\n")
-        await watched.signal(signal.SIGHUP, "SIGHUP: reloaded secrets")
+        program.send_signal(signal.SIGHUP)
+        await program.errors.wait_for("SIGHUP: reloaded secrets")
         for token, status in ((TOKEN, 401), (OTHER_TOKEN, 401), (NEW_TOKEN, 200)):
             await watched.check(status, "GET", models, token)
         assert upstream.requests[-1].header("x-api-key") == NEW_KEY
         await upstream.stop()
         await watched.check(502, "POST", MESSAGES, NEW_TOKEN, (), MESSAGE)
-        watched.program.send_signal(signal.SIGTERM)
-        assert await watched.program.ended() == 0
+        program.send_signal(signal.SIGTERM)
+        assert await program.ended() == 0
     created = [key, replaced]
     for text in (watched.said(), log.read_bytes()):
         assert text
