@@ -1,4 +1,4 @@
-"""Streamed responses that the test ends, or that do not end, and the request for them."""
+"""Responses that a test begins or ends, or that do not end, and the request for a stream."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawConnection,
+    Response,
     UpstreamExchange,
     message_document,
     message_events,
@@ -32,6 +33,18 @@ class Stream:
         for each in EVENTS[1:]:
             await exchange.chunk(each)
         await exchange.last_chunk()
+
+
+class Held:
+    """A response that begins, and reads the request's body, once it may."""
+
+    def __init__(self, response: Response) -> None:
+        self.may_begin = asyncio.Event()
+        self._response = response
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
+        await self.may_begin.wait()
+        await self._response(exchange)
 
 
 class Endless:

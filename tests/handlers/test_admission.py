@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+from held_stream import Held
 from scene import Scene
 from served import CHAT_BODY, CHAT_PATH, CHUNKED, anthropic_error, held, in_chunks, openai_error
 
@@ -17,7 +18,6 @@ from tornadoproxy.testing import (
     Response,
     ScriptedUpstream,
     Truncated,
-    UpstreamExchange,
     bytes_response,
     error_response,
     event,
@@ -94,18 +94,6 @@ def clients(scene: Scene) -> Clients:
     return Clients(scene)
 
 
-class Gate:
-    """A response of the upstream that comes once it is opened."""
-
-    def __init__(self) -> None:
-        self.open = asyncio.Event()
-
-    async def __call__(self, exchange: UpstreamExchange) -> None:
-        await exchange.body()
-        await self.open.wait()
-        await json_response({})(exchange)
-
-
 def get(target: str = "/v1/x", name: str = "me") -> bytes:
     return request_bytes("GET", target, {"x-api-key": name})
 
@@ -139,14 +127,14 @@ def targets(upstream: ScriptedUpstream) -> list[str]:
 async def test_request_over_limit_waits_for_another_to_end(
     queued: bytes, scene: Scene, clients: Clients
 ) -> None:
-    gate = Gate()
+    gate = Held(json_response({}))
     await clients.start()
     scene.upstream.script(gate, json_response(message_document("Hi")))
     first = await clients.send(get("/v1/first"))
     await scene.upstream.received()
     second = await clients.send(queued)
     assert targets(scene.upstream) == ["/v1/first"]
-    gate.open.set()
+    gate.may_begin.set()
     assert (await first.response()).body == b"{}"
     assert (await second.response()).status == 200
     assert b"abc" not in queued or scene.upstream.requests[1].body == b"abc"
@@ -170,7 +158,7 @@ async def test_response_of_the_proxys_own_does_not_wait(scene: Scene, clients: C
 
 
 async def test_queue_timeout_is_529_and_connection_usable(scene: Scene, clients: Clients) -> None:
-    gate = Gate()
+    gate = Held(json_response({}))
     await clients.start(QUEUE_TIMEOUT=0.05)
     scene.upstream.script(gate)
     first = await clients.send(get())
@@ -184,19 +172,19 @@ async def test_queue_timeout_is_529_and_connection_usable(scene: Scene, clients:
     chat = await clients.ask(post(CHAT_PATH, CHAT_BODY))
     openai_error(chat, 503, "server_error")
     assert chat.header("Retry-After") == "1"
-    gate.open.set()
+    gate.may_begin.set()
     assert (await first.response()).status == 200
     assert (await client.ask(get("/v1/models"))).status == 200
     assert targets(scene.upstream) == ["/v1/x", "/v1/models"]
 
 
 async def test_principals_of_queued_requests_take_turns(scene: Scene, clients: Clients) -> None:
-    gate = Gate()
+    gate = Held(json_response({}))
     await clients.start()
     scene.upstream.script(gate)
     sent = [await clients.send(get("/v1/first"))]
     sent += [await clients.send(get(f"/v1/{name}", name[0])) for name in ("a1", "a2", "b1")]
-    gate.open.set()
+    gate.may_begin.set()
     for client in sent:
         await client.response()
     assert targets(scene.upstream) == ["/v1/first", "/v1/a1", "/v1/b1", "/v1/a2"]
@@ -208,7 +196,7 @@ async def test_principals_of_queued_requests_take_turns(scene: Scene, clients: C
 async def test_disconnect_while_queued_frees_its_place(
     queued: bytes, scene: Scene, clients: Clients
 ) -> None:
-    gate = Gate()
+    gate = Held(json_response({}))
     await clients.start(MAX_QUEUED_REQUESTS=1, QUEUE_TIMEOUT=100)
     scene.upstream.script(gate)
     first = await clients.send(get("/v1/first"))
@@ -216,7 +204,7 @@ async def test_disconnect_while_queued_frees_its_place(
     record = await scene.records.finished()
     assert (record.outcome, record.status, record.principal) == ("abandoned", None, "me")
     last = await clients.send(get("/v1/last"))
-    gate.open.set()
+    gate.may_begin.set()
     assert (await first.response()).status == 200
     assert (await last.response()).status == 404
     assert targets(scene.upstream) == ["/v1/first", "/v1/last"]

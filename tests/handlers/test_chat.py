@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from held_stream import Stream
+from held_stream import Held, Stream
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from scene import Scene
@@ -225,18 +225,13 @@ async def test_invalid_request_names_its_field_and_stays_here(proxy: Proxy, scen
 
 
 async def test_disconnect_while_models_are_asked_for_costs_nothing(scene: Scene) -> None:
-    go_on = asyncio.Event()
-
-    async def models(exchange: UpstreamExchange) -> None:
-        await go_on.wait()
-        await json_response({"data": [], "has_more": False})(exchange)
-
+    models = Held(json_response({"data": [], "has_more": False}))
     scene.upstream.script(models)
     client = await scene.send(chat_bytes(reasoning_effort="high"))
     await scene.upstream.received()
     await client.close()
     assert (await scene.records.finished()).outcome == "abandoned"
-    go_on.set()
+    models.may_begin.set()
     assert (await scene.ask(CHAT_PATH, chat())).status == 200
     assert [each.target for each in scene.upstream.requests] == [
         "/v1/models?limit=1000",

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import pytest
-from held_stream import Endless
+from held_stream import Endless, Held
 from scene import Scene
 from served import EVENTS, MESSAGE, MESSAGE_BODY, UPLOAD, chunks
 from tls import OwnTLS
@@ -20,7 +20,6 @@ from tls import OwnTLS
 from tornadoproxy import RequestRecord
 from tornadoproxy.testing import (
     RawConnection,
-    UpstreamExchange,
     request_bytes,
     silent_response,
     sse_response,
@@ -138,12 +137,7 @@ async def test_disconnect_behind_unread_bytes_is_noticed(
 
 async def test_reset_while_upstream_does_not_read_upload(scene: Scene) -> None:
     """A FIN would wait behind the bytes that are still on the client's side."""
-    disconnected = asyncio.Event()
-
-    async def deaf(exchange: UpstreamExchange) -> None:
-        await disconnected.wait()
-        await exchange.disconnected()
-
+    deaf = Held(silent_response())
     scene.upstream.script(deaf)
     client = await scene.send(UPLOAD)
     while True:
@@ -153,7 +147,7 @@ async def test_reset_while_upstream_does_not_read_upload(scene: Scene) -> None:
     await client.reset()
     with pytest.raises(ConnectionError):
         await sending
-    disconnected.set()
+    deaf.may_begin.set()
     await abandoned(scene)
 
 

@@ -8,6 +8,7 @@ import time
 from itertools import islice
 
 import pytest
+from held_stream import Held
 from msgspec.structs import replace
 from scene import Scene
 from served import anthropic_error, request
@@ -18,7 +19,7 @@ from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.handlers.exchange import Exchange
 from tornadoproxy.handlers.gateway import request_ids
 from tornadoproxy.plugin.request import Outcome
-from tornadoproxy.testing import UpstreamExchange, json_response, silent_response
+from tornadoproxy.testing import json_response, silent_response
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -110,11 +111,7 @@ async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> Non
     proxy = await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=15, CLIENT_IDLE_TIMEOUT=60)
     idle = replace(proxy.server.status(), plugin_failures={}, plugin_refusals={})
     assert idle == Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
-    may_respond = asyncio.Event()
-
-    async def response(exchange: UpstreamExchange) -> None:
-        await may_respond.wait()
-        await json_response({})(exchange)
+    response = Held(json_response({}))
 
     def figures() -> tuple[int, ...]:
         now = proxy.server.status()
@@ -133,7 +130,7 @@ async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> Non
         await asyncio.sleep(0)
     assert figures()[:2] == (2, 1)
     assert proxy.server.status().client_connections == 2
-    may_respond.set()
+    response.may_begin.set()
     await first.response()
     await second.response()
     await scene.records.finished(2)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from held_stream import Held
 from scene import Scene
 from served import (
     CHAT,
@@ -26,6 +27,7 @@ from tornadoproxy.testing import (
     Response,
     UpstreamExchange,
     event,
+    raw_response,
     response_head,
     silent_response,
 )
@@ -135,11 +137,7 @@ async def test_first_byte_deadline_is_whole_after_slow_upload(scene: Scene) -> N
 async def test_upstream_that_takes_no_body_is_504(scene: Scene) -> None:
     """The upload waits for the upstream, not for the client."""
     await scene.start(UPSTREAM_FIRST_BYTE_TIMEOUT=0.2, CLIENT_BODY_TIMEOUT=0.1)
-    released = asyncio.Event()
-
-    async def deaf(exchange: UpstreamExchange) -> None:
-        await released.wait()
-
+    deaf = Held(silent_response())
     scene.upstream.script(deaf)
     client = await scene.send(UPLOAD)
     answered = asyncio.create_task(client.response())
@@ -147,7 +145,7 @@ async def test_upstream_that_takes_no_body_is_504(scene: Scene) -> None:
         sending = asyncio.create_task(client.send(chunks(bytes(0x40000))))
         await asyncio.wait({answered, sending}, return_when=asyncio.FIRST_COMPLETED)
     sending.cancel()
-    released.set()
+    deaf.may_begin.set()
     anthropic_error(await answered, 504, "timeout_error")
 
 
@@ -155,14 +153,8 @@ async def test_idle_deadline_stops_while_client_does_not_read(scene: Scene) -> N
     """It holds again once the client reads on."""
     await scene.start(UPSTREAM_IDLE_TIMEOUT=0.2)
     size = 24 << 20  # more than the buffers between upstream and client hold
-
-    async def response(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        head = response_head(200, {"Content-Length": str(size + 1)})
-        await exchange.send(head + bytes(size))
-        await exchange.disconnected()
-
-    scene.upstream.script(response)
+    head = response_head(200, {"Content-Length": str(size + 1)})
+    scene.upstream.script(raw_response(head + bytes(size), end="hang"))
     client = await scene.send(MESSAGE, receive_buffer=16_384)
     await client.head()
     await asyncio.sleep(0.5)  # longer than the deadline

@@ -17,6 +17,8 @@ from tornadoproxy.testing import (
     Response,
     UpstreamExchange,
     bytes_response,
+    raw_response,
+    response_head,
 )
 
 pytestmark = pytest.mark.usefixtures("proxy")
@@ -71,12 +73,8 @@ async def test_body_crosses_unchanged(
 async def test_body_is_held_until_it_is_whole(scene: Scene, proxy: Proxy) -> None:
     """It is released once the response begins."""
 
-    async def begin(exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
-        await exchange.head(200, {"Content-Length": "2"})
-        await exchange.disconnected()
-
-    scene.upstream.script(OK, begin)
+    begun = raw_response(response_head(200, {"Content-Length": "2"}), end="hang")
+    scene.upstream.script(OK, begun)
     client = await scene.raw()
     data = request("POST", "/v1/files", body=b"x" * HELD_BODY)
     await client.send(data[:-1])

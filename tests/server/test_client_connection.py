@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 
 import pytest
+from held_stream import Held
 from scene import Scene
 from served import anthropic_error, openai_error
 
@@ -20,7 +21,6 @@ from tornadoproxy.testing import (
     Proxy,
     RawConnection,
     RawResponse,
-    UpstreamExchange,
     json_response,
     request_bytes,
     silent_response,
@@ -255,13 +255,7 @@ async def test_dripping_body_is_408_below_the_minimum_rate(rate: int, scene: Sce
 
 async def test_wait_for_upstream_does_not_count_as_slow_body(scene: Scene) -> None:
     await scene.start(MIN_BODY_RATE=1_000_000_000, CLIENT_BODY_TIMEOUT=0.5)
-    may_read = asyncio.Event()
-
-    async def slow(exchange: UpstreamExchange) -> None:
-        await may_read.wait()
-        await exchange.read_all()
-        await json_response({})(exchange)
-
+    slow = Held(json_response({}))
     scene.upstream.script(slow)
     client = await scene.raw()
     body = bytes(8_000_000)
@@ -271,7 +265,7 @@ async def test_wait_for_upstream_does_not_count_as_slow_body(scene: Scene) -> No
     response = asyncio.ensure_future(client.response())
     done, _ = await asyncio.wait({response}, timeout=0.7)
     assert not done
-    may_read.set()
+    slow.may_begin.set()
     assert (await response).status == 200
     await sending
 

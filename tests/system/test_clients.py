@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from held_stream import EVENTS, Stream, begin_stream, rest_of_stream
+from held_stream import EVENTS, Held, Stream, begin_stream, rest_of_stream
 from load_content import TOKEN
 from proxy_process import ProxyProcess, proxy_process, until
 
@@ -106,20 +106,14 @@ async def test_clients_that_stop_reading_stall_the_upstream(
 async def test_upstream_that_stops_reading_stalls_the_client(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    reads_on = asyncio.Event()
-
-    async def read_late(exchange: UpstreamExchange) -> None:
-        await reads_on.wait()
-        await bytes_response(b"ok")(exchange)
-
+    read_late = Held(bytes_response(b"ok"))
     async with bounded_program(tmp_path, upstream) as port:
         client = await RawConnection.open(port)
-
         upstream.script(read_late, bytes_response(b"ok"))
         await client.send(post({"Content-Length": str(SIZE)}))
         sending = asyncio.create_task(send_pieces(client.send))
         await check_stalled(sending)
-        reads_on.set()
+        read_late.may_begin.set()
         assert (await client.response()).body == b"ok"
         await client.send(post({"Transfer-Encoding": "chunked"}))
         await send_pieces(lambda piece: client.send(b"%x\r\n%b\r\n" % (len(piece), piece)))

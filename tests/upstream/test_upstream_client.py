@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from held_stream import Held
 from tornado.httpclient import HTTPClientError
 from tornado.ioloop import IOLoop
 from upstream.conftest import MakeClient
@@ -170,20 +171,15 @@ async def test_most_recently_used_connections_are_kept(
     client: UpstreamClient, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream_client, "MAX_IDLE_CONNECTIONS", 3)
-    gates = [asyncio.Event() for _ in range(4)]
-
-    async def wait_at_the_gate(exchange: UpstreamExchange) -> None:
-        await gates[exchange.request.connection - 1].wait()
-        await OK(exchange)
-
-    upstream.script(*[wait_at_the_gate] * 4, *[silent_response()] * 3)
-    fetching = [client.fetch(upstream.url) for _ in gates]
+    held = [Held(OK) for _ in range(4)]
+    upstream.script(*held, *[silent_response()] * 3)
+    fetching = [client.fetch(upstream.url) for _ in held]
     await upstream.received(4)
-    for number, gate in enumerate((3, 1, 4)):
-        gates[gate - 1].set()
+    for number, connection in enumerate((3, 1, 4)):
+        held[connection - 1].may_begin.set()
         while client.idle_connections == number:
             await asyncio.sleep(0)
-    gates[1].set()
+    held[1].may_begin.set()
     await asyncio.gather(*fetching)
     async with asyncio.timeout(2):
         while upstream.open_connections > 3:  # the last one is closed
@@ -368,19 +364,14 @@ async def test_fetch_without_response_raises_upstream_error(
 async def test_closed_client_finishes_exchanges_and_keeps_nothing(
     client: UpstreamClient, upstream: ScriptedUpstream
 ) -> None:
-    closed = asyncio.Event()
-
-    async def late(exchange: UpstreamExchange) -> None:
-        await closed.wait()
-        await OK(exchange)
-
+    late = Held(OK)
     upstream.script(late, OK)
     in_flight = client.fetch(upstream.url)
     await upstream.received()
     await client.fetch(upstream.url)
     assert upstream.open_connections == 2
     client.close()
-    closed.set()
+    late.may_begin.set()
     assert (await in_flight).body == b"ok"
     async with asyncio.timeout(1):
         await upstream.all_closed()
