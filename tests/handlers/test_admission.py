@@ -32,56 +32,38 @@ from tornadoproxy.testing import (
 LENGTH = ("Content-Length", "1000000")
 
 
-class Names:
-    """Authenticates every request by the name in ``x-api-key``, and counts them.
+class Clients:
+    """Clients of a proxy that admits few requests; each has a connection of its own.
 
-    No other task runs between this and the request's admission or its place in the queue, so a
-    test that waits for `asked` finds the request there.
+    It is the plugin that authenticates them as well, by the name in ``x-api-key``. No other task
+    runs between that and a request's admission or its place in the queue.
     """
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._sent = self._asked = 0
         self._changed = asyncio.Event()
 
     @hookimpl
     def authenticate(self, request: IncomingRequest) -> Identity:
-        name = request.headers.get("X-Api-Key", "")
-        self._count += 1
+        self._asked += 1
         self._changed.set()
-        self._changed = asyncio.Event()
+        name = request.headers.get("X-Api-Key", "")
         if name == "stranger":
             raise AuthenticationFailed("Who are you?")
         return Identity(name)
 
-    async def asked(self, count: int) -> None:
-        """Wait until this many requests have come."""
-        while self._count < count:
-            await self._changed.wait()
-
-
-class Clients:
-    """Clients of a proxy that admits few requests; each has a connection of its own.
-
-    :ivar names: the plugin that authenticates them.
-    """
-
-    def __init__(self, scene: Scene) -> None:
-        self.names = Names()
-        self._scene = scene
-        self._count = 0
-
     async def start(self, places: int = 1, **variables: object) -> Proxy:
         """Start a proxy with this many places."""
-        return await self._scene.start(
-            plugins=[self.names], MAX_CONCURRENT_REQUESTS=places, **variables
-        )
+        return await self._scene.start(plugins=[self], MAX_CONCURRENT_REQUESTS=places, **variables)
 
     async def send(self, request: bytes) -> RawConnection:
         """Send a request; return its connection once it is admitted or queued."""
-        client = await self._scene.raw()
-        await client.send(request)
-        self._count += 1
-        await self.names.asked(self._count)
+        client = await self._scene.send(request)
+        self._sent += 1
+        while self._asked < self._sent:
+            self._changed.clear()
+            await self._changed.wait()
         return client
 
     async def ask(self, request: bytes) -> RawResponse:
@@ -234,10 +216,10 @@ async def test_streamed_body_is_neither_read_nor_late_in_queue(
     ("target", "framing"), [("/v1/x", LENGTH), (CHAT_PATH, LENGTH), (CHAT_PATH, CHUNKED)]
 )
 async def test_slow_held_bodies_take_neither_place_nor_room(
-    target: str, framing: tuple[str, str], scene: Scene
+    target: str, framing: tuple[str, str], scene: Scene, clients: Clients
 ) -> None:
     """50 bodies of one principal, of each of which a byte has arrived."""
-    proxy = await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=0, plugins=[Names()])
+    proxy = await clients.start(QUEUE_TIMEOUT=0)
     slow = request_bytes("POST", target, [("x-api-key", "greedy"), framing])
     for _ in range(50):
         await scene.send(slow + b"1\r\n{")
@@ -264,9 +246,9 @@ async def test_uploads_of_one_principal_leave_places(scene: Scene, clients: Clie
     await scene.upstream.received(7)
 
 
-async def test_held_bodies_of_one_principal_leave_room(scene: Scene) -> None:
+async def test_held_bodies_of_one_principal_leave_room(scene: Scene, clients: Clients) -> None:
     """One principal gets half of the room, the next half of what is left."""
-    proxy = await scene.start(MAX_HELD_BODIES=80_000, plugins=[Names()])
+    proxy = await clients.start(places=9, MAX_HELD_BODIES=80_000)
     for size in (20_000, 40_000):
         await scene.send(post("/v1/x", b"x" * 20_001, "greedy")[:-1])
         await held(proxy, size)
