@@ -5,8 +5,7 @@
     async with running(tmp_path, upstream, DRAIN_TIMEOUT="60") as program:
         client = await program.connect()
         ...
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
+        assert await program.stop() == 0
 """
 
 from __future__ import annotations
@@ -106,6 +105,15 @@ class Program:
         if self.process.returncode is not None:
             raise ProcessLookupError
         os.kill(self.process.pid, number)
+
+    async def stop(self) -> int:
+        """Send it SIGTERM, and return its exit status."""
+        self.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    def said(self) -> str:
+        """All that it has written."""
+        return "\n".join([*self.errors.all, *self.output.all])
 
     async def ended(self, patience: float = PATIENCE) -> int:
         """The exit status, waited for; all that it wrote has been read."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
-from program import Program, connect_when_listening, install, running
+from program import connect_when_listening, install, running
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -32,10 +32,6 @@ OTHER_TOKEN = "another-token-that-is-long-enough"
 OTHER_KEY = "another-key"
 MODELS = request_bytes("GET", "/v1/models", token=TEST_TOKEN)
 READY = request_bytes("GET", "/ready")
-
-
-def text_of(program: Program) -> str:
-    return "\n".join([*program.errors.all, *program.output.all])
 
 
 # -- start
@@ -62,7 +58,7 @@ async def test_start_prints_its_facts_and_serves(
     ):
         assert [each for each in program.errors.all if re.fullmatch(line, each)], line
     for absent in (TEST_TOKEN, TEST_UPSTREAM_KEY, "Traceback"):
-        assert absent not in text_of(program)
+        assert absent not in program.said()
 
 
 TWO_TOKENS = f"{TEST_TOKEN} {OTHER_TOKEN}"
@@ -104,7 +100,7 @@ async def test_printed_lines_work_when_pasted(
         )  # fmt: skip
     assert pasted.returncode == 0, pasted.stderr
     assert pasted.stdout.count("claude-") > 2
-    assert TEST_TOKEN not in text_of(program)
+    assert TEST_TOKEN not in program.said()
 
 
 async def test_blocked_standard_error_delays_nothing(
@@ -125,8 +121,7 @@ async def test_blocked_standard_error_delays_nothing(
         client = await connect_when_listening(port)
         assert (await client.ask(MODELS)).status == 200
         await client.close()
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
+        assert await program.stop() == 0
     os.close(reader)
     os.close(writer)
 
@@ -164,8 +159,8 @@ async def test_second_signal_aborts_and_exits_with_1(
         assert await program.ended() == 1
         assert (await streaming.chunk()).startswith(b"event: error\n")
         await streaming.close()
-    assert "stopping now: aborting the requests in flight" in text_of(program)
-    assert "Traceback" not in text_of(program)
+    assert "stopping now: aborting the requests in flight" in program.said()
+    assert "Traceback" not in program.said()
 
 
 async def test_shutdown_delay_serves_requests_unready(
@@ -231,8 +226,7 @@ async def test_task_that_resists_cancellation_does_not_delay_exit(
     install(tmp_path, "stubborn", STUBBORN)
     async with running(tmp_path, upstream) as program:
         await program.port()
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
+        assert await program.stop() == 0
 
 
 # -- reload
@@ -274,4 +268,4 @@ async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
         assert keys == [TEST_UPSTREAM_KEY, OTHER_KEY]
         await streaming.close()
     for secret in (OTHER_TOKEN, TEST_UPSTREAM_KEY, OTHER_KEY):
-        assert secret not in text_of(program)
+        assert secret not in program.said()

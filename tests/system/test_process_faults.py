@@ -71,10 +71,6 @@ def install_each(directory: Path, ways: tuple[str, ...], source: str) -> None:
         install(directory, name_of(way), IMPORTS + source.replace("WAY", repr(way)))
 
 
-def all_said(program: Program) -> str:
-    return "\n".join(program.errors.all)
-
-
 async def ask(program: Program, path: str, session: str) -> RawResponse:
     headers = {"X-Claude-Code-Session-Id": session}
     return await program.ask(request_bytes("GET", path, headers, token=TEST_TOKEN))
@@ -95,7 +91,7 @@ async def test_hook_failing_before_the_start_is_one_line_each(tmp_path: Path, ho
     named = [re.findall(r"^tornadoproxy: plugin '(\w+)'", line) for line in program.errors.all]
     assert named == [[name_of(way)] for way in sorted(ways, key=name_of)]
     if hook == "configure(settings)":  # the first that knows a secret
-        assert CANARY not in all_said(program)
+        assert CANARY not in program.said()
 
 
 @pytest.mark.parametrize(
@@ -140,8 +136,8 @@ async def test_configure_failing_on_sighup_keeps_the_settings(tmp_path: Path) ->
         program.send_signal(signal.SIGHUP)
         await program.errors.wait_for("SIGHUP: reloaded secrets and the settings of plugins")
         assert (await ask(program, "/v1/models", "after")).status == 401
-        assert CANARY not in all_said(program)
-        assert "Traceback" not in all_said(program)
+        assert CANARY not in program.said()
+        assert "Traceback" not in program.said()
 
 
 # -- while it serves
@@ -183,8 +179,7 @@ async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path) -> None
                     assert response.status == 503, session
                     assert response.header("retry-after")
                     assert json.loads(response.body)["error"]["message"]
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
+        assert await program.stop() == 0
     records = [json.loads(line)["session_id"] for line in program.output.all]
     assert records == [session for session in sessions for _ in range(2)]
     refused = 2 * sum(not session.startswith("request_finished") for session in sessions)
@@ -192,8 +187,8 @@ async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path) -> None
     # at 1, 2, 4, 8 …: what fails for every request must not fill the disk
     assert len(told) == refused.bit_length()
     for name in ("a_failing", "z_failing"):
-        assert f"plugin '{name}' failed in request_finished (1 so far)" in all_said(program)
-    assert CANARY not in all_said(program)
+        assert f"plugin '{name}' failed in request_finished (1 so far)" in program.said()
+    assert CANARY not in program.said()
 
 
 # -- at the end
@@ -207,10 +202,9 @@ async def test_failing_shutdown_stops_no_other_shutdown(tmp_path: Path) -> None:
     install(tmp_path, "a_good_one", IMPORTS + last)
     async with ScriptedUpstream() as upstream, running(tmp_path, upstream) as program:
         await program.port()
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
+        assert await program.stop() == 0
     assert (tmp_path / "end").exists()
-    told = re.findall(r"plugin '(\w+)' failed in shutdown", all_said(program))
+    told = re.findall(r"plugin '(\w+)' failed in shutdown", program.said())
     assert sorted(told) == sorted(map(name_of, RAISING))
 
 
@@ -326,13 +320,12 @@ async def test_standard_streams_of_no_use_change_no_response(tmp_path: Path, str
         (tmp_path / ".env").write_text("LOG_LEVEL=info\nACCESS_LOG_FORMAT=text\n")
         program.send_signal(signal.SIGHUP)
         await check_it_serves(port)
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
+        assert await program.stop() == 0
     # neither log is written where the other belongs
     records = [json.loads(line) for line in program.output.all]
     assert len(records) == (0 if re.search(r"(^| )>", streams) else 40)
     assert [line for line in program.errors.all if line.startswith("{")] == []
-    assert ("stopping" in "\n".join(program.errors.all)) is ("2>" not in streams)
+    assert ("stopping" in program.said()) is ("2>" not in streams)
 
 
 async def test_unwritable_start_error_keeps_status_2(tmp_path: Path) -> None:
