@@ -33,17 +33,7 @@ def exchange_of(**headers: str) -> Exchange:
     return Exchange(incoming, "req_1")
 
 
-def test_record_of_request_without_response() -> None:
-    before = time.time()
-    record = exchange_of().record(Outcome.DENIED, None)
-    assert before <= record.time <= time.time()
-    shown = (record.outcome, record.status, record.principal, record.remote_ip, record.usage)
-    assert shown == ("denied", None, None, "192.0.2.7", Usage())
-    assert (record.bytes_in, record.bytes_out) == (0, 0)
-    assert (record.time_to_first_byte, record.upstream_time) == (None, None)
-
-
-def test_record_of_request_with_response() -> None:
+def test_record_holds_what_was_noted() -> None:
     exchange = exchange_of(
         x_claude_code_session_id="session",
         x_claude_code_agent_id="agent",

@@ -26,7 +26,7 @@ from tornadoproxy.testing import (
     silent_response,
 )
 
-pytestmark = pytest.mark.usefixtures("no_errors_logged")
+pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 
 TOKEN = b"Authorization: Bearer %b\r\n" % TEST_TOKEN.encode()
 HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\n" + TOKEN
@@ -52,7 +52,7 @@ async def ended(client: RawConnection) -> None:
 # -- malformed requests; tests/system has what each of them leads to
 
 
-async def test_refusal_reaches_a_client_that_goes_on_sending(scene: Scene, proxy: Proxy) -> None:
+async def test_refusal_reaches_a_client_that_goes_on_sending(scene: Scene) -> None:
     """A reset, because of unread bytes, would take the response away from the client."""
     malformed = HEAD % b"/v1/messages" + b"Content-Length: +5\r\n\r\n"
     client = await scene.send(malformed + bytes(0x100000))
@@ -61,7 +61,7 @@ async def test_refusal_reaches_a_client_that_goes_on_sending(scene: Scene, proxy
 
 
 async def test_tls_on_plain_port_is_cut_and_logged_once(
-    scene: Scene, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = ssl.create_default_context()
     for _ in range(2):
@@ -73,7 +73,7 @@ async def test_tls_on_plain_port_is_cut_and_logged_once(
     assert (await scene.ask(HEALTH)).status == 200
 
 
-async def test_malformed_chunk_is_400_and_aborts_the_call(scene: Scene, proxy: Proxy) -> None:
+async def test_malformed_chunk_is_400_and_aborts_the_call(scene: Scene) -> None:
     head = HEAD % b"/v1/files" + b"Transfer-Encoding: chunked\r\n\r\n"
     client = await scene.send(head + b"5\r\nhelloo\r\n0\r\n\r\n" + SMUGGLED)
     check_refused(await client.response(), "/v1/files")
@@ -279,9 +279,7 @@ async def test_wait_for_response_does_not_count_as_idle(scene: Scene) -> None:
 # -- what follows a request
 
 
-async def test_connection_is_kept_alive_unless_the_client_closes(
-    scene: Scene, proxy: Proxy
-) -> None:
+async def test_connection_is_kept_alive_unless_the_client_closes(scene: Scene) -> None:
     client = await scene.raw()
     for line, close in (("foo", None), ("foo, Close", "close")):
         response = await client.ask(request_bytes("GET", "/health", {"Connection": line}))
@@ -291,7 +289,7 @@ async def test_connection_is_kept_alive_unless_the_client_closes(
 
 @pytest.mark.parametrize(("token", "status"), [(TEST_TOKEN, 404), ("wrong", 401)])
 async def test_pipelined_requests_are_answered_in_turn(
-    token: str, status: int, scene: Scene, proxy: Proxy
+    token: str, status: int, scene: Scene
 ) -> None:
     """Each one, whether or not the handler waits for its body."""
     request = request_bytes("POST", "/nowhere", body=b"{}", token=token)
@@ -325,9 +323,7 @@ async def test_unread_responses_do_not_pile_up(scene: Scene) -> None:
     assert proxy.server.status().held_bytes == 0
 
 
-async def test_early_response_is_readable_and_keeps_the_connection(
-    scene: Scene, proxy: Proxy
-) -> None:
+async def test_early_response_is_readable_and_keeps_the_connection(scene: Scene) -> None:
     """The client sends the whole body before it reads the response."""
     body = bytes(4 * 1024 * 1024)
     client = await scene.raw()
@@ -344,7 +340,7 @@ async def test_early_response_is_readable_and_keeps_the_connection(
 
 
 async def test_body_after_its_response_is_not_read_forever(
-    scene: Scene, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_transport, "LINGER", 0.05)
     client = await scene.raw()
@@ -355,7 +351,7 @@ async def test_body_after_its_response_is_not_read_forever(
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/api/hello"])
-async def test_half_close_after_probe_is_answered(path: str, scene: Scene, proxy: Proxy) -> None:
+async def test_half_close_after_probe_is_answered(path: str, scene: Scene) -> None:
     for pause in range(5):
         client = await scene.send(request_bytes("GET", path))
         for _ in range(pause):  # so that the end arrives with the request, or behind it
@@ -369,7 +365,7 @@ async def test_half_close_after_probe_is_answered(path: str, scene: Scene, proxy
 # -- Expect
 
 
-async def test_expectation_of_http_1_0_is_ignored(scene: Scene, proxy: Proxy) -> None:
+async def test_expectation_of_http_1_0_is_ignored(scene: Scene) -> None:
     """Such a client would take the 100 for its response (RFC 9110 §10.1.1)."""
     scene.upstream.script(json_response({}))
     headers = {"Expect": "100-continue"}
@@ -378,7 +374,7 @@ async def test_expectation_of_http_1_0_is_ignored(scene: Scene, proxy: Proxy) ->
     assert (response.status, response.interim) == (200, [])
 
 
-async def test_refused_expectation_ends_the_connection(scene: Scene, proxy: Proxy) -> None:
+async def test_refused_expectation_ends_the_connection(scene: Scene) -> None:
     """The body may arrive all the same, or not."""
     client = await scene.raw()
     headers = {"Expect": "100-continue", "Content-Length": str(len(SMUGGLED))}
@@ -405,7 +401,7 @@ async def test_disconnect_before_refusal_is_no_error(scene: Scene, proxy: Proxy)
     ("path", "stream"), [("/v1/messages", False), ("/openai/v1/chat/completions", True)]
 )
 async def test_ended_request_leaves_no_reference_cycle(
-    path: str, stream: bool, scene: Scene, proxy: Proxy
+    path: str, stream: bool, scene: Scene
 ) -> None:
     """The garbage collector would take a tenth of a request's time."""
     document = {"model": "claude-sonnet-5-5", "max_tokens": 9, "stream": stream}

@@ -250,16 +250,6 @@ def test_half_a_line_is_ended_before_the_notice(fifo: Callable[[int], FileIO]) -
     assert whole == b"whole"
 
 
-def test_full_disk_costs_lines_only() -> None:
-    with open("/dev/full", "wb", buffering=0) as full:
-        writer = LineWriter(full.fileno())
-        for _ in range(100):
-            writer.write(b"line")
-        writer.close()
-    assert writer.dropped == 100
-    assert writer_threads() == 0
-
-
 def test_close_wakes_an_idle_thread(pipe: Pipe) -> None:
     writer = LineWriter(pipe.write_end)
     writer.write(b"line")

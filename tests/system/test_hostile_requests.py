@@ -13,9 +13,9 @@ import pytest
 from scene import Scene
 from served import anthropic_error, openai_error
 
-from tornadoproxy.testing import TEST_TOKEN, Proxy, Truncated, bytes_response, request_bytes
+from tornadoproxy.testing import TEST_TOKEN, Truncated, bytes_response, request_bytes
 
-pytestmark = pytest.mark.usefixtures("no_errors_logged")
+pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 
 MB = 1 << 20
 HEALTH = request_bytes("GET", "/health")
@@ -61,7 +61,7 @@ async def test_unbounded_head_is_refused_or_cut(head: bytes, scene: Scene) -> No
     assert scene.upstream.connections == 0
 
 
-async def test_4000_header_lines_go_upstream(proxy: Proxy, scene: Scene) -> None:
+async def test_4000_header_lines_go_upstream(scene: Scene) -> None:
     scene.upstream.script(bytes_response(b"ok"))
     lines = [(f"X-{number}", "y") for number in range(2000)] + [("X-Same", "z")] * 2000
     assert (await scene.ask("/v1/x", headers=lines)).body == b"ok"
@@ -81,9 +81,7 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("lines", COSTLY.values(), ids=COSTLY)
-async def test_costly_headers_take_less_than_2_seconds(
-    lines: bytes, proxy: Proxy, scene: Scene
-) -> None:
+async def test_costly_headers_take_less_than_2_seconds(lines: bytes, scene: Scene) -> None:
     """Of processor time, whatever else the machine does; quadratic work would take more."""
     for path in ("/v1/x", "/openai/v1/models"):
         head = request_bytes("GET", path, token=TEST_TOKEN).removesuffix(b"\r\n")
@@ -95,9 +93,7 @@ async def test_costly_headers_take_less_than_2_seconds(
 @pytest.mark.parametrize(
     ("path", "limit"), [("/v1/messages", 500 * MB), ("/openai/v1/chat/completions", 32 * MB)]
 )
-async def test_body_over_the_default_limit_is_413(
-    path: str, limit: int, proxy: Proxy, scene: Scene
-) -> None:
+async def test_body_over_the_default_limit_is_413(path: str, limit: int, scene: Scene) -> None:
     for length in (limit + 1, 2**32 + 5, 10**18 - 1):
         headers = {"Content-Length": str(length)}
         response = await scene.ask(request_bytes("POST", path, headers, token=TEST_TOKEN))
@@ -111,7 +107,7 @@ async def test_body_over_the_default_limit_is_413(
 # -- what is found out without a credential
 
 
-async def test_ambiguous_path_needs_a_credential_first(proxy: Proxy, scene: Scene) -> None:
+async def test_ambiguous_path_needs_a_credential_first(scene: Scene) -> None:
     for path in ("/v1/../admin", "/openai/../v1/messages", "/health/../v1/messages", "//health"):
         for token, status in (("wrong", 401), (TEST_TOKEN, 400)):
             assert (await scene.ask(path, token=token)).status == status

@@ -43,7 +43,6 @@ BODY = json.dumps(
         "messages": [{"role": "user", "content": "Hi"}],
     }
 ).encode()
-ESTIMATE = 1  # cents at most for one request of this body
 REPLICAS = 4
 
 

@@ -29,7 +29,6 @@ from tornadoproxy.protocol.request_framing import (
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
-    Proxy,
     RawConnection,
     RawResponse,
     ReceivedRequest,
@@ -38,7 +37,7 @@ from tornadoproxy.testing import (
     request_bytes,
 )
 
-pytestmark = pytest.mark.usefixtures("no_errors_logged")
+pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 
 TARGET, CHAT_TARGET = b"/v1/messages", b"/openai/v1/chat/completions"
 START = b"POST %b HTTP/1.1\r\n" % TARGET
@@ -178,11 +177,7 @@ def at_each_line_end(sent: bytes) -> list[bytes]:
 @pytest.mark.parametrize("target", [TARGET, CHAT_TARGET])
 @pytest.mark.parametrize("split", [at_once, at_each_line_end])
 async def test_doubtful_framing_is_400_and_ends_connection(
-    split: Callable[[bytes], list[bytes]],
-    target: bytes,
-    proxy: Proxy,
-    scene: Scene,
-    subtests: pytest.Subtests,
+    split: Callable[[bytes], list[bytes]], target: bytes, scene: Scene, subtests: pytest.Subtests
 ) -> None:
     for name, sent in DOUBTFUL.items():
         with subtests.test(name):
@@ -203,7 +198,7 @@ async def test_doubtful_framing_is_400_and_ends_connection(
 
 @pytest.mark.parametrize("split", [at_once, at_each_line_end])
 async def test_framing_in_no_doubt_is_forwarded_unchanged(
-    split: Callable[[bytes], list[bytes]], proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+    split: Callable[[bytes], list[bytes]], scene: Scene, subtests: pytest.Subtests
 ) -> None:
     for name, sent in IN_NO_DOUBT.items():
         with subtests.test(name):
@@ -216,12 +211,12 @@ async def test_framing_in_no_doubt_is_forwarded_unchanged(
             assert response.status == 200
             if goes_on:
                 assert (await client.response()).body == b"ok"
-            (first,) = read(sent).whole
+            (first,) = read(sent)
             both = [(TARGET.decode(), first.body), ("/v1/sentinel", b"")]
             assert await forwarded(scene, before) == both[: 1 + goes_on]
 
 
-async def test_body_of_refused_request_is_never_a_request(proxy: Proxy, scene: Scene) -> None:
+async def test_body_of_refused_request_is_never_a_request(scene: Scene) -> None:
     scene.upstream.script(OK, OK)
     tunnel = carrying(start=b"CONNECT a:443 HTTP/1.1\r\n")
     for sent, status in ((tunnel, 405), (carrying(b"X-Api-Key: wrong\r\n"), 401)):
@@ -231,7 +226,7 @@ async def test_body_of_refused_request_is_never_a_request(proxy: Proxy, scene: S
     assert await forwarded(scene) == [("/v1/sentinel", b"")] * 2
 
 
-async def test_rest_behind_whole_requests_is_400(proxy: Proxy, scene: Scene) -> None:
+async def test_rest_behind_whole_requests_is_400(scene: Scene) -> None:
     """It stands where the next request would, and nothing tells what it was meant to be."""
     scene.upstream.script(OK, OK, OK)
     for sent, statuses in (
@@ -290,8 +285,8 @@ def test_damaged_request_is_read_in_the_strictest_way(count: int) -> None:
     refused_besides = 0  # targets beyond ASCII, and commas in Host
     for number in range(count):
         sent = damaged_request(number)
-        found, whole_ones = read_by_the_proxy(sent), read(sent).whole
-        assert found == [*whole_ones[: len(found)]], number
+        found, whole_ones = read_by_the_proxy(sent), read(sent)
+        assert found == whole_ones[: len(found)], number
         refused_besides += len(found) < len(whole_ones)
     assert refused_besides < count / 50
 
@@ -302,7 +297,7 @@ async def responses_to(
     """Return a response to each whole request, and to what follows, till the connection ends."""
     responses: list[RawResponse] = []
     await client.send(sent)
-    left = len(read(sent).whole)
+    left = len(read(sent))
     try:
         async with asyncio.timeout(10):
             while not responses or responses[-1].header("Connection") != "close":
@@ -327,12 +322,12 @@ async def test_damaged_request_is_answered_and_smuggles_nothing(
     statuses = set()
     for number in range(count):
         sent = damaged_request(number)
-        reading = read(sent)
+        whole_ones = read(sent)
         before = len(scene.upstream.requests)
         client = await scene.raw()
         responses = await responses_to(sent, client, good)
         await client.close()
-        assert bool(responses) >= bool(reading.whole), number
+        assert bool(responses) >= bool(whole_ones), number
         for response in responses:
             assert response.status < 500, number
             if response.status >= 400:
@@ -342,7 +337,7 @@ async def test_damaged_request_is_answered_and_smuggles_nothing(
             check_clean(received, f"127.0.0.1:{scene.upstream.port}")
             if await whole(received) and received.target != "/v1/messages":
                 whole_one = Request(received.method, received.target, received.body)
-                assert whole_one in reading.whole, number
+                assert whole_one in whole_ones, number
     assert statuses >= {200, 400, 401, 404}  # the damage was neither none nor total
     assert [each for each in caplog.records if each.exc_info] == []
     assert (await good.ask(HEALTH)).status == 200

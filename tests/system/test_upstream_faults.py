@@ -37,7 +37,6 @@ from served import anthropic_error, openai_error
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Document,
-    Proxy,
     RawConnection,
     RawResponse,
     Response,
@@ -49,7 +48,7 @@ from tornadoproxy.testing import (
     request_bytes,
 )
 
-pytestmark = pytest.mark.usefixtures("no_errors_logged")
+pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
 
 Seen: TypeAlias = RawResponse | Truncated
 
@@ -255,7 +254,7 @@ HEAD_FAULTS = {
 
 
 async def test_fault_in_upstream_head_is_502(
-    way: Way, proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+    way: Way, scene: Scene, subtests: pytest.Subtests
 ) -> None:
     for name, fault in HEAD_FAULTS.items():
         with subtests.test(name):
@@ -274,7 +273,7 @@ def begun_bodies(way: Way, part: bytes) -> dict[str, tuple[bytes, bytes]]:
 
 
 async def test_fault_in_upstream_body_is_cut_or_502(
-    way: Way, proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+    way: Way, scene: Scene, subtests: pytest.Subtests
 ) -> None:
     begun = way.head(CHUNKED) + chunk(way.part)
     faults = [
@@ -294,9 +293,7 @@ async def test_fault_in_upstream_body_is_cut_or_502(
             check_broken(way, await see_failure(way, scene, fault), part)
 
 
-async def test_truncated_error_of_upstream_is_cut_or_502(
-    way: Way, proxy: Proxy, scene: Scene
-) -> None:
+async def test_truncated_error_of_upstream_is_cut_or_502(way: Way, scene: Scene) -> None:
     head = (
         b"HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     )
@@ -358,7 +355,7 @@ async def test_silent_handshake_with_upstream_is_504(way: Way, scene: Scene) -> 
     ],
 )
 async def test_model_list_of_any_shape_is_served_or_502(
-    response: Response, status: int, proxy: Proxy, scene: Scene
+    response: Response, status: int, scene: Scene
 ) -> None:
     scene.upstream.script(response)
     got = await scene.ask("/openai/v1/models")
@@ -371,7 +368,7 @@ async def test_model_list_of_any_shape_is_served_or_502(
 
 
 async def test_disconnect_at_any_moment_leaves_nothing(
-    way: Way, proxy: Proxy, scene: Scene, subtests: pytest.Subtests
+    way: Way, scene: Scene, subtests: pytest.Subtests
 ) -> None:
     head = way.head(CHUNKED)
     for sent in (b"", head[:20], head, head + chunk(way.part), head + chunk(way.body)):
@@ -408,7 +405,7 @@ WELL_FORMED = re.compile(
 @pytest.mark.gen_test(timeout=200)
 @pytest.mark.timeout(240)
 async def test_damaged_response_is_relayed_cut_or_refused(
-    count: int, way: Way, scene: Scene, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    count: int, way: Way, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     ends: Counter[object] = Counter()
     for number in range(count):
