@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from tornado.testing import bind_unused_port
 
-from tornadoproxy import SecretURL
+from tornadoproxy import SecretURL, SharedCounters
 
 PASSWORD = "word-of-the-counters"
+
+
+def unused_port() -> int:
+    listener, port = bind_unused_port()
+    listener.close()
+    return port
 
 
 class RedisServer:
@@ -24,10 +33,10 @@ class RedisServer:
     :ivar port: its port, which it keeps when it is started again.
     """
 
-    def __init__(self, directory: Path) -> None:
-        listener, self.port = bind_unused_port()
-        listener.close()
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.port = unused_port()
         self._directory = directory
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,7 +51,10 @@ class RedisServer:
         program = shutil.which("redis-server")
         assert program is not None
         self._process = subprocess.Popen(
-            [program, "--port", str(self.port), "--save", "", "--requirepass", PASSWORD],
+            [
+                *(program, "--port", str(self.port), "--save", "", "--requirepass", PASSWORD),
+                *self._options,
+            ],
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
         )
@@ -61,15 +73,92 @@ class RedisServer:
         self._process.send_signal(which)
 
     def stop(self) -> None:
-        self.send(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+BOUNDS = [REDIS_CLUSTER_HASH_SLOTS * number // 3 for number in range(4)]
+
+
+class RedisCluster:
+    """Three masters that divide the slots, and a replica of the first."""
+
+    def __init__(self, directory: Path) -> None:
+        self._buses = [unused_port() for _ in range(4)]
+        self.nodes = [self._node(directory / str(bus), bus) for bus in self._buses]
+
+    @property
+    def url(self) -> SecretURL:
+        places = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        return SecretURL(f"redis+cluster://:{PASSWORD}@{places}")
+
+    def ask(self, node: int, *command: str | int) -> Any:
+        """Return a node's response to a command. Any: each has a type of its own."""
+        with self.nodes[node].client() as client:
+            return client.execute_command(*command)
+
+    def id(self, node: int) -> str:
+        return str(self.ask(node, "CLUSTER MYID"), "ascii")
+
+    def start(self) -> None:
+        """Start the nodes, and wait until they are a cluster."""
+        for number, node in enumerate(self.nodes):
+            node.start()
+            self.ask(number, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+            if number < 3:
+                slots = BOUNDS[number], BOUNDS[number + 1] - 1
+                self.ask(number, "CLUSTER ADDSLOTSRANGE", *slots)
+            if number > 0:
+                meet = "127.0.0.1", self.nodes[0].port, self._buses[0]
+                self.ask(number, "CLUSTER MEET", *meet)
+        until(lambda: all(len(self._known(node)) == 4 for node in range(4)))
+        self.ask(3, "CLUSTER REPLICATE", self.id(0))
+        until(self.is_up)
+
+    def is_up(self) -> bool:
+        """Return whether all nodes agree that each slot is served, and the replica is ready."""
+        with self.nodes[3].client() as client:
+            link = client.info("replication").get("master_link_status")
+        return link == "up" and all(
+            self.ask(node, "CLUSTER INFO")["cluster_state"] == "ok" for node in range(4)
+        )
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+    def _known(self, node: int) -> list[str]:
+        nodes = self.ask(node, "CLUSTER NODES")
+        return [place for place in nodes if "handshake" not in nodes[place]["flags"]]
+
+    @staticmethod
+    def _node(directory: Path, bus: int) -> RedisServer:
+        directory.mkdir()
+        return RedisServer(
+            directory,
+            *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--masterauth", PASSWORD),
+            *("--cluster-node-timeout", "500", "--repl-diskless-sync-delay", "0"),
+        )
+
+
+async def usable(counters: SharedCounters) -> None:
+    """Wait until no connection of these counters is missing."""
+    async with asyncio.timeout(15):
+        while counters.failing:
+            await asyncio.sleep(0.01)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; a test's own timeout ends it."""
+    while not condition():
+        time.sleep(0.02)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need the server."""
+    """Mark the tests that need a server."""
     for item in items:
-        if "running_redis" in getattr(item, "fixturenames", ()):
+        if {"running_redis", "redis_cluster"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker("redis")
 
 
@@ -89,3 +178,16 @@ def redis_server(running_redis: RedisServer) -> RedisServer:
     with running_redis.client() as client:
         client.flushall()
     return running_redis
+
+
+@pytest.fixture
+def redis_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    """A running cluster without data, which a test may change."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("Redis is absent")
+    cluster = RedisCluster(tmp_path)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

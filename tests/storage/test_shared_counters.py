@@ -8,9 +8,10 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from redis_server import PASSWORD, RedisServer
+from redis_server import PASSWORD, RedisServer, usable
 
 from tornadoproxy import ConfigurationError, DatabaseUnavailable, Script, SecretURL, SharedCounters
+from tornadoproxy.storage import shared_counters
 
 COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 
@@ -27,12 +28,6 @@ async def opened(server: RedisServer) -> AsyncIterator[SharedCounters]:
         yield counters
     finally:
         await counters.close()
-
-
-async def usable(counters: SharedCounters) -> None:
-    async with asyncio.timeout(15):
-        while counters.failing:
-            await asyncio.sleep(0.01)
 
 
 async def test_scripts_run_in_order_on_one_connection(redis_server: RedisServer) -> None:
@@ -73,6 +68,21 @@ async def test_close_sends_what_is_unsent(redis_server: RedisServer) -> None:
         counters.send(COUNT, ["a"], 3)
     with redis_server.client() as client:
         assert client.get("a") == b"3"
+
+
+async def test_connection_may_be_lost_any_number_of_times(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_counters, "PAUSE", 0.001)
+    async with opened(redis_server) as counters:
+        with redis_server.client() as client:
+            for number in range(120):  # the library's pool would count 100
+                assert await counters.run(COUNT, ["a"], 1) == number + 1
+                client.client_kill_filter(_type="normal", skipme=True)
+                async with asyncio.timeout(10):
+                    while counters.status.failures == number:
+                        await asyncio.sleep(0)
+                await usable(counters)
 
 
 @pytest.mark.parametrize("stalled", [False, True])

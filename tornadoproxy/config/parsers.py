@@ -115,10 +115,11 @@ def database(value: str) -> Path | SecretURL:
 
 
 def redis_url(value: str) -> SecretURL:
-    """Parse the URL of a Redis or Valkey server."""
-    schemes = ("redis://", "rediss://", "redis+sentinel://", "unix://")
-    if not text(value).startswith(schemes):
-        raise ValueError(f"must begin with {', '.join(schemes)}")
+    """Parse the URL of a Redis or Valkey server, or of a cluster of them."""
+    kinds = ("redis", "redis+sentinel", "redis+cluster")
+    schemes = (*kinds, *(each.replace("redis", "rediss") for each in kinds), "unix")
+    if text(value).partition("://")[0] not in schemes or "://" not in value:
+        raise ValueError(f"must begin with {', '.join(f'{each}://' for each in schemes)}")
     return SecretURL(value)
 
 

@@ -1,7 +1,7 @@
 """One connection to a Redis or Valkey server, shared by all requests of a process.
 
-No command waits for the response to the one before. redis-py opens the connection, with TLS,
-credentials and Sentinel; its own commands take 56 µs of CPU each, and these take half.
+No command waits for the response to the one before. redis-py opens the connection, with TLS and
+credentials; its own commands take 56 µs of CPU each, and these take half.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from redis import exceptions
-from redis.asyncio import ConnectionPool
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +23,17 @@ if TYPE_CHECKING:
     from tornadoproxy.storage.script import Script
 
 NoScriptError = exceptions.NoScriptError
+ClusterDownError = exceptions.ClusterDownError
+AskError = exceptions.AskError
+MovedError = exceptions.MovedError
+MOVES = (exceptions.AskError, exceptions.TryAgainError)
+"""The errors of a cluster's node that does not have a key, or not all keys; MOVED is an ASK too."""
 
 FAILURES = (exceptions.RedisError, OSError, TimeoutError)
 """The library's errors about the server, those of a wrong script included."""
 
-# the caller has a deadline of its own, and the library's would sometimes swallow a cancellation
-_OPTIONS = {"socket_timeout": None, "socket_keepalive": True}
-
 _UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
+_CERTIFICATE = "TLS fails, or its certificate is not accepted: see ssl_ca_certs"
 _SLOW = "it did not respond in time"
 _REJECTED = "the user or its password is rejected: correct the URL"
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -42,6 +43,9 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ReadOnlyError, "it is read-only: name the primary server"),
     (exceptions.BusyLoadingError, "the server starts"),
     (exceptions.OutOfMemoryError, "the server's memory is full: raise its maxmemory"),
+    (exceptions.ClusterDownError, "the cluster is down: see the logs of its nodes"),
+    (exceptions.AskError, "it is a node of a cluster: begin the URL with redis+cluster://"),
+    (exceptions.TryAgainError, "the cluster is moving its data"),
     (exceptions.TimeoutError, _SLOW),
     (TimeoutError, _SLOW),
     (exceptions.ConnectionError, _UNREACHABLE),
@@ -49,38 +53,27 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class NodeError(exceptions.RedisError):
+    """A node of a cluster cannot be used.
+
+    :param name: its host and port.
+    :param error: one of `FAILURES`.
+    """
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__()
+        self.name = name
+        self.error = error
+
+
 def reason(error: Exception) -> str | None:
     """Return why the server cannot be used; ``None`` if only a script is wrong."""
+    if isinstance(error, NodeError):
+        return f"node {error.name}: {reason(error.error)}"
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, exceptions.ConnectionError) and isinstance(cause, ssl.SSLError):
+        return _CERTIFICATE
     return next((text for kind, text in _REASONS if isinstance(error, kind)), None)
-
-
-def pool(url: str) -> ConnectionPool:
-    """Return what opens connections to the server of a URL, without opening one.
-
-    :param url: ``redis://user:password@host:6379/0``, ``rediss://`` with TLS, ``unix://path``, or
-        ``redis+sentinel://user:password@host:26379,host:26379/service/0``.
-    :raises ValueError: it is not valid.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "redis+sentinel":
-        return ConnectionPool.from_url(url, **_OPTIONS)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = credentials.partition(":")
-    service, _, number = parts.path.strip("/").partition("/")
-    if not service:
-        raise ValueError("the service's name is missing")
-    places = [host.rpartition(":") for host in hosts.split(",")]
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # the library's
-        [(host, int(port)) for host, _, port in places]
-    )
-    return SentinelConnectionPool(  # type: ignore[no-untyped-call]  # the library's
-        service,
-        sentinel,
-        db=int(number or 0),
-        username=unquote(user) or None,
-        password=unquote(password) or None,
-        **_OPTIONS,
-    )
 
 
 class Line:

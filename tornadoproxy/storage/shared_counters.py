@@ -1,4 +1,4 @@
-"""Counters that several proxies share, in a Redis or Valkey server.
+"""Counters that several proxies share, in a Redis or Valkey server, or in a cluster of them.
 
 Scripts change them, each atomically (https://redis.io/docs/latest/develop/programmability/). While
 there is no connection, scripts fail at once, and a connection is tried twice a second.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 
     from tornadoproxy.secret import SecretURL
     from tornadoproxy.storage.redis_line import Line
+    from tornadoproxy.storage.redis_nodes import Node
     from tornadoproxy.storage.script import Script
 
-CONNECT_TIMEOUT = 2.0  # seconds
 PAUSE = 0.5  # seconds between two attempts to connect
+MOVING_PAUSE = 0.02  # seconds until a node of a cluster is asked again for keys that it moves
 
 
 class SharedCounters:
-    """The counters in one server.
+    """The counters in one server or cluster.
 
-    :param url: see `tornadoproxy.storage.redis_line.pool`.
+    :param url: see `tornadoproxy.storage.redis_url.parse`.
     :param setting: the setting that names the server, for messages.
     :param timeout: seconds that the server may take for a script.
     :raises ConfigurationError: the URL is not valid, or the library is not installed.
@@ -38,13 +40,13 @@ class SharedCounters:
         self._setting = setting
         self._title = f"{setting}={url}"
         try:
-            from tornadoproxy.storage import redis_line
+            from tornadoproxy.storage import redis_line, redis_nodes
         except ImportError:
             raise ConfigurationError(
                 f"{self._title} needs redis: install it with `pip install 'tornadoproxy[redis]'`."
             ) from None
         try:
-            self._pool = redis_line.pool(url.reveal())
+            self._servers = redis_nodes.servers_of(url.reveal(), self._lost, timeout)
         except ValueError:  # its text quotes the URL
             raise ConfigurationError(
                 f"{self._title} is not valid: write redis://user:password@host:6379/0, with the "
@@ -52,16 +54,15 @@ class SharedCounters:
             ) from None
         self._library = redis_line
         self._timeout = timeout
-        self._line: Line | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing: set[asyncio.Task[None]] = set()
+        self._following: set[asyncio.Task[object]] = set()
         self._failures = Failures(self._title)
         self._reason = "it is not open"
 
     @property
     def failing(self) -> bool:
-        """Whether there is no connection."""
-        return self._line is None
+        """Whether a connection is missing."""
+        return not self._servers.connected
 
     @property
     def status(self) -> DatabaseStatus:
@@ -86,10 +87,12 @@ class SharedCounters:
     async def run(self, script: Script, keys: Sequence[str], *arguments: str | int) -> Any:
         """Run a script and return its result. Any: that is the script's.
 
+        :param keys: what the script uses; in a cluster, all have the same word in braces.
         :raises DatabaseUnavailable: the server cannot be used; the script may have run.
         """
-        line = self._line
-        if line is None:
+        node = self._servers.node_of(keys)
+        line = None if node is None else node.line
+        if node is None or line is None:
             raise self._unavailable()
         command = (len(keys), *keys, *arguments)
         try:
@@ -97,28 +100,31 @@ class SharedCounters:
                 return await self._response(line.ask(*line.named(script), *command))
             except self._library.NoScriptError:
                 return await self._response(line.ask("EVAL", script.source, *command))
+        except self._library.MOVES as error:
+            return await self._follow(error, script, keys, arguments)
         except self._library.FAILURES as error:
             if self._library.reason(error) is None:
                 raise
-            self._failed(error, line)
+            self._lost(node, line, error)
             raise self._unavailable() from None
 
     def send(self, script: Script, keys: Sequence[str], *arguments: str | int) -> None:
         """Run a script without waiting for it; it is lost if the server cannot be used."""
-        if (line := self._line) is not None:
+        node = self._servers.node_of(keys)
+        if node is not None and (line := node.line) is not None:
             done = line.ask(*line.named(script), len(keys), *keys, *arguments)
-            done.add_done_callback(_take_error)
+            done.add_done_callback(partial(self._sent, script, keys, arguments))
 
     async def close(self) -> None:
-        """Send what is still to be sent, and close the connection."""
+        """Send what is still to be sent, and close the connections."""
         for task in self._tasks:
             task.cancel()
-        if (line := self._line) is not None:
-            with contextlib.suppress(*self._library.FAILURES):
-                await self._response(line.ask("PING"))
-            self._drop(line)
-        await asyncio.gather(*self._closing)
-        await self._pool.disconnect()
+        await asyncio.gather(*self._following)
+        for node in self._servers:
+            if node.line is not None:
+                with contextlib.suppress(*self._library.FAILURES):
+                    await self._response(node.line.ask("PING"))
+            await node.close()
 
     async def _response(self, response: asyncio.Future[Any]) -> Any:
         """Wait for a response and return it.
@@ -131,38 +137,83 @@ class SharedCounters:
         finally:
             deadline.cancel()
 
+    async def _follow(
+        self,
+        moved: Exception,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[str | int],
+    ) -> Any:
+        """Run a script at the node of a cluster which has its keys by now. Any: see `run`."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    line = await self._line_named_by(moved, keys)
+                    try:
+                        return await line.ask("EVAL", script.source, len(keys), *keys, *arguments)
+                    except self._library.MOVES as error:
+                        moved = error
+        except self._library.FAILURES as error:
+            if self._library.reason(error) is None:
+                raise
+            self._failed(error)
+            raise self._unavailable() from None
+
+    async def _line_named_by(self, moved: Exception, keys: Sequence[str]) -> Line:
+        if isinstance(moved, self._library.AskError):
+            node = self._servers.named_by(moved)
+            line = await node.connect()
+            if not isinstance(moved, self._library.MovedError):
+                line.ask("ASKING").add_done_callback(_take_error)
+            return line
+        # the slot's keys are at two nodes at the moment
+        await asyncio.sleep(MOVING_PAUSE)
+        node_of_keys = self._servers.node_of(keys)
+        if node_of_keys is None:
+            raise self._library.ClusterDownError("")
+        return await node_of_keys.connect()
+
+    def _sent(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[str | int],
+        done: asyncio.Future[Any],
+    ) -> None:
+        """Note an error that nobody waits for; the connection's are logged."""
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, self._library.MOVES):
+            following = asyncio.create_task(self._follow(error, script, keys, arguments))
+            self._following.add(following)
+            following.add_done_callback(self._following.discard)
+            following.add_done_callback(_take_error)
+
     async def _stay_connected(self) -> None:
         while True:
             await asyncio.sleep(PAUSE)
-            if self._line is None:
+            if self.failing:
                 with contextlib.suppress(DatabaseUnavailable):
                     await self._connect()
 
     async def _connect(self) -> None:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            await self._servers.connect()
         except self._library.FAILURES as error:
             self._failed(error)
             raise self._unavailable() from None
-        line = self._library.Line(connection, lambda error: self._failed(error, line))
-        self._line = line
         self._failures.end()
 
-    def _failed(self, error: Exception, line: Line | None = None) -> None:
-        """Close the connection and count the failure; a connection fails once."""
-        if line is not None:
-            if line is not self._line:
-                return
-            self._drop(line)
+    def _lost(self, node: Node, line: Line, error: Exception) -> None:
+        """Count the loss of a connection, once."""
+        if node.drop(line):
+            self._failed(self._library.NodeError(node.name, error) if node.name else error)
+
+    def _failed(self, error: Exception) -> None:
+        """Count a failure, and note its reason."""
+        if isinstance(error, self._library.ClusterDownError):
+            self._servers.lost()
         self._reason = self._library.reason(error) or "the server fails: see its log"
         self._failures.count(self._unavailable())
-
-    def _drop(self, line: Line) -> None:
-        self._line = None
-        closing = asyncio.create_task(line.close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
 
     def _unavailable(self) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"{self._title} cannot be used: {self._reason}")

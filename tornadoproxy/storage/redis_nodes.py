@@ -1,0 +1,246 @@
+"""The servers that have the counters, one or the nodes of a cluster, and which of them has a key.
+
+A cluster divides the keys into slots, and tells which node has which
+(https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/). A node that lacks a
+key names the one that has it: ``MOVED`` for good, ``ASK`` while the key's slot is being moved.
+After a ``MOVED``, or the loss of a node, the slots are read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from redis import exceptions
+from redis.asyncio.connection import ConnectionPool
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+
+from tornadoproxy.storage import redis_url
+from tornadoproxy.storage.redis_line import FAILURES, Line, NodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+CONNECT_TIMEOUT = 2.0  # seconds
+
+
+class Node:
+    """One server, and the connection to it.
+
+    :param broken: called with a connection that was lost and the error.
+    :param name: host and port of a node of a cluster.
+    :ivar line: the connection; ``None`` while there is none.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, broken: Callable[[Node, Line, Exception], None], name: str = ""
+    ) -> None:
+        self.line: Line | None = None
+        self.name = name
+        self._pool = pool
+        self._broken = broken
+        self._opening = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> Line:
+        """Return the connection, after opening it if there is none.
+
+        :raises: an error of `FAILURES`.
+        """
+        async with self._opening:
+            if self.line is None:
+                # not one that the pool counts, which would never have it back
+                connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        await connection.connect()
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+                self.line = line = Line(connection, lambda error: self._broken(self, line, error))
+            return self.line
+
+    def drop(self, line: Line) -> bool:
+        """Close a connection; return False if it has been dropped already."""
+        if line is not self.line:
+            return False
+        self.line = None
+        closing = asyncio.create_task(line.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        return True
+
+    async def close(self) -> None:
+        """Close the connection if there is one."""
+        if self.line is not None:
+            self.drop(self.line)
+        await asyncio.gather(*self._closing)
+
+
+class Servers(Protocol):
+    """What has the counters."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether every server that is needed has a connection."""
+        ...
+
+    def node_of(self, keys: Sequence[str]) -> Node | None:
+        """Return the server that has these keys; ``None`` if none has."""
+        ...
+
+    async def connect(self) -> None:
+        """Open each connection that is missing.
+
+        :raises: an error of `FAILURES`.
+        """
+
+    def named_by(self, error: exceptions.AskError) -> Node:
+        """Return the server to ask instead."""
+        ...
+
+    def lost(self) -> None:
+        """Note that slots are no longer where they were."""
+
+    def __iter__(self) -> Iterator[Node]: ...
+
+
+def servers_of(
+    url: str, broken: Callable[[Node, Line, Exception], None], timeout: float
+) -> Servers:
+    """Return the servers of a URL, without connecting to them; see `redis_url.parse`.
+
+    :param broken: called with a connection that was lost, its server and the error.
+    :param timeout: seconds that the node of a cluster may take to tell its slots.
+    :raises ValueError: the URL is not valid.
+    """
+    parsed = redis_url.parse(url)
+    if isinstance(parsed, redis_url.ClusterURL):
+        return Cluster(parsed, broken, timeout)
+    return OneServer(parsed, broken)
+
+
+class OneServer:
+    """The one server of a URL; see `Servers`."""
+
+    def __init__(
+        self, pool: ConnectionPool, broken: Callable[[Node, Line, Exception], None]
+    ) -> None:
+        self._node = Node(pool, broken)
+
+    @property
+    def connected(self) -> bool:
+        return self._node.line is not None
+
+    def node_of(self, _keys: Sequence[str]) -> Node:
+        return self._node
+
+    async def connect(self) -> None:
+        await self._node.connect()
+
+    def named_by(self, error: exceptions.AskError) -> Node:
+        raise error
+
+    def lost(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Node]:
+        yield self._node
+
+
+class Cluster:
+    """The nodes of a cluster; see `Servers`."""
+
+    def __init__(
+        self,
+        url: redis_url.ClusterURL,
+        broken: Callable[[Node, Line, Exception], None],
+        timeout: float,
+    ) -> None:
+        self._options = url.options
+        self._broken = broken
+        self._timeout = timeout
+        self._nodes: dict[tuple[str, int], Node] = {}
+        self._seeds = [self._node_at(place) for place in url.places]
+        self._slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._owners: set[Node] = set()
+        self._is_known = False  # where the slots are
+
+    @property
+    def connected(self) -> bool:
+        return self._is_known and all(node.line is not None for node in self._owners)
+
+    def node_of(self, keys: Sequence[str]) -> Node | None:
+        return self._slots[key_slot(keys[0].encode()) if keys else 0]
+
+    async def connect(self) -> None:
+        self._is_known = False
+        await self._read_slots()
+        await asyncio.gather(*map(self._connect_to, self._owners))
+        self._is_known = True
+        unused = [each for each in self._nodes.items() if each[1] not in self._owners]
+        for place, node in unused:
+            if node not in self._seeds:
+                del self._nodes[place]
+            await node.close()
+
+    def named_by(self, error: exceptions.AskError) -> Node:
+        node = self._node_at((error.host, error.port))
+        if isinstance(error, exceptions.MovedError):
+            self._slots[error.slot_id] = node
+            self._is_known = False
+        return node
+
+    def lost(self) -> None:
+        self._is_known = False
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    async def _read_slots(self) -> None:
+        """Ask one node after the other which node has which slots."""
+        failed: Exception | None = None
+        for node in sorted({*self._nodes.values(), *self._seeds}, key=lambda each: not each.line):
+            try:
+                ranges = await self._slots_told_by(node)
+            except FAILURES as error:
+                failed = NodeError(node.name, error)
+                continue
+            slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+            for first, last, (host, port, *_), *_replicas in ranges:
+                # a node that does not know its own address leaves it out
+                place = (host.decode() if host else node.name.rpartition(":")[0], int(port))
+                slots[first : last + 1] = [self._node_at(place)] * (last + 1 - first)
+            self._slots = slots
+            self._owners = {each for each in slots if each is not None}
+            return
+        assert failed is not None, "a URL names at least one node"
+        raise failed
+
+    async def _connect_to(self, node: Node) -> None:
+        try:
+            await node.connect()
+        except FAILURES as error:
+            raise NodeError(node.name, error) from None
+
+    # Any: the response to CLUSTER SLOTS is nested lists
+    async def _slots_told_by(self, node: Node) -> list[Any]:
+        line = await node.connect()
+        try:
+            async with asyncio.timeout(self._timeout):
+                info = await line.ask("CLUSTER", "INFO")
+                ranges: list[Any] = await line.ask("CLUSTER", "SLOTS")
+        except TimeoutError:
+            node.drop(line)
+            raise
+        if b"cluster_state:ok" not in info:
+            raise exceptions.ClusterDownError("")
+        return ranges
+
+    def _node_at(self, place: tuple[str, int]) -> Node:
+        node = self._nodes.get(place)
+        if node is None:
+            host, port = place
+            pool = ConnectionPool(**self._options, host=host, port=port)
+            node = self._nodes[place] = Node(pool, self._broken, f"{host}:{port}")
+        return node
