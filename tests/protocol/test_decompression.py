@@ -8,13 +8,13 @@ import random
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import brotli  # type: ignore[import-untyped]  # it has no types
-import openai
 import pytest
 import zstandard
+from scene import Scene
 from usage_streams import in_pieces
 
 from tornadoproxy.protocol import decompression
@@ -25,26 +25,14 @@ from tornadoproxy.protocol.decompression import (
     readable_codings,
 )
 from tornadoproxy.testing import (
+    Proxy,
     bytes_response,
     json_response,
     message_document,
     message_events,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletionMessageParam
-
-    from tornadoproxy.testing import Ask, Records, ScriptedUpstream, StartProxy
-
-    MonkeyPatch = pytest.MonkeyPatch
-
-HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
-STREAM = b"".join(message_events(message_document("Hi there")))
-JSON = {"Content-Type": "application/json"}
-EVENTS = {"Content-Type": "text/event-stream"}
+STREAM = b"".join(message_events(message_document("Hi")))
 
 
 def flushed(compress: Callable[[bytes], bytes], flush: Callable[[], bytes], body: bytes) -> bytes:
@@ -158,7 +146,7 @@ def forget() -> None:
 
 
 @pytest.fixture
-def plain_install(monkeypatch: MonkeyPatch) -> Iterator[None]:
+def plain_install(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installation without the packages for br and zstd."""
     for package in ("brotli", "zstandard"):
         monkeypatch.setitem(sys.modules, package, None)
@@ -185,7 +173,8 @@ def plain_install(monkeypatch: MonkeyPatch) -> Iterator[None]:
         ("gzip".ljust(1001), "identity"),
     ],
 )
-def test_accept_encoding_of_plain_install(plain_install: None, accepted: str, sent: str) -> None:
+@pytest.mark.usefixtures("plain_install")
+def test_accept_encoding_of_plain_install(accepted: str, sent: str) -> None:
     assert readable_codings(accepted) == sent
 
 
@@ -195,7 +184,7 @@ def test_accept_encoding_with_packages_keeps_br_and_zstd() -> None:
     assert readable_codings("*;q=0.1") == "gzip;q=0.1, deflate;q=0.1, br;q=0.1, zstd;q=0.1"
 
 
-def test_brotli_without_output_limit_is_not_readable(monkeypatch: MonkeyPatch) -> None:
+def test_brotli_without_output_limit_is_not_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(process=lambda data: data)
     monkeypatch.setattr(brotli, "Decompressor", lambda: old)
     forget()
@@ -220,92 +209,58 @@ CHUNKED = b"2\r\n{}\r\n0\r\n\r\n"
         ("/v1/messages", 9, CHUNKED, ["gzip"], ["identity"]),
     ],
 )
+@pytest.mark.usefixtures("plain_install")
 async def test_relay_requests_codings_that_it_can_read(
-    plain_install: None,
-    start_proxy: StartProxy,
-    ask: Ask,
-    upstream: ScriptedUpstream,
-    path: str,
-    interval: int,
-    body: bytes,
-    lines: list[str],
-    sent: list[str],
+    path: str, interval: int, body: bytes, lines: list[str], sent: list[str], scene: Scene
 ) -> None:
-    await start_proxy(SSE_KEEPALIVE_INTERVAL=interval)
-    upstream.script(json_response({}))
+    await scene.start(SSE_KEEPALIVE_INTERVAL=interval)
+    scene.upstream.script(json_response({}))
     headers = [("Accept-Encoding", line) for line in lines]
     headers += [("Transfer-Encoding", "chunked")] if body is CHUNKED else []
-    await ask(path, headers=headers, body=body)
-    assert upstream.requests[0].all("Accept-Encoding") == sent
+    await scene.ask(path, headers=headers, body=body)
+    assert scene.upstream.requests[0].all("Accept-Encoding") == sent
 
 
-@pytest.mark.parametrize(("coding", "is_stream"), [("gzip", False), ("gzip", True), ("br", True)])
-async def test_chat_reads_response_compressed_unasked(
-    openai_client: AsyncOpenAI,
-    upstream: ScriptedUpstream,
-    records: Records,
-    coding: str,
-    is_stream: bool,
-) -> None:
-    body = STREAM if is_stream else json.dumps(message_document("Hi there")).encode()
-    headers = {**(EVENTS if is_stream else JSON), "Content-Encoding": coding}
-    compress = gzip.compress if coding == "gzip" else brotli.compress
-    upstream.script(bytes_response(compress(body), headers))
-    create = openai_client.chat.completions.create
-    if is_stream:
-        chunks = [each async for each in await create(model="m", messages=HELLO, stream=True)]
-        text = "".join(each.choices[0].delta.content or "" for each in chunks)
-    else:
-        completion = await create(model="m", messages=HELLO)
-        text = completion.choices[0].message.content or ""
-    assert text == "Hi there"
-    assert upstream.requests[0].all("Accept-Encoding") == ["identity"]
-    usage = (await records.finished()).usage
-    assert not usage.partial
-    assert usage.output_tokens
+# -- responses that are compressed unasked
+
+CHAT, MODELS = "/openai/v1/chat/completions", "/openai/v1/models"
+MESSAGE = json.dumps(message_document("Hi")).encode()
+LIST = b'{"data": [{"type": "model", "id": "claude-x"}], "has_more": false}'
+ERROR = b'{"type": "error", "error": {"type": "rate_limit_error", "message": "Too fast."}}'
+BOMB = gzip.compress(bytes(9 * 1024 * 1024))
 
 
 @pytest.mark.parametrize(
-    ("coding", "body", "message", "status"),
+    ("path", "kind", "coding", "status", "body", "expected"),
     [
-        ("gzip", b"not gzip", "corrupt", 429),
-        ("compress", b"x", "content-encoding 'compress'", 200),
-        ("gzip", gzip.compress(bytes(9 * 1024 * 1024)), "corrupt", 200),
+        (CHAT, "application/json", "gzip", 200, gzip.compress(MESSAGE), (200, "Hi")),
+        (CHAT, "text/event-stream", "gzip", 200, gzip.compress(STREAM), (200, "Hi")),
+        (CHAT, "text/event-stream", "br", 200, brotli.compress(STREAM), (200, "Hi")),
+        (CHAT, "application/json", "gzip", 429, gzip.compress(ERROR), (429, "Too fast")),
+        (CHAT, "application/json", "gzip", 429, b"not gzip", (502, "corrupt")),
+        (CHAT, "application/json", "gzip", 200, BOMB, (502, "corrupt")),
+        (CHAT, "application/json", "compress", 200, b"x", (502, "content-encoding 'compress'")),
+        (MODELS, "application/json", "gzip", 200, gzip.compress(LIST), (200, "claude-x")),
+        (MODELS, "application/json", "compress", 200, LIST, (502, "content-encoding 'compress'")),
     ],
 )
-async def test_chat_unreadable_response_is_502(
-    openai_client: AsyncOpenAI,
-    upstream: ScriptedUpstream,
+async def test_openai_api_reads_response_compressed_unasked(
+    path: str,
+    kind: str,
     coding: str,
-    body: bytes,
-    message: str,
     status: int,
+    body: bytes,
+    expected: tuple[int, str],
+    proxy: Proxy,
+    scene: Scene,
 ) -> None:
-    upstream.script(bytes_response(body, {**JSON, "Content-Encoding": coding}, status=status))
-    with pytest.raises(openai.InternalServerError, match=message) as caught:
-        await openai_client.chat.completions.create(model="m", messages=HELLO)
-    assert caught.value.status_code == 502
-
-
-async def test_chat_reads_compressed_error(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream
-) -> None:
-    error = {"type": "error", "error": {"type": "rate_limit_error", "message": "Too fast."}}
-    body = gzip.compress(json.dumps(error).encode())
-    upstream.script(bytes_response(body, {**JSON, "Content-Encoding": "gzip"}, status=429))
-    with pytest.raises(openai.RateLimitError, match="Too fast"):
-        await openai_client.chat.completions.create(model="m", messages=HELLO)
-
-
-@pytest.mark.parametrize("coding", ["gzip", "compress"])
-async def test_models_read_list_compressed_unasked(
-    openai_client: AsyncOpenAI, upstream: ScriptedUpstream, coding: str
-) -> None:
-    body = gzip.compress(b'{"data": [{"type": "model", "id": "claude-x"}], "has_more": false}')
-    upstream.script(bytes_response(body, {**JSON, "Content-Encoding": coding}))
-    if coding == "gzip":
-        assert [each.id async for each in openai_client.models.list()] == ["claude-x"]
-    else:
-        with pytest.raises(openai.InternalServerError, match="content-encoding 'compress'"):
-            await openai_client.models.list()
-    assert upstream.requests[0].all("Accept-Encoding") == ["identity"]
+    headers = {"Content-Type": kind, "Content-Encoding": coding}
+    scene.upstream.script(bytes_response(body, headers, status=status))
+    stream = kind == "text/event-stream"
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": stream}
+    response = await scene.ask(path, asked if path == CHAT else None)
+    assert (response.status, expected[1] in response.body.decode()) == (expected[0], True)
+    assert scene.upstream.requests[0].all("Accept-Encoding") == ["identity"]
+    if path == CHAT and response.status == 200:
+        usage = (await scene.records.finished()).usage
+        assert (usage.partial, bool(usage.output_tokens)) == (False, True)
