@@ -6,7 +6,7 @@ The example packages have tests of their own, each in an environment of its own.
 from __future__ import annotations
 
 import configparser
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -20,22 +20,18 @@ from types import ModuleType
 import pytest
 from documents import ROOT
 from in_process import Commands
+from scene import Scene
 
-from tornadoproxy.testing import TEST_TOKEN, Ask, Records, StartProxy
+from tornadoproxy.testing import TEST_TOKEN
 
 OFFICE = ROOT / "examples" / "tornadoproxy-office"
 PACKAGES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
 
 
 @pytest.fixture
-def office() -> ModuleType:
-    path = OFFICE / "tornadoproxy_office.py"
-    spec = importlib.util.spec_from_file_location("tornadoproxy_office", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def office(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(OFFICE)
+    return importlib.import_module("tornadoproxy_office")
 
 
 @pytest.mark.parametrize(
@@ -56,23 +52,18 @@ async def test_office_plugin_accepts_addresses_of_the_office(
     status: int,
     principal: str | None,
     office: ModuleType,
-    start_proxy: StartProxy,
-    ask: Ask,
-    records: Records,
+    scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "unknown" in address:  # the load balancer itself is in the office's network
         monkeypatch.setattr(office, "OFFICE", ip_network("127.0.0.0/8"))
-    await start_proxy(
-        plugins={"office": office},
-        TRUSTED_PROXIES="127.0.0.1",
-        ALLOWED_HOSTS="claude.example.com",
-    )
+    settings = {"TRUSTED_PROXIES": "127.0.0.1", "ALLOWED_HOSTS": "claude.example.com"}
+    await scene.start(plugins={"office": office}, **settings)
     headers = {"X-Forwarded-For": address, "Host": "claude.example.com"}
     if origin:
         headers["Origin"] = origin
-    assert (await ask("/v1/models", headers=headers, token=token)).status == status
-    assert (await records.finished()).principal == principal
+    assert (await scene.ask("/v1/models", headers=headers, token=token)).status == status
+    assert (await scene.records.finished()).principal == principal
 
 
 def test_office_package_is_found_once_installed(commands: Commands) -> None:

@@ -17,37 +17,11 @@ from typing import Any
 import pytest
 from documents import PAGES, ROOT, blocks, first_cells, sections
 from in_process import Commands
+from scene import Scene
 
 import tornadoproxy
-from tornadoproxy import (
-    ConfigurationError,
-    Identity,
-    IncomingRequest,
-    ModelRequest,
-    ModelUsage,
-    Outcome,
-    PageRequest,
-    PageResponse,
-    Permit,
-    RequestRecord,
-    Setting,
-    Status,
-    Usage,
-    parsers,
-    testing,
-)
+from tornadoproxy import Outcome, RequestRecord, Setting, parsers, testing
 from tornadoproxy.plugin import hookspecs, manager
-from tornadoproxy.testing import (
-    TEST_TOKEN,
-    Ask,
-    Proxy,
-    Records,
-    ScriptedUpstream,
-    StartProxy,
-    json_response,
-    message_document,
-    silent_response,
-)
 
 pytest_plugins = ["pytester"]
 
@@ -103,8 +77,9 @@ def test_every_public_name_is_documented() -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(IncomingRequest, Identity, ModelRequest, Permit, Usage, ModelUsage, Status),
-        *(PageRequest, PageResponse, RequestRecord),
+        *(tornadoproxy.IncomingRequest, tornadoproxy.Identity, tornadoproxy.ModelRequest),
+        *(tornadoproxy.Permit, tornadoproxy.Usage, tornadoproxy.ModelUsage, tornadoproxy.Status),
+        *(tornadoproxy.PageRequest, tornadoproxy.PageResponse, RequestRecord),
     ],
 )
 def test_field_table_matches_the_type(kind: Any) -> None:
@@ -181,8 +156,8 @@ MESSAGES, MODELS = "/v1/messages", "/v1/models"
 ALICE = "acme_alices-long-token"
 
 
-async def test_declare_settings_example(start_proxy: StartProxy) -> None:
-    proxy = await start_proxy(plugins={"team": load("declare_settings")}, TEAM="research")
+async def test_declare_settings_example(scene: Scene) -> None:
+    proxy = await scene.start(plugins={"team": load("declare_settings")}, TEAM="research")
     assert ("team", "serves research") in proxy.lines
 
 
@@ -193,11 +168,11 @@ def test_commands_example(commands: Commands) -> None:
     assert shown.output == "Hello, Ann. The proxy listens on ::1.\n"
 
 
-async def test_databases_example(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> None:
+async def test_databases_example(scene: Scene, tmp_path: Path) -> None:
     counter = load("databases")()
-    await start_proxy(plugins=[counter], COUNTS_DB=tmp_path / "counts.db")
+    await scene.start(plugins=[counter], COUNTS_DB=tmp_path / "counts.db")
     for _ in range(2):
-        assert (await ask(MODELS)).status == 200
+        assert (await scene.ask(MODELS)).status == 200
     await counter.database.run(lambda _: None)  # what was written behind is written first
     ((setting, made),) = counter.databases().items()
     assert setting.name == "COUNTS_DB"
@@ -205,104 +180,104 @@ async def test_databases_example(start_proxy: StartProxy, ask: Ask, tmp_path: Pa
         assert connection.execute("SELECT * FROM counts").fetchall() == [("token", 2)]
 
 
-async def test_database_status_example(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> None:
-    await start_proxy(plugins={"notes": load("database_status")}, NOTES_DB=tmp_path / "notes.db")
-    shown = json.loads((await ask("/ready", token=None)).body)["databases"]["notes"]
+async def test_database_status_example(scene: Scene, tmp_path: Path) -> None:
+    await scene.start(plugins={"notes": load("database_status")}, NOTES_DB=tmp_path / "notes.db")
+    shown = json.loads((await scene.ask("/ready", token=None)).body)["databases"]["notes"]
     assert shown == {"NOTES_DB": {"failing": False, "failures": 0, "held": 0, "lost": 0}}
 
 
-async def test_configure_example(start_proxy: StartProxy, ask: Ask) -> None:
-    async def at_noon(**hours: object) -> Proxy:
+async def test_configure_example(scene: Scene) -> None:
+    async def at_noon(**hours: object) -> testing.Proxy:
         plugin = load("configure")
         noon = SimpleNamespace(localtime=lambda: SimpleNamespace(tm_hour=12))
         plugin.authorize.__globals__["time"] = noon
-        return await start_proxy(plugins={"hours": plugin}, **hours)
+        return await scene.start(plugins={"hours": plugin}, **hours)
 
     states = {info.name: info.state for info in (await at_noon()).plugins.describe()}
     assert states["hours"] == "inactive"
     at_work = await at_noon(OPENS=9, CLOSES=17)
     assert ("hours", "serves requests from 9 to 17 o'clock") in at_work.lines
-    assert (await ask(MODELS)).status == 200
+    assert (await scene.ask(MODELS)).status == 200
     await at_noon(OPENS=20)
-    refused = await ask(MODELS)
+    refused = await scene.ask(MODELS)
     assert (refused.status, b"Come back at 20" in refused.body) == (403, True)
-    with pytest.raises(ConfigurationError, match="CLOSES is not after OPENS"):
+    with pytest.raises(tornadoproxy.ConfigurationError, match="CLOSES is not after OPENS"):
         await at_noon(OPENS=17, CLOSES=9)
 
 
-async def test_credential_headers_example(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(plugins={"badge": load("credential_headers")})
-    response = await ask(MODELS, headers={"x-BADGE": "alices-long-badge"}, token=None)
+async def test_credential_headers_example(scene: Scene) -> None:
+    await scene.start(plugins={"badge": load("credential_headers")})
+    response = await scene.ask(MODELS, headers={"x-BADGE": "alices-long-badge"}, token=None)
     assert response.status == 200
-    assert (await records.finished()).principal == "alice"
-    assert upstream.requests[0].header("x-badge") is None
+    assert (await scene.records.finished()).principal == "alice"
+    assert scene.upstream.requests[0].header("x-badge") is None
 
 
-async def test_pages_example(start_proxy: StartProxy, ask: Ask) -> None:
-    await start_proxy(plugins={"whoami": load("pages")})
-    assert json.loads((await ask("/whoami")).body) == "token"
-    assert json.loads((await ask("/whoami/groups")).body) == []
-    assert (await ask("/whoami", token="wrong")).status == 401
-    assert (await ask("/whoami/else")).status == 404
+async def test_pages_example(scene: Scene) -> None:
+    await scene.start(plugins={"whoami": load("pages")})
+    assert json.loads((await scene.ask("/whoami")).body) == "token"
+    assert json.loads((await scene.ask("/whoami/groups")).body) == []
+    assert (await scene.ask("/whoami", token="wrong")).status == 401
+    assert (await scene.ask("/whoami/else")).status == 404
 
 
-async def test_startup_example(start_proxy: StartProxy, ask: Ask) -> None:
-    await start_proxy(plugins={"busy": load("startup")})
-    assert json.loads((await ask("/busy", token=None)).body) == {"in_flight": 1}
+async def test_startup_example(scene: Scene) -> None:
+    await scene.start(plugins={"busy": load("startup")})
+    assert json.loads((await scene.ask("/busy", token=None)).body) == {"in_flight": 1}
 
 
-async def test_shutdown_example(start_proxy: StartProxy, ask: Ask, tmp_path: Path) -> None:
+async def test_shutdown_example(scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "diary"
-    proxy = await start_proxy(plugins={"diary": load("shutdown")}, DIARY=path)
-    await ask(MODELS)
-    await ask(MODELS, token="wrong")
+    proxy = await scene.start(plugins={"diary": load("shutdown")}, DIARY=path)
+    await scene.ask(MODELS)
+    await scene.ask(MODELS, token="wrong")
     await proxy.server.drain()
     assert path.read_text() == "token completed\nNone denied\n"
 
 
-async def test_authenticate_example(start_proxy: StartProxy, ask: Ask, records: Records) -> None:
-    await start_proxy(plugins={"acme": load("authenticate")})
-    tokens = (ALICE, "acme_guess", TEST_TOKEN, "else")
-    responses = [await ask(MODELS, token=token) for token in tokens]
+async def test_authenticate_example(scene: Scene) -> None:
+    await scene.start(plugins={"acme": load("authenticate")})
+    tokens = (ALICE, "acme_guess", testing.TEST_TOKEN, "else")
+    responses = [await scene.ask(MODELS, token=token) for token in tokens]
     assert [response.status for response in responses] == [200, 401, 200, 401]
     assert b"ask for one of your own" in responses[1].body
-    await records.finished(4)
-    assert [record.principal for record in records.all] == ["alice", None, "token", None]
-    assert records.all[0].groups == ("staff",)
+    await scene.records.finished(4)
+    assert [record.principal for record in scene.records.all] == ["alice", None, "token", None]
+    assert scene.records.all[0].groups == ("staff",)
 
 
-async def test_admit_example(start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream) -> None:
-    await start_proxy(plugins={"one": load("admit")}, UPSTREAM_FIRST_BYTE_TIMEOUT=0.2)
-    upstream.script(silent_response())
-    first = asyncio.ensure_future(ask(MESSAGES, MESSAGE))
-    await upstream.received()
-    second = await ask(MESSAGES, MESSAGE)
+async def test_admit_example(scene: Scene) -> None:
+    await scene.start(plugins={"one": load("admit")}, UPSTREAM_FIRST_BYTE_TIMEOUT=0.2)
+    scene.upstream.script(testing.silent_response())
+    first = asyncio.ensure_future(scene.ask(MESSAGES, MESSAGE))
+    await scene.upstream.received()
+    second = await scene.ask(MESSAGES, MESSAGE)
     assert (second.status, second.header("retry-after")) == (429, "1")
     assert (await first).status == 504
-    assert (await ask(MESSAGES, MESSAGE)).status == 200, "its place is free again"
+    assert (await scene.ask(MESSAGES, MESSAGE)).status == 200, "its place is free again"
 
 
-async def test_authorize_example(start_proxy: StartProxy, ask: Ask) -> None:
-    await start_proxy(plugins={"staff": load("authorize"), "acme": load("authenticate")})
+async def test_authorize_example(scene: Scene) -> None:
+    await scene.start(plugins={"staff": load("authorize"), "acme": load("authenticate")})
     opus = {**MESSAGE, "model": "claude-opus-5-5"}
     elsewhere = {**MESSAGE, "fallbacks": [{"model": "claude-opus-5-5"}]}
     for document, status in ((MESSAGE, 200), (opus, 403), (elsewhere, 403)):
-        assert (await ask(MESSAGES, document)).status == status
-    assert (await ask(MESSAGES, opus, token=ALICE)).status == 200
-    assert (await ask(MODELS)).status == 200, "that is no message"
-    assert (await ask("/v1/messages/batches", {})).status == 403
+        assert (await scene.ask(MESSAGES, document)).status == status
+    assert (await scene.ask(MESSAGES, opus, token=ALICE)).status == 200
+    assert (await scene.ask(MODELS)).status == 200, "that is no message"
+    assert (await scene.ask("/v1/messages/batches", {})).status == 403
 
 
-async def test_price_example(
-    start_proxy: StartProxy, ask: Ask, upstream: ScriptedUpstream, records: Records
-) -> None:
-    await start_proxy(plugins={"price": load("price")})
+async def test_price_example(scene: Scene) -> None:
+    await scene.start(plugins={"price": load("price")})
     usage = {"input_tokens": 7, "output_tokens": 3}
-    upstream.script(json_response(message_document("Hi", model="claude-of-our-own", usage=usage)))
-    await ask(MESSAGES, MESSAGE)
-    assert (await records.finished()).cost == 7 * 1_000 + 3 * 5_000
+    scene.upstream.script(
+        testing.json_response(
+            testing.message_document("Hi", model="claude-of-our-own", usage=usage)
+        )
+    )
+    await scene.ask(MESSAGES, MESSAGE)
+    assert (await scene.records.finished()).cost == 7 * 1_000 + 3 * 5_000
 
 
 def test_request_finished_example(caplog: pytest.LogCaptureFixture) -> None:

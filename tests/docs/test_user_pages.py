@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import asyncio
 import errno
-import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -19,7 +19,6 @@ import anthropic
 import openai
 import pytest
 from documents import PAGES, README, ROOT, block_with, blocks, first_cells
-from tornado.ioloop import IOLoop
 from tornadoproxy_access_log import text_line
 from tornadoproxy_prices.shipped import SHIPPED
 
@@ -31,7 +30,6 @@ from tornadoproxy.testing import (
     TEST_TOKEN,
     Proxy,
     Records,
-    StartProxy,
     clean_environment,
     message_document,
     request_record,
@@ -95,12 +93,8 @@ def slug(heading: str) -> str:
 
 
 def test_settings_page_is_what_the_code_generates() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    assert PAGES["settings"] == generate.settings_page(), "run: python docs/generate.py"
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert PAGES["settings"] == generate["settings_page"](), "run: python docs/generate.py"
     for name in COMMANDS:
         assert re.search(rf"^\| .*`{name}`", PAGES["settings"], re.MULTILINE), name
 
@@ -216,11 +210,10 @@ EXAMPLES = [
 
 
 @pytest.fixture
-def proxy(io_loop: IOLoop, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """A proxy for the pages' examples."""
+def proxy(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """A proxy for the pages' examples, whose SDKs read no variables."""
     clean_environment(monkeypatch)
-    started: Proxy = io_loop.run_sync(start_proxy)
-    return started
+    return proxy
 
 
 def pasted(code: str, proxy: Proxy) -> str:
