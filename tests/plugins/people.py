@@ -25,7 +25,14 @@ from tornadoproxy import (
     Settings,
     hookimpl,
 )
-from tornadoproxy.testing import RawResponse, Response, UpstreamExchange
+from tornadoproxy.testing import (
+    Proxy,
+    RawConnection,
+    RawResponse,
+    Response,
+    UpstreamExchange,
+    request_bytes,
+)
 
 MODEL = "claude-sonnet-5-5"
 MESSAGES, CHAT = "/v1/messages", "/openai/v1/chat/completions"
@@ -78,6 +85,15 @@ class Served(Stored):
         super().__init__(where)
         self.start_proxy, self.request, self.raw = scene.start, scene.ask, scene.raw
         self.upstream, self.records = scene.upstream, scene.records
+
+    async def begin(self, token: str, to: Proxy | None = None) -> RawConnection:
+        """Send a request for a message, and return once the upstream has its head."""
+        before = len(self.upstream.requests)
+        connection = await self.raw(to)
+        body = json.dumps(message()).encode()
+        await connection.send(request_bytes("POST", MESSAGES, body=body, token=token))
+        await self.upstream.received(before + 1)
+        return connection
 
 
 class Held:

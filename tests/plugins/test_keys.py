@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sqlite3
 import time
@@ -24,7 +23,6 @@ from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     Proxy,
-    RawConnection,
     RawResponse,
     json_response,
     message_document,
@@ -80,13 +78,6 @@ class Keyed(Served):
         self, key: str, target: str = MESSAGES, document: Document | None = None
     ) -> RawResponse:
         return await self.request(target, document or message(), token=key)
-
-    async def send(self, key: str) -> RawConnection:
-        """Send a request for a message, whose response is still to be read."""
-        connection = await self.raw()
-        body = json.dumps(message()).encode()
-        await connection.send(request_bytes("POST", MESSAGES, body=body, token=key))
-        return connection
 
     async def until(self, status: int, key: str) -> RawResponse:
         """Ask for the models until the response has `status`."""
@@ -310,8 +301,7 @@ async def test_changed_keys_apply_without_a_restart(keyed: Keyed) -> None:
     assert "replaced" in error_of(await keyed.get(key))["message"]
     held = Held(json_response({}))
     keyed.upstream.script(held)
-    connection = await keyed.send(newest)
-    await keyed.upstream.received(len(keyed.upstream.requests) + 1)
+    connection = await keyed.begin(newest)
     keyed.revoke()
     assert "revoked" in error_of(await keyed.until(401, newest))["message"]
     held.released.set()
