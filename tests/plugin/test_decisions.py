@@ -139,12 +139,6 @@ async def test_invalid_result_or_exception_fails_closed(
     assert await fails_closed(Authenticator(result, awaited=awaited), caplog) == said
 
 
-async def test_coroutine_of_coroutine_fails_closed(caplog: pytest.LogCaptureFixture) -> None:
-    inner = Authenticator(ME, awaited=True).authenticate(REQUEST)
-    said = await fails_closed(Authenticator(inner, awaited=True), caplog)
-    assert said == "its coroutine is neither None nor an Identity with a principal"
-
-
 @pytest.mark.parametrize("explicit", [True, False])
 async def test_exception_is_logged_with_its_place_and_cause(
     caplog: pytest.LogCaptureFixture, *, explicit: bool

@@ -24,54 +24,34 @@ def candidates(*lines: bytes) -> list[bytes]:
 
 
 BEARER = b"Authorization: Bearer "
+OTHER_LINES = [
+    *(b"Cookie: token=T", b"Proxy-Authorization: Bearer T", b"x-api-key: \t "),
+    *(b"Authorization: T", b"Authorization: Basic VDpU", b"Authorization: BearerT"),
+    *(b"Authorization: Bearer", b"Authorization:"),
+]
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("lines", "found"),
     [
-        b"X-API-KEY:T",
-        b"x-api-key: \t T \t ",
-        b"authorization:bEaReR T",
-        b"Authorization: \t Bearer \t T \t ",
+        *(([line], [b"T"]) for line in (b"X-API-KEY:T", b"x-api-key: \t T \t ")),
+        *(([line], [b"T"]) for line in (b"authorization:bEaReR T", BEARER + b" \t T \t ")),
+        *(([line], []) for line in OTHER_LINES),
+        *(([line, b"x-api-key: T"], [b"T"]) for line in OTHER_LINES),
+        # an API key takes precedence over authorization, unless it is empty
+        ([BEARER + b"right", b"x-api-key: wrong"], [b"wrong"]),
+        ([b"x-api-key: wrong", BEARER + b"right"], [b"wrong"]),
+        ([BEARER + b"A", BEARER + b"B", b"x-api-key: T"], [b"T"]),
+        ([b"x-api-key:", BEARER + b"T"], [b"T"]),
+        ([b"x-api-key: \t ", b"x-api-key: U", BEARER + b"T"], [b"U"]),
+        # the first eight
+        ([b"x-api-key: %d" % number for number in range(9)], [b"%d" % each for each in range(8)]),
     ],
 )
-def test_credential_of_either_header_is_a_candidate(line: bytes) -> None:
-    assert candidates(line) == [b"T"]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"Cookie: token=T",
-        b"Proxy-Authorization: Bearer T",
-        b"Authorization: T",
-        b"Authorization: Basic VDpU",
-        b"Authorization: BearerT",
-        b"Authorization: Bearer",
-        b"Authorization:",
-    ],
-)
-def test_anything_else_is_no_candidate(line: bytes) -> None:
-    assert candidates(line) == []
-    assert candidates(line, b"x-api-key: T") == [b"T"]
-
-
-def test_api_key_takes_precedence_over_authorization() -> None:
-    lines = [BEARER + b"right", b"x-api-key: wrong"]
-    assert candidates(*lines) == candidates(*reversed(lines)) == [b"wrong"]
-    assert candidates(BEARER + b"A", BEARER + b"B", b"x-api-key: T") == [b"T"]
-
-
-def test_empty_api_key_counts_as_absent() -> None:
-    for empty in (b"x-api-key:", b"x-api-key: \t "):
-        assert candidates(empty) == []
-        assert candidates(empty, BEARER + b"T") == [b"T"]
-        assert candidates(empty, b"x-api-key: U", BEARER + b"T") == [b"U"]
-
-
-def test_first_eight_api_keys_are_candidates() -> None:
-    keys = [b"%d" % number for number in range(9)]
-    assert candidates(*(b"x-api-key: " + key for key in keys)) == keys[:8]
+def test_candidates_are_the_credentials_of_a_request(
+    lines: list[bytes], found: list[bytes]
+) -> None:
+    assert candidates(*lines) == found
 
 
 @pytest.mark.parametrize(
@@ -127,11 +107,6 @@ def test_repr_of_request_shows_no_header() -> None:
     for shown in (repr(request), repr([*request.__rich_repr__()])):
         assert "sk-canary" not in shown
         assert "/v1/messages" in shown
-
-
-def test_identity_is_known_and_in_no_group_by_default() -> None:
-    identity = Identity("alice")
-    assert (identity.principal, identity.anonymous, identity.groups) == ("alice", False, ())
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,3 @@ def test_count_is_a_whole_number_from_1_on() -> None:
     for text in ("", "0", "-1", "1.5", "many", "\u0663", "1_0", "9" * 13):
         with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 on"):
             tables.count(text)
-
-
-def test_format_flag_adds_formats_of_the_command() -> None:
-    parser = argparse.ArgumentParser()
-    tables.add_format(parser, "toml")
-    assert parser.parse_args([]).format == "text"
-    for form in (*tables.FORMATS, "toml"):
-        assert parser.parse_args(["--format", form]).format == form

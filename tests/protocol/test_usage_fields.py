@@ -182,16 +182,6 @@ def test_usage_elsewhere_in_an_event_is_not_read(document: Document) -> None:
     assert read_stream(start, event("x", document)) == (MODEL, Usage(input_tokens=10))
 
 
-def test_usage_in_the_input_of_a_tool_is_not_read() -> None:
-    document = {
-        "model": MODEL,
-        "content": [TEXT, {"type": "tool_use", "input": USED}],
-        "usage": {"output_tokens": 5},
-    }
-    assert read([dump(document)]) == (MODEL, Usage(output_tokens=5))
-    assert read([dump(dict(reversed(document.items())))]) == (MODEL, Usage(output_tokens=5))
-
-
 @pytest.mark.parametrize("value", [True, -1, 1.5, 7.0, "7", [7], 2**63, 10**400])
 def test_value_that_is_no_count_is_not_read(value: object) -> None:
     usage = {"input_tokens": value, "output_tokens": 5}
