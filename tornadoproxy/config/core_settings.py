@@ -234,8 +234,8 @@ SHARED_LIMITS: Setting[SecretURL | None] = Setting(
     parsers.redis_url,
     default=None,
     help=(
-        "redis:// or rediss:// URL of a server, or redis+cluster:// of a cluster, that counts limits "
-        "for several proxies together; without it, each proxy has limits of its own"
+        "redis:// or rediss:// URL of a server, or redis+cluster:// of a cluster, that counts "
+        "limits for several proxies together; without it, each proxy has limits of its own"
     ),
     secret=True,
 )
