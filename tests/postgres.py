@@ -34,10 +34,11 @@ class PostgreSQLServer(postgresql.Server):
         self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start the server, and wait until it accepts connections."""
         self._process = self.launch(
-            *("-c", "fsync=off", "-c", "max_connections=200", "-c", "deadlock_timeout=100ms")
+            *("-c", "fsync=off", "-c", "max_connections=200", "-c", "deadlock_timeout=100ms"),
+            *options,
         )
         while True:
             try:

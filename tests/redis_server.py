@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -27,16 +27,37 @@ def unused_port() -> int:
     return port
 
 
+class Certificate(NamedTuple):
+    """The files of a certificate, of its key, and of the authority that has issued it."""
+
+    cert: Path
+    key: Path
+    ca: Path
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of a server, each followed by its value."""
+        return (
+            *("--tls-cert-file", str(self.cert), "--tls-key-file", str(self.key)),
+            *("--tls-ca-cert-file", str(self.ca), "--tls-auth-clients", "no"),
+            *("--tls-replication", "yes"),
+        )
+
+
 class RedisServer:
     """A Redis server of its own, on a free port of the loopback interface.
 
+    :param tls: the certificate for a second port, with TLS.
     :ivar port: its port, which it keeps when it is started again.
+    :ivar tls_port: the port with TLS.
     """
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.port = unused_port()
+    def __init__(self, directory: Path, *options: str, tls: Certificate | None = None) -> None:
+        self.port, self.tls_port = unused_port(), unused_port()
         self._directory = directory
         self._options = options
+        if tls is not None:
+            self._options += ("--tls-port", str(self.tls_port), *tls.options)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -84,9 +105,10 @@ BOUNDS = [REDIS_CLUSTER_HASH_SLOTS * number // 3 for number in range(4)]
 class RedisCluster:
     """Three masters that divide the slots, and a replica of the first."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tls: Certificate | None = None) -> None:
+        self._has_tls = tls is not None
         self._buses = [unused_port() for _ in range(4)]
-        self.nodes = [self._node(directory / str(bus), bus) for bus in self._buses]
+        self.nodes = [self._node(directory / str(bus), bus, tls) for bus in self._buses]
 
     @property
     def url(self) -> SecretURL:
@@ -110,7 +132,9 @@ class RedisCluster:
                 slots = BOUNDS[number], BOUNDS[number + 1] - 1
                 self.ask(number, "CLUSTER ADDSLOTSRANGE", *slots)
             if number > 0:
-                meet = "127.0.0.1", self.nodes[0].port, self._buses[0]
+                first = self.nodes[0]
+                port = first.tls_port if self._has_tls else first.port
+                meet = "127.0.0.1", port, self._buses[0]
                 self.ask(number, "CLUSTER MEET", *meet)
         until(lambda: all(len(self._known(node)) == 4 for node in range(4)))
         self.ask(3, "CLUSTER REPLICATE", self.id(0))
@@ -133,12 +157,14 @@ class RedisCluster:
         return [place for place in nodes if "handshake" not in nodes[place]["flags"]]
 
     @staticmethod
-    def _node(directory: Path, bus: int) -> RedisServer:
+    def _node(directory: Path, bus: int, tls: Certificate | None) -> RedisServer:
         directory.mkdir()
         return RedisServer(
             directory,
             *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--masterauth", PASSWORD),
             *("--cluster-node-timeout", "500", "--repl-diskless-sync-delay", "0"),
+            *([] if tls is None else ("--tls-cluster", "yes")),
+            tls=tls,
         )
 
 

@@ -75,6 +75,7 @@ class Node:
         if self.line is not None:
             self.drop(self.line)
         await asyncio.gather(*self._closing)
+        await self._pool.aclose()
 
 
 class Servers(Protocol):

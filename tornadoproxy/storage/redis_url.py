@@ -27,6 +27,14 @@ class ClusterURL(NamedTuple):
     options: dict[str, Any]
 
 
+class _NamedBySentinel(SentinelConnectionPool):
+    """Connections to the server that Sentinel names, with those to Sentinel itself."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
+
+
 def parse(url: str) -> ConnectionPool | ClusterURL:
     """Return what opens connections to the server of a URL, or its cluster; open none.
 
@@ -61,7 +69,7 @@ def parse(url: str) -> ConnectionPool | ClusterURL:
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # the library's
         _places(hosts, _SENTINEL_PORT), sentinel_kwargs={**_OPTIONS, "ssl": has_tls, **tls}
     )
-    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # the library's
+    pool = _NamedBySentinel(  # type: ignore[no-untyped-call]  # the library's
         service, sentinel, ssl=has_tls, **options
     )
     _check(pool)

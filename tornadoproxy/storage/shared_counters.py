@@ -79,6 +79,7 @@ class SharedCounters:
         try:
             await self._connect()
         except DatabaseUnavailable as error:
+            await self.close()
             raise ConfigurationError(str(error)) from None
         self._tasks.append(asyncio.create_task(self._stay_connected()))
         if renew is not None:
