@@ -13,7 +13,7 @@ from scene import Scene
 from served import anthropic_error
 from tornado import netutil
 
-from tornadoproxy import RequestRecord, hookimpl
+from tornadoproxy import hookimpl
 from tornadoproxy.server import listening
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -29,21 +29,6 @@ pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 NOT_FOUND = request_bytes("GET", "/nowhere", token=TEST_TOKEN)
 HEALTH = request_bytes("GET", "/health")
-
-
-class Ending:
-    """A plugin that notes the ends of requests and its own shutdown."""
-
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-
-    @hookimpl
-    def request_finished(self, record: RequestRecord) -> None:
-        self.noted.append(record.outcome)
-
-    @hookimpl
-    async def shutdown(self) -> None:
-        self.noted.append("shutdown")
 
 
 async def end_stream(client: RawConnection) -> None:
@@ -218,13 +203,19 @@ async def test_second_abort_does_not_wait_for_slow_client(scene: Scene) -> None:
 
 
 async def test_drain_shuts_plugins_down_once_and_last(scene: Scene) -> None:
-    ending = Ending()
-    proxy = await scene.start(plugins=[ending], DRAIN_TIMEOUT=0.05)
+    ended: list[list[str]] = []
+
+    class Plugin:
+        @hookimpl
+        async def shutdown(self) -> None:
+            ended.append([each.outcome for each in scene.records.all])
+
+    proxy = await scene.start(plugins=[Plugin()], DRAIN_TIMEOUT=0.05)
     scene.upstream.script(sse_response(EVENTS[:1], end="hang"))
     await begin_stream(await scene.raw())
     for _ in range(2):
         await proxy.server.drain()
-        assert ending.noted == ["drained", "shutdown"]
+        assert ended == [["drained"]]
 
 
 async def test_drain_serves_connections_not_yet_accepted(proxy: Proxy, scene: Scene) -> None:

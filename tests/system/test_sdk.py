@@ -17,7 +17,7 @@ import anthropic
 import pytest
 from anthropic.types import MessageParam
 
-from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream, error_response
+from tornadoproxy.testing import TEST_TOKEN, Proxy, Records
 
 MODEL = "claude-sonnet-5-5"
 HELLO: list[MessageParam] = [{"role": "user", "content": "Grüße, 世界 und 😀!"}]
@@ -83,21 +83,6 @@ async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthro
     )
     assert (await batches.retrieve(batch.id)).id == batch.id
     assert [each.id async for each in batches.list()] == [batch.id]
-
-
-async def test_retries_follow_the_upstreams_headers(
-    anthropic_client: anthropic.AsyncAnthropic, upstream: ScriptedUpstream
-) -> None:
-    again = error_response(529, "overloaded_error", "Overloaded", {"retry-after-ms": "1"})
-    never = error_response(529, "overloaded_error", "Overloaded", {"x-should-retry": "false"})
-    client = anthropic_client.with_options(max_retries=5)
-    upstream.script(again, again)
-    await client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
-    assert len(upstream.requests) == 3
-    upstream.script(never)
-    with pytest.raises(anthropic.APIStatusError):
-        await client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
-    assert len(upstream.requests) == 4
 
 
 # -- TypeScript

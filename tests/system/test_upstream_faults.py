@@ -241,15 +241,8 @@ HEAD_FAULTS = {
     **{f"RST {when}": raw_response(sent, end="reset") for when, sent in HEAD_MOMENTS.items()},
     # the connection stays open: the proxy has to see that nothing valid will follow
     "garbage after 103": raw_response(HINT + b"\0so long\r\n\r\n", end="hang"),
-    "two lengths": raw_response(
-        OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ", end="hang"
-    ),
-    "another protocol": raw_response(
-        b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x00\x00\x12\x04", end="hang"
-    ),
     # a head of a megabyte is refused at the latest
     "endless headers": raw_response(OK, *[b"X: " + b"x" * 4000 + b"\r\n"] * 256, end="hang"),
-    "endless 103": raw_response(*[HINT * 90] * 256, end="hang"),
 }
 
 
