@@ -17,10 +17,9 @@ import pytest
 # for the bench's programs; last, since the package under test may be an installed one
 sys.path.append(str(Path(__file__).parents[1]))
 
-pytest_plugins = ["tornadoproxy.testing", "in_process", "postgres", "redis_server", "scene", "tls"]
-pytest.register_assert_rewrite(
-    "budget_team", "held_stream", "in_process", "people", "program", "served"
-)
+pytest_plugins = ["tornadoproxy.testing", "program", "in_process", "postgres", "redis_server"]
+pytest_plugins += ["scene", "tls"]
+pytest.register_assert_rewrite("budget_team", "held_stream", "people", "served")
 
 
 def pytest_configure() -> None:

@@ -1,8 +1,8 @@
 """The real program in a process of its own, and plugins installed for it.
 
-`run` runs a command to its end; `running` serves::
+`run` runs a command to its end; the fixture `launch` serves::
 
-    async with running(tmp_path, upstream, DRAIN_TIMEOUT="60") as program:
+    async with launch(DRAIN_TIMEOUT="60") as program:
         client = await program.connect()
         ...
         assert await program.stop() == 0
@@ -17,9 +17,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
+
+import pytest
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -27,6 +30,7 @@ from tornadoproxy.testing import (
     RawConnection,
     RawResponse,
     ScriptedServer,
+    ScriptedUpstream,
 )
 
 PATIENCE = 15.0  # seconds; a limit for what would otherwise hang, never an expectation
@@ -163,6 +167,16 @@ async def running(
         yield program
     finally:
         await _end(program)
+
+
+Launch = Callable[..., contextlib.AbstractAsyncContextManager[Program]]
+"""`running`, without its first two arguments."""
+
+
+@pytest.fixture
+def launch(tmp_path: Path, upstream: ScriptedUpstream) -> Launch:
+    """Runs the program in `tmp_path`, in front of `upstream`."""
+    return partial(running, tmp_path, upstream)
 
 
 async def _end(program: Program) -> None:

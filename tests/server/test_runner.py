@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
-from program import connect_when_listening, install, running
+from program import Launch, connect_when_listening, install
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -39,14 +39,14 @@ READY = request_bytes("GET", "/ready")
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_start_prints_its_facts_and_serves(
-    tmp_path: Path, upstream: ScriptedUpstream, loop: str
+    tmp_path: Path, upstream: ScriptedUpstream, launch: Launch, loop: str
 ) -> None:
     if loop == "asyncio":
         (tmp_path / "site").mkdir()
         (tmp_path / "site" / "uvloop.py").write_text("raise ImportError")
     elif importlib.util.find_spec("uvloop") is None:
         pytest.skip("uvloop is not installed")
-    async with running(tmp_path, upstream) as program:
+    async with launch() as program:
         await program.port()
         assert (await program.ask(MODELS)).status == 200
     assert program.errors.all[0].startswith("tornadoproxy ")
@@ -75,15 +75,15 @@ TWO_TOKENS = f"{TEST_TOKEN} {OTHER_TOKEN}"
     ids=["variable", ".env", "file"],
 )
 async def test_printed_lines_work_when_pasted(
-    upstream: ScriptedUpstream,
     tmp_path: Path,
+    launch: Launch,
     file: str,
     content: str,
     variables: dict[str, Any],  # as `running` takes them
 ) -> None:
     (tmp_path / file).touch(mode=0o600)
     (tmp_path / file).write_text(content)
-    async with running(tmp_path, upstream, **variables) as program:
+    async with launch(**variables) as program:
         await program.port()
         printed = program.errors.all
         lines = printed[printed.index("Paste this first:") :]
@@ -103,9 +103,7 @@ async def test_printed_lines_work_when_pasted(
     assert TEST_TOKEN not in program.said()
 
 
-async def test_blocked_standard_error_delays_nothing(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
+async def test_blocked_standard_error_delays_nothing(launch: Launch) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -115,9 +113,7 @@ async def test_blocked_standard_error_delays_nothing(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    async with running(
-        tmp_path, upstream, stderr=writer, PORT=str(port), LOG_LEVEL="debug"
-    ) as program:
+    async with launch(stderr=writer, PORT=str(port), LOG_LEVEL="debug") as program:
         client = await connect_when_listening(port)
         assert (await client.ask(MODELS)).status == 200
         await client.close()
@@ -130,11 +126,11 @@ async def test_blocked_standard_error_delays_nothing(
 
 
 async def test_signal_drains_after_the_delay_and_exits_with_0(
-    tmp_path: Path, upstream: ScriptedUpstream
+    upstream: ScriptedUpstream, launch: Launch
 ) -> None:
     stream = Stream()
     upstream.script(stream)
-    async with running(tmp_path, upstream, SHUTDOWN_DELAY="0.01") as program:
+    async with launch(SHUTDOWN_DELAY="0.01") as program:
         idle, streaming = await program.connect(), await program.connect()
         await begin_stream(streaming)
         program.send_signal(signal.SIGINT)
@@ -147,10 +143,10 @@ async def test_signal_drains_after_the_delay_and_exits_with_0(
 
 
 async def test_second_signal_aborts_and_exits_with_1(
-    tmp_path: Path, upstream: ScriptedUpstream
+    upstream: ScriptedUpstream, launch: Launch
 ) -> None:
     upstream.script(sse_response(EVENTS[:1], end="hang"))
-    async with running(tmp_path, upstream, DRAIN_TIMEOUT="600") as program:
+    async with launch(DRAIN_TIMEOUT="600") as program:
         streaming = await program.connect()
         await begin_stream(streaming)
         program.send_signal(signal.SIGTERM)
@@ -163,10 +159,8 @@ async def test_second_signal_aborts_and_exits_with_1(
     assert "Traceback" not in program.said()
 
 
-async def test_shutdown_delay_serves_requests_unready(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    async with running(tmp_path, upstream, SHUTDOWN_DELAY="600") as program:
+async def test_shutdown_delay_serves_requests_unready(launch: Launch) -> None:
+    async with launch(SHUTDOWN_DELAY="600") as program:
         kept = await program.connect()
         assert (await kept.ask(request_bytes("GET", "/health"))).status == 200
         program.send_signal(signal.SIGTERM)
@@ -209,11 +203,9 @@ async def startup():
 """
 
 
-async def test_plugin_that_never_starts_can_be_interrupted(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
+async def test_plugin_that_never_starts_can_be_interrupted(tmp_path: Path, launch: Launch) -> None:
     install(tmp_path, "sleepy", SLEEPY)
-    async with running(tmp_path, upstream) as program:
+    async with launch() as program:
         await program.errors.wait_for("^starting$")
         program.send_signal(signal.SIGTERM)
         program.send_signal(signal.SIGINT)
@@ -221,10 +213,10 @@ async def test_plugin_that_never_starts_can_be_interrupted(
 
 
 async def test_task_that_resists_cancellation_does_not_delay_exit(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, launch: Launch
 ) -> None:
     install(tmp_path, "stubborn", STUBBORN)
-    async with running(tmp_path, upstream) as program:
+    async with launch() as program:
         await program.port()
         assert await program.stop() == 0
 
@@ -233,7 +225,7 @@ async def test_task_that_resists_cancellation_does_not_delay_exit(
 
 
 async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, upstream: ScriptedUpstream, launch: Launch
 ) -> None:
     file, key = tmp_path / ".env", tmp_path / "key"
     for path in (file, key):
@@ -243,7 +235,7 @@ async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
     file.write_text(f"{fixed}AUTH_TOKEN={TEST_TOKEN}\nLOG_LEVEL=error\n")
     stream = Stream()
     upstream.script(stream)
-    async with running(tmp_path, upstream, AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
+    async with launch(AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
         streaming = await program.connect()
         await begin_stream(streaming)
         key.write_text(OTHER_KEY)

@@ -11,14 +11,13 @@ import gc
 import json
 import logging
 import signal
-from asyncio.subprocess import PIPE
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from in_process import Commands
-from program import Program, install, running
+from program import Launch, Program, install
 from scene import Scene
 
 import tornadoproxy.handlers.exchange_handler
@@ -473,7 +472,7 @@ async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> 
 
 
 async def test_canaries_stay_out_of_logs_and_wrong_directions(
-    upstream: ScriptedUpstream, tmp_path: Path, commands: Commands
+    upstream: ScriptedUpstream, tmp_path: Path, commands: Commands, launch: Launch
 ) -> None:
     """Tokens, created keys, and those of the upstream, of administrators and of the collector."""
     replaced = key_of(commands, "create", "--name", "ada")
@@ -483,17 +482,9 @@ async def test_canaries_stay_out_of_logs_and_wrong_directions(
     env_file.write_text(f"AUTH_TOKEN='{TOKEN} {OTHER_TOKEN}'\nUPSTREAM_API_KEY={KEY}\n{admin}\n")
     models, limits = "/v1/models", f"/v1/organizations/spend_limits?key={QUERY}"
     install(tmp_path, "careless", CARELESS_PLUGIN)
-    settings: dict[str, str | None] = {
-        **PLUGINS_SETTINGS,
-        **dict.fromkeys(("BUDGETS_ADMIN_KEY", "AUTH_TOKEN", "UPSTREAM_API_KEY")),  # in the file
-    }
-    async with running(
-        tmp_path,
-        upstream,
-        stdout=PIPE,
-        stderr=PIPE,
-        wrapper=(),
-        **settings,
+    in_the_file = dict.fromkeys(("BUDGETS_ADMIN_KEY", "AUTH_TOKEN", "UPSTREAM_API_KEY"))
+    async with launch(
+        **PLUGINS_SETTINGS | in_the_file,
         HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
         ACCESS_LOG=str(log),
         MAX_BODY_SIZE="1MB",

@@ -9,15 +9,13 @@ import socket
 from pathlib import Path
 
 import pytest
-from program import Program, connect_when_listening, install, running
+from program import Launch, Program, connect_when_listening, install
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
     RawConnection,
     RawResponse,
-    ScriptedServer,
-    ScriptedUpstream,
     request_bytes,
 )
 
@@ -80,12 +78,14 @@ async def ask(program: Program, path: str, session: str) -> RawResponse:
 
 
 @pytest.mark.parametrize("hook", ["declare_settings()", "configure(settings)"])
-async def test_hook_failing_before_the_start_is_one_line_each(tmp_path: Path, hook: str) -> None:
+async def test_hook_failing_before_the_start_is_one_line_each(
+    tmp_path: Path, launch: Launch, hook: str
+) -> None:
     ways: tuple[str, ...] = (*RAISING, *NONSENSE)
     if hook == "declare_settings()":  # where a plugin's interruption may be the user's
         ways = tuple(way for way in ways if way != "KeyboardInterrupt")
     install_each(tmp_path, ways, f"@hookimpl\ndef {hook}:\n    return fail(WAY)\n")
-    async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
+    async with launch() as program:
         assert await program.ended() == 2
     assert program.output.all == []
     named = [re.findall(r"^tornadoproxy: plugin '(\w+)'", line) for line in program.errors.all]
@@ -102,9 +102,11 @@ async def test_hook_failing_before_the_start_is_one_line_each(tmp_path: Path, ho
     ],
     ids=["SystemExit", "KeyboardInterrupt"],
 )
-async def test_failing_startup_is_one_line_and_status_2(tmp_path: Path, startup: str) -> None:
+async def test_failing_startup_is_one_line_and_status_2(
+    tmp_path: Path, launch: Launch, startup: str
+) -> None:
     install(tmp_path, "plugin_odd", f"{IMPORTS}\n@hookimpl\n{startup}\n")
-    async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
+    async with launch() as program:
         assert await program.ended() == 2
     (line,) = program.errors.all
     assert "plugin 'plugin_odd' failed in startup: " in line
@@ -113,17 +115,16 @@ async def test_failing_startup_is_one_line_and_status_2(tmp_path: Path, startup:
 # -- on SIGHUP
 
 
-async def test_configure_failing_on_sighup_keeps_the_settings(tmp_path: Path) -> None:
+async def test_configure_failing_on_sighup_keeps_the_settings(
+    tmp_path: Path, launch: Launch
+) -> None:
     way_file, tokens = tmp_path / "way", tmp_path / "tokens"
     way_file.write_text("")
     tokens.write_text(TEST_TOKEN)
     read_way = "pathlib.Path('way').read_text()"
     configure = f"@hookimpl\ndef configure(settings):\n    return fail({read_way})\n"
     install(tmp_path, "plugin_odd", IMPORTS + configure)
-    async with (
-        ScriptedUpstream() as upstream,
-        running(tmp_path, upstream, AUTH_TOKEN=None, AUTH_TOKEN_FILE=str(tokens)) as program,
-    ):
+    async with launch(AUTH_TOKEN=None, AUTH_TOKEN_FILE=str(tokens)) as program:
         await program.port()
         tokens.write_text("another-token-that-must-not-be-taken")
         for count, way in enumerate((*RAISING, *NONSENSE), start=1):
@@ -158,7 +159,7 @@ def request_finished(record):
 """
 
 
-async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path) -> None:
+async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path, launch: Launch) -> None:
     """A failed authenticator is a 503; a failed observer changes no response and no record."""
     # the observers are called before and after the access log, in the order of their names
     for name in ("a_failing", "z_failing"):
@@ -169,7 +170,7 @@ async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path) -> None
         for way in (*RAISING, *NONSENSE)
         if (hook, way) != ("authenticate", "coroutine")
     ]
-    async with ScriptedUpstream() as upstream, running(tmp_path, upstream) as program:
+    async with launch() as program:
         for session in sessions:
             for path in ("/v1/models", "/openai/v1/models"):
                 response = await ask(program, path, session)
@@ -194,13 +195,13 @@ async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path) -> None
 # -- at the end
 
 
-async def test_failing_shutdown_stops_no_other_shutdown(tmp_path: Path) -> None:
+async def test_failing_shutdown_stops_no_other_shutdown(tmp_path: Path, launch: Launch) -> None:
     stop = "@hookimpl\nasync def shutdown():\n    return await fail_later(WAY)\n"
     install_each(tmp_path, RAISING, stop)
     # the last of all, since the order is the reverse of the start's
     last = "@hookimpl\ndef shutdown():\n    pathlib.Path('end').touch()\n"
     install(tmp_path, "a_good_one", IMPORTS + last)
-    async with ScriptedUpstream() as upstream, running(tmp_path, upstream) as program:
+    async with launch() as program:
         await program.port()
         assert await program.stop() == 0
     assert (tmp_path / "end").exists()
@@ -225,13 +226,10 @@ async def test_failing_shutdown_stops_no_other_shutdown(tmp_path: Path) -> None:
     ids=["a shutdown that blocks", "a thread", "an executor's thread"],
 )
 async def test_endless_thread_of_a_plugin_keeps_no_program(
-    tmp_path: Path, source: str, status: int
+    tmp_path: Path, launch: Launch, source: str, status: int
 ) -> None:
     install(tmp_path, "plugin_odd", f"{IMPORTS}\n@hookimpl\n{source}\n")
-    async with (
-        ScriptedUpstream() as upstream,
-        running(tmp_path, upstream, DRAIN_TIMEOUT="0") as program,
-    ):
+    async with launch(DRAIN_TIMEOUT="0") as program:
         assert (await ask(program, "/v1/models", "one")).status == 200
         program.send_signal(signal.SIGTERM)
         assert await program.ended(patience=50) == status
@@ -241,15 +239,12 @@ async def test_endless_thread_of_a_plugin_keeps_no_program(
 # -- the address
 
 
-async def test_port_in_use_shuts_plugins_down(tmp_path: Path) -> None:
+async def test_port_in_use_shuts_plugins_down(tmp_path: Path, launch: Launch) -> None:
     shutdown = "@hookimpl\ndef shutdown():\n    print('shut down', file=sys.stderr, flush=True)\n"
     install(tmp_path, "noting", IMPORTS + shutdown)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with (
-            ScriptedServer() as upstream,
-            running(tmp_path, upstream, PORT=str(port)) as program,
-        ):
+        async with launch(PORT=str(port)) as program:
             assert await program.ended() == 2
     told = f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use; "
     told += "choose another PORT or HOST"
@@ -259,15 +254,10 @@ async def test_port_in_use_shuts_plugins_down(tmp_path: Path) -> None:
 # -- what everybody can read of a process
 
 
-async def test_secrets_from_files_are_not_in_proc(tmp_path: Path) -> None:
+async def test_secrets_from_files_are_not_in_proc(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "key").write_text(TEST_UPSTREAM_KEY)
     (tmp_path / ".env").write_text(f"AUTH_TOKEN={TEST_TOKEN}\nUPSTREAM_API_KEY_FILE=key\n")
-    async with (
-        ScriptedUpstream() as upstream,
-        running(
-            tmp_path, upstream, "--drain-timeout", "1", AUTH_TOKEN=None, UPSTREAM_API_KEY=None
-        ) as program,
-    ):
+    async with launch("--drain-timeout", "1", AUTH_TOKEN=None, UPSTREAM_API_KEY=None) as program:
         assert (await program.ask(MODELS)).status == 200
         process = Path(f"/proc/{program.process.pid}")
         shown = b"".join(path.read_bytes() for path in process.glob("task/*/comm"))
@@ -305,16 +295,13 @@ def closing(streams: str) -> list[str]:
         *(pytest.param(each, marks=pytest.mark.long) for each in ("<&-", ">&-", ">&- 2>&-")),
     ],
 )
-async def test_standard_streams_of_no_use_change_no_response(tmp_path: Path, streams: str) -> None:
+async def test_standard_streams_of_no_use_change_no_response(
+    tmp_path: Path, launch: Launch, streams: str
+) -> None:
     # a proxy that cannot log cannot tell its port
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    async with (
-        ScriptedUpstream() as upstream,
-        running(
-            tmp_path, upstream, wrapper=closing(streams), PORT=str(port), LOG_LEVEL="debug"
-        ) as program,
-    ):
+    async with launch(wrapper=closing(streams), PORT=str(port), LOG_LEVEL="debug") as program:
         await check_it_serves(port)
         # the access log is opened anew, where its descriptor may be another's by now
         (tmp_path / ".env").write_text("LOG_LEVEL=info\nACCESS_LOG_FORMAT=text\n")
@@ -328,10 +315,7 @@ async def test_standard_streams_of_no_use_change_no_response(tmp_path: Path, str
     assert ("stopping" in program.said()) is ("2>" not in streams)
 
 
-async def test_unwritable_start_error_keeps_status_2(tmp_path: Path) -> None:
-    async with (
-        ScriptedUpstream() as upstream,
-        running(tmp_path, upstream, wrapper=closing("2>/dev/full"), PORT="none") as program,
-    ):
+async def test_unwritable_start_error_keeps_status_2(launch: Launch) -> None:
+    async with launch(wrapper=closing("2>/dev/full"), PORT="none") as program:
         assert await program.ended() == 2
     assert program.output.all == []

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from load_content import Dialect, How, check_response, request
-from program import Program, install, running
+from program import Launch, Program, install, running
 from proxy_process import FastUpstream, fast_upstream
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
     RawConnection,
     RawResponse,
-    ScriptedServer,
     Truncated,
     request_bytes,
 )
@@ -191,8 +190,8 @@ async def test_signals_under_load_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-async def test_signals_while_it_ends_change_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    async with ScriptedServer() as upstream, running(tmp_path, upstream) as program:
+async def test_signals_while_it_ends_change_nothing(launch: Launch, number: signal.Signals) -> None:
+    async with launch() as program:
         await program.port()
         program.send_signal(signal.SIGTERM)
         await program.errors.wait_for(STOPPING)
@@ -217,22 +216,18 @@ async def startup():
 """
 
 
-async def test_sighup_before_it_serves_is_applied_then(tmp_path: Path) -> None:
+async def test_sighup_before_it_serves_is_applied_then(tmp_path: Path, launch: Launch) -> None:
     install(tmp_path, "slow", SLOW_START)
     tokens = tmp_path / "tokens"
     tokens.write_text("a-token-that-is-soon-replaced")
-    async with (
-        ScriptedServer() as upstream,
-        running(tmp_path, upstream, AUTH_TOKEN=None, AUTH_TOKEN_FILE=str(tokens)) as program,
-    ):
+    async with launch(AUTH_TOKEN=None, AUTH_TOKEN_FILE=str(tokens)) as program:
         await program.errors.wait_for("^starting$")
         tokens.write_text(TEST_TOKEN)
         program.send_signal(signal.SIGHUP)
         (tmp_path / "may-start").touch()
         await program.errors.wait_for(RELOADED)
-        # the upstream's own 404, and not the proxy's 401
         response = await program.ask(request_bytes("GET", "/v1/models", token=TEST_TOKEN))
-        assert (response.status, len(upstream.requests)) == (404, 1)
+        assert response.status == 200
 
 
 # -- steps of the clock
