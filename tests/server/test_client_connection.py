@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from held_stream import Held
 from scene import Scene
-from served import anthropic_error, openai_error
+from served import MESSAGE_FIELDS, anthropic_error, openai_error
 
 from tornadoproxy import IncomingRequest, Page, PageRequest, PageResponse, hookimpl
 from tornadoproxy.server import client_transport
@@ -397,9 +397,7 @@ async def test_ended_request_leaves_no_reference_cycle(
     path: str, stream: bool, scene: Scene
 ) -> None:
     """The garbage collector would take a tenth of a request's time."""
-    document = {"model": "claude-sonnet-5-5", "max_tokens": 9, "stream": stream}
-    document["messages"] = [{"role": "user", "content": "hello"}]
-    body = json.dumps(document).encode()
+    body = json.dumps({**MESSAGE_FIELDS, "stream": stream}).encode()
     client = await scene.raw()
     gc.collect()
     before = _requests_in_memory()

@@ -65,16 +65,10 @@ OURS = [  # never to a client
 CREDENTIALS = [*OURS, GUESS, COOKIE]
 EVERYTHING = [*CREDENTIALS, QUERY, BODY]  # in no log, ever
 
-MESSAGE = json.dumps(
-    {
-        "model": "claude-sonnet-5-5",
-        "max_tokens": 40,
-        "messages": [{"role": "user", "content": BODY}],
-    }
-).encode()
-STREAM = MESSAGE[:-1] + b', "stream": true}'
 SAID = [{"role": "user", "content": BODY}]
 CHAT = {"model": "claude-sonnet-5-5", "messages": SAID}
+MESSAGE = json.dumps({**CHAT, "max_tokens": 40}).encode()
+STREAM = MESSAGE[:-1] + b', "stream": true}'
 
 
 def disguises(canary: str) -> set[bytes]:

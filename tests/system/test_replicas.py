@@ -18,6 +18,7 @@ import pytest
 from postgres import PostgreSQLServer
 from program import Program, run, running
 from redis_server import RedisServer
+from served import MESSAGE_FIELDS
 from tornado.testing import bind_unused_port
 from tornadoproxy_ledger.rows import SCHEMA
 
@@ -36,13 +37,7 @@ from tornadoproxy.testing import (
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(120), pytest.mark.gen_test(timeout=100)]
 
-BODY = json.dumps(
-    {
-        "model": "claude-sonnet-5-5",
-        "max_tokens": 1000,
-        "messages": [{"role": "user", "content": "Hi"}],
-    }
-).encode()
+BODY = json.dumps({**MESSAGE_FIELDS, "max_tokens": 1000}).encode()
 REPLICAS = 4
 
 

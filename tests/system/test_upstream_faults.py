@@ -32,10 +32,9 @@ import pytest
 import uvloop
 from damage import damaged
 from scene import Scene
-from served import anthropic_error, openai_error
+from served import CHAT_PATH, MESSAGE_FIELDS, anthropic_error, openai_error, request
 
 from tornadoproxy.testing import (
-    TEST_TOKEN,
     Document,
     RawConnection,
     RawResponse,
@@ -45,7 +44,6 @@ from tornadoproxy.testing import (
     message_document,
     message_events,
     raw_response,
-    request_bytes,
 )
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged", "proxy")
@@ -95,14 +93,9 @@ class Way:
 
     @property
     def request(self) -> bytes:
-        path = "/v1/messages" if self.dialect == "anthropic" else "/openai/v1/chat/completions"
-        document = {
-            "model": "claude-sonnet-5-5",
-            "max_tokens": 50,
-            "messages": [{"role": "user", "content": "Hello"}],
-            "stream": self.stream,
-        }
-        return request_bytes("POST", path, (), json.dumps(document).encode(), token=TEST_TOKEN)
+        path = "/v1/messages" if self.dialect == "anthropic" else CHAT_PATH
+        body = json.dumps({**MESSAGE_FIELDS, "stream": self.stream}).encode()
+        return request("POST", path, body=body)
 
     @property
     def body(self) -> bytes:
