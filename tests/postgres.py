@@ -158,21 +158,17 @@ class Line:
         self._writers += [writer, server_writer]
         with contextlib.suppress(OSError):
             await asyncio.gather(
-                self._to_server(reader, server_writer), self._to_client(server_reader, writer)
+                self._pass_on(reader, server_writer, to_server=True),
+                self._pass_on(server_reader, writer, to_server=False),
             )
 
-    async def _to_server(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool
+    ) -> None:
         while data := await reader.read(65_536):
-            self._is_last = self.cut_at is not None and self.cut_at in data
-            if self._is_last and not self.delivered:
-                self._cut()
-            else:
-                writer.write(data)
-        writer.close()
-
-    async def _to_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            if self._is_last:
+            if to_server:
+                self._is_last = self.cut_at is not None and self.cut_at in data
+            if self._is_last and to_server != self.delivered:
                 self._cut()
             else:
                 writer.write(data)

@@ -1,4 +1,4 @@
-"""The proxy's own errors: a body too large or slow, an upstream that is late or the proxy itself."""
+"""The proxy's own errors: a body too large or slow, an upstream that is late or the proxy."""
 
 from __future__ import annotations
 

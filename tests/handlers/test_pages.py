@@ -15,6 +15,7 @@ from served import CHUNKED, Authorizer, anthropic_error, held, in_chunks, openai
 from tornadoproxy import (
     AuthenticationFailed,
     Denied,
+    Identity,
     InvalidRequest,
     Page,
     PageRequest,
@@ -75,8 +76,7 @@ async def test_page_is_served_and_recorded(scene: Scene) -> None:
     assert response.header("content-length") == "5"
     (asked,) = page.requests
     assert asked.incoming.path == "/figures"
-    assert asked.identity is not None
-    assert asked.identity.principal == "token"
+    assert asked.identity == Identity("token")
     assert asked.query == {"a": ("1", "2 3"), "b": ("é",), "empty": ("",)}
     assert (asked.arguments, asked.body) == ((), b"")
     record = await scene.records.finished()

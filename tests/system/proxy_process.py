@@ -23,7 +23,6 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LINE = 1 << 20  # bytes that a script may say at once
 _TO_DRAIN = 2.0  # seconds that a proxy gets to stop by itself
-_TO_END = 10.0  # seconds that a script gets
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
@@ -157,10 +156,4 @@ async def fast_upstream() -> AsyncIterator[FastUpstream]:
         yield upstream
     finally:
         upstream.stdin.close()
-        try:
-            async with asyncio.timeout(_TO_END):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise
+        await process.wait()
