@@ -164,9 +164,8 @@ async def test_idle_deadline_stops_while_client_does_not_read(scene: Scene) -> N
     await client.head()
     await asyncio.sleep(0.5)  # longer than the deadline
     assert not scene.records.all
-    async with asyncio.timeout(10):
-        assert len(await client.read_to_end()) == size
-        assert (await scene.records.finished()).outcome == "failed"
+    assert len(await client.read_to_end()) == size
+    assert (await scene.records.finished()).outcome == "failed"
 
 
 # -- 508: an upstream that is the proxy itself, by a name that does not show it

@@ -46,17 +46,15 @@ async def test_drain_ends_idle_connections_and_lets_streams_finish(
     assert (await idle.ask(HEALTH)).status == 200
     await begin_stream(streaming)
     drain = asyncio.create_task(proxy.server.drain())
-    async with asyncio.timeout(1):
-        assert await idle.read() == b""
-        assert await unused.read() == b""
+    assert await idle.read() == b""
+    assert await unused.read() == b""
     with pytest.raises(ConnectionRefusedError):
         await scene.raw()
     assert not drain.done()
     stream.may_end.set()
     await end_stream(streaming)
-    async with asyncio.timeout(1):
-        await drain
-        await scene.upstream.all_closed()
+    await drain
+    await scene.upstream.all_closed()
     assert (await scene.records.finished()).outcome == "completed"
 
 
@@ -68,8 +66,7 @@ async def test_drain_right_after_response_closes_connection(turns: int, scene: S
     await scene.records.finished()
     for _ in range(turns):
         await asyncio.sleep(0)
-    async with asyncio.timeout(2):
-        await proxy.server.drain()
+    await proxy.server.drain()
     assert (await client.response()).status == 404
     assert await client.read() == b""
 
@@ -127,9 +124,8 @@ async def test_end_of_drain_aborts_all_requests(seconds: float, scene: Scene) ->
     assert not scene.records.all
     if seconds == 60:
         proxy.server.abort()
-    async with asyncio.timeout(2):
-        await drain
-        await scene.upstream.all_closed()
+    await drain
+    await scene.upstream.all_closed()
     kind, data, *_ = (await streaming.chunk()).split(b"\n")
     assert kind == b"event: error"
     assert "stopping" in json.loads(data.removeprefix(b"data: "))["error"]["message"]
@@ -171,8 +167,7 @@ async def test_drain_timeout_does_not_wait_for_stalled_client(scene: Scene) -> N
     """Not even the error event fits into the client's buffers."""
     proxy = await scene.start(DRAIN_TIMEOUT=0.05, SSE_KEEPALIVE_INTERVAL=0.05)
     client = await stalled_client(scene)
-    async with asyncio.timeout(5):
-        await proxy.server.drain()
+    await proxy.server.drain()
     assert (await scene.records.finished()).outcome == "drained"
     with pytest.raises(Truncated):
         await client.response()

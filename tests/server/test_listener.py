@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import resource
 import socket
 
@@ -25,13 +24,7 @@ HEALTH = request_bytes("GET", "/health")
 
 async def served(connection: RawConnection) -> None:
     """Use `connection`, which is open."""
-    async with asyncio.timeout(2):
-        assert (await connection.ask(HEALTH)).status == 200
-
-
-async def ended(connection: RawConnection) -> None:
-    async with asyncio.timeout(2):
-        await connection.disconnected()
+    assert (await connection.ask(HEALTH)).status == 200
 
 
 async def test_connection_idle_longest_makes_room(scene: Scene) -> None:
@@ -41,7 +34,7 @@ async def test_connection_idle_longest_makes_room(scene: Scene) -> None:
         await served(connection)
     fourth = await scene.raw()
     await served(fourth)
-    await ended(first)
+    await first.disconnected()
     for connection in (second, third, fourth):
         await served(connection)
 
@@ -68,7 +61,7 @@ async def test_unauthenticated_connections_make_room(sent: bytes, scene: Scene) 
     for _ in range(3):
         await served(await scene.raw())
     for connection in held:
-        await ended(connection)
+        await connection.disconnected()
     assert proxy.server.status().upstream_connections == 1
 
 
@@ -78,7 +71,7 @@ async def test_silent_tls_handshakes_make_room(scene: Scene, own_tls: OwnTLS) ->
     for _ in range(4):
         await served(await scene.raw(ssl=own_tls.trusting))
     for connection in silent:
-        await ended(connection)
+        await connection.disconnected()
     assert proxy.server.status().client_connections <= 3
 
 
@@ -106,8 +99,7 @@ async def test_served_request_makes_no_room_for_another(scene: Scene) -> None:
     assert await rest_of_stream(streaming) == b"".join(EVENTS[1:])
     assert len(scene.upstream.requests) == 2
     await silent.close()
-    async with asyncio.timeout(2):
-        assert (await third.response()).status == 400
+    assert (await third.response()).status == 400
 
 
 async def test_closed_connections_leave_no_place_taken(scene: Scene) -> None:

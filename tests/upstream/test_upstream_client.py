@@ -63,8 +63,7 @@ class Bare:
     async def accept(self) -> socket.socket:
         """Accept a connection, and read a request with the body ``body``, or none."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(2):
-            connection, _ = await loop.sock_accept(self.listener)
+        connection, _ = await loop.sock_accept(self.listener)
         self.connections.append(connection)
         await read_request(connection)
         return connection
@@ -131,12 +130,12 @@ def kept(io_loop: IOLoop, client: UpstreamClient, bare: Bare) -> socket.socket:
 class Receiver:
     """A receiver that pauses its call when the response begins."""
 
+    call: Call
+
     def __init__(self) -> None:
-        self.call: Call | None = None
         self.ended: asyncio.Future[UpstreamError | None] = asyncio.Future()
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
-        assert self.call is not None
         self.call.pause()
 
     def on_data(self, chunk: bytes) -> None:
@@ -147,6 +146,15 @@ class Receiver:
 
     def on_failure(self, error: UpstreamError) -> None:
         self.ended.set_result(error)
+
+
+def begin_upload(client: UpstreamClient, port: int, scheme: str = "http") -> Receiver:
+    """Send the head of a request whose body is to be streamed."""
+    receiver = Receiver()
+    origin = Origin(scheme, "127.0.0.1", port)
+    request = UpstreamRequest(origin, "POST", HEAD, body=None, chunked=True)
+    receiver.call = client.send(request, receiver)
+    return receiver
 
 
 # -- idle connections
@@ -181,9 +189,8 @@ async def test_most_recently_used_connections_are_kept(
             await asyncio.sleep(0)
     held[1].may_begin.set()
     await asyncio.gather(*fetching)
-    async with asyncio.timeout(2):
-        while upstream.open_connections > 3:  # the last one is closed
-            await asyncio.sleep(0)
+    while upstream.open_connections > 3:  # the last one is closed
+        await asyncio.sleep(0)
     for number in (5, 6, 7):
         client.fetch(upstream.url).cancel()
         await upstream.received(number)
@@ -200,8 +207,7 @@ async def test_connection_idle_too_long_is_closed(
     time.sleep(seconds)  # noqa: ASYNC251  # a busy loop closes nothing
     assert (await client.fetch(upstream.url)).body == b"ok"
     assert upstream.connections == 2
-    async with asyncio.timeout(2):
-        await upstream.all_closed()
+    await upstream.all_closed()
 
 
 @pytest.mark.parametrize(
@@ -280,10 +286,8 @@ async def test_streamed_body_is_not_sent_again(
 ) -> None:
     """The part that was sent is no longer in memory."""
     drop_what_arrives(kept)
-    receiver = Receiver()
-    origin = Origin("http", "127.0.0.1", bare.port)
-    request = UpstreamRequest(origin, "POST", HEAD, body=None, chunked=True)
-    client.send(request, receiver).write(b"part")
+    receiver = begin_upload(client, bare.port)
+    receiver.call.write(b"part")
     kept.close()
     assert isinstance(await receiver.ended, UpstreamClosed)
     assert bare.nobody_waits()
@@ -373,8 +377,7 @@ async def test_closed_client_finishes_exchanges_and_keeps_nothing(
     client.close()
     late.may_begin.set()
     assert (await in_flight).body == b"ok"
-    async with asyncio.timeout(1):
-        await upstream.all_closed()
+    await upstream.all_closed()
     with pytest.raises(RuntimeError, match="closed"):
         await client.fetch(upstream.url)
 
@@ -387,9 +390,8 @@ async def test_paused_exchange_leaves_its_connection_readable(
     receiver = Receiver()
     head = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     receiver.call = client.send(UpstreamRequest(origin, "GET", head), receiver)
-    async with asyncio.timeout(2):
-        assert await receiver.ended is None
-        assert (await client.fetch(upstream.url)).body == b"ok"
+    assert await receiver.ended is None
+    assert (await client.fetch(upstream.url)).body == b"ok"
     assert upstream.connections == 1
 
 
@@ -403,13 +405,7 @@ async def test_response_before_the_body_ends_leaves_no_connection(
         await exchange.disconnected()
 
     upstream.script(early)
-    receiver = Receiver()
-    request = UpstreamRequest(
-        Origin("http", "127.0.0.1", upstream.port), "POST", HEAD, body=None, chunked=True
-    )
-    receiver.call = client.send(request, receiver)
-    async with asyncio.timeout(2):
-        assert await receiver.ended is None
+    assert await begin_upload(client, upstream.port).ended is None
     assert client.idle_connections == 0
 
 
@@ -424,9 +420,7 @@ async def test_cancelled_call_ends_the_handshake(client: UpstreamClient) -> None
         writer.close()
 
     async with await asyncio.start_server(stall, "127.0.0.1", 0) as server:
-        origin = Origin("https", "127.0.0.1", server.sockets[0].getsockname()[1])
-        call = client.send(UpstreamRequest(origin, "POST", HEAD), Receiver())
-        async with asyncio.timeout(2):
-            await began.wait()
-            call.cancel()
-            await ended.wait()
+        call = begin_upload(client, server.sockets[0].getsockname()[1], "https").call
+        await began.wait()
+        call.cancel()
+        await ended.wait()
