@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from tornado.testing import bind_unused_port
 from tornadoproxy import SecretURL, SharedCounters
 
 PASSWORD = "word-of-the-counters"
+PROGRAM = shutil.which(os.environ.get("REDIS_SERVER", "redis-server"))
+"""The server's program: Redis, or with ``REDIS_SERVER=valkey-server`` Valkey."""
 
 
 def unused_port() -> int:
@@ -69,11 +72,10 @@ class RedisServer:
 
     def start(self) -> None:
         """Start the server, and wait until it accepts commands."""
-        program = shutil.which("redis-server")
-        assert program is not None
+        assert PROGRAM is not None
         self._process = subprocess.Popen(
             [
-                *(program, "--port", str(self.port), "--save", "", "--requirepass", PASSWORD),
+                *(PROGRAM, "--port", str(self.port), "--save", "", "--requirepass", PASSWORD),
                 *self._options,
             ],
             cwd=self._directory,
@@ -190,7 +192,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def running_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if shutil.which("redis-server") is None:
+    if PROGRAM is None:
         pytest.skip("Redis is absent")
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
@@ -209,7 +211,7 @@ def redis_server(running_redis: RedisServer) -> RedisServer:
 @pytest.fixture
 def redis_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
     """A running cluster without data, which a test may change."""
-    if shutil.which("redis-server") is None:
+    if PROGRAM is None:
         pytest.skip("Redis is absent")
     cluster = RedisCluster(tmp_path)
     try:

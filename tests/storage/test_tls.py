@@ -106,7 +106,7 @@ def encrypted_redis(
     certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """The beginnings of the URLs of a server, of Sentinel and of a cluster, all with TLS."""
-    if shutil.which("redis-server") is None:
+    if redis_server.PROGRAM is None:
         pytest.skip("Redis is absent")
     directory = tmp_path_factory.mktemp("redis")
     server = RedisServer(directory, tls=certificate)
@@ -140,9 +140,10 @@ def start_sentinel(
         f"sentinel auth-pass main {redis_server.PASSWORD}\n"
     )
     options = "--sentinel", "--port", "0", "--tls-port", str(port), *certificate.options
-    program = shutil.which("redis-server")
-    assert program is not None
-    return subprocess.Popen([program, str(config), *options], stdout=subprocess.DEVNULL), port
+    assert redis_server.PROGRAM is not None
+    return subprocess.Popen(
+        [redis_server.PROGRAM, str(config), *options], stdout=subprocess.DEVNULL
+    ), port
 
 
 def counters_of(url: str, host: str, options: str) -> SharedCounters:
