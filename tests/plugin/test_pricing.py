@@ -139,20 +139,6 @@ def test_estimated_usage_of_a_response_that_reported_none(
     assert asked.estimated_usage(request_record(**changes)) == Usage(*estimate)
 
 
-def test_cost_is_that_of_the_dearest_model() -> None:
-    prices = {"opus": 5, "haiku": 1}
-
-    def price(model: str | None, usage: Usage) -> int | None:
-        each = prices.get(str(model))
-        return None if each is None else each * (usage.input_tokens or 0)
-
-    asked = ModelRequest("haiku", ("haiku", "opus"), 7, False, 400, price=price)
-    assert asked.cost(Usage(input_tokens=3)) == 15
-    unknown = ModelRequest("haiku", ("haiku", "new"), 7, False, 400, price=price)
-    assert unknown.cost(Usage(input_tokens=3)) is None
-    assert ModelRequest("haiku", ("haiku",), 7, False, 400).max_cost is None
-
-
 @pytest.mark.parametrize(
     ("nanos", "text"),
     [

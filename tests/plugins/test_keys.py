@@ -308,26 +308,6 @@ async def test_changed_keys_apply_without_a_restart(keyed: Keyed) -> None:
     assert (await connection.response()).status == 200, "a request in flight goes on"
 
 
-@sqlite_only
-@pytest.mark.usefixtures("quick")
-async def test_only_hashes_are_stored_and_nothing_is_logged(
-    keyed: Keyed, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("DEBUG")
-    await keyed.start()
-    first = keyed.create()
-    second = keyed.rotate(grace=3600)
-    await keyed.until(200, second)
-    await keyed.get(first + "x")
-    secrets = [key.split("-", 2)[2] for key in (first, second)]
-    files = {file.name: file.read_bytes() for file in keyed.path.parent.iterdir()}
-    assert files.keys() >= {"plugin.db", "plugin.db-wal"}
-    stored = b"".join(files.values())
-    assert not any(secret.encode() in stored for secret in secrets)
-    assert store.hashed(second.encode()) in stored
-    assert not any(secret in caplog.text for secret in secrets)
-
-
 # An unusable database
 
 

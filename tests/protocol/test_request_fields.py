@@ -212,6 +212,7 @@ def test_estimated_cost_is_that_of_the_dearest_model() -> None:
 
     assert (asked("a", "b", UNKNOWN_MODEL).input_cost, asked("a", "b").max_cost) == (7, 77)
     assert asked("a", "c").max_cost is None
+    assert ModelRequest("a", ("a",), 10, False, 0).max_cost is None, "nothing has a price"
 
 
 # -- estimates

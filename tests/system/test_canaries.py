@@ -134,6 +134,7 @@ BAD: list[dict[str, str]] = [
     {"AUTH_TOKEN_FILE": TOKEN},
     {"UPSTREAM_API_KEY_FILE": "canaries"},  # which holds two
     {"HTTPS_PROXY": f"socks5://user:{EGRESS_PASSWORD}@proxy:1"},
+    {"HTTPS_PROXY": f"http://user:{EGRESS_PASSWORD}@proxy:99999"},
     {"UPSTREAM_BASE_URL": f"https://user:{KEY}@up.example"},
     {"UPSTREAM_BASE_URL": f"https://up.example/?key={KEY}"},
     {"BUDGETS_ADMIN_KEY": ADMIN_KEY},  # without BUDGETS_DB
