@@ -175,17 +175,6 @@ def test_blank_value_hides_the_next_source(tmp_path: Path) -> None:
 # Invalid values
 
 
-def test_faults_of_all_sources_are_collected(tmp_path: Path) -> None:
-    environment, flags = {"LOG_LEVEL": "loud"}, {"PORT": "http"}
-    read = sources(tmp_path, flags=flags, environment=environment, file="MAX_BODY_SIZE=lots")
-    assert faults_of(read) == (
-        "PORT must be a whole number from 0 to 65535, not 'http' (on the command line)",
-        "MAX_BODY_SIZE must be a number of bytes such as 1048576, 32MB or 1.5GB, not 'lots' "
-        f"({tmp_path / '.env'}, line 1)",
-        "LOG_LEVEL must be one of debug, info, warning, error, not 'loud'",
-    )
-
-
 def _upside_down(text: str) -> object:
     raise ValueError(f"must be the other way round: {text[3:9].upper()} is not")
 

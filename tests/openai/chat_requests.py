@@ -98,9 +98,9 @@ def translate(
 ) -> Translation:
     """Translate a request, and assert that the upstream accepts the result."""
     document = {"model": "claude-test", "messages": list(messages or (HI,)), **fields}
-    translation = chat_completions.translate_request(
-        chat_completions.parse(json.dumps(document).encode()), options=options, capabilities=able
-    )
+    before = copy.deepcopy(parsed := chat_completions.parse(json.dumps(document).encode()))
+    translation = chat_completions.translate_request(parsed, options=options, capabilities=able)
+    assert parsed == before, "the request stays unchanged"
     accept(json.loads(translation.body), own=fields, prefill=bool(options and options.prefill))
     return translation
 

@@ -12,12 +12,8 @@ OPUS = {"type": "model", "id": "claude-opus-5-5", "created_at": "2026-09-22T00:0
 SONNET = {**OPUS, "id": "claude-sonnet-5-5", "created_at": "2026-09-28T00:00:00+00:00"}
 
 
-def test_model_is_one_of_openais() -> None:
-    Model.model_validate(chat_completions.translate_model(OPUS), strict=True)
-    assert chat_completions.translate_models([]) == {"object": "list", "data": []}
-
-
 def test_list_keeps_its_order_and_has_the_clients_names() -> None:
+    assert chat_completions.translate_models([]) == {"object": "list", "data": []}
     names = {
         "gpt-5": "claude-opus-5-5",
         "gpt-4": "claude-unlisted",

@@ -128,6 +128,17 @@ def thought(**fields: object) -> Json:
     return assistant("a", thinking_blocks=[{**THOUGHT, **fields}])
 
 
+URLS = [
+    *("", "ftp://a.example/b.png", "/etc/passwd", "data:image/png,AAAA", "data:;base64,A"),
+    *("data:image/png;base64,", "data:image/png;base64,AA AA", "data:image/png;base64,äöüß"),
+    *("data:image/bmp;base64,AAAA", f"data:image/png;base64,{PDF}"),
+]
+FILES = [
+    *("", "not base64", "data:application/pdf,AAAA", f"data:image/png;base64,{PNG}"),
+    *("data:application/zip;base64,AAAA", "//4="),  # not UTF-8
+]
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -142,6 +153,11 @@ def thought(**fields: object) -> Json:
         (user([{"type": "refusal", "refusal": "no"}]), ".content[0].type"),
         (system([image("https://a.example/")]), ".content[0].type"),
         (assistant([image("https://a.example/")]), ".content[0].type"),
+        *((user([image(url)]), ".content[0].image_url.url") for url in URLS),
+        *(
+            (user([{"type": "file", "file": {"file_data": each}}]), ".content[0].file.file_data")
+            for each in FILES
+        ),
         ({**HI, "name": 7}, ".name"),
         (assistant(refusal=7), ".refusal"),
         (assistant(audio={"id": "a"}), ".audio"),
@@ -159,31 +175,8 @@ def test_invalid_message_is_refused(message: Any, param: str) -> None:  # Any: J
     assert refused(message).param == f"messages[0]{param}"
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("", "ftp://a.example/b.png", "/etc/passwd", "data:image/png,AAAA", "data:;base64,A"),
-        *("data:image/png;base64,", "data:image/png;base64,AA AA", "data:image/png;base64,äöüß"),
-        *("data:image/bmp;base64,AAAA", f"data:image/png;base64,{PDF}"),
-    ],
-)
-def test_invalid_image_is_refused(url: str) -> None:
-    assert refused(user([image(url)])).param == "messages[0].content[0].image_url.url"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        *("", "not base64", "data:application/pdf,AAAA", f"data:image/png;base64,{PNG}"),
-        *("data:application/zip;base64,AAAA", "//4="),  # not UTF-8
-    ],
-)
-def test_invalid_file_is_refused(data: str) -> None:
-    error = refused(user([{"type": "file", "file": {"file_data": data}}]))
-    assert error.param == "messages[0].content[0].file.file_data"
-
-
 A, B = call("a"), call("b")
+CALL = "messages[1].tool_calls[0]"
 
 
 @pytest.mark.parametrize(
@@ -192,20 +185,17 @@ A, B = call("a"), call("b")
         ([result("a")], "messages[1].tool_call_id"),
         ([assistant(None, A), result("a"), result("a")], "messages[3].tool_call_id"),
         ([assistant(None, A), result("b")], "messages[2].tool_call_id"),
-        ([assistant(None, A)], "messages[1].tool_calls[0]"),
-        ([assistant(None, A), HI, result("a")], "messages[1].tool_calls[0]"),
+        ([assistant(None, A)], CALL),
+        ([assistant(None, A), HI, result("a")], CALL),
         ([assistant(None, A, B), result("a"), assistant("x")], "messages[1].tool_calls[1]"),
         ([assistant(None, A, A)], "messages[1].tool_calls[1].id"),
-        ([assistant(None, call(""))], "messages[1].tool_calls[0].id"),
-        ([assistant(None, {"id": "a", "function": {}})], "messages[1].tool_calls[0].function.name"),
-        ([assistant(None, {"id": "a"})], "messages[1].tool_calls[0].function"),
-        ([assistant(None, {**A, "type": "custom"})], "messages[1].tool_calls[0].type"),
-        (
-            [assistant(None, call("a", arguments=7))],
-            "messages[1].tool_calls[0].function.arguments",
-        ),
+        ([assistant(None, call(""))], f"{CALL}.id"),
+        ([assistant(None, {"id": "a", "function": {}})], f"{CALL}.function.name"),
+        ([assistant(None, {"id": "a"})], f"{CALL}.function"),
+        ([assistant(None, {**A, "type": "custom"})], f"{CALL}.type"),
+        ([assistant(None, call("a", arguments=7))], f"{CALL}.function.arguments"),
         ([assistant(tool_calls={})], "messages[1].tool_calls"),
-        ([assistant(tool_calls=["a"])], "messages[1].tool_calls[0]"),
+        ([assistant(tool_calls=["a"])], CALL),
         ([{"role": "tool", "content": "x"}], "messages[1].tool_call_id"),
         ([function_result("f")], "messages[1].name"),
         ([function_call("f"), function_result("g")], "messages[2].name"),

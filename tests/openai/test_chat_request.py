@@ -12,7 +12,6 @@ from chat_requests import (
     OTHER,
     PLAIN,
     THOUGHT,
-    TOOL,
     Json,
     assistant,
     call,
@@ -27,21 +26,6 @@ from chat_requests import (
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Capabilities, Options
 from tornadoproxy.openai.plain_fields import SAMPLING
-
-
-def test_document_stays_unchanged() -> None:
-    document = {
-        "model": "claude-test",
-        "messages": [assistant("a ", thinking_blocks=[]), user([text("b")])],
-        "tools": [TOOL],
-        "top_k": 3,
-        "output_config": {"effort": "low"},
-        "response_format": {"type": "json_object"},
-        "reasoning_effort": "high",
-    }
-    before = json.dumps(document)
-    chat_completions.translate_request(document, capabilities=PLAIN)
-    assert json.dumps(document) == before
 
 
 @pytest.mark.parametrize(

@@ -203,18 +203,23 @@ def test_legacy_function_is_called_once() -> None:
     assert found[-2]["choices"][0]["finish_reason"] == "function_call"
 
 
-def test_refusal_is_a_delta() -> None:
-    event = stopped("refusal")
-    event["delta"]["stop_details"] = {"type": "refusal", "explanation": "Not this."}
-    assert deltas(event, STOP) == [{"refusal": "Not this."}, "content_filter"]
+REFUSED: Json = {
+    "type": "message_delta",
+    "delta": {"stop_reason": "refusal", "stop_details": {"explanation": "Not this."}},
+}
 
 
 @pytest.mark.parametrize(
-    ("reasons", "finish_reason"),
-    [([None], "stop"), (["tool_use"], "tool_calls"), (["max_tokens", None], "length")],
+    ("events", "expected"),
+    [
+        ([stopped(None)], ["stop"]),
+        ([stopped("tool_use")], ["tool_calls"]),
+        ([stopped("max_tokens"), stopped(None)], ["length"]),
+        ([REFUSED], [{"refusal": "Not this."}, "content_filter"]),
+    ],
 )
-def test_last_stop_reason_becomes_finish_reason(reasons: list[object], finish_reason: str) -> None:
-    assert deltas(*(stopped(each) for each in reasons), STOP) == [finish_reason]
+def test_last_stop_reason_is_translated(events: list[Json], expected: list[object]) -> None:
+    assert deltas(*events, STOP) == expected
 
 
 def test_chunks_after_a_fallback_name_the_next_model() -> None:
