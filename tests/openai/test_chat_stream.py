@@ -364,11 +364,3 @@ def test_stream_ends_with_message_stop_alone() -> None:
     assert (len(found), found[-1]) == (2, DONE)
     assert (translator.ended, translator.failed) == (True, False)
     assert translator.feed(wire(START, PING, error_event("api_error"))) == b""
-
-
-def test_each_event_goes_out_at_once() -> None:
-    translator = StreamTranslator()
-    translator.feed(wire(START, opened(0)))
-    for content in ("a", "b"):
-        (chunk,) = documents(translator.feed(wire(text(0, content))))
-        assert chunk["choices"][0]["delta"] == {"content": content}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from subprocess import CompletedProcess
 
 import pytest
 from people import run_command
@@ -17,21 +18,11 @@ from tornadoproxy_budgets.engine import Batch, Subject
 from tornadoproxy_budgets.periods import day_of
 from tornadoproxy_keys import KEYS_DB
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from subprocess import CompletedProcess
+from tornadoproxy import DatabaseLocation
 
-    from tornadoproxy import DatabaseLocation
-
-    Budget = Callable[..., CompletedProcess[str]]
+Budget = Callable[..., CompletedProcess[str]]
 
 SETTING = ("set", "--period", "daily", "--amount", "1")
-
-
-@pytest.fixture
-def path(where: DatabaseLocation) -> Path:
-    assert isinstance(where, Path)
-    return where
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def save(where: DatabaseLocation, batch: Batch) -> None:
 
 
 @sqlite_only
-def test_cap_is_set_listed_replaced_and_removed(path: Path, budgets: Budget) -> None:
+def test_cap_is_set_listed_replaced_and_removed(where: Path, budgets: Budget) -> None:
     everyone = ("set", "--everyone", "--period", "monthly", "--amount")
     done = budgets(*everyone, "500")
     found = re.fullmatch(r"(spl_\w+): \$500\.00 monthly for each person\n", done.stdout)
@@ -77,7 +68,7 @@ def test_cap_is_set_listed_replaced_and_removed(path: Path, budgets: Budget) -> 
     assert all(str(row[1]).startswith("command-line") for row in trail)
     assert len(table(budgets, "audit", "--limit", "1")) == 1
     assert table(budgets, "audit", "--since", "2187-01-01") == []
-    assert (path.stat().st_mode & 0o777) == 0o600
+    assert (where.stat().st_mode & 0o777) == 0o600
 
 
 def test_show_has_spending_and_the_rest(where: DatabaseLocation, budgets: Budget) -> None:
@@ -110,9 +101,9 @@ def test_show_has_spending_and_the_rest(where: DatabaseLocation, budgets: Budget
 
 
 @sqlite_only
-def test_set_without_keys_warns(path: Path, budgets: Budget) -> None:
+def test_set_without_keys_warns(where: Path, budgets: Budget) -> None:
     assert "count as one person, token" in budgets(*SETTING, "--user", "ada").stderr
-    values = {BUDGETS_DB: path, KEYS_DB: path.with_name("keys.db")}
+    values = {BUDGETS_DB: where, KEYS_DB: where.with_name("keys.db")}
     assert run_command(Budgets(), values, *SETTING, "--user", "ada").stderr == ""
 
 
@@ -133,19 +124,19 @@ def test_set_without_keys_warns(path: Path, budgets: Budget) -> None:
     ],
 )
 def test_invalid_arguments_are_refused(
-    arguments: tuple[str, ...], fault: str, path: Path, budgets: Budget
+    arguments: tuple[str, ...], fault: str, where: Path, budgets: Budget
 ) -> None:
-    path.touch()
+    where.touch()
     done = budgets(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert fault in done.stderr
 
 
 @sqlite_only
-def test_only_set_creates_the_database(path: Path, budgets: Budget) -> None:
+def test_only_set_creates_the_database(where: Path, budgets: Budget) -> None:
     assert "BUDGETS_DB is not set" in run_command(Budgets(), {}, "list").stderr
     for command in (("list",), ("show",), ("audit",), ("remove", "spl_x")):
         done = budgets(*command)
         assert done.returncode == 2
         assert "does not exist; `budgets set` creates it" in done.stderr
-    assert not path.exists()
+    assert not where.exists()
