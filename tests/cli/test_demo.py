@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from program import Program, install, running
+from program import Launch, install
 
 from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, ScriptedUpstream, request_bytes
 
@@ -21,33 +20,21 @@ def authenticate(request):
 """
 
 
-def demo(
-    directory: Path,
-    upstream: ScriptedUpstream,
-    *arguments: str,
-    token_file: str | None = None,
-    key: str | None = None,
-) -> AbstractAsyncContextManager[Program]:
-    """Run the demo with these settings, and `upstream`'s URL left out."""
-    return running(
-        directory,
-        upstream,
-        *("demo", *arguments),
-        AUTH_TOKEN=None,
-        AUTH_TOKEN_FILE=token_file,
-        UPSTREAM_API_KEY=key,
-        UPSTREAM_BASE_URL=None,
-    )
+NOT_SET: dict[str, str | None] = dict.fromkeys(
+    ("AUTH_TOKEN", "UPSTREAM_API_KEY", "UPSTREAM_BASE_URL")
+)
 
 
 def models(token: str) -> bytes:
     return request_bytes("GET", "/v1/models", token=token)
 
 
-async def test_demo_streams_by_its_printed_line(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+async def test_demo_streams_by_its_printed_line(
+    tmp_path: Path, upstream: ScriptedUpstream, launch: Launch
+) -> None:
     """It makes up a token, which stays on reload, and reads no ``.env`` file beside it."""
     (tmp_path / ".env").write_text(f"AUTH_TOKEN={TEST_TOKEN}\nLOG_LEVEL=loud\n")
-    async with demo(tmp_path, upstream, key=TEST_UPSTREAM_KEY) as program:
+    async with launch("demo", **{**NOT_SET, "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY}) as program:
         port = await program.port()
         token = (await program.errors.wait_for(r'ANTHROPIC_AUTH_TOKEN="([\w-]{43})"'))[1]
         command = shlex.split((await program.errors.wait_for(r"^curl -N .*$"))[0])
@@ -65,25 +52,24 @@ async def test_demo_streams_by_its_printed_line(tmp_path: Path, upstream: Script
         await program.errors.wait_for("SIGHUP: reloaded")
         assert (await program.ask(models(token))).status == 200
         assert (await program.ask(models(TEST_TOKEN))).status == 401
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
-    assert not [line for line in program.errors.all if "WARNING" in line]
-    assert TEST_UPSTREAM_KEY not in "\n".join(program.errors.all)
+        assert await program.stop() == 0
+    assert "WARNING" not in program.said()
+    assert TEST_UPSTREAM_KEY not in program.said()
     assert not upstream.requests
 
 
-async def test_demo_uses_a_token_that_is_set(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+async def test_demo_uses_a_token_that_is_set(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "token").write_text(TEST_TOKEN)
-    async with demo(tmp_path, upstream, token_file="token") as program:
+    async with launch("demo", AUTH_TOKEN_FILE="token", **NOT_SET) as program:
         await program.errors.wait_for(r'ANTHROPIC_AUTH_TOKEN="\$AUTH_TOKEN"')
         assert (await program.ask(models(TEST_TOKEN))).status == 200
-    assert TEST_TOKEN not in "\n".join(program.errors.all)
+    assert TEST_TOKEN not in program.said()
 
 
 async def test_demo_makes_up_no_token_for_another_authenticator(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, launch: Launch
 ) -> None:
     install(tmp_path, "everybody", EVERYBODY)
-    async with demo(tmp_path, upstream, "--disabled-plugins", "token") as program:
+    async with launch("demo", "--disabled-plugins", "token", **NOT_SET) as program:
         await program.errors.wait_for("export AUTH_TOKEN=your-token")
         assert (await program.ask(models(TEST_TOKEN))).status == 200

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from postgres import PostgreSQLServer
+from test_ledger import rows, write
 from tornadoproxy_ledger import LEDGER_DB, LEDGER_SPOOL, LEDGER_SPOOL_SIZE, Ledger, spool
-from tornadoproxy_ledger.rows import SCHEMA, insert
 
-from tornadoproxy import ConfigurationError, Database, DatabaseLocation, SecretURL, Settings
+from tornadoproxy import ConfigurationError, DatabaseLocation, SecretURL, Settings
 from tornadoproxy.testing import request_record
 
 MANY = 600  # more rows than are held in memory
@@ -24,15 +24,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "spool.db"
 
 
-def ledger(where: DatabaseLocation) -> Database:
-    return Database(where, SCHEMA, name="ledger")
-
-
 def ids_in(where: DatabaseLocation) -> list[str]:
-    with ledger(where).reading() as connection:
-        return [
-            each for (each,) in connection.execute("SELECT request_id FROM requests ORDER BY 1")
-        ]
+    return sorted(row["request_id"] for row in rows(where))
 
 
 @contextlib.asynccontextmanager
@@ -81,8 +74,7 @@ async def test_rows_of_a_stopped_process_are_moved_by_the_next(
     assert ids_in(path) == ids
     await asyncio.to_thread(postgres_server.start)
     # as if the process had been killed after it wrote one of them
-    with ledger(postgres) as opened, opened.transaction() as connection:
-        insert([request_record(request_id=ids[0], time=1_800_000_000.0)], connection)
+    write(postgres, request_record(request_id=ids[0], time=1_800_000_000.0))
     async with started(postgres, path):
         await until(lambda: ids_in(path) == [])
     assert ids_in(postgres) == ids

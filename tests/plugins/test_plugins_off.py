@@ -1,15 +1,8 @@
-"""All plugins: their fixed settings, and no import for inactive ones."""
+"""All plugins: their fixed settings, and which are inactive without settings of theirs."""
 
 from __future__ import annotations
 
-import re
-import signal
-from pathlib import Path
-
-from program import running
 from scene import Scene
-
-from tornadoproxy.testing import ScriptedUpstream
 
 OPTIONAL = {"keys", "ledger", "budgets", "metrics", "otel"}
 
@@ -29,20 +22,3 @@ async def test_plugins_without_their_settings_are_inactive(scene: Scene) -> None
     inactive = {info.name for info in proxy.plugins.describe() if info.state == "inactive"}
     assert inactive == OPTIONAL
     assert {name for name, _ in proxy.lines} & OPTIONAL == set()
-
-
-async def test_start_imports_no_library_of_inactive_plugin(
-    upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
-    async with running(tmp_path, upstream, PYTHONVERBOSE="1") as program:
-        await program.port()
-        program.send_signal(signal.SIGTERM)
-        assert await program.ended() == 0
-    matched = (re.match(r"import '([\w.]+)'", line) for line in program.errors.all)
-    names = [each[1] for each in matched if each]
-    # what Python's own start imports before, such as a measurement of coverage, does not count
-    first = next(at for at, name in enumerate(names) if name.startswith("tornadoproxy"))
-    imported = set(names[first:])
-    assert imported >= {f"tornadoproxy_{name}" for name in OPTIONAL | {"prices"}}
-    libraries = {"sqlite3", "prometheus_client", "opentelemetry", "tomllib"}
-    assert {name.partition(".")[0] for name in imported} & libraries == set()
