@@ -25,8 +25,6 @@ API_KEY: Line = ("x-api-key", TEST_TOKEN)
 BEARER: Line = ("Authorization", f"Bearer {TEST_TOKEN}")
 WRONG_BEARER: Line = ("Authorization", "Bearer wrong")
 
-each_api = pytest.mark.parametrize("page", ["/v1/models", "/openai/v1/models"])
-
 
 async def get(client: RawConnection, page: str, *lines: Line) -> RawResponse:
     return await client.ask(request_bytes("GET", page, lines))
@@ -49,7 +47,7 @@ def is_refused(response: RawResponse) -> bool:
 # -- what is accepted
 
 
-@each_api
+@pytest.mark.parametrize("page", ["/v1/models", "/openai/v1/models"])
 async def test_only_the_token_is_accepted(page: str, proxy: Proxy, scene: Scene) -> None:
     client = await scene.raw()
     accepted: list[list[Line]] = [

@@ -18,12 +18,7 @@ from served import EVENTS, MESSAGE, MESSAGE_BODY, UPLOAD, chunks
 from tls import OwnTLS
 
 from tornadoproxy import RequestRecord
-from tornadoproxy.testing import (
-    RawConnection,
-    request_bytes,
-    silent_response,
-    sse_response,
-)
+from tornadoproxy.testing import RawConnection, request_bytes, silent_response, sse_response
 
 pytestmark = [
     pytest.mark.usefixtures("no_errors_logged", "proxy"),

@@ -11,13 +11,7 @@ import pytest
 from scene import Scene
 from served import CHUNKED, anthropic_error, openai_error, request
 
-from tornadoproxy.testing import (
-    TEST_TOKEN,
-    TEST_UPSTREAM_KEY,
-    Proxy,
-    bytes_response,
-    request_bytes,
-)
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, Proxy, bytes_response, request_bytes
 
 pytestmark = pytest.mark.usefixtures("proxy")
 

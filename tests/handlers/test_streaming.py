@@ -8,16 +8,7 @@ import json
 
 import pytest
 from scene import Scene
-from served import (
-    CHAT_STREAM,
-    CHUNKED,
-    EVENT_STREAM,
-    EVENTS,
-    MESSAGE,
-    STREAM,
-    chunks,
-    split,
-)
+from served import CHAT_STREAM, CHUNKED, EVENT_STREAM, EVENTS, MESSAGE, STREAM, chunks, split
 
 from tornadoproxy.config.core_settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (

@@ -17,8 +17,6 @@ from tornadoproxy.testing import (
     sse_response,
 )
 
-Line = tuple[str, str]
-
 APP = "https://app.example.com"
 DEV = "http://localhost:3000"
 ALLOWED = f"{DEV}, {APP}"
@@ -190,7 +188,7 @@ async def test_preflight_grants_what_is_a_method_and_a_name(
 
 @pytest.mark.parametrize("lines", [[FROM_APP], PREFLIGHT[1:], [FOREIGN, *PREFLIGHT[1:]]])
 async def test_options_but_preflights_of_allowed_origins_are_relayed(
-    lines: list[Line], scene: Scene
+    lines: list[tuple[str, str]], scene: Scene
 ) -> None:
     await scene.start(ALLOWED_ORIGINS=APP)
     scene.upstream.script(bytes_response(b"fine"))

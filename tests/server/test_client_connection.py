@@ -316,10 +316,7 @@ async def test_early_response_is_readable_and_keeps_the_connection(scene: Scene)
     """The client sends the whole body before it reads the response."""
     body = bytes(4 * 1024 * 1024)
     client = await scene.raw()
-    for target, token, status in (
-        ("/v1/messages", "wrong", 401),
-        ("/v1/../x", TEST_TOKEN, 400),
-    ):
+    for target, token, status in (("/v1/messages", "wrong", 401), ("/v1/../x", TEST_TOKEN, 400)):
         await client.send(request_bytes("POST", target, {}, body, token=token))
         response = await client.response()
         assert response.status == status

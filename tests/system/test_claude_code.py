@@ -99,20 +99,14 @@ DOWN = {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, {**TOKEN, "CLAUDE_CODE_MAX_R
 @pytest.mark.parametrize(
     ("case", "told"),
     [
-        (
-            ({}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}),
-            "401 The credential sent is not known",
-        ),
+        (({}, {"ANTHROPIC_AUTH_TOKEN": "wrong"}), "401 The credential sent is not known"),
         (({}, {"ANTHROPIC_API_KEY": "wrong"}), "401 The credential sent is not known"),
         (revoked_key, "API Error: 401 This key was revoked at "),
         (key_for_another_model, "API Error: 403 This key is for the model claude-haiku-*"),
         (spent_budget, "spend limit reached (monthly; resets "),
         (DOWN, "API Error: 502 The upstream cannot be reached"),
         # the scripted upstream answers 401 where there is no key
-        (
-            ({"UPSTREAM_API_KEY": None}, TOKEN),
-            "502 The upstream refused this proxy's own",
-        ),
+        (({"UPSTREAM_API_KEY": None}, TOKEN), "502 The upstream refused this proxy's own"),
     ],
 )
 async def test_claude_code_refused_shows_why_and_asks_once(

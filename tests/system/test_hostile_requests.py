@@ -116,10 +116,7 @@ async def test_ambiguous_path_needs_a_credential_first(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [
-        {"Host": "evil.example"},
-        {"Host": "localhost", "Origin": "null", "X-Api-Key": "anything"},
-    ],
+    [{"Host": "evil.example"}, {"Host": "localhost", "Origin": "null", "X-Api-Key": "anything"}],
 )
 async def test_foreign_page_gets_403_except_from_probes(
     headers: dict[str, str], scene: Scene

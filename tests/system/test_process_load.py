@@ -18,15 +18,9 @@ from typing import Any, NamedTuple
 import pytest
 from load_content import Dialect, How, check_response, request
 from program import Launch, Program, install, running
-from proxy_process import FastUpstream, fast_upstream
+from proxy_process import FastUpstream, fast_upstream, until
 
-from tornadoproxy.testing import (
-    TEST_TOKEN,
-    RawConnection,
-    RawResponse,
-    Truncated,
-    request_bytes,
-)
+from tornadoproxy.testing import TEST_TOKEN, RawConnection, RawResponse, Truncated, request_bytes
 
 HEALTH = request_bytes("GET", "/health")
 STOPPING = "stopping: no new connections"
@@ -108,9 +102,8 @@ async def ask_until_nobody_listens(program: Program, results: dict[int, str]) ->
 
 async def until_answered(results: dict[int, str], count: int) -> None:
     """Wait until so many more requests of these clients have ended."""
-    before = len(results)
-    while len(results) < before + count:
-        await asyncio.sleep(0.01)  # nothing reports it
+    wanted = len(results) + count
+    await until(lambda: len(results) >= wanted, 60)
 
 
 @asynccontextmanager

@@ -75,10 +75,7 @@ async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthro
     batches = anthropic_client.messages.batches
     batch = await batches.create(
         requests=[
-            {
-                "custom_id": "one",
-                "params": {"model": MODEL, "max_tokens": 100, "messages": HELLO},
-            }
+            {"custom_id": "one", "params": {"model": MODEL, "max_tokens": 100, "messages": HELLO}}
         ]
     )
     assert (await batches.retrieve(batch.id)).id == batch.id

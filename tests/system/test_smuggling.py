@@ -164,17 +164,16 @@ async def forwarded(scene: Scene, before: int = 0) -> list[tuple[str, bytes]]:
     return found
 
 
-def at_once(sent: bytes) -> list[bytes]:
-    return [sent]
-
-
 def at_each_line_end(sent: bytes) -> list[bytes]:
     """Before, within and behind each CR and LF."""
     return [*re.split(rb"(?<=[\r\n])|(?=[\r\n])", sent)]
 
 
+either_split = pytest.mark.parametrize("split", [lambda sent: [sent], at_each_line_end])
+
+
 @pytest.mark.parametrize("target", [TARGET, CHAT_TARGET])
-@pytest.mark.parametrize("split", [at_once, at_each_line_end])
+@either_split
 async def test_doubtful_framing_is_400_and_ends_connection(
     split: Callable[[bytes], list[bytes]], target: bytes, scene: Scene, subtests: pytest.Subtests
 ) -> None:
@@ -194,7 +193,7 @@ async def test_doubtful_framing_is_400_and_ends_connection(
             assert await forwarded(scene, before) == []
 
 
-@pytest.mark.parametrize("split", [at_once, at_each_line_end])
+@either_split
 async def test_framing_in_no_doubt_is_forwarded_unchanged(
     split: Callable[[bytes], list[bytes]], scene: Scene, subtests: pytest.Subtests
 ) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 from tornado.ioloop import IOLoop
@@ -11,11 +11,8 @@ from tornado.ioloop import IOLoop
 from tornadoproxy import Setting, Settings
 from tornadoproxy.upstream.client import UpstreamClient
 
-
-class MakeClient(Protocol):
-    """A function that makes a client with these values of settings."""
-
-    def __call__(self, values: Mapping[Setting[Any], object] = ...) -> UpstreamClient: ...
+MakeClient = Callable[..., UpstreamClient]
+"""A function that makes a client with these values of settings."""
 
 
 @pytest.fixture
