@@ -234,20 +234,6 @@ def test_chunks_after_a_fallback_name_the_next_model() -> None:
     assert len({(each["id"], each["created"]) for each in found[:-1]}) == 1
 
 
-def test_usage_is_the_last_that_was_reported() -> None:
-    first = {"input_tokens": 10, "output_tokens": 1, "cache_read_input_tokens": 100}
-    *_, last, _ = seen(
-        {**START, "message": {**MESSAGE, "usage": first}},
-        stopped(None, output_tokens=20),
-        stopped("x", output_tokens=50, input_tokens=None, cache_creation_input_tokens=7),
-        stopped("x", output_tokens_details={"thinking_tokens": 30}),
-        STOP,
-        usage=True,
-    )
-    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (117, 50)
-    assert last["usage"]["completion_tokens_details"] == {"reasoning_tokens": 30}
-
-
 # -- unknown and invalid events
 
 

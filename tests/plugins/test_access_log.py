@@ -244,19 +244,6 @@ def test_destination_without_a_slash_is_refused(value: str) -> None:
         ACCESS_LOG.parse(value)
 
 
-@pytest.mark.parametrize("destination", ["stdout", "stderr", "off"])
-def test_lines_go_to_the_standard_stream(
-    destination: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    plugin = started(settings(destination))
-    plugin.request_finished(RECORD)
-    plugin.shutdown()
-    written = capfd.readouterr()
-    line = text_line(RECORD).decode() + "\n"
-    assert written.out == (line if destination == "stdout" else "")
-    assert written.err == (line if destination == "stderr" else "")
-
-
 def test_lines_are_appended_to_a_private_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for _ in range(2):
@@ -318,13 +305,15 @@ def test_reload_to_another_destination_loses_no_line(
         ("3", settings("stdout")),
         ("4", settings("stdout")),
         ("5", settings("off")),
+        ("6", settings("stderr")),
     ):
         plugin.configure(values)
         plugin.request_finished(record(request_id))
     plugin.shutdown()
     join_writers()
     assert json.loads((tmp_path / "log").read_text())["request_id"] == "2"
-    assert sorted(ids(capfd.readouterr().out)) == ["1", "3", "4"]
+    written = capfd.readouterr()
+    assert (sorted(ids(written.out)), ids(written.err)) == (["1", "3", "4"], ["6"])
 
 
 def test_refused_reload_changes_nothing(tmp_path: Path) -> None:
