@@ -91,11 +91,7 @@ def test_settings_know_only_what_is_declared() -> None:
 
 
 def test_sources_flag_environment_file_default_in_this_order(tmp_path: Path) -> None:
-    given: dict[str, Any] = {
-        "flags": {"PORT": "1"},
-        "environment": {"PORT": "2"},
-        "file": "PORT=3",
-    }
+    given: dict[str, Any] = {"flags": {"PORT": "1"}, "environment": {"PORT": "2"}, "file": "PORT=3"}
     ports = []
     for source in list(given):
         ports.append(sources(tmp_path, **given).read(CORE_SETTINGS)[PORT])

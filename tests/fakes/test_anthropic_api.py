@@ -10,11 +10,7 @@ from typing import Any
 import anthropic
 import pytest
 from anthropic import AsyncAnthropic
-from anthropic.types import (
-    Message,
-    RawMessageStreamEvent,
-    message_create_params,
-)
+from anthropic.types import Message, RawMessageStreamEvent, message_create_params
 from anthropic.types.beta import message_create_params as beta_message_create_params
 from pydantic import TypeAdapter
 from tornado.ioloop import IOLoop

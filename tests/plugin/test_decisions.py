@@ -12,16 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from doubles import (
-    CANARY,
-    RECORD,
-    REQUEST,
-    Authenticator,
-    Plugin,
-    ask,
-    plugins_of,
-    with_timeout,
-)
+from doubles import CANARY, RECORD, REQUEST, Authenticator, Plugin, ask, plugins_of, with_timeout
 
 from tornadoproxy import (
     AuthenticationFailed,

@@ -9,15 +9,7 @@ import pytest
 from doubles import CANARY, Authenticator, Plugin, plugins_of, with_timeout
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy import (
-    Dialect,
-    IncomingRequest,
-    ModelRequest,
-    ModelUsage,
-    Outcome,
-    Usage,
-    usd,
-)
+from tornadoproxy import Dialect, IncomingRequest, ModelRequest, ModelUsage, Outcome, Usage, usd
 from tornadoproxy.plugin.manager import Plugins
 from tornadoproxy.testing import request_record
 

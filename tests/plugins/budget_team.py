@@ -45,10 +45,7 @@ class Team(Served):
 
     def cap(self, scope: Scope, cents: int | None, period: Period = "daily") -> None:
         """Set a cap in the way that the command does."""
-        with (
-            storage.database(self.where) as database,
-            database.transaction() as connection,
-        ):
+        with storage.database(self.where) as database, database.transaction() as connection:
             storage.set_cap(connection, scope, period, cents, actor="test", now=1.0)
 
     async def ask(

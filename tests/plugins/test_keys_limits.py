@@ -23,9 +23,7 @@ from tornadoproxy import (
     ModelUsage,
     Usage,
 )
-from tornadoproxy.testing import (
-    request_record,
-)
+from tornadoproxy.testing import request_record
 
 
 def live_key(limits: Limits) -> LiveKey:
