@@ -22,7 +22,6 @@ from tornadoproxy.config.core_settings import (
     NO_PROXY,
     PORT,
     TRUSTED_PROXIES,
-    UPSTREAM_API_KEY,
     UPSTREAM_BASE_URL,
 )
 from tornadoproxy.config.upstream_key import upstream_key, upstream_key_fault, upstream_key_variable
@@ -41,11 +40,6 @@ def test_help_is_a_phrase_then_sentences() -> None:
         phrase, *sentences = re.split(r"\. (?=[A-Z0-9])", setting.help)
         assert re.match(r"[a-z]|[A-Z]{3}|http://", phrase), setting.name
         assert setting.help.endswith(".") == bool(sentences), setting.name
-
-
-def test_flag_of_a_setting_exists_unless_secret() -> None:
-    assert UPSTREAM_BASE_URL.flag == "--upstream-base-url"
-    assert (UPSTREAM_API_KEY.flag, HTTPS_PROXY.flag) == (None, None)
 
 
 def test_name_of_a_setting_is_validated() -> None:

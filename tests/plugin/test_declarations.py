@@ -219,30 +219,24 @@ async def go_through(plugins: Plugins) -> Identity:
     return identity
 
 
-async def test_inactive_plugin_is_never_called() -> None:
+@pytest.mark.parametrize("is_active", [False, True])
+async def test_hooks_of_active_plugins_alone_are_called(*, is_active: bool) -> None:
     called: list[str] = []
-    zed = Authenticator(Identity("zed"))
-    points = points_of(sleeper=sleeper(called, INACTIVE), spare=Authenticator(), zed=zed)
+    asleep = sleeper(called, "awake" if is_active else INACTIVE)
+    points = points_of(sleeper=asleep, spare=Authenticator(), zed=Authenticator(Identity("zed")))
     plugins = Plugins.load(("spare",), points)
-    assert await go_through(plugins) == Identity("zed")
-    assert called == []
-    assert (plugins.admits, plugins.authorizes, plugins.pages()) == (False, False, ())
-    assert [(info.name, info.state, info.order) for info in plugins.describe()] == [
-        ("zed", "active", 1),
-        ("sleeper", "inactive", None),
-        ("spare", "disabled", None),
-    ]
-
-
-async def test_active_plugin_is_called_for_every_hook() -> None:
-    called: list[str] = []
-    plugins = plugins_of(sleeper=sleeper(called, "awake"))
-    assert await go_through(plugins) == Identity("sleeper")
-    assert called == [*RESULTS]
-    assert (plugins.admits, plugins.authorizes) == (True, True)
-    assert [(name, page.path) for name, page in plugins.pages()] == [("sleeper", "/sleeper")]
-    (info,) = plugins.describe()
-    assert [page.path for page in info.pages] == ["/sleeper"]
+    assert await go_through(plugins) == Identity("sleeper" if is_active else "zed")
+    assert called == ([*RESULTS] if is_active else [])
+    assert (plugins.admits, plugins.authorizes) == (is_active, is_active)
+    pages = [("sleeper", "/sleeper")] if is_active else []
+    assert [(name, page.path) for name, page in plugins.pages()] == pages
+    described = plugins.describe()
+    assert [(each.name, page.path) for each in described for page in each.pages] == pages
+    assert [(each.name, each.state, each.order) for each in described] == (
+        [("sleeper", "active", 1), ("zed", "active", 2), ("spare", "disabled", None)]
+        if is_active
+        else [("zed", "active", 1), ("sleeper", "inactive", None), ("spare", "disabled", None)]
+    )
 
 
 def test_inactive_authenticators_alone_end_start() -> None:
