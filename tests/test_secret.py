@@ -42,13 +42,7 @@ def locals_of_traceback(secret: Secret) -> str:
 @pytest.mark.parametrize(
     "show",
     [
-        repr,
-        str,
-        ascii,
-        format,
-        log,
-        locals_of_traceback,
-        pprint.pformat,
+        *(repr, str, ascii, format, log, locals_of_traceback, pprint.pformat),
         lambda secret: "%s %r %a" % (secret, secret, secret),  # noqa: UP031  # what is tested
         lambda secret: "{} {!s} {!r}".format(secret, secret, secret),  # noqa: UP032  # tested
         lambda secret: repr([secret, {secret: Holder(secret)}]),
@@ -101,15 +95,8 @@ def test_secret_is_its_bytes(given: bytes | str, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("token", "Token"),
-        ("token", "toke"),
-        ("token", "tokens"),
-        ("token", ""),
-        ("token", "token\0"),
-        ("token", "x" * 100_000),
-        ("é", "e\u0301"),
-        ("é", b"\xe9"),
-        (b"\xff", "\ufffd"),
+        *(("token", each) for each in ("Token", "toke", "tokens", "", "token\0", "x" * 100_000)),
+        *(("é", "e\u0301"), ("é", b"\xe9"), (b"\xff", "\ufffd")),
     ],
 )
 def test_secret_matches_no_other(one: bytes | str, other: bytes | str) -> None:

@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletion
 from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.protocol.dialects import Dialect
+from tornadoproxy.testing import message_document
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 
@@ -18,16 +19,8 @@ USAGE: Json = {"input_tokens": 10, "output_tokens": 5}
 
 
 def completion(*content: object, legacy: bool = False, **fields: object) -> Json:
-    message = {
-        "id": "msg_01AbC",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-test",
-        "content": list(content),
-        "stop_reason": "end_turn",
-        "usage": USAGE,
-        **fields,
-    }
+    given: Json = {"id": "msg_01AbC", "model": "claude-test", "content": list(content), "usage": USAGE}
+    message = message_document(**{**given, **fields})
     body = chat_completions.translate_response(
         json.dumps(message).encode(), legacy_functions=legacy, created=1_700_000_000
     )

@@ -10,18 +10,12 @@ from openai.types.chat import ChatCompletionChunk
 
 from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.openai.chat_completions import StreamTranslator
+from tornadoproxy.testing import message_document
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
 
-MESSAGE: Json = {
-    "id": "msg_01AbC",
-    "type": "message",
-    "role": "assistant",
-    "model": "claude-test",
-    "content": [],
-    "stop_reason": None,
-    "usage": {"input_tokens": 10, "output_tokens": 1},
-}
+USAGE: Json = {"input_tokens": 10, "output_tokens": 1}
+MESSAGE = message_document(id="msg_01AbC", model="claude-test", content=[], usage=USAGE)
 START: Json = {"type": "message_start", "message": MESSAGE}
 STOP: Json = {"type": "message_stop"}
 PING: Json = {"type": "ping"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,14 @@ from people import CHAT, MESSAGES, message
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 from scene import Scene
-from tornadoproxy_metrics import METRICS, METRICS_PATH, METRICS_PUBLIC, PrometheusMetrics, figures
+from tornadoproxy_metrics import METRICS_PATH, figures
 from tornadoproxy_metrics.routes import route_class
 
 from tornadoproxy import (
-    ConfigurationError,
     DatabaseStatus,
     ModelUsage,
     Outcome,
     RequestRecord,
-    Settings,
     Status,
     Usage,
     __version__,
@@ -106,14 +103,6 @@ async def scrape(scene: Scene) -> Scrape:
 
 
 # -- the page
-
-
-def test_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    settings = Settings.defaults(METRICS, METRICS_PATH, METRICS_PUBLIC)
-    wanted = r"METRICS needs prometheus-client.*pip install 'tornadoproxy\[metrics\]'"
-    with pytest.raises(ConfigurationError, match=wanted):
-        PrometheusMetrics().configure(settings.replace({METRICS: True}))
 
 
 async def test_page_requires_a_credential_unless_public(scene: Scene) -> None:

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import pytest
-import tornadoproxy_otel
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 from people import CHAT, MESSAGES, message
 from scene import Scene
 from tornado.ioloop import IOLoop
-from tornadoproxy_otel import (
-    OTEL_EXPORTER_OTLP_ENDPOINT,
-    OTEL_EXPORTER_OTLP_HEADERS,
-    OTEL_SERVICE_NAME,
-    OTEL_TRACES,
-    library_log,
-    spans,
-)
+from tornadoproxy_otel import library_log, spans
 
-from tornadoproxy import (
-    ConfigurationError,
-    ModelUsage,
-    Outcome,
-    RequestRecord,
-    Settings,
-    Usage,
-    __version__,
-)
+from tornadoproxy import ConfigurationError, ModelUsage, Outcome, RequestRecord, Usage, __version__
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -50,9 +33,6 @@ Attributes: TypeAlias = dict[str, Any]  # Any: a text, a number, a truth or a li
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
-DEFAULTS = Settings.defaults(
-    OTEL_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME
-)
 
 
 class Collector(ScriptedServer):
@@ -89,7 +69,7 @@ def attributes(pairs: Any) -> Attributes:  # Any: protobuf's own container
 @pytest.fixture(autouse=True)
 def _without_other_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     clean_environment(monkeypatch)
-    for name in (OTEL_EXPORTER_OTLP_HEADERS.name, "OTEL_TRACES_SAMPLER", "OTEL_SDK_DISABLED"):
+    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER", "OTEL_SDK_DISABLED"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -117,17 +97,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 # -- settings
-
-
-def test_missing_library_is_named_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "tornadoproxy_otel.spans")
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ConfigurationError) as refused:
-        tornadoproxy_otel.OpenTelemetry().configure(DEFAULTS.replace({OTEL_TRACES: True}))
-    assert str(refused.value) == (
-        "OTEL_TRACES needs opentelemetry.sdk.trace; install it with `pip install "
-        "'tornadoproxy[otel]'`, or remove OTEL_TRACES."
-    )
 
 
 @pytest.mark.parametrize(

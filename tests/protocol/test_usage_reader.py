@@ -35,30 +35,22 @@ from usage_streams import (
 from tornadoproxy.protocol.decompression import MAX_DECOMPRESSED
 from tornadoproxy.protocol.usage import ModelUsage, Usage
 from tornadoproxy.protocol.usage_reader import MAX_EVENT, MAX_JSON, UsageReader
+from tornadoproxy.testing import message_document, message_events
 
 MEGABYTE = 1024 * 1024
-CACHE = {"input_tokens": 25, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4}
 TEXT = "Grüße, 世界 😀"
-MESSAGE = dump(
-    {
-        "id": "msg_1",
-        "model": MODEL,
-        "content": [{"type": "text", "text": TEXT}],
-        "usage": {**CACHE, "output_tokens": 15, "cache_creation": {"ephemeral_5m_input_tokens": 3}},
-    }
+DOCUMENT = message_document(
+    TEXT,
+    model=MODEL,
+    usage={
+        "input_tokens": 25,
+        "output_tokens": 15,
+        "cache_read_input_tokens": 4,
+        "cache_creation_input_tokens": 3,
+        "cache_creation": {"ephemeral_5m_input_tokens": 3},
+    },
 )
-STREAM = b"".join(
-    [
-        message_start(**CACHE, output_tokens=1),
-        block_start(type="text", text=""),
-        event("ping", {}),
-        text_delta(TEXT),
-        event("content_block_stop", {"index": 0}),
-        message_delta(output_tokens=7),
-        message_delta(output_tokens=15),
-        MESSAGE_STOP,
-    ]
-)
+MESSAGE, STREAM = dump(DOCUMENT), b"".join(message_events(DOCUMENT))
 USAGE = Usage(25, 15, 4, 3)
 
 

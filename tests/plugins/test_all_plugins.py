@@ -1,8 +1,13 @@
-"""All plugins: their fixed settings, and which are inactive without settings of theirs."""
+"""All plugins: their fixed settings, inactivity without settings, and missing libraries."""
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from scene import Scene
+
+from tornadoproxy import ConfigurationError
 
 OPTIONAL = {"keys", "ledger", "budgets", "metrics", "otel"}
 
@@ -22,3 +27,22 @@ async def test_plugins_without_their_settings_are_inactive(scene: Scene) -> None
     inactive = {info.name for info in proxy.plugins.describe() if info.state == "inactive"}
     assert inactive == OPTIONAL
     assert {name for name, _ in proxy.lines} & OPTIONAL == set()
+
+
+@pytest.mark.parametrize(
+    ("setting", "library", "extra"),
+    [
+        ("METRICS", "prometheus_client", "metrics"),
+        ("OTEL_TRACES", "opentelemetry.sdk.trace", "otel"),
+    ],
+)
+async def test_missing_library_is_named_at_start(
+    setting: str, library: str, extra: str, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "tornadoproxy_otel.spans", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigurationError) as refused:
+        await scene.start(**{setting: "yes"})
+    needed = f"{setting} needs {library.replace('_', '-')}; "
+    install = f"install it with `pip install 'tornadoproxy[{extra}]'`, or remove {setting}."
+    assert str(refused.value) == needed + install
