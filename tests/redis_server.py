@@ -101,6 +101,41 @@ class RedisServer:
             self._process.wait()
 
 
+class RedisSentinel:
+    """A Sentinel of its own, for one server, which it calls ``main``.
+
+    :param options: further ones.
+    """
+
+    def __init__(self, directory: Path, master: int, *options: str) -> None:
+        self.port = unused_port()
+        config = directory / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor main 127.0.0.1 {master} 1\n"
+            f"sentinel auth-pass main {PASSWORD}\nsentinel down-after-milliseconds main 500\n"
+        )
+        assert PROGRAM is not None
+        self._process = subprocess.Popen(
+            [PROGRAM, str(config), "--sentinel", "--port", str(self.port), *options],
+            stdout=subprocess.DEVNULL,
+        )
+
+    @property
+    def url(self) -> SecretURL:
+        return SecretURL(f"redis+sentinel://:{PASSWORD}@127.0.0.1:{self.port}/main/0")
+
+    def knows_a_replica(self) -> bool:
+        try:
+            with redis.Redis(port=self.port) as client:
+                return any(each["flags"] == "slave" for each in client.sentinel_slaves("main"))
+        except redis.RedisError:
+            return False
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 BOUNDS = [REDIS_CLUSTER_HASH_SLOTS * number // 3 for number in range(4)]
 
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from redis_server import PASSWORD, RedisServer, usable
+from redis_server import PASSWORD, RedisSentinel, RedisServer, until, usable
 
 from tornadoproxy import ConfigurationError, DatabaseUnavailable, Script, SecretURL, SharedCounters
 from tornadoproxy.storage import shared_counters
@@ -21,7 +22,7 @@ def counters_of(url: SecretURL) -> SharedCounters:
 
 
 @contextlib.asynccontextmanager
-async def opened(server: RedisServer) -> AsyncIterator[SharedCounters]:
+async def opened(server: RedisServer | RedisSentinel) -> AsyncIterator[SharedCounters]:
     counters = counters_of(server.url)
     await counters.open()
     try:
@@ -109,6 +110,38 @@ async def test_server_that_stops_fails_scripts_until_it_is_back(
         assert counters.status.failures > 0
     assert "can be used again" in caplog.text
     assert PASSWORD not in caplog.text
+
+
+@pytest.mark.usefixtures("running_redis")
+async def test_server_that_sentinel_puts_in_place_is_used(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        options = "--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0"
+        servers = [RedisServer(tmp_path, *options) for _ in range(2)]
+        for server in servers:
+            stack.callback(server.stop)
+            await asyncio.to_thread(server.start)
+        first, second = servers
+        with second.client() as client:
+            client.replicaof("127.0.0.1", first.port)
+        sentinel = RedisSentinel(tmp_path, first.port)
+        stack.callback(sentinel.stop)
+        await asyncio.to_thread(until, sentinel.knows_a_replica)
+        async with opened(sentinel) as counters:
+            assert await counters.run(COUNT, ["a"], 1) == 1
+            with first.client() as client:
+                assert client.wait(1, 5000) == 1
+            first.stop()
+            async with asyncio.timeout(15):
+                while (counted := await counted_if_usable(counters)) is None:
+                    await asyncio.sleep(0.02)
+            assert counted == 2
+
+
+async def counted_if_usable(counters: SharedCounters) -> int | None:
+    try:
+        return int(await counters.run(COUNT, ["a"], 1))
+    except DatabaseUnavailable:
+        return None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import postgres
 import pytest
 import redis_server
 import trustme
-from redis_server import Certificate, RedisCluster, RedisServer
+from redis_server import Certificate, RedisCluster, RedisSentinel, RedisServer
 
 from bench import postgresql
 from tornadoproxy import ConfigurationError, Database, Script, SecretURL, SharedCounters
@@ -111,11 +110,12 @@ def encrypted_redis(
     directory = tmp_path_factory.mktemp("redis")
     server = RedisServer(directory, tls=certificate)
     cluster = RedisCluster(tmp_path_factory.mktemp("cluster"), tls=certificate)
-    sentinel: subprocess.Popen[bytes] | None = None
+    port = redis_server.unused_port()
+    options = "--tls-port", str(port), "--port", "0", *certificate.options
+    sentinel = RedisSentinel(directory, server.tls_port, *options)
     try:
         server.start()
         cluster.start()
-        sentinel, port = start_sentinel(directory, server, certificate)
         password = redis_server.PASSWORD
         yield {
             "server": f"rediss://:{password}@HOST:{server.tls_port}/0",
@@ -125,25 +125,7 @@ def encrypted_redis(
     finally:
         server.stop()
         cluster.stop()
-        if sentinel is not None:
-            sentinel.kill()
-            sentinel.wait()
-
-
-def start_sentinel(
-    directory: Path, server: RedisServer, certificate: Certificate
-) -> tuple[subprocess.Popen[bytes], int]:
-    port = redis_server.unused_port()
-    config = directory / "sentinel.conf"
-    config.write_text(
-        f"sentinel monitor main 127.0.0.1 {server.tls_port} 1\n"
-        f"sentinel auth-pass main {redis_server.PASSWORD}\n"
-    )
-    options = "--sentinel", "--port", "0", "--tls-port", str(port), *certificate.options
-    assert redis_server.PROGRAM is not None
-    return subprocess.Popen(
-        [redis_server.PROGRAM, str(config), *options], stdout=subprocess.DEVNULL
-    ), port
+        sentinel.stop()
 
 
 def counters_of(url: str, host: str, options: str) -> SharedCounters:

@@ -27,6 +27,7 @@ NoScriptError = exceptions.NoScriptError
 ClusterDownError = exceptions.ClusterDownError
 AskError = exceptions.AskError
 MovedError = exceptions.MovedError
+TryAgainError = exceptions.TryAgainError
 MOVES = (exceptions.AskError, exceptions.TryAgainError)
 """The errors of a cluster's node that does not have a key, or not all keys; MOVED is an ASK too."""
 
@@ -42,7 +43,7 @@ _REJECTED = "the user or its password is rejected: correct the URL"
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.AuthenticationError, _REJECTED),
     (exceptions.AuthorizationError, _REJECTED),
-    (exceptions.NoPermissionError, "access is denied: permit the user to run scripts"),
+    (exceptions.NoPermissionError, "access is denied: permit the user to run scripts, and CLUSTER"),
     (exceptions.ReadOnlyError, "it is read-only: name the primary server"),
     (exceptions.BusyLoadingError, "the server starts"),
     (exceptions.OutOfMemoryError, "the server's memory is full: raise its maxmemory"),

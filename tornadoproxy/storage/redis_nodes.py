@@ -86,12 +86,17 @@ class Servers(Protocol):
         """Whether every server that is needed has a connection."""
         ...
 
+    @property
+    def moved(self) -> bool:
+        """Whether `connect` has to find out where the keys are by now."""
+        ...
+
     def node_of(self, keys: Sequence[str]) -> Node | None:
         """Return the server that has these keys; ``None`` if none has."""
         ...
 
     async def connect(self) -> None:
-        """Open each connection that is missing.
+        """Find out which server has which keys, and open each connection that is missing.
 
         :raises: an error of `FAILURES`.
         """
@@ -100,8 +105,8 @@ class Servers(Protocol):
         """Return the server to ask instead."""
         ...
 
-    def lost(self) -> None:
-        """Note that slots are no longer where they were."""
+    def failed(self) -> None:
+        """Note that a script has failed; `connected` is False then until `connect` succeeds."""
 
     def __iter__(self) -> Iterator[Node]: ...
 
@@ -133,6 +138,10 @@ class OneServer:
     def connected(self) -> bool:
         return self._node.line is not None
 
+    @property
+    def moved(self) -> bool:
+        return False
+
     def node_of(self, _keys: Sequence[str]) -> Node:
         return self._node
 
@@ -142,7 +151,7 @@ class OneServer:
     def named_by(self, error: exceptions.AskError) -> Node:
         raise error
 
-    def lost(self) -> None:
+    def failed(self) -> None:
         pass
 
     def __iter__(self) -> Iterator[Node]:
@@ -162,23 +171,29 @@ class Cluster:
         self._broken = broken
         self._timeout = timeout
         self._nodes: dict[tuple[str, int], Node] = {}
+        self._host = url.places[0][0]
         self._seeds = [self._node_at(place) for place in url.places]
         self._slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._owners: set[Node] = set()
-        self._is_known = False  # where the slots are
+        self._is_usable = False
+        self._moved = False
 
     @property
     def connected(self) -> bool:
-        return self._is_known and all(node.line is not None for node in self._owners)
+        return self._is_usable and all(node.line is not None for node in self._owners)
+
+    @property
+    def moved(self) -> bool:
+        return self._moved
 
     def node_of(self, keys: Sequence[str]) -> Node | None:
         return self._slots[key_slot(keys[0].encode()) if keys else 0]
 
     async def connect(self) -> None:
-        self._is_known = False
+        self._moved = False
         await self._read_slots()
         await asyncio.gather(*map(self._connect_to, self._owners))
-        self._is_known = True
+        self._is_usable = True
         unused = [each for each in self._nodes.items() if each[1] not in self._owners]
         for place, node in unused:
             if node not in self._seeds:
@@ -189,14 +204,14 @@ class Cluster:
         node = self._node_at((error.host, error.port))
         if isinstance(error, exceptions.MovedError):
             self._slots[error.slot_id] = node
-            self._is_known = False
+            self._moved = True
         return node
 
-    def lost(self) -> None:
-        self._is_known = False
+    def failed(self) -> None:
+        self._is_usable = False
 
     def __iter__(self) -> Iterator[Node]:
-        return iter(self._nodes.values())
+        return iter(tuple(self._nodes.values()))
 
     async def _read_slots(self) -> None:
         """Ask one node after the other which node has which slots."""
@@ -209,9 +224,8 @@ class Cluster:
                 continue
             slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
             for first, last, (host, port, *_), *_replicas in ranges:
-                # a node that does not know its own address leaves it out
-                place = (host.decode() if host else node.name.rpartition(":")[0], int(port))
-                slots[first : last + 1] = [self._node_at(place)] * (last + 1 - first)
+                owner = self._node_at((host.decode() if host else "", int(port)))
+                slots[first : last + 1] = [owner] * (last + 1 - first)
             self._slots = slots
             self._owners = {each for each in slots if each is not None}
             return
@@ -239,9 +253,10 @@ class Cluster:
         return ranges
 
     def _node_at(self, place: tuple[str, int]) -> Node:
-        node = self._nodes.get(place)
+        # nodes may leave out their host, if all are behind the one that the URL has
+        host, port = place[0] or self._host, place[1]
+        node = self._nodes.get((host, port))
         if node is None:
-            host, port = place
             pool = ConnectionPool(**self._options, host=host, port=port)
-            node = self._nodes[place] = Node(pool, self._broken, f"{host}:{port}")
+            node = self._nodes[host, port] = Node(pool, self._broken, f"{host}:{port}")
         return node

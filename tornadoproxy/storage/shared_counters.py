@@ -61,7 +61,7 @@ class SharedCounters:
 
     @property
     def failing(self) -> bool:
-        """Whether a connection is missing."""
+        """Whether a connection is missing, or a node of a cluster has failed lately."""
         return not self._servers.connected
 
     @property
@@ -120,11 +120,12 @@ class SharedCounters:
         """Send what is still to be sent, and close the connections."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._following)
         for node in self._servers:
             if node.line is not None:
                 with contextlib.suppress(*self._library.FAILURES):
                     await self._response(node.line.ask("PING"))
+        await asyncio.gather(*self._following, return_exceptions=True)
+        for node in self._servers:
             await node.close()
 
     async def _response(self, response: asyncio.Future[Any]) -> Any:
@@ -157,7 +158,8 @@ class SharedCounters:
         except self._library.FAILURES as error:
             if self._library.reason(error) is None:
                 raise
-            self._failed(error)
+            is_moving = isinstance(moved, self._library.TryAgainError)
+            self._failed(moved if is_moving else error)
             raise self._unavailable() from None
 
     async def _line_named_by(self, moved: Exception, keys: Sequence[str]) -> Line:
@@ -165,6 +167,7 @@ class SharedCounters:
             node = self._servers.named_by(moved)
             line = await node.connect()
             if not isinstance(moved, self._library.MovedError):
+                # for the next command alone, so that the caller must not wait before it
                 line.ask("ASKING").add_done_callback(_take_error)
             return line
         # the slot's keys are at two nodes at the moment
@@ -192,7 +195,7 @@ class SharedCounters:
     async def _stay_connected(self) -> None:
         while True:
             await asyncio.sleep(PAUSE)
-            if self.failing:
+            if self.failing or self._servers.moved:
                 with contextlib.suppress(DatabaseUnavailable):
                     await self._connect()
 
@@ -211,8 +214,7 @@ class SharedCounters:
 
     def _failed(self, error: Exception) -> None:
         """Count a failure, and note its reason."""
-        if isinstance(error, self._library.ClusterDownError):
-            self._servers.lost()
+        self._servers.failed()
         self._reason = self._library.reason(error) or "the server fails: see its log"
         self._failures.count(self._unavailable())
 
