@@ -26,7 +26,7 @@ class Stream:
         self.may_end = asyncio.Event()
 
     async def __call__(self, exchange: UpstreamExchange) -> None:
-        await exchange.read_all()
+        assert (await exchange.body()).startswith(b"{")
         await exchange.head(200, EVENT_STREAM)
         await exchange.chunk(EVENTS[0])
         await self.may_end.wait()
