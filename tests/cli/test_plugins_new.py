@@ -64,9 +64,6 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-# The package
-
-
 def test_package_has_every_file_and_no_placeholder(package: Path, tmp_path: Path) -> None:
     assert package.name == "tornadoproxy-team-budget"
     files = contents(package)
@@ -111,9 +108,6 @@ def test_package_passes_its_type_checker(package: Path, tmp_path: Path) -> None:
     # not its tests, which import the SDKs: that takes a quarter of a minute
     arguments = ["--cache-dir", str(tmp_path), "tornadoproxy_team_budget"]
     run("-m", "mypy", *arguments, directory=package)
-
-
-# The command
 
 
 def test_new_prints_the_files_and_next_steps(commands: Commands) -> None:

@@ -32,9 +32,6 @@ EMPTY = "is set but empty: give it a value or unset it"
 DATABASE: Setting[Path | None] = Setting("SHOP_DB", parsers.path, default=None, help="file")
 
 
-# Declarations
-
-
 def test_help_is_a_phrase_then_sentences() -> None:
     for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings()):
         phrase, *sentences = re.split(r"\. (?=[A-Z0-9])", setting.help)
@@ -49,9 +46,6 @@ def test_name_of_a_setting_is_validated() -> None:
     for name in ("HELP", "VERSION", "ENV_FILE"):
         with pytest.raises(ValueError, match="would have the flag of the program's own option"):
             Setting(name, parsers.text, default="", help="")
-
-
-# Values
 
 
 def test_settings_hide_secrets(tmp_path: Path) -> None:
@@ -79,9 +73,6 @@ def test_settings_know_only_what_is_declared() -> None:
     of_the_same_name = Setting("PORT", parsers.text, default="x", help="another")
     settings = Settings.defaults(of_the_same_name)
     assert (settings[PORT], settings[of_the_same_name]) == (8000, "x")
-
-
-# Precedence
 
 
 def test_sources_flag_environment_file_default_in_this_order(tmp_path: Path) -> None:
@@ -143,9 +134,6 @@ def test_values_that_other_programs_use_are_read(tmp_path: Path) -> None:
     assert "set UPSTREAM_BASE_URL for another upstream" in hint
 
 
-# Blank values
-
-
 def test_blank_value_is_a_fault_or_none(tmp_path: Path) -> None:
     may_be_blank = [HTTPS_PROXY, NO_PROXY, DISABLED_PLUGINS, TRUSTED_PROXIES, ALLOWED_HOSTS]
     required = [each for each in CORE_SETTINGS if not each.blank]
@@ -160,9 +148,6 @@ def test_blank_value_hides_the_next_source(tmp_path: Path) -> None:
     assert faults_of(read, TOKENS) == (f"AUTH_TOKEN {EMPTY}",)
     read = sources(tmp_path, file="\n# mine\nAUTH_TOKEN=\n")
     assert faults_of(read, TOKENS) == (f"AUTH_TOKEN {EMPTY} ({tmp_path / '.env'}, line 3)",)
-
-
-# Invalid values
 
 
 def _upside_down(text: str) -> object:
@@ -209,9 +194,6 @@ def test_parser_of_a_plugin_that_crashes_is_a_fault(tmp_path: Path) -> None:
     assert fault == "PIN has a value that its parser cannot read (KeyError): see `help settings`"
 
 
-# Unknown names
-
-
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
@@ -250,9 +232,6 @@ def test_names_of_other_programs_are_ignored_and_counted(tmp_path: Path) -> None
     assert line.endswith(".env: 9 names that are no setting of tornadoproxy: ignored")
 
 
-# Permissions of files
-
-
 @pytest.mark.parametrize(
     ("variable", "safe", "mode", "told"),
     [
@@ -286,9 +265,6 @@ def test_env_file_with_a_secret_open_to_others_is_a_warning(tmp_path: Path) -> N
         read = sources(tmp_path, file=content)
         path.chmod(mode)
         assert list(read.warnings(CORE_SETTINGS)) == [told] * warned
-
-
-# Placeholders
 
 
 SECRET_ASSIGNED = re.compile(r"\b([A-Z_]+_(?:TOKEN|KEY)|OTEL_EXPORTER_OTLP_HEADERS)=\"?([^\s\"`]+)")

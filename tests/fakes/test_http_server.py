@@ -29,9 +29,6 @@ GET = request_bytes("GET", "/")
 MODELS = request_bytes("GET", "/v1/models", token="a-key")
 
 
-# -- requests
-
-
 @pytest.mark.parametrize("size", [1, 3, 10_000])
 async def test_chunked_body_is_read_at_every_split(
     raw: OpenRaw, upstream: ScriptedUpstream, size: int
@@ -87,9 +84,6 @@ async def test_continue_is_sent_when_the_body_is_read(
     assert (await connection.response()).status == 401
 
 
-# -- connections
-
-
 async def test_disconnect_is_seen_behind_an_unread_body(
     raw: OpenRaw, upstream: ScriptedUpstream
 ) -> None:
@@ -116,9 +110,6 @@ async def test_incomplete_body_is_a_connection_error(
     await connection.close()
     with pytest.raises(ConnectionError, match="after 4 body bytes"):
         await request.complete()
-
-
-# -- responses
 
 
 async def test_head_and_204_have_no_body(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
@@ -149,9 +140,6 @@ async def test_end_of_a_response_is_fin_or_rst_after_its_bytes(
         assert (cut.value.response and cut.value.response.body) == body
     upstream.script(raw_response(b"HTTP/1.1 200 OK\r\n\r\nto the end", end="close"))
     assert (await ask(GET, to=upstream)).body == b"to the end"
-
-
-# -- the server
 
 
 @pytest.mark.parametrize("turns", range(6))  # of the loop, to accept a connection and serve it

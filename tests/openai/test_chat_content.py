@@ -92,8 +92,6 @@ def test_large_image_is_copied_a_few_times_at_most() -> None:
     assert peak < 5 * len(data)
 
 
-# -- prompt caching
-
 FIVE_MINUTES: Json = {"type": "ephemeral"}
 ONE_HOUR: Json = {"type": "ephemeral", "ttl": "1h"}
 AGAIN = (HI, assistant("Hello"), HI)

@@ -32,9 +32,6 @@ LINK = image("https://a.example/")
 REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}
 
 
-# -- system prompts and turns
-
-
 def test_system_and_developer_messages_are_one_prompt() -> None:
     developer = {"role": "developer", "content": [text("Two.")]}
     body = sent(system("One."), HI, developer, user("More"), system("  "))
@@ -74,9 +71,6 @@ def test_refusals_of_an_assistant_are_text() -> None:
     parts = [text("a"), {"type": "refusal", "refusal": "b"}]
     content = turns(HI, assistant(parts, refusal="c"), HI)[1]["content"]
     assert content == [text(each) for each in "abc"]
-
-
-# -- calls and their results
 
 
 def test_parallel_calls_and_their_results_are_two_turns() -> None:
@@ -159,9 +153,6 @@ def test_ids_that_the_upstream_refuses_are_replaced() -> None:
     asked = turns(HI, calls, *(result(each) for each in odd))[1]["content"]
     assert {block["id"] for block in asked} & {*odd} == {odd[3]}
     assert all(re.fullmatch("[a-zA-Z0-9_-]{1,128}", block["id"]) for block in asked)
-
-
-# -- thinking that comes back
 
 
 def test_thinking_goes_back_to_its_place() -> None:

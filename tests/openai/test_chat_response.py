@@ -19,7 +19,12 @@ USAGE: Json = {"input_tokens": 10, "output_tokens": 5}
 
 
 def completion(*content: object, legacy: bool = False, **fields: object) -> Json:
-    given: Json = {"id": "msg_01AbC", "model": "claude-test", "content": list(content), "usage": USAGE}
+    given: Json = {
+        "id": "msg_01AbC",
+        "model": "claude-test",
+        "content": list(content),
+        "usage": USAGE,
+    }
     message = message_document(**{**given, **fields})
     body = chat_completions.translate_response(
         json.dumps(message).encode(), legacy_functions=legacy, created=1_700_000_000

@@ -65,9 +65,6 @@ def test_tools_are_made_up_for_calls_without_them() -> None:
     assert body["tool_choice"] == {"type": "none"}
 
 
-# -- the choice
-
-
 @pytest.mark.parametrize(
     ("wanted", "choice"),
     [
@@ -116,9 +113,6 @@ def test_model_that_cannot_be_forced_is_asked_to_call(wanted: object, sentence: 
     assert body["system"] == f"Be.{sentence}"
     assert body["tool_choice"] == (auto if sentence else {"type": "none"})
     assert translation.ignored == (("tool_choice",) if sentence else ())
-
-
-# -- legacy functions
 
 
 def test_legacy_functions_are_tools_with_one_call() -> None:

@@ -32,9 +32,6 @@ def installed_as(name: str) -> SimpleNamespace:
     return SimpleNamespace(name=name, version="1.2")
 
 
-# -- loading
-
-
 def test_interrupt_while_loading_is_no_fault() -> None:
     with pytest.raises(KeyboardInterrupt):
         plugins_of(a=KeyboardInterrupt())
@@ -89,9 +86,6 @@ def test_one_object_under_two_names_is_refused() -> None:
     (fault,) = faults_of(points_of(one=plugin, two=plugin))
     assert "'two'" in fault
     assert "same object" in fault
-
-
-# -- mistakes of a plugin's author
 
 
 def takes(*arguments: str) -> Callable[..., None]:
@@ -202,9 +196,6 @@ def test_unknown_hook_that_is_optional_is_ignored() -> None:
 
     (info,) = plugins_of(future=FromTheFuture()).describe()
     assert info.hooks == ("authenticate",)
-
-
-# -- descriptions and order
 
 
 def test_survey_describes_broken_plugins_too() -> None:

@@ -24,9 +24,6 @@ async def start(plugins: Plugins) -> None:
     await plugins.startup(lambda: Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False))
 
 
-# -- startup and shutdown
-
-
 def recorded(events: list[str], name: str, start: Any = list, stop: Any = list) -> Plugin:
     """Return a plugin that records its start and its stop, then calls these functions."""
 
@@ -120,9 +117,6 @@ async def test_failed_shutdown_is_logged_and_isolated(
     assert CANARY not in caplog.text
 
 
-# -- observers
-
-
 def observer(function: Callable[[RequestRecord], object]) -> Plugin:
     return Plugin(request_finished=lambda record: function(record))
 
@@ -172,9 +166,6 @@ def test_blocking_observers_are_counted() -> None:
     plugins.request_finished(RECORD)
     plugins.tell("other", "settle", block, RECORD)
     assert plugins.failures == {"blocks": 1, "other": 1}
-
-
-# -- the state of databases
 
 
 @pytest.mark.parametrize("result", [fail, lambda: [None], lambda: None])

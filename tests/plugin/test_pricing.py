@@ -83,9 +83,6 @@ def test_price_of_several_models_is_their_sum_or_unknown(
     assert plugins.price("cheap", usage) is None, "what is not priced is not free"
 
 
-# -- before a response reported its usage
-
-
 @pytest.mark.parametrize(
     ("line", "free"),
     [

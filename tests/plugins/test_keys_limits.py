@@ -30,9 +30,6 @@ def live_key(limits: Limits) -> LiveKey:
     return LiveKey(KeyRow("k-1", "ada", (), limits, 0, None, None))
 
 
-# The window
-
-
 @given(
     steps=st.lists(
         st.tuples(st.floats(0, 90, allow_nan=False), st.integers(1, 5)), min_size=1, max_size=60
@@ -76,9 +73,6 @@ def test_window_counts_each_second_together() -> None:
     for now in (0.0, 0.5, 1.0):
         window.add(1, now)
     assert [window.wait(2, now) for now in (60.25, 60.5)] == [0.25, 0]
-
-
-# Models
 
 
 def check(*models: str, method: str = "POST", path: str = MESSAGES) -> str:
@@ -132,9 +126,6 @@ def test_restricted_key_may_only_run_known_models(method: str, path: str, accept
     assert accepted or "claude-haiku-5: it cannot be used here" in error
 
 
-# Tokens
-
-
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
@@ -153,9 +144,6 @@ def test_tokens_of_a_minute_are_limited(usage: Usage, tokens: int) -> None:
     room.admit(time.monotonic())
     with pytest.raises(Denied, match=rf"limit of {tokens} tokens a minute: try again in \d\d s"):
         full.admit(time.monotonic())
-
-
-# Usage
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,6 @@ def request(*credentials: str) -> IncomingRequest:
     return IncomingRequest("POST", "/v1/messages", headers, "127.0.0.1", Dialect.ANTHROPIC)
 
 
-# Settings
-
-
 def test_line_says_which_clients_are_accepted() -> None:
     assert line(settings(TOKEN)) == "clients with AUTH_TOKEN"
     assert line(settings().replace(IN_FILE)) == "clients with AUTH_TOKEN_FILE"
@@ -105,9 +102,6 @@ def test_contradicting_settings_are_refused() -> None:
     assert OTHER not in both + contradicts
 
 
-# Requests
-
-
 def test_every_key_is_compared_with_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
 
@@ -120,9 +114,6 @@ def test_every_key_is_compared_with_every_token(monkeypatch: pytest.MonkeyPatch)
     assert plugin.authenticate(request("dummy", TOKEN)) == Identity("token-1")
     assert plugin.authenticate(request(OTHER, "dummy")) == Identity("token-2")
     assert len(compared) == 8
-
-
-# Reloads
 
 
 def test_reload_applies_to_the_next_request() -> None:

@@ -78,9 +78,6 @@ def returned(lines: Lines, status: int = 200) -> Lines:
     return [(name.lower(), value) for name, value in response_headers(status, lines).get_all()]
 
 
-# -- requests
-
-
 def test_bare_request_gets_host_version_credential_and_via() -> None:
     assert head(HTTPHeaders({"Accept": "*/*"}), ("X-Api-Key", UPSTREAM_KEY)) == (
         b"POST /v1/x/%C3%a9%20?x=%E9&& HTTP/1.1\r\nHost: api.example:8443\r\nAccept: */*\r\n"
@@ -176,9 +173,6 @@ def test_credential_name_that_cannot_be_one_is_refused(name: object) -> None:
     assert credential_name("x-team-KEY") == "X-Team-Key"
 
 
-# -- loops
-
-
 @pytest.mark.parametrize(
     ("via", "is_loop"),
     [
@@ -193,9 +187,6 @@ def test_loop_is_found_by_the_proxys_own_entry(via: list[str], is_loop: bool) ->
     lines = [("via", line) for line in via]
     assert has_been_here(headers_of([*lines, ("X-Via", VIA)]), INSTANCE) is is_loop
     assert values(sent(lines), "via") == [*via, VIA]
-
-
-# -- responses
 
 
 @pytest.mark.parametrize(

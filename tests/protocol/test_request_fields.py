@@ -98,9 +98,6 @@ def test_unreadable_body_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
-# -- every model
-
-
 def places(kind: Any, path: tuple[str, ...] = (), above: tuple[Any, ...] = ()) -> Iterator[str]:
     """The paths below a request type of the fields that are named after models."""
     if not is_typeddict(kind):
@@ -213,9 +210,6 @@ def test_estimated_cost_is_that_of_the_dearest_model() -> None:
     assert (asked("a", "b", UNKNOWN_MODEL).input_cost, asked("a", "b").max_cost) == (7, 77)
     assert asked("a", "c").max_cost is None
     assert ModelRequest("a", ("a",), 10, False, 0).max_cost is None, "nothing has a price"
-
-
-# -- estimates
 
 
 @pytest.mark.parametrize(

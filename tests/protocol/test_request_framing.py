@@ -105,8 +105,6 @@ def test_error_quotes_nothing_of_the_head(secret: bytes) -> None:
     assert caught.value.path == "/v1/models"
 
 
-# -- malformed and ambiguous heads
-
 HEAD = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\n"
 LENGTH, CODING = HEAD + b"Content-Length: ", HEAD + b"Transfer-Encoding: "
 LENGTHS = [

@@ -55,8 +55,6 @@ def test_boundary_knows_the_end_of_each_event(size: int, line_end: bytes) -> Non
     assert boundary.between_events
 
 
-# -- a cut stream
-
 CLIENT = anthropic.Anthropic(api_key="k", base_url="http://upstream.example")
 OPENAI_CLIENT = openai.OpenAI(api_key="k", base_url="http://upstream.example")
 
@@ -135,9 +133,6 @@ def test_chunks_cut_between_two_raise_the_error_in_the_sdk() -> None:
     assert len(seen) == 2
 
 
-# -- reading events
-
-
 def test_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
     EventReader().feed(b"x" * 1000)
@@ -149,8 +144,6 @@ def test_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UpstreamProtocolError):
         reader.feed(b"x")
 
-
-# -- any stream
 
 FIELDS = [
     *(b"data: x", b"data:y", b"data:", b"data", b"data: {}", b"event: error", b"event:ping"),
