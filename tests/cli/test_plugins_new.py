@@ -40,13 +40,11 @@ def run(*arguments: str, directory: Path, path: str | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of a new plugin."""
     return new_plugin.generate("team-budget", tmp_path_factory.mktemp("new"))
 
 
 @pytest.fixture(scope="module")
 def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where its wheel is installed."""
     directory = tmp_path_factory.mktemp("installed")
     wheels = directory / "wheels"
     run("-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), directory=package)

@@ -187,8 +187,6 @@ async def test_batch_results_have_an_absolute_url(
     batch = await sdk.messages.batches.create(requests=requests)
     assert batch.results_url == f"{upstream.url}/v1/messages/batches/{batch.id}/results"
     assert (batch.request_counts.succeeded, batch.request_counts.errored) == (1, 1)
-    assert await sdk.messages.batches.retrieve(batch.id) == batch
-    assert [each.id async for each in await sdk.messages.batches.list()] == [batch.id]
     results = [each async for each in await sdk.messages.batches.results(batch.id)]
     ends = [(each.custom_id, each.result.type) for each in results]
     assert ends == [("good", "succeeded"), ("bad", "errored")]

@@ -106,13 +106,11 @@ def translate(
 
 
 def sent(*messages: Json, able: Capabilities | None = None, **fields: Any) -> Json:  # Any: JSON
-    """The body that goes upstream."""
     body: Json = json.loads(translate(*messages, able=able, **fields).body)
     return body
 
 
 def turns(*messages: Json) -> list[Json]:
-    """The messages that go upstream."""
     found: list[Json] = sent(*messages)["messages"]
     return found
 

@@ -82,7 +82,6 @@ def test_passed_field_goes_upstream_unchanged(name: str) -> None:
 
 
 def table() -> str:
-    """The table of fields for the documentation."""
     lines = ["| field | treatment | what becomes of it |", "|---|---|---|"]
     for treatment in Treatment:
         for name in sorted(treated(treatment)):

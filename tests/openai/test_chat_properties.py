@@ -136,7 +136,6 @@ junk = st.recursive(
 
 
 def places(document: object, path: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of each value within `document`."""
     yield path
     if isinstance(document, dict | list):
         items = document.items() if isinstance(document, dict) else enumerate(document)
@@ -193,12 +192,10 @@ def test_invalid_request_is_refused_or_translated(
 
 
 def of(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
-    """Blocks of a type."""
     return st.fixed_dictionaries({"type": st.just(kind), **fields})
 
 
 def numbered(content: list[Json]) -> list[Json]:
-    """Blocks whose calls have ids."""
     return [
         {**block, "id": f"toolu_{number}"} if block["type"] == "tool_use" else block
         for number, block in enumerate(content)

@@ -61,7 +61,6 @@ def of(**properties: object) -> Json:
 
 
 def fitted(part: Json, **definitions: object) -> object:
-    """The fitted schema of a property."""
     schema = of(a=part) | ({"$defs": definitions} if definitions else {})
     whole = Grammar().fit(schema)
     if whole is None:

@@ -64,7 +64,6 @@ END = (stopped("end_turn"), STOP)
 
 
 def called(index: int, call_id: str) -> Json:
-    """The delta that begins a call."""
     function = {"name": "weather", "arguments": ""}
     call = {"index": index, "id": call_id, "type": "function", "function": function}
     return {"tool_calls": [call]}

@@ -74,12 +74,10 @@ def points_of(**named: object) -> Any:
 
 
 def plugins_of(**named: object) -> Plugins:
-    """Return these plugins, loaded."""
     return Plugins.load(entry_points=points_of(**named))
 
 
 def with_timeout(plugins: Plugins, seconds: float) -> Plugins:
-    """Return `plugins`, configured with this ``PLUGIN_TIMEOUT``."""
     plugins.configure(Settings.defaults().replace({PLUGIN_TIMEOUT: seconds}))
     return plugins
 

@@ -233,7 +233,6 @@ async def test_cancelled_request_cancels_plugin() -> None:
 
 
 async def authorize(plugins: Plugins, permits: Permits) -> None:
-    """Ask `plugins` to authorize `REQUEST`."""
     waiting = plugins.authorize(REQUEST, ME, None, permits)
     if waiting is not None:
         await waiting

@@ -18,7 +18,6 @@ def incoming(head: bytes) -> IncomingRequest:
 
 
 def candidates(*lines: bytes) -> list[bytes]:
-    """Return the credentials of a request with these header lines."""
     head = b"".join(line + b"\r\n" for line in lines)
     return [secret.reveal() for secret in incoming(head).candidates()]
 

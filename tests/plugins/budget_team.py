@@ -61,7 +61,6 @@ class Team(Served):
         return int(whole) * CENT + int(thousandths.ljust(3, "0")) * CENT // 1000
 
     async def until(self, status: int, who: str = "ada") -> RawResponse:
-        """Ask for messages until the response has `status`."""
         return await until(status, lambda: self.ask(who))
 
 
@@ -76,6 +75,5 @@ def asking(max_tokens: int = 10, **fields: object) -> Document:
 
 
 def costing(cents: int) -> Response:
-    """A response that costs so many cents."""
     usage = {"input_tokens": 0, "output_tokens": cents}
     return json_response(message_document("done", usage=usage))

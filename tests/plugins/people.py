@@ -9,14 +9,13 @@ import io
 import json
 import sqlite3
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from scene import Scene
 
 from tornadoproxy import (
-    Command,
     ConfigurationError,
     DatabaseLocation,
     Identity,
@@ -126,16 +125,8 @@ def locked(path: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-class HasCommand(Protocol):
-    """A plugin with one command."""
-
-    def declare_settings(self) -> Sequence[Setting[Any]]: ...
-
-    def commands(self) -> Sequence[Command]: ...
-
-
 def run_command(
-    plugin: HasCommand,
+    plugin: Any,  # one with one command
     values: Mapping[Setting[Any], object],  # Any: each setting has a type of its own
     *arguments: str,
 ) -> subprocess.CompletedProcess[str]:

@@ -34,8 +34,6 @@ TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 class Api(Team):
-    """The spend limits API of a proxy."""
-
     async def send(
         self, method: str, target: str = "", document: object = None, *, key: str | None = ADMIN
     ) -> RawResponse:
@@ -315,7 +313,6 @@ async def test_report_is_filtered_sorted_and_paged(api: Api) -> None:
         await api.spend(who, cents)
 
     async def names(query: str) -> list[list[str]]:
-        """Return the names on each page."""
         pages, page = [], ""
         while True:
             document = await api.call("GET", f"/effective?{query}{page}")

@@ -31,7 +31,6 @@ def budgets(where: DatabaseLocation) -> Budget:
 
 
 def table(budgets: Budget, *arguments: str) -> list[list[str | None]]:
-    """Return the rows of a list."""
     done = budgets(*arguments, "--format", "json")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [list(row.values()) for row in json.loads(done.stdout)]

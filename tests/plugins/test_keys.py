@@ -80,7 +80,6 @@ class Keyed(Served):
         return await self.request(target, document or message(), token=key)
 
     async def until(self, status: int, key: str) -> RawResponse:
-        """Ask for the models until the response has `status`."""
         return await until(status, lambda: self.get(key))
 
 

@@ -27,8 +27,6 @@ DAY = 86_400
 
 
 class KeysCommand(Stored):
-    """The command with a database."""
-
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_command(Keys(), {KEYS_DB: self.where}, *arguments)
 

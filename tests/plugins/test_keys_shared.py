@@ -48,7 +48,6 @@ class Team(Keyed):
         return await self.begin(key, self.proxies[proxy])
 
     async def until(self, status: int, key: str) -> RawResponse:
-        """Ask one of the proxies until the response has `status`."""
         return await until(status, lambda: self.ask_at(1, key))
 
 

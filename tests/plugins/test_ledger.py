@@ -61,7 +61,6 @@ def rows(where: DatabaseLocation) -> list[Row]:
 
 
 def check_row(row: Row, record: RequestRecord) -> None:
-    """Check that `row` is the row of `record`."""
     assert {name: row[name] for name in OF_A_RECORD} == {
         name: getattr(record, name) for name in OF_A_RECORD
     }

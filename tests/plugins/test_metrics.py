@@ -75,7 +75,6 @@ class Scrape:
         }
 
     def labels(self) -> dict[str, set[str]]:
-        """Return the names of the labels of each sample."""
         found: dict[str, set[str]] = {}
         for each in self._samples:
             found.setdefault(each.name, set()).update(each.labels)
@@ -88,7 +87,6 @@ def record(**changes: Any) -> RequestRecord:  # any field of a record
 
 
 def counted(*records: RequestRecord) -> Scrape:
-    """Return the metrics after these records."""
     kept = figures.Figures("/metrics")
     kept.watch(lambda: STATUS)
     for each in records:

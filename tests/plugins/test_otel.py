@@ -36,8 +36,6 @@ TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 
 
 class Collector(ScriptedServer):
-    """A collector that accepts all spans."""
-
     async def default_response(self, exchange: UpstreamExchange) -> None:
         await bytes_response(b"", {"Content-Type": "application/x-protobuf"})(exchange)
 
@@ -83,7 +81,6 @@ def collector(io_loop: IOLoop) -> Iterator[Collector]:
 
 
 async def reported(collector: Collector, *records: RequestRecord) -> list[Span]:
-    """Report records, and return their spans."""
     endpoint, headers = f"{collector.url}/v1/traces", {"x-key": "hidden-word"}
     tracing = spans.Tracing(endpoint=endpoint, headers=headers, service="tests")
     for record in records:

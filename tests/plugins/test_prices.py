@@ -105,10 +105,9 @@ def test_model_is_found_by_alias_or_dated_name(
 
 
 def test_built_in_table_has_the_ratios_of_the_price_list() -> None:
-    shipped = SHIPPED
-    assert shipped.source == "https://platform.claude.com/docs/en/about-claude/pricing"
-    assert shipped.date.isoformat() >= "2026-10-24"
-    for name, row in shipped.rows.items():
+    assert SHIPPED.source == "https://platform.claude.com/docs/en/about-claude/pricing"
+    assert SHIPPED.date.isoformat() >= "2026-10-24"
+    for name, row in SHIPPED.rows.items():
         for rates in filter(None, (row.rates, row.long)):
             assert 0 < rates.cache_read < rates.input < rates.output == 5 * rates.input, name
             if name != "claude-3-haiku":  # its own prices for the cache are rounded
@@ -174,9 +173,8 @@ def test_price_file_replaces_and_adds_rows(own: Path) -> None:
 
 
 def test_start_line_names_the_tables_and_their_dates(own: Path) -> None:
-    shipped = SHIPPED
     plugin = Pricer()
-    line = f"prices of {shipped.date} ({len(shipped.rows)} models)"
+    line = f"prices of {SHIPPED.date} ({len(SHIPPED.rows)} models)"
     assert plugin.configure(settings()) == line
     assert plugin.configure(settings(own)) == f"{line}, overridden by {own} of 2026-11-01 (2)"
 

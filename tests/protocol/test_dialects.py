@@ -15,22 +15,6 @@ from tornadoproxy.protocol.dialects import Dialect
 MESSAGE = 'Nothing "here" \\ there\r\n\u2028 é 世 😀'
 REQUEST_ID = "req_0123456789abcdef"
 
-TYPES = [
-    (400, "invalid_request_error", "invalid_request_error"),
-    (401, "authentication_error", "invalid_request_error"),
-    (402, "billing_error", "invalid_request_error"),
-    (403, "permission_error", "permission_error"),
-    (404, "not_found_error", "invalid_request_error"),
-    (409, "conflict_error", "invalid_request_error"),
-    (413, "request_too_large", "invalid_request_error"),
-    (418, "invalid_request_error", "invalid_request_error"),
-    (429, "rate_limit_error", "rate_limit_error"),
-    (500, "api_error", "server_error"),
-    (503, "overloaded_error", "server_error"),
-    (504, "timeout_error", "server_error"),
-    (529, "overloaded_error", "server_error"),
-]
-
 OWN_ERRORS: list[tuple[ProxyError, int]] = [
     *((error("m"), 400) for error in (ClientError, InvalidRequest)),
     *((AuthenticationFailed("m"), 401), (Denied("m"), 403), (errors.NotFound("m"), 404)),
@@ -82,7 +66,24 @@ def test_own_error_has_status_and_whose_fault_in_its_type(error: ProxyError, sta
         assert json.loads(dialect.error_body(error, ""))["error"]["message"] == str(error)
 
 
-@pytest.mark.parametrize(("status", "anthropic", "openai"), TYPES)
+@pytest.mark.parametrize(
+    ("status", "anthropic", "openai"),
+    [
+        (400, "invalid_request_error", "invalid_request_error"),
+        (401, "authentication_error", "invalid_request_error"),
+        (402, "billing_error", "invalid_request_error"),
+        (403, "permission_error", "permission_error"),
+        (404, "not_found_error", "invalid_request_error"),
+        (409, "conflict_error", "invalid_request_error"),
+        (413, "request_too_large", "invalid_request_error"),
+        (418, "invalid_request_error", "invalid_request_error"),
+        (429, "rate_limit_error", "rate_limit_error"),
+        (500, "api_error", "server_error"),
+        (503, "overloaded_error", "server_error"),
+        (504, "timeout_error", "server_error"),
+        (529, "overloaded_error", "server_error"),
+    ],
+)
 def test_error_has_the_type_of_its_status(status: int, anthropic: str, openai: str) -> None:
     error = ProxyError(MESSAGE, status=status, code="c", param="p", headers={"X-A": "b"})
     found = [response(dialect, error) for dialect in Dialect]

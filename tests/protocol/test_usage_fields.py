@@ -34,12 +34,10 @@ def tokens(*counts: int, **more: object) -> Document:
 
 
 def call(kind: str, model: str | None, *counts: int, **more: object) -> Document:
-    """An entry of ``iterations``."""
     return {"type": kind, "model": model, **tokens(*counts, **more)}
 
 
 def calls(*iterations: Document, **more: object) -> Document:
-    """A ``usage`` of several calls."""
     return tokens(10, 1, iterations=[*iterations], **more)
 
 
