@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     )
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.upstreams import Upstream, UpstreamStatus
+    from tornadoproxy.config.upstreams_file import UpstreamEntries, UpstreamEntry
     from tornadoproxy.config.urls import BaseURL, EgressProxy
     from tornadoproxy.errors import (
         AuthenticationFailed,
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
         Denied,
         InvalidRequest,
         ProxyError,
+        UpstreamError,
     )
     from tornadoproxy.plugin import tables
     from tornadoproxy.plugin.commands import Command
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
+    from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse
     from tornadoproxy.plugin.pricing import usd
     from tornadoproxy.plugin.request import (
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.shared_limits import shared_counters
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
+    from tornadoproxy.protocol.wire import OutgoingRequest, ResponseDecoder, ResponseHead, Wire
     from tornadoproxy.secret import Secret, SecretURL
     from tornadoproxy.server.line_writer import LineWriter
     from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation, DatabaseStatus
@@ -84,13 +89,17 @@ __all__ = [
     "LineWriter",
     "ModelRequest",
     "ModelUsage",
+    "Observer",
     "Outcome",
+    "OutgoingRequest",
     "Page",
     "PageRequest",
     "PageResponse",
     "Permit",
     "ProxyError",
     "RequestRecord",
+    "ResponseDecoder",
+    "ResponseHead",
     "Script",
     "Secret",
     "SecretURL",
@@ -98,7 +107,13 @@ __all__ = [
     "Settings",
     "SharedCounters",
     "Status",
+    "Upstream",
+    "UpstreamEntries",
+    "UpstreamEntry",
+    "UpstreamError",
+    "UpstreamStatus",
     "Usage",
+    "Wire",
     "__version__",
     "hookimpl",
     "parsers",
@@ -134,7 +149,9 @@ _HOMES = {
     "LineWriter": "server.line_writer",
     "ModelRequest": "plugin.request",
     "ModelUsage": "protocol.usage",
+    "Observer": "plugin.observing",
     "Outcome": "plugin.request",
+    "OutgoingRequest": "protocol.wire",
     "Page": "plugin.pages",
     "PageAnswer": "plugin.pages",
     "PageRequest": "plugin.pages",
@@ -142,6 +159,8 @@ _HOMES = {
     "Permit": "plugin.decisions",
     "ProxyError": "errors",
     "RequestRecord": "plugin.request",
+    "ResponseDecoder": "protocol.wire",
+    "ResponseHead": "protocol.wire",
     "Script": "storage.script",
     "Secret": "secret",
     "SecretURL": "secret",
@@ -149,7 +168,13 @@ _HOMES = {
     "Settings": "config.settings",
     "SharedCounters": "storage.shared_counters",
     "Status": "plugin.hookspecs",
+    "Upstream": "config.upstreams",
+    "UpstreamEntries": "config.upstreams_file",
+    "UpstreamEntry": "config.upstreams_file",
+    "UpstreamError": "errors",
+    "UpstreamStatus": "config.upstreams",
     "Usage": "protocol.usage",
+    "Wire": "protocol.wire",
     "__version__": "version",
     "hookimpl": "plugin.hookspecs",
     "parsers": "config.parsers",

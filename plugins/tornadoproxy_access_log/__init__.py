@@ -153,6 +153,8 @@ def text_line(record: RequestRecord) -> bytes:
         line += f" agent={_plain(record.agent_id)}"
     if record.parent_agent_id is not None:
         line += f" parent={_plain(record.parent_agent_id)}"
+    if record.failed_attempts:
+        line += f" upstream={_plain(record.upstream or '-')} attempts={record.attempts}"
     if record.error is not None:
         line += f" error={_plain(record.error.replace(' ', '_'))}"
     return line.encode("ascii")
@@ -186,6 +188,9 @@ def json_line(record: RequestRecord) -> bytes:
             "time_to_first_byte_ms": _tenths(record.time_to_first_byte),
             "time_to_first_token_ms": _tenths(record.time_to_first_token),
             "upstream_time_ms": _tenths(record.upstream_time),
+            "upstream": record.upstream,
+            "attempts": record.attempts,
+            "failed_attempts": [_cut(why) for why in record.failed_attempts],
             "session_id": _cut(record.session_id),
             "agent_id": _cut(record.agent_id),
             "parent_agent_id": _cut(record.parent_agent_id),

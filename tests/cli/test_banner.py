@@ -16,9 +16,16 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY_FILE,
 )
 from tornadoproxy.config.sources import Sources
+from tornadoproxy.config.upstreams import default_upstreams
 from tornadoproxy.plugin.manager import Plugins
 
 SETTINGS = Settings.defaults().replace({UPSTREAM_API_KEY: Secret("sk-canary-key-51d0a7")})
+
+
+def configured(settings: Settings) -> Plugins:
+    plugins = Plugins.load()
+    plugins.upstreams = default_upstreams(settings)
+    return plugins
 
 
 @pytest.mark.parametrize(
@@ -31,7 +38,7 @@ SETTINGS = Settings.defaults().replace({UPSTREAM_API_KEY: Secret("sk-canary-key-
 )
 def test_banner_has_a_url_that_works(host: str, listening: str, client: str) -> None:
     settings = SETTINGS.replace({HOST: host})
-    facts = banner.facts(settings, 9, (), ())
+    facts = banner.facts(settings, 9, (), configured(settings))
     assert ("address", listening) in facts
     lines = "\n".join(banner.banner(settings, 9, facts, "throw-away"))
     assert f'ANTHROPIC_BASE_URL={client}\nexport ANTHROPIC_AUTH_TOKEN="throw-away"' in lines
@@ -45,7 +52,7 @@ def test_banner_has_a_url_that_works(host: str, listening: str, client: str) -> 
 
 def test_banner_names_the_variable_of_the_key() -> None:
     def upstream(settings: Settings) -> str:
-        return dict(banner.facts(settings, 9, (), ()))["upstream"]
+        return dict(banner.facts(settings, 9, (), configured(settings)))["upstream"]
 
     assert upstream(SETTINGS).endswith("key from UPSTREAM_API_KEY")
     assert upstream(Settings.defaults()).endswith("no key")

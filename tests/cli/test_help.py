@@ -70,7 +70,7 @@ def test_help_settings_lists_every_setting(commands: Commands, arguments: list[s
     assert (done.status, done.errors) == (0, "")
     shown = re.sub(r"\n {4}(?! )", " ", done.output)  # long lines unwrapped
     for setting in (*CORE_SETTINGS, *Plugins.load().declared_settings()):
-        no_flag = "no flag; " if setting.secret else ""
+        no_flag = "" if setting.flag else "no flag; "
         where = f"{no_flag}default: {default_text(setting)}"
         line = rf"(?m)^  (.*\b)?{setting.name}\b.* \({re.escape(where)}\)$"
         assert re.search(line, shown), setting.name

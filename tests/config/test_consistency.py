@@ -11,7 +11,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from tornadoproxy import Secret, Settings, parsers
-from tornadoproxy.config.consistency import contradictions
+from tornadoproxy.config.consistency import contradictions, of_upstream
 from tornadoproxy.config.core_settings import (
     HOST,
     REUSE_PORT,
@@ -22,12 +22,15 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY_FILE,
     UPSTREAM_BASE_URL,
 )
+from tornadoproxy.config.upstreams import default_upstreams
 
 KEYED = Settings.defaults().replace({UPSTREAM_API_KEY: Secret("k")})
 
 
 def faults(values: dict[Any, object], settings: Settings = KEYED) -> tuple[str, ...]:
-    return contradictions(settings.replace(values))
+    settings = settings.replace(values)
+    (upstream,) = default_upstreams(settings)
+    return (*contradictions(settings), *of_upstream(settings, upstream))
 
 
 def test_default_upstream_without_key_is_a_fault() -> None:

@@ -24,7 +24,8 @@ from tornadoproxy.config.core_settings import (
     TRUSTED_PROXIES,
     UPSTREAM_BASE_URL,
 )
-from tornadoproxy.config.upstream_key import upstream_key, upstream_key_fault, upstream_key_variable
+from tornadoproxy.config.upstream_key import upstream_key, upstream_key_variable
+from tornadoproxy.config.upstreams import default_upstreams
 from tornadoproxy.config.urls import EgressProxy
 from tornadoproxy.plugin.manager import Plugins
 
@@ -103,7 +104,8 @@ def test_fallback_is_read_last_unless_it_is_blank(
     assert upstream_key(settings) == (Secret(key) if key else None)
     assert upstream_key_variable(settings) == variable
     told = f"{variable}: the upstream refused this key" if key else "UPSTREAM_API_KEY is not set"
-    assert upstream_key_fault(settings).startswith(told)
+    (upstream,) = default_upstreams(settings)
+    assert upstream.key_fault().startswith(told)
 
 
 def test_key_file_takes_precedence_over_the_fallback(tmp_path: Path) -> None:

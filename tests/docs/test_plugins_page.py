@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import hmac
 import importlib.metadata
 import inspect
 import json
@@ -137,8 +139,10 @@ def load(hook: str) -> Any:
     """Return the plugin of a hook's section, as an entry point would name it."""
     module = ModuleType(f"example_of_{hook}")
     exec(compile(code_of(hook), f"docs/plugins.md, {hook}", "exec"), vars(module))
+    if any(hasattr(each, f"{hookspecs.PROJECT}_impl") for each in vars(module).values()):
+        return module
     made_here = (each for each in vars(module).values() if inspect.isclass(each))
-    return next((each for each in made_here if each.__module__ == module.__name__), module)
+    return next(each for each in made_here if each.__module__ == module.__name__)
 
 
 def test_every_code_block_is_tested() -> None:
@@ -266,6 +270,62 @@ async def test_authorize_example(scene: Scene) -> None:
     assert (await scene.ask(MESSAGES, opus, token=ALICE)).status == 200
     assert (await scene.ask(MODELS)).status == 200, "that is no message"
     assert (await scene.ask("/v1/messages/batches", {})).status == 403
+
+
+async def test_upstreams_example(scene: Scene, tmp_path: Path) -> None:
+    file = tmp_path / "upstreams.toml"
+    file.write_text(
+        f'''
+        [[upstream]]
+        name = "ours"
+        kind = "acme"
+        team = "research"
+        base_url = "{scene.upstream.url}"
+        api_key = "k"
+        '''
+    )
+    await scene.start(plugins={"acme": load("upstreams")}, UPSTREAMS_FILE=file)
+    assert (await scene.ask(MODELS)).header("x-tornadoproxy-upstream") == "ours"
+    (request,) = scene.upstream.requests
+    assert request.target == f"/claude{MODELS}"
+    assert (request.header("x-acme-team"), request.header("x-api-key")) == ("research", "k")
+    file.write_text(file.read_text().replace("team", "taem"))
+    with pytest.raises(tornadoproxy.ConfigurationError) as caught:
+        await scene.start(plugins={"acme": load("upstreams")}, UPSTREAMS_FILE=file)
+    assert caught.value.faults == (
+        f"{file}, line 2: team is missing: upstreams of the kind acme need it",
+        f"{file}, line 5: taem is unknown: did you mean team?",
+    )
+
+
+def test_choose_upstream_example() -> None:
+    plugin = load("choose_upstream")
+    identity = tornadoproxy.Identity("counsel", groups=("legal",))
+    us, eu = "us-east", "eu-west"
+    assert plugin.choose_upstream(None, tornadoproxy.Identity("other"), None, (us, eu)) is None
+    assert plugin.choose_upstream(None, identity, None, (us, eu)) == [eu]
+    with pytest.raises(tornadoproxy.Denied):
+        plugin.choose_upstream(None, identity, None, (us,))
+
+
+async def test_prepare_request_example(scene: Scene) -> None:
+    await scene.start(plugins={"sign": load("prepare_request")})
+    assert (await scene.ask(MESSAGES, MESSAGE)).status == 200
+    (request,) = scene.upstream.requests
+    secret = b"shared-with-that-team"
+    signature = hmac.new(secret, request.body, hashlib.sha256).hexdigest()
+    assert request.header("x-signature") == signature
+
+
+async def test_observe_example(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "example_of_observe")
+    await scene.start(plugins={"prompt": load("observe"), "acme": load("authenticate")})
+    for token in (ALICE, testing.TEST_TOKEN):
+        assert (await scene.ask(MESSAGES, MESSAGE, token=token)).status == 200
+    await scene.records.finished(2)
+    (told,) = [each for each in caplog.messages if " sent " in each]
+    assert told.startswith(scene.records.all[0].request_id)
+    assert "Hi" in told
 
 
 async def test_price_example(scene: Scene) -> None:

@@ -25,7 +25,7 @@ from tornadoproxy_prices.shipped import SHIPPED
 from tornadoproxy import Dialect, Outcome, Usage, errors
 from tornadoproxy.config.command_line import COMMANDS
 from tornadoproxy.config.core_settings import CORE_SETTINGS
-from tornadoproxy.protocol.headers import request_head, request_headers, response_headers
+from tornadoproxy.protocol.headers import forwarded, request_head, request_headers, response_headers
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Proxy,
@@ -164,11 +164,10 @@ def test_header_table_lists_headers_that_are_removed(column: int, count: int) ->
         assert sorted(response_headers(200, sent)) == sorted(cross)
     else:
         head = request_head(
-            *("GET", "/v1/x", request_headers(sent)),
+            *("GET", "/v1/x", forwarded(request_headers(sent), default_version="none")),
             authority="api",
             instance="this",
             credential=None,
-            default_version="none",
         )
         names = set(re.findall(r"^([\w-]+): ", head.decode(), re.MULTILINE))
         own = {"Host", "Via", "Anthropic-Version", "Transfer-Encoding"}

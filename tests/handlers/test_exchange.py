@@ -90,7 +90,7 @@ def test_request_ids_are_unique_beyond_one_block_of_entropy() -> None:
 
 async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> None:
     proxy = await scene.start(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT=15, CLIENT_IDLE_TIMEOUT=60)
-    idle = replace(proxy.server.status(), plugin_failures={}, plugin_refusals={})
+    idle = replace(proxy.server.status(), plugin_failures={}, plugin_refusals={}, upstreams=())
     assert idle == Status(0, 0, 0, 0, 0, 0, {}, {}, draining=False)
     response = Held(json_response({}))
 

@@ -32,7 +32,9 @@ from tornadoproxy import (
 )
 from tornadoproxy.testing import request_record
 
-HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model"}
+HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model"} | {
+    *("upstream", "attempts", "failed_attempts"),
+}
 OF_A_RECORD = [
     name
     for name in RequestRecord.__struct_fields__

@@ -9,6 +9,7 @@ from tornadoproxy import Secret
 from tornadoproxy.protocol.headers import (
     credential_header,
     credential_name,
+    forwarded,
     has_been_here,
     is_encoded,
     is_event_stream,
@@ -46,12 +47,10 @@ def head(
     return request_head(
         "POST",
         "/v1/x/%C3%a9%20?x=%E9&&",
-        headers,
+        forwarded(headers, default_version=VERSION, drop=drop),
         authority="api.example:8443",
         instance=INSTANCE,
         credential=credential,
-        default_version=VERSION,
-        drop=drop,
     )
 
 

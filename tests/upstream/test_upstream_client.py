@@ -22,6 +22,7 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_KEEPALIVE_TIMEOUT,
 )
 from tornadoproxy.errors import UpstreamClosed, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from tornadoproxy.protocol.wire import ResponseHead
 from tornadoproxy.testing import (
     Response,
     ScriptedUpstream,
@@ -36,7 +37,6 @@ from tornadoproxy.testing import (
 from tornadoproxy.upstream import client as upstream_client
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.client import UpstreamClient
-from tornadoproxy.upstream.connection import ResponseHead
 from tornadoproxy.upstream.connector import Origin
 
 OK: Response = bytes_response(b"ok")

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from tornadoproxy.errors import UpstreamError
-from tornadoproxy.upstream.connection import MAX_HEAD, ResponseHead, UpstreamConnection
+from tornadoproxy.protocol.wire import ResponseHead
+from tornadoproxy.upstream.connection import MAX_HEAD, UpstreamConnection
 
 HEADERS = b"HTTP/1.1 200 OK\r\n"
 WHOLE = HEADERS + b"Content-Length: 2\r\n\r\nok"

@@ -12,6 +12,7 @@ from served import CHAT_PATH, MESSAGE_FIELDS, anthropic_error, openai_error
 from tornadoproxy import ConfigurationError, Outcome, Secret, Settings, parsers
 from tornadoproxy.cli import main as cli
 from tornadoproxy.config.core_settings import UPSTREAM_API_KEY, UPSTREAM_BASE_URL
+from tornadoproxy.config.upstreams import default_upstreams
 from tornadoproxy.server import online_check
 from tornadoproxy.testing import (
     TEST_TOKEN,
@@ -75,7 +76,7 @@ async def test_upstream_401_is_logged_until_the_key_is_accepted_again(
         scene.upstream.script(REFUSED, REFUSED)
         for _ in range(2):
             assert (await scene.ask("/v1/models")).status == 502
-        logged = [each for each in caplog.records if each.name == "tornadoproxy.handlers.gateway"]
+        logged = [each for each in caplog.records if each.name == "tornadoproxy.upstream.target"]
         told = "UPSTREAM_API_KEY: the upstream refused this key (it answered 401): replace it"
         assert all(each.message.startswith(told) for each in logged)
         return len(logged)
@@ -149,7 +150,7 @@ async def test_check_online_reports_what_is_wrong(
         }
     )
     with pytest.raises(ConfigurationError) as caught:
-        await online_check.check_upstream(settings)
+        await online_check.check_upstreams(settings, default_upstreams(settings))
     if response is not REFUSED:
         fault = f"UPSTREAM_BASE_URL is {upstream.url}: {fault}"
     assert caught.value.faults == (fault,)

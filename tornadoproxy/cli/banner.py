@@ -7,9 +7,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy.config.core_settings import HOST, TLS_CERT, UPSTREAM_BASE_URL
-from tornadoproxy.config.upstream_key import upstream_key, upstream_key_variable
+from tornadoproxy.config.core_settings import HOST, TLS_CERT
+from tornadoproxy.config.upstreams import DEFAULT
 from tornadoproxy.config.urls import BaseURL
+from tornadoproxy.protocol.wire import ANTHROPIC
 from tornadoproxy.version import __version__
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.sources import Sources
-    from tornadoproxy.plugin.discovery import PluginInfo
+    from tornadoproxy.config.upstreams import Upstream
+    from tornadoproxy.plugin.manager import Plugins
 
 # the address that a client on this machine uses when the proxy listens on all interfaces
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound here
@@ -45,18 +47,18 @@ def facts(
     settings: Settings,
     port: int,
     plugin_lines: Iterable[tuple[str, str]],
-    plugins: Iterable[PluginInfo],
+    plugins: Plugins,
 ) -> tuple[tuple[str, str], ...]:
     """Return the facts of this proxy, pairs of a name and a line, without credentials.
 
     :param port: the port that the proxy listens on, or will.
     :param plugin_lines: what `Plugins.configure` returned.
-    :param plugins: the plugins in the order asked.
+    :param plugins: the plugins, which are configured.
     """
-    asked = ", ".join(info.name for info in plugins if info.state == "active")
+    asked = ", ".join(info.name for info in plugins.describe() if info.state == "active")
     return (
         ("address", listening_url(settings, port)),
-        ("upstream", f"{settings[UPSTREAM_BASE_URL]}, {_key_line(settings)}"),
+        *(("upstream", _upstream_line(upstream)) for upstream in plugins.upstreams),
         ("plugins", f"{asked} (in the order asked)"),
         *plugin_lines,
     )
@@ -139,10 +141,14 @@ def _url(settings: Settings, host: str, port: int) -> str:
     return BaseURL("https" if settings[TLS_CERT] else "http", host, port).origin
 
 
-def _key_line(settings: Settings) -> str:
-    if upstream_key(settings) is None:
-        return "no key"
-    return f"key from {upstream_key_variable(settings)}"
+def _upstream_line(upstream: Upstream) -> str:
+    key = "no key"
+    if upstream.api_key is not None:
+        key = f"key from {upstream.key_source}"
+    elif upstream.wire is not ANTHROPIC:
+        key = "credential by its kind"
+    named = "" if upstream.name == DEFAULT else f"{upstream.name} ({upstream.kind}), "
+    return f"{named}{upstream.base_url}, {key}"
 
 
 def _to_paste(settings: Settings, url: str, sent: str) -> Iterator[str]:

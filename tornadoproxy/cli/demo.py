@@ -9,7 +9,9 @@ from tornadoproxy.cli import banner
 from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
+    UPSTREAM_API_KEYS,
     UPSTREAM_BASE_URL,
+    UPSTREAMS_FILE,
 )
 from tornadoproxy.config.urls import base_url
 from tornadoproxy.fakes.anthropic_api import ScriptedUpstream
@@ -50,6 +52,8 @@ async def serve_demo(
             UPSTREAM_BASE_URL: base_url(upstream.url),
             UPSTREAM_API_KEY: Secret("demo"),
             UPSTREAM_API_KEY_FILE: None,
+            UPSTREAM_API_KEYS: (),
+            UPSTREAMS_FILE: None,
             **access,
         }
         settings = settings.replace(own)
@@ -57,7 +61,7 @@ async def serve_demo(
 
         def announce(port: int) -> None:
             facts = {
-                **dict(banner.facts(settings, port, plugin_lines, plugins.describe())),
+                **dict(banner.facts(settings, port, plugin_lines, plugins)),
                 "upstream": "a script in this process",
                 "event loop": runner.loop_name(),
             }

@@ -140,7 +140,7 @@ def _serve(configuration: Configuration) -> int:
         plugin_lines = configure(plugins, settings)
 
         def announce(port: int) -> None:
-            facts = banner.facts(settings, port, plugin_lines, plugins.describe())
+            facts = banner.facts(settings, port, plugin_lines, plugins)
             loop = ("event loop", runner.loop_name())
             token = banner.credential(settings, sources, plugins.declared_settings())
             for line in banner.banner(settings, port, (*facts, loop), banner.VARIABLE, *token):
@@ -182,13 +182,13 @@ def _check(configuration: Configuration) -> int:
         warn(configuration.sources(plugins), plugins)
         plugin_lines = configure(plugins, settings)
         validate(plugins.describe())
-        facts = banner.facts(settings, settings[PORT], plugin_lines, plugins.describe())
+        facts = banner.facts(settings, settings[PORT], plugin_lines, plugins)
         _print("\n".join(banner.aligned(facts)))
         if configuration.command_line().own.online:
             # without --online the check is faster
-            from tornadoproxy.server.online_check import check_upstream
+            from tornadoproxy.server.online_check import check_upstreams
 
-            _print(asyncio.run(check_upstream(settings)))
+            _print("\n".join(asyncio.run(check_upstreams(settings, plugins.upstreams))))
     return 0
 
 

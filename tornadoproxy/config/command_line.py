@@ -104,7 +104,7 @@ def read(
     :raises ConfigurationError: the command's own arguments are wrong.
     """
     # a secret one has no flag, but it is recognized to say so
-    settings = {flag_of(setting.name): setting for setting in declared}
+    settings = {flag_of(setting.name): setting for setting in declared if not setting.no_flag}
     rest = arguments[1:] if arguments and not arguments[0].startswith("-") else arguments
     given, unknown = _taken(rest, settings)
     env_file = given.pop(_ENV_FILE, None)
@@ -128,7 +128,8 @@ def read(
 
 def setting_flags(declared: Iterable[Setting[Any]]) -> frozenset[str]:
     """Return the flags that every command takes: those of `declared`, and ``--env-file``."""
-    return frozenset({_ENV_FILE, *(flag_of(setting.name) for setting in declared)})
+    flags = (flag_of(setting.name) for setting in declared if not setting.no_flag)
+    return frozenset({_ENV_FILE, *flags})
 
 
 def _taken(

@@ -15,7 +15,9 @@ from tornadoproxy.config.core_settings import (
     UPSTREAM_ALLOW_CLEARTEXT,
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
+    UPSTREAM_API_KEYS,
     UPSTREAM_BASE_URL,
+    UPSTREAMS_FILE,
 )
 from tornadoproxy.config.upstream_key import upstream_key
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.upstreams import Upstream
 
 
 def contradictions(settings: Settings) -> tuple[str, ...]:
@@ -32,7 +35,6 @@ def contradictions(settings: Settings) -> tuple[str, ...]:
         *_of_listening(settings),
         *_of_tls(settings),
         *_of_upstream_key(settings),
-        *_of_upstream(settings),
     )
 
 
@@ -68,29 +70,40 @@ def _not_loadable(certificate: Path, key: Path) -> str | None:
 
 
 def _of_upstream_key(settings: Settings) -> Iterator[str]:
-    own_key = settings.variable(UPSTREAM_API_KEY) == UPSTREAM_API_KEY.name
-    if own_key and settings[UPSTREAM_API_KEY_FILE]:
-        yield "UPSTREAM_API_KEY and UPSTREAM_API_KEY_FILE are both set: unset one of them"
-    if upstream_key(settings) is None and settings[UPSTREAM_BASE_URL] == UPSTREAM_BASE_URL.default:
+    keys = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, UPSTREAM_API_KEYS)
+    given = [each.name for each in keys if settings[each] and settings.variable(each) == each.name]
+    base_url = settings[UPSTREAM_BASE_URL]
+    if settings[UPSTREAMS_FILE] is not None:
+        given += [UPSTREAM_BASE_URL.name] if settings.variable(UPSTREAM_BASE_URL) else []
+        for name in given:
+            yield f"{name} and UPSTREAMS_FILE are both set: put it into the file, and unset {name}"
+    elif len(given) > 1:
+        yield f"{' and '.join(given)} are both set: unset one of them"
+    elif not given and upstream_key(settings) is None and base_url == UPSTREAM_BASE_URL.default:
         yield (
-            f"{UPSTREAM_BASE_URL.default} needs a key: set UPSTREAM_API_KEY or ANTHROPIC_API_KEY, "
+            f"{base_url} needs a key: set UPSTREAM_API_KEY or ANTHROPIC_API_KEY, "
             "or UPSTREAM_BASE_URL for another upstream, or try `python -m tornadoproxy demo`"
         )
 
 
-def _of_upstream(settings: Settings) -> Iterator[str]:
-    upstream, own = settings[UPSTREAM_BASE_URL], settings[HOST]
-    is_local = _on_this_machine(upstream.host)
-    is_own = upstream.host == own or (is_local and _on_this_machine(own))
-    if is_own and upstream.port == settings[PORT]:
+def of_upstream(settings: Settings, upstream: Upstream) -> Iterator[str]:
+    """Yield a fault for each contradiction between `settings` and one upstream."""
+    own = settings[HOST]
+    base_url = upstream.base_url
+    name = UPSTREAM_BASE_URL.name
+    if settings[UPSTREAMS_FILE] is not None:
+        name = f"base_url of the upstream {upstream.name!r}"
+    is_local = _on_this_machine(base_url.host)
+    is_own = base_url.host == own or (is_local and _on_this_machine(own))
+    if is_own and base_url.port == settings[PORT]:
         yield (
-            f"UPSTREAM_BASE_URL is {upstream}, where this proxy itself listens: set it to the API, "
-            "or set another PORT"
+            f"{name} is {base_url}, where this proxy itself listens: set it to the API, or set "
+            "another PORT"
         )
-    elif upstream.scheme == "http" and not (is_local or settings[UPSTREAM_ALLOW_CLEARTEXT]):
+    elif base_url.scheme == "http" and not (is_local or settings[UPSTREAM_ALLOW_CLEARTEXT]):
         # on a private network or under a container's name, others can listen as well
         yield (
-            f"UPSTREAM_BASE_URL is {upstream}: the key and all messages would leave this machine "
+            f"{name} is {base_url}: the key and all messages would leave this machine "
             "unencrypted; use https://, or set UPSTREAM_ALLOW_CLEARTEXT=yes if nobody else uses "
             "that network"
         )

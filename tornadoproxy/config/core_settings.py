@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy.config import parsers
+from tornadoproxy.config import chat_settings, parsers
 from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.urls import BaseURL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tornadoproxy.config.toml_file import TomlFile
     from tornadoproxy.config.urls import EgressProxy
     from tornadoproxy.protocol.client_address import IPNetwork
     from tornadoproxy.secret import Secret, SecretURL
@@ -63,6 +64,43 @@ UPSTREAM_API_KEY_FILE: Setting[Secret | None] = Setting(
     parsers.secret_file,
     default=None,
     help="file that holds the upstream's API key, instead of UPSTREAM_API_KEY. Reloaded on SIGHUP.",
+)
+UPSTREAM_API_KEYS: Setting[tuple[Secret, ...]] = Setting(
+    "UPSTREAM_API_KEYS",
+    parsers.secrets,
+    default=(),
+    help=(
+        "several API keys for UPSTREAM_BASE_URL, separated by spaces, instead of UPSTREAM_API_KEY. "
+        "Each is an upstream of its own, from default-1 on. Reloaded on SIGHUP."
+    ),
+    secret=True,
+)
+UPSTREAMS_FILE: Setting[TomlFile | None] = Setting(
+    "UPSTREAMS_FILE",
+    parsers.toml_file,
+    default=None,
+    help=(
+        "TOML file with an [[upstream]] for each way to reach Claude, instead of "
+        "UPSTREAM_BASE_URL and UPSTREAM_API_KEY. Reloaded on SIGHUP."
+    ),
+)
+MODELS: Setting[Mapping[str, str]] = Setting(
+    "MODELS",
+    parsers.pairs,
+    default=MappingProxyType({}),
+    help=(
+        "upstream models for the names that clients send, such as 'fast=claude-haiku-4-5 "
+        "*=claude-sonnet-5-5'; * is any other name that is not Claude's. CHAT_MODELS comes first "
+        "for OpenAI clients."
+    ),
+    blank=True,
+    no_flag=True,
+)
+READY_NEEDS_UPSTREAM: Setting[bool] = Setting(
+    "READY_NEEDS_UPSTREAM",
+    parsers.boolean,
+    default=False,
+    help="let /ready respond with 503 while every upstream rests after failures",
 )
 UPSTREAM_AUTH_SCHEME: Setting[str] = Setting(
     "UPSTREAM_AUTH_SCHEME",
@@ -328,66 +366,17 @@ REUSE_PORT: Setting[bool] = Setting(
     help="let several processes listen on the same port and share its connections",
 )
 
-CHAT_MODELS: Setting[Mapping[str, str]] = Setting(
-    "CHAT_MODELS",
-    parsers.pairs,
-    default=MappingProxyType({}),
-    help=(
-        "upstream models for the names that OpenAI clients send, such as 'gpt-5=claude-opus-5-5 "
-        "*=claude-sonnet-5-5'; * is any other name that is not Claude's"
-    ),
-    blank=True,
+CORE_SETTINGS: tuple[Setting[Any], ...] = (
+    *(value for value in tuple(globals().values()) if isinstance(value, Setting)),
+    *(value for value in vars(chat_settings).values() if isinstance(value, Setting)),
 )
-CHAT_DEFAULT_MAX_TOKENS: Setting[int | None] = Setting(
-    "CHAT_DEFAULT_MAX_TOKENS",
-    parsers.integer(minimum=1),
-    default=None,
-    help=(
-        "max_tokens of a chat completion whose request sets no limit. Without it, the model's "
-        "own maximum is used (32000 if the upstream's list of models does not name it)."
-    ),
-)
-CHAT_STRICT: Setting[bool] = Setting(
-    "CHAT_STRICT",
-    parsers.boolean,
-    default=False,
-    help=(
-        "reject a chat completion that uses a field without counterpart, instead of dropping "
-        "the field and naming it in x-tornadoproxy-ignored"
-    ),
-)
-CHAT_DROP_SAMPLING: Setting[bool] = Setting(
-    "CHAT_DROP_SAMPLING",
-    parsers.boolean,
-    default=False,
-    help=(
-        "drop temperature, top_p and top_k of a chat completion, instead of sending the last "
-        "anthropic-version that accepts them"
-    ),
-)
-CHAT_PREFILL: Setting[bool] = Setting(
-    "CHAT_PREFILL",
-    parsers.boolean,
-    default=False,
-    help=(
-        "let the model continue a trailing assistant message, which models since Claude 4.6 "
-        "reject, instead of asking for a new message as OpenAI's models do"
-    ),
-)
-CHAT_CACHE: Setting[str] = Setting(
-    "CHAT_CACHE",
-    parsers.choice("auto", "always", "off"),
-    default="auto",
-    help=(
-        "when to cache a chat completion without any cache_control: auto (if it has tools or an "
-        "assistant message), always, or off"
-    ),
-)
+"""All settings of the core: those above, then those of chat completions, in their order."""
 
-CORE_SETTINGS: tuple[Setting[Any], ...] = tuple(
-    value for value in tuple(globals().values()) if isinstance(value, Setting)
+RELOADABLE: tuple[Setting[Any], ...] = (
+    UPSTREAM_API_KEY,
+    UPSTREAM_API_KEY_FILE,
+    UPSTREAM_API_KEYS,
+    UPSTREAMS_FILE,
+    LOG_LEVEL,
 )
-"""All settings above, in their order."""
-
-RELOADABLE: tuple[Setting[Any], ...] = (UPSTREAM_API_KEY, UPSTREAM_API_KEY_FILE, LOG_LEVEL)
 """The core's settings that SIGHUP reloads; plugins reload all of theirs."""

@@ -47,6 +47,8 @@ class EnvFile(Struct, frozen=True):
     entries: Mapping[str, Entry]
     faults: tuple[str, ...] = ()
 
+    __repr__ = object.__repr__  # an entry may be a credential
+
 
 def read(path: Path, *, required: bool) -> EnvFile:
     """Read the file at `path`.

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
+from tornadoproxy.config import toml_file as toml
 from tornadoproxy.config.urls import (
     BaseURL,
     EgressProxy,
@@ -39,6 +40,7 @@ from tornadoproxy.secret import Secret, SecretURL
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tornadoproxy.config.toml_file import TomlFile
     from tornadoproxy.protocol.client_address import IPNetwork
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "integer",
     "listen_address",
     "networks",
+    "number",
     "origins",
     "pairs",
     "path",
@@ -68,6 +71,7 @@ __all__ = [
     "secrets_file",
     "size",
     "text",
+    "toml_file",
     "words",
 ]
 
@@ -145,19 +149,15 @@ def integer(minimum: int | None = None, maximum: int | None = None) -> Callable[
     return parse
 
 
+def number(minimum: float | None = None, maximum: float | None = None) -> Callable[[str], float]:
+    """Return a parser of numbers from `minimum` to `maximum`, both included; never infinite."""
+    return _decimal(f"must be a number{_limits(minimum, maximum)}", minimum, maximum)
+
+
 def seconds(minimum: float = 0.0, maximum: float = A_YEAR) -> Callable[[str], float]:
     """Return a parser of seconds, such as ``10`` or ``0.5``; never infinite, never negative."""
     wanted = f"must be a number of seconds{_limits(minimum, maximum)}, without a unit"
-
-    def parse(value: str) -> float:
-        if not re.fullmatch(_DECIMAL, value):
-            raise ValueError(f"{wanted}, not {value!r}")
-        number = float(value)
-        if not _within(number, minimum, maximum):
-            raise ValueError(f"{wanted}, not {value!r}")
-        return number
-
-    return parse
+    return _decimal(wanted, minimum, maximum)
 
 
 def size(value: str) -> int:
@@ -266,6 +266,11 @@ def certificates_file(value: str) -> Path:
     return path
 
 
+def toml_file(value: str) -> TomlFile:
+    """Read the TOML file at a path."""
+    return toml.read(readable_file(value))
+
+
 def networks(value: str) -> tuple[IPNetwork, ...]:
     """Parse IP addresses or networks, separated by commas or spaces: ``10.0.0.0/8, ::1``."""
     return tuple(_network(word) for word in words(value))
@@ -303,6 +308,18 @@ def _limits(minimum: float | None, maximum: float | None) -> str:
     if minimum is not None:
         return f" of at least {minimum:.15g}"
     return f" of at most {maximum:.15g}" if maximum is not None else ""
+
+
+def _decimal(wanted: str, minimum: float | None, maximum: float | None) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        if not re.fullmatch(_DECIMAL, value):
+            raise ValueError(f"{wanted}, not {value!r}")
+        number = float(value)
+        if not _within(number, minimum, maximum):
+            raise ValueError(f"{wanted}, not {value!r}")
+        return number
+
+    return parse
 
 
 def _within(number: float, minimum: float | None, maximum: float | None) -> bool:

@@ -31,6 +31,7 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
         not set.
     :param blank: the setting may be set to nothing, and `parse` gets an empty text then. Otherwise
         set but blank is an error.
+    :param no_flag: there is no flag for it, since a command has an option of that name.
     :param fixed: only a restart applies a change: a reload that changes the setting of an active
         plugin is refused.
     """
@@ -42,6 +43,7 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
     secret: bool = False
     fallbacks: tuple[str, ...] = ()
     blank: bool = False
+    no_flag: bool = False
     fixed: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +58,8 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
 
     @property
     def flag(self) -> str | None:
-        """The flag, such as ``--upstream-base-url``; ``None`` for a secret setting."""
-        return None if self.secret else flag_of(self.name)
+        """The flag, such as ``--upstream-base-url``; ``None`` if there is none."""
+        return None if self.secret or self.no_flag else flag_of(self.name)
 
 
 def flag_of(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tornadoproxy.config.setting import Setting
 
@@ -20,17 +20,20 @@ class Settings:
     :param values: the value of each declared setting.
     :param variables: for each setting that was set, the variable that set it: its own name or one
         of its fallbacks.
+    :param environment: returns the text of any variable; ``None`` if it is not set.
     """
 
-    __slots__ = ("_values", "_variables")
+    __slots__ = ("_values", "_variables", "environment")
 
     def __init__(
         self,
         values: Mapping[Setting[Any], Any],  # Any: each value has its setting's own type
         variables: Mapping[Setting[Any], str] | None = None,
+        environment: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._values = dict(values)
         self._variables = dict(variables or {})
+        self.environment = environment
 
     @classmethod
     def defaults(cls, *declared: Setting[Any]) -> Settings:
@@ -64,7 +67,9 @@ class Settings:
     def replace(self, values: Mapping[Setting[Any], Any]) -> Settings:
         """Return settings with `values` in place of, or besides, these."""
         variables = {setting: setting.name for setting in values}
-        return Settings({**self._values, **values}, {**self._variables, **variables})
+        return Settings(
+            {**self._values, **values}, {**self._variables, **variables}, self.environment
+        )
 
     def changed(self, other: Settings) -> tuple[Setting[Any], ...]:
         """Return the settings whose values differ between these and `other`."""

@@ -87,7 +87,7 @@ class Sources(Struct, frozen=True):
             variables[setting] = given.variable
         if faults:
             raise ConfigurationError(*faults)
-        return Settings(values, variables)
+        return Settings(values, variables, self._text_of)
 
     def misspelt(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
         """Return a fault for each name in ``.env`` that is similar to a declared setting's."""
@@ -143,6 +143,10 @@ class Sources(Struct, frozen=True):
             return own
         fallbacks = (self._look_up(name) for name in setting.fallbacks)
         return next((given for given in fallbacks if given and given.text), None)
+
+    def _text_of(self, name: str) -> str | None:
+        given = self._look_up(name)
+        return None if given is None else given.text
 
     def _look_up(self, name: str) -> _Given | None:
         if name in self.flags:

@@ -31,19 +31,6 @@ def upstream_credential(settings: Settings) -> tuple[str, str] | None:
     return None if key is None else credential_header(key, settings[UPSTREAM_AUTH_SCHEME])
 
 
-def upstream_key_fault(settings: Settings) -> str:
-    """Return what a 401 of the upstream means: which setting is wrong, and what to do."""
-    if upstream_key(settings) is None:
-        return (
-            "UPSTREAM_API_KEY is not set, and the upstream requires a credential (it answered "
-            "401): set it"
-        )
-    return (
-        f"{upstream_key_variable(settings)}: the upstream refused this key (it answered 401): "
-        "replace it"
-    )
-
-
 def upstream_key_variable(settings: Settings) -> str | None:
     """Return the variable that the upstream's key came from."""
     if settings[UPSTREAM_API_KEY_FILE] is not None:

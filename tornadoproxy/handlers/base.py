@@ -20,6 +20,7 @@ from tornadoproxy.protocol.dialects import Dialect
 if TYPE_CHECKING:
     from tornado.web import OutputTransform
 
+    from tornadoproxy.handlers.body_digest import BodyDigest
     from tornadoproxy.handlers.gateway import Gateway
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class BaseHandler(RequestHandler):
     ended = False
     """Whether the request is over."""
 
+    _digest: BodyDigest | None = None
+    """What the body is compared with, if the credential is valid for one body only."""
+
     _transforms: list[OutputTransform] = []  # noqa: RUF012  # replaced, and not changed
 
     def initialize(self, gateway: Gateway) -> None:
@@ -58,7 +62,7 @@ class BaseHandler(RequestHandler):
 
     def add_transform(self, transform: OutputTransform) -> None:
         """Have `transform` change the response's headers before they are sent."""
-        self._transforms = [transform]
+        self._transforms = [*self._transforms, transform]
 
     async def run(self, prepared: asyncio.Future[None], body: asyncio.Future[bool]) -> None:
         """Serve the request.
@@ -73,6 +77,8 @@ class BaseHandler(RequestHandler):
                 await waiting
             prepared.set_result(None)
             if not self.ended and await body:
+                if self._digest is not None:
+                    await self.body_ended()
                 await self.serve()
         except ProxyError as error:
             self.end(error)
@@ -95,6 +101,9 @@ class BaseHandler(RequestHandler):
             where = f"{self.request.method} {self.request.path}"
             logger.error("%s failed", where, exc_info=error)
         self.end(ProxyError("The proxy failed to handle this request."))
+
+    async def body_ended(self) -> None:
+        """Take the last piece of the body, which is whole; see `_digest`."""
 
     async def serve(self) -> None:
         """Respond to the request, whose body is whole."""

@@ -36,7 +36,7 @@ from tornadoproxy.upstream.model_list import UpstreamRefused
 if TYPE_CHECKING:
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.protocol.decompression import Decompress
-    from tornadoproxy.upstream.connection import ResponseHead
+    from tornadoproxy.protocol.wire import ResponseHead
 
 MAX_CHAT_RESPONSE = 64 * 1024 * 1024
 """The largest response that is not a stream, in bytes."""
@@ -138,7 +138,9 @@ class ChatHandler(UpstreamHandler):
         translation = await self.work_on(size, partial(translate, capabilities=able))
         if translation is None:
             return
-        if self.gateway.plugins.authorizes and not await self.authorize_body(translation.body):
+        if self.gateway.routes_by_body and await self.route(translation.body, {}) is None:
+            return
+        if not await self.ask_plugins(translation.body):
             return
         self._translation = translation
         self.send(
@@ -217,8 +219,11 @@ class ChatHandler(UpstreamHandler):
     def set_default_headers(self) -> None:
         super().set_default_headers()
         add_fields(self._headers, self._kept)
+        add_fields(self._headers, self._shown)
         if self._translation is not None and self._translation.ignored:
-            self.set_header("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))
+            add_fields(
+                self._headers, [("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))]
+            )
 
     def _start_stream(self, translation: Translation) -> None:
         self._stream = StreamTranslator(

@@ -14,6 +14,7 @@ from tornadoproxy.protocol.usage import NOTHING_REPORTED, Usage
 
 if TYPE_CHECKING:
     from tornadoproxy.plugin.decisions import Permits
+    from tornadoproxy.plugin.request import ModelRequest
 
 
 class Exchange:
@@ -21,13 +22,16 @@ class Exchange:
 
     __slots__ = (
         "agent_id",
+        "attempts",
         "bytes_in",
         "bytes_out",
         "error",
+        "failed_attempts",
         "first_byte_at",
         "first_token_at",
         "identity",
         "model",
+        "model_request",
         "parent_agent_id",
         "permits",
         "request",
@@ -41,6 +45,7 @@ class Exchange:
         "stop_reason",
         "traceparent",
         "tracestate",
+        "upstream",
         "upstream_ended_at",
         "upstream_started_at",
         "usage",
@@ -62,6 +67,7 @@ class Exchange:
         self.error: str | None = None
         self.requested_model: str | None = None
         self.model: str | None = None
+        self.model_request: ModelRequest | None = None
         self.usage = NOTHING_REPORTED
         self.stop_reason: str | None = None
         header: Callable[[str], str | None] = request.headers.get
@@ -70,6 +76,9 @@ class Exchange:
         self.parent_agent_id = header("X-Claude-Code-Parent-Agent-Id")
         self.traceparent = header("Traceparent")
         self.tracestate = None if self.traceparent is None else header("Tracestate")
+        self.upstream: str | None = None
+        self.attempts = 0
+        self.failed_attempts: tuple[str, ...] = ()
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -123,6 +132,9 @@ class Exchange:
             parent_agent_id=self.parent_agent_id,
             traceparent=self.traceparent,
             tracestate=self.tracestate,
+            upstream=self.upstream,
+            attempts=self.attempts,
+            failed_attempts=self.failed_attempts,
         )
 
 

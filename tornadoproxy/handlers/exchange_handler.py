@@ -23,6 +23,7 @@ from tornadoproxy.config.core_settings import TRUSTED_PROXIES
 from tornadoproxy.errors import BodyTooLarge, ClientError, InvalidRequest, Overloaded
 from tornadoproxy.handlers.base import BaseHandler
 from tornadoproxy.handlers.body_budget import HeldBody
+from tornadoproxy.handlers.body_digest import BodyDigest
 from tornadoproxy.handlers.exchange import Exchange
 from tornadoproxy.plugin.decisions import Permits
 from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import ModelRequest
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class ExchangeHandler(BaseHandler):
     exchange: Exchange
     _authenticating: asyncio.Task[Any] | None = None  # Any: the task's result is not used
     _held: HeldBody | None = None
+    _observers: Observers | None = None
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
@@ -85,6 +88,12 @@ class ExchangeHandler(BaseHandler):
         authorizes_now = plugins.authorizes and not self.asks_a_model()
         if authorizes_now and not await self.authorize(None):
             return
+        if plugins.observes:
+            self._observers = plugins.observe(self.exchange.request, identity)
+            if self._observers is not None:
+                self.add_transform(self._observers)
+        if identity.body_sha256 is not None:
+            self._digest = BodyDigest(identity.body_sha256)
         waiting = self.admit()
         if waiting is not None:
             await waiting
@@ -180,10 +189,24 @@ class ExchangeHandler(BaseHandler):
         try:
             if exchange.bytes_in > self.max_body():
                 raise self._body_too_large()
+            if self._observers is not None:
+                self._observers.request_body(chunk)
+            if self._digest is not None:
+                chunk = self._digest.feed(chunk)
             return self.take_body(chunk)
         except (BodyTooLarge, Overloaded) as error:
             self.end(error)
             return None
+
+    async def body_ended(self) -> None:
+        """Compare the whole body with the digest that the credential is for.
+
+        :raises AuthenticationFailed: it is another one.
+        """
+        assert self._digest is not None
+        waiting = self.take_body(self._digest.end())
+        if waiting is not None:
+            await waiting
 
     def take_body(self, chunk: bytes) -> Awaitable[None] | None:
         """Take a piece of the body.
@@ -246,6 +269,8 @@ class ExchangeHandler(BaseHandler):
         record = exchange.record(self.outcome, plugins.price(exchange.model, exchange.billed))
         if exchange.permits is not None:
             exchange.permits.settle(record)
+        if self._observers is not None:
+            self._observers.ended(record)
         plugins.request_finished(record)
 
     def release(self) -> None:

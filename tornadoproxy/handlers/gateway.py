@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from tornadoproxy.config.core_settings import (
-    ALLOWED_HOSTS,
-    ALLOWED_ORIGINS,
+from tornadoproxy.config.chat_settings import (
     CHAT_CACHE,
     CHAT_DEFAULT_MAX_TOKENS,
     CHAT_DROP_SAMPLING,
     CHAT_MODELS,
     CHAT_PREFILL,
     CHAT_STRICT,
+)
+from tornadoproxy.config.core_settings import (
+    ALLOWED_HOSTS,
+    ALLOWED_ORIGINS,
     HOST,
     MAX_CONCURRENT_REQUESTS,
     MAX_HELD_BODIES,
     MAX_QUEUED_REQUESTS,
+    MODELS,
     QUEUE_TIMEOUT,
 )
-from tornadoproxy.config.upstream_key import upstream_credential, upstream_key_fault
-from tornadoproxy.errors import CredentialRefused, ProxyError
+from tornadoproxy.errors import ProxyError
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
 from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.upstream.model_list import ModelList
+from tornadoproxy.upstream.pool import UpstreamPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.openai.chat_completions import Options
     from tornadoproxy.plugin.manager import Plugins
-    from tornadoproxy.upstream.client import UpstreamClient
-
-logger = logging.getLogger(__name__)
 
 _ID_BYTES = 12
 _IDS_AT_ONCE = 256
@@ -71,41 +70,6 @@ class InFlight(set[Request]):
             request.end(stopping, Outcome.DRAINED)
 
 
-class UpstreamKey:
-    """The proxy's own credential at the upstream, and whether the upstream accepts it.
-
-    :ivar header: the request header that carries it, as name and value.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.load(settings)
-
-    def load(self, settings: Settings) -> None:
-        """Take the key of `settings`."""
-        self.header = upstream_credential(settings)
-        self._settings = settings
-        self._is_refused = False
-
-    def check(self, status: int) -> CredentialRefused | None:
-        """Return the error for a response that refuses the key, and log the first one.
-
-        It is logged again after the key was reloaded, or after the upstream accepted it.
-
-        :param status: the response's.
-        """
-        if status == 401:
-            if not self._is_refused:
-                self._is_refused = True
-                logger.error(
-                    "%s, then reload or restart; requests fail with 502 until then",
-                    upstream_key_fault(self._settings),
-                )
-            return CredentialRefused()
-        if self._is_refused and status < 400:
-            self._is_refused = False
-        return None
-
-
 class Gateway:
     """The collaborators that serve the requests of one proxy. Each owns its own counters.
 
@@ -115,14 +79,14 @@ class Gateway:
     :ivar body_budget: the memory for request bodies.
     :ivar body_thread: parses and translates bodies that would block the event loop.
     :ivar models: the upstream's models.
-    :ivar upstream_key: the proxy's own credential.
+    :ivar upstreams: the upstreams that requests can go to.
     :ivar draining: whether the process is about to stop, so that it is no longer ready.
     """
 
     def __init__(self, *, settings: Settings, plugins: Plugins, instance: str) -> None:
         self.settings = settings
         self.plugins = plugins
-        self._upstream: UpstreamClient | None = None
+        self.upstreams = UpstreamPool(settings, plugins.upstreams, plugins.upstreams_order)
         self.instance = instance
         self.request_ids = request_ids()
         self.in_flight = InFlight()
@@ -134,7 +98,6 @@ class Gateway:
         self.body_budget = BodyBudget(settings[MAX_HELD_BODIES])
         self.body_thread = FairThread()
         self.models = ModelList(self._get)
-        self.upstream_key = UpstreamKey(settings)
         self.draining = False
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
@@ -142,13 +105,9 @@ class Gateway:
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
 
     @property
-    def upstream(self) -> UpstreamClient:
-        """The client to the upstream; it is not loaded at the start, since probes need none."""
-        if self._upstream is None:
-            from tornadoproxy.upstream.client import UpstreamClient
-
-            self._upstream = UpstreamClient(force_instance=True, settings=self.settings)
-        return self._upstream
+    def routes_by_body(self) -> bool:
+        """Whether the body of a request for a model decides where it goes, or may be changed."""
+        return self.upstreams.sole is None or self.plugins.prepares or bool(self.settings[MODELS])
 
     @cached_property
     def chat_options(self) -> Options:
@@ -157,7 +116,7 @@ class Gateway:
 
         return Options(
             default_max_tokens=self.settings[CHAT_DEFAULT_MAX_TOKENS],
-            models=self.settings[CHAT_MODELS],
+            models={**self.settings[MODELS], **self.settings[CHAT_MODELS]},
             strict=self.settings[CHAT_STRICT],
             drop_sampling=self.settings[CHAT_DROP_SAMPLING],
             prefill=self.settings[CHAT_PREFILL],
@@ -171,18 +130,22 @@ class Gateway:
         """
         self.plugins.configure(settings)
         self.settings = settings
-        self.upstream_key.load(settings)
+        self.upstreams.load(settings, self.plugins.upstreams, self.plugins.upstreams_order)
 
     def close(self) -> None:
         """Release the thread and the upstream's connections, once no request is left."""
         self.body_thread.close()
         self.models.close()
-        if self._upstream is not None:
-            self._upstream.close()
+        self.upstreams.close()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        status, body = await self.upstream.ask(self.settings, path, instance=self.instance)
-        refusal = self.upstream_key.check(status)
+        """Get the models, from the first upstream that lists them and can be used."""
+        target = self.upstreams.lister()
+        if target is None:
+            return 200, self.upstreams.models_of_settings()
+        wire = target.upstream.wire
+        status, body = await target.client.ask(path, instance=self.instance, wire=wire)
+        refusal = target.check_key(status)
         if refusal is not None:
             raise refusal
         return status, body

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tornadoproxy.config.core_settings import READY_NEEDS_UPSTREAM
 from tornadoproxy.handlers.base import BaseHandler
 from tornadoproxy.protocol.request_target import PROBES
 
@@ -34,16 +35,20 @@ class ProbeHandler(BaseHandler):
 class ReadyHandler(ProbeHandler):
     """Readiness: 503 while draining, so that a load balancer sends nothing more.
 
-    A database that fails changes no status: all proxies may share it, and a load balancer without
-    any proxy could not even show their errors.
+    With ``READY_NEEDS_UPSTREAM``, also while no upstream can be used. A database that fails changes
+    no status: all proxies may share it, and a load balancer without any proxy could not even show
+    their errors.
     """
 
     async def serve(self) -> None:
-        draining = self.gateway.draining
-        if draining:
+        gateway = self.gateway
+        status = "draining" if gateway.draining else "ok"
+        if gateway.settings[READY_NEEDS_UPSTREAM] and not gateway.upstreams.usable:
+            status = "no upstream can be used"
+        if status != "ok":
             self.set_status(503)
-        document: dict[str, object] = {"status": "draining" if draining else "ok"}
-        if databases := self.gateway.plugins.database_status():
+        document: dict[str, object] = {"status": status}
+        if databases := gateway.plugins.database_status():
             document["databases"] = {
                 plugin: {each.name: _figures(each) for each in states}
                 for plugin, states in databases.items()

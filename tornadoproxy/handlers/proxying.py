@@ -20,24 +20,30 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec.structs import replace
 from tornado.httputil import HTTPHeaders
 
-from tornadoproxy.config.core_settings import DEFAULT_ANTHROPIC_VERSION, UPSTREAM_BASE_URL
+from tornadoproxy.config.core_settings import DEFAULT_ANTHROPIC_VERSION
 from tornadoproxy.errors import LoopDetected
+from tornadoproxy.handlers.dispatch import Dispatch
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.request import ESTIMATED_OUTPUT, MAX_OUTPUT, ModelRequest
-from tornadoproxy.protocol.headers import has_been_here, request_head
+from tornadoproxy.protocol.headers import forwarded, has_been_here, request_head
+from tornadoproxy.protocol.model_name import mapped, read_routing, with_model
 from tornadoproxy.protocol.request_fields import read_request
 from tornadoproxy.upstream.call import Call, UpstreamRequest
+from tornadoproxy.upstream.target import failure_name
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from tornadoproxy.errors import ProxyError, UpstreamError
     from tornadoproxy.handlers.admission import Turn
     from tornadoproxy.handlers.event_stream import EventStream
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.plugin.request import Outcome
+    from tornadoproxy.protocol.model_name import RoutingFields
     from tornadoproxy.protocol.usage_reader import UsageReader
-    from tornadoproxy.upstream.connection import ResponseHead
+    from tornadoproxy.protocol.wire import OutgoingRequest, ResponseHead
+    from tornadoproxy.upstream.failover import Failover
+    from tornadoproxy.upstream.target import Target
 
 T = TypeVar("T")
 
@@ -60,10 +66,13 @@ class UpstreamHandler(ExchangeHandler):
     _uploads = False
     _events: EventStream | None = None
     _working: asyncio.Future[Any] | None = None  # Any: what the work returns
+    _routing: RoutingFields | None = None
+    _target: Target | None = None
+    _shown: Sequence[tuple[str, str]] = ()
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
-        self._call: Call | None = None
+        self._call: Call | Failover | None = None
         self._has_place = False
         self._usage: UsageReader | None = None
 
@@ -159,7 +168,9 @@ class UpstreamHandler(ExchangeHandler):
 
     def take_body(self, chunk: bytes) -> Awaitable[None] | None:
         if self._held is not None:
-            self._held.add(chunk, is_last=self.request.connection.has_come)  # type: ignore[union-attr]  # ours
+            # with a digest, the piece before the last one comes together with it
+            is_last = self._digest is None and self.request.connection.has_come  # type: ignore[union-attr]  # ours
+            self._held.add(chunk, is_last=is_last)
             return None
         return None if self._call is None else self._call.write(chunk)
 
@@ -177,35 +188,38 @@ class UpstreamHandler(ExchangeHandler):
         if not self.ended:
             await self.serve_held(held.take())
 
-    async def authorize_body(self, body: bytes) -> bool:
+    async def ask_plugins(self, body: bytes) -> bool:
         """Ask the plugins to authorize what is about to be sent to the upstream; see `authorize`.
 
         :param body: of a messages request.
         :raises InvalidRequest: its fields cannot be read.
         """
+        plugins = self.gateway.plugins
+        if not (plugins.authorizes or plugins.chooses):
+            return True
         fields = await self.work_on(len(body), read_request, body)
         if fields is None:
             return False
-        if self.exchange.requested_model is None:
-            self.exchange.requested_model = fields.model
+        exchange = self.exchange
+        if exchange.requested_model is None:
+            exchange.requested_model = fields.model
         models = self.gateway.models
         if (fields.max_tokens or 0) > ESTIMATED_OUTPUT:
             # most requests ask for less than any model's limit, and need not know it
             await models.known()
             if self.ended:
                 return False
-        return await self.authorize(
-            ModelRequest(
-                model=fields.model,
-                models=fields.models,
-                max_tokens=fields.max_tokens,
-                stream=bool(fields.stream),
-                size=self.exchange.bytes_in,
-                input_tokens=fields.input_tokens,
-                max_output=models.max_tokens(fields.models) or MAX_OUTPUT,
-                price=self.gateway.plugins.price,
-            )
+        exchange.model_request = ModelRequest(
+            model=fields.model,
+            models=fields.models,
+            max_tokens=fields.max_tokens,
+            stream=bool(fields.stream),
+            size=exchange.bytes_in,
+            input_tokens=fields.input_tokens,
+            max_output=models.max_tokens(fields.models) or MAX_OUTPUT,
+            price=plugins.price,
         )
+        return not plugins.authorizes or await self.authorize(exchange.model_request)
 
     async def work_on(self, size: int, work: Callable[..., T], *arguments: object) -> T | None:
         """Return what `work` returns. It runs in a thread for a body larger than `IN_THREAD`.
@@ -243,38 +257,81 @@ class UpstreamHandler(ExchangeHandler):
         :param drop: the names of client headers that are not forwarded this time.
         :param add: headers besides the client's.
         """
-        gateway = self.gateway
-        base = gateway.settings[UPSTREAM_BASE_URL]
+        gateway, exchange = self.gateway, self.exchange
+        plugins = gateway.plugins
         method = self.request.method or ""
-        if gateway.plugins.credential_headers:
-            drop |= gateway.plugins.credential_headers
-        head = request_head(
-            method,
-            base.prefix + target,
+        if plugins.credential_headers:
+            drop |= plugins.credential_headers
+        fields = forwarded(
             self.request.headers,
-            authority=base.authority,
-            instance=gateway.instance,
-            credential=gateway.upstream_key.header,
             default_version=version or gateway.settings[DEFAULT_ANTHROPIC_VERSION],
             drop=drop,
             add=add,
         )
-        self.exchange.upstream_started_at = time.monotonic()
-        upstream = gateway.upstream
-        request = UpstreamRequest(
-            origin=upstream.origin, method=method, head=head, body=body, chunked=chunked
+        exchange.upstream_started_at = time.monotonic()
+        sole = gateway.upstreams.sole
+        if sole is None or plugins.prepares:
+            model = None if self._routing is None else self._routing.model
+            dispatch = Dispatch(gateway, exchange, method, target, fields, body, chunked, model)
+            self._call = dispatch.start(self, self._session)
+            return
+        base = sole.upstream.base_url
+        head = request_head(
+            method,
+            base.prefix + target,
+            fields,
+            authority=base.authority,
+            instance=gateway.instance,
+            credential=sole.credential,
         )
-        self._call = upstream.send(request, self)
+        self._target = sole
+        exchange.upstream = sole.name
+        exchange.attempts = 1
+        request = UpstreamRequest(
+            origin=sole.client.origin, method=method, head=head, body=body, chunked=chunked
+        )
+        self._call = sole.client.send(request, self)
+
+    @property
+    def _session(self) -> str:
+        """What requests have in common that should stay on one upstream."""
+        user = None if self._routing is None else self._routing.user_id
+        return self.exchange.session_id or user or self._principal
+
+    async def route(self, body: bytes, models: Mapping[str, str]) -> bytes | None:
+        """Read what decides where a request goes.
+
+        :param models: what models are called upstream, by their names in requests.
+        :returns: the body, with that model; ``None`` if the request ended meanwhile.
+        """
+        routing = await self.work_on(len(body), read_routing, body)
+        if routing is None:
+            return None
+        self._routing = routing
+        if routing.model is None:
+            return body
+        if self.exchange.requested_model is None:
+            self.exchange.requested_model = routing.model
+        model = mapped(routing.model, models)
+        if model == routing.model:
+            return body
+        self._routing = replace(routing, model=model)
+        return with_model(body, model)
 
     # -- the response
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         """Begin the response; see `Receiver`."""
-        refusal = self.gateway.upstream_key.check(head.status)
+        exchange, target = self.exchange, self._target
+        assert target is not None
+        now = time.monotonic()
+        if type(self._call) is Call:
+            target.responded(head.status, now - (exchange.upstream_started_at or now))
+        refusal = target.check_key(head.status)
         if refusal is not None:
             self.end(refusal)
             return
-        self.exchange.first_byte_at = time.monotonic()
+        exchange.first_byte_at = now
         if self._held is not None:  # no further attempt needs it
             self._held.release()
             self._held = None
@@ -285,7 +342,24 @@ class UpstreamHandler(ExchangeHandler):
 
     def on_failure(self, error: UpstreamError) -> None:
         """See `Receiver`."""
+        if type(self._call) is Call and self._target is not None:
+            self._target.broke(failure_name(error))
         self.end(error)
+
+    def on_upstream(self, target: Target, outgoing: OutgoingRequest, attempts: int) -> None:
+        """See `FailoverReceiver`."""
+        self._target = target
+        self._shown = [("X-Tornadoproxy-Upstream", target.name)]
+        if outgoing.ignored:
+            self._shown.append(("X-Tornadoproxy-Ignored", ", ".join(outgoing.ignored)))
+        self.exchange.upstream = target.name
+        self.exchange.attempts = attempts
+
+    def on_failed_attempt(self, reason: str) -> None:
+        """See `FailoverReceiver`."""
+        exchange = self.exchange
+        exchange.failed_attempts = (*exchange.failed_attempts, reason)
+        exchange.attempts = len(exchange.failed_attempts)
 
     def headers_for_client(self, head: ResponseHead) -> Sequence[tuple[str, str]]:
         """Return the response's headers without those that a plugin withholds from this client."""
@@ -354,3 +428,8 @@ class UpstreamHandler(ExchangeHandler):
             self.exchange.usage = self._usage.usage
             self.exchange.stop_reason = self._usage.stop_reason
             self.exchange.first_token_at = self._usage.first_token_at
+        if self._routing is not None and self._target is not None:
+            # a name that only the settings give to a model has no price
+            own, there = self._routing.model, self.exchange.model
+            if own and there and self._target.upstream.model(own) == there:
+                self.exchange.model = own

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.config.core_settings import (
     MAX_BODY_SIZE,
+    MODELS,
     REWRITE_RESULTS_URL,
     SSE_KEEPALIVE_INTERVAL,
 )
@@ -26,6 +27,7 @@ from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, Upstr
 from tornadoproxy.protocol import results_url
 from tornadoproxy.protocol.decompression import readable_codings
 from tornadoproxy.protocol.headers import (
+    add_fields,
     is_encoded,
     is_event_stream,
     is_json,
@@ -34,14 +36,16 @@ from tornadoproxy.protocol.headers import (
 from tornadoproxy.protocol.request_target import asks_a_model
 from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader
+from tornadoproxy.upstream.routing import keeps, made_id, names_a_model
 
 if TYPE_CHECKING:
     from tornadoproxy.handlers.gateway import Gateway
-    from tornadoproxy.upstream.connection import ResponseHead
+    from tornadoproxy.protocol.wire import ResponseHead
 
 HELD_BODY = 1024 * 1024
 """The largest request body that is held until it is whole, in bytes."""
 
+_MAX_MADE = 64 * 1024  # bytes of a response that says what was made
 _CODING = frozenset({"Accept-Encoding"})
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _FRAMING = frozenset({"Transfer-Encoding"})
@@ -52,6 +56,7 @@ class RelayHandler(UpstreamHandler):
 
     _rewriting: list[bytes] | None = None
     _ends_with_connection = False
+    _making: bytes | None = None
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
@@ -62,17 +67,28 @@ class RelayHandler(UpstreamHandler):
 
     def max_body(self) -> int:
         largest = self.gateway.settings[MAX_BODY_SIZE]
-        return min(largest, MAX_MESSAGE_BODY) if self._needs_authorization() else largest
+        return min(largest, MAX_MESSAGE_BODY) if self._needs_whole_body() else largest
 
     def max_body_hint(self) -> str:
-        return MESSAGE_HINT if self._needs_authorization() else MAX_BODY_SIZE.name
+        return MESSAGE_HINT if self._needs_whole_body() else MAX_BODY_SIZE.name
 
-    def _needs_authorization(self) -> bool:
-        return self.gateway.plugins.authorizes and self.asks_a_model()
+    def _reads_body(self) -> bool:
+        """Whether the body has to be read, for plugins or to choose the upstream."""
+        gateway = self.gateway
+        if gateway.plugins.authorizes and self._asks_a_model:
+            return True
+        return gateway.routes_by_body and names_a_model(
+            self.request.method or "", self.request.path
+        )
+
+    def _needs_whole_body(self) -> bool:
+        return self._reads_body() or self.gateway.upstreams.needs_body
 
     def holds(self, length: int, *, chunked: bool) -> bool:
-        if self._needs_authorization():
+        if self._reads_body():
             self.check_body_is_plain()
+            return True
+        if self.gateway.upstreams.needs_body and (chunked or length > 0):
             return True
         return not chunked and 0 < length <= HELD_BODY
 
@@ -80,11 +96,19 @@ class RelayHandler(UpstreamHandler):
         self._send(None if has_body else b"", chunked=chunked)
 
     async def serve_held(self, body: bytes) -> None:
-        if not self._needs_authorization() or await self.authorize_body(body):
-            self._send(body)
+        if self._reads_body():
+            if self.gateway.routes_by_body:
+                routed = await self.route(body, self.gateway.settings[MODELS])
+                if routed is None:
+                    return
+                body = routed
+            if self._asks_a_model and not await self.ask_plugins(body):
+                return
+        self._send(body)
 
     def begin_response(self, head: ResponseHead) -> None:
         headers = response_headers(head.status, self.headers_for_client(head))
+        add_fields(headers, self._shown)
         self._headers = headers  # Tornado's `add_header` would validate each one again
         self.set_status(head.status, head.reason)
         if not head.reason:
@@ -100,8 +124,13 @@ class RelayHandler(UpstreamHandler):
                 self._ends_with_connection = True
         if self._rewriting is not None and not is_json(headers):
             self._rewriting = None
+        makes = self.request.method == "POST" and keeps(self.request.path)
+        if makes and head.status < 300 and self.gateway.upstreams.sole is None:
+            self._making = b""
 
     def on_data(self, chunk: bytes) -> None:
+        if self._making is not None and len(self._making) < _MAX_MADE:
+            self._making += chunk
         if self._rewriting is not None:
             self._rewriting.append(chunk)
             return
@@ -110,6 +139,10 @@ class RelayHandler(UpstreamHandler):
         self.pass_on(chunk)
 
     def on_end(self) -> None:
+        if self._making:
+            made = made_id(self._making)
+            if made is not None and self._target is not None:
+                self.gateway.upstreams.made(made, self._target)
         if self._ends_with_connection and self._events and not self._events.between_events:
             # to HTTP the response is complete, but an event without its end shows that it is not
             self.end(UpstreamClosed("The upstream ended its response within an event."))
@@ -133,8 +166,10 @@ class RelayHandler(UpstreamHandler):
         """Return the ``Accept-Encoding`` for the upstream; ``None`` keeps the client's own."""
         settings, headers = self.gateway.settings, self.request.headers
         if self._asks_a_model:
-            # neither a ping nor an error event can be put into a compressed stream
-            if settings[SSE_KEEPALIVE_INTERVAL] and (body is None or _STREAM.search(body)):
+            # neither a ping nor an error event can be put into a compressed stream, and its events
+            # decide whether another upstream is asked
+            looks_inside = settings[SSE_KEEPALIVE_INTERVAL] or self.gateway.upstreams.sole is None
+            if looks_inside and (body is None or _STREAM.search(body)):
                 return "identity"
             if "Accept-Encoding" in headers:
                 accepted = headers["Accept-Encoding"]

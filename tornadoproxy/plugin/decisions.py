@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from inspect import CO_COROUTINE
@@ -12,12 +13,17 @@ from msgspec.structs import replace
 
 from tornadoproxy.plugin.failures import OurOwnError
 from tornadoproxy.plugin.request import Identity
+from tornadoproxy.protocol.headers import is_field
+from tornadoproxy.protocol.wire import OutgoingRequest
 
 if TYPE_CHECKING:
     from tornadoproxy.plugin.request import RequestRecord
 
     Settle = Callable[[RequestRecord], None]
     Tell = Callable[[str, str, Settle, RequestRecord], None]
+
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+_TARGET = re.compile(r"/[!-~]*")  # RFC 9112 §3.2.1, a little wider
 
 _Ended = tuple[object, BaseException | None]  # as `outcome` returns it
 
@@ -29,8 +35,8 @@ class Question(Struct, frozen=True):
     """A deciding hook that the plugins are asked.
 
     :param hook: its name.
-    :param first_counts: whether the first result decides, and a request without one is rejected;
-        otherwise every plugin is asked.
+    :param first_counts: whether the first result decides; otherwise every plugin is asked.
+    :param passes_on: whether each plugin gets the result of the one before as its last argument.
     :param result: what a result other than ``None`` must be, in words.
     :param unavailable: the client's message when a plugin failed.
     """
@@ -39,6 +45,7 @@ class Question(Struct, frozen=True):
     first_counts: bool
     result: str
     unavailable: str
+    passes_on: bool = False
 
 
 WHO = Question(
@@ -54,6 +61,19 @@ MAY_ENTER = Question(
     unavailable="Authorization is temporarily unavailable: try again.",
 )
 MAY = replace(MAY_ENTER, hook="authorize")
+WHERE = Question(
+    "choose_upstream",
+    first_counts=True,
+    result="a list of names out of upstreams",
+    unavailable="The choice of an upstream is temporarily unavailable: try again.",
+)
+HOW = Question(
+    "prepare_request",
+    first_counts=False,
+    result="an OutgoingRequest with valid headers",
+    unavailable="The request could not be prepared for the upstream: try again.",
+    passes_on=True,
+)
 
 
 def run(asking: Asking) -> Any | Awaitable[Any]:
@@ -78,6 +98,17 @@ def is_valid_identity(_plugin: str, result: object) -> bool:
     return isinstance(result, Identity) and _fault_of(result) is None
 
 
+def is_valid_request(_plugin: str, result: object) -> bool:
+    """Return whether `result` is a valid result of `HOW`."""
+    return (
+        isinstance(result, OutgoingRequest)
+        and (result.body is None or isinstance(result.body, bytes))
+        and all(is_field(name, value) for name, value in result.headers)
+        and _TARGET.fullmatch(result.target) is not None
+        and result.method.isalpha()
+    )
+
+
 def invalid_result(question: Question, result: object) -> OurOwnError:
     """Return the failure of a plugin whose `result` is invalid."""
     if isinstance(result, Identity) and (fault := _fault_of(result)):
@@ -94,6 +125,9 @@ def _fault_of(identity: Identity) -> str | None:
         return "its Identity's principal must be a non-empty str"
     if not isinstance(anonymous, bool):
         return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
+    digest: object = identity.body_sha256
+    if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        return "its Identity's body_sha256 must be 64 hexadecimal digits"
     if not isinstance(groups, tuple):
         return f"its Identity's groups must be a tuple of str, not a {type(groups).__name__}"
     if groups and not all(isinstance(group, str) and group for group in groups):

@@ -6,8 +6,13 @@ An invalid declaration raises a `ConfigurationError` with the faults of all plug
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tornadoproxy.config.consistency import of_upstream
+from tornadoproxy.config.core_settings import UPSTREAMS_FILE
+from tornadoproxy.config.upstreams import Upstream, default_upstreams
+from tornadoproxy.config.upstreams_file import UpstreamEntries
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 from tornadoproxy.plugin.hookspecs import INACTIVE
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.upstreams_file import UpstreamsOrder
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.storage.contract import DatabaseStatus
@@ -74,6 +80,34 @@ def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
         raise ConfigurationError(*faults)
     pages.sort(key=lambda each: not each[1].overrides)
     return tuple(pages)
+
+
+def upstreams_of(
+    calls: list[PluginCall], settings: Settings
+) -> tuple[tuple[Upstream, ...], UpstreamsOrder]:
+    """Return all upstreams, and how one of them is chosen.
+
+    Those of the file come first, in its order.
+    """
+    entries = UpstreamEntries(settings[UPSTREAMS_FILE], settings)
+    found = [entry.upstream() for entry in entries.of_kind("anthropic")]
+    results, faults = _ask_all("upstreams", calls, _checked_upstreams, entries)
+    order = entries.order()
+    entries.check()
+    found += [upstream for _, made in results for upstream in made]
+    if settings[UPSTREAMS_FILE] is None:
+        found = [*default_upstreams(settings), *found]
+    names = [upstream.name for upstream in found]
+    faults += entries.faults or (
+        f"there are several upstreams of the name {name!r}: rename one"
+        for name, count in Counter(names).items()
+        if count > 1
+    )
+    faults += [fault for each in found for fault in of_upstream(settings, each)]
+    if faults:
+        raise ConfigurationError(*faults)
+    found.sort(key=lambda each: entries.place(each.name))
+    return tuple(found), order
 
 
 def databases_of(
@@ -147,6 +181,15 @@ def _checked_name(name: object) -> str:
         return credential_name(name)
     except ValueError as error:
         raise OurOwnError(f"{name!r} {error}") from None
+
+
+def _checked_upstreams(_plugin: str, found: Iterable[object]) -> list[Upstream]:
+    made = []
+    for upstream in found:
+        if not isinstance(upstream, Upstream):
+            raise OurOwnError(f"its {type(upstream).__name__} is not an Upstream")
+        made.append(upstream)
+    return made
 
 
 def _checked_pages(_plugin: str, pages: Iterable[object]) -> list[Page]:

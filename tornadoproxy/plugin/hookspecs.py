@@ -16,7 +16,7 @@ nothing. *Declaring* hooks run once, and a failure ends the start.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -26,11 +26,15 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.upstreams import Upstream, UpstreamStatus
+    from tornadoproxy.config.upstreams_file import UpstreamEntries
     from tornadoproxy.plugin.commands import Command
     from tornadoproxy.plugin.decisions import Permit
+    from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
+    from tornadoproxy.protocol.wire import OutgoingRequest
     from tornadoproxy.storage.contract import DatabaseLocation, DatabaseStatus
     from tornadoproxy.storage.database import Database
 
@@ -63,6 +67,7 @@ class Status(Struct, frozen=True):
     :param plugin_refusals: failures by plugin that refused a request; likewise.
     :param draining: whether the proxy is stopping.
     :param databases: by plugin, what `database_status` has returned; nothing for a plugin without.
+    :param upstreams: the figures of each upstream.
     """
 
     in_flight: int
@@ -75,6 +80,7 @@ class Status(Struct, frozen=True):
     plugin_refusals: Mapping[str, int]
     draining: bool
     databases: Mapping[str, tuple[DatabaseStatus, ...]] = {}
+    upstreams: tuple[UpstreamStatus, ...] = ()
 
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -130,6 +136,21 @@ def configure(settings: Settings) -> str | Inactive | None:
     Raise `ConfigurationError` with one line that names the variable and what to do: at start the
     process ends with it; on SIGHUP it is logged, and every plugin is configured with the earlier
     settings again. Any other exception does the same, but is reported by its type alone.
+    """
+
+
+@hookspec
+def upstreams(entries: UpstreamEntries) -> Iterable[Upstream]:  # type: ignore[empty-body]  # a specification
+    """Return upstreams, and how each is reached. Declaring.
+
+    Runs after every `configure`, at start and on SIGHUP. ``entries`` are those of
+    ``UPSTREAMS_FILE``, of which a plugin takes the kinds that it brings:
+    ``entries.of_kind("acme")``; see `UpstreamEntry`. It may return others as well. A `Wire` says
+    how requests and responses of an upstream differ from the Anthropic API's. Must be sync, and
+    must not ask the network: credentials are loaded when the first request needs them.
+
+    An exception, a name that is taken, or anything but upstreams ends the start; on SIGHUP it is
+    logged, and the earlier upstreams stay.
     """
 
 
@@ -248,6 +269,57 @@ def authorize(
       returns nevertheless is settled.
 
     Without a plugin that implements it, bodies are not parsed for it.
+    """
+
+
+@hookspec
+def choose_upstream(
+    request: IncomingRequest,
+    identity: Identity,
+    model_request: ModelRequest | None,
+    upstreams: tuple[str, ...],
+) -> Awaitable[Sequence[str] | None] | Sequence[str] | None:
+    """Choose the upstreams that a request may go to, in this order. Deciding; the first counts.
+
+    Runs once the request is authorized, if there are several upstreams. ``upstreams`` are the
+    names of those that serve its path and model, in the order in which the proxy would try them.
+    ``model_request`` is as for `authorize`. Sync or async, within ``PLUGIN_TIMEOUT`` seconds for
+    each plugin.
+
+    - ``None``: no opinion; the next plugin is asked. Without any, the order is the proxy's.
+    - names: only those are tried, in this order; one that rests after failures comes last.
+    - raise `Denied`: refused, as in `authorize`.
+    - any other exception or result, an unknown name, or a missed deadline: 503.
+    """
+
+
+@hookspec
+def prepare_request(
+    request: IncomingRequest, identity: Identity, outgoing: OutgoingRequest
+) -> Awaitable[OutgoingRequest | None] | OutgoingRequest | None:
+    """Change what is sent to an upstream. Deciding; each gets what the one before returned.
+
+    Runs for each attempt to send a request, after the upstream is chosen, and before the request
+    gets the upstream's form and credential. ``outgoing`` is in the form of the Anthropic API,
+    whatever the client's is. Its body is whole for messages, chat completions and counts of their
+    tokens, up to 32 MB; for every other request that has one it is ``None``. The headers hold no
+    credential of the client's; a header that is added may be one. Sync or async, within
+    ``PLUGIN_TIMEOUT`` seconds for each plugin.
+
+    - ``None``: unchanged, byte for byte.
+    - an `OutgoingRequest`: sent in its place; ``msgspec.structs.replace`` makes it.
+    - raise `Denied` or `InvalidRequest`: refused; nothing is sent.
+    - any other exception or result, or a missed deadline: 503, and nothing is sent.
+    """
+
+
+@hookspec
+def observe(request: IncomingRequest, identity: Identity) -> Observer | None:
+    """Return who observes what passes in a request. Observing; must be sync, and must not block.
+
+    Runs once a request is admitted, before its body is read. An `Observer` sees body and response
+    as they pass between the client and this proxy; each call of it is isolated. Without one, a
+    request costs nothing more.
     """
 
 

@@ -14,8 +14,16 @@ from tornadoproxy.plugin.failures import discard
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-GENERATOR_HOOKS = ("declare_settings", "commands", "credential_headers", "pages", "database_status")
-SYNC_HOOKS = (*GENERATOR_HOOKS, "configure", "databases", "price", "request_finished")
+GENERATOR_HOOKS = (
+    *("declare_settings", "commands", "credential_headers", "database_status", "pages"),
+    "upstreams",
+)
+SYNC_HOOKS = (
+    *GENERATOR_HOOKS,
+    *("configure", "databases", "observe", "price", "request_finished"),
+)
+
+_ORDINARY = frozenset({"admit", "observe", "pages", "price"})
 
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -101,14 +109,14 @@ class Implementations:
 
         It has a hook's name, or its name is similar to a hook that the plugin lacks and it takes
         only arguments of that hook: a helper seldom does both. Without arguments the name must be
-        more similar. Short names are left out, since they resemble ordinary words: admit, admin.
+        more similar. Hooks that resemble ordinary words are left out: admit, admin.
         """
         if name in self._hooks:
             raise RefusedError(
                 f"its {name} is not marked: put @tornadoproxy.hookimpl above it, or rename it if "
                 "it is not the hook"
             )
-        lacking = [hook for hook in self._hooks if hook not in implemented and len(hook) > 5]
+        lacking = [hook for hook in self._hooks if hook not in {*implemented, *_ORDINARY}]
         try:
             taken = set(inspect.signature(function).parameters)
         except (TypeError, ValueError):

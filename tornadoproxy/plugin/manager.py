@@ -31,15 +31,18 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
-from tornadoproxy.errors import ClientError, ConfigurationError, PluginFailed, ProxyError
+from tornadoproxy.config.upstreams_file import UpstreamsOrder
+from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.plugin.asking import Asker, observers_of
 from tornadoproxy.plugin.decisions import (
+    HOW,
     MAY,
     MAY_ENTER,
+    WHERE,
     WHO,
     Asking,
-    Question,
-    invalid_result,
     is_valid_identity,
+    is_valid_request,
     run,
 )
 from tornadoproxy.plugin.declarations import (
@@ -50,6 +53,7 @@ from tornadoproxy.plugin.declarations import (
     credential_headers_of,
     databases_of,
     pages_of,
+    upstreams_of,
 )
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import (
@@ -60,22 +64,24 @@ from tornadoproxy.plugin.failures import (
     held_the_loop,
     log_failure,
     log_now_and_then,
-    outcome,
 )
 from tornadoproxy.plugin.pricing import Pricing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.upstreams import Upstream
     from tornadoproxy.plugin.decisions import Permits
     from tornadoproxy.plugin.entry_points import Point
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase, Status
     from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
+    from tornadoproxy.protocol.wire import OutgoingRequest
     from tornadoproxy.storage.contract import DatabaseStatus
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
@@ -91,23 +97,29 @@ class Plugins:
     :ivar refusals: failures by plugin that refused a request.
     :ivar admits: whether any plugin implements `admit`.
     :ivar authorizes: whether any plugin implements `authorize`.
+    :ivar chooses: whether any plugin implements `choose_upstream`.
+    :ivar prepares: whether any plugin implements `prepare_request`.
+    :ivar observes: whether any plugin implements `observe`.
+    :ivar upstreams: the upstreams of the settings and of the plugins, and their order.
     :ivar credential_headers: request headers that do not go upstream, in ``Http-Header-Case``.
     """
 
     def __init__(self, found: FoundPlugins) -> None:
         self.failures: Counter[str] = Counter()
-        self.refusals: Counter[str] = Counter()
+        self._asker = Asker(PLUGIN_TIMEOUT.default)
+        self.refusals = self._asker.refusals
         self._found = found
         self._infos = found.described()
         self._declared = tuple(found.settings)
         self._settings: Settings | None = None
-        self._timeout = PLUGIN_TIMEOUT.default
         self._configurers = found.calls("configure")
         self._list_calls()
         self._unstarted = {starter.plugin for starter in self._starters}
         self._inactive: frozenset[str] = frozenset()
         self._pages: tuple[tuple[str, Page], ...] = ()
         self.credential_headers: frozenset[str] = frozenset()
+        self.upstreams: tuple[Upstream, ...] = ()
+        self.upstreams_order = UpstreamsOrder()
 
     @classmethod
     def load(
@@ -178,6 +190,7 @@ class Plugins:
                 )
             else:
                 check_unchanged(self._inactive, inactive)
+            upstreams = upstreams_of(self._upstream_makers, settings)
             # earlier names stay: a request in flight may carry such a header
             self.credential_headers |= credential_headers_of(self._header_namers)
         except ConfigurationError:
@@ -185,7 +198,8 @@ class Plugins:
                 self._restore(self._settings)
             raise
         self._settings = settings
-        self._timeout = self._pricing.timeout = settings[PLUGIN_TIMEOUT]
+        self.upstreams, self.upstreams_order = upstreams
+        self._asker.timeout = self._pricing.timeout = settings[PLUGIN_TIMEOUT]
         return lines
 
     async def startup(self, status: Callable[[], Status]) -> None:
@@ -228,7 +242,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if all return ``None``.
         :raises PluginFailed: a plugin failed.
         """
-        return run(self._ask(WHO, self._authenticators, (request,), is_valid_identity))
+        return run(self._who(request))
 
     def admit(
         self, request: IncomingRequest, identity: Identity, permits: Permits
@@ -239,7 +253,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal.
         :raises PluginFailed: a plugin failed.
         """
-        return run(self._ask(MAY_ENTER, self._admitters, (request, identity), permits.add))
+        return run(self._asker.ask(MAY_ENTER, self._admitters, (request, identity), permits.add))
 
     def authorize(
         self,
@@ -255,7 +269,36 @@ class Plugins:
         :raises PluginFailed: a plugin failed.
         """
         asked = (request, identity, model_request)
-        return run(self._ask(MAY, self._authorizers, asked, permits.add))
+        return run(self._asker.ask(MAY, self._authorizers, asked, permits.add))
+
+    def choose_upstream(
+        self,
+        request: IncomingRequest,
+        identity: Identity,
+        model_request: ModelRequest | None,
+        upstreams: tuple[str, ...],
+    ) -> Awaitable[Sequence[str] | None] | Sequence[str] | None:
+        """Ask which upstreams a request may go to; ``None`` if no plugin has an opinion.
+
+        :return: names out of `upstreams`, or an awaitable; it raises as `authorize` does.
+        """
+
+        def is_valid(_plugin: str, names: object) -> bool:
+            return isinstance(names, (list, tuple)) and bool(names) and {*names} <= {*upstreams}
+
+        asked = (request, identity, model_request, upstreams)
+        return run(self._asker.ask(WHERE, self._choosers, asked, is_valid))
+
+    def prepare_request(
+        self, request: IncomingRequest, identity: Identity, outgoing: OutgoingRequest
+    ) -> Awaitable[OutgoingRequest] | OutgoingRequest:
+        """Return what is sent in place of `outgoing`, or an awaitable; see `choose_upstream`."""
+        asked = (request, identity, outgoing)
+        return run(self._asker.ask(HOW, self._preparers, asked, is_valid_request))
+
+    def observe(self, request: IncomingRequest, identity: Identity) -> Observers | None:
+        """Return the observers of a request; ``None`` if no plugin observes it. Never raises."""
+        return observers_of(self._watchers, request, identity, self.count_failure)
 
     def price(self, model: str | None, usage: Usage) -> int | None:
         """Return the cost of `usage` in billionths of a US dollar; ``None`` if it is unknown.
@@ -292,65 +335,20 @@ class Plugins:
             self.count_failure(
                 plugin, hook, OurOwnError("it returned an awaitable, which nothing awaits")
             )
-        elif (took := monotonic() - began) > self._timeout:
-            self.count_failure(plugin, hook, held_the_loop(took, self._timeout))
+        elif (took := monotonic() - began) > self._asker.timeout:
+            self.count_failure(plugin, hook, held_the_loop(took, self._asker.timeout))
 
     def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
         """Count and log a failure of `plugin` in `hook` that refused no request."""
         self.failures[plugin] += 1
         log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
 
-    def _ask(
-        self,
-        question: Question,
-        calls: list[PluginCall],
-        asked: tuple[IncomingRequest, *tuple[object, ...]],
-        take: Callable[[str, object], bool],
-    ) -> Asking:
-        """Ask each plugin; yield each awaitable result, and be sent its outcome.
-
-        :param take: returns whether a result is valid, and keeps a permit.
-        :return: the first result, if that decides.
-        """
-        for plugin, ask in calls:
-            result: object = None
-            failed: BaseException | None = None
-            began = monotonic()
-            try:
-                result = ask(*asked)
-            except BaseException as error:
-                failed = error
-            if (took := monotonic() - began) > self._timeout:
-                take(plugin, result)  # a permit must be settled
-                discard(result)
-                failed = held_the_loop(took, self._timeout)
-            elif result is None or take(plugin, result):
-                pass
-            elif inspect.isawaitable(result):
-                # a late result does not count, but a permit must be settled
-                result, failed = yield outcome(result, self._timeout, late=partial(take, plugin))
-                if result is not None and not take(plugin, result):
-                    discard(result)
-                    failed = invalid_result(question, result)
-            else:
-                failed = invalid_result(question, result)
-            if failed is not None:
-                # outside the except block: the plugin's exception must not become the context
-                raise self._refusal(question, plugin, failed)
-            if result is not None and question.first_counts:
-                return result
-        if question.first_counts:
-            raise asked[0].authentication_failed()
-        return None
-
-    def _refusal(self, question: Question, plugin: str, error: BaseException) -> ProxyError:
-        """Return `error` if it is a plugin's refusal, else count a failure of `plugin`."""
-        if isinstance(error, ClientError) and 400 <= error.status <= 599:
-            return error
-        self.refusals[plugin] += 1
-        message = f"plugin %r failed in {question.hook}, request refused"
-        log_now_and_then(message, self.refusals[plugin], plugin, error)
-        return PluginFailed(question.unavailable, retry_after=1)
+    def _who(self, request: IncomingRequest) -> Asking:
+        asking = self._asker.ask(WHO, self._authenticators, (request,), is_valid_identity)
+        identity = yield from asking
+        if identity is None:
+            raise request.authentication_failed()
+        return identity
 
     def _list_calls(self, inactive: frozenset[str] = frozenset()) -> None:
         """List, for each hook, the implementations of the plugins that are not inactive."""
@@ -364,12 +362,19 @@ class Plugins:
         self._authenticators = active("authenticate")
         self._admitters = active("admit")
         self._authorizers = active("authorize")
+        self._upstream_makers = active("upstreams")
+        self._choosers = active("choose_upstream")
+        self._preparers = active("prepare_request")
+        self._watchers = active("observe")
         self._pricing = Pricing(active("price"), self.count_failure)
         self._observers = active("request_finished")
         self._stoppers = active("shutdown")
         self._database_owners = active("database_status")
         self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
+        self.chooses = bool(self._choosers)
+        self.prepares = bool(self._preparers)
+        self.observes = bool(self._watchers)
 
     def _deactivate(self, inactive: frozenset[str]) -> None:
         """Stop calling those plugins."""

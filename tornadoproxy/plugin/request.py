@@ -69,11 +69,14 @@ class Identity(Struct, frozen=True):
     :param anonymous: whether the client is unknown. The core accepts anonymous requests only with
         a loopback or configured ``Host``, and never from a web page of another origin.
     :param groups: the groups that the principal belongs to.
+    :param body_sha256: the SHA-256 digest that the request's body must have, in hexadecimal, where
+        the credential is valid for one body only; ``None`` for any body.
     """
 
     principal: str
     anonymous: bool = False
     groups: tuple[str, ...] = ()
+    body_sha256: str | None = None
 
 
 class IncomingRequest(Struct, frozen=True):
@@ -285,6 +288,10 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     :param parent_agent_id: the agent that started this one.
     :param traceparent: the client's trace context (https://www.w3.org/TR/trace-context/).
     :param tracestate: of the same trace context.
+    :param upstream: the upstream whose response was sent; ``None`` if none was.
+    :param attempts: how many upstreams were asked.
+    :param failed_attempts: why each of them failed that did not respond in the end:
+        ``"eu: 529 overloaded_error"``.
     """
 
     time: float
@@ -315,6 +322,9 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     parent_agent_id: str | None
     traceparent: str | None = None
     tracestate: str | None = None
+    upstream: str | None = None
+    attempts: int = 0
+    failed_attempts: tuple[str, ...] = ()
 
     def by_model(self) -> tuple[ModelUsage, ...]:
         """Return usage and cost of each model: `model` first, then ``usage.others``.

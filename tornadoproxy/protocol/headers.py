@@ -62,6 +62,7 @@ _VIA = "1.1 tornadoproxy-"
 
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
 
 # the headers that the protocol needs, and those that a `RequestRecord` holds and logs show
 _NO_CREDENTIAL = frozenset(
@@ -178,45 +179,62 @@ def add_fields(headers: HTTPHeaders, fields: Iterable[tuple[str, str]]) -> None:
             lines[key] = [value.strip(" \t")]
 
 
-def request_head(
-    method: str,
-    target: str,
+def forwarded(
     headers: HTTPHeaders,
     *,
-    authority: str,
-    instance: str,
-    credential: tuple[str, str] | None,
     default_version: str,
     drop: frozenset[str] = frozenset(),
     add: Iterable[tuple[str, str]] = (),
-) -> bytes:
-    """Return the head of the request that goes upstream, its final blank line included.
+) -> list[tuple[str, str]]:
+    """Return the header fields of a client's request that go upstream.
 
-    :param target: the request target for the upstream.
-    :param headers: the client's headers, which stay unchanged.
-    :param authority: the upstream's ``Host``.
-    :param instance: this proxy's name in ``Via``.
-    :param credential: the header with the upstream's key.
+    :param headers: the client's, which stay unchanged.
     :param default_version: the ``anthropic-version`` if the client sends none.
     :param drop: the names of further headers that do not cross, in ``Http-Header-Case``.
     :param add: headers that are added.
     """
     ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, headers.get("Connection", ""))
-    lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
-    lines += [
-        f"{name}: {value}"
-        for name, value in headers.get_all()
-        if name not in ends_here and not name.startswith(_OF_BROWSERS)
+    fields = [
+        field
+        for field in headers.get_all()
+        if field[0] not in ends_here and not field[0].startswith(_OF_BROWSERS)
     ]
-    lines += [f"{name}: {value}" for name, value in add]
+    fields += add
     if "Transfer-Encoding" in headers and "Transfer-Encoding" not in drop:
-        lines.append("Transfer-Encoding: chunked")
+        fields.append(("Transfer-Encoding", "chunked"))
     if "Anthropic-Version" not in headers or "Anthropic-Version" in ends_here:
-        lines.append(f"Anthropic-Version: {default_version}")
+        fields.append(("Anthropic-Version", default_version))
+    return fields
+
+
+def request_head(
+    method: str,
+    target: str,
+    fields: Iterable[tuple[str, str]],
+    *,
+    authority: str,
+    instance: str,
+    credential: tuple[str, str] | None,
+) -> bytes:
+    """Return the head of the request that goes upstream, its final blank line included.
+
+    :param target: the request target for the upstream.
+    :param fields: as `forwarded` returns them.
+    :param authority: the upstream's ``Host``.
+    :param instance: this proxy's name in ``Via``.
+    :param credential: the header with the upstream's key.
+    """
+    lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
+    lines += [f"{name}: {value}" for name, value in fields]
     if credential is not None:
         lines.append(f"{credential[0]}: {credential[1]}")
     lines.append(f"Via: {via(instance)}\r\n\r\n")
     return "\r\n".join(lines).encode("latin-1")
+
+
+def is_field(name: str, value: str) -> bool:
+    """Whether a header that a plugin adds can be sent (RFC 9110 §5.1, §5.5)."""
+    return _NAME.fullmatch(name) is not None and _NOT_IN_A_VALUE.search(value) is None
 
 
 def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHeaders:

@@ -6,15 +6,17 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
-from tornadoproxy.config.core_settings import UPSTREAM_BASE_URL
-from tornadoproxy.config.upstream_key import upstream_key_fault
+from tornadoproxy.config.upstreams import DEFAULT
 from tornadoproxy.errors import ConfigurationError, UpstreamError
 from tornadoproxy.protocol.dialects import read_error
 from tornadoproxy.upstream.client import UpstreamClient
 from tornadoproxy.upstream.model_list import read_page
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.config.upstreams import Upstream
 
 PATH = "/v1/models?limit=1"
 """The cheapest request that needs a valid key: it runs no model and costs nothing."""
@@ -25,19 +27,41 @@ TIMEOUT = 20.0
 _MAX_QUOTED = 500  # characters of a response that is not an API error
 
 
-async def check_upstream(settings: Settings) -> str:
-    """Ask the upstream for one of its models, and return a line that reports success.
+async def check_upstreams(settings: Settings, upstreams: Iterable[Upstream]) -> tuple[str, ...]:
+    """Ask each upstream for one of its models, and return lines that report success.
+
+    :raises ConfigurationError: with a line for each that refuses its key, cannot be reached, or
+        responds with anything else.
+    """
+    lines: list[str] = []
+    faults: list[str] = []
+    for upstream in upstreams:
+        try:
+            lines.append(await _check(settings, upstream))
+        except ConfigurationError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigurationError(*faults)
+    return tuple(lines)
+
+
+async def _check(settings: Settings, upstream: Upstream) -> str:
+    """Ask one upstream, and return a line that reports success.
 
     :raises ConfigurationError: the upstream refuses the key, cannot be reached, or responds with
         anything else.
     """
-    client = UpstreamClient(force_instance=True, settings=settings)
+    name = "the upstream" if upstream.name == DEFAULT else f"the upstream {upstream.name!r}"
+    wire = upstream.wire
+    if not wire.serves("GET", "/v1/models"):
+        return f"{name} lists no models, so that its credential is shown by the first request only"
+    client = UpstreamClient(force_instance=True, settings=upstream.settings(settings))
     try:
         async with asyncio.timeout(TIMEOUT):
-            status, body = await client.ask(settings, PATH, instance=secrets.token_hex(8))
+            status, body = await client.ask(PATH, instance=secrets.token_hex(8), wire=wire)
         if status == 200:
             read_page(body)
-            return f"the upstream accepts the key (GET {PATH})"
+            return f"{name} accepts the key (GET {PATH})"
         _, message = read_error(body)
         message = message or body[:_MAX_QUOTED].decode("utf-8", "replace").strip() or "nothing else"
         fault = f"it responded to GET {PATH} with {status}: {message}"
@@ -48,5 +72,6 @@ async def check_upstream(settings: Settings) -> str:
     finally:
         client.close()
     if status == 401:
-        raise ConfigurationError(upstream_key_fault(settings))
-    raise ConfigurationError(f"UPSTREAM_BASE_URL is {settings[UPSTREAM_BASE_URL]}: {fault}")
+        raise ConfigurationError(upstream.key_fault())
+    where = "UPSTREAM_BASE_URL" if upstream.name == DEFAULT else f"base_url of {upstream.name!r}"
+    raise ConfigurationError(f"{where} is {upstream.base_url}: {fault}")

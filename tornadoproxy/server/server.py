@@ -107,7 +107,7 @@ class Server:
         """Load what serves requests other than probes, unless one has come already."""
         assert self._gateway is not None
         assert self._app is not None
-        _ = self._app.routes, self._gateway.upstream
+        _ = self._app.routes, self._gateway.upstreams.clients
         importlib.import_module("tornadoproxy.handlers.chat")
 
     def reload(self, settings: Settings) -> None:
@@ -122,18 +122,20 @@ class Server:
         """Return the present figures; available once `start` starts the plugins."""
         gateway = self._gateway
         assert gateway is not None
+        clients = gateway.upstreams.clients
         names = [info.name for info in self._plugins.describe() if info.state == "active"]
         return Status(
             in_flight=len(gateway.in_flight),
             waiting=gateway.admission.waiting,
             held_bytes=gateway.body_budget.used,
             client_connections=0 if self._listener is None else self._listener.connections,
-            upstream_connections=gateway.upstream.busy_connections,
-            idle_upstream_connections=gateway.upstream.idle_connections,
+            upstream_connections=sum(each.busy_connections for each in clients),
+            idle_upstream_connections=sum(each.idle_connections for each in clients),
             plugin_failures={name: self._plugins.failures[name] for name in names},
             plugin_refusals={name: self._plugins.refusals[name] for name in names},
             draining=gateway.draining,
             databases=self._plugins.database_status(),
+            upstreams=gateway.upstreams.status(),
         )
 
     async def drain(self) -> None:

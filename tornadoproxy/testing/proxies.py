@@ -141,19 +141,24 @@ def start_proxy(
     The proxy is a real one, in front of `upstream`, and is drained at the end of the test. Keyword
     arguments are environment variables; `None` removes a default of this fixture, such as
     ``AUTH_TOKEN=None``. With ``CHAT_DEFAULT_MAX_TOKENS=None`` the proxy requests the upstream's
-    models before a chat completion without a limit. `plugins` are plugin objects in addition to
+    models before a chat completion without a limit. With ``UPSTREAMS_FILE`` the upstreams are those
+    of the file. `plugins` are plugin objects in addition to
     the installed ones; a mapping names them.
 
     The function raises `ConfigurationError` as the program would.
     """
+
+    default_upstream = {
+        "UPSTREAM_BASE_URL": upstream.url,
+        "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
+    }
 
     async def start(*, plugins: ExtraPlugins = (), **variables: object) -> Proxy:
         given = {
             "HOST": "127.0.0.1",
             "PORT": 0,
             "AUTH_TOKEN": TEST_TOKEN,
-            "UPSTREAM_BASE_URL": upstream.url,
-            "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY,
+            **({} if "UPSTREAMS_FILE" in variables else default_upstream),
             "DRAIN_TIMEOUT": 1,
             "CHAT_DEFAULT_MAX_TOKENS": 32_000,
             **variables,

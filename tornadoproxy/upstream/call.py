@@ -19,7 +19,8 @@ from msgspec import Struct
 from tornadoproxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 
 if TYPE_CHECKING:
-    from tornadoproxy.upstream.connection import ResponseHead, UpstreamConnection
+    from tornadoproxy.protocol.wire import ResponseHead
+    from tornadoproxy.upstream.connection import UpstreamConnection
     from tornadoproxy.upstream.connector import Origin
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,11 @@ class Call:
         if self._receiver is not None and self._connection is not None:
             self._extend_deadline()
             self._connection.resume()
+
+    def hand_over(self, receiver: Receiver) -> None:
+        """Call `receiver` from now on, unless the exchange has ended."""
+        if self._receiver is not None:
+            self._receiver = receiver
 
     def cancel(self) -> None:
         """End the exchange at once, without another call of the receiver."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -37,6 +38,7 @@ from tornadoproxy.config.core_settings import (
 from tornadoproxy.config.upstream_key import upstream_credential
 from tornadoproxy.protocol.decompression import decompressor
 from tornadoproxy.protocol.headers import headers_of, is_encoded, via
+from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.connector import Connector, Origin
 
@@ -45,8 +47,9 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.errors import UpstreamError
+    from tornadoproxy.protocol.wire import ResponseHead, Wire
     from tornadoproxy.upstream.call import Receiver
-    from tornadoproxy.upstream.connection import ResponseHead, UpstreamConnection
+    from tornadoproxy.upstream.connection import UpstreamConnection
 
 MAX_IDLE_CONNECTIONS = 256
 """How many idle connections are kept for each origin at most."""
@@ -62,6 +65,7 @@ class UpstreamClient(AsyncHTTPClient):
         self, *, settings: Settings, defaults: dict[str, Any] | None = None
     ) -> None:
         super().initialize(defaults=defaults)
+        self._settings = settings
         self.first_byte_timeout = settings[UPSTREAM_FIRST_BYTE_TIMEOUT]
         self.idle_timeout = settings[UPSTREAM_IDLE_TIMEOUT]
         self._keepalive_timeout = settings[UPSTREAM_KEEPALIVE_TIMEOUT]
@@ -74,21 +78,35 @@ class UpstreamClient(AsyncHTTPClient):
         self._sweep: asyncio.TimerHandle | None = None
         self._keeps_connections = True
 
-    async def ask(self, settings: Settings, path: str, *, instance: str) -> tuple[int, bytes]:
+    async def ask(self, path: str, *, instance: str, wire: Wire = ANTHROPIC) -> tuple[int, bytes]:
         """Get `path` from the upstream for the proxy itself.
 
-        :param settings: those with the present key.
         :param instance: this proxy's name in ``Via``.
+        :param wire: how the upstream differs from the Anthropic API.
         :return: status and body of the response.
         :raises UpstreamError: there is no response, or it cannot be decompressed.
         """
-        headers = HTTPHeaders({"Accept-Encoding": "identity"})
-        headers["Anthropic-Version"] = settings[DEFAULT_ANTHROPIC_VERSION]
-        headers["Via"] = via(instance)
+        settings = self._settings
         credential = upstream_credential(settings)
-        if credential is not None:
-            headers.add(*credential)
-        request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{path}", headers=headers)
+        outgoing = OutgoingRequest(
+            upstream="",
+            method="GET",
+            target=path,
+            headers=(
+                ("Accept-Encoding", "identity"),
+                ("Anthropic-Version", settings[DEFAULT_ANTHROPIC_VERSION]),
+                ("Via", via(instance)),
+                *(() if credential is None else (credential,)),
+            ),
+            body=b"",
+        )
+        prepared = wire.prepare(outgoing)
+        if isinstance(prepared, Awaitable):
+            prepared = await prepared
+        headers = HTTPHeaders()
+        for name, value in prepared.headers:
+            headers.add(name, value)
+        request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{prepared.target}", headers=headers)
         response = await self.fetch(request, raise_error=False)
         if is_encoded(response.headers):
             decompress = decompressor(response.headers["Content-Encoding"])

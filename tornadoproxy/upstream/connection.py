@@ -21,29 +21,18 @@ import select
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
 from tornadoproxy.errors import UpstreamClosed, UpstreamError, UpstreamProtocolError
+from tornadoproxy.protocol.wire import ResponseHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_HEAD = 128 * 1024
 """The longest head of a response in bytes, interim responses included."""
-
-
-class ResponseHead(NamedTuple):
-    """The status and header fields of a response, in the order and the case of the wire.
-
-    :param ends_with_connection: the end of file ends the body (RFC 9112 §6.3, the last rule).
-    """
-
-    status: int
-    reason: str
-    fields: list[tuple[str, str]]
-    ends_with_connection: bool
 
 
 class ConnectionUser(Protocol):

@@ -1,0 +1,46 @@
+"""A TOML file that a setting names, as it was read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+MAX_SIZE = 1024 * 1024
+"""The largest file, in bytes."""
+
+
+class TomlFile(Struct, frozen=True):
+    """A TOML file.
+
+    :param document: its tables, whose fields are not validated. They may hold credentials.
+    """
+
+    path: Path
+    text: str
+    document: dict[str, Any]  # Any: TOML
+
+    def __repr__(self) -> str:
+        return f"TomlFile({self.path})"
+
+
+def read(path: Path) -> TomlFile:
+    """Read the file at `path`.
+
+    :raises ValueError: it is too large, or not TOML; the message follows the setting's name.
+    """
+    import tomllib  # few settings name such a file
+
+    content = path.read_bytes()
+    if len(content) > MAX_SIZE:
+        raise ValueError(f"must name a file of at most {MAX_SIZE >> 20} MB")
+    try:
+        text = content.decode()
+        document = tomllib.loads(text)
+    except UnicodeDecodeError:
+        raise ValueError(f"must name a TOML file, which is in UTF-8, not '{path}'") from None
+    except tomllib.TOMLDecodeError as error:
+        # the message quotes one character at most
+        raise ValueError(f"must name a TOML file, but '{path}' is none: {error}") from None
+    return TomlFile(path, text, document)

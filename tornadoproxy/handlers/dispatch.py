@@ -1,0 +1,160 @@
+"""The way of one request to an upstream: which one, and in what form.
+
+Where there is one upstream, no plugin changes requests and no form is another, the request is sent
+as it is; `UpstreamHandler.send` does that. All else is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tornadoproxy.protocol.headers import request_head
+from tornadoproxy.protocol.model_name import with_model
+from tornadoproxy.protocol.wire import OutgoingRequest
+from tornadoproxy.upstream.call import UpstreamRequest
+from tornadoproxy.upstream.connector import Origin
+from tornadoproxy.upstream.failover import Failover, Prepared
+from tornadoproxy.upstream.routing import targets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tornadoproxy.handlers.exchange import Exchange
+    from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.upstream.failover import FailoverReceiver
+    from tornadoproxy.upstream.target import Target
+
+_FRAMING = ("Content-Length", "Transfer-Encoding")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class Dispatch(Struct, frozen=True):
+    """One request, and what is sent to each upstream that is tried.
+
+    :param target: path and query.
+    :param fields: the headers that go upstream.
+    :param body: ``None`` if it is streamed.
+    :param chunked: a streamed body has the chunked transfer coding.
+    :param model: the model that the body names.
+    """
+
+    gateway: Gateway
+    exchange: Exchange
+    method: str
+    target: str
+    fields: list[tuple[str, str]]
+    body: bytes | None
+    chunked: bool
+    model: str | None
+
+    def start(self, receiver: FailoverReceiver, session: str) -> Failover:
+        """Send the request to the upstreams that can serve it, until one responds.
+
+        :param session: what is common to the requests that should stay on one upstream.
+        :raises NotFound: none can serve it.
+        :raises Overloaded: each of them has as many requests as it may.
+        """
+        pool, plugins = self.gateway.upstreams, self.gateway.plugins
+        path = self.target.partition("?")[0]
+        targets, moves = targets_of(pool, self.method, path, self.model, session, self.body)
+        choosing = self._chosen(targets) if plugins.chooses and len(targets) > 1 else targets
+        call = Failover(pool, choosing, self.prepare, receiver, model=self.model, moves=moves)
+        call.start()
+        return call
+
+    def _chosen(self, targets: Sequence[Target]) -> Sequence[Target] | Awaitable[Sequence[Target]]:
+        """Return those of `targets` that plugins choose, in their order."""
+        exchange = self.exchange
+        assert exchange.identity is not None
+        by_name = {target.name: target for target in targets}
+        chosen = self.gateway.plugins.choose_upstream(
+            exchange.request, exchange.identity, exchange.model_request, tuple(by_name)
+        )
+        if isinstance(chosen, Awaitable):
+            return _named(by_name, chosen)
+        return targets if chosen is None else [by_name[name] for name in chosen]
+
+    def prepare(self, target: Target) -> Prepared | Awaitable[Prepared]:
+        """Return the request for `target`, or an awaitable of it if a plugin has to be awaited.
+
+        :raises ProxyError: a plugin or the upstream's form refuses it.
+        """
+        exchange, plugins = self.exchange, self.gateway.plugins
+        outgoing = OutgoingRequest(
+            upstream=target.name,
+            method=self.method,
+            target=self.target,
+            headers=tuple(self.fields),
+            body=self._body_for(target),
+        )
+        if plugins.prepares:
+            assert exchange.identity is not None
+            prepared = plugins.prepare_request(exchange.request, exchange.identity, outgoing)
+            if isinstance(prepared, Awaitable):
+                return self._when_prepared(target, prepared)
+            outgoing = prepared
+        formed = target.upstream.wire.prepare(outgoing)
+        if isinstance(formed, OutgoingRequest):
+            return self._as_sent(target, formed)
+        return self._when_in_form(target, formed)
+
+    async def _when_prepared(
+        self, target: Target, preparing: Awaitable[OutgoingRequest]
+    ) -> Prepared:
+        formed = target.upstream.wire.prepare(await preparing)
+        if isinstance(formed, OutgoingRequest):
+            return self._as_sent(target, formed)
+        return await self._when_in_form(target, formed)
+
+    async def _when_in_form(self, target: Target, forming: Awaitable[OutgoingRequest]) -> Prepared:
+        return self._as_sent(target, await forming)
+
+    def _body_for(self, target: Target) -> bytes | None:
+        """Return the body, with the model as `target` calls it."""
+        if self.body is None or self.model is None:
+            return self.body
+        there = target.upstream.model(self.model)
+        if there is None or there == self.model:
+            return self.body
+        return with_model(self.body, there)
+
+    def _as_sent(self, target: Target, outgoing: OutgoingRequest) -> Prepared:
+        base = target.upstream.base_url
+        fields = outgoing.headers
+        body = outgoing.body
+        if body is not None:
+            fields = outgoing.with_headers(without=_FRAMING)
+            if body or outgoing.method in _WITH_BODY:
+                fields = (*fields, ("Content-Length", str(len(body))))
+        credential = target.credential
+        if credential is not None and outgoing.header(credential[0]) is not None:
+            credential = None  # a plugin has put another in its place
+        head = request_head(
+            outgoing.method,
+            base.prefix + outgoing.target,
+            fields,
+            authority=base.authority,
+            instance=self.gateway.instance,
+            credential=credential,
+        )
+        origin = Origin(base.scheme, base.host, base.port)
+        request = UpstreamRequest(
+            origin=origin,
+            method=outgoing.method,
+            head=head,
+            body=body,
+            chunked=self.chunked and body is None,
+        )
+        # the response needs its own part of the request only
+        return Prepared(request, replace(outgoing, body=None, headers=()))
+
+
+async def _named(
+    by_name: Mapping[str, Target], choosing: Awaitable[Sequence[str] | None]
+) -> Sequence[Target]:
+    chosen = await choosing
+    return [*by_name.values()] if chosen is None else [by_name[name] for name in chosen]

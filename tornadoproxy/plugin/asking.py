@@ -1,0 +1,119 @@
+"""How the plugins are asked: one after the other, failing closed."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tornadoproxy.errors import ClientError, PluginFailed
+from tornadoproxy.plugin.decisions import Asking, Question, invalid_result
+from tornadoproxy.plugin.failures import (
+    OurOwnError,
+    discard,
+    held_the_loop,
+    log_now_and_then,
+    outcome,
+)
+from tornadoproxy.plugin.observing import Observer, Observers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornadoproxy.errors import ProxyError
+    from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.request import Identity, IncomingRequest
+
+
+class Asker:
+    """Asks the plugins of one proxy.
+
+    :ivar timeout: ``PLUGIN_TIMEOUT``, in seconds.
+    :ivar refusals: failures by plugin that refused a request.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.refusals: Counter[str] = Counter()
+
+    def ask(
+        self,
+        question: Question,
+        calls: list[PluginCall],
+        asked: tuple[object, ...],
+        take: Callable[[str, object], bool],
+    ) -> Asking:
+        """Ask each plugin; yield each awaitable result, and be sent its outcome.
+
+        :param take: returns whether a result is valid, and keeps a permit.
+        :return: the first result, if that decides; the last one, if results are passed on.
+        :raises ClientError: a plugin's own refusal.
+        :raises PluginFailed: a plugin failed.
+        """
+        for plugin, ask in calls:
+            result: object = None
+            failed: BaseException | None = None
+            began = monotonic()
+            try:
+                result = ask(*asked)
+            except BaseException as error:
+                failed = error
+            if (took := monotonic() - began) > self.timeout:
+                take(plugin, result)  # a permit must be settled
+                discard(result)
+                failed = held_the_loop(took, self.timeout)
+            elif result is None or take(plugin, result):
+                pass
+            elif inspect.isawaitable(result):
+                # a late result does not count, but a permit must be settled
+                result, failed = yield outcome(result, self.timeout, late=partial(take, plugin))
+                if result is not None and not take(plugin, result):
+                    discard(result)
+                    failed = invalid_result(question, result)
+            else:
+                failed = invalid_result(question, result)
+            if failed is not None:
+                # outside the except block: the plugin's exception must not become the context
+                raise self.refusal(question, plugin, failed)
+            if result is not None:
+                if question.first_counts:
+                    return result
+                if question.passes_on:
+                    asked = (*asked[:-1], result)
+        return asked[-1] if question.passes_on else None
+
+    def refusal(self, question: Question, plugin: str, error: BaseException) -> ProxyError:
+        """Return `error` if it is a plugin's refusal, else count a failure of `plugin`."""
+        if isinstance(error, ClientError) and 400 <= error.status <= 599:
+            return error
+        self.refusals[plugin] += 1
+        message = f"plugin %r failed in {question.hook}, request refused"
+        log_now_and_then(message, self.refusals[plugin], plugin, error)
+        return PluginFailed(question.unavailable, retry_after=1)
+
+
+def observers_of(
+    calls: list[PluginCall],
+    request: IncomingRequest,
+    identity: Identity,
+    count_failure: Callable[[str, str, BaseException], None],
+) -> Observers | None:
+    """Return the observers of a request; ``None`` if no plugin observes it. Never raises."""
+    found: list[tuple[str, Observer]] = []
+    for plugin, observe in calls:
+        failed: BaseException | None = None
+        observer: object = None
+        try:
+            observer = observe(request, identity)
+        except BaseException as error:
+            failed = error
+        if isinstance(observer, Observer):
+            found.append((plugin, observer))
+        elif observer is not None:
+            discard(observer)
+            failed = OurOwnError(f"its {type(observer).__name__} is not an Observer")
+        if failed is not None:
+            count_failure(plugin, "observe", failed)
+    return Observers(found, count_failure) if found else None
