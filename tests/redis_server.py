@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
-from tornado.testing import bind_unused_port
 
-from tornadoproxy import SecretURL, SharedCounters
+from tornadoproxy import Script, SecretURL, SharedCounters
 
 PASSWORD = "word-of-the-counters"
+COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 PROGRAM = shutil.which(os.environ.get("REDIS_SERVER", "redis-server"))
 """The server's program: Redis, or with ``REDIS_SERVER=valkey-server`` Valkey."""
 
 
 def unused_port() -> int:
-    listener, port = bind_unused_port()
-    listener.close()
-    return port
+    """Return a port below those of outgoing connections, which might take it before a server."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Certificate(NamedTuple):
@@ -203,6 +208,20 @@ class RedisCluster:
             *([] if tls is None else ("--tls-cluster", "yes")),
             tls=tls,
         )
+
+
+@contextlib.asynccontextmanager
+async def opened(url: SecretURL, deadline: float = 0.25) -> AsyncIterator[SharedCounters]:
+    """Open counters.
+
+    :param deadline: seconds for a script.
+    """
+    counters = SharedCounters(url, setting="SHARED_LIMITS", timeout=deadline)
+    await counters.open()
+    try:
+        yield counters
+    finally:
+        await counters.close()
 
 
 async def usable(counters: SharedCounters) -> None:

@@ -5,28 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.crc import key_slot
-from redis_server import BOUNDS, PASSWORD, RedisCluster, RedisServer, usable
+from redis_server import BOUNDS, COUNT, PASSWORD, RedisCluster, opened, usable
 
-from tornadoproxy import ConfigurationError, DatabaseUnavailable, Script, SecretURL, SharedCounters
+from tornadoproxy import DatabaseUnavailable, Script, SecretURL, SharedCounters
 
-COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 COUNT_BOTH = Script(
     "return {redis.call('INCR', KEYS[1]), redis.call('INCR', KEYS[2])}",
 )
-
-
-@contextlib.asynccontextmanager
-async def opened(url: SecretURL, deadline: float = 0.25) -> AsyncIterator[SharedCounters]:
-    counters = SharedCounters(url, setting="SHARED_LIMITS", timeout=deadline)
-    await counters.open()
-    try:
-        yield counters
-    finally:
-        await counters.close()
 
 
 def key_at(node: int) -> str:
@@ -139,24 +127,6 @@ async def test_cluster_without_a_slot_is_down_until_its_node_is_back(
             await asyncio.to_thread(redis_cluster.nodes[2].start)
         assert await until_counted(counters, key_at(2)) == 1
         await usable(counters)
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("redis+cluster://:wrong@127.0.0.1:{port}", "its password is rejected: correct the URL"),
-        ("redis+cluster://:{password}@127.0.0.1:1", "node 127.0.0.1:1: it cannot be reached"),
-        ("redis+cluster://:{password}@127.0.0.1:{port}/1", "is not valid"),
-        ("redis+cluster://:{password}@127.0.0.1:{port}?no_such=1", "is not valid"),
-    ],
-)
-async def test_unusable_cluster_ends_the_start_in_a_line(
-    url: str, reason: str, redis_server: RedisServer
-) -> None:
-    named = SecretURL(url.format(port=redis_server.port, password=PASSWORD))
-    with pytest.raises(ConfigurationError, match=reason) as caught:
-        await SharedCounters(named, setting="SHARED_LIMITS", timeout=0.25).open()
-    assert PASSWORD not in str(caught.value)
 
 
 async def test_node_of_a_cluster_by_itself_is_refused(redis_cluster: RedisCluster) -> None:

@@ -5,34 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from redis_server import PASSWORD, RedisSentinel, RedisServer, until, usable
+from redis_server import COUNT, PASSWORD, RedisSentinel, RedisServer, opened, until, usable
 
 from tornadoproxy import ConfigurationError, DatabaseUnavailable, Script, SecretURL, SharedCounters
 from tornadoproxy.storage import shared_counters
 
-COUNT = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
-
-
-def counters_of(url: SecretURL) -> SharedCounters:
-    return SharedCounters(url, setting="SHARED_LIMITS", timeout=0.25)
-
-
-@contextlib.asynccontextmanager
-async def opened(server: RedisServer | RedisSentinel) -> AsyncIterator[SharedCounters]:
-    counters = counters_of(server.url)
-    await counters.open()
-    try:
-        yield counters
-    finally:
-        await counters.close()
-
 
 async def test_scripts_run_in_order_on_one_connection(redis_server: RedisServer) -> None:
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         counters.send(COUNT, ["a"], 10)
         results = await asyncio.gather(*(counters.run(COUNT, ["a"], 1) for _ in range(100)))
         assert results == list(range(11, 111))
@@ -41,7 +24,7 @@ async def test_scripts_run_in_order_on_one_connection(redis_server: RedisServer)
 
 
 async def test_script_is_sent_again_to_a_server_that_forgot_it(redis_server: RedisServer) -> None:
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         await counters.run(COUNT, ["a"], 1)
         with redis_server.client() as client:
             client.script_flush()
@@ -49,7 +32,7 @@ async def test_script_is_sent_again_to_a_server_that_forgot_it(redis_server: Red
 
 
 async def test_wrong_script_raises_and_spares_the_connection(redis_server: RedisServer) -> None:
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         with pytest.raises(Exception, match="Wrong number of args"):
             await counters.run(Script("return redis.call('GET')"), [])
         counters.send(Script("return redis.call('GET')"), [])
@@ -57,7 +40,7 @@ async def test_wrong_script_raises_and_spares_the_connection(redis_server: Redis
 
 
 async def test_caller_that_is_cancelled_does_not_shift_responses(redis_server: RedisServer) -> None:
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         first = asyncio.create_task(counters.run(COUNT, ["a"], 7))
         await asyncio.sleep(0)
         first.cancel()
@@ -65,7 +48,7 @@ async def test_caller_that_is_cancelled_does_not_shift_responses(redis_server: R
 
 
 async def test_close_sends_what_is_unsent(redis_server: RedisServer) -> None:
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         counters.send(COUNT, ["a"], 3)
     with redis_server.client() as client:
         assert client.get("a") == b"3"
@@ -75,7 +58,7 @@ async def test_connection_may_be_lost_any_number_of_times(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_counters, "PAUSE", 0.001)
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         with redis_server.client() as client:
             for number in range(120):  # the library's pool would count 100
                 assert await counters.run(COUNT, ["a"], 1) == number + 1
@@ -90,7 +73,7 @@ async def test_connection_may_be_lost_any_number_of_times(
 async def test_server_that_stops_fails_scripts_until_it_is_back(
     stalled: bool, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(redis_server) as counters:
+    async with opened(redis_server.url) as counters:
         if stalled:
             redis_server.send(signal.SIGSTOP)
         else:
@@ -126,7 +109,7 @@ async def test_server_that_sentinel_puts_in_place_is_used(tmp_path: Path) -> Non
         sentinel = RedisSentinel(tmp_path, first.port)
         stack.callback(sentinel.stop)
         await asyncio.to_thread(until, sentinel.knows_a_replica)
-        async with opened(sentinel) as counters:
+        async with opened(sentinel.url) as counters:
             assert await counters.run(COUNT, ["a"], 1) == 1
             with first.client() as client:
                 assert client.wait(1, 5000) == 1
@@ -152,6 +135,10 @@ async def counted_if_usable(counters: SharedCounters) -> int | None:
         ("redis://:{password}@127.0.0.1:port/0", "is not valid"),
         ("redis+sentinel://:{password}@127.0.0.1:26379", "is not valid"),
         ("redis+sentinel://:{password}@127.0.0.1:1/service", "cannot be used"),
+        ("redis+cluster://:wrong@127.0.0.1:{port}", "its password is rejected"),
+        ("redis+cluster://:{password}@127.0.0.1:1", "node 127.0.0.1:1: it cannot be reached"),
+        ("redis+cluster://:{password}@127.0.0.1:{port}/1", "is not valid"),
+        ("redis+cluster://:{password}@127.0.0.1:{port}?no_such=1", "is not valid"),
     ],
 )
 async def test_unusable_server_ends_the_start_in_a_line(
@@ -159,7 +146,7 @@ async def test_unusable_server_ends_the_start_in_a_line(
 ) -> None:
     named = SecretURL(url.format(port=redis_server.port, password=PASSWORD))
     with pytest.raises(ConfigurationError, match=reason) as caught:
-        await counters_of(named).open()
+        await SharedCounters(named, setting="SHARED_LIMITS", timeout=0.25).open()
     line = str(caught.value)
     assert line.startswith("SHARED_LIMITS=redis")
     assert (PASSWORD in line, "\n" in line, caught.value.__cause__) == (False, False, None)
