@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections import Counter
 from pathlib import Path
@@ -130,6 +131,10 @@ async def test_limits_without_their_server(
     team.server.stop()
     # the first request of each proxy may find the connection still there
     assert await team.statuses(key, 8) == statuses
+    ready = await team.request("/ready", token=None, to=team.proxies[0])
+    shown = json.loads(ready.body)["databases"]["keys"]
+    assert ready.status == 200
+    assert (shown["KEYS_DB"]["failing"], shown["SHARED_LIMITS"]["failing"]) == (False, True)
     await asyncio.to_thread(team.server.start)
     await team.until(200, key)
 
