@@ -11,16 +11,18 @@ after `LEASE` seconds. All names have one word in braces, so that a cluster keep
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tornadoproxy import Script
 from tornadoproxy_budgets.periods import Period, first_day, reset_time
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tornadoproxy import DatabaseStatus, SharedCounters
     from tornadoproxy_budgets.engine import Applying, Engine, Subject
@@ -130,6 +132,9 @@ class SharedReservations:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: set[str] = set()
+        # the ids of leases differ from those of other processes
+        self._process = f"{secrets.token_hex(8)}:"
+        self._numbers = itertools.count()
 
     @property
     def status(self) -> DatabaseStatus:
@@ -156,7 +161,7 @@ class SharedReservations:
         self,
         engine: Engine,
         applying: Sequence[Applying],
-        subjects: Iterable[Subject],
+        subjects: tuple[Subject, ...],
         nanos: int,
         load: Callable[[], Awaitable[None]],
     ) -> Lease:
@@ -168,8 +173,8 @@ class SharedReservations:
         :raises CapReached: a cap is reached.
         :raises DatabaseUnavailable: the server cannot be used.
         """
-        lease = secrets.token_hex(8)
-        first = (lease, LEASE, nanos, json.dumps([_text(each) for each in subjects]))
+        lease = f"{self._process}{next(self._numbers)}"
+        first = (lease, LEASE, nanos, _texts(subjects))
         # known before the server is asked, since it may have reserved when the caller is cancelled
         self._leases.add(lease)
         try:
@@ -231,13 +236,24 @@ class SharedReservations:
             self._counters.send(_RENEW, [_LEASES], LEASE, *self._leases)
 
 
+# most requests are of people who have asked today
+
+
+@lru_cache(4096)
 def _spent(period: Period, day: int, subject: Subject) -> str:
     return f"{_PREFIX}spent:{period}:{first_day(period, day)}:{_text(subject)}"
 
 
+@lru_cache(64)
 def _end(period: Period, day: int) -> int:
     return reset_time(period, day) + _DAY
 
 
+@lru_cache(4096)
 def _text(subject: Subject) -> str:
     return ":".join(subject)
+
+
+@lru_cache(4096)
+def _texts(subjects: tuple[Subject, ...]) -> str:
+    return json.dumps([_text(each) for each in subjects])

@@ -9,6 +9,7 @@ The keys of one API key have its id in braces, so that a cluster keeps them toge
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,9 @@ class SharedLimits:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: dict[str, set[str]] = {}  # of this process, by the id of their key
+        # the ids of leases differ from those of other processes
+        self._process = f"{secrets.token_hex(8)}:"
+        self._numbers = itertools.count()
 
     @property
     def status(self) -> DatabaseStatus:
@@ -119,7 +123,7 @@ class SharedLimits:
         """
         limits = key.row.limits
         id_ = key.row.id
-        lease = secrets.token_hex(8)
+        lease = f"{self._process}{next(self._numbers)}"
         most = (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency)
         try:
             limit, wait = await self._counters.run(

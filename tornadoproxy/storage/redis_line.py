@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
 from redis import exceptions
@@ -35,6 +35,11 @@ FAILURES = (exceptions.RedisError, OSError, TimeoutError)
 """The library's errors about the server, those of a wrong script included."""
 
 _INCOMPLETE = object()
+_TURNS = 3
+
+_Waits: TypeAlias = "asyncio.Future[Any] | Callable[[Exception], None]"
+_Waiting: TypeAlias = tuple[_Waits, float]
+"""What waits for a response, or for an error alone, and since when."""
 
 _UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
 _CERTIFICATE = "TLS fails, or its certificate is not accepted: see ssl_ca_certs"
@@ -87,15 +92,21 @@ class Line(asyncio.Protocol):
     class takes its open connection over.
 
     :param connection: an open connection.
-    :param broken: called once, with the error, when the connection is lost.
+    :param broken: called once, with the error, when the connection is lost, or the server has not
+        responded in time.
+    :param timeout: seconds that the server may take for a response.
     """
 
-    def __init__(self, connection: AbstractConnection, broken: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, connection: AbstractConnection, broken: Callable[[Exception], None], timeout: float
+    ) -> None:
         self._connection = connection
         self._broken = broken
+        self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._watching = False
         self._known: set[str] = set()  # the digests of scripts that the server has
         self._reader = hiredis.Reader(
             replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE
@@ -115,18 +126,21 @@ class Line(asyncio.Protocol):
     def ask(self, *command: str | int) -> asyncio.Future[Any]:
         """Send a command; the future has its response or an error of `FAILURES`."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        if not self._unsent:
-            # with all others of this turn of the loop
-            self._loop.call_soon(self._send)
-        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
-        self._waiting.append(future)
+        self._queue(command, future)
         return future
+
+    def tell(self, failed: Callable[[Exception], None], *command: str | int) -> None:
+        """Send a command whose response is of no interest.
+
+        :param failed: called with an error that the server responds with.
+        """
+        self._queue(command, failed)
 
     async def close(self) -> None:
         """Close the connection; commands without a response fail."""
         self._broken = _ignore
-        for future in self._waiting:
-            if not future.done():
+        for future, _ in self._waiting:
+            if isinstance(future, asyncio.Future) and not future.done():
                 future.set_exception(exceptions.ConnectionError("closed"))
                 future.exception()  # nobody may be waiting for it
         self._waiting.clear()
@@ -149,20 +163,51 @@ class Line(asyncio.Protocol):
         broken, self._broken = self._broken, _ignore
         broken(error or exceptions.ConnectionError("closed by the server"))
 
+    def _queue(self, command: tuple[str | int, ...], waiting: _Waits) -> None:
+        if not self._unsent:
+            # with all others of this turn of the loop
+            self._loop.call_soon(self._send)
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
+        self._waiting.append((waiting, self._loop.time()))
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(self._timeout, self._watch, _TURNS)
+
     def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
         self._transport.write(b"".join(unsent))
 
+    def _watch(self, turns: int) -> None:
+        """Give up a server that does not respond in time.
+
+        :param turns: turns of the loop after which a response is late, since perhaps it has arrived
+            and this process is late to read it.
+        """
+        if not self._waiting:
+            self._watching = False
+            return
+        _, since = self._waiting[0]
+        due = since + self._timeout
+        if due > self._loop.time():
+            self._loop.call_at(due, self._watch, _TURNS)
+        elif turns:
+            self._loop.call_soon(self._watch, turns - 1)
+        else:
+            self.connection_lost(TimeoutError())
+
     def _end(self, response: object) -> None:
         if not self._waiting:
             return  # it has been closed
-        future = self._waiting.popleft()
-        if future.done():  # its caller has been cancelled
-            return
-        if isinstance(response, Exception):
-            future.set_exception(response)
+        waiting, _ = self._waiting.popleft()
+        if not isinstance(waiting, asyncio.Future):
+            if isinstance(response, Exception):
+                waiting(response)
+        elif waiting.done():
+            pass  # its caller has been cancelled
+        elif isinstance(response, Exception):
+            waiting.set_exception(response)
         else:
-            future.set_result(response)
+            waiting.set_result(response)
 
 
 def _ignore(_: Exception) -> None:

@@ -28,17 +28,23 @@ class Node:
     """One server, and the connection to it.
 
     :param broken: called with a connection that was lost and the error.
+    :param timeout: seconds that the server may take for a response.
     :param name: host and port of a node of a cluster.
     :ivar line: the connection; ``None`` while there is none.
     """
 
     def __init__(
-        self, pool: ConnectionPool, broken: Callable[[Node, Line, Exception], None], name: str = ""
+        self,
+        pool: ConnectionPool,
+        broken: Callable[[Node, Line, Exception], None],
+        timeout: float,
+        name: str = "",
     ) -> None:
         self.line: Line | None = None
         self.name = name
         self._pool = pool
         self._broken = broken
+        self._timeout = timeout
         self._opening = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -57,7 +63,9 @@ class Node:
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
-                self.line = line = Line(connection, lambda error: self._broken(self, line, error))
+                self.line = line = Line(
+                    connection, lambda error: self._broken(self, line, error), self._timeout
+                )
             return self.line
 
     def drop(self, line: Line) -> bool:
@@ -117,22 +125,25 @@ def servers_of(
     """Return the servers of a URL, without connecting to them; see `redis_url.parse`.
 
     :param broken: called with a connection that was lost, its server and the error.
-    :param timeout: seconds that the node of a cluster may take to tell its slots.
+    :param timeout: seconds that a server may take for a response.
     :raises ValueError: the URL is not valid.
     """
     parsed = redis_url.parse(url)
     if isinstance(parsed, redis_url.ClusterURL):
         return Cluster(parsed, broken, timeout)
-    return OneServer(parsed, broken)
+    return OneServer(parsed, broken, timeout)
 
 
 class OneServer:
     """The one server of a URL; see `Servers`."""
 
     def __init__(
-        self, pool: ConnectionPool, broken: Callable[[Node, Line, Exception], None]
+        self,
+        pool: ConnectionPool,
+        broken: Callable[[Node, Line, Exception], None],
+        timeout: float,
     ) -> None:
-        self._node = Node(pool, broken)
+        self._node = Node(pool, broken, timeout)
 
     @property
     def connected(self) -> bool:
@@ -258,5 +269,6 @@ class Cluster:
         node = self._nodes.get((host, port))
         if node is None:
             pool = ConnectionPool(**self._options, host=host, port=port)
-            node = self._nodes[host, port] = Node(pool, self._broken, f"{host}:{port}")
+            name = f"{host}:{port}"
+            node = self._nodes[host, port] = Node(pool, self._broken, self._timeout, name)
         return node

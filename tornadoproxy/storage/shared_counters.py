@@ -98,9 +98,9 @@ class SharedCounters:
         command = (len(keys), *keys, *arguments)
         try:
             try:
-                return await self._response(line.ask(*line.named(script), *command))
+                return await line.ask(*line.named(script), *command)
             except self._library.NoScriptError:
-                return await self._response(line.ask("EVAL", script.source, *command))
+                return await line.ask("EVAL", script.source, *command)
         except self._library.MOVES as error:
             return await self._follow(error, script, keys, arguments)
         except self._library.FAILURES as error:
@@ -113,8 +113,8 @@ class SharedCounters:
         """Run a script without waiting for it; it is lost if the server cannot be used."""
         node = self._servers.node_of(keys)
         if node is not None and (line := node.line) is not None:
-            done = line.ask(*line.named(script), len(keys), *keys, *arguments)
-            done.add_done_callback(partial(self._sent, script, keys, arguments))
+            failed = partial(self._not_done, script, keys, arguments)
+            line.tell(failed, *line.named(script), len(keys), *keys, *arguments)
 
     async def close(self) -> None:
         """Send what is still to be sent, and close the connections."""
@@ -123,21 +123,10 @@ class SharedCounters:
         for node in self._servers:
             if node.line is not None:
                 with contextlib.suppress(*self._library.FAILURES):
-                    await self._response(node.line.ask("PING"))
+                    await node.line.ask("PING")
         await asyncio.gather(*self._following, return_exceptions=True)
         for node in self._servers:
             await node.close()
-
-    async def _response(self, response: asyncio.Future[Any]) -> Any:
-        """Wait for a response and return it.
-
-        :raises TimeoutError: there is none in time.
-        """
-        deadline = asyncio.get_running_loop().call_later(self._timeout, _late, response, 3)
-        try:
-            return await response
-        finally:
-            deadline.cancel()
 
     async def _follow(
         self,
@@ -168,7 +157,7 @@ class SharedCounters:
             line = await node.connect()
             if not isinstance(moved, self._library.MovedError):
                 # for the next command alone, so that the caller must not wait before it
-                line.ask("ASKING").add_done_callback(_take_error)
+                line.tell(_ignore, "ASKING")
             return line
         # the slot's keys are at two nodes at the moment
         await asyncio.sleep(MOVING_PAUSE)
@@ -177,15 +166,14 @@ class SharedCounters:
             raise self._library.ClusterDownError("")
         return await node_of_keys.connect()
 
-    def _sent(
+    def _not_done(
         self,
         script: Script,
         keys: Sequence[str],
         arguments: Sequence[str | int],
-        done: asyncio.Future[Any],
+        error: Exception,
     ) -> None:
-        """Note an error that nobody waits for; the connection's are logged."""
-        error = None if done.cancelled() else done.exception()
+        """Run a script elsewhere if need be; nobody waits for it."""
         if isinstance(error, self._library.MOVES):
             following = asyncio.create_task(self._follow(error, script, keys, arguments))
             self._following.add(following)
@@ -228,15 +216,11 @@ async def _repeat(function: Callable[[], None], every: float) -> None:
         function()
 
 
-def _late(response: asyncio.Future[Any], turns: int) -> None:
-    """Fail a response, unless it has arrived and only this process was late to read it."""
-    if turns:
-        asyncio.get_running_loop().call_soon(_late, response, turns - 1)
-    elif not response.done():
-        response.set_exception(TimeoutError())
-
-
 def _take_error(done: asyncio.Future[Any]) -> None:
     """Note an error that nobody waits for; the connection's are logged."""
     if not done.cancelled():
         done.exception()
+
+
+def _ignore(_: Exception) -> None:
+    """Ignore the error: the next response is one as well."""
