@@ -28,7 +28,7 @@ from tornadoproxy import (
     hookimpl,
     parsers,
 )
-from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert, insert_each
+from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert
 
 if TYPE_CHECKING:
     import argparse
@@ -82,7 +82,6 @@ class Ledger:
         self._days: int | None = None
         self._timeout = DATABASE_TIMEOUT.default
         self._database: Database | None = None
-        self._insert = insert
         self._deleting: asyncio.Task[None] | None = None
         self._spool: Spool | None = None
 
@@ -141,14 +140,13 @@ class Ledger:
         database = _ledger(self._where, self._spool)
         open_spool = None if self._spool is None else partial(self._spool.open, database)
         await database.start(open_spool, statement_timeout=self._timeout)
-        self._insert = insert if database.dialect == "sqlite" else insert_each
         self._database = database
         self._deleting = asyncio.create_task(self._delete_daily(database))
 
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
         if self._database is not None:
-            self._database.write_behind(self._insert, record)
+            self._database.write_behind(insert, record)
 
     @hookimpl
     def database_status(self) -> list[DatabaseStatus]:

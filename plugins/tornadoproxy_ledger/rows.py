@@ -70,39 +70,24 @@ SCHEMA = (
 )
 
 _COLUMNS = (
-    'time, request_id, principal, "groups", method, route, dialect, remote_ip, status, outcome, '
-    "error, model, stop_reason, input_tokens, output_tokens, cache_read_input_tokens, "
-    "cache_creation_input_tokens, cache_creation_1h_input_tokens, web_search_requests, "
-    "web_fetch_requests, partial, cost_nanos, bytes_in, bytes_out, duration, time_to_first_byte, "
-    "time_to_first_token, upstream_time, session_id, agent_id, parent_agent_id, other_models"
-)
-_PLACES = ", ".join("?" for _ in _COLUMNS.split(","))
-_INSERT = f"INSERT INTO requests ({_COLUMNS}) VALUES ({_PLACES})"  # noqa: S608 - both are above
-
-# One statement for many rows costs half as much and blocks the event loop less often. A statement
-# may have at most 999 parameters (https://www.sqlite.org/limits.html, 9).
-_MANY = 999 // len(_COLUMNS.split(","))
-_INSERT_MANY = _INSERT + f", ({_PLACES})" * (_MANY - 1)
+    "time", "request_id", "principal", '"groups"', "method", "route", "dialect", "remote_ip",
+    "status", "outcome", "error", "model", "stop_reason", "input_tokens", "output_tokens",
+    "cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation_1h_input_tokens",
+    "web_search_requests", "web_fetch_requests", "partial", "cost_nanos", "bytes_in", "bytes_out",
+    "duration", "time_to_first_byte", "time_to_first_token", "upstream_time", "session_id",
+    "agent_id", "parent_agent_id", "other_models",
+)  # fmt: skip
 
 
 def insert(records: Sequence[RequestRecord], connection: DatabaseConnection) -> None:
-    """Write the rows of `records` into an SQLite file."""
-    whole = len(records) - len(records) % _MANY
-    for start in range(0, whole, _MANY):
-        values = [value for record in records[start : start + _MANY] for value in _row(record)]
-        connection.execute(_INSERT_MANY, values)
-    connection.executemany(_INSERT, map(_row, records[whole:]))
-
-
-def insert_each(records: Sequence[RequestRecord], connection: DatabaseConnection) -> None:
-    """Do the same on PostgreSQL, whose library takes 11 µs for a row so, and 50 as above."""
-    connection.executemany(_INSERT, map(_row, records))
+    """Write the rows of `records`."""
+    connection.insert("requests", _COLUMNS, [_row(record) for record in records])
 
 
 def oldest(connection: DatabaseConnection) -> list[Row]:
     """Return the ids and values of up to `STEP` rows, those that were written first."""
     return connection.execute(
-        f"SELECT id, {_COLUMNS} FROM requests ORDER BY id LIMIT ?",  # noqa: S608  # a constant
+        f"SELECT id, {', '.join(_COLUMNS)} FROM requests ORDER BY id LIMIT ?",  # noqa: S608  # a constant
         (STEP,),
     ).fetchall()
 
@@ -114,7 +99,8 @@ def insert_missing(rows: Sequence[Row], connection: DatabaseConnection) -> None:
         "SELECT time, request_id FROM requests WHERE time BETWEEN ? AND ?", (min(times), max(times))
     )
     known = {tuple(each) for each in there}
-    connection.executemany(_INSERT, [row[1:] for row in rows if (row[1], row[2]) not in known])
+    missing = [row[1:] for row in rows if (row[1], row[2]) not in known]
+    connection.insert("requests", _COLUMNS, missing)
 
 
 def delete(rows: Sequence[Row], connection: DatabaseConnection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -231,6 +231,7 @@ def test_state_has_the_sums_of_each_period() -> None:
     ada: Subject = ("user", "ada")
     # today, Monday, Sunday, the 1st, and the day before
     spent = {(today - days, ada): int(10**at) for at, days in enumerate((0, 1, 2, 23, 24))}
+    connection: Any  # sqlite3's does without the method `insert`, which nothing here needs
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(storage.SCHEMA[0])
         storage.save(connection, Batch(spent=spent))
@@ -273,7 +274,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.connection: Any = sqlite3.connect(":memory:", isolation_level=None)
         for script in storage.SCHEMA:
             self.connection.executescript(script)
         self.now = NOON

@@ -65,8 +65,9 @@ def test_copy_that_differs_is_undone(databases: tuple[Database, Database]) -> No
     trigger = {
         "sqlite": "CREATE TRIGGER worse AFTER INSERT ON items BEGIN"
         ' UPDATE items SET "groups" = 8 WHERE id = 1; END',
-        "postgresql": "CREATE RULE worse AS ON INSERT TO items DO ALSO"
-        ' UPDATE items SET "groups" = 8 WHERE id = 1',
+        "postgresql": "CREATE FUNCTION worse() RETURNS TRIGGER LANGUAGE plpgsql AS"
+        ' $$ BEGIN UPDATE items SET "groups" = 8 WHERE id = 1; RETURN NULL; END $$;'
+        " CREATE TRIGGER worse AFTER INSERT ON items EXECUTE FUNCTION worse()",
     }
     with target:
         with target.transaction() as connection:

@@ -77,6 +77,12 @@ class DatabaseConnection(Protocol):
         """Execute one statement for each item of `parameters`."""
         ...
 
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], /) -> None:
+        """Insert many rows, in the way that is the engine's fastest.
+
+        :param columns: the columns that the rows have, quoted where SQL demands it.
+        """
+
 
 class OutcomeUnknown(Exception):
     """The connection broke while a transaction was committed.

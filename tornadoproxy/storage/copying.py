@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ConfigurationError
+from tornadoproxy.storage.sqlite_connection import SQLiteConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,11 +60,9 @@ def _copy_table(
     (total,) = old.execute(f"SELECT count(*) FROM {table}").fetchone()
     names = old.execute(f"SELECT * FROM {table} LIMIT 0").description or ()
     columns = [f'"{name}"' for name, *_ in names]
-    places = ", ".join("?" for _ in columns)
-    insert = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"
     copied, sums = 0, [0] * len(columns)
     for batch in _batches(table, source, old):
-        new.executemany(insert, batch)
+        new.insert(table, columns, batch)
         copied += len(batch)
         for row in batch:
             for number, value in enumerate(row):
@@ -119,6 +117,6 @@ def _data(database: Database, connection: DatabaseConnection) -> list[list[Row]]
 
 def _initial_data(database: Database) -> list[list[Row]]:
     """Return the same of a database that has just been created."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+    with contextlib.closing(SQLiteConnection(":memory:")) as connection:
         connection.executescript("\n".join(database.schema))
         return _data(database, connection)

@@ -87,6 +87,15 @@ class Session:
         cursor.executemany(postgres_sql.statement(statement), parameters)
         return cursor
 
+    def insert(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]], /
+    ) -> None:
+        # a third of the time of one statement for each row
+        statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with self._connection.cursor().copy(statement.encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+
 
 class TextDumper(StrDumperUnknown):
     """Sends text with what PostgreSQL cannot store, NUL and half a surrogate pair, escaped."""

@@ -27,9 +27,10 @@ from tornadoproxy.errors import DatabaseUnavailable
 from tornadoproxy.storage.schema_version import migration_refusal, reading_refusal
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from tornadoproxy.storage.sqlite_connection import SQLiteConnection
 
 BUSY_TIMEOUT = 2.0  # seconds to wait for a lock of another connection
 OPEN_TIMEOUT = 10.0  # seconds to wait for locks while opening
@@ -69,12 +70,12 @@ class SQLiteFile:
         self._path = path
         self._schema = tuple(schema)
         self._name = name
-        self._connection: sqlite3.Connection | None = None
+        self._connection: SQLiteConnection | None = None
         self._opened: tuple[int, int] | None = None
         self._data_version = 0
 
     @property
-    def connection(self) -> sqlite3.Connection:
+    def connection(self) -> SQLiteConnection:
         assert self._connection is not None, "open() comes first"
         return self._connection
 
@@ -152,7 +153,7 @@ class SQLiteFile:
             )
 
     @contextlib.contextmanager
-    def transaction(self, *, exclusive: bool = True) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, exclusive: bool = True) -> Iterator[SQLiteConnection]:
         """Begin a transaction; SQLite permits one writer at a time, so each is exclusive."""
         del exclusive
         connection = self.connection
@@ -168,7 +169,7 @@ class SQLiteFile:
                 raise
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[SQLiteConnection]:
         try:
             self._path.stat()
         except FileNotFoundError:
@@ -218,8 +219,10 @@ class SQLiteFile:
         self._opened = _identity(self._path)
         self.has_changed()
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _connect(self, mode: str) -> SQLiteConnection:
         import sqlite3
+
+        from tornadoproxy.storage.sqlite_connection import SQLiteConnection
 
         return sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
@@ -227,6 +230,7 @@ class SQLiteFile:
             timeout=BUSY_TIMEOUT,
             isolation_level=None,  # this module begins and ends transactions itself
             check_same_thread=False,  # one thread opens it, and another one uses it
+            factory=SQLiteConnection,
         )
 
     def _make_file(self) -> None:
@@ -236,7 +240,7 @@ class SQLiteFile:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             os.close(os.open(self._path, flags, 0o600))
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
+    def _migrate(self, connection: SQLiteConnection) -> None:
         # usually the schema is up to date, which needs no lock
         if self._version(connection) == len(self._schema):
             return
@@ -253,7 +257,7 @@ class SQLiteFile:
                 (self._name, len(self._schema)),
             )
 
-    def _version(self, connection: sqlite3.Connection) -> int:
+    def _version(self, connection: SQLiteConnection) -> int:
         if not connection.execute(
             "SELECT 1 FROM sqlite_master WHERE name = 'tornadoproxy_schema'"
         ).fetchone():
