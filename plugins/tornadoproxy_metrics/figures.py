@@ -11,17 +11,19 @@ import platform
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tornadoproxy import ModelUsage, RequestRecord, Status, __version__
+from tornadoproxy import ModelUsage, RequestRecord, __version__
 from tornadoproxy_metrics.routes import route_class
+from tornadoproxy_metrics.status_figures import StatusCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prometheus_client import Metric
+
+    from tornadoproxy import Status
 
 MAX_MODELS = 50
 """The number of models with metrics of their own; further ones share those of ``other``."""
@@ -164,7 +166,7 @@ class Figures:
 
     def watch(self, status: Callable[[], Status]) -> None:
         """Read `status` at each scrape."""
-        self._registry.register(_StatusCollector(status))
+        self._registry.register(StatusCollector(status))
 
     def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
@@ -275,81 +277,6 @@ class Figures:
         )
         self._of_model[model] = figures
         return figures
-
-
-class _StatusCollector(Collector):
-    """The metrics that are read from the proxy's status at each scrape."""
-
-    def __init__(self, status: Callable[[], Status]) -> None:
-        self._status = status
-
-    def collect(self) -> Iterator[Metric]:
-        status = self._status()
-        yield GaugeMetricFamily(
-            "tornadoproxy_in_flight",
-            "Requests in flight, queued ones included; probes do not count.",
-            value=status.in_flight,
-        )
-        yield GaugeMetricFamily("tornadoproxy_waiting", "Queued requests.", value=status.waiting)
-        connections = GaugeMetricFamily(
-            "tornadoproxy_connections", "Open connections.", labels=("side", "state")
-        )
-        connections.add_metric(("client", "open"), status.client_connections)
-        connections.add_metric(("upstream", "busy"), status.upstream_connections)
-        connections.add_metric(("upstream", "idle"), status.idle_upstream_connections)
-        yield connections
-        yield GaugeMetricFamily(
-            "tornadoproxy_held_bytes",
-            "Bytes of request bodies and incomplete headers held in memory.",
-            value=status.held_bytes,
-        )
-        yield GaugeMetricFamily(
-            "tornadoproxy_draining",
-            "Whether the proxy is draining: 1 or 0.",
-            value=status.draining,
-        )
-        errors = CounterMetricFamily(
-            "tornadoproxy_plugin_errors",
-            "Failures of plugins, by their effect: a rejected request, or only a log line.",
-            labels=("plugin", "effect"),
-        )
-        for plugin, count in status.plugin_failures.items():
-            errors.add_metric((plugin, "logged"), count)
-        for plugin, count in status.plugin_refusals.items():
-            errors.add_metric((plugin, "refused"), count)
-        yield errors
-        if status.databases:
-            yield from _database_metrics(status)
-
-
-def _database_metrics(status: Status) -> Iterator[Metric]:
-    labels = ("plugin", "database")
-    failing = GaugeMetricFamily(
-        "tornadoproxy_database_failing",
-        "Whether the last attempt to use the database failed: 1 or 0.",
-        labels=labels,
-    )
-    failures = CounterMetricFamily(
-        "tornadoproxy_database_failures", "Attempts to use the database that failed.", labels=labels
-    )
-    held = GaugeMetricFamily(
-        "tornadoproxy_database_held_items",
-        "Items in memory that wait to be written to the database.",
-        labels=labels,
-    )
-    lost = CounterMetricFamily(
-        "tornadoproxy_database_lost_items",
-        "Items that could not be written to the database.",
-        labels=labels,
-    )
-    for plugin, databases in status.databases.items():
-        for each in databases:
-            values = (plugin, each.name)
-            failing.add_metric(values, each.failing)
-            failures.add_metric(values, each.failures)
-            held.add_metric(values, each.held)
-            lost.add_metric(values, each.lost)
-    yield from (failing, failures, held, lost)
 
 
 class _WithoutCreation(Collector):

@@ -22,6 +22,7 @@ from tornadoproxy import (
     Outcome,
     RequestRecord,
     Status,
+    UpstreamStatus,
     Usage,
     __version__,
 )
@@ -50,6 +51,9 @@ STATUS = Status(
         "keys": (DatabaseStatus("KEYS_DB", failing=True, failures=3),),
         "ledger": (DatabaseStatus("LEDGER_DB", failing=False, failures=1, held=7, lost=2),),
     },
+    upstreams=(
+        UpstreamStatus("eu", "bedrock", "resting", 2, {"200": 7, "connection": 1}, 3, 4.5, 1.5, 7),
+    ),
 )
 
 
@@ -255,6 +259,16 @@ def test_status_of_the_moment_is_shown() -> None:
         ("lost_items_total", {("LEDGER_DB", "ledger"): 2}),
     ):
         assert shown.all(f"tornadoproxy_database_{name}") == values
+    assert shown.all("tornadoproxy_upstream_state") == {("resting", "eu"): 1}
+    assert shown.all("tornadoproxy_upstream_attempts_total") == {
+        ("200", "eu"): 7,
+        ("connection", "eu"): 1,
+    }
+    for name, number in (
+        *(("in_flight", 2), ("rests_total", 3)),
+        *(("first_byte_seconds_sum", 1.5), ("first_byte_seconds_count", 7)),
+    ):
+        assert shown.all(f"tornadoproxy_upstream_{name}") == {("eu",): number}
     ((_, version),) = shown.all("tornadoproxy_build_info")
     assert version == __version__
 

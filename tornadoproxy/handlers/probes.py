@@ -48,6 +48,8 @@ class ReadyHandler(ProbeHandler):
         if status != "ok":
             self.set_status(503)
         document: dict[str, object] = {"status": status}
+        if gateway.upstreams.sole is None:
+            document["upstreams"] = {each.name: each.state for each in gateway.upstreams.status()}
         if databases := gateway.plugins.database_status():
             document["databases"] = {
                 plugin: {each.name: _figures(each) for each in states}
