@@ -138,6 +138,10 @@ async def counted_if_usable(counters: SharedCounters) -> int | None:
         ("redis+cluster://:wrong@127.0.0.1:{port}", "its password is rejected"),
         ("redis+cluster://:{password}@127.0.0.1:1", "node 127.0.0.1:1: it cannot be reached"),
         ("redis+cluster://:{password}@127.0.0.1:{port}/1", "is not valid"),
+        ("redis+cluster://:{password}@:{port}", "is not valid"),
+        ("rediss://:{password}@127.0.0.1:{port}?ssl_cert_reqs=maybe", "is not valid"),
+        ("rediss://:{password}@127.0.0.1:{port}?ssl_ca_certs=/no/such", "file for TLS that cannot"),
+        ("rediss+sentinel://:{password}@127.0.0.1/a?ssl_ca_certs=/no/such", "file for TLS that"),
         ("redis+cluster://:{password}@127.0.0.1:{port}?no_such=1", "is not valid"),
     ],
 )

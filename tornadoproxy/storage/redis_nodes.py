@@ -127,6 +127,7 @@ def servers_of(
     :param broken: called with a connection that was lost, its server and the error.
     :param timeout: seconds that a server may take for a response.
     :raises ValueError: the URL is not valid.
+    :raises OSError: a file that it names for TLS cannot be read.
     """
     parsed = redis_url.parse(url)
     if isinstance(parsed, redis_url.ClusterURL):

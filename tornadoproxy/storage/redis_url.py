@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from redis.asyncio.connection import ConnectionPool, parse_url
+from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,7 @@ def parse(url: str) -> ConnectionPool | ClusterURL:
         ``redis+cluster://user:password@host:6379,host:6379``; ``rediss`` in place of ``redis`` is
         TLS. The query has the library's options, such as ``ssl_ca_certs=/path``.
     :raises ValueError: it is not valid.
+    :raises OSError: a file that it names for TLS cannot be read.
     """
     scheme, _, kind = urlsplit(url).scheme.partition("+")
     if not kind:
@@ -84,11 +86,14 @@ def _places(hosts: str, default_port: int) -> list[tuple[str, int]]:
 
 
 def _check(pool: ConnectionPool) -> None:
-    """Refuse options that no connection takes.
+    """Refuse options that no connection takes, and files of TLS that cannot be read.
 
-    :raises ValueError: there is one.
+    :raises ValueError: there is such an option.
+    :raises OSError: there is such a file.
     """
     try:
-        pool.make_connection()  # type: ignore[no-untyped-call]  # the library's; opens nothing
-    except TypeError as error:
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]  # it opens nothing
+    except (TypeError, RedisError) as error:
         raise ValueError("there is no such option") from error
+    if isinstance(connection, SSLConnection):
+        connection.ssl_context.get()

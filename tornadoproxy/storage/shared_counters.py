@@ -52,6 +52,11 @@ class SharedCounters:
                 f"{self._title} is not valid: write redis://user:password@host:6379/0, with the "
                 "special characters of user and password percent-encoded."
             ) from None
+        except OSError:
+            raise ConfigurationError(
+                f"{self._title} names a file for TLS that cannot be read: correct ssl_ca_certs, "
+                "ssl_certfile or ssl_keyfile."
+            ) from None
         self._library = redis_line
         self._timeout = timeout
         self._tasks: list[asyncio.Task[None]] = []
