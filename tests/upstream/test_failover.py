@@ -230,32 +230,6 @@ async def test_first_due_is_asked_alone_while_all_rest(several: Several) -> None
     assert several.requests() == {"a": 1, "b": 2, "c": 1}
 
 
-async def test_sessions_stay_on_their_upstream_and_move_only_when_it_rests(
-    several: Several,
-) -> None:
-    await several.start(before="")
-
-    async def upstream_of(session: int) -> str:
-        return str(
-            (
-                await several.ask(
-                    "/v1/messages", MESSAGE, headers={"x-claude-code-session-id": f"s{session}"}
-                )
-            ).header("x-tornadoproxy-upstream")
-        )
-
-    sessions = range(60)
-    at_first = {each: await upstream_of(each) for each in sessions}
-    assert {*at_first.values()} == {*"abc"}
-    assert {each: await upstream_of(each) for each in sessions} == at_first
-    several["a"].script(error_response(529, "overloaded_error", "x", headers={"retry-after": "9"}))
-    moved = {each: await upstream_of(each) for each in sessions}
-    assert all(
-        moved[each] != "a" if at_first[each] == "a" else moved[each] == at_first[each]
-        for each in sessions
-    )
-
-
 async def test_full_upstream_is_passed_over(several: Several) -> None:
     await several.start(more="max_concurrent = 1")
     for name in "abc":
