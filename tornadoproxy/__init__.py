@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from tornadoproxy.plugin.shared_limits import shared_counters
     from tornadoproxy.protocol.dialects import Dialect
+    from tornadoproxy.protocol.json_codec import read_fields, write_fields
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
     from tornadoproxy.protocol.wire import OutgoingRequest, ResponseDecoder, ResponseHead, Wire
     from tornadoproxy.secret import Secret, SecretURL
@@ -117,9 +118,11 @@ __all__ = [
     "__version__",
     "hookimpl",
     "parsers",
+    "read_fields",
     "shared_counters",
     "tables",
     "usd",
+    "write_fields",
 ]
 
 # the module of each name, or that module itself
@@ -178,9 +181,11 @@ _HOMES = {
     "__version__": "version",
     "hookimpl": "plugin.hookspecs",
     "parsers": "config.parsers",
+    "read_fields": "protocol.json_codec",
     "shared_counters": "plugin.shared_limits",
     "tables": "plugin.tables",
     "usd": "plugin.pricing",
+    "write_fields": "protocol.json_codec",
 }
 
 if not TYPE_CHECKING:  # with it, type checkers would take any name for a public one

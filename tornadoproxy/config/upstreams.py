@@ -46,7 +46,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
     :param base_url: what ``UPSTREAM_BASE_URL`` is for the default upstream.
     :param kind: the kind of upstream that it was declared as, for people.
     :param api_key: sent in the header that `auth_scheme` names; ``None`` sends none.
-    :param key_source: which setting names that key, for people.
+    :param key_source: which setting names that key, or what `wire` authenticates by, for people.
     :param auth_scheme: ``x-api-key`` or ``bearer``.
     :param wire: how its requests and responses differ from the Anthropic API's.
     :param weight: its share of the sessions, in relation to the other upstreams' weights.
@@ -94,7 +94,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
 
     def key_fault(self) -> str:
         """Return what a 401 means: which setting is wrong, and what to do."""
-        if self.api_key is not None:
+        if self.key_source is not None:
             return f"{self.key_source}: the upstream refused this key (it answered 401): replace it"
         unset = "UPSTREAM_API_KEY" if self.name == DEFAULT else f"api_key of {self.name!r}"
         return (

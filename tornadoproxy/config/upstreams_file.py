@@ -36,11 +36,6 @@ T = TypeVar("T")
 
 _HEAD = re.compile(r"\s*\[\[\s*upstream\s*\]\]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_KEY_VALUES = {
-    "api_key": parsers.secret,
-    "api_key_file": parsers.secret_file,
-    "api_key_env": parsers.text,
-}
 _weight = parsers.number(minimum=0.001, maximum=1_000_000)
 
 
@@ -161,7 +156,8 @@ class _Table:
     ) -> Any:  # Any: T | default's
         """Return the parsed value of `key`, or `default`; a fault counts as absent.
 
-        :param parse: one of `tornadoproxy.config.parsers`; numbers and booleans get there as text.
+        :param parse: one of `tornadoproxy.config.parsers`; numbers and booleans get there as text,
+            a list of names as words.
         """
         self.read_names.add(key)
         if key not in self.table:
@@ -204,17 +200,22 @@ class UpstreamEntry(_Table):
         value: T = self.read(key, parse, default)
         return value
 
-    def api_key(self) -> tuple[Secret | None, str | None]:
-        """Return the key that the entry names, and which of its settings names it."""
-        given = [key for key in _KEY_VALUES if key in self.table]
-        self.read_names.update(_KEY_VALUES)
+    def secret(self, key: str) -> tuple[Secret | None, str | None]:
+        """Return a credential, and which key of the entry names it.
+
+        It is given by `key`, by ``KEY_file``, which names a file that holds it, or by ``KEY_env``,
+        which names an environment variable that does; more than one of them is a fault.
+        """
+        keys = {key: parsers.secret, f"{key}_file": parsers.secret_file, f"{key}_env": parsers.text}
+        given = [each for each in keys if each in self.table]
+        self.read_names.update(keys)
         if len(given) > 1:
             self.fault(given[1], f"and {given[0]} are both set: keep one of them")
         if not given:
             return None, None
         source = given[0]
-        value = self.read(source, _KEY_VALUES[source])
-        if source == "api_key_env" and value is not None:
+        value = self.read(source, keys[source])
+        if source == f"{key}_env" and value is not None:
             text, variable = self._entries.environment(value), value
             value = None
             if not text:
@@ -233,13 +234,13 @@ class UpstreamEntry(_Table):
 
         These are ``base_url``, ``weight``, ``models``, ``max_concurrent``, ``connect_timeout``,
         ``first_byte_timeout``, ``idle_timeout``, ``ca_file`` and ``https_proxy``; and, unless
-        `more` has an ``api_key``, those of `api_key` and ``auth_scheme``.
+        `more` has an ``api_key``, that key (see `secret`) and ``auth_scheme``.
 
         :param base_url: where the entry has none; without either it is a fault.
         :param more: further fields of `Upstream`.
         """
         if "api_key" not in more:
-            more["api_key"], more["key_source"] = self.api_key()
+            more["api_key"], more["key_source"] = self.secret("api_key")
             more["auth_scheme"] = self.read(
                 "auth_scheme", parsers.choice("x-api-key", "bearer"), "x-api-key"
             )
@@ -296,4 +297,6 @@ def _text_of(value: object) -> str:
         if not value.strip():
             raise ValueError("is empty: give it a value or remove it")
         return value.strip()
-    raise ValueError("must be text or a number")
+    if isinstance(value, list) and all(isinstance(each, str) and each.split() for each in value):
+        return " ".join(value)
+    raise ValueError("must be text, a number or a list of names")
