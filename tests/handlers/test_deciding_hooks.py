@@ -133,9 +133,6 @@ async def later(result: object) -> object:
     return result
 
 
-# -- what authorize sees
-
-
 @each_api
 @pytest.mark.parametrize("stream", [False, True])
 async def test_authorize_sees_model_request_with_its_cost(
@@ -291,9 +288,6 @@ async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> 
     assert response.status == 200
     assert response.header("anthropic-ratelimit-requests-remaining") == "7"
     assert not [name for name, _ in response.headers if "unified" in name.lower()]
-
-
-# -- the body
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -180,9 +180,6 @@ async def test_disconnect_together_with_request_leaves_nothing(
     assert others in ([], [("/v1/messages", "abandoned")])
 
 
-# -- TLS
-
-
 @pytest.mark.parametrize(
     ("unread", "disconnect"), [(b"", RawConnection.close), (b"\r\n", RawConnection.reset)]
 )

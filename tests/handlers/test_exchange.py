@@ -24,9 +24,6 @@ from tornadoproxy.testing import json_response, silent_response
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-# -- records
-
-
 def exchange_of(**headers: str) -> Exchange:
     lines = HTTPHeaders({name.replace("_", "-"): value for name, value in headers.items()})
     incoming = IncomingRequest("POST", "/v1/messages", lines, "192.0.2.7", Dialect.ANTHROPIC)
@@ -76,16 +73,10 @@ def test_record_times_are_differences_of_monotonic_times(monkeypatch: pytest.Mon
         assert (record.time_to_first_byte, record.time_to_first_token) == (4.0, 5.0)
 
 
-# -- ids
-
-
 def test_request_ids_are_unique_beyond_one_block_of_entropy() -> None:
     ids = [*islice(request_ids(), 1000), *islice(request_ids(), 1000)]
     assert len(set(ids)) == 2000
     assert all(re.fullmatch("req_[0-9a-f]{24}", each) for each in ids)
-
-
-# -- the current figures
 
 
 async def test_status_counts_requests_bytes_and_connections(scene: Scene) -> None:

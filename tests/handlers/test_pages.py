@@ -402,9 +402,6 @@ def test_page_request_shows_neither_query_nor_body() -> None:
     assert "hidden" not in repr(asked)
 
 
-# -- a client that disconnects
-
-
 @pytest.mark.usefixtures("no_errors_logged")
 async def test_disconnect_releases_body_and_lets_page_finish(scene: Scene) -> None:
     asked, may_respond, responded = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -18,9 +18,6 @@ pytestmark = pytest.mark.usefixtures("proxy")
 PROBES = ("/", "/health", "/ready", "/api/hello")
 
 
-# -- methods
-
-
 async def test_v1_relays_every_method(scene: Scene) -> None:
     client = await scene.raw()
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "VERSION-CONTROL"]
@@ -42,9 +39,6 @@ async def test_method_that_does_not_exist_is_405(scene: Scene) -> None:
         response = await scene.ask(path, method="POST", token=None)
         anthropic_error(response, 405, "invalid_request_error")
     assert scene.upstream.requests == []
-
-
-# -- the pages for probes
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
@@ -119,9 +113,6 @@ async def test_body_where_none_is_taken_is_413(
 async def test_empty_body_is_accepted_where_none_is_taken(scene: Scene) -> None:
     empty = request("GET", "/health", ("Content-Length", "0"))
     assert (await scene.ask(empty)).status == 200
-
-
-# -- other paths
 
 
 @pytest.mark.parametrize(

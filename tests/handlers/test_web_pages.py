@@ -133,9 +133,6 @@ async def test_other_origin_is_served_but_may_not_read(origins: list[str], scene
     assert vary(relayed) == vary(refused) == ["origin"]
 
 
-# -- preflights
-
-
 async def test_preflight_needs_no_credential(scene: Scene) -> None:
     """Neither credentials nor a private network are granted."""
     await scene.start(ALLOWED_ORIGINS=ALLOWED)

@@ -98,9 +98,6 @@ async def test_request_behind_a_refused_body_is_not_served(scene: Scene) -> None
     assert len(scene.records.all) == 1
 
 
-# -- large heads
-
-
 async def test_head_over_the_limit_is_431(scene: Scene) -> None:
     await scene.start(MAX_HEADER_SIZE="1kB")
     small = request_bytes("GET", "/health", {"X-Large": "x" * 900})
@@ -347,9 +344,6 @@ async def test_half_close_after_probe_is_answered(path: str, scene: Scene) -> No
         await client.disconnected()
 
 
-# -- Expect
-
-
 async def test_expectation_of_http_1_0_is_ignored(scene: Scene) -> None:
     """Such a client would take the 100 for its response (RFC 9110 §10.1.1)."""
     scene.upstream.script(json_response({}))
@@ -368,9 +362,6 @@ async def test_refused_expectation_ends_the_connection(scene: Scene) -> None:
     assert response.header("Connection") == "close"
     await ended(client)
     assert not scene.upstream.requests
-
-
-# -- disconnects
 
 
 async def test_disconnect_before_refusal_is_no_error(scene: Scene, proxy: Proxy) -> None:

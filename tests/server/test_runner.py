@@ -221,9 +221,6 @@ async def test_task_that_resists_cancellation_does_not_delay_exit(
         assert await program.stop() == 0
 
 
-# -- reload
-
-
 async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
     tmp_path: Path, upstream: ScriptedUpstream, launch: Launch
 ) -> None:

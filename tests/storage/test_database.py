@@ -346,8 +346,6 @@ async def test_file_that_is_back_is_used_again(opened: Database, path: Path) -> 
     assert opened.lost == 0
 
 
-# -- a process that is killed
-
 KILLED = """
 import asyncio, sys
 from pathlib import Path

@@ -12,9 +12,6 @@ from tornadoproxy import ConfigurationError, Database, DatabaseConnection, Datab
 ANOTHER_VERSION = "it was written by another version of the plugin: start this version"
 
 
-# -- transactions
-
-
 async def test_work_that_raises_changes_nothing_and_raises(where: DatabaseLocation) -> None:
     def broken(connection: DatabaseConnection) -> None:
         adding(1)(connection)
@@ -50,9 +47,6 @@ async def test_changes_of_others_are_told_and_own_ones_are_not(where: DatabaseLo
             await asyncio.sleep(0)
         assert not await two.changed()
         assert await two.run(numbers) == [1]
-
-
-# -- schemas
 
 
 def test_schema_is_migrated_once(where: DatabaseLocation) -> None:

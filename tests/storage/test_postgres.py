@@ -42,9 +42,6 @@ async def failed(opened: Database) -> None:
             await asyncio.sleep(0.005)
 
 
-# -- statements
-
-
 @pytest.mark.parametrize(
     ("written", "sent"),
     [
@@ -104,9 +101,6 @@ async def test_writes_without_a_lock_do_not_wait_for_work_of_others(postgres: Se
         await working
 
 
-# -- changes
-
-
 async def test_changes_are_found_if_a_pooler_swallows_them(
     postgres: SecretURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,9 +111,6 @@ async def test_changes_are_found_if_a_pooler_swallows_them(
         monkeypatch.setattr(engine, "POLL", 0.0)
         while not await two.changed():
             await asyncio.sleep(0.05)
-
-
-# -- the schema
 
 
 async def test_first_of_several_processes_creates_the_tables(postgres: SecretURL) -> None:

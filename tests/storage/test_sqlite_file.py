@@ -34,9 +34,6 @@ def refusal(path: Path, schema: tuple[str, ...] = SCHEMA) -> str:
     return line.removeprefix(start)
 
 
-# -- files
-
-
 def test_file_is_created_for_its_owner_alone(path: Path) -> None:
     with Database(path, SCHEMA, name="test") as opened, opened.transaction() as connection:
         connection.execute("INSERT INTO numbers VALUES (1)")
@@ -157,9 +154,6 @@ def test_locked_file_is_refused_once_it_must_be_written(path: Path, short_timeou
             with pytest.raises(ConfigurationError) as caught, opened.transaction():
                 pass
             assert caught.value.faults[0].endswith(told)
-
-
-# -- reading only
 
 
 def test_reader_sees_one_moment_while_others_write(path: Path) -> None:

@@ -74,9 +74,6 @@ async def ask(program: Program, path: str, session: str) -> RawResponse:
     return await program.ask(request_bytes("GET", path, headers, token=TEST_TOKEN))
 
 
-# -- before it listens
-
-
 @pytest.mark.parametrize("hook", ["declare_settings()", "configure(settings)"])
 async def test_hook_failing_before_the_start_is_one_line_each(
     tmp_path: Path, launch: Launch, hook: str
@@ -112,9 +109,6 @@ async def test_failing_startup_is_one_line_and_status_2(
     assert "plugin 'plugin_odd' failed in startup: " in line
 
 
-# -- on SIGHUP
-
-
 async def test_configure_failing_on_sighup_keeps_the_settings(
     tmp_path: Path, launch: Launch
 ) -> None:
@@ -140,8 +134,6 @@ async def test_configure_failing_on_sighup_keeps_the_settings(
         assert CANARY not in program.said()
         assert "Traceback" not in program.said()
 
-
-# -- while it serves
 
 WHILE_SERVING = """
 @hookimpl
@@ -192,9 +184,6 @@ async def test_hooks_failing_while_it_serves_end_nothing(tmp_path: Path, launch:
     assert CANARY not in program.said()
 
 
-# -- at the end
-
-
 async def test_failing_shutdown_stops_no_other_shutdown(tmp_path: Path, launch: Launch) -> None:
     stop = "@hookimpl\nasync def shutdown():\n    return await fail_later(WAY)\n"
     install_each(tmp_path, RAISING, stop)
@@ -236,9 +225,6 @@ async def test_endless_thread_of_a_plugin_keeps_no_program(
     assert len(program.output.all) == 1
 
 
-# -- the address
-
-
 async def test_port_in_use_shuts_plugins_down(tmp_path: Path, launch: Launch) -> None:
     shutdown = "@hookimpl\ndef shutdown():\n    print('shut down', file=sys.stderr, flush=True)\n"
     install(tmp_path, "noting", IMPORTS + shutdown)
@@ -249,9 +235,6 @@ async def test_port_in_use_shuts_plugins_down(tmp_path: Path, launch: Launch) ->
     told = f"cannot listen on HOST 127.0.0.1, PORT {port}: Address already in use; "
     told += "choose another PORT or HOST"
     assert program.errors.all == ["shut down", f"tornadoproxy: {told}"]
-
-
-# -- what everybody can read of a process
 
 
 async def test_secrets_from_files_are_not_in_proc(tmp_path: Path, launch: Launch) -> None:

@@ -223,8 +223,6 @@ async def test_sighup_before_it_serves_is_applied_then(tmp_path: Path, launch: L
         assert response.status == 200
 
 
-# -- steps of the clock
-
 # USR1 sets it forwards by a day, USR2 back by a day
 STEPPED = """
 import os, signal, time

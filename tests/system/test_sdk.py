@@ -24,9 +24,6 @@ HELLO: list[MessageParam] = [{"role": "user", "content": "Grüße, 世界 und �
 RESPONSE = "This is a scripted answer, not Claude's. You said: Grüße, 世界 und 😀!"
 
 
-# -- messages
-
-
 async def test_create_returns_message_and_headers(
     anthropic_client: anthropic.AsyncAnthropic, records: Records
 ) -> None:
@@ -61,9 +58,6 @@ async def test_stream_accumulates_the_message(
     assert record.usage.output_tokens == message.usage.output_tokens
 
 
-# -- other endpoints
-
-
 async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthropic) -> None:
     counted = await anthropic_client.messages.count_tokens(model=MODEL, messages=HELLO)
     assert counted.input_tokens > 0
@@ -81,8 +75,6 @@ async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthro
     assert (await batches.retrieve(batch.id)).id == batch.id
     assert [each.id async for each in batches.list()] == [batch.id]
 
-
-# -- TypeScript
 
 TYPESCRIPT = Path(__file__).parent / "typescript"
 

@@ -92,9 +92,6 @@ async def test_upstream_401_is_logged_until_the_key_is_accepted_again(
     assert await refuse_twice() == 3
 
 
-# -- check --online
-
-
 @pytest.mark.parametrize("arguments", [("--online",), ()])
 async def test_check_online_sends_one_request_with_the_key(
     upstream: ScriptedUpstream, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]
