@@ -96,6 +96,13 @@ class RedisServer:
             else:
                 return
 
+    def has_all_of(self, master: RedisServer) -> bool:
+        """Return whether this replica has received all that its master has written."""
+        with self.client() as client, master.client() as of_master:
+            mine, others = client.info("replication"), of_master.info("replication")
+        is_linked = bool(mine["master_link_status"] == "up")
+        return is_linked and bool(mine["slave_repl_offset"] == others["master_repl_offset"])
+
     def send(self, which: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(which)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from functools import partial
 
 import pytest
 from redis.crc import key_slot
-from redis_server import BOUNDS, COUNT, PASSWORD, RedisCluster, opened, usable
+from redis_server import BOUNDS, COUNT, PASSWORD, RedisCluster, opened, until, usable
 
 from tornadoproxy import DatabaseUnavailable, Script, SecretURL, SharedCounters
 
@@ -95,16 +96,16 @@ async def test_replica_takes_over_from_a_dead_node(
     async with opened(redis_cluster.url) as counters:
         assert await counters.run(COUNT, [key_at(0)], 1) == 1
         assert await counters.run(COUNT, [key_at(1)], 1) == 1
-        with redis_cluster.nodes[0].client() as client:
-            assert client.wait(1, 5000) == 1
-        redis_cluster.nodes[0].stop()
+        master, *_, replica = redis_cluster.nodes
+        await asyncio.to_thread(until, partial(replica.has_all_of, master))
+        master.stop()
         with pytest.raises(DatabaseUnavailable, match=r"node 127\.0\.0\.1:\d+: it cannot be"):
             await counters.run(COUNT, [key_at(0)], 1)
         assert counters.failing
         assert await until_counted(counters, key_at(0)) == 2
         assert await until_counted(counters, key_at(1)) >= 2
         await usable(counters)
-        await asyncio.to_thread(redis_cluster.nodes[0].start)
+        await asyncio.to_thread(master.start)
     assert "can be used again" in caplog.text
     assert PASSWORD not in caplog.text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,7 @@ async def test_server_that_sentinel_puts_in_place_is_used(tmp_path: Path) -> Non
         await asyncio.to_thread(until, sentinel.knows_a_replica)
         async with opened(sentinel.url) as counters:
             assert await counters.run(COUNT, ["a"], 1) == 1
-            with first.client() as client:
-                assert client.wait(1, 5000) == 1
+            await asyncio.to_thread(until, partial(second.has_all_of, first))
             first.stop()
             async with asyncio.timeout(15):
                 while (counted := await counted_if_usable(counters)) is None:
