@@ -54,14 +54,6 @@ def test_text_wraps_titles_before_it_breaks_rows() -> None:
     ]
 
 
-@pytest.mark.parametrize("width", [40, 80])
-def test_text_wraps_long_cells_without_loss(width: int) -> None:
-    words = [f"group-{at}" for at in range(30)]
-    shown = list(tables.text_lines(("name", "groups"), [("ada", words)], width))
-    assert max(map(len, shown)) <= width
-    assert " ".join(" ".join(shown).split()).endswith(f" ada {', '.join(words)}")
-
-
 def test_write_uses_width_of_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
