@@ -19,6 +19,7 @@ from tornadoproxy.testing import (
     Truncated,
     UpstreamExchange,
     bytes_response,
+    event,
     json_response,
     raw_response,
     request_bytes,
@@ -121,6 +122,36 @@ async def test_head_and_204_have_no_body(raw: OpenRaw, upstream: ScriptedUpstrea
     empty = await connection.response()
     assert (empty.status, empty.header("Content-Length")) == (204, None)
     assert json.loads((await connection.response()).body) == {"whole": True}
+
+
+async def test_each_piece_of_a_stream_is_a_chunk(raw: OpenRaw, upstream: ScriptedUpstream) -> None:
+    events = [event({"type": "ping"}), event({"type": "ping", "é": "ü"})]
+    upstream.script(
+        sse_response(events),
+        sse_response(b"whole"),
+        sse_response(events, split=1),
+        sse_response(b"", headers={"CONTENT-TYPE": "text/plain"}),
+    )
+    connection = await raw(upstream)
+    await connection.send(GET * 4)
+    received = []
+    for _ in range(4):
+        head = await connection.head()
+        received.append([(head.header("content-type") or "").encode()])
+        while chunk := await connection.chunk():
+            received[-1].append(chunk)
+    sse = b"text/event-stream; charset=utf-8"
+    each_byte = [b"%c" % byte for byte in b"".join(events)]
+    assert received == [[sse, *events], [sse, b"whole"], [sse, *each_byte], [b"text/plain"]]
+
+
+async def test_http_1_0_connection_ends_with_its_response(
+    raw: OpenRaw, upstream: ScriptedUpstream
+) -> None:
+    connection = await raw(upstream)
+    await connection.send(MODELS.replace(b"/1.1", b"/1.0"))
+    assert (await connection.response()).status == 200
+    assert await connection.read_to_end() == b""
 
 
 async def test_end_of_a_response_is_fin_or_rst_after_its_bytes(
