@@ -14,12 +14,8 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from tornadoproxy import UNKNOWN_MODEL, ModelRequest, Usage
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.protocol.request_fields import (
-    MAX_MODELS,
-    MAX_OTHER_FIELDS,
-    NAMED_INPUT,
-    read_request,
-)
+from tornadoproxy.protocol.body_fields import MAX_OTHER_FIELDS
+from tornadoproxy.protocol.request_fields import MAX_MODELS, NAMED_INPUT, read_request
 
 ASKED = {"model": "claude-opus-4-5", "max_tokens": 100, "stream": True, "messages": []}
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tornadoproxy.protocol.body_fields import BodyFields
 from tornadoproxy.protocol.headers import request_head
-from tornadoproxy.protocol.model_name import with_model
 from tornadoproxy.protocol.wire import OutgoingRequest
 from tornadoproxy.upstream.call import UpstreamRequest
 from tornadoproxy.upstream.connector import Origin
@@ -120,7 +120,7 @@ class Dispatch(Struct, frozen=True):
         there = target.upstream.model(self.model)
         if there is None or there == self.model:
             return self.body
-        return with_model(self.body, there)
+        return BodyFields(self.body).replaced({"model": there})
 
     def _as_sent(self, target: Target, outgoing: OutgoingRequest) -> Prepared:
         base = target.upstream.base_url

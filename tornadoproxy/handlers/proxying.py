@@ -25,8 +25,8 @@ from tornadoproxy.errors import LoopDetected
 from tornadoproxy.handlers.dispatch import Dispatch
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.request import ESTIMATED_OUTPUT, MAX_OUTPUT, ModelRequest
+from tornadoproxy.protocol.body_fields import BodyFields, mapped, read_routing
 from tornadoproxy.protocol.headers import forwarded, has_been_here, request_head
-from tornadoproxy.protocol.model_name import mapped, read_routing, with_model
 from tornadoproxy.protocol.request_fields import read_request
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.target import failure_name
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.event_stream import EventStream
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.plugin.request import Outcome
-    from tornadoproxy.protocol.model_name import RoutingFields
+    from tornadoproxy.protocol.body_fields import RoutingFields
     from tornadoproxy.protocol.usage_reader import UsageReader
     from tornadoproxy.protocol.wire import OutgoingRequest, ResponseHead
     from tornadoproxy.upstream.failover import Failover
@@ -316,7 +316,7 @@ class UpstreamHandler(ExchangeHandler):
         if model == routing.model:
             return body
         self._routing = replace(routing, model=model)
-        return with_model(body, model)
+        return BodyFields(body).replaced({"model": model})
 
     # -- the response
 

@@ -6,12 +6,30 @@ A request to an upstream is an `OutgoingRequest` in the form of the Anthropic AP
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from msgspec import Struct
 
+from tornadoproxy.errors import ProxyError
+from tornadoproxy.protocol.dialects import Dialect, error_of
+from tornadoproxy.protocol.json_codec import loads
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+
+_Lines = Iterable[tuple[str, str]]
+
+
+def _value_of(lines: _Lines, name: str) -> str | None:
+    values = [value for each, value in lines if each.lower() == name.lower()]
+    return ",".join(values) if values else None
+
+
+def _changed(lines: _Lines, added: _Lines, without: Iterable[str]) -> list[tuple[str, str]]:
+    gone = {name.lower() for name in (*without, *(name for name, _ in added))}
+    return [*(each for each in lines if each[0].lower() not in gone), *added]
 
 
 class OutgoingRequest(Struct, frozen=True, kw_only=True):
@@ -41,8 +59,7 @@ class OutgoingRequest(Struct, frozen=True, kw_only=True):
 
     def header(self, name: str) -> str | None:
         """Return the value of the header `name`, its lines joined; ``None`` if there is none."""
-        lines = [value for each, value in self.headers if each.lower() == name.lower()]
-        return ",".join(lines) if lines else None
+        return _value_of(self.headers, name)
 
     def with_headers(
         self, *added: tuple[str, str], without: tuple[str, ...] = ()
@@ -51,8 +68,7 @@ class OutgoingRequest(Struct, frozen=True, kw_only=True):
 
         :param without: the names of headers to leave out.
         """
-        gone = {name.lower() for name in (*without, *(name for name, _ in added))}
-        return (*(each for each in self.headers if each[0].lower() not in gone), *added)
+        return tuple(_changed(self.headers, added, without))
 
 
 class ResponseHead(NamedTuple):
@@ -65,6 +81,19 @@ class ResponseHead(NamedTuple):
     reason: str
     fields: list[tuple[str, str]]
     ends_with_connection: bool = False
+
+    def header(self, name: str) -> str | None:
+        """Return the value of the header `name`, its lines joined; ``None`` if there is none."""
+        return _value_of(self.fields, name)
+
+    def with_fields(
+        self, *added: tuple[str, str], without: tuple[str, ...] = ()
+    ) -> list[tuple[str, str]]:
+        """Return the header fields with `added` ones, which replace those of the same names.
+
+        :param without: the names of fields to leave out.
+        """
+        return _changed(self.fields, added, without)
 
 
 class ResponseDecoder(Protocol):
@@ -84,6 +113,64 @@ class ResponseDecoder(Protocol):
 
         :raises UpstreamError: it ended too early.
         """
+
+
+class ErrorDecoder:
+    """A `ResponseDecoder` for errors: the Anthropic API's form, with the upstream's own message.
+
+    An error that has this form already stays as it is, byte for byte. Other forms are those of
+    clouds: ``{"error": {"message": …}}``, alone or in a list, and ``{"message": …}``.
+
+    :param head: of the response; its ``request-id`` becomes the error's.
+    """
+
+    MAX_BODY = 256 * 1024
+    """The longest error that is read, in bytes."""
+
+    def __init__(self, head: ResponseHead) -> None:
+        self._status = head.status
+        self._request_id = head.header("request-id") or ""
+        self._body = bytearray()
+
+    @classmethod
+    def of(cls, head: ResponseHead) -> tuple[ResponseHead, ErrorDecoder]:
+        """Return what `Wire.read` returns for the head of an error that has no content coding."""
+        fields = head.with_fields(("Content-Type", "application/json"), without=("Content-Length",))
+        return head._replace(fields=fields), cls(head)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """See `ResponseDecoder`."""
+        self._body += chunk[: self.MAX_BODY - len(self._body)]
+        return b""
+
+    def end(self) -> bytes:
+        """See `ResponseDecoder`."""
+        body = bytes(self._body)
+        try:
+            document = loads(body)
+        except (ValueError, RecursionError):
+            document = None
+        if isinstance(document, dict) and document.get("type") == "error":
+            kind, message = error_of(document)
+            if kind and message:
+                return body
+        error = ProxyError(_message_of(document) or self._without_message(), status=self._status)
+        return Dialect.ANTHROPIC.error_body(error, self._request_id)
+
+    def _without_message(self) -> str:
+        if self._status == 413:
+            return "Request exceeds the maximum size"  # the API's own words, which clients know
+        return f"The upstream responded with status {self._status}."
+
+
+def _message_of(document: object) -> str | None:
+    if isinstance(document, list) and document:
+        document = document[0]
+    if not isinstance(document, dict):
+        return None
+    _, message = error_of(document)
+    found = message or document.get("message") or document.get("Message") or document.get("error")
+    return found if isinstance(found, str) else None
 
 
 class Wire:
