@@ -52,16 +52,24 @@ if TYPE_CHECKING:
         RequestRecord,
     )
     from tornadoproxy.plugin.shared_limits import shared_counters
+    from tornadoproxy.protocol.body_fields import BodyFields
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.json_codec import read_fields, write_fields
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
-    from tornadoproxy.protocol.wire import OutgoingRequest, ResponseDecoder, ResponseHead, Wire
+    from tornadoproxy.protocol.wire import (
+        ErrorDecoder,
+        OutgoingRequest,
+        ResponseDecoder,
+        ResponseHead,
+        Wire,
+    )
     from tornadoproxy.secret import Secret, SecretURL
     from tornadoproxy.server.line_writer import LineWriter
     from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy.storage.database import Database
     from tornadoproxy.storage.script import Script
     from tornadoproxy.storage.shared_counters import SharedCounters
+    from tornadoproxy.upstream.credential import RefreshedCredential
     from tornadoproxy.version import __version__
 
 __all__ = [
@@ -73,6 +81,7 @@ __all__ = [
     "UNKNOWN_MODEL",
     "AuthenticationFailed",
     "BaseURL",
+    "BodyFields",
     "Command",
     "ConfigurationError",
     "Database",
@@ -83,6 +92,7 @@ __all__ = [
     "Denied",
     "Dialect",
     "EgressProxy",
+    "ErrorDecoder",
     "Identity",
     "Inactive",
     "IncomingRequest",
@@ -98,6 +108,7 @@ __all__ = [
     "PageResponse",
     "Permit",
     "ProxyError",
+    "RefreshedCredential",
     "RequestRecord",
     "ResponseDecoder",
     "ResponseHead",
@@ -135,6 +146,7 @@ _HOMES = {
     "UNKNOWN_MODEL": "protocol.usage",
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
+    "BodyFields": "protocol.body_fields",
     "Command": "plugin.commands",
     "ConfigurationError": "errors",
     "Database": "storage.database",
@@ -145,6 +157,7 @@ _HOMES = {
     "Denied": "errors",
     "Dialect": "protocol.dialects",
     "EgressProxy": "config.urls",
+    "ErrorDecoder": "protocol.wire",
     "Identity": "plugin.request",
     "Inactive": "plugin.hookspecs",
     "IncomingRequest": "plugin.request",
@@ -161,6 +174,7 @@ _HOMES = {
     "PageResponse": "plugin.pages",
     "Permit": "plugin.decisions",
     "ProxyError": "errors",
+    "RefreshedCredential": "upstream.credential",
     "RequestRecord": "plugin.request",
     "ResponseDecoder": "protocol.wire",
     "ResponseHead": "protocol.wire",
