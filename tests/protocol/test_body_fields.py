@@ -17,22 +17,21 @@ BODY = (
 @pytest.mark.parametrize(
     ("fields", "without", "expected"),
     [
-        ({}, (), [b' "max_tokens" : 10', b'\n  "mod\\u0065l":"a"', b'"metadata"', b' "system"']),
-        ({"model": "b"}, (), [b' "max_tokens" : 10', b'"model":"b"', b'"metadata"', b' "system"']),
-        ({}, ("model",), [b' "max_tokens" : 10', b'"metadata"', b' "system"']),
-        ({}, ("max_tokens",), [b'\n  "mod\\u0065l":"a"', b'"metadata"', b' "system"']),
-        ({"n": [1]}, ("model", "metadata"), [b' "max_tokens" : 10', b' "system"', b'"n":[1]']),
+        ({}, (), BODY),
+        ({"model": "b"}, (), BODY.replace(b':"a"', b':"b"', 1)),
+        ({}, ("model",), BODY.replace(b',\n  "mod\\u0065l":"a"', b"")),
+        ({}, ("max_tokens", "absent"), BODY.replace(b' "max_tokens" : 10,', b"")),
+        ({}, ("system",), BODY[: BODY.index(b', "system"')] + b" }"),
+        ({"n": [1]}, (), BODY[:-2] + b',"n":[1] }'),
+        ({"n": 1}, ("max_tokens", "model", "metadata", "system"), b'{"n":1 }'),
+        ({}, ("max_tokens", "model", "metadata", "system"), b"{ }"),
     ],
 )
 def test_only_the_named_fields_change(
-    fields: dict[str, object], without: tuple[str, ...], expected: list[bytes]
+    fields: dict[str, object], without: tuple[str, ...], expected: bytes
 ) -> None:
-    changed = BodyFields(BODY).replaced(fields, without)
-    kept = {name: value for name, value in json.loads(BODY).items() if name not in without}
-    assert json.loads(changed) == {**kept, **fields}
-    place = 0
-    for each in expected:
-        place = changed.index(each, place)
+    assert BodyFields(BODY).replaced(fields, without) == expected
+    json.loads(expected)
 
 
 def test_fields_are_read_at_the_top_level_only() -> None:
@@ -40,7 +39,7 @@ def test_fields_are_read_at_the_top_level_only() -> None:
     assert (fields.get("model"), fields.get("max_tokens"), fields.get("user_id")) == ("a", 10, None)
     assert "model" in fields
     assert "user_id" not in fields
-    assert BodyFields(b" {} ").replaced({"a": None}) == b'{"a":null}'
+    assert BodyFields(b" {} ").replaced({"a": None}) == b'{"a":null} '
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ _decode = msgspec.json.Decoder(_Fields).decode
 _decode_name = msgspec.json.Decoder(str).decode
 _decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
 _decode_value = msgspec.json.Decoder().decode
+_encode = msgspec.json.encode
 
 _NAME = re.compile(rb'\s*[{,](\s*"[^"\\]*(?:\\.[^"\\]*)*"\s*:\s*)')
 
@@ -99,15 +100,18 @@ class BodyFields:
         body = memoryview(self._body)
         pieces: list[bytes | memoryview] = []
         added = dict(fields)
+        end = self._body.index(b"{") + 1
         for (name, value), start in zip(self._members.items(), self._starts, strict=True):
-            if name in added:
-                pieces.append(_member(name, added.pop(name)))
-            elif name not in without:
-                named = _NAME.match(self._body, start)
-                assert named is not None
-                pieces.append(body[named.start(1) : named.end() + len(value)])
-        pieces += (_member(name, value) for name, value in added.items())
-        return b"{" + b",".join(pieces) + b"}"
+            named = _NAME.match(self._body, start)
+            assert named is not None
+            end = named.end() + len(value)
+            if name in without:
+                continue
+            pieces += (b"," if pieces else b"{", body[named.start(1) : named.end()])
+            pieces.append(_encode(added.pop(name)) if name in added else body[named.end() : end])
+        for name, other in added.items():
+            pieces += (b"," if pieces else b"{", _encode(name), b":", _encode(other))
+        return b"".join((*(pieces or (b"{",)), body[end:]))
 
 
 def members_of(body: bytes) -> tuple[dict[str, Raw], list[int]]:
@@ -165,10 +169,6 @@ def mapped(name: str, models: Mapping[str, str]) -> str:
     if name in models:
         return models[name]
     return name if name.startswith("claude") else models.get("*", name)
-
-
-def _member(name: str, value: object) -> bytes:
-    return b"%b:%b" % (msgspec.json.encode(name), msgspec.json.encode(value))
 
 
 def _check_complexity(body: bytes) -> None:
