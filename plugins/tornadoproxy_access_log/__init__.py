@@ -24,7 +24,6 @@ import re
 import time
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy import (
@@ -220,16 +219,16 @@ def _check(destination: str) -> None:
     """Refuse a file that cannot be written, without creating it."""
     if "/" not in destination:
         return
-    path = Path(destination)
-    if path.is_dir():
-        raise ConfigurationError(f"ACCESS_LOG={path} is a directory; set it to a file.")
-    if not path.parent.is_dir():
+    folder = os.path.dirname(destination)
+    if os.path.isdir(destination):
+        raise ConfigurationError(f"ACCESS_LOG={destination} is a directory; set it to a file.")
+    if not os.path.isdir(folder):
         raise ConfigurationError(
-            f"ACCESS_LOG={path}: there is no directory {path.parent}; create it."
+            f"ACCESS_LOG={destination}: there is no directory {folder}; create it."
         )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(destination if os.path.exists(destination) else folder, os.W_OK):
         raise ConfigurationError(
-            f"ACCESS_LOG={path} cannot be written: permission denied; allow writing it."
+            f"ACCESS_LOG={destination} cannot be written: permission denied; allow writing it."
         )
 
 

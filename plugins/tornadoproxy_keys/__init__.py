@@ -22,9 +22,7 @@ The limits of requests and tokens are checked in `admit`, before the body is rea
 
 from __future__ import annotations
 
-import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
@@ -38,6 +36,7 @@ from tornadoproxy import (
     IncomingRequest,
     ModelRequest,
     Permit,
+    SecretURL,
     Setting,
     Settings,
     hookimpl,
@@ -121,11 +120,13 @@ class Keys:
         self._gate.has_token = _has_token(settings)
         if not self._gate.has_keys():
             create = f"{sys.executable} -m tornadoproxy keys create --name ada"
-            if isinstance(where, Path):
+            if not isinstance(where, SecretURL):
+                import shlex  # most starts find keys
+
                 create += f" --keys-db {shlex.quote(str(where.absolute()))}"
             return f"no keys in {where} yet; create one with `{create}`"
         line = f"clients with a key in {where}"
-        if not isinstance(where, Path) and settings[SHARED_LIMITS] is None:
+        if isinstance(where, SecretURL) and settings[SHARED_LIMITS] is None:
             line += "; their limits count in each proxy alone, unless SHARED_LIMITS is set"
         return line
 

@@ -62,7 +62,7 @@ def test_banner_names_the_variable_of_the_key() -> None:
 
 def test_credential_of_other_plugins_is_a_placeholder() -> None:
     declared = Plugins.load().declared_settings()
-    nothing = Sources({}, {}, env_file.EnvFile(Path(".env"), {}))
+    nothing = Sources({}, {}, env_file.EnvFile(".env", {}))
     settings = Settings.defaults(*declared)
     assert banner.credential(settings, nothing, declared) == (
         "Paste this first, with your credential (if you need one) in place of your-token:",

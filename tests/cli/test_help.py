@@ -139,11 +139,11 @@ def test_default_is_shown_as_it_is_written() -> None:
 
 def test_example_file_knows_every_name_and_default(tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / ".env.example"
-    sets_nothing = env_file.read(file, required=True)
+    sets_nothing = env_file.read(str(file), required=True)
     assert (sets_nothing.faults, dict(sets_nothing.entries)) == ((), {})
     path = tmp_path / ".env"
     path.write_text(re.sub(r"^#(?=[A-Z])", "", file.read_text(), flags=re.MULTILINE))
-    example = Sources({}, {}, env_file.read(path, required=True))
+    example = Sources({}, {}, env_file.read(str(path), required=True))
     declared = (*CORE_SETTINGS, *Plugins.load().declared_settings())
     assert example.env_file.faults == ()
     assert example.env_file.entries.keys() == {setting.name for setting in declared}

@@ -31,7 +31,7 @@ def sources(
     path = directory / ".env"
     if file is not None:
         path.write_bytes(file.encode() if isinstance(file, str) else file)
-    return Sources(flags or {}, environment or {}, env_file.read(path, required=False))
+    return Sources(flags or {}, environment or {}, env_file.read(str(path), required=False))
 
 
 def faults_of(read: Sources, *declared: Setting[Any]) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ def test_env_file_that_cannot_be_used_is_a_fault(
 
 def test_env_file_that_is_absent_is_a_fault_if_required(tmp_path: Path) -> None:
     path = tmp_path / ".env"
-    assert env_file.read(path, required=False).faults == ()
+    assert env_file.read(str(path), required=False).faults == ()
     told = f"{path} does not exist: create it or name another"
-    assert env_file.read(path, required=True).faults == (told,)
+    assert env_file.read(str(path), required=True).faults == (told,)
     path.write_bytes(b"#" * 65_536)
-    assert env_file.read(path, required=True).faults == ()
-    assert env_file.read(Path(os.devnull), required=True).faults == ()
+    assert env_file.read(str(path), required=True).faults == ()
+    assert env_file.read(os.devnull, required=True).faults == ()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.config.core_settings import HOST, TLS_CERT
@@ -77,7 +75,7 @@ def credential(
     by_name = {setting.name: setting for setting in declared}
     if settings.is_set("AUTH_TOKEN_FILE"):
         path = sources.origin(by_name["AUTH_TOKEN_FILE"])[0] or ""
-        found = f"cat {_quoted(path)}"
+        found = f"cat {_quoted(_absolute(path))}"
     elif not settings.is_set("AUTH_TOKEN"):
         placeholder, own = "your-token", "your credential (if you need one)"
         if settings.is_set("KEYS_DB"):
@@ -89,7 +87,7 @@ def credential(
     else:
         file = sources.env_file
         line = file.entries["AUTH_TOKEN"].line
-        found = f"sed -n '{line}s/[^=]*=//p' {_quoted(file.path)} | tr -d \\\"\\'"
+        found = f"sed -n '{line}s/[^=]*=//p' {_quoted(_absolute(file.path))} | tr -d \\\"\\'"
     command = f"export AUTH_TOKEN=\"$({found} | awk 'NF {{print $1; exit}}')\""
     return "Paste this first:", command
 
@@ -133,7 +131,7 @@ def _curl(settings: Settings) -> str:
     """Return ``curl``, with the Unix socket if the proxy listens on one."""
     host = settings[HOST]
     if host.startswith("unix:"):
-        return f"curl --unix-socket {shlex.quote(host.removeprefix('unix:'))}"
+        return f"curl --unix-socket {_quoted(host.removeprefix('unix:'))}"
     return "curl"
 
 
@@ -168,5 +166,11 @@ def _to_paste(settings: Settings, url: str, sent: str) -> Iterator[str]:
     yield f'{_curl(settings)} {url}/v1/models -H "x-api-key: {sent}"'
 
 
-def _quoted(path: str | Path) -> str:
-    return shlex.quote(str(Path(path).absolute()))
+def _quoted(text: str) -> str:
+    import shlex  # most starts quote nothing
+
+    return shlex.quote(text)
+
+
+def _absolute(path: str) -> str:
+    return os.path.join(os.getcwd(), path)

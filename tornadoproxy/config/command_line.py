@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -33,8 +32,7 @@ COMMANDS = {
     "help": "list the commands; `help COMMAND` explains one, `help settings` lists the settings",
     "version": "print the version",
 }
-DEFAULT_ENV_FILE = Path(".env")
-_NO_ENV_FILE = Path(os.devnull)
+DEFAULT_ENV_FILE = ".env"
 PROGRAM = "python -m tornadoproxy"
 
 _ENV_FILE = "--env-file"
@@ -66,7 +64,7 @@ class Arguments(Struct, frozen=True):
     """
 
     flags: Mapping[str, str]
-    env_file: Path
+    env_file: str
     env_file_named: bool
     own: Any  # what a parser returns has the command's own attributes
     faults: tuple[str, ...]
@@ -119,7 +117,7 @@ def read(
         faults.append(f"{_ENV_FILE} names no file: write the path after it")
     return Arguments(
         {settings[flag].name: text for flag, text in given.items() if settings[flag] not in secret},
-        env_file=Path(env_file) if env_file else _env_file(command(arguments)),
+        env_file=env_file or _env_file(command(arguments)),
         env_file_named=bool(env_file),
         own=parsed,
         faults=tuple(faults),
@@ -162,9 +160,9 @@ def _looks_like_flag(argument: str) -> bool:
     return argument.startswith("-") and argument != "-" and not _NUMBER.match(argument)
 
 
-def _env_file(name: str) -> Path:
+def _env_file(name: str) -> str:
     """Return the ``.env`` file of the command `name`: the demo reads none, and shows no secret."""
-    return _NO_ENV_FILE if name == "demo" else DEFAULT_ENV_FILE
+    return os.devnull if name == "demo" else DEFAULT_ENV_FILE
 
 
 def _holds_secret(setting: Setting[Any], text: str) -> bool:

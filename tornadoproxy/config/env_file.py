@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -43,23 +42,23 @@ class EnvFile(Struct, frozen=True):
     :param faults: what is wrong with the file, a line each.
     """
 
-    path: Path
+    path: str
     entries: Mapping[str, Entry]
     faults: tuple[str, ...] = ()
 
     __repr__ = object.__repr__  # an entry may be a credential
 
 
-def read(path: Path, *, required: bool) -> EnvFile:
+def read(path: str, *, required: bool) -> EnvFile:
     """Read the file at `path`.
 
     :param required: a missing file is a fault.
     """
     try:
         # a pipe blocks, and cannot be reloaded on SIGHUP
-        if not (path.is_file() or path == Path(os.devnull)) and path.exists():
+        if os.path.exists(path) and not (os.path.isfile(path) or path == os.devnull):
             return EnvFile(path, {}, (f"{path} is not a regular file: replace or remove it",))
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             # a log or an archive: each line would become a fault
@@ -67,7 +66,7 @@ def read(path: Path, *, required: bool) -> EnvFile:
         content = data.decode("utf-8-sig")
     except FileNotFoundError:
         # a dangling link is a mistake even where the file is optional
-        if required or path.is_symlink():
+        if required or os.path.islink(path):
             return EnvFile(path, {}, (f"{path} does not exist: create it or name another",))
         return EnvFile(path, {})
     except OSError as error:
@@ -79,7 +78,7 @@ def read(path: Path, *, required: bool) -> EnvFile:
     return _parsed(path, content)
 
 
-def _parsed(path: Path, content: str) -> EnvFile:
+def _parsed(path: str, content: str) -> EnvFile:
     from dotenv.parser import parse_stream  # most starts have no file
 
     entries: dict[str, Entry] = {}

@@ -22,7 +22,6 @@ import os
 import re
 import ssl
 import stat
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -39,6 +38,7 @@ from tornadoproxy.secret import Secret, SecretURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tornadoproxy.config.toml_file import TomlFile
     from tornadoproxy.protocol.client_address import IPNetwork
@@ -105,14 +105,14 @@ def text(value: str) -> str:
 
 def path(value: str) -> Path:
     """Parse the path of a file that need not exist."""
-    return Path(text(value))
+    return _path(text(value))
 
 
 def database(value: str) -> Path | SecretURL:
     """Parse the path of an SQLite file, which need not exist, or a ``postgresql://`` URL."""
     scheme, colon, _ = text(value).partition("://")
     if not colon:
-        return Path(value)
+        return _path(value)
     if scheme not in ("postgresql", "postgres"):
         raise ValueError("must be the path of an SQLite file, or a URL that begins postgresql://")
     return SecretURL(value)
@@ -253,7 +253,7 @@ def readable_file(value: str) -> Path:
         _open(value).close()
     except (OSError, ValueError) as error:
         raise ValueError(f"must name a readable file, not {value!r}: {_reason(error)}") from None
-    return Path(value)
+    return _path(value)
 
 
 def certificates_file(value: str) -> Path:
@@ -337,6 +337,12 @@ def _secrets(content: bytes, must: str) -> tuple[Secret, ...]:
     return tuple(Secret(word) for word in found)
 
 
+def _path(value: str) -> Path:
+    from pathlib import Path  # most starts name no file
+
+    return Path(value)
+
+
 def _open(value: str) -> BinaryIO:
     """Open a file, but no pipe, which blocks and cannot be reloaded on SIGHUP.
 
@@ -346,7 +352,7 @@ def _open(value: str) -> BinaryIO:
     mode = os.stat(value).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "Not a regular file")
-    return Path(value).open("rb")
+    return open(value, "rb")
 
 
 def _reason(error: OSError | ValueError) -> str:

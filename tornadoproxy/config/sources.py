@@ -11,7 +11,7 @@ underscores, or a missing word.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -120,13 +120,13 @@ class Sources(Struct, frozen=True):
                 "set UPSTREAM_BASE_URL for another upstream"
             )
         if any(each.secret and each.name in file.entries for each in declared):
-            yield from _too_open(str(file.path), Path(file.path), _OTHERS_READ)
+            yield from _too_open(file.path, file.path, _OTHERS_READ)
         for setting in declared:
             rights = _forbidden_rights(setting)
             given = self._given(setting) if rights else None
             if given is not None:
                 title = f"{given.variable}={given.text}"
-                yield from _too_open(title, Path(given.text), rights)
+                yield from _too_open(title, given.text, rights)
 
     def origin(self, setting: Setting[Any]) -> tuple[str | None, str]:
         """Return the text of `setting` and the place that sets it; ``None`` if it is not set."""
@@ -244,9 +244,9 @@ def _forbidden_rights(setting: Setting[Any]) -> int:
     return _OTHERS_WRITE if setting.parse is parsers.path else 0
 
 
-def _too_open(title: str, path: Path, rights: int) -> Iterator[str]:
+def _too_open(title: str, path: str, rights: int) -> Iterator[str]:
     try:
-        open_to_others = path.stat().st_mode & rights
+        open_to_others = os.stat(path).st_mode & rights
     except (OSError, ValueError):
         return  # reported where the file is opened
     if open_to_others:
