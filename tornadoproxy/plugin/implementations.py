@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -12,7 +13,10 @@ from tornadoproxy.plugin import hookspecs
 from tornadoproxy.plugin.failures import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    PluginCall = tuple[str, Callable[..., Any]]  # Any: a plugin's result is checked, never trusted
+    """A plugin's name and its implementation of a hook, called with every argument of the hook."""
 
 GENERATOR_HOOKS = (
     *("declare_settings", "commands", "credential_headers", "database_status", "pages"),
@@ -25,32 +29,34 @@ SYNC_HOOKS = (
 
 _ORDINARY = frozenset({"admit", "observe", "pages", "price"})
 
+_MARK = f"{hookspecs.PROJECT}_impl"
+_SPECIFIED = f"{hookspecs.PROJECT}_spec"
+_MARKABLE = (FunctionType, MethodType, classmethod, staticmethod)
+_STARS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _PASSED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-class PluginCall(NamedTuple):
-    """One plugin's implementation of a hook, called with every argument of the hook."""
-
-    plugin: str
-    function: Callable[..., Any]  # Any: a plugin's result is checked, never trusted
 
 
 class RefusedError(Exception):
     """A plugin cannot be used; the text says why."""
 
 
-class _Manager(pluggy.PluginManager):
-    """pluggy, for which the marks of a plugin's functions are read once, before it registers it.
+class _Marked:
+    """The marked functions of a plugin, which pluggy registers in its place.
 
-    It would look at every attribute, dunders included, twice: a twentieth of the start.
+    It would look at all attributes of the plugin several times: a fiftieth of the start.
     """
 
-    marks: Mapping[str, pluggy.HookimplOpts | None] = {}
+    def __init__(self, functions: Mapping[str, Callable[..., object]]) -> None:
+        vars(self).update(functions)
 
-    def read_marks(self, plugin: object, functions: Iterable[str]) -> None:
-        """Read the mark of each of the functions; ``None`` if it has none."""
-        read = super().parse_hookimpl_opts
-        self.marks = {name: read(plugin, name) for name in functions}
+
+class _Manager(pluggy.PluginManager):
+    """pluggy, which takes the marks of a plugin's functions from `marks`."""
+
+    marks: Mapping[str, pluggy.HookimplOpts] = {}
+
+    def parse_hookspec_opts(self, module_or_class: object, name: str) -> pluggy.HookspecOpts | None:
+        return getattr(getattr(module_or_class, name), _SPECIFIED, None)
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
         return self.marks.get(name)
@@ -60,6 +66,7 @@ class Implementations:
     """The hooks, and which plugin implements which."""
 
     def __init__(self) -> None:
+        self._plugins: list[object] = []
         self._manager = _Manager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         specified = vars(self._manager.hook)
@@ -72,34 +79,34 @@ class Implementations:
         implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
         return [
-            PluginCall(each.plugin_name, _with_all_arguments(each, self._hooks[hook]))
+            (each.plugin_name, _with_all_arguments(each, self._hooks[hook]))
             for each in implementations
         ]
 
-    def register(self, plugin: object, name: str) -> tuple[str, ...]:
+    def register(self, plugin: object, plugin_name: str) -> tuple[str, ...]:
         """Check the hooks of `plugin` and register it; return the hooks that it implements.
 
         :raises RefusedError: a function of it would never be called as its author expects.
         """
-        if self._manager.is_registered(plugin):
+        if any(each is plugin for each in self._plugins):
             raise RefusedError("it is the same object as another plugin")
         functions = dict(_functions(plugin))
-        self._manager.read_marks(plugin, functions)
-        marks = self._manager.marks
-        implemented = {
-            mark.get("specname") or function for function, mark in marks.items() if mark is not None
-        }
-        for function, mark in marks.items():
+        marks = {name: mark for name, (_, mark) in functions.items() if mark is not None}
+        implemented = {mark.get("specname") or name for name, mark in marks.items()}
+        for name, (function, mark) in functions.items():
             if mark is not None:
-                self._check(mark.get("specname") or function, functions[function], mark)
-            elif not function.startswith("_"):
-                self._refuse_near_miss(function, functions[function], implemented)
+                self._check(mark.get("specname") or name, function, mark)
+            elif not name.startswith("_"):
+                self._refuse_near_miss(name, function, implemented)
         if not implemented:
             raise RefusedError(
                 "it has no hook: let the entry point name a module or a class whose functions are "
                 "marked with @tornadoproxy.hookimpl"
             )
-        self._manager.register(plugin, name)
+        self._plugins.append(plugin)
+        self._manager.marks = marks
+        marked = {name: function for name, (function, _) in functions.items() if name in marks}
+        self._manager.register(_Marked(marked), plugin_name)
         return tuple(hook for hook in self._hooks if hook in implemented)
 
     def _refuse_near_miss(
@@ -149,6 +156,8 @@ class Implementations:
         if hook in SYNC_HOOKS and inspect.iscoroutinefunction(function):
             raise RefusedError(f"its {hook} is async: nothing awaits it, define it without async")
         offered = self._hooks[hook]
+        if _takes_only(function, offered):
+            return
         for argument in inspect.signature(function).parameters.values():
             if argument.default is not argument.empty or argument.kind not in _PASSED:
                 raise RefusedError(
@@ -166,17 +175,24 @@ def instantiate(named: object) -> object:
     if not (inspect.isclass(named) or inspect.isroutine(named)):
         return named
     kind = "class" if inspect.isclass(named) else "function"
-    if hasattr(named, f"{hookspecs.PROJECT}_impl"):
+    if hasattr(named, _MARK):
         raise RefusedError("it is one hook: let the entry point name its module or class")
+    try:
+        made = named()
+    except TypeError:
+        _require_no_arguments(named, kind)
+        raise
+    discard(made)
+    return made
+
+
+def _require_no_arguments(named: Callable[..., object], kind: str) -> None:
     try:
         inspect.signature(named).bind()
     except TypeError as error:
         raise RefusedError(
             f"its {kind} must take no arguments, but it is {one_line(error)}: give that a default"
         ) from None
-    made = named()
-    discard(made)
-    return made
 
 
 def one_line(error: BaseException) -> str:
@@ -184,14 +200,38 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _functions(plugin: object) -> Iterator[tuple[str, Callable[..., object]]]:
-    """Yield the functions and methods of `plugin` by name, without running its properties."""
+def _functions(
+    plugin: object,
+) -> Iterator[tuple[str, tuple[Callable[..., object], pluggy.HookimplOpts | None]]]:
+    """Yield the functions and methods of `plugin` by name, without running its properties.
+
+    With each comes the mark that `pluggy.HookimplMarker` sets on it, or on the `classmethod` or
+    `staticmethod` around it; ``None`` without one, or where pluggy reads none.
+    """
     for name in dir(plugin):
         if name.startswith("__"):
             continue
         value = inspect.getattr_static(plugin, name, None)
-        if isinstance(value, classmethod) or (callable(value) and not inspect.isclass(value)):
-            yield name, getattr(plugin, name)
+        if not (isinstance(value, classmethod) or (callable(value) and not inspect.isclass(value))):
+            continue
+        function, mark = getattr(plugin, name), None
+        if isinstance(value, _MARKABLE):
+            mark = getattr(value, _MARK, None) or getattr(function, _MARK, None)
+        yield name, (function, mark)
+
+
+def _takes_only(function: Callable[..., object], offered: Collection[str]) -> bool:
+    """Return whether `function` takes nothing but some of `offered`, without a default or a star.
+
+    ``False`` also for what only `inspect.signature` can tell: that takes twenty times as long.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or hasattr(function, "__wrapped__") or function.__defaults__:
+        return False
+    if code.co_kwonlyargcount or code.co_flags & _STARS:
+        return False
+    taken = code.co_varnames[inspect.ismethod(function) : code.co_argcount]
+    return set(taken) <= set(offered)
 
 
 def _listed(arguments: tuple[str, ...]) -> str:

@@ -114,7 +114,7 @@ class Plugins:
         self._settings: Settings | None = None
         self._configurers = found.calls("configure")
         self._list_calls()
-        self._unstarted = {starter.plugin for starter in self._starters}
+        self._unstarted = {plugin for plugin, _ in self._starters}
         self._inactive: frozenset[str] = frozenset()
         self._pages: tuple[tuple[str, Page], ...] = ()
         self.credential_headers: frozenset[str] = frozenset()
@@ -354,7 +354,7 @@ class Plugins:
         """List, for each hook, the implementations of the plugins that are not inactive."""
 
         def active(hook: str) -> list[PluginCall]:
-            return [call for call in self._found.calls(hook) if call.plugin not in inactive]
+            return [call for call in self._found.calls(hook) if call[0] not in inactive]
 
         self._header_namers = active("credential_headers")
         self._page_makers = active("pages")
@@ -378,7 +378,7 @@ class Plugins:
 
     def _deactivate(self, inactive: frozenset[str]) -> None:
         """Stop calling those plugins."""
-        able = [call.plugin for call in self._authenticators]
+        able = [plugin for plugin, _ in self._authenticators]
         if inactive.issuperset(able):
             raise ConfigurationError(
                 "No plugin authenticates requests, so every request would be rejected: set the "
