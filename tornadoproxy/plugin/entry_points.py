@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import sys
 from functools import reduce
 from importlib.machinery import PathFinder
@@ -90,20 +89,27 @@ def _metadata_folders() -> Iterable[str] | None:
             return None
         if path.lower().endswith(".egg"):
             return None
+        beginning = os.path.join(path, "")
         for name in names:
-            if name.lower().endswith((".dist-info", ".egg-info")):
-                package = re.sub(r"[-_.]+", "_", name.rpartition(".")[0].partition("-")[0]).lower()
-                found.setdefault(package, os.path.join(path, name))
+            lower = name.lower()
+            if lower.endswith((".dist-info", ".egg-info")):
+                # the same package may be spelled with a point, or with several underscores
+                words = lower.rpartition(".")[0].partition("-")[0].replace(".", "_").split("_")
+                found.setdefault("_".join(filter(None, words)), beginning + name)
     return found.values()
 
 
 def _points(folder: str, group: str) -> Iterator[_InstalledPoint]:
     """Yield the entry points of `group` in a folder with the metadata of a package."""
+    # a file object takes twice as long
     try:
-        with open(os.path.join(folder, "entry_points.txt"), "rb", buffering=0) as file:
-            content = file.read()
+        file = os.open(f"{folder}/entry_points.txt", os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
+    try:
+        content = os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
     section = ""
     lines = content.decode().splitlines() if group.encode() in content else []
     for line in map(str.strip, lines):
