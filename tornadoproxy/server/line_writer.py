@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_FOR_THE_MAIN_THREAD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LINGER = 0.02  # seconds
 _FILE_WRITE = 1 << 20  # bytes
 
@@ -114,8 +115,8 @@ class LineWriter:
             self._thread = thread
 
     def _run(self) -> None:
-        # signals are for the main thread, which may have blocked them
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # these are for the main thread, which may have blocked them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_THREAD)
         while not (self._closing.is_set() and self._waiting.empty()):
             self._write_out(self._take())
         os.close(self._fd)

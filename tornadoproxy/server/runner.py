@@ -98,7 +98,7 @@ class _Process:
         self._read_settings = reload
         self._server = Server(settings, plugins)
         self._first, self._second = asyncio.Event(), asyncio.Event()
-        self._early_reload = asyncio.Event()
+        self._started = self._early_reload = False
         # a plugin may block the event loop forever in its shutdown
         graceful = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
         timeout = graceful + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _EXIT_TIMEOUT
@@ -111,7 +111,7 @@ class _Process:
         for number in _STOP:
             loop.add_signal_handler(number, self._stop)
         # a SIGHUP during the start is handled after it; by default it would end the process
-        loop.add_signal_handler(signal.SIGHUP, self._early_reload.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         life = asyncio.create_task(self._live(announce))
         hurry = asyncio.create_task(self._second.wait())
         try:
@@ -130,9 +130,9 @@ class _Process:
     async def _live(self, announce: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
         await self._server.start()
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._started = True
         announce(self._server.port)
-        if self._early_reload.is_set():
+        if self._early_reload:
             self._reload()
         loop.call_later(_LOADED, self._server.load)
         loop.call_later(_SETTLED, _settle)
@@ -145,6 +145,12 @@ class _Process:
         else:
             self._first.set()
             self._last_resort.start()
+
+    def _hang_up(self) -> None:
+        if self._started:
+            self._reload()
+        else:
+            self._early_reload = True
 
     def _reload(self) -> None:
         try:

@@ -41,6 +41,8 @@ MAX_HELD = 10_000
 MAX_HELD_BEFORE_OVERFLOW = 500
 """The same if others go elsewhere."""
 
+_FOR_THE_MAIN_THREAD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 LINGER = 0.25  # seconds for which items are collected for one transaction
 CLOSE_TIMEOUT = 4.0  # seconds for writing the held items at the end
 
@@ -139,8 +141,8 @@ class Worker:
     # In the thread
 
     def _serve(self) -> None:
-        # signals are handled in the main thread, which may have blocked them
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # these are for the main thread, which may have blocked them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_THREAD)
         while self._wait():
             # taken first, so that all items held when a job was queued are written before it
             with self._condition:
