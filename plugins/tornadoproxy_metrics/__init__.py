@@ -7,7 +7,6 @@ which ``pip install 'tornadoproxy[metrics]'`` installs.
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
     from tornadoproxy_metrics.figures import Figures
 
 _CLIENTS_PATHS = ("/v1/", "/openai/")
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_PATH = r"(/[A-Za-z0-9._~-]+)+"
 
 
 def _path(value: str) -> str:
     """Return the path of the page, which must not hide a path of the APIs."""
-    if not _PATH.fullmatch(value) or value.startswith(_CLIENTS_PATHS):
+    if not re.fullmatch(_PATH, value) or value.startswith(_CLIENTS_PATHS):
         raise ValueError(
             f"must be a path such as /metrics, not below /v1 or /openai, not {value!r}"
         )
@@ -114,6 +113,8 @@ class PrometheusMetrics:
 
 
 def _figures(path: str) -> Figures:
+    from importlib.util import find_spec  # most starts serve no such page
+
     if find_spec("prometheus_client") is None:
         raise ConfigurationError(
             "METRICS needs prometheus-client; install it with `pip install "

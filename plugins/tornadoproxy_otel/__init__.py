@@ -31,8 +31,8 @@ from tornadoproxy import (
 if TYPE_CHECKING:
     from tornadoproxy_otel.spans import Tracing
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\x20-\x7e]+")
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE = r"[\x20-\x7e]+"
 
 
 def _headers(value: str) -> tuple[tuple[str, Secret], ...]:
@@ -44,7 +44,7 @@ def _headers(value: str) -> tuple[tuple[str, Secret], ...]:
     for pair in value.split(","):
         name, equals, encoded = (each.strip() for each in pair.partition("="))
         text = unquote(encoded)
-        if not (equals and _NAME.fullmatch(name) and _VALUE.fullmatch(text)):
+        if not (equals and re.fullmatch(_NAME, name) and re.fullmatch(_VALUE, text)):
             raise ValueError(
                 "must be name=value pairs, separated by commas, values percent-encoded"
             )
@@ -63,7 +63,7 @@ OTEL_TRACES: Setting[bool] = Setting(
 OTEL_EXPORTER_OTLP_ENDPOINT: Setting[parsers.BaseURL] = Setting(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     parsers.base_url,
-    default=parsers.base_url("http://localhost:4318"),
+    default=parsers.BaseURL("http", "localhost", 4318),
     help="URL of the collector that spans are sent to by OTLP over HTTP; /v1/traces is appended",
     fixed=True,
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from properties import holds_of
 
 from tornadoproxy import InvalidRequest
-from tornadoproxy.protocol.request_target import asks_a_model, check_target
+from tornadoproxy.protocol.request_target import asks_a_model, check_target, is_served
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,16 @@ def test_ambiguous_target_is_refused_with_its_fault(targets: str, fault: str) ->
         with pytest.raises(InvalidRequest, match=fault) as raised:
             check_target(target)
         assert raised.value.status == 400
+
+
+def test_paths_of_openai_are_served_with_v1_up_to_twice() -> None:
+    for prefix in ("/openai", "/openai/v1", "/openai/v1/v1"):
+        for path in ("/chat/completions", "/models", "/models/x", "/models/x/y"):
+            assert is_served(prefix + path), prefix + path
+        for path in ("", "/", "/chat/completions/", "/models/", "/modelsx", "/embeddings"):
+            assert not is_served(prefix + path), prefix + path
+    for path in ("/openai/v1/v1/v1/models", "/models", "/x/openai/models", "/v1x"):
+        assert not is_served(path), path
 
 
 PATHS = st.lists(

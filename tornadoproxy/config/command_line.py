@@ -37,8 +37,9 @@ PROGRAM = "python -m tornadoproxy"
 
 _ENV_FILE = "--env-file"
 _HELP = ("-h", "--help")
-_PASSWORD = re.compile("://[^/]*:[^/]*@")
-_NUMBER = re.compile(r"-[0-9.]")
+# compiled when they are used: most starts have few flags
+_PASSWORD = "://[^/]*:[^/]*@"  # noqa: S105  # a pattern
+_NUMBER = r"-[0-9.]"
 
 
 class OwnParser(Protocol):
@@ -157,7 +158,7 @@ def _taken(
 
 
 def _looks_like_flag(argument: str) -> bool:
-    return argument.startswith("-") and argument != "-" and not _NUMBER.match(argument)
+    return argument.startswith("-") and argument != "-" and not re.match(_NUMBER, argument)
 
 
 def _env_file(name: str) -> str:
@@ -167,7 +168,9 @@ def _env_file(name: str) -> str:
 
 def _holds_secret(setting: Setting[Any], text: str) -> bool:
     """Whether the text of a flag is secret, or a database's URL with a password."""
-    return setting.secret or (setting.parse is parsers.database and bool(_PASSWORD.search(text)))
+    if setting.parse is parsers.database and re.search(_PASSWORD, text):
+        return True
+    return setting.secret
 
 
 def _secret_fault(setting: Setting[Any]) -> str:

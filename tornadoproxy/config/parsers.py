@@ -79,10 +79,6 @@ A_YEAR = 31_536_000.0
 MAX_SECRET_FILE_SIZE = 65_536
 
 _MAX_SOCKET_PATH = 107  # unix(7): sun_path, with the NUL behind it
-# the placeholders of this project's documentation, perhaps after a name or a prefix
-_PLACEHOLDER = re.compile(
-    rb"(?:[a-z]+=|sk-ant-)?(?:your-[a-z-]+|change-?me[a-z-]*|\.\.\.|\xe2\x80\xa6)", re.IGNORECASE
-)
 # compiled when they are used: few settings are set
 _INTEGER = r"[+-]?[0-9]{1,18}"
 _DECIMAL = r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)"
@@ -330,11 +326,24 @@ def _secrets(content: bytes, must: str) -> tuple[Secret, ...]:
     found = content.split()
     if any(byte < 0x20 or byte == 0x7F for word in found for byte in word):
         raise ValueError(f"{must} contain no control characters")
-    if any(_PLACEHOLDER.fullmatch(word) for word in found):
+    if any(map(_is_placeholder, found)):
         raise ValueError(
             "is still the documentation's placeholder: replace it with a secret of your own"
         )
     return tuple(Secret(word) for word in found)
+
+
+def _is_placeholder(word: bytes) -> bool:
+    """Return whether `word` is a placeholder of this project's documentation.
+
+    It may follow a name and ``=``, or the prefix ``sk-ant-``.
+    """
+    name, equals, value = word.lower().partition(b"=")
+    text = value if equals and name.isalpha() else word.lower().removeprefix(b"sk-ant-")
+    if text in (b"...", "…".encode()):
+        return True
+    begins_so = text.startswith((b"your-", b"changeme", b"change-me"))
+    return begins_so and text.replace(b"-", b"").isalpha()
 
 
 def _path(value: str) -> Path:

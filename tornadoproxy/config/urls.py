@@ -11,11 +11,12 @@ from msgspec import Struct
 from tornadoproxy.secret import Secret
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_HOST_NAME = re.compile(
+# compiled when they are used: few settings are set
+_HOST_NAME = (
     r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
 )
-_AUTHORITY = re.compile(r"(?:\[([^\[\]%]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
-_URL_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_AUTHORITY = r"(?:\[([^\[\]%]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?"
+_URL_PATH = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 
 
 class BaseURL(Struct, frozen=True):
@@ -79,7 +80,7 @@ def base_url(value: str) -> BaseURL:
     """
     if not value.isascii():
         raise ValueError("must be ASCII: percent-encode the path and write the host in punycode")
-    if re.search(r"[\x00-\x20\x7f]", value):
+    if not value.isprintable() or " " in value:
         raise ValueError("must not contain spaces or control characters: percent-encode them")
     scheme, colon, rest = value.partition("://")
     scheme = scheme.lower()
@@ -144,15 +145,15 @@ def _host(value: str) -> str:
     if ":" in value:
         return str(ipaddress.IPv6Address(value))
     name = value.lower().removesuffix(".")
-    if re.fullmatch(r"[0-9.]+", name):
+    if name.replace(".", "").isdecimal():
         return str(ipaddress.IPv4Address(name))
-    if not _HOST_NAME.fullmatch(name):
+    if not re.fullmatch(_HOST_NAME, name):
         raise ValueError
     return name
 
 
 def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
-    matched = _AUTHORITY.fullmatch(authority)
+    matched = re.fullmatch(_AUTHORITY, authority)
     if not matched:
         raise ValueError("must name a host, and perhaps a port: https://host:port")
     try:
@@ -167,7 +168,9 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
 
 def _prefix(path: str) -> str:
     prefix = path.rstrip("/")
-    if not _URL_PATH.fullmatch(prefix):
+    if not prefix:
+        return prefix
+    if not re.fullmatch(_URL_PATH, prefix):
         raise ValueError("must contain only characters that are allowed in a URL's path")
     if re.search(r"%(2f|5c)", prefix, re.IGNORECASE):
         raise ValueError("must contain no encoded slash or backslash")

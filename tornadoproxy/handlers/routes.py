@@ -18,7 +18,7 @@ from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
 from tornadoproxy.handlers.probes import PROBE_HANDLERS
 from tornadoproxy.handlers.relay import RelayHandler
 from tornadoproxy.protocol.dialects import Dialect
-from tornadoproxy.protocol.request_target import CHAT, MODELS, RELAY
+from tornadoproxy.protocol.request_target import CHAT, RELAY, is_of_models
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
@@ -72,8 +72,8 @@ def _handler_class(path: str) -> type[BaseHandler]:
         return NotFoundHandler if is_double else RelayHandler
     if path in PROBE_HANDLERS:
         return PROBE_HANDLERS[path]
-    is_chat = CHAT.fullmatch(path) is not None
-    if is_chat or MODELS.fullmatch(path):
+    is_chat = path in CHAT
+    if is_chat or is_of_models(path):
         # not loaded with this module: the translation takes as long as all the rest
         from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
 

@@ -22,9 +22,10 @@ MAX_PAGE_BODY = 1024 * 1024
 MAX_PUBLIC_BODY = 16 * 1024
 """The same for a public page without ``admit``: its client is unknown."""
 
-_SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}]")  # never in a literal path
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+# compiled when they are used: most starts have no page
+_SPECIAL = r"[\\^$.|?*+()\[\]{}]"  # never in a literal path
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE = r"[\t\x20-\x7e\x80-\xff]*"
 
 # The server sets the length, framing and connection of the response.
 _SERVERS_OWN = frozenset(
@@ -77,9 +78,9 @@ class PageResponse(Struct, frozen=True):
         if self.status not in range(200, 600) or (self.body and self.status in (204, 304)):
             raise ValueError(f"a response with this body cannot have status {self.status!r}")
         for name, value in {"content-type": self.content_type, **self.headers}.items():
-            if not _NAME.fullmatch(name) or name.lower() in _SERVERS_OWN:
+            if not re.fullmatch(_NAME, name) or name.lower() in _SERVERS_OWN:
                 raise ValueError(f"a response cannot have a header {name!r}")
-            if not _VALUE.fullmatch(value):
+            if not re.fullmatch(_VALUE, value):
                 raise ValueError(f"the header {name} has characters that HTTP does not allow")
 
 
@@ -112,7 +113,7 @@ class Page(Struct, frozen=True):
     @property
     def is_pattern(self) -> bool:
         """Whether `path` is a pattern and not a literal path."""
-        return _SPECIAL.search(self.path) is not None
+        return re.search(_SPECIAL, self.path) is not None
 
     def matches(self, path: str) -> bool:
         """Return whether this page serves the undecoded `path`."""

@@ -42,9 +42,8 @@ _BLANKS = " \t"
 # These make the upstream run no model, whatever the body says. The ids of batches have no other
 # characters, so that no other spelling of a path that spends gets through.
 _UNSPENDING_METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
-_UNSPENDING_PATH = re.compile(
-    r"/v1/messages/count_tokens|/v1/files|/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
-).fullmatch
+_UNSPENDING_PATHS = ("/v1/messages/count_tokens", "/v1/files")
+_CANCELED_BATCH = r"/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
 
 
 class Outcome(StrEnum):
@@ -112,7 +111,9 @@ class IncomingRequest(Struct, frozen=True):
         A plugin that limits spending or models can rely on it for requests without a
         `ModelRequest`. Every request that is not known to cost nothing counts as one that spends.
         """
-        return self.method in _UNSPENDING_METHODS or _UNSPENDING_PATH(self.path) is not None
+        if self.method in _UNSPENDING_METHODS or self.path in _UNSPENDING_PATHS:
+            return True
+        return self.path.endswith("/cancel") and bool(re.fullmatch(_CANCELED_BATCH, self.path))
 
     def candidates(self) -> tuple[Secret, ...]:
         """Return the credentials that the request presents; one valid credential is enough.

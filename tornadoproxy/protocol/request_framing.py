@@ -24,16 +24,15 @@ _REQUEST_LINE = rb"(%b) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n" % _TOKEN
 _FIELD_LINES = rb"((?:%b+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
 _HEAD = re.compile(_REQUEST_LINE + _FIELD_LINES)
 _FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # for lines that matched _FIELD_LINES
-_BLANK_LINES = re.compile(rb"(?:\r\n)*")
-_BARE_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_DIGITS = re.compile(r"[0-9]{1,18}")
+_BARE_END_OF_HEAD = rb"\r?\n\r?\n"
+_MOST_DIGITS = 18  # of a Content-Length
 # RFC 9110 §7.2, except for a comma; the port is short, since Tornado converts it to a number
 _HOST = re.compile(
     r"(\[[A-Za-z0-9\-._~%:]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
 )
 
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_START_OF_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{0,16}|[0-9A-Fa-f]{1,16}\r")
+_HEX_DIGITS = b"0123456789ABCDEFabcdef"
+_MOST_HEX_DIGITS = 16  # of a chunk's size
 
 
 class MalformedRequest(Exception):
@@ -87,15 +86,17 @@ def end_of_head(data: bytes | bytearray, searched: int) -> int:
     end = data.find(b"\r\n\r\n", start)
     if end >= 0:
         return end + 4  # a bare line feed before it is refused when the head is parsed
-    found = _BARE_END_OF_HEAD.search(data, start)
+    # compiled when it is used: nearly all heads come in one piece
+    found = re.compile(_BARE_END_OF_HEAD).search(data, start)
     return 0 if found is None else found.end()
 
 
 def blank_lines(data: bytes | bytearray) -> int:
     """Return the length of the empty lines before a request (RFC 9112 §2.2)."""
-    found = _BLANK_LINES.match(data)
-    assert found is not None
-    return found.end()
+    end = 0
+    while data.startswith(b"\r\n", end):
+        end += 2
+    return end
 
 
 def parse_head(head: bytes) -> RequestHead:
@@ -146,9 +147,13 @@ def _fault_of_syntax(head: bytes) -> str:
     return "A header line of the request is malformed."
 
 
+def _is_length(value: str) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS
+
+
 def _fault_of_framing(version: str, headers: HTTPHeaders) -> str | None:
     lengths = headers.get_list("Content-Length")
-    if lengths and (len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0])):
+    if lengths and (len(lengths) > 1 or not _is_length(lengths[0])):
         return "The request needs one Content-Length, a whole number."
     if "Transfer-Encoding" in headers:
         if lengths:
@@ -212,13 +217,16 @@ class ChunkedBody:
                 self._before_line_end = False
                 self.complete = self._is_last
             else:
-                size = _CHUNK_SIZE.match(data, at)
-                if size is None:
-                    if _START_OF_CHUNK_SIZE.fullmatch(data, at):
-                        break
+                line = data[at : at + _MOST_HEX_DIGITS + 2]
+                size, line_end, _ = line.partition(b"\r\n")
+                if not line_end:
+                    size = size.removesuffix(b"\r")
+                if not size or len(size) > _MOST_HEX_DIGITS or size.strip(_HEX_DIGITS):
                     raise MalformedChunk
-                at = size.end()
-                self._left = int(size[1], 16)
+                if not line_end:
+                    break
+                at += len(size) + 2
+                self._left = int(size, 16)
                 self._is_last = self._before_line_end = not self._left
         if self.complete:
             self.rest = data[at:]

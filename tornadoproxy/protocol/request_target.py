@@ -15,8 +15,8 @@ RELAY = "/v1/"
 PROBES = ("/", "/api/hello", "/health", "/ready")
 
 # some clients add /v1 to a base URL that already ends in it, others leave it out
-CHAT = re.compile("/openai(?:/v1){0,2}/chat/completions")
-MODELS = re.compile("/openai(?:/v1){0,2}/models(?:/.+)?")
+_OPENAI = ("/openai", "/openai/v1", "/openai/v1/v1")
+CHAT = frozenset(f"{prefix}/chat/completions" for prefix in _OPENAI)
 
 SAMPLES = (
     *PROBES,
@@ -33,17 +33,19 @@ _MESSAGES = "/v1/messages"
 
 # Characters that some servers ignore in routing: the parameters of a segment, and blanks and
 # control characters (a regular expression that ends in "$" also matches before a line feed).
-_IGNORED = re.compile(r"/?;[^/]*|[\x00-\x20\x7f-\xa0]")
+# Compiled when it is used: few paths need it.
+_IGNORED = r"/?;[^/]*|[\x00-\x20\x7f-\xa0]"
 
 
 def is_served(path: str) -> bool:
     """Whether the proxy itself serves `path`, which is not decoded."""
-    return (
-        path.startswith(RELAY)
-        or path in PROBES
-        or CHAT.fullmatch(path) is not None
-        or MODELS.fullmatch(path) is not None
-    )
+    return path.startswith(RELAY) or path in PROBES or path in CHAT or is_of_models(path)
+
+
+def is_of_models(path: str) -> bool:
+    """Whether `path` is that of OpenAI's list of models, or of one of them."""
+    prefix, models, name = path.partition("/models")
+    return prefix in _OPENAI and models != "" and (not name or (name[0] == "/" and name != "/"))
 
 
 def check_target(target: str) -> None:
@@ -73,7 +75,7 @@ def asks_a_model(method: str, path: str) -> bool:
     """
     if method != "POST":
         return False
-    return path == _MESSAGES or _IGNORED.sub("", unquote(path)).rstrip("/").lower() == _MESSAGES
+    return path == _MESSAGES or re.sub(_IGNORED, "", unquote(path)).rstrip("/").lower() == _MESSAGES
 
 
 def _check_segments(path: str) -> None:
