@@ -24,7 +24,7 @@ import re
 import time
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tornadoproxy import (
     ConfigurationError,
@@ -40,6 +40,9 @@ from tornadoproxy import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    _Form = tuple[Callable[[RequestRecord], bytes], Callable[[int], bytes]]
+    """The functions that write a record, and the number of dropped lines."""
 
 MAX_FIELD = 256  # characters
 NANOS = 1_000_000_000  # in a dollar
@@ -113,7 +116,8 @@ class AccessLog:
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
         if self._writer is not None:
-            self._writer.write(partial(self._form.line, record))
+            line, _ = self._form
+            self._writer.write(partial(line, record))
 
     @hookimpl
     def shutdown(self) -> None:
@@ -205,14 +209,10 @@ def _json_notice(count: int) -> bytes:
     return _JSON.encode({"time": _time(time.time()), "dropped_lines": count}).encode("ascii")
 
 
-class _Form(NamedTuple):
-    """The functions that write a record, and the number of dropped lines."""
-
-    line: Callable[[RequestRecord], bytes]
-    notice: Callable[[int], bytes]
-
-
-_FORMS = {"text": _Form(text_line, _text_notice), "json": _Form(json_line, _json_notice)}
+_FORMS: dict[str, _Form] = {
+    "text": (text_line, _text_notice),
+    "json": (json_line, _json_notice),
+}
 
 
 def _check(destination: str) -> None:
@@ -235,9 +235,10 @@ def _check(destination: str) -> None:
 def _open(destination: str, form: _Form) -> LineWriter | None:
     if destination == "off":
         return None
+    _, notice = form
     try:
         if destination in _DESCRIPTORS:
-            return LineWriter(_DESCRIPTORS[destination], notice=form.notice)
+            return LineWriter(_DESCRIPTORS[destination], notice=notice)
         # with O_NONBLOCK, opening a named pipe without a reader fails instead of waiting for one
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         fd = os.open(destination, flags, 0o640)
@@ -246,7 +247,7 @@ def _open(destination: str, form: _Form) -> LineWriter | None:
             f"ACCESS_LOG={destination} cannot be opened: {error.strerror}."
         ) from None
     try:
-        return LineWriter(fd, notice=form.notice)
+        return LineWriter(fd, notice=notice)
     finally:
         os.close(fd)
 

@@ -38,15 +38,21 @@ from tornadoproxy import (
     parsers,
     shared_counters,
 )
-from tornadoproxy_budgets.admin_keys import AdminKey, AdminKeys, parse_keys
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
     from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
+    from tornadoproxy_budgets.admin_keys import AdminKey
     from tornadoproxy_budgets.api import SpendLimitsApi
     from tornadoproxy_budgets.keeper import Keeper
+
+
+def _parse_keys(value: str) -> tuple[AdminKey, ...]:
+    from tornadoproxy_budgets.admin_keys import parse_keys  # most starts set no key
+
+    return parse_keys(value)
 
 
 BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
@@ -59,7 +65,7 @@ BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
 )
 BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "BUDGETS_ADMIN_KEY",
-    parse_keys,
+    _parse_keys,
     default=(),
     help=(
         "keys for /v1/organizations/spend_limits, separated by spaces: each NAME=KEY or KEY, "
@@ -69,7 +75,7 @@ BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
 )
 BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "BUDGETS_ADMIN_READ_KEY",
-    parse_keys,
+    _parse_keys,
     default=(),
     help="keys for the same API that may only read, in the same format",
     secret=True,
@@ -124,9 +130,12 @@ class Budgets:
         :raises ConfigurationError: they are invalid.
         """
         where = settings[BUDGETS_DB]
-        keys = _admin_keys(settings)
+        _check_admin_keys(settings)
         if where is None:
             return INACTIVE
+        from tornadoproxy_budgets.admin_keys import AdminKeys
+
+        keys = AdminKeys(settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY])
         self._timeout = settings[DATABASE_TIMEOUT]
         if self._keeper is None:
             from tornadoproxy_budgets.api import SpendLimitsApi
@@ -184,7 +193,7 @@ class Budgets:
         return self._api
 
 
-def _admin_keys(settings: Settings) -> AdminKeys:
+def _check_admin_keys(settings: Settings) -> None:
     write, read = settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY]
     if settings[BUDGETS_DB] is None and (write or read):
         variable = BUDGETS_ADMIN_KEY.name if write else BUDGETS_ADMIN_READ_KEY.name
@@ -193,7 +202,6 @@ def _admin_keys(settings: Settings) -> AdminKeys:
         raise ConfigurationError(
             "BUDGETS_ADMIN_KEY and BUDGETS_ADMIN_READ_KEY share a key; replace one of the two."
         )
-    return AdminKeys(write, read)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_COST = 2**63 - 1
 """The highest cost of a response, in billionths of a US dollar, because SQLite stores no more."""
 
-_AFTER_A_NAME = re.compile(r"([-@]\d{8}|-latest)\Z")
+_AFTER_A_NAME = r"([-@]\d{8}|-latest)\Z"  # compiled when it is used: few names have it
 
 
 class Rates(NamedTuple):
@@ -72,18 +72,26 @@ class Row(NamedTuple):
         return min(cost, MAX_COST)
 
 
-class PriceTable(NamedTuple):
+class PriceTable:
     """The prices of one day.
 
     :param web_search: the price of a search in billionths of a US dollar, if the table has one.
     :param path: the file that the table was read from.
     """
 
-    date: date
-    source: str
-    web_search: int | None
-    rows: Mapping[str, Row]
-    path: Path | None = None
+    def __init__(
+        self,
+        date: date,
+        source: str,
+        web_search: int | None,
+        rows: Mapping[str, Row],
+        path: Path | None = None,
+    ) -> None:
+        self.date = date
+        self.source = source
+        self.web_search = web_search
+        self.rows = rows
+        self.path = path
 
 
 class Prices:
@@ -108,7 +116,7 @@ class Prices:
     def row(self, model: str) -> Row | None:
         """Return the row of `model`; ``None`` if it is unknown."""
         row = self._found.get(model)
-        if row is None and (after := _AFTER_A_NAME.search(model)):
+        if row is None and (after := re.search(_AFTER_A_NAME, model)):
             row = self._found.get(model[: after.start()])
         return row
 

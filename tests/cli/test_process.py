@@ -88,7 +88,8 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
     loaded = set(done.stdout.split())
     assert loaded >= {"tornadoproxy.server.server", "tornadoproxy_token"}
     assert not loaded & {
-        *("argparse", "difflib", "dotenv", "importlib.metadata", "sqlite3", "tomllib"),
+        *("argparse", "difflib", "dotenv", "importlib.metadata", "pathlib", "secrets", "shlex"),
+        *("sqlite3", "tomllib", "tornadoproxy_budgets.admin_keys"),
         *("opentelemetry", "prometheus_client", "hypothesis", "pytest", "openai", "anthropic"),
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
         *("tornadoproxy.handlers.chat", "tornadoproxy.openai", "tornadoproxy.testing"),

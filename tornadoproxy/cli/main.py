@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -242,6 +241,8 @@ def _new_plugin(arguments: Arguments) -> int:
 def _token(configuration: Configuration) -> int:
     if len(configuration.arguments) > 1:
         raise ConfigurationError("token takes no flags: remove what follows it")
+    import secrets
+
     _print(secrets.token_urlsafe(32))
     return 0
 

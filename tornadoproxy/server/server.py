@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import resource
-import secrets
 import ssl
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ class Server:
         self._gateway = Gateway(
             settings=self._settings,
             plugins=self._plugins,
-            instance=secrets.token_hex(8),
+            instance=os.urandom(8).hex(),
         )
         await self._plugins.startup(self.status)
         host = self._settings[HOST]
