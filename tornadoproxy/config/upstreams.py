@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from tornadoproxy.config.upstream_key import upstream_key, upstream_key_variable
 from tornadoproxy.protocol.wire import ANTHROPIC, Wire
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
     from tornadoproxy.config.setting import Setting

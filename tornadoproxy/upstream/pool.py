@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import secrets
+import os
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -105,7 +105,7 @@ class UpstreamPool:
         if self._order.listed or len(targets) == 1:
             return list(targets)
         if not self._order.sticky:
-            session = secrets.token_hex(8)
+            session = os.urandom(8).hex()
         return sorted(targets, key=lambda each: _score(each, session))
 
     def next(
