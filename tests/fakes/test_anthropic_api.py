@@ -86,9 +86,6 @@ def text_of(message: Message) -> str:
     return block.text
 
 
-# -- messages
-
-
 def test_stream_is_the_message_in_valid_events() -> None:
     """The SDK reads it through the proxy in tests/system."""
     document = message_for(message_request("Grüß dich"))
@@ -159,9 +156,6 @@ def test_message_events_stream_a_document() -> None:
     assert 50 < len(long) < 120, "at most a hundred deltas"
 
 
-# -- other paths
-
-
 async def test_models_are_listed_in_pages(sdk: AsyncAnthropic, upstream: ScriptedUpstream) -> None:
     first = await sdk.models.list(limit=3)
     assert first.has_more
@@ -194,9 +188,6 @@ async def test_batch_results_have_an_absolute_url(
         await sdk.messages.batches.retrieve("no-such")
     with pytest.raises(anthropic.BadRequestError, match="requests: Field required"):
         await sdk.messages.batches.create(requests=[])
-
-
-# -- errors
 
 
 @pytest.mark.parametrize(

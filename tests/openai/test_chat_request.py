@@ -75,15 +75,6 @@ def test_field_is_translated(fields: Json, expected: Json, ignored: tuple[str, .
     assert (translation.stream, translation.include_usage) == ("stream" in body, False)
 
 
-def test_usage_of_a_stream_is_requested() -> None:
-    assert translate(stream=True, stream_options={"include_usage": True}).include_usage
-
-
-def test_sampling_that_the_version_refuses_is_dropped_and_named() -> None:
-    translation = translate(temperature=0, options=Options(drop_sampling=True))
-    assert (translation.samples, translation.ignored) == (False, ("temperature",))
-
-
 @pytest.mark.parametrize(
     "user_id",
     ["a" * 257, "app:ann.b+c@mail.example.co.uk", "+1 (555) 010-9999", "5550109", "a@b.c\ud800"],
@@ -134,8 +125,6 @@ def test_limit_of_request_without_one_is_above_its_budget(
 def test_translation_depends_on_capabilities(fields: Json, options: Options, depends: bool) -> None:
     assert chat_completions.depends_on_capabilities(fields, options) is depends
 
-
-# -- reasoning
 
 ALL_CAN = Capabilities(
     thinking=frozenset({"adaptive", "enabled", "disabled"}),
@@ -205,8 +194,6 @@ def test_results_of_calls_without_thinking_take_no_budget(
     assert translation.ignored == (() if has_budget else ("reasoning_effort",))
 
 
-# -- formats
-
 OPEN: Json = {"type": "object", "additionalProperties": True}
 CLOSED: Json = {"type": "object", "properties": {"a": {"type": "string"}}}
 
@@ -241,9 +228,6 @@ def test_format_and_effort_are_merged_with_output_config() -> None:
     body = sent(response_format=schema_format(CLOSED), reasoning_effort="low", output_config=own)
     fitted = {"type": "json_schema", "schema": {**CLOSED, "additionalProperties": False}}
     assert body["output_config"] == {"format": fitted, "effort": "low", **own}
-
-
-# -- dropped fields
 
 
 def test_each_dropped_field_is_named_once() -> None:

@@ -211,8 +211,6 @@ def test_body_that_is_no_message_is_the_upstreams_error(body: bytes) -> None:
         chat_completions.translate_response(body)
 
 
-# -- errors
-
 TOO_LONG = "context_length_exceeded"
 
 

@@ -21,9 +21,6 @@ from tornadoproxy.testing import json_response, message_document, request_bytes,
 pytest_plugins = ("budget_team",)
 
 
-# -- refusals
-
-
 async def test_request_at_the_cap_does_not_go_upstream(team: Team) -> None:
     team.cap(EACH, 20)
     await team.start()
@@ -123,9 +120,6 @@ async def test_upstreams_shared_quota_is_withheld_under_a_cap(team: Team) -> Non
             assert (response.header(unified) is None) == withheld
 
 
-# -- charges
-
-
 def test_charge_is_the_cost_or_that_of_the_estimate() -> None:
     def price(model: str | None, usage: Usage) -> int | None:
         return None if model == UNPRICED else (usage.input_tokens or 0) + (usage.output_tokens or 0)
@@ -139,9 +133,6 @@ def test_charge_is_the_cost_or_that_of_the_estimate() -> None:
     assert charge() == 107
     assert charge(UNPRICED) == 0
     assert charge(cost=10**15) == charge(cost=10**15 + 1) == 10**15
-
-
-# -- the database
 
 
 async def test_cap_set_by_a_command_applies_within_seconds(team: Team) -> None:
@@ -212,9 +203,6 @@ async def test_stop_saves_the_sums(team: Team) -> None:
     await proxy.server.drain()
     await team.start()
     assert await team.spent() == 7 * CENT
-
-
-# -- settings
 
 
 @sqlite_only

@@ -183,23 +183,12 @@ async def test_limits_are_listed_in_pages(api: Api) -> None:
 async def test_invalid_query_is_refused(api: Api) -> None:
     await api.start()
     for target in (
-        "?limit=0",
-        "?limit=1001",
-        "?limit=ten",
-        "?limit=" + "1" * 5000,
-        "?limit=1&limit=2",
-        "?after_id=spl_unknown",
-        "?before_id=spl_unknown",
-        "?page=nonsense",
-        "?page=page_W10=",
-        "?scope_type=workspace",
-        "/effective?period[]=yearly",
-        "/effective?sort=spend_desc",
-        "/effective?sort=name&period[]=daily",
-        "/effective?page=page_e30=",
+        *("?limit=0", "?limit=1001", "?limit=ten", "?limit=" + "1" * 5000, "?limit=1&limit=2"),
+        *("?after_id=spl_unknown", "?before_id=spl_unknown", "?page=nonsense", "?page=page_W10="),
+        *("?scope_type=workspace", "/effective?period[]=yearly", "/effective?page=page_e30="),
+        *("/effective?sort=spend_desc", "/effective?sort=name&period[]=daily"),
         "/effective?" + "&".join(f"user_ids[]={number}" for number in range(101)),
-        "/audit?after_id=spl_1",
-        "/audit?after_id=" + "1" * 19,
+        *("/audit?after_id=spl_1", "/audit?after_id=" + "1" * 19),
     ):
         refused = fault_of(await api.send("GET", target))
         assert refused[:2] == (400, "invalid_request_error"), target

@@ -46,9 +46,6 @@ def settings(path: Path | None = None) -> Settings:
     return defaults.replace({PRICES_FILE: PRICES_FILE.parse(str(path))}) if path else defaults
 
 
-# Costs
-
-
 @pytest.mark.parametrize(
     ("model", "usage", "nanos"),
     [
@@ -125,9 +122,6 @@ async def test_cost_comes_from_another_plugin_with_a_price(scene: Scene) -> None
     assert proxy.plugins.price("claude-sonnet-5-5", Usage(1)) == 7
 
 
-# Unknown models
-
-
 @pytest.mark.parametrize("model", ["gpt-6", "", "claude-sonnet-5-5x", "claude-sonnet-5-5-2026"])
 def test_unknown_model_costs_the_highest_prices(model: str) -> None:
     plugin = configured()
@@ -150,9 +144,6 @@ def test_unknown_models_are_logged_bounded_and_escaped(caplog: pytest.LogCapture
     assert all(line.isprintable() and line.isascii() and len(line) < 300 for line in lines)
     assert lines[-1].endswith("No further model is named.")
     assert not any("No further" in line for line in lines[:-1])
-
-
-# Price files
 
 
 @pytest.fixture
@@ -260,9 +251,6 @@ def test_prices_as_toml_are_a_valid_price_file(tmp_path: Path) -> None:
     read = PRICES_FILE.parse(str(path))
     assert read is not None
     assert vars(read) == {**vars(SHIPPED), "path": path}
-
-
-# The command
 
 
 def shown(*arguments: str, own: Path | None = None) -> str:

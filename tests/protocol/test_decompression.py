@@ -136,9 +136,6 @@ def test_zstd_window_over_the_limit_is_corrupt() -> None:
         unpacked("zstd", [packer.compress(LONG) + packer.flush()])
 
 
-# -- which codings are requested
-
-
 def forget() -> None:
     """Clear what is cached about the installed packages."""
     readable_codings.cache_clear()
@@ -220,8 +217,6 @@ async def test_relay_requests_codings_that_it_can_read(
     await scene.ask(path, headers=headers, body=body)
     assert scene.upstream.requests[0].all("Accept-Encoding") == sent
 
-
-# -- responses that are compressed unasked
 
 CHAT, MODELS = "/openai/v1/chat/completions", "/openai/v1/models"
 MESSAGE = json.dumps(message_document("Hi")).encode()
