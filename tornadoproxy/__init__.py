@@ -52,9 +52,8 @@ if TYPE_CHECKING:
         RequestRecord,
     )
     from tornadoproxy.plugin.shared_limits import shared_counters
-    from tornadoproxy.protocol.body_fields import BodyFields
+    from tornadoproxy.protocol.body_fields import read_fields, write_fields
     from tornadoproxy.protocol.dialects import Dialect
-    from tornadoproxy.protocol.json_codec import read_fields, write_fields
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
     from tornadoproxy.protocol.wire import (
         ErrorDecoder,
@@ -81,7 +80,6 @@ __all__ = [
     "UNKNOWN_MODEL",
     "AuthenticationFailed",
     "BaseURL",
-    "BodyFields",
     "Command",
     "ConfigurationError",
     "Database",
@@ -146,7 +144,6 @@ _HOMES = {
     "UNKNOWN_MODEL": "protocol.usage",
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
-    "BodyFields": "protocol.body_fields",
     "Command": "plugin.commands",
     "ConfigurationError": "errors",
     "Database": "storage.database",
@@ -195,11 +192,11 @@ _HOMES = {
     "__version__": "version",
     "hookimpl": "plugin.hookspecs",
     "parsers": "config.parsers",
-    "read_fields": "protocol.json_codec",
+    "read_fields": "protocol.body_fields",
     "shared_counters": "plugin.shared_limits",
     "tables": "plugin.tables",
     "usd": "plugin.pricing",
-    "write_fields": "protocol.json_codec",
+    "write_fields": "protocol.body_fields",
 }
 
 if not TYPE_CHECKING:  # with it, type checkers would take any name for a public one

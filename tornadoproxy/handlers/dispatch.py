@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tornadoproxy.protocol.body_fields import BodyFields
+from tornadoproxy.protocol.body_fields import with_model
 from tornadoproxy.protocol.headers import request_head
 from tornadoproxy.protocol.wire import OutgoingRequest
 from tornadoproxy.upstream.call import UpstreamRequest
@@ -120,7 +120,7 @@ class Dispatch(Struct, frozen=True):
         there = target.upstream.model(self.model)
         if there is None or there == self.model:
             return self.body
-        return BodyFields(self.body).replaced({"model": there})
+        return with_model(self.body, there)
 
     def _as_sent(self, target: Target, outgoing: OutgoingRequest) -> Prepared:
         base = target.upstream.base_url

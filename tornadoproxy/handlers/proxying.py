@@ -25,7 +25,7 @@ from tornadoproxy.errors import LoopDetected
 from tornadoproxy.handlers.dispatch import Dispatch
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.request import ESTIMATED_OUTPUT, MAX_OUTPUT, ModelRequest
-from tornadoproxy.protocol.body_fields import BodyFields, mapped, read_routing
+from tornadoproxy.protocol.body_fields import mapped, read_routing, with_model
 from tornadoproxy.protocol.headers import forwarded, has_been_here, request_head
 from tornadoproxy.protocol.request_fields import read_request
 from tornadoproxy.upstream.call import Call, UpstreamRequest
@@ -316,7 +316,7 @@ class UpstreamHandler(ExchangeHandler):
         if model == routing.model:
             return body
         self._routing = replace(routing, model=model)
-        return BodyFields(body).replaced({"model": model})
+        return with_model(body, model)
 
     # -- the response
 
