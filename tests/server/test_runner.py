@@ -65,6 +65,7 @@ TWO_TOKENS = f"{TEST_TOKEN} {OTHER_TOKEN}"
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+@pytest.mark.gen_test(timeout=50)  # the SDKs take long to import while other tests run
 @pytest.mark.parametrize(
     ("file", "content", "variables"),
     [
