@@ -222,20 +222,20 @@ CHAT, MODELS = "/openai/v1/chat/completions", "/openai/v1/models"
 MESSAGE = json.dumps(message_document("Hi")).encode()
 LIST = b'{"data": [{"type": "model", "id": "claude-x"}], "has_more": false}'
 ERROR = b'{"type": "error", "error": {"type": "rate_limit_error", "message": "Too fast."}}'
-BOMB = gzip.compress(bytes(9 * 1024 * 1024))
+BOMB = gzip.compress(bytes(9 * 1024 * 1024), mtime=0)
 
 
 @pytest.mark.parametrize(
     ("path", "kind", "coding", "status", "body", "expected"),
     [
-        (CHAT, "application/json", "gzip", 200, gzip.compress(MESSAGE), (200, "Hi")),
-        (CHAT, "text/event-stream", "gzip", 200, gzip.compress(STREAM), (200, "Hi")),
+        (CHAT, "application/json", "gzip", 200, gzip.compress(MESSAGE, mtime=0), (200, "Hi")),
+        (CHAT, "text/event-stream", "gzip", 200, gzip.compress(STREAM, mtime=0), (200, "Hi")),
         (CHAT, "text/event-stream", "br", 200, brotli.compress(STREAM), (200, "Hi")),
-        (CHAT, "application/json", "gzip", 429, gzip.compress(ERROR), (429, "Too fast")),
+        (CHAT, "application/json", "gzip", 429, gzip.compress(ERROR, mtime=0), (429, "Too fast")),
         (CHAT, "application/json", "gzip", 429, b"not gzip", (502, "corrupt")),
         (CHAT, "application/json", "gzip", 200, BOMB, (502, "corrupt")),
         (CHAT, "application/json", "compress", 200, b"x", (502, "content-encoding 'compress'")),
-        (MODELS, "application/json", "gzip", 200, gzip.compress(LIST), (200, "claude-x")),
+        (MODELS, "application/json", "gzip", 200, gzip.compress(LIST, mtime=0), (200, "claude-x")),
         (MODELS, "application/json", "compress", 200, LIST, (502, "content-encoding 'compress'")),
     ],
 )
