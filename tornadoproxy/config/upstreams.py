@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -88,8 +87,9 @@ class Upstream(Struct, frozen=True, kw_only=True):
             return self.models[name]
         for pattern, there in self.models.items():
             before, star, after = pattern.partition("*")
-            if star and fnmatch.fnmatchcase(name, pattern):
-                return there.replace("*", name[len(before) : len(name) - len(after)])
+            middle = name.removeprefix(before).removesuffix(after)
+            if star and name == f"{before}{middle}{after}":
+                return there.replace("*", middle)
         return None
 
     def key_fault(self) -> str:
