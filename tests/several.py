@@ -22,6 +22,8 @@ from tornadoproxy.testing.loop import run
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
+    from tornadoproxy.testing.proxies import ExtraPlugins
+
 LISTED = 'order = "listed"'
 
 MESSAGE = {
@@ -63,9 +65,21 @@ class Several:
         self.file.write_text(f"{before}\n{''.join(entries)}")
         return self.file
 
-    async def start(self, more: str = "", before: str = LISTED, **own: str) -> Proxy:
+    async def start(
+        self,
+        more: str = "",
+        before: str = LISTED,
+        *,
+        plugins: ExtraPlugins = (),
+        PLUGIN_TIMEOUT: float = 5,  # noqa: N803  # the setting
+        **own: str,
+    ) -> Proxy:
         """Start a proxy; see `write`."""
-        return await self._start_proxy(UPSTREAMS_FILE=self.write(more, before, **own))
+        return await self._start_proxy(
+            plugins=plugins,
+            UPSTREAMS_FILE=self.write(more, before, **own),
+            PLUGIN_TIMEOUT=PLUGIN_TIMEOUT,
+        )
 
     async def message(self, **fields: object) -> RawResponse:
         """Send a messages request."""

@@ -254,7 +254,7 @@ async def test_permits_of_all_authorizers_are_settled_once(*, awaited: bool) -> 
     settled: list[RequestRecord] = []
     permit = Permit(settle=settled.append, withheld_headers=("x-a",))
     plugins = authorizers(permit, None, permit, Permit(withheld_headers=("x-b",)), awaited=awaited)
-    permits = Permits(plugins.tell)
+    permits = Permits(plugins.teller.tell)
     await authorize(plugins, permits)
     assert settled == []
     for _ in range(2):
@@ -269,7 +269,7 @@ async def test_invalid_authorization_fails_closed(
 ) -> None:
     settled: list[RequestRecord] = []
     plugins = authorizers(Permit(settle=settled.append), True, awaited=awaited)
-    permits = Permits(plugins.tell)
+    permits = Permits(plugins.teller.tell)
     with pytest.raises(PluginFailed, match="Authorization is temporarily unavailable: try again"):
         await authorize(plugins, permits)
     assert "plugin 'a1' failed in authorize" in caplog.text
@@ -282,7 +282,7 @@ async def test_invalid_authorization_fails_closed(
 async def test_permit_of_blocking_authorizer_is_settled(*, awaited: bool) -> None:
     settled: list[RequestRecord] = []
     plugins = authorizers(Permit(settle=settled.append), awaited=awaited, seconds=0.03)
-    permits = Permits(plugins.tell)
+    permits = Permits(plugins.teller.tell)
     with pytest.raises(PluginFailed):
         await authorize(with_timeout(plugins, 0.02), permits)
     permits.settle(RECORD)

@@ -164,7 +164,7 @@ def test_blocking_observers_are_counted() -> None:
 
     plugins = with_timeout(loaded(blocks=observer(block)), 0.02)
     plugins.request_finished(RECORD)
-    plugins.tell("other", "settle", block, RECORD)
+    plugins.teller.tell("other", "settle", block, RECORD)
     assert plugins.failures == {"blocks": 1, "other": 1}
 
 

@@ -180,7 +180,7 @@ async def test_client_that_leaves_ends_the_attempt_and_all_others(several: Sever
     await client.reset()
     await request.disconnected()
     record = await several.records.finished()
-    assert (record.outcome, record.attempts) == (Outcome.ABANDONED, 1)
+    assert (record.outcome, record.attempts) == (Outcome.ABANDONED, 2)
     assert several.requests() == {"a": 1, "b": 1, "c": 0}
 
 

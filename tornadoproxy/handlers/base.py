@@ -79,7 +79,8 @@ class BaseHandler(RequestHandler):
             if not self.ended and await body:
                 if self._digest is not None:
                     await self.body_ended()
-                await self.serve()
+                if not self.ended:
+                    await self.serve()
         except ProxyError as error:
             self.end(error)
         except (Exception, asyncio.CancelledError) as error:
@@ -129,6 +130,12 @@ class BaseHandler(RequestHandler):
         began: bool = self.request.connection.response_began  # type: ignore[union-attr]  # ours
         return began
 
+    @property
+    def has_body(self) -> bool:
+        """Whether the request has a body, which may turn out to be empty if it is chunked."""
+        headers = self.request.headers
+        return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+
     def refuse_body(self) -> None:
         """Refuse a request with a body, on a route that takes none.
 
@@ -136,8 +143,7 @@ class BaseHandler(RequestHandler):
 
         :raises BodyTooLarge: there is a body (RFC 9110 §15.5.14; §9.3.1 on those of GET).
         """
-        headers = self.request.headers
-        if "Transfer-Encoding" in headers or int(headers.get("Content-Length", "0")):
+        if self.has_body:
             self.request.connection.must_close = True  # type: ignore[union-attr]  # ours
             raise BodyTooLarge("This path takes no request body; send none.")
 

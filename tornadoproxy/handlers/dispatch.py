@@ -6,15 +6,18 @@ as it is; `UpstreamHandler.send` does that. All else is here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tornadoproxy.errors import PluginFailed
+from tornadoproxy.plugin.decisions import HOW
 from tornadoproxy.protocol.body_fields import with_model
 from tornadoproxy.protocol.headers import request_head
-from tornadoproxy.protocol.wire import OutgoingRequest
+from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, is_sendable
 from tornadoproxy.upstream.call import UpstreamRequest
 from tornadoproxy.upstream.connector import Origin
 from tornadoproxy.upstream.failover import Failover, Prepared
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
     from tornadoproxy.upstream.failover import FailoverReceiver
     from tornadoproxy.upstream.target import Target
 
-_FRAMING = ("Content-Length", "Transfer-Encoding")
+logger = logging.getLogger(__name__)
+
+_OF_THE_CORE = ("Host", "Content-Length", "Transfer-Encoding")
+_FRAMING = frozenset(_OF_THE_CORE[1:])
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -61,7 +67,8 @@ class Dispatch(Struct, frozen=True):
         pool, plugins = self.gateway.upstreams, self.gateway.plugins
         path = self.target.partition("?")[0]
         targets, moves = targets_of(pool, self.method, path, self.model, session, self.body)
-        choosing = self._chosen(targets) if plugins.chooses and len(targets) > 1 else targets
+        # also if only one can serve it: a plugin may refuse that one
+        choosing = self._chosen(targets) if plugins.chooses and len(pool.targets) > 1 else targets
         call = Failover(pool, choosing, self.prepare, receiver, model=self.model, moves=moves)
         call.start()
         return call
@@ -122,14 +129,27 @@ class Dispatch(Struct, frozen=True):
             return self.body
         return with_model(self.body, there)
 
-    def _as_sent(self, target: Target, outgoing: OutgoingRequest) -> Prepared:
-        base = target.upstream.base_url
-        fields = outgoing.headers
+    def _framed(self, outgoing: OutgoingRequest) -> tuple[tuple[str, str], ...]:
+        """Return the headers with those that frame the body, whatever plugins did to these."""
         body = outgoing.body
-        if body is not None:
-            fields = outgoing.with_headers(without=_FRAMING)
-            if body or outgoing.method in _WITH_BODY:
-                fields = (*fields, ("Content-Length", str(len(body))))
+        framing = [field for field in self.fields if field[0] in _FRAMING]
+        if body is not None and (body or framing or outgoing.method in _WITH_BODY):
+            framing = [("Content-Length", str(len(body)))]
+        own = {name.lower() for name in _OF_THE_CORE}
+        if [field for field in outgoing.headers if field[0].lower() in own] == framing:
+            return outgoing.headers
+        return (*outgoing.with_headers(without=_OF_THE_CORE), *framing)
+
+    def _as_sent(self, target: Target, outgoing: OutgoingRequest) -> Prepared:
+        is_whole = outgoing.body is not None
+        if is_whole != (self.body is not None) or (
+            target.upstream.wire is not ANTHROPIC and not is_sendable(outgoing)
+        ):
+            logger.error("upstream %s: its wire has made an invalid request", target.name)
+            raise PluginFailed(HOW.unavailable, retry_after=1)
+        base = target.upstream.base_url
+        body = outgoing.body
+        fields = self._framed(outgoing)
         credential = target.credential
         if credential is not None and outgoing.header(credential[0]) is not None:
             credential = None  # a plugin has put another in its place

@@ -93,7 +93,11 @@ class ExchangeHandler(BaseHandler):
             if self._observers is not None:
                 self.add_transform(self._observers)
         if identity.body_sha256 is not None:
-            self._digest = BodyDigest(identity.body_sha256)
+            digest = BodyDigest(identity.body_sha256)
+            if self.has_body:
+                self._digest = digest
+            else:
+                digest.end()  # the request is sent without waiting for a body
         waiting = self.admit()
         if waiting is not None:
             await waiting
@@ -136,7 +140,7 @@ class ExchangeHandler(BaseHandler):
         """Return the permits of this request, all of which are settled when it ends."""
         exchange = self.exchange
         if exchange.permits is None:
-            exchange.permits = Permits(self.gateway.plugins.tell)
+            exchange.permits = Permits(self.gateway.plugins.teller.tell)
         return exchange.permits
 
     def admit(self) -> Awaitable[None] | None:

@@ -184,7 +184,7 @@ class PageHandler(ExchangeHandler):
         if error is None:
             discard(result)
             error = OurOwnError(f"its {type(result).__name__} is not a {kind.__name__}")
-        self.gateway.plugins.count_failure(self._plugin, "pages", error)
+        self.gateway.plugins.teller.count_failure(self._plugin, "pages", error)
         if late:
             return None, PluginFailed("This page took too long. Try again.", retry_after=1)
         return None, PluginFailed("This page failed. The proxy's log says more.", status=500)

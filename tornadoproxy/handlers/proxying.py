@@ -195,7 +195,8 @@ class UpstreamHandler(ExchangeHandler):
         :raises InvalidRequest: its fields cannot be read.
         """
         plugins = self.gateway.plugins
-        if not (plugins.authorizes or plugins.chooses):
+        chooses = plugins.chooses and len(self.gateway.upstreams.targets) > 1
+        if not (plugins.authorizes or chooses):
             return True
         fields = await self.work_on(len(body), read_request, body)
         if fields is None:
@@ -316,7 +317,7 @@ class UpstreamHandler(ExchangeHandler):
         if model == routing.model:
             return body
         self._routing = replace(routing, model=model)
-        return with_model(body, model)
+        return await self.work_on(len(body), with_model, body, model)
 
     # -- the response
 
@@ -346,20 +347,21 @@ class UpstreamHandler(ExchangeHandler):
             self._target.broke(failure_name(error))
         self.end(error)
 
-    def on_upstream(self, target: Target, outgoing: OutgoingRequest, attempts: int) -> None:
+    def on_attempt(self, number: int) -> None:
+        """See `FailoverReceiver`."""
+        self.exchange.attempts = number
+
+    def on_upstream(self, target: Target, outgoing: OutgoingRequest) -> None:
         """See `FailoverReceiver`."""
         self._target = target
         self._shown = [("X-Tornadoproxy-Upstream", target.name)]
-        if outgoing.ignored:
-            self._shown.append(("X-Tornadoproxy-Ignored", ", ".join(outgoing.ignored)))
+        if ignored := outgoing.shown_ignored:
+            self._shown.append(("X-Tornadoproxy-Ignored", ignored))
         self.exchange.upstream = target.name
-        self.exchange.attempts = attempts
 
     def on_failed_attempt(self, reason: str) -> None:
         """See `FailoverReceiver`."""
-        exchange = self.exchange
-        exchange.failed_attempts = (*exchange.failed_attempts, reason)
-        exchange.attempts = len(exchange.failed_attempts)
+        self.exchange.failed_attempts = (*self.exchange.failed_attempts, reason)
 
     def headers_for_client(self, head: ResponseHead) -> Sequence[tuple[str, str]]:
         """Return the response's headers without those that a plugin withholds from this client."""

@@ -157,7 +157,7 @@ class RelayHandler(UpstreamHandler):
         codings = self._codings(body)
         if codings is not None:
             drop, add = _CODING, [("Accept-Encoding", codings)]
-        if body and "Transfer-Encoding" in self.request.headers:
+        if body is not None and "Transfer-Encoding" in self.request.headers:
             drop |= _FRAMING
             add.append(("Content-Length", str(len(body))))
         self.send(self.request.uri or "", body, chunked=chunked, drop=drop, add=add)

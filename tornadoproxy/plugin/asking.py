@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.errors import ClientError, PluginFailed
 from tornadoproxy.plugin.decisions import Asking, Question, invalid_result
-from tornadoproxy.plugin.failures import (
-    OurOwnError,
-    discard,
-    held_the_loop,
-    log_now_and_then,
-    outcome,
-)
-from tornadoproxy.plugin.observing import Observer, Observers
+from tornadoproxy.plugin.failures import discard, held_the_loop, log_now_and_then, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.plugin.implementations import PluginCall
-    from tornadoproxy.plugin.request import Identity, IncomingRequest
 
 
 class Asker:
@@ -92,28 +84,3 @@ class Asker:
         message = f"plugin %r failed in {question.hook}, request refused"
         log_now_and_then(message, self.refusals[plugin], plugin, error)
         return PluginFailed(question.unavailable, retry_after=1)
-
-
-def observers_of(
-    calls: list[PluginCall],
-    request: IncomingRequest,
-    identity: Identity,
-    count_failure: Callable[[str, str, BaseException], None],
-) -> Observers | None:
-    """Return the observers of a request; ``None`` if no plugin observes it. Never raises."""
-    found: list[tuple[str, Observer]] = []
-    for plugin, observe in calls:
-        failed: BaseException | None = None
-        observer: object = None
-        try:
-            observer = observe(request, identity)
-        except BaseException as error:
-            failed = error
-        if isinstance(observer, Observer):
-            found.append((plugin, observer))
-        elif observer is not None:
-            discard(observer)
-            failed = OurOwnError(f"its {type(observer).__name__} is not an Observer")
-        if failed is not None:
-            count_failure(plugin, "observe", failed)
-    return Observers(found, count_failure) if found else None

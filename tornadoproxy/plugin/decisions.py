@@ -13,17 +13,15 @@ from msgspec.structs import replace
 
 from tornadoproxy.plugin.failures import OurOwnError
 from tornadoproxy.plugin.request import Identity
-from tornadoproxy.protocol.headers import is_field
-from tornadoproxy.protocol.wire import OutgoingRequest
+from tornadoproxy.protocol.wire import OutgoingRequest, is_sendable
 
 if TYPE_CHECKING:
     from tornadoproxy.plugin.request import RequestRecord
 
     Settle = Callable[[RequestRecord], None]
-    Tell = Callable[[str, str, Settle, RequestRecord], None]
+    Tell = Callable[[str, str, Settle, RequestRecord], object]
 
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
-_TARGET = re.compile(r"/[!-~]*")  # RFC 9112 §3.2.1, a little wider
 
 _Ended = tuple[object, BaseException | None]  # as `outcome` returns it
 
@@ -98,14 +96,28 @@ def is_valid_identity(_plugin: str, result: object) -> bool:
     return isinstance(result, Identity) and _fault_of(result) is None
 
 
-def is_valid_request(_plugin: str, result: object) -> bool:
-    """Return whether `result` is a valid result of `HOW`."""
+def is_valid_route(upstreams: tuple[str, ...], _plugin: str, result: object) -> bool:
+    """Return whether `result` is a valid result of `WHERE`.
+
+    :param upstreams: the names that can be chosen.
+    """
+    # `in` compares, so that a name need not be hashable to be found wrong
+    return (
+        isinstance(result, (list, tuple))
+        and bool(result)
+        and all(name in upstreams for name in result)
+    )
+
+
+def is_valid_request(asked: OutgoingRequest, _plugin: str, result: object) -> bool:
+    """Return whether `result` is a valid result of `HOW`.
+
+    :param asked: the request as it would be sent; a body that is streamed stays so.
+    """
     return (
         isinstance(result, OutgoingRequest)
-        and (result.body is None or isinstance(result.body, bytes))
-        and all(is_field(name, value) for name, value in result.headers)
-        and _TARGET.fullmatch(result.target) is not None
-        and result.method.isalpha()
+        and is_sendable(result)
+        and (result.body is None) == (asked.body is None)
     )
 
 

@@ -281,8 +281,9 @@ def choose_upstream(
 ) -> Awaitable[Sequence[str] | None] | Sequence[str] | None:
     """Choose the upstreams that a request may go to, in this order. Deciding; the first counts.
 
-    Runs once the request is authorized, if there are several upstreams. ``upstreams`` are the
-    names of those that serve its path and model, in the order in which the proxy would try them.
+    Runs once the request is authorized, if the proxy has several upstreams. ``upstreams`` are the
+    names of those that can serve it, perhaps only one, in the order in which the proxy would try
+    them. A request that names a file or a batch goes to the upstream that has it.
     ``model_request`` is as for `authorize`. Sync or async, within ``PLUGIN_TIMEOUT`` seconds for
     each plugin.
 
@@ -302,7 +303,8 @@ def prepare_request(
     Runs for each attempt to send a request, after the upstream is chosen, and before the request
     gets the upstream's form and credential. ``outgoing`` is in the form of the Anthropic API,
     whatever the client's is. Its body is whole for messages, chat completions and counts of their
-    tokens, up to 32 MB; for every other request that has one it is ``None``. The headers hold no
+    tokens, up to 32 MB; for every other request that has a body it is ``None`` if the body is
+    streamed, as most over 1 MiB are: then it can be neither seen nor replaced. The headers hold no
     credential of the client's; a header that is added may be one. Sync or async, within
     ``PLUGIN_TIMEOUT`` seconds for each plugin.
 
@@ -314,12 +316,16 @@ def prepare_request(
 
 
 @hookspec
-def observe(request: IncomingRequest, identity: Identity) -> Observer | None:
+def observe(
+    request: IncomingRequest, identity: Identity, credential_headers: frozenset[str]
+) -> Observer | None:
     """Return who observes what passes in a request. Observing; must be sync, and must not block.
 
     Runs once a request is admitted, before its body is read. An `Observer` sees body and response
     as they pass between the client and this proxy; each call of it is isolated. Without one, a
-    request costs nothing more.
+    request costs nothing more. ``credential_headers`` are the names of the request headers that
+    carry credentials, those that plugins declare included, in ``Http-Header-Case``; none of them
+    may be kept.
     """
 
 

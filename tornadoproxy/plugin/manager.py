@@ -21,11 +21,8 @@ Any exception of a plugin is its failure. `SystemExit` must not end the proxy, n
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections import Counter
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -33,7 +30,7 @@ from msgspec.structs import replace
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.config.upstreams_file import UpstreamsOrder
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.plugin.asking import Asker, observers_of
+from tornadoproxy.plugin.asking import Asker
 from tornadoproxy.plugin.decisions import (
     HOW,
     MAY,
@@ -43,6 +40,7 @@ from tornadoproxy.plugin.decisions import (
     Asking,
     is_valid_identity,
     is_valid_request,
+    is_valid_route,
     run,
 )
 from tornadoproxy.plugin.declarations import (
@@ -56,16 +54,10 @@ from tornadoproxy.plugin.declarations import (
     upstreams_of,
 )
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
-from tornadoproxy.plugin.failures import (
-    OurOwnError,
-    discard,
-    failure,
-    faults_of,
-    held_the_loop,
-    log_failure,
-    log_now_and_then,
-)
+from tornadoproxy.plugin.failures import failure, faults_of, log_failure
+from tornadoproxy.plugin.observing import Teller, observers_of
 from tornadoproxy.plugin.pricing import Pricing
+from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -93,6 +85,7 @@ _logger = logging.getLogger(__name__)
 class Plugins:
     """The plugins of one proxy, in order. Created by `load`.
 
+    :ivar teller: tells plugins of what they observe.
     :ivar failures: failures by plugin that were only logged.
     :ivar refusals: failures by plugin that refused a request.
     :ivar admits: whether any plugin implements `admit`.
@@ -105,9 +98,10 @@ class Plugins:
     """
 
     def __init__(self, found: FoundPlugins) -> None:
-        self.failures: Counter[str] = Counter()
         self._asker = Asker(PLUGIN_TIMEOUT.default)
         self.refusals = self._asker.refusals
+        self.teller = Teller(PLUGIN_TIMEOUT.default)
+        self.failures = self.teller.failures
         self._found = found
         self._infos = found.described()
         self._declared = tuple(found.settings)
@@ -199,7 +193,8 @@ class Plugins:
             raise
         self._settings = settings
         self.upstreams, self.upstreams_order = upstreams
-        self._asker.timeout = self._pricing.timeout = settings[PLUGIN_TIMEOUT]
+        timeout = settings[PLUGIN_TIMEOUT]
+        self._asker.timeout = self.teller.timeout = self._pricing.timeout = timeout
         return lines
 
     async def startup(self, status: Callable[[], Status]) -> None:
@@ -232,7 +227,7 @@ class Plugins:
             try:
                 states[plugin] = checked_states(function())
             except BaseException as error:
-                self.count_failure(plugin, "database_status", error)
+                self.teller.count_failure(plugin, "database_status", error)
         return states
 
     def authenticate(self, request: IncomingRequest) -> Identity | Awaitable[Identity]:
@@ -282,23 +277,24 @@ class Plugins:
 
         :return: names out of `upstreams`, or an awaitable; it raises as `authorize` does.
         """
-
-        def is_valid(_plugin: str, names: object) -> bool:
-            return isinstance(names, (list, tuple)) and bool(names) and {*names} <= {*upstreams}
-
         asked = (request, identity, model_request, upstreams)
-        return run(self._asker.ask(WHERE, self._choosers, asked, is_valid))
+        return run(
+            self._asker.ask(WHERE, self._choosers, asked, partial(is_valid_route, upstreams))
+        )
 
     def prepare_request(
         self, request: IncomingRequest, identity: Identity, outgoing: OutgoingRequest
     ) -> Awaitable[OutgoingRequest] | OutgoingRequest:
         """Return what is sent in place of `outgoing`, or an awaitable; see `choose_upstream`."""
         asked = (request, identity, outgoing)
-        return run(self._asker.ask(HOW, self._preparers, asked, is_valid_request))
+        return run(
+            self._asker.ask(HOW, self._preparers, asked, partial(is_valid_request, outgoing))
+        )
 
     def observe(self, request: IncomingRequest, identity: Identity) -> Observers | None:
         """Return the observers of a request; ``None`` if no plugin observes it. Never raises."""
-        return observers_of(self._watchers, request, identity, self.count_failure)
+        names = CLIENT_CREDENTIALS | self.credential_headers
+        return observers_of(self._watchers, request, identity, names, self.teller)
 
     def price(self, model: str | None, usage: Usage) -> int | None:
         """Return the cost of `usage` in billionths of a US dollar; ``None`` if it is unknown.
@@ -314,34 +310,7 @@ class Plugins:
     def request_finished(self, record: RequestRecord) -> None:
         """Pass `record` to every observer. Never raises."""
         for plugin, function in self._observers:
-            self.tell(plugin, "request_finished", function, record)
-
-    def tell(
-        self,
-        plugin: str,
-        hook: str,
-        function: Callable[[RequestRecord], object],
-        record: RequestRecord,
-    ) -> None:
-        """Call `function` with `record`; count what fails as `plugin`'s failure in `hook`."""
-        began = monotonic()
-        try:
-            result = function(record)
-        except BaseException as error:
-            self.count_failure(plugin, hook, error)
-            return
-        if result is not None and inspect.isawaitable(result):
-            discard(result)
-            self.count_failure(
-                plugin, hook, OurOwnError("it returned an awaitable, which nothing awaits")
-            )
-        elif (took := monotonic() - began) > self._asker.timeout:
-            self.count_failure(plugin, hook, held_the_loop(took, self._asker.timeout))
-
-    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
-        """Count and log a failure of `plugin` in `hook` that refused no request."""
-        self.failures[plugin] += 1
-        log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
+            self.teller.tell(plugin, "request_finished", function, record)
 
     def _who(self, request: IncomingRequest) -> Asking:
         asking = self._asker.ask(WHO, self._authenticators, (request,), is_valid_identity)
@@ -366,7 +335,7 @@ class Plugins:
         self._choosers = active("choose_upstream")
         self._preparers = active("prepare_request")
         self._watchers = active("observe")
-        self._pricing = Pricing(active("price"), self.count_failure)
+        self._pricing = Pricing(active("price"), self.teller.count_failure)
         self._observers = active("request_finished")
         self._stoppers = active("shutdown")
         self._database_owners = active("database_status")

@@ -1,17 +1,67 @@
-"""The observers of one request: see the hook ``observe``."""
+"""The observing hooks: how plugins are told, each isolated, and the observers of one request."""
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from tornado.web import OutputTransform
 
+from tornadoproxy.plugin.failures import (
+    OurOwnError,
+    discard,
+    held_the_loop,
+    log_now_and_then,
+)
+from tornadoproxy.protocol.headers import request_headers
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tornado.httputil import HTTPHeaders
 
-    from tornadoproxy.plugin.request import RequestRecord
+    from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
+
+
+class Teller:
+    """Tells the plugins of one proxy. No failure of a plugin leaves it.
+
+    :ivar timeout: ``PLUGIN_TIMEOUT``, in seconds.
+    :ivar failures: failures by plugin that were only logged.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.failures: Counter[str] = Counter()
+
+    def tell(
+        self, plugin: str, hook: str, function: Callable[..., object], *what: object
+    ) -> object:
+        """Call `function`, which must be sync and must not block.
+
+        :return: its result; ``None`` if it failed, which counts as a failure of `plugin` in `hook`.
+        """
+        began = monotonic()
+        try:
+            result = function(*what)
+        except BaseException as error:
+            self.count_failure(plugin, hook, error)
+            return None
+        if (took := monotonic() - began) > self.timeout:
+            self.count_failure(plugin, hook, held_the_loop(took, self.timeout))
+        if result is not None and inspect.isawaitable(result):
+            discard(result)
+            nothing_awaits = OurOwnError("it returned an awaitable, which nothing awaits")
+            self.count_failure(plugin, hook, nothing_awaits)
+            return None
+        return result
+
+    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
+        """Count and log a failure of `plugin` in `hook` that refused no request."""
+        self.failures[plugin] += 1
+        log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
 
 
 class Observer:
@@ -26,7 +76,7 @@ class Observer:
         """Take a piece of the request's body."""
 
     def response_began(self, status: int, headers: HTTPHeaders) -> None:
-        """Take the head of the response; `headers` must not be changed."""
+        """Take the status and the headers of the response; `headers` cannot be changed."""
 
     def response_body(self, chunk: bytes) -> None:
         """Take a piece of the response's body, as it is written to the client."""
@@ -38,16 +88,16 @@ class Observer:
 class Observers(OutputTransform):
     """The observers of one request. It sees the response as one of Tornado's transforms.
 
-    :param count_failure: called with plugin, hook and what an observer raised.
+    :param observers: each after its plugin's name.
+    :param bodyless: the client gets no body, since it has asked with HEAD.
     """
 
     def __init__(
-        self,
-        observers: list[tuple[str, Observer]],
-        count_failure: Callable[[str, str, BaseException], None],
+        self, observers: list[tuple[str, Observer]], teller: Teller, *, bodyless: bool
     ) -> None:
         self._observers = observers
-        self._count_failure = count_failure
+        self._teller = teller
+        self._bodyless = bodyless
 
     def request_body(self, chunk: bytes) -> None:
         """See `Observer.request_body`."""
@@ -56,11 +106,12 @@ class Observers(OutputTransform):
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
     ) -> tuple[int, HTTPHeaders, bytes]:
-        self._tell("response_began", status_code, headers)
+        # a copy that cannot be changed: the response does not depend on who observes it
+        self._tell("response_began", status_code, request_headers(headers.get_all()))
         return status_code, headers, self.transform_chunk(chunk, finishing)
 
     def transform_chunk(self, chunk: bytes, finishing: bool) -> bytes:
-        if chunk:
+        if chunk and not self._bodyless:
             self._tell("response_body", chunk)
         return chunk
 
@@ -70,7 +121,26 @@ class Observers(OutputTransform):
 
     def _tell(self, method: str, *what: object) -> None:
         for plugin, observer in self._observers:
-            try:
-                getattr(observer, method)(*what)
-            except BaseException as error:
-                self._count_failure(plugin, f"observe ({method})", error)
+            self._teller.tell(plugin, f"observe ({method})", getattr(observer, method), *what)
+
+
+def observers_of(
+    calls: Iterable[tuple[str, Callable[..., object]]],
+    request: IncomingRequest,
+    identity: Identity,
+    credential_headers: frozenset[str],
+    teller: Teller,
+) -> Observers | None:
+    """Return the observers of a request; ``None`` if no plugin observes it.
+
+    :param calls: the functions of the hook, each after its plugin's name.
+    """
+    found: list[tuple[str, Observer]] = []
+    for plugin, observe in calls:
+        observer = teller.tell(plugin, "observe", observe, request, identity, credential_headers)
+        if isinstance(observer, Observer):
+            found.append((plugin, observer))
+        elif observer is not None:
+            wrong = OurOwnError(f"its {type(observer).__name__} is not an Observer")
+            teller.count_failure(plugin, "observe", wrong)
+    return Observers(found, teller, bodyless=request.method == "HEAD") if found else None

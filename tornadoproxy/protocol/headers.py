@@ -41,15 +41,11 @@ _HOP_BY_HOP = frozenset(
         "Upgrade",
     }
 )
-_REQUEST_ENDS_HERE = _HOP_BY_HOP | {
-    "Authorization",
-    "Cookie",
-    "Expect",
-    "Host",
-    "Origin",
-    "Referer",
-    "X-Api-Key",
-}
+
+CLIENT_CREDENTIALS = frozenset({"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key"})
+"""The request headers that carry a client's credentials, besides those that plugins declare."""
+
+_REQUEST_ENDS_HERE = _HOP_BY_HOP | CLIENT_CREDENTIALS | {"Expect", "Host", "Origin", "Referer"}
 _OF_BROWSERS = "Sec-Fetch-"
 _RESPONSE_ENDS_HERE = _HOP_BY_HOP | {"Set-Cookie"}
 

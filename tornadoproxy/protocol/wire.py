@@ -6,17 +6,26 @@ A request to an upstream is an `OutgoingRequest` in the form of the Anthropic AP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from types import NoneType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from tornadoproxy.errors import ProxyError
 from tornadoproxy.protocol.dialects import Dialect, error_of
+from tornadoproxy.protocol.headers import is_field
 from tornadoproxy.protocol.json_codec import loads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+_METHOD = r"[A-Z-]+"
+_TARGET = r"/[!-~]*"  # RFC 9112 §3.2.1, a little wider
+_SHOWN = r"[!-+\--~]{1,100}"  # in a header, between commas
 
 
 _Lines = Iterable[tuple[str, str]]
@@ -69,6 +78,25 @@ class OutgoingRequest(Struct, frozen=True, kw_only=True):
         :param without: the names of headers to leave out.
         """
         return tuple(_changed(self.headers, added, without))
+
+    @property
+    def shown_ignored(self) -> str:
+        """`ignored` as the value of a header, without names that cannot be in one."""
+        return ", ".join(name for name in self.ignored[:50] if re.fullmatch(_SHOWN, name))
+
+
+def is_sendable(request: OutgoingRequest) -> bool:
+    """Whether a request that a plugin has made is HTTP: Python checks no type."""
+    try:
+        msgspec.convert(asdict(request), OutgoingRequest, builtin_types=(bytes,))
+    except msgspec.ValidationError:
+        return False
+    return (
+        isinstance(request.body, (bytes, NoneType))
+        and re.fullmatch(_METHOD, request.method) is not None
+        and re.fullmatch(_TARGET, request.target) is not None
+        and all(is_field(name, value) for name, value in request.headers)
+    )
 
 
 class ResponseHead(NamedTuple):

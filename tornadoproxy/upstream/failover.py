@@ -18,11 +18,12 @@ import logging
 import time
 from collections.abc import Awaitable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from msgspec import Struct
 
-from tornadoproxy.errors import ProxyError, UpstreamError
+from tornadoproxy.errors import ProxyError, UpstreamError, UpstreamProtocolError
 from tornadoproxy.protocol.dialects import error_of, read_error
 from tornadoproxy.protocol.headers import headers_of, is_encoded, is_event_stream
 from tornadoproxy.protocol.json_codec import loads
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from tornadoproxy.protocol.wire import ResponseDecoder
     from tornadoproxy.upstream.pool import UpstreamPool
     from tornadoproxy.upstream.target import Target
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +83,11 @@ class Prepared(Struct, frozen=True):
 class FailoverReceiver(Receiver, Protocol):
     """The receiver of the one response that is passed on."""
 
-    def on_upstream(self, target: Target, outgoing: OutgoingRequest, attempts: int) -> None:
-        """Take note of whose response it is; `on_head` follows.
+    def on_attempt(self, number: int) -> None:
+        """Take note that an upstream is asked: the first, the second, …"""
 
-        :param attempts: how many upstreams have been asked.
-        """
+    def on_upstream(self, target: Target, outgoing: OutgoingRequest) -> None:
+        """Take note of whose response it is; `on_head` follows."""
 
     def on_failed_attempt(self, reason: str) -> None:
         """Take note that an attempt failed: the upstream's name, and why."""
@@ -139,6 +142,8 @@ class Failover:
         self._target: Target | None = None
         self._is_probe = False
         self._renewed = False
+        self._deferred: list[Callable[[], None]] | None = None
+        self._is_streamed = False
         self._sent_at = 0.0
         self._outgoing: OutgoingRequest | None = None
         self._call: Call | None = None
@@ -255,6 +260,8 @@ class Failover:
 
     def _send(self, prepared: Prepared) -> None:
         assert self._target is not None
+        self._receiver.on_attempt(len(self._tried))
+        self._is_streamed = prepared.request.body is None
         self._outgoing = prepared.outgoing
         self._call = self._target.client.send(prepared.request, self)
         if not self._called.done():
@@ -282,26 +289,39 @@ class Failover:
         self._take_head(target, outgoing, head, first)
 
     async def _renew(self, target: Target, head: ResponseHead, first: bytes) -> None:
-        """Send the request again if there is another credential, else take its response."""
+        """Send the request again if there is another credential, else take its response.
+
+        What else comes of the response waits meanwhile.
+        """
         self._renewed = True
+        call, self._deferred = self._call, []
         try:
             renewed = await target.upstream.wire.renew_credential()
         except Exception as error:
             logger.warning("upstream %s: its credential: %s", target.name, type(error).__name__)
             renewed = False
         self._task = None
-        if renewed:
+        deferred, self._deferred = self._deferred, None
+        if renewed and not self._is_streamed:
             self._leave_target()
             self._attempt(target)
             return
         assert self._outgoing is not None
         self._take_head(target, self._outgoing, head, first)
-        self.resume()
+        for each in deferred:
+            if self._call is call:
+                each()
+        if self._call is call:
+            self.resume()
 
     def _take_head(
         self, target: Target, outgoing: OutgoingRequest, head: ResponseHead, first: bytes
     ) -> None:
-        head, self._decoder = target.upstream.wire.read(outgoing, head)
+        try:
+            head, self._decoder = _of_wire(target.upstream.wire.read, outgoing, head)
+        except UpstreamError as error:
+            self._broken(error)
+            return
         self._held = _Response(target, outgoing, head, [])
         status = head.status
         if status in UNWELL:
@@ -324,9 +344,12 @@ class Failover:
 
     def on_data(self, chunk: bytes) -> None:
         """See `Receiver`."""
+        if self._deferred is not None:
+            self._deferred.append(partial(self.on_data, chunk))
+            return
         if self._decoder is not None:
             try:
-                chunk = self._decoder.feed(chunk)
+                chunk = _of_wire(self._decoder.feed, chunk)
             except UpstreamError as error:
                 self._broken(error)
                 return
@@ -345,9 +368,12 @@ class Failover:
 
     def on_end(self) -> None:
         """See `Receiver`."""
+        if self._deferred is not None:
+            self._deferred.append(self.on_end)
+            return
         if self._decoder is not None:
             try:
-                rest = self._decoder.end()
+                rest = _of_wire(self._decoder.end)
             except UpstreamError as error:
                 self._broken(error)
                 return
@@ -363,6 +389,9 @@ class Failover:
 
     def on_failure(self, error: UpstreamError) -> None:
         """See `Receiver`."""
+        if self._deferred is not None:
+            self._deferred.append(partial(self.on_failure, error))
+            return
         if self._state is _State.COMMITTED:
             self._receiver.on_failure(error)
             return
@@ -374,6 +403,7 @@ class Failover:
         if self._moves is Moves.ON_FAILURE:
             self._move_on(error.message, keep=False)
         else:
+            self._receiver.on_failed_attempt(f"{target.name}: {error.message}")
             self._fail_with(error)
 
     # -- whether to move on
@@ -476,13 +506,13 @@ class Failover:
         self._held = self._last_response = None
         if more and self._decoder is not None:
             try:
-                more = self._decoder.feed(more)
+                more = _of_wire(self._decoder.feed, more)
             except UpstreamError as error:
                 self._broken(error)
                 return
         if self._decoder is None and self._call is not None:
             self._call.hand_over(self._receiver)
-        self._receiver.on_upstream(held.target, held.outgoing, len(self._tried))
+        self._receiver.on_upstream(held.target, held.outgoing)
         self._receiver.on_head(held.head, b"".join(held.pieces) + more)
 
     def _fail_with(self, error: ProxyError) -> None:
@@ -497,7 +527,7 @@ class Failover:
         self._stop_timer()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        self._task = None
+        self._task = self._deferred = self._decoder = None
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
@@ -509,6 +539,21 @@ class Failover:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _of_wire(function: Callable[..., T], *arguments: object) -> T:
+    """Return what a function of a wire returns.
+
+    :raises UpstreamError: it fails, in whichever way.
+    """
+    try:
+        return function(*arguments)
+    except UpstreamError:
+        raise
+    except Exception as error:
+        # not its text, which may quote the response
+        logger.error("a response cannot be decoded: %s", type(error).__name__)  # noqa: TRY400
+        raise UpstreamProtocolError("The upstream's response cannot be decoded.") from None
 
 
 def _json(data: bytes) -> object:

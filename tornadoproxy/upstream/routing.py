@@ -57,8 +57,9 @@ def targets_of(
         ordered = pool.in_order(serving, "")
         finds = method in _FINDS and _ID.search(path) is not None
         return ordered, Moves.TO_FIND if finds else Moves.NEVER
-    if body:
-        holder = pool.holder(name.decode() for name in _ID_IN_BODY.findall(body))
+    names = _ID_IN_BODY.findall(body) if body else ()
+    if names:
+        holder = pool.holder(name.decode() for name in names)
         if holder is not None and holder in serving:
             return [holder], Moves.NEVER
     return pool.in_order(serving, session), Moves.NEVER if body is None else Moves.ON_FAILURE
