@@ -39,7 +39,11 @@ MAX_MODULES = 16
 """The most modules in one folder of the core."""
 
 # The library that an extra of the wheel installs for one plugin.
-EXTRAS = {"tornadoproxy_metrics": "prometheus_client", "tornadoproxy_otel": "opentelemetry"}
+EXTRAS = {
+    "tornadoproxy_aws": "botocore",
+    "tornadoproxy_metrics": "prometheus_client",
+    "tornadoproxy_otel": "opentelemetry",
+}
 
 
 @cache
@@ -204,5 +208,5 @@ def test_each_hook_is_implemented_by_a_plugin() -> None:
     examples = (ast.parse(path.read_text()) for path in (ROOT / "examples").rglob("*.py"))
     used = set[str]().union(*map(implemented, (*plugin_trees().values(), *examples)))
     hooks = {name for name, each in vars(hookspecs).items() if hasattr(each, "tornadoproxy_spec")}
-    coming = {"upstreams", "choose_upstream", "prepare_request", "observe"}
+    coming = {"choose_upstream", "prepare_request", "observe"}
     assert hooks - coming <= used

@@ -82,13 +82,17 @@ class RelayHandler(UpstreamHandler):
         )
 
     def _needs_whole_body(self) -> bool:
-        return self._reads_body() or self.gateway.upstreams.needs_body
+        return self._reads_body() or self._upstream_needs_body()
+
+    def _upstream_needs_body(self) -> bool:
+        request = self.request
+        return self.gateway.upstreams.needs_body(request.method or "", request.path)
 
     def holds(self, length: int, *, chunked: bool) -> bool:
         if self._reads_body():
             self.check_body_is_plain()
             return True
-        if self.gateway.upstreams.needs_body and (chunked or length > 0):
+        if (chunked or length > 0) and self._upstream_needs_body():
             return True
         return not chunked and 0 < length <= HELD_BODY
 

@@ -209,8 +209,8 @@ class Wire:
     """
 
     needs_body = False
-    """Whether `prepare` needs the body. If so, every body is held until it is whole, and can be no
-    larger than 32 MB; otherwise `OutgoingRequest.body` may be ``None``."""
+    """Whether `prepare` needs the body. If so, each body of what the wire `serves` is held until it
+    is whole, and can be no larger than 32 MB; otherwise `OutgoingRequest.body` may be ``None``."""
 
     def serves(self, method: str, path: str) -> bool:
         """Return whether the upstream has this method and path; the path is without its query."""

@@ -39,7 +39,6 @@ class UpstreamPool:
     :ivar targets: all of them, in the order listed.
     :ivar sole: the only one, if it is the Anthropic API as it is, and nothing has to be known of
         its state: then nothing has to be chosen.
-    :ivar needs_body: whether one of them has to be sent whole bodies.
     """
 
     def __init__(
@@ -65,7 +64,8 @@ class UpstreamPool:
         only = self.targets[0]
         is_sole = len(self.targets) == 1 and only.upstream.is_plain
         self.sole = only if is_sole and not settings[READY_NEEDS_UPSTREAM] else None
-        self.needs_body = any(target.upstream.wire.needs_body for target in self.targets)
+        wires = [target.upstream.wire for target in self.targets]
+        self._need_body = [wire for wire in wires if wire.needs_body]
 
     @staticmethod
     def _continued(target: Target, before: Target | None) -> Target:
@@ -76,6 +76,10 @@ class UpstreamPool:
             return before
         target.continues(before)
         return target
+
+    def needs_body(self, method: str, path: str) -> bool:
+        """Whether an upstream that serves this has to be sent the whole body."""
+        return any(wire.serves(method, path) for wire in self._need_body)
 
     def serving(self, method: str, path: str, model: str | None) -> list[Target]:
         """Return the upstreams that serve a path and a model.
