@@ -284,6 +284,7 @@ class Failover:
         wire = target.upstream.wire
         if head.status in (401, 403) and wire is not ANTHROPIC and not self._renewed:
             self.pause()
+            self._deferred = []
             self._task = asyncio.get_running_loop().create_task(self._renew(target, head, first))
             return
         self._take_head(target, outgoing, head, first)
@@ -294,14 +295,14 @@ class Failover:
         What else comes of the response waits meanwhile.
         """
         self._renewed = True
-        call, self._deferred = self._call, []
+        call = self._call
         try:
             renewed = await target.upstream.wire.renew_credential()
         except Exception as error:
             logger.warning("upstream %s: its credential: %s", target.name, type(error).__name__)
             renewed = False
         self._task = None
-        deferred, self._deferred = self._deferred, None
+        deferred, self._deferred = self._deferred or (), None
         if renewed and not self._is_streamed:
             self._leave_target()
             self._attempt(target)
