@@ -27,7 +27,8 @@ def check(*lines: tuple[str, str]) -> None:
 )
 def test_loopback_or_allowed_host_is_accepted_with_its_own_origin(host: str) -> None:
     check(("Host", host), ("Sec-Fetch-Site", "none"))
-    check(("Host", host), ("Origin", f"https://{host.lower()}"), ("Sec-Fetch-Site", "same-origin"))
+    for own in (f"http://{host.lower()}", f"https://{host.lower()}"):
+        check(("Host", host), ("Origin", own), ("Sec-Fetch-Site", "same-origin"))
     check()  # HTTP/1.0 has no Host
 
 
