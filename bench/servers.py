@@ -21,17 +21,20 @@ START_TIMEOUT = 20.0  # seconds for a server to start
 
 
 @contextmanager
-def shared_servers() -> Iterator[Mapping[str, str] | None]:
-    """Start both; yield the proxy's variables for them, or ``None`` if one is not installed."""
+def shared_servers(*options: str) -> Iterator[Mapping[str, str] | None]:
+    """Start both; yield the proxy's variables for them, or ``None`` if one is not installed.
+
+    :param options: further ones of PostgreSQL's command line.
+    """
     redis = shutil.which("redis-server") or shutil.which("valkey-server")
     if postgresql.program("postgres") is None or redis is None:
         yield None
         return
     # not below /root, where PostgreSQL's user could not enter
     with tempfile.TemporaryDirectory(prefix="bench-servers-", ignore_cleanup_errors=True) as name:
-        server, port = postgresql.Server(Path(name), _free_port(), "bench"), _free_port()
+        server, port = postgresql.Server(Path(name), free_port(), "bench"), free_port()
         processes = [
-            server.launch(),
+            server.launch(*options),
             subprocess.Popen(
                 [redis, "--port", str(port), "--save", ""], stdout=subprocess.DEVNULL, cwd=name
             ),
@@ -50,7 +53,7 @@ def shared_servers() -> Iterator[Mapping[str, str] | None]:
                 process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

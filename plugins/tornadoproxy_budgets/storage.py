@@ -56,6 +56,10 @@ SCHEMA = (
 )
 
 
+ADD_SPENT = (
+    "INSERT INTO budgets_spent VALUES (?, ?, ?, ?) ON CONFLICT (day, scope_type, scope_name)"
+    " DO UPDATE SET nanos = budgets_spent.nanos + excluded.nanos"
+)
 # the engines have different types for a sum of whole numbers
 _SUM_SINCE = "CAST(sum(CASE WHEN day >= ? THEN nanos ELSE 0 END) AS BIGINT)"
 
@@ -118,9 +122,7 @@ def save(connection: DatabaseConnection, batch: Batch) -> None:
         )
     if batch.spent:
         connection.executemany(
-            "INSERT INTO budgets_spent VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (day, scope_type, scope_name)"
-            " DO UPDATE SET nanos = budgets_spent.nanos + excluded.nanos",
+            ADD_SPENT,
             [(day, *subject, nanos) for (day, subject), nanos in sorted(batch.spent.items())],
         )
 
