@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import redis
 
+from bench.processes import cpu_seconds
 from bench.servers import START_TIMEOUT
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ _COUNTED = """
 SELECT
     (SELECT sum(calls) FROM pg_stat_statements WHERE toplevel),
     (SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database),
-    (SELECT coalesce(sum(calls), 0)
-        FROM pg_stat_statements WHERE toplevel AND query = 'COMMIT'),
     (SELECT sum(tup_inserted) FROM pg_stat_database),
     (SELECT sum(tup_updated) FROM pg_stat_database),
     (SELECT coalesce(sum(changes), 0) FROM tornadoproxy_schema),
@@ -32,7 +31,6 @@ SELECT
 _NAMES = (
     "PostgreSQL: statements",
     "PostgreSQL: transactions",
-    "PostgreSQL: commits of writes",
     "PostgreSQL: rows inserted",
     "PostgreSQL: rows updated",
     "PostgreSQL: changes announced",
@@ -85,13 +83,10 @@ class ServerFigures:
     def _cpu(self) -> float:
         """Return the milliseconds that all processes of PostgreSQL have used."""
         children = Path(f"/proc/{self._main}/task/{self._main}/children").read_text().split()
-        ticks = sum(self._ticks(int(each))[0] for each in children)
-        return (ticks + sum(self._ticks(self._main))) / _TICKS * 1e3
-
-    def _ticks(self, process: int) -> tuple[int, int]:
-        """Return the processor time of a process, and of its children that have ended."""
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
+        # that of children which have ended is counted in hundredths of a second only
+        fields = Path(f"/proc/{self._main}/stat").read_text().rpartition(")")[2].split()
+        ended = (int(fields[13]) + int(fields[14])) / _TICKS
+        return (ended + sum(map(cpu_seconds, map(int, children)))) * 1e3
 
 
 def _connected(url: str) -> psycopg.Connection:

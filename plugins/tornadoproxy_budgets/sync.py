@@ -6,8 +6,8 @@ another proxy, has changed them. What other proxies have spent is loaded at most
 hardly ever if a server of ``SHARED_LIMITS`` decides, which knows it sooner. These jobs run one at a
 time, because a load must contain the sums that were saved before it.
 
-Many proxies add to the same rows, one after the other. The longer this takes, the less often each
-of them does it, so that they never wait for one another for long.
+Many proxies add to the same rows, one after the other. One that waits for others for long does so
+less often: otherwise all of them would wait until the deadline of a statement.
 
 While the database is unusable, the memory is relied on for `MAX_UNKNOWN` seconds. New sums are
 held, and saved when the database is usable again.
@@ -42,7 +42,8 @@ TICK = 0.25  # seconds between two checks of an SQLite file
 SERVER_TICK = 0.5  # seconds between two checks of a PostgreSQL server, which many proxies ask
 RELOAD = 1.0  # seconds between two loads of the sums, at least
 SHARED_RELOAD = 60.0  # seconds between two of them if a server of SHARED_LIMITS decides, at most
-REST = 30  # times as long as a save or a load took, a proxy waits before the next one
+SHORT = 0.05  # seconds for a save or a load after which the next one is not delayed
+REST = 30  # times as long as one takes beyond that, a proxy waits before the next one
 MAX_REST = 5.0  # seconds
 
 _Part: TypeAlias = Literal["nothing", "caps", "all"]
@@ -68,7 +69,8 @@ class Sync:
         self._changed = False  # whether others have changed the database since the last load
         # monotonic times
         self._loaded_at = 0.0
-        self._rests_until = 0.0
+        self._save_at = 0.0
+        self._load_at = 0.0
         self._unknown_since: float | None = None
         self._stopping = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
@@ -166,17 +168,19 @@ class Sync:
 
     async def _keep_in_step(self) -> None:
         self._changed |= await self._database.changed()
-        rests = time.monotonic() < self._rests_until
-        if self._must_load() and not rests:
+        now = time.monotonic()
+        if self._must_load(now):
             await self._run(_nothing, "all")
         elif self._changed and not self._is_file:
             await self._run(_nothing, "caps")
-        elif self.engine.unsaved and not rests:
+        elif self.engine.unsaved and now >= self._save_at:
             await self._run(_nothing, "nothing")
 
-    def _must_load(self) -> bool:
+    def _must_load(self, now: float) -> bool:
         """Return whether the sums of others are to be loaded."""
-        age = time.monotonic() - self._loaded_at
+        if now < self._load_at:
+            return False
+        age = now - self._loaded_at
         if self._is_file:
             return self._changed and age >= RELOAD
         if self._decided_elsewhere():
@@ -195,7 +199,7 @@ class Sync:
         job = partial(_save_and_load, batch, work, part, self.engine.roll(time.time()))
         began = time.monotonic()
         try:
-            result, loaded = await self._database.run(job, exclusive=exclusive)
+            result, loaded, saving, loading = await self._database.run(job, exclusive=exclusive)
         except Exception:
             self.engine.put_back(batch)
             raise
@@ -207,7 +211,8 @@ class Sync:
             self.engine.load_caps(loaded)
             self._changed = False
         if not self._is_file:
-            self._rests_until = began + min(REST * (time.monotonic() - began), MAX_REST)
+            self._save_at = time.monotonic() + _rest(saving)
+            self._load_at = time.monotonic() + _rest(loading)
         return result
 
     @contextlib.contextmanager
@@ -219,19 +224,32 @@ class Sync:
         self._unknown_since = None
 
 
+def _rest(took: float) -> float:
+    return min(max(took - SHORT, 0) * REST, MAX_REST)
+
+
 def _save_and_load(
     batch: Batch,
     work: Callable[[DatabaseConnection], T],
     part: _Part,
     day: int,
     connection: DatabaseConnection,
-) -> tuple[T, State | Iterable[Cap] | None]:
-    """Save `batch`, do `work`, and return its result and a part of the database."""
+) -> tuple[T, State | Iterable[Cap] | None, float, float]:
+    """Save `batch`, do `work`, and load a part of the database.
+
+    :return: the result of `work`, what was loaded, and the seconds for saving and for loading.
+    """
+    began = time.monotonic()
     storage.save(connection, batch)
+    saved = time.monotonic()
     result = work(connection)
+    worked = time.monotonic()
+    loaded: State | Iterable[Cap] | None = None
     if part == "all":
-        return result, storage.load(connection, day)
-    return result, storage.read_caps(connection) if part == "caps" else None
+        loaded = storage.load(connection, day)
+    elif part == "caps":
+        loaded = storage.read_caps(connection)
+    return result, loaded, saved - began, time.monotonic() - worked
 
 
 def _save(batches: Iterable[Batch], connection: DatabaseConnection) -> None:

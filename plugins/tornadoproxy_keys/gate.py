@@ -36,15 +36,16 @@ from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
 from tornadoproxy_keys.usage_count import UsageCount
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy_keys.shared_limits import SharedLimits
 
 REFRESH = 1.0  # seconds between two checks of the database
-# As many times as long as writing the usage took, a proxy waits before the next time. Many proxies
-# add to the same rows, one after the other, and must never wait for one another for long.
-REST = 30
+# Many proxies add to the usage of a key, one after the other, and would wait until a statement's
+# deadline: one that waits for others for longer than this does it less often.
+SHORT = 0.05  # seconds
+REST = 30  # times as long as it takes beyond that, the proxy waits before the next time
 MAX_REST = 10.0  # seconds
 MAX_UNVERIFIED = 30.0  # seconds
 
@@ -86,6 +87,7 @@ class Gate:
         self._entries: dict[bytes, _Entry] = {}
         self._keys: dict[str, LiveKey] = {}
         self._usage = UsageCount()
+        self._adding_time = 0.0  # seconds; set by the database's thread
         self._refreshing: asyncio.Task[None] | None = None
 
     def check(self) -> None:
@@ -227,7 +229,7 @@ class Gate:
         handed_over_at = 0.0
         while True:
             await asyncio.sleep(REFRESH)
-            rest = min(REST * self._database.write_time, MAX_REST)
+            rest = min(max(self._adding_time - SHORT, 0) * REST, MAX_REST)
             # while the database fails, the sums are kept here, where they do not grow
             if not self._database.failing and time.monotonic() >= handed_over_at + rest:
                 handed_over_at = time.monotonic()
@@ -290,7 +292,12 @@ class Gate:
 
     def _hand_over_usage(self) -> None:
         for row in self._usage.take():
-            self._database.write_behind(store.add_usage, row)
+            self._database.write_behind(self._add_usage, row)
+
+    def _add_usage(self, rows: Sequence[store.UsageRow], connection: DatabaseConnection) -> None:
+        began = time.monotonic()
+        store.add_usage(rows, connection)
+        self._adding_time = time.monotonic() - began
 
 
 def _refusal(entry: _Entry | None, now: float) -> str | None:

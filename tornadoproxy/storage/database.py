@@ -98,11 +98,6 @@ class Database:
             self._setting, failures.last, failures.total, self._worker.held, self._worker.lost
         )
 
-    @property
-    def write_time(self) -> float:
-        """How long the last transaction of items passed to `write_behind` took, in seconds."""
-        return self._worker.write_time
-
     def check(self, *, created_by: str | None = None) -> None:
         """Validate the setting that names the database, without creating anything.
 

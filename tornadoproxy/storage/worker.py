@@ -68,7 +68,6 @@ class Worker:
 
     :ivar failures: the failures to use the database.
     :ivar lost: how many items have been lost.
-    :ivar write_time: seconds that the last transaction of items took.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Worker:
     ) -> None:
         self.failures = Failures(engine.title)
         self.lost = 0
-        self.write_time = 0.0
         self._engine = engine
         self._title = engine.title
         self._overflow = overflow
@@ -195,7 +193,6 @@ class Worker:
             with self._condition:
                 held = list(self._held)
             done = 0
-            began = time.monotonic()
             try:
                 with self._engine.transaction(exclusive=False) as connection:
                     for write, items in _groups(held, alone=alone):
@@ -214,7 +211,6 @@ class Worker:
                     del self._held[done]
                 self._lose(1, _where(error))
             else:
-                self.write_time = time.monotonic() - began
                 self._remove_written(len(held), committed=True)
                 return
 
