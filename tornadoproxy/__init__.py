@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.core_settings import (
         DATABASE_TIMEOUT,
         HOST,
+        PORT,
         SHARED_LIMITS,
         SHARED_LIMITS_FAILURE,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "DATABASE_TIMEOUT",
     "HOST",
     "INACTIVE",
+    "PORT",
     "SHARED_LIMITS",
     "SHARED_LIMITS_FAILURE",
     "UNKNOWN_MODEL",
@@ -139,6 +141,7 @@ _HOMES = {
     "DATABASE_TIMEOUT": "config.core_settings",
     "HOST": "config.core_settings",
     "INACTIVE": "plugin.hookspecs",
+    "PORT": "config.core_settings",
     "SHARED_LIMITS": "config.core_settings",
     "SHARED_LIMITS_FAILURE": "config.core_settings",
     "UNKNOWN_MODEL": "protocol.usage",

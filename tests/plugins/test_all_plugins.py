@@ -9,7 +9,7 @@ from scene import Scene
 
 from tornadoproxy import ConfigurationError
 
-OPTIONAL = {"keys", "ledger", "budgets", "metrics", "otel"}
+OPTIONAL = {"keys", "ledger", "budgets", "metrics", "otel", "recorder"}
 
 
 async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> None:
@@ -17,7 +17,7 @@ async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> N
     assert {each.name for each in proxy.plugins.declared_settings() if each.fixed} == {
         *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "LEDGER_SPOOL", "LEDGER_SPOOL_SIZE"),
         *("METRICS", "METRICS_PATH", "METRICS_PUBLIC", "OTEL_TRACES", "OTEL_SERVICE_NAME"),
-        *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"),
+        *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "RECORD_DIR"),
     }
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 IN_THE_IMAGE = ("uvloop", "metrics", "otel", "postgres", "redis")  # extras
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
+PLUGINS |= {"recorder"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
