@@ -61,7 +61,7 @@ class ScriptedAWS(ScriptedUpstream):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(keep_body=4 * 1024 * 1024)
         self.credentials: dict[str, tuple[str, str | None]] = {ACCESS_KEY: (SECRET_KEY, None)}
         self.api_keys = {API_KEY}
 

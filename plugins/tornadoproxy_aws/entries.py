@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from botocore.exceptions import ProfileNotFound
+from botocore.exceptions import NoCredentialsError, ProfileNotFound
 from botocore.session import Session
 
-from tornadoproxy import BaseURL, Secret, parsers
+from tornadoproxy import BaseURL, RefreshedCredential, Secret, parsers
 from tornadoproxy_aws.bedrock import BETAS, UNSUPPORTED_FIELDS, BedrockWire, Rules
-from tornadoproxy_aws.credentials import AWSCredentials
 from tornadoproxy_aws.native import MantleWire, PlatformWire
 from tornadoproxy_aws.signing import Signer
 
 if TYPE_CHECKING:
+    from botocore.credentials import ReadOnlyCredentials
+
     from tornadoproxy import Upstream, UpstreamEntries, UpstreamEntry
     from tornadoproxy_aws.wire import AWSWire
 
@@ -79,6 +80,19 @@ class _Account(NamedTuple):
             session.set_credentials(*self.access_key)
         return session
 
+    def load(self) -> tuple[ReadOnlyCredentials, float | None]:
+        """Return its credentials by botocore's chain, and when they end; it blocks.
+
+        :raises Exception: of many kinds; there are none, or their source fails.
+        """
+        found = self.session().get_credentials()
+        if found is None:
+            raise NoCredentialsError
+        credentials = found.get_frozen_credentials()
+        # no public method tells it; `aws configure export-credentials` reads it as well
+        ends = getattr(found, "_expiry_time", None)
+        return credentials, None if ends is None else ends.timestamp()
+
 
 def upstream_of(entry: UpstreamEntry, entries: UpstreamEntries) -> Upstream:
     """Return the upstream that an entry describes; what is wrong becomes a fault of the file."""
@@ -89,9 +103,9 @@ def upstream_of(entry: UpstreamEntry, entries: UpstreamEntries) -> Upstream:
     base_url: BaseURL = entry.read("base_url", parsers.base_url, default)
     signer, source = None, account.source
     if account.api_key is None:
-        credentials = AWSCredentials(entry.name, account.session)
-        signer = Signer(base_url, kind.service, region, credentials)
         source = f"the AWS credentials of the upstream {entry.name!r}"
+        credentials = RefreshedCredential(source, account.load)
+        signer = Signer(base_url, kind.service, region, credentials)
     return entry.upstream(
         wire=_wire(entry, entries, signer),
         base_url=base_url,
@@ -157,8 +171,8 @@ def _access_key(entry: UpstreamEntry) -> tuple[str, str, str | None] | None:
 
 def _region(entry: UpstreamEntry, entries: UpstreamEntries, account: _Account) -> str:
     """Return the entry's region, or that of the environment or the profile."""
-    given: str | None = entry.read("region", _region_name)
-    if given is not None:
+    if "region" in entry.table:
+        given: str = entry.read("region", _region_name, _NOWHERE)
         return given
     named = [text for each in _REGION_VARIABLES if (text := entries.environment(each))]
     region = named[0] if named else _region_of_profile(entry, account)

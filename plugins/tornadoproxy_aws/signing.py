@@ -18,8 +18,7 @@ from msgspec.structs import replace
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
 
-    from tornadoproxy import BaseURL, OutgoingRequest
-    from tornadoproxy_aws.credentials import AWSCredentials
+    from tornadoproxy import BaseURL, OutgoingRequest, RefreshedCredential
 
 _SIGNED = ("anthropic-", "x-amz")
 _OF_SIGNATURES = ("Authorization", "Date", "X-Amz-Content-SHA256", "X-Amz-Date")
@@ -35,7 +34,11 @@ class Signer:
     """
 
     def __init__(
-        self, base_url: BaseURL, service: str, region: str, credentials: AWSCredentials
+        self,
+        base_url: BaseURL,
+        service: str,
+        region: str,
+        credentials: RefreshedCredential[ReadOnlyCredentials],
     ) -> None:
         self.credentials = credentials
         self._base_url = base_url

@@ -40,13 +40,13 @@ class AWSWire(Wire):
     def prepare(self, request: OutgoingRequest) -> OutgoingRequest | Awaitable[OutgoingRequest]:
         """See `Wire`."""
         signer = self._signer
-        present = None if signer is None else signer.credentials.present
+        present = None if signer is None else signer.credentials.current()
         if _is_large(request) or (signer is not None and present is None):
             return self._prepare_later(request)
         return self._formed_and_signed(request, present)
 
     async def _prepare_later(self, request: OutgoingRequest) -> OutgoingRequest:
-        loaded = None if self._signer is None else await self._signer.credentials.load()
+        loaded = None if self._signer is None else await self._signer.credentials.get()
         if _is_large(request):
             return await asyncio.to_thread(self._formed_and_signed, request, loaded)
         return self._formed_and_signed(request, loaded)

@@ -285,7 +285,8 @@ async def test_request_moves_on_from_a_throttled_bedrock(
     other = f'[[upstream]]\nname = "other"\nbase_url = "{scene.upstream.url}"\napi_key = "k"\n'
     entry = aws_entry(aws, "bedrock")
     await start(scene, tmp_path, entry, other, before='order = "listed"')
-    aws.script(THROTTLED[trigger])
+    # credentials that are refused right after they were loaded are tried once more
+    aws.script(*[THROTTLED[trigger]] * 2)
     body = {"model": NAME, "max_tokens": 9, "messages": HELLO, "stream": True}
     response = await scene.ask(path, body)
     assert (response.status, response.header("x-tornadoproxy-upstream")) == (200, "other")

@@ -1,0 +1,196 @@
+"""What changes in a request to Bedrock, and what is left out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_cloud import ScriptedAWS, aws_entry
+from scene import Scene
+from tornadoproxy_aws.bedrock import BedrockWire, Rules
+from tornadoproxy_aws.eventstream import MAX_FRAME, EventStreamDecoder
+
+from tornadoproxy import InvalidRequest, OutgoingRequest, UpstreamError
+from tornadoproxy.testing import TEST_TOKEN
+
+VERSION = ("Anthropic-Version", "2026-10-21")
+
+
+def formed(body: bytes, *headers: tuple[str, str], rules: Rules | None = None) -> OutgoingRequest:
+    request = OutgoingRequest(
+        upstream="bedrock",
+        method="POST",
+        target="/v1/messages?beta=true",
+        headers=(VERSION, *headers),
+        body=body,
+    )
+    return BedrockWire(None, rules or Rules()).form(request)
+
+
+def test_only_named_fields_change_in_a_body() -> None:
+    stays = b'"max_tokens":1.0e2,"messages":[ {"model" : "\\u0061"} ]'
+    body = b'{"model":"m",%b,"stream":false}' % stays
+    request = formed(body)
+    assert request.target == "/model/m/invoke"
+    assert request.body == b'{%b,"anthropic_version":"2026-10-21"}' % stays
+    assert request.header("anthropic-version") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("anthropic.claude-3-haiku-20240307-v1:0", "anthropic.claude-3-haiku-20240307-v1:0"),
+        ("arn:aws:bedrock:a:1:inference-profile/b", "arn:aws:bedrock:a:1:inference-profile%2Fb"),
+        ("a b?c#d%e/../é", "a%20b%3Fc%23d%25e%2F..%2F%C3%A9"),
+    ],
+)
+def test_model_is_one_segment_of_the_path(model: str, path: str) -> None:
+    request = formed(json.dumps({"model": model, "stream": True}).encode())
+    assert request.target == f"/model/{path}/invoke-with-response-stream"
+
+
+@pytest.mark.parametrize("model", [b'""', b'".."', b'".;a"', b"3", b"null", b"[]"])
+def test_model_that_is_no_name_is_refused(model: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="Set model"):
+        formed(b'{"model":%b}' % model)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model":"m","stream":1}', b'{"model":"m","anthropic_beta":"a"}', b"[]", b""]
+)
+def test_fields_that_cannot_be_moved_are_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        formed(body)
+
+
+@pytest.mark.parametrize(
+    ("version", "rules", "sent"),
+    [
+        ("2023-06-01", Rules(), "bedrock-2023-05-31"),
+        ("2026-10-21", Rules(), "2026-10-21"),
+        ("2023-06-01", Rules(version="2026-10-21"), "2026-10-21"),
+    ],
+)
+def test_version_is_that_of_the_client_or_the_entry(version: str, rules: Rules, sent: str) -> None:
+    request = OutgoingRequest(
+        upstream="bedrock",
+        method="POST",
+        target="/v1/messages",
+        headers=(("anthropic-version", version),),
+        body=b'{"model":"m"}',
+    )
+    body = json.loads(BedrockWire(None, rules).form(request).body or b"")
+    assert body == {"anthropic_version": sent}
+
+
+BETAS = (
+    ("anthropic-beta", "claude-code-20250219, interleaved-thinking-2025-05-14"),
+    (
+        "anthropic-beta",
+        "context-1m-2025-08-07",
+    ),
+)
+UNSUPPORTED = b'{"model":"m","service_tier":"auto","mcp_servers":[],"anthropic_beta":["x"]}'
+
+
+def test_betas_and_fields_of_the_api_alone_are_left_out_and_named() -> None:
+    request = formed(UNSUPPORTED, *BETAS)
+    assert json.loads(request.body or b"") == {
+        "anthropic_version": "2026-10-21",
+        "anthropic_beta": ["interleaved-thinking-2025-05-14", "context-1m-2025-08-07"],
+    }
+    assert set(request.ignored) == {"mcp_servers", "service_tier", "x", "claude-code-20250219"}
+    assert request.header("anthropic-beta") is None
+
+
+def test_betas_and_fields_of_the_api_alone_are_refused_if_the_entry_says_so() -> None:
+    with pytest.raises(InvalidRequest, match="does not support mcp_servers, service_tier, x"):
+        formed(UNSUPPORTED, rules=Rules(refuses=True))
+
+
+def test_entry_says_which_betas_and_fields_are_known() -> None:
+    rules = Rules(betas=("claude-code-*", "x"), unsupported_fields=())
+    request = formed(UNSUPPORTED, *BETAS, rules=rules)
+    body = json.loads(request.body or b"")
+    assert body["anthropic_beta"] == ["x", "claude-code-20250219"]
+    assert body.keys() >= {"service_tier", "mcp_servers"}
+
+
+def test_scope_of_a_cache_control_is_left_out_and_texts_stay() -> None:
+    control: dict[str, Any] = {"type": "ephemeral", "scope": "global", "ttl": "1h"}
+    said = json.dumps({"cache_control": control})
+    system = [{"type": "text", "text": said, "cache_control": control}]
+    schema = {"properties": {"cache_control": {"type": "object", "scope": "a"}}}
+    body = {"model": "m", "system": system, "tools": [{"input_schema": schema}]}
+    request = formed(json.dumps(body).encode())
+    assert json.loads(request.body or b"") == {
+        "anthropic_version": "2026-10-21",
+        "system": [{**system[0], "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+        "tools": body["tools"],
+    }
+    assert request.ignored == ("cache_control.scope",)
+
+
+async def test_client_is_told_what_was_left_out(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.toml"
+    file.write_text(aws_entry(aws, "bedrock"))
+    await scene.start(UPSTREAMS_FILE=file)
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+    response = await scene.ask("/v1/messages", {**body, "speed": "fast"})
+    assert (response.status, response.header("x-tornadoproxy-ignored")) == (200, "speed")
+    file.write_text(aws_entry(aws, "bedrock", unsupported="refuse", unsupported_fields=["speed"]))
+    await scene.start(UPSTREAMS_FILE=file)
+    response = await scene.ask("/v1/messages", {**body, "speed": "fast"})
+    assert (response.status, b"does not support speed" in response.body) == (400, True)
+
+
+async def test_large_bodies_are_signed_in_threads(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.toml"
+    file.write_text(aws_entry(aws, "bedrock"))
+    await scene.start(UPSTREAMS_FILE=file)
+    text = "Grüße! " * 90_000
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+    responses = await asyncio.gather(*(scene.ask("/v1/messages", body) for _ in range(3)))
+    assert [each.status for each in responses] == [200] * 3
+    assert all(each.body_length > 700_000 for each in aws.requests)
+
+
+async def test_uploads_to_another_upstream_still_stream(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    other = f'[[upstream]]\nname = "other"\nbase_url = "{scene.upstream.url}"\napi_key = "k"\n'
+    file = tmp_path / "upstreams.toml"
+    file.write_text(aws_entry(aws, "bedrock") + other)
+    await scene.start(UPSTREAMS_FILE=file)
+    head = b"POST /v1/files HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n"
+    head %= TEST_TOKEN.encode()
+    await scene.send(head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    request = await scene.upstream.received()
+    assert request.header("transfer-encoding") == "chunked"
+
+
+# -- the event stream
+
+
+def test_frame_without_an_end_is_given_up() -> None:
+    decoder = EventStreamDecoder("")
+    prelude = bytes.fromhex("017d7840 00000000")  # 25 million bytes
+    decoder.feed(prelude + binascii.crc32(prelude).to_bytes(4, "big"))
+    for _ in range(MAX_FRAME // 65536 - 1):
+        assert decoder.feed(bytes(65536)) == b""
+    with pytest.raises(UpstreamError, match="without an end"):
+        decoder.feed(bytes(65536))
+
+
+@pytest.mark.parametrize("stream", [b"HTTP/1.1 200 OK\r\n", b'{"message":"not a frame"}'])
+def test_bytes_that_are_no_event_stream_are_the_upstreams_fault(stream: bytes) -> None:
+    with pytest.raises(UpstreamError, match="cannot be read"):
+        EventStreamDecoder("").feed(stream)
