@@ -121,13 +121,13 @@ def _print_runs(runs: Sequence[tuple[int, int, Figures]]) -> None:
     _tell("| | idle replica | busy replica | request |", *(f"{n:,} x {RATE}/s |" for n in FLEETS))
     _tell("|---" * (4 + len(FLEETS)) + "|")
     for name in names:
-        idle, busy, request = _fitted(name, runs)
+        idle, busy, request = fitted(name, runs)
         fleets = (f"{n * (busy + RATE * request):,.0f} |" for n in FLEETS)
         _tell(f"| {name} | {idle:.3g} | {busy:.3g} | {request:.3g} |", *fleets)
     _tell()
 
 
-def _fitted(name: str, runs: Sequence[tuple[int, int, Figures]]) -> tuple[float, float, float]:
+def fitted(name: str, runs: Sequence[tuple[int, int, Figures]]) -> tuple[float, float, float]:
     """Return what an idle replica, a busy one and each request of it add, by least squares."""
     idle = [figures[name] / count for count, rate, figures in runs if not rate]
     points = [(rate, figures[name] / count) for count, rate, figures in runs if rate]

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 import tornadoproxy
+from bench.scale import fitted
 from tornadoproxy.testing import Response, ScriptedUpstream, raw_response
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,14 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [str(COMPILER), "-o", str(program), str(ROOT / "bench" / "load.c"), "-lm"]
     subprocess.run(command, check=True)
     return program
+
+
+def test_fit_finds_what_replicas_and_requests_add() -> None:
+    def run(count: int, rate: int) -> tuple[int, int, dict[str, float]]:
+        return count, rate, {"commits": count * (5 + 2 * rate) if rate else count * 3}
+
+    runs = [run(*each) for each in ((1, 0), (4, 0), (1, 10), (2, 40), (4, 20))]
+    assert fitted("commits", runs) == pytest.approx((3, 5, 2))
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n"

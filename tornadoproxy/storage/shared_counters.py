@@ -1,7 +1,8 @@
 """Counters that several proxies share, in a Redis or Valkey server, or in a cluster of them.
 
 Scripts change them, each atomically (https://redis.io/docs/latest/develop/programmability/). While
-there is no connection, scripts fail at once, and a connection is tried twice a second.
+there is no connection, scripts fail at once, and a connection is tried at once and then twice a
+second.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class SharedCounters:
         self._following: set[asyncio.Task[object]] = set()
         self._failures = Failures(self._title)
         self._reason = "it is not open"
+        self._has_lost = asyncio.Event()  # whether a connection was lost a moment ago
 
     @property
     def failing(self) -> bool:
@@ -187,10 +189,15 @@ class SharedCounters:
 
     async def _stay_connected(self) -> None:
         while True:
-            await asyncio.sleep(PAUSE)
+            # a server that was only late with one response is connected to again at once
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_lost.wait(), PAUSE)
+            self._has_lost.clear()
             if self.failing or self._servers.moved:
-                with contextlib.suppress(DatabaseUnavailable):
+                try:
                     await self._connect()
+                except DatabaseUnavailable:
+                    await asyncio.sleep(PAUSE)
 
     async def _connect(self) -> None:
         try:
@@ -203,6 +210,7 @@ class SharedCounters:
     def _lost(self, node: Node, line: Line, error: Exception) -> None:
         """Count the loss of a connection, once."""
         if node.drop(line):
+            self._has_lost.set()
             self._failed(self._library.NodeError(node.name, error) if node.name else error)
 
     def _failed(self, error: Exception) -> None:
