@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aws_cloud import MODEL, ScriptedAWS, aws_entry
 from scene import Scene
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
@@ -139,3 +140,16 @@ async def test_claude_code_runs_its_key_helper_again_after_a_401(
     status, printed = await say_hello(tmp_path, proxy.url)
     assert (status, printed.endswith("Say hello\n")) == (0, True)
     assert [record.status for record in records.all] == [401, 200]
+
+
+async def test_claude_code_works_through_bedrock(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.toml"
+    names = 'models = {"claude-*" = "eu.anthropic.claude-*-v1:0"}'
+    file.write_text(aws_entry(aws, "bedrock", names))
+    proxy = await scene.start(UPSTREAMS_FILE=file)
+    status, printed = await say_hello(tmp_path, proxy.url, **TOKEN)
+    assert (status, printed.endswith("Say hello\n")) == (0, True)
+    (request,) = aws.requests
+    assert request.path == f"/model/{MODEL}/invoke-with-response-stream"
