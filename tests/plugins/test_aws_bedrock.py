@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cloud import ScriptedAWS, aws_entry
+from aws_cloud import ScriptedAWS, aws_entry, event_frame
 from scene import Scene
 from tornadoproxy_aws.bedrock import BedrockWire, Rules
 from tornadoproxy_aws.eventstream import MAX_FRAME, EventStreamDecoder
 
 from tornadoproxy import InvalidRequest, OutgoingRequest, UpstreamError
-from tornadoproxy.testing import TEST_TOKEN
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    UpstreamExchange,
+    message_document,
+    message_events,
+    request_bytes,
+)
 
 VERSION = ("Anthropic-Version", "2026-10-21")
 
@@ -194,3 +200,31 @@ def test_frame_without_an_end_is_given_up() -> None:
 def test_bytes_that_are_no_event_stream_are_the_upstreams_fault(stream: bytes) -> None:
     with pytest.raises(UpstreamError, match="cannot be read"):
         EventStreamDecoder("").feed(stream)
+
+
+async def test_client_that_does_not_read_slows_bedrock_down(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.toml"
+    file.write_text(aws_entry(aws, "bedrock"))
+    await scene.start(UPSTREAMS_FILE=file)
+    events = message_events(message_document("x" * 60_000))
+    stalled = asyncio.Event()
+
+    async def endless(exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        lines = [("Content-Type", "application/vnd.amazon.eventstream")]
+        await exchange.head(200, [*lines, ("Transfer-Encoding", "chunked")])
+        for event in (events[0], *(events[3] for _ in range(10_000))):
+            sending = asyncio.create_task(exchange.chunk(event_frame(event)))
+            if not (await asyncio.wait({sending}, timeout=0.1))[0]:
+                stalled.set()
+            await sending
+
+    aws.script(endless)
+    body = b'{"model":"m","max_tokens":9,"messages":[],"stream":true}'
+    request = request_bytes("POST", "/v1/messages", body=body, token=TEST_TOKEN)
+    client = await scene.send(request, receive_buffer=16_384)
+    await stalled.wait()
+    await client.close()
+    await aws.all_closed()
