@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
+from aws_cloud import ScriptedAWS, aws_entry
 from in_process import Commands
 
 from tornadoproxy.testing import TEST_TOKEN
@@ -113,3 +115,20 @@ def test_missing_library_is_named_with_the_entrys_line(
     _, errors = check(commands, 'kind = "bedrock"\nregion = "eu-west-1"')
     assert "line 3: kind 'bedrock' needs botocore" in errors
     assert "pip install 'tornadoproxy[aws]'" in errors
+
+
+async def test_check_online_asks_with_the_credential(aws: ScriptedAWS, commands: Commands) -> None:
+    file = commands.directory / "upstreams.toml"
+    kinds = (aws_entry(aws, kind) for kind in ("bedrock", "mantle", "aws"))
+    file.write_text("\n".join(kinds))
+
+    def check() -> tuple[int, str, str]:
+        return commands.run("check", "--online", AUTH_TOKEN=TEST_TOKEN, UPSTREAMS_FILE=str(file))
+
+    status, output, errors = await asyncio.to_thread(check)
+    assert (status, errors) == (0, "")
+    assert "the upstream 'aws' accepts the key" in output
+    aws.credentials.clear()
+    status, _, errors = await asyncio.to_thread(check)
+    assert status == 2
+    assert "the AWS credentials of the upstream 'aws': the upstream refused this key" in errors

@@ -38,7 +38,7 @@ from tornadoproxy.config.core_settings import (
 from tornadoproxy.config.upstream_key import upstream_credential
 from tornadoproxy.protocol.decompression import decompressor
 from tornadoproxy.protocol.headers import headers_of, is_encoded, via
-from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest
+from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, ResponseHead
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.connector import Connector, Origin
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.errors import UpstreamError
-    from tornadoproxy.protocol.wire import ResponseHead, Wire
+    from tornadoproxy.protocol.wire import Wire
     from tornadoproxy.upstream.call import Receiver
     from tornadoproxy.upstream.connection import UpstreamConnection
 
@@ -108,10 +108,14 @@ class UpstreamClient(AsyncHTTPClient):
             headers.add(name, value)
         request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{prepared.target}", headers=headers)
         response = await self.fetch(request, raise_error=False)
+        fields = list(response.headers.get_all())
+        head, decoder = wire.read(prepared, ResponseHead(response.code, response.reason, fields))
+        if decoder is not None:
+            return head.status, decoder.feed(response.body) + decoder.end()
         if is_encoded(response.headers):
             decompress = decompressor(response.headers["Content-Encoding"])
-            return response.code, b"".join(decompress(response.body))
-        return response.code, response.body
+            return head.status, b"".join(decompress(response.body))
+        return head.status, response.body
 
     def send(self, request: UpstreamRequest, receiver: Receiver) -> Call:
         """Start an exchange, whose response goes to `receiver`.
