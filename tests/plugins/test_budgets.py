@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -12,10 +13,17 @@ import pytest
 from budget_team import ADA, ADMIN, CENT, EACH, LIMITS, TOGETHER, UNPRICED, Team, asking, costing
 from people import CHAT, MESSAGES, MODEL, Held, error_of, locked, message
 from postgres import sqlite_only
-from tornadoproxy_budgets import keeper, sync
+from tornadoproxy_budgets import keeper, storage, sync
 from tornadoproxy_budgets.caps import Scope
+from tornadoproxy_budgets.engine import Batch, Subject
 
-from tornadoproxy import ConfigurationError, ModelRequest, Usage
+from tornadoproxy import (
+    ConfigurationError,
+    DatabaseConnection,
+    DatabaseLocation,
+    ModelRequest,
+    Usage,
+)
 from tornadoproxy.testing import json_response, message_document, request_bytes, request_record
 
 pytest_plugins = ("budget_team",)
@@ -154,6 +162,30 @@ async def test_spending_at_another_proxy_counts(team: Team) -> None:
             while await team.spent(to=there) != cents * CENT:
                 pass
     assert (await team.ask(to=one)).status == 429
+
+
+async def test_saves_of_many_processes_add_up(where: DatabaseLocation) -> None:
+    names = [f"user-{number}" for number in range(20)]
+    databases = [storage.database(where) for _ in range(6)]
+    for each in databases:
+        await each.start(statement_timeout=10)
+
+    def save(process: int) -> Callable[[DatabaseConnection], None]:
+        # in another order in each process
+        shuffled = names[process:] + names[:process]
+        spent: dict[tuple[int, Subject], int] = {(1, ("user", name)): 1 for name in shuffled}
+        return lambda connection: storage.save(connection, Batch(spent))
+
+    saves = [
+        each.run(save(process), exclusive=False)
+        for _ in range(10)
+        for process, each in enumerate(databases)
+    ]
+    await asyncio.gather(*saves)
+    state = await databases[0].run(lambda connection: storage.load(connection, 1))
+    for each in databases:
+        await each.close()
+    assert state.spent["daily"] == {("user", name): 60 for name in names}
 
 
 @sqlite_only
