@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from tornadoproxy.storage.script import Script
     from tornadoproxy.storage.shared_counters import SharedCounters
     from tornadoproxy.upstream.credential import RefreshedCredential
+    from tornadoproxy.upstream.token_wire import TokenWire
+    from tornadoproxy.upstream.unsupported import Unsupported
     from tornadoproxy.version import __version__
 
 __all__ = [
@@ -119,6 +121,8 @@ __all__ = [
     "Settings",
     "SharedCounters",
     "Status",
+    "TokenWire",
+    "Unsupported",
     "Upstream",
     "UpstreamEntries",
     "UpstreamEntry",
@@ -185,6 +189,8 @@ _HOMES = {
     "Settings": "config.settings",
     "SharedCounters": "storage.shared_counters",
     "Status": "plugin.hookspecs",
+    "TokenWire": "upstream.token_wire",
+    "Unsupported": "upstream.unsupported",
     "Upstream": "config.upstreams",
     "UpstreamEntries": "config.upstreams_file",
     "UpstreamEntry": "config.upstreams_file",

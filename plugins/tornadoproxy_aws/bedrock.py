@@ -11,16 +11,13 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from tornadoproxy import InvalidRequest, read_fields, write_fields
+from tornadoproxy import InvalidRequest, Unsupported, read_fields, write_fields
 from tornadoproxy_aws.eventstream import CONTENT_TYPE, EventStreamDecoder
 from tornadoproxy_aws.native import USER_PROFILE
 from tornadoproxy_aws.wire import AWSWire
@@ -59,6 +56,9 @@ UNSUPPORTED_FIELDS = (
 )
 """The fields of a request that are about accounts and servers of the Anthropic API."""
 
+UNSUPPORTED = Unsupported("Amazon Bedrock", BETAS, UNSUPPORTED_FIELDS)
+"""What Bedrock does not take, unless the entry says otherwise."""
+
 FIRST_VERSION = "2023-06-01"
 """The version of the Anthropic API that Bedrock calls by another name."""
 
@@ -67,38 +67,23 @@ _FIRST_VERSION_THERE = "bedrock-2023-05-31"
 _BETA = "anthropic-beta"
 _VERSION = "anthropic-version"
 
-# an object of a few plain fields; a quote within a string is escaped, so that this finds no text
-_cache_controls = re.compile(rb'(?<!\\)"cache_control"\s*:\s*(\{[^{}]*\})')
-_WITH_CACHE_CONTROL = ("system", "tools", "messages")
-_CACHE_SCOPE = "cache_control.scope"
-
-
-class Rules(Struct, frozen=True):
-    """What an upstream does not take.
-
-    :param version: the ``anthropic_version`` of requests; ``None``: the client's.
-    :param betas: names of those that it takes; ``*`` stands for any text.
-    :param unsupported_fields: those that it does not take.
-    :param refuses: whether a request with any of these is refused; else they are left out.
-    """
-
-    version: str | None = None
-    betas: tuple[str, ...] = BETAS
-    unsupported_fields: tuple[str, ...] = UNSUPPORTED_FIELDS
-    refuses: bool = False
-
-    def takes_beta(self, name: str) -> bool:
-        """Whether the upstream takes a beta."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.betas)
-
 
 class BedrockWire(AWSWire):
-    """InvokeModel and InvokeModelWithResponseStream, for Claude."""
+    """InvokeModel and InvokeModelWithResponseStream, for Claude.
 
-    def __init__(self, signer: Signer | None, rules: Rules) -> None:
+    :param version: the ``anthropic_version`` of requests; ``None``: the client's.
+    """
+
+    def __init__(
+        self,
+        signer: Signer | None,
+        unsupported: Unsupported = UNSUPPORTED,
+        version: str | None = None,
+    ) -> None:
         super().__init__(signer)
         self.needs_body = True
-        self._rules = rules
+        self._unsupported = unsupported
+        self._set_version = version
 
     def serves(self, method: str, path: str) -> bool:
         """See `Wire`."""
@@ -112,13 +97,13 @@ class BedrockWire(AWSWire):
         fields = read_fields(request.body or b"")
         model = _model_in_path(fields.pop("model", b'""'))
         streams = _boolean("stream", fields.pop("stream", b"false"))
-        ignored = [name for name in self._rules.unsupported_fields if fields.pop(name, None)]
-        ignored += self._move_betas(request, fields)
-        ignored += _drop_cache_scopes(fields)
-        if ignored and self._rules.refuses:
-            raise InvalidRequest(
-                f"Amazon Bedrock does not support {', '.join(ignored)}: leave that out."
-            )
+        in_body = _words("anthropic_beta", fields.pop("anthropic_beta", b"[]"))
+        in_header = (each.strip() for each in (request.header(_BETA) or "").split(","))
+        betas, ignored = self._unsupported.leave_out(
+            fields, (*in_body, *(each for each in in_header if each))
+        )
+        if betas:
+            fields["anthropic_beta"] = json.dumps(betas).encode()
         profile = request.header(USER_PROFILE)
         if profile is not None:
             fields.setdefault("user_profile_id", json.dumps(profile).encode())
@@ -138,18 +123,8 @@ class BedrockWire(AWSWire):
         )
 
     def _version(self, request: OutgoingRequest) -> str:
-        version = self._rules.version or request.header(_VERSION) or FIRST_VERSION
+        version = self._set_version or request.header(_VERSION) or FIRST_VERSION
         return _FIRST_VERSION_THERE if version == FIRST_VERSION else version
-
-    def _move_betas(self, request: OutgoingRequest, fields: dict[str, bytes]) -> list[str]:
-        """Put the betas of the header into the body; return those that are left out."""
-        given = _words("anthropic_beta", fields.pop("anthropic_beta", b"[]"))
-        in_header = (request.header(_BETA) or "").split(",")
-        betas = dict.fromkeys([*given, *(name.strip() for name in in_header if name.strip())])
-        taken = [name for name in betas if self._rules.takes_beta(name)]
-        if taken:
-            fields["anthropic_beta"] = json.dumps(taken).encode()
-        return [name for name in betas if name not in taken]
 
     def read(
         self, request: OutgoingRequest, head: ResponseHead
@@ -192,25 +167,3 @@ def _value(name: str, written: bytes) -> object:
         return json.loads(written)
     except (ValueError, RecursionError):
         raise InvalidRequest(f"{name} cannot be read.", param=name) from None
-
-
-def _drop_cache_scopes(fields: dict[str, bytes]) -> list[str]:
-    """Drop the scope of prompt caches, which Bedrock refuses: its caches have no other."""
-    found = []
-    for name in _WITH_CACHE_CONTROL:
-        if b'"scope"' in fields.get(name, b""):
-            without = _cache_controls.sub(_without_scope, fields[name])
-            if without != fields[name]:
-                fields[name] = without
-                found = [_CACHE_SCOPE]
-    return found
-
-
-def _without_scope(found: re.Match[bytes]) -> bytes:
-    try:
-        control = json.loads(found[1])
-    except ValueError:
-        return found[0]
-    if control.get("type") != "ephemeral" or control.pop("scope", None) is None:
-        return found[0]
-    return b'"cache_control":' + json.dumps(control, separators=(",", ":")).encode()

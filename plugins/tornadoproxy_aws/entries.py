@@ -13,7 +13,7 @@ from botocore.exceptions import NoCredentialsError, ProfileNotFound
 from botocore.session import Session
 
 from tornadoproxy import BaseURL, RefreshedCredential, Secret, parsers
-from tornadoproxy_aws.bedrock import BETAS, UNSUPPORTED_FIELDS, BedrockWire, Rules
+from tornadoproxy_aws.bedrock import UNSUPPORTED, BedrockWire
 from tornadoproxy_aws.native import MantleWire, PlatformWire
 from tornadoproxy_aws.signing import Signer
 
@@ -119,13 +119,8 @@ def _wire(entry: UpstreamEntry, entries: UpstreamEntries, signer: Signer | None)
     if entry.kind == "mantle":
         return MantleWire(signer)
     if entry.kind == "bedrock":
-        rules = Rules(
-            version=entry.read("anthropic_version", parsers.text),
-            betas=entry.read("betas", parsers.words, BETAS),
-            unsupported_fields=entry.read("unsupported_fields", parsers.words, UNSUPPORTED_FIELDS),
-            refuses=entry.read("unsupported", parsers.choice("ignore", "refuse")) == "refuse",
-        )
-        return BedrockWire(signer, rules)
+        version = entry.read("anthropic_version", parsers.text)
+        return BedrockWire(signer, UNSUPPORTED.for_entry(entry), version)
     workspace = entry.read("workspace_id", _id) or entries.environment(_WORKSPACE_VARIABLE)
     if not workspace:
         entry.fault("workspace_id", f"is missing: set it, or {_WORKSPACE_VARIABLE}")

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from aws_cloud import ScriptedAWS, aws_entry, event_frame
+from msgspec.structs import replace
 from scene import Scene
-from tornadoproxy_aws.bedrock import BedrockWire, Rules
+from tornadoproxy_aws.bedrock import UNSUPPORTED, BedrockWire
 from tornadoproxy_aws.eventstream import MAX_FRAME, EventStreamDecoder
 
-from tornadoproxy import InvalidRequest, OutgoingRequest, UpstreamError
+from tornadoproxy import InvalidRequest, OutgoingRequest, Unsupported, UpstreamError
 from tornadoproxy.testing import (
     TEST_TOKEN,
     UpstreamExchange,
@@ -26,7 +27,9 @@ from tornadoproxy.testing import (
 VERSION = ("Anthropic-Version", "2026-10-21")
 
 
-def formed(body: bytes, *headers: tuple[str, str], rules: Rules | None = None) -> OutgoingRequest:
+def formed(
+    body: bytes, *headers: tuple[str, str], unsupported: Unsupported = UNSUPPORTED
+) -> OutgoingRequest:
     request = OutgoingRequest(
         upstream="bedrock",
         method="POST",
@@ -34,7 +37,7 @@ def formed(body: bytes, *headers: tuple[str, str], rules: Rules | None = None) -
         headers=(VERSION, *headers),
         body=body,
     )
-    return BedrockWire(None, rules or Rules()).form(request)
+    return BedrockWire(None, unsupported).form(request)
 
 
 def test_only_named_fields_change_in_a_body() -> None:
@@ -74,14 +77,16 @@ def test_fields_that_cannot_be_moved_are_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "rules", "sent"),
+    ("version", "set_version", "sent"),
     [
-        ("2023-06-01", Rules(), "bedrock-2023-05-31"),
-        ("2026-10-21", Rules(), "2026-10-21"),
-        ("2023-06-01", Rules(version="2026-10-21"), "2026-10-21"),
+        ("2023-06-01", None, "bedrock-2023-05-31"),
+        ("2026-10-21", None, "2026-10-21"),
+        ("2023-06-01", "2026-10-21", "2026-10-21"),
     ],
 )
-def test_version_is_that_of_the_client_or_the_entry(version: str, rules: Rules, sent: str) -> None:
+def test_version_is_that_of_the_client_or_the_entry(
+    version: str, set_version: str | None, sent: str
+) -> None:
     request = OutgoingRequest(
         upstream="bedrock",
         method="POST",
@@ -89,7 +94,7 @@ def test_version_is_that_of_the_client_or_the_entry(version: str, rules: Rules, 
         headers=(("anthropic-version", version),),
         body=b'{"model":"m"}',
     )
-    body = json.loads(BedrockWire(None, rules).form(request).body or b"")
+    body = json.loads(BedrockWire(None, version=set_version).form(request).body or b"")
     assert body == {"anthropic_version": sent}
 
 
@@ -100,11 +105,11 @@ BETAS = (
         "context-1m-2025-08-07",
     ),
 )
-UNSUPPORTED = b'{"model":"m","service_tier":"auto","mcp_servers":[],"anthropic_beta":["x"]}'
+ASKED = b'{"model":"m","service_tier":"auto","mcp_servers":[],"anthropic_beta":["x"]}'
 
 
 def test_betas_and_fields_of_the_api_alone_are_left_out_and_named() -> None:
-    request = formed(UNSUPPORTED, *BETAS)
+    request = formed(ASKED, *BETAS)
     assert json.loads(request.body or b"") == {
         "anthropic_version": "2026-10-21",
         "anthropic_beta": ["interleaved-thinking-2025-05-14", "context-1m-2025-08-07"],
@@ -115,12 +120,12 @@ def test_betas_and_fields_of_the_api_alone_are_left_out_and_named() -> None:
 
 def test_betas_and_fields_of_the_api_alone_are_refused_if_the_entry_says_so() -> None:
     with pytest.raises(InvalidRequest, match="does not support mcp_servers, service_tier, x"):
-        formed(UNSUPPORTED, rules=Rules(refuses=True))
+        formed(ASKED, unsupported=replace(UNSUPPORTED, refuses=True))
 
 
 def test_entry_says_which_betas_and_fields_are_known() -> None:
-    rules = Rules(betas=("claude-code-*", "x"), unsupported_fields=())
-    request = formed(UNSUPPORTED, *BETAS, rules=rules)
+    unsupported = replace(UNSUPPORTED, betas=("claude-code-*", "x"), fields=())
+    request = formed(ASKED, *BETAS, unsupported=unsupported)
     body = json.loads(request.body or b"")
     assert body["anthropic_beta"] == ["x", "claude-code-20250219"]
     assert body.keys() >= {"service_tier", "mcp_servers"}

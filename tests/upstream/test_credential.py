@@ -97,6 +97,7 @@ async def test_refused_credential_is_loaded_once_for_all_requests(
     await source.credential.get()
     monkeypatch.setattr(credential, "NEW", 0)
     assert await asyncio.gather(*(source.credential.renew() for _ in range(9))) == [True] * 9
+    assert not await source.credential.renew(), "a moment ago"
     monkeypatch.undo()
     assert await source.credential.renew(), "it was sent with the credential before"
     assert (source.loads, source.credential.current()) == (2, 2)

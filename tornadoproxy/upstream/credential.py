@@ -28,6 +28,9 @@ LOAD_TIMEOUT = 30.0
 NEW = 10.0
 """The time between two loads that are not needed at once, in seconds."""
 
+RENEWAL_INTERVAL = 60.0
+"""The time between two renewals, in seconds: a 403 is often not about the credential."""
+
 
 class RefreshedCredential(Generic[T]):
     """A credential that ends, such as an access token. The event loop never waits for it.
@@ -47,6 +50,7 @@ class RefreshedCredential(Generic[T]):
         self._ends: float | None = None
         self._loaded_at = 0.0
         self._tried_at = 0.0
+        self._renewed_at = 0.0
         self._loading: asyncio.Future[None] | None = None
 
     def current(self) -> T | None:
@@ -77,8 +81,13 @@ class RefreshedCredential(Generic[T]):
             load, a moment ago, is to be sent again as well, so that counts.
         :raises UpstreamError: it cannot be loaded.
         """
-        if self._loading is None and time.time() - self._loaded_at < NEW:
-            return True
+        now = time.time()
+        if self._loading is None:
+            if now - self._loaded_at < NEW:
+                return True
+            if now - self._renewed_at < RENEWAL_INTERVAL:
+                return False
+            self._renewed_at = now
         before = self._value
         await self._until_loaded()
         return self._value != before
