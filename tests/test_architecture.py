@@ -41,6 +41,8 @@ MAX_MODULES = 16
 # The library that an extra of the wheel installs for one plugin.
 EXTRAS = {
     "tornadoproxy_aws": "botocore",
+    "tornadoproxy_foundry": "azure",
+    "tornadoproxy_google": "google",
     "tornadoproxy_metrics": "prometheus_client",
     "tornadoproxy_otel": "opentelemetry",
 }
