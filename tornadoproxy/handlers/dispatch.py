@@ -42,7 +42,7 @@ class Dispatch(Struct, frozen=True):
     """One request, and what is sent to each upstream that is tried.
 
     :param target: path and query.
-    :param fields: the headers that go upstream.
+    :param lines: the headers that go upstream, as `forwarded` returns them.
     :param body: ``None`` if it is streamed.
     :param chunked: a streamed body has the chunked transfer coding.
     :param model: the model that the body names.
@@ -52,7 +52,7 @@ class Dispatch(Struct, frozen=True):
     exchange: Exchange
     method: str
     target: str
-    fields: list[tuple[str, str]]
+    lines: list[str]
     body: bytes | None
     chunked: bool
     model: str | None
@@ -95,7 +95,7 @@ class Dispatch(Struct, frozen=True):
             upstream=target.name,
             method=self.method,
             target=self.target,
-            headers=tuple(self.fields),
+            headers=tuple(_field(line) for line in self.lines),
             body=self._body_for(target),
         )
         if plugins.prepares:
@@ -132,7 +132,7 @@ class Dispatch(Struct, frozen=True):
     def _framed(self, outgoing: OutgoingRequest) -> tuple[tuple[str, str], ...]:
         """Return the headers with those that frame the body, whatever plugins did to these."""
         body = outgoing.body
-        framing = [field for field in self.fields if field[0] in _FRAMING]
+        framing = [field for field in map(_field, self.lines) if field[0] in _FRAMING]
         if body is not None and (body or framing or outgoing.method in _WITH_BODY):
             framing = [("Content-Length", str(len(body)))]
         own = {name.lower() for name in _OF_THE_CORE}
@@ -156,7 +156,7 @@ class Dispatch(Struct, frozen=True):
         head = request_head(
             outgoing.method,
             base.prefix + outgoing.target,
-            fields,
+            (f"{name}: {value}" for name, value in fields),
             authority=base.authority,
             instance=self.gateway.instance,
             credential=credential,
@@ -171,6 +171,11 @@ class Dispatch(Struct, frozen=True):
         )
         # the response needs its own part of the request only
         return Prepared(request, replace(outgoing, body=None, headers=()))
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(": ")
+    return name, value
 
 
 async def _named(

@@ -80,6 +80,8 @@ class Gateway:
     :ivar body_thread: parses and translates bodies that would block the event loop.
     :ivar models: the upstream's models.
     :ivar upstreams: the upstreams that requests can go to.
+    :ivar routes_by_body: whether the body of a request for a model decides where it goes, or may be
+        changed.
     :ivar draining: whether the process is about to stop, so that it is no longer ready.
     """
 
@@ -99,15 +101,11 @@ class Gateway:
         self.body_thread = FairThread()
         self.models = ModelList(self._get)
         self.draining = False
+        self.routes_by_body = self._routes_by_body()
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
-
-    @property
-    def routes_by_body(self) -> bool:
-        """Whether the body of a request for a model decides where it goes, or may be changed."""
-        return self.upstreams.sole is None or self.plugins.prepares or bool(self.settings[MODELS])
 
     @cached_property
     def chat_options(self) -> Options:
@@ -131,12 +129,17 @@ class Gateway:
         self.plugins.configure(settings)
         self.settings = settings
         self.upstreams.load(settings, self.plugins.upstreams, self.plugins.upstreams_order)
+        self.routes_by_body = self._routes_by_body()
 
     def close(self) -> None:
         """Release the thread and the upstream's connections, once no request is left."""
         self.body_thread.close()
         self.models.close()
         self.upstreams.close()
+
+    def _routes_by_body(self) -> bool:
+        has_one_way = self.upstreams.sole is not None and not self.plugins.prepares
+        return not has_one_way or bool(self.settings[MODELS])
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         """Get the models, from the first upstream that lists them and can be used."""

@@ -263,7 +263,7 @@ class UpstreamHandler(ExchangeHandler):
         method = self.request.method or ""
         if plugins.credential_headers:
             drop |= plugins.credential_headers
-        fields = forwarded(
+        lines = forwarded(
             self.request.headers,
             default_version=version or gateway.settings[DEFAULT_ANTHROPIC_VERSION],
             drop=drop,
@@ -273,14 +273,14 @@ class UpstreamHandler(ExchangeHandler):
         sole = gateway.upstreams.sole
         if sole is None or plugins.prepares:
             model = None if self._routing is None else self._routing.model
-            dispatch = Dispatch(gateway, exchange, method, target, fields, body, chunked, model)
+            dispatch = Dispatch(gateway, exchange, method, target, lines, body, chunked, model)
             self._call = dispatch.start(self, self._session)
             return
         base = sole.upstream.base_url
         head = request_head(
             method,
             base.prefix + target,
-            fields,
+            lines,
             authority=base.authority,
             instance=gateway.instance,
             credential=sole.credential,
@@ -327,7 +327,7 @@ class UpstreamHandler(ExchangeHandler):
         assert target is not None
         now = time.monotonic()
         if type(self._call) is Call:
-            target.responded(head.status, now - (exchange.upstream_started_at or now))
+            target.responded(head.status, now - exchange.upstream_started_at)  # type: ignore[operator]  # set by `send`
         refusal = target.check_key(head.status)
         if refusal is not None:
             self.end(refusal)

@@ -56,51 +56,45 @@ class RelayHandler(UpstreamHandler):
 
     _rewriting: list[bytes] | None = None
     _ends_with_connection = False
+    _reads_body = False
+    """Whether the body has to be read, for plugins or to choose the upstream."""
+
+    _needs_whole_body = False
     _making: bytes | None = None
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
-        self._asks_a_model = asks_a_model(self.request.method or "", self.request.path)
+        method, path = self.request.method or "", self.request.path
+        self._asks_a_model = asks_a_model(method, path)
+        authorizes = gateway.plugins.authorizes and self._asks_a_model
+        if authorizes or (gateway.routes_by_body and names_a_model(method, path)):
+            self._reads_body = self._needs_whole_body = True
+        elif gateway.upstreams.sole is None and gateway.upstreams.needs_body(method, path):
+            self._needs_whole_body = True
 
     def asks_a_model(self) -> bool:
         return self._asks_a_model
 
     def max_body(self) -> int:
         largest = self.gateway.settings[MAX_BODY_SIZE]
-        return min(largest, MAX_MESSAGE_BODY) if self._needs_whole_body() else largest
+        return min(largest, MAX_MESSAGE_BODY) if self._needs_whole_body else largest
 
     def max_body_hint(self) -> str:
-        return MESSAGE_HINT if self._needs_whole_body() else MAX_BODY_SIZE.name
-
-    def _reads_body(self) -> bool:
-        """Whether the body has to be read, for plugins or to choose the upstream."""
-        gateway = self.gateway
-        if gateway.plugins.authorizes and self._asks_a_model:
-            return True
-        return gateway.routes_by_body and names_a_model(
-            self.request.method or "", self.request.path
-        )
-
-    def _needs_whole_body(self) -> bool:
-        return self._reads_body() or self._upstream_needs_body()
-
-    def _upstream_needs_body(self) -> bool:
-        request = self.request
-        return self.gateway.upstreams.needs_body(request.method or "", request.path)
+        return MESSAGE_HINT if self._needs_whole_body else MAX_BODY_SIZE.name
 
     def holds(self, length: int, *, chunked: bool) -> bool:
-        if self._reads_body():
+        if self._reads_body:
             self.check_body_is_plain()
             return True
-        if (chunked or length > 0) and self._upstream_needs_body():
-            return True
-        return not chunked and 0 < length <= HELD_BODY
+        if chunked or not length:
+            return chunked and self._needs_whole_body
+        return length <= HELD_BODY or self._needs_whole_body
 
     def begin(self, *, has_body: bool, chunked: bool) -> None:
         self._send(None if has_body else b"", chunked=chunked)
 
     async def serve_held(self, body: bytes) -> None:
-        if self._reads_body():
+        if self._reads_body:
             if self.gateway.routes_by_body:
                 routed = await self.route(body, self.gateway.settings[MODELS])
                 if routed is None:
@@ -112,7 +106,8 @@ class RelayHandler(UpstreamHandler):
 
     def begin_response(self, head: ResponseHead) -> None:
         headers = response_headers(head.status, self.headers_for_client(head))
-        add_fields(headers, self._shown)
+        if self._shown:
+            add_fields(headers, self._shown)
         self._headers = headers  # Tornado's `add_header` would validate each one again
         self.set_status(head.status, head.reason)
         if not head.reason:
@@ -128,9 +123,9 @@ class RelayHandler(UpstreamHandler):
                 self._ends_with_connection = True
         if self._rewriting is not None and not is_json(headers):
             self._rewriting = None
-        makes = self.request.method == "POST" and keeps(self.request.path)
-        if makes and head.status < 300 and self.gateway.upstreams.sole is None:
-            self._making = b""
+        if self.gateway.upstreams.sole is None and head.status < 300:
+            makes = self.request.method == "POST" and keeps(self.request.path)
+            self._making = b"" if makes else None
 
     def on_data(self, chunk: bytes) -> None:
         if self._making is not None and len(self._making) < _MAX_MADE:

@@ -6,10 +6,10 @@ import inspect
 from collections import Counter
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ClientError, PluginFailed
-from tornadoproxy.plugin.decisions import Asking, Question, invalid_result
+from tornadoproxy.plugin.decisions import WHO, Asking, Question, invalid_result
 from tornadoproxy.plugin.failures import discard, held_the_loop, log_now_and_then, outcome
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ class Asker:
         self,
         question: Question,
         calls: list[PluginCall],
-        asked: tuple[object, ...],
+        asked: tuple[Any, ...],  # Any: the arguments of any hook, the request first
         take: Callable[[str, object], bool],
     ) -> Asking:
         """Ask each plugin; yield each awaitable result, and be sent its outcome.
 
         :param take: returns whether a result is valid, and keeps a permit.
         :return: the first result, if that decides; the last one, if results are passed on.
+        :raises AuthenticationFailed: no plugin knows whose request it is.
         :raises ClientError: a plugin's own refusal.
         :raises PluginFailed: a plugin failed.
         """
@@ -74,7 +75,11 @@ class Asker:
                     return result
                 if question.passes_on:
                     asked = (*asked[:-1], result)
-        return asked[-1] if question.passes_on else None
+        if question.passes_on:
+            return asked[-1]
+        if question is WHO:
+            raise asked[0].authentication_failed()
+        return None
 
     def refusal(self, question: Question, plugin: str, error: BaseException) -> ProxyError:
         """Return `error` if it is a plugin's refusal, else count a failure of `plugin`."""

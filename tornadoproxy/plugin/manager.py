@@ -37,7 +37,6 @@ from tornadoproxy.plugin.decisions import (
     MAY_ENTER,
     WHERE,
     WHO,
-    Asking,
     is_valid_identity,
     is_valid_request,
     is_valid_route,
@@ -237,7 +236,7 @@ class Plugins:
         :raises ClientError: a plugin's own refusal; `AuthenticationFailed` if all return ``None``.
         :raises PluginFailed: a plugin failed.
         """
-        return run(self._who(request))
+        return run(self._asker.ask(WHO, self._authenticators, (request,), is_valid_identity))
 
     def admit(
         self, request: IncomingRequest, identity: Identity, permits: Permits
@@ -311,13 +310,6 @@ class Plugins:
         """Pass `record` to every observer. Never raises."""
         for plugin, function in self._observers:
             self.teller.tell(plugin, "request_finished", function, record)
-
-    def _who(self, request: IncomingRequest) -> Asking:
-        asking = self._asker.ask(WHO, self._authenticators, (request,), is_valid_identity)
-        identity = yield from asking
-        if identity is None:
-            raise request.authentication_failed()
-        return identity
 
     def _list_calls(self, inactive: frozenset[str] = frozenset()) -> None:
         """List, for each hook, the implementations of the plugins that are not inactive."""

@@ -181,8 +181,8 @@ def forwarded(
     default_version: str,
     drop: frozenset[str] = frozenset(),
     add: Iterable[tuple[str, str]] = (),
-) -> list[tuple[str, str]]:
-    """Return the header fields of a client's request that go upstream.
+) -> list[str]:
+    """Return the header lines of a client's request that go upstream: ``Name: value``.
 
     :param headers: the client's, which stay unchanged.
     :param default_version: the ``anthropic-version`` if the client sends none.
@@ -190,23 +190,23 @@ def forwarded(
     :param add: headers that are added.
     """
     ends_here = _ends_here(_REQUEST_ENDS_HERE, drop, headers.get("Connection", ""))
-    fields = [
-        field
-        for field in headers.get_all()
-        if field[0] not in ends_here and not field[0].startswith(_OF_BROWSERS)
+    lines = [
+        f"{name}: {value}"
+        for name, value in headers.get_all()
+        if name not in ends_here and not name.startswith(_OF_BROWSERS)
     ]
-    fields += add
+    lines += [f"{name}: {value}" for name, value in add]
     if "Transfer-Encoding" in headers and "Transfer-Encoding" not in drop:
-        fields.append(("Transfer-Encoding", "chunked"))
+        lines.append("Transfer-Encoding: chunked")
     if "Anthropic-Version" not in headers or "Anthropic-Version" in ends_here:
-        fields.append(("Anthropic-Version", default_version))
-    return fields
+        lines.append(f"Anthropic-Version: {default_version}")
+    return lines
 
 
 def request_head(
     method: str,
     target: str,
-    fields: Iterable[tuple[str, str]],
+    lines: Iterable[str],
     *,
     authority: str,
     instance: str,
@@ -215,17 +215,16 @@ def request_head(
     """Return the head of the request that goes upstream, its final blank line included.
 
     :param target: the request target for the upstream.
-    :param fields: as `forwarded` returns them.
+    :param lines: as `forwarded` returns them.
     :param authority: the upstream's ``Host``.
     :param instance: this proxy's name in ``Via``.
     :param credential: the header with the upstream's key.
     """
-    lines = [f"{method} {target} HTTP/1.1\r\nHost: {authority}"]
-    lines += [f"{name}: {value}" for name, value in fields]
+    first = f"{method} {target} HTTP/1.1\r\nHost: {authority}"
+    last = f"Via: {_VIA}{instance}\r\n\r\n"
     if credential is not None:
-        lines.append(f"{credential[0]}: {credential[1]}")
-    lines.append(f"Via: {via(instance)}\r\n\r\n")
-    return "\r\n".join(lines).encode("latin-1")
+        last = f"{credential[0]}: {credential[1]}\r\n{last}"
+    return "\r\n".join((first, *lines, last)).encode("latin-1")
 
 
 def is_field(name: str, value: str) -> bool:

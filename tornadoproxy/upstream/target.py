@@ -49,6 +49,7 @@ class Target:
     """One upstream; `UpstreamPool` makes it.
 
     :ivar upstream: how it is reached.
+    :ivar name: the upstream's.
     :ivar settings: the proxy's, with those of this upstream.
     :ivar key_is_refused: whether it has refused its key since that was loaded.
     :ivar in_flight: its requests that have not ended.
@@ -56,6 +57,7 @@ class Target:
 
     def __init__(self, upstream: Upstream, settings: Settings) -> None:
         self.upstream = upstream
+        self.name = upstream.name
         self.settings = upstream.settings(settings)
         self.in_flight = 0
         self.rests_until = 0.0
@@ -69,14 +71,9 @@ class Target:
         self._failures = 0
         self._rests = 0
         self._absent_models: dict[str, float] = {}
-        self._attempts: Counter[str] = Counter()
+        self._attempts: Counter[int | str] = Counter()
         self._responses = 0
         self._first_byte_time = 0.0
-
-    @property
-    def name(self) -> str:
-        """The upstream's name."""
-        return self.upstream.name
 
     @cached_property
     def client(self) -> UpstreamClient:
@@ -128,7 +125,7 @@ class Target:
 
     def responded(self, status: int, seconds: float) -> None:
         """Take note that a response began, `seconds` after the request was sent."""
-        self._attempts[str(status)] += 1
+        self._attempts[status] += 1
         self._responses += 1
         self._first_byte_time += seconds
 
@@ -201,7 +198,7 @@ class Target:
             kind=self.upstream.kind,
             state="probing" if self._probing else "resting" if self._failures else "well",
             in_flight=self.in_flight,
-            attempts=dict(self._attempts),
+            attempts={str(result): count for result, count in self._attempts.items()},
             rests=self._rests,
             rests_for=max(0.0, self.rests_until - now),
             first_byte_time=self._first_byte_time,
