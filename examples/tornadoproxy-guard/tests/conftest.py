@@ -1,0 +1,3 @@
+"""The fixtures that tornadoproxy offers to plugins."""
+
+pytest_plugins = ["tornadoproxy.testing"]
