@@ -48,7 +48,7 @@ HELD_BODY = 1024 * 1024
 _MAX_MADE = 64 * 1024  # bytes of a response that says what was made
 _CODING = frozenset({"Accept-Encoding"})
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
-_FRAMING = frozenset({"Transfer-Encoding"})
+_FRAMING = frozenset({"Content-Length", "Transfer-Encoding"})
 
 
 class RelayHandler(UpstreamHandler):
@@ -156,7 +156,10 @@ class RelayHandler(UpstreamHandler):
         codings = self._codings(body)
         if codings is not None:
             drop, add = _CODING, [("Accept-Encoding", codings)]
-        if body is not None and "Transfer-Encoding" in self.request.headers:
+        headers = self.request.headers
+        if body is not None and (
+            "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != str(len(body))
+        ):
             drop |= _FRAMING
             add.append(("Content-Length", str(len(body))))
         self.send(self.request.uri or "", body, chunked=chunked, drop=drop, add=add)
