@@ -34,7 +34,8 @@ def read(path: Path) -> TomlFile:
     """
     import tomllib  # few settings name such a file
 
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = file.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:
         raise ValueError(f"must name a file of at most {MAX_SIZE >> 20} MB")
     try:

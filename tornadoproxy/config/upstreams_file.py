@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_HEAD = re.compile(r"\s*\[\[\s*upstream\s*\]\]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _weight = parsers.number(minimum=0.001, maximum=1_000_000)
 
@@ -174,7 +173,7 @@ class _Table:
 
     def check_keys(self) -> None:
         """Add a fault for each key that has not been read."""
-        for key in self.table.keys() - self.read_names:
+        for key in [key for key in self.table if key not in self.read_names]:
             self.fault(key, f"is unknown{nearest(key, self.read_names)}")
 
 
@@ -206,7 +205,7 @@ class UpstreamEntry(_Table):
         It is given by `key`, by ``KEY_file``, which names a file that holds it, or by ``KEY_env``,
         which names an environment variable that does; more than one of them is a fault.
         """
-        keys = {key: parsers.secret, f"{key}_file": parsers.secret_file, f"{key}_env": parsers.text}
+        keys = {key: parsers.secret, f"{key}_file": parsers.secret_file, f"{key}_env": _variable}
         given = [each for each in keys if each in self.table]
         self.read_names.update(keys)
         if len(given) > 1:
@@ -247,11 +246,13 @@ class UpstreamEntry(_Table):
         nowhere = parsers.BaseURL("https", "upstream.invalid", 443)
         if base_url is None:
             base_url = self.required("base_url", parsers.base_url, nowhere)
+        else:
+            base_url = self.read("base_url", parsers.base_url, base_url)
         timeout = parsers.seconds(minimum=0.001)
         return Upstream(
             name=self.name,
             kind=self.kind,
-            base_url=self.read("base_url", parsers.base_url, base_url),
+            base_url=base_url,
             wire=wire,
             weight=self.read("weight", _weight, 1.0),
             models=self._models(),
@@ -267,10 +268,12 @@ class UpstreamEntry(_Table):
     def _models(self) -> Mapping[str, str]:
         """Return ``models``: a table, or a list of names that are the same there."""
         self.read_names.add("models")
-        given = self.table.get("models", {})
+        if "models" not in self.table:
+            return MappingProxyType({})
+        given = self.table["models"]
         if isinstance(given, list) and all(isinstance(name, str) and name for name in given):
             given = {name: name for name in given}
-        if not isinstance(given, dict) or not all(
+        if not (isinstance(given, dict) and given) or not all(
             isinstance(name, str) and name and isinstance(there, str) and there
             for name, there in given.items()
         ):
@@ -285,6 +288,13 @@ class UpstreamEntry(_Table):
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("must be up to 64 letters, digits, dots, hyphens and underscores")
+    return value
+
+
+def _variable(value: str) -> str:
+    # not shown: it may be the credential itself, by mistake
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("must be the name of an environment variable, not the value itself")
     return value
 
 
