@@ -88,12 +88,14 @@ def proxy(
     :param flags: more of them, given what starts it, the upstream's port and a folder; may run
         commands before.
     """
+    folders = [str(checkout), str(checkout / "plugins")]
     # where uvloop is installed it is used, unless it is hidden
     hide = "" if uvloop else "sys.modules['uvloop'] = None; "
     start = [
         python,
         "-c",
-        f"import sys; {hide}{first}from tornadoproxy.__main__ import main; main()",
+        f"import sys; {_AS_INSTALLED.format(folders=folders)}{hide}{first}"
+        "from tornadoproxy.__main__ import main; main()",
     ]
 
     def command(port: int, upstream: int, folder: Path) -> list[str]:
@@ -104,11 +106,7 @@ def proxy(
             *flags(start, upstream, folder),
         ]
 
-    environment = {
-        "AUTH_TOKEN": TOKEN,
-        "UPSTREAM_API_KEY": UPSTREAM_KEY,
-        "PYTHONPATH": f"{checkout}:{checkout / 'plugins'}",
-    }
+    environment = {"AUTH_TOKEN": TOKEN, "UPSTREAM_API_KEY": UPSTREAM_KEY}
     return Peer(
         name,
         command,
@@ -116,6 +114,14 @@ def proxy(
         environment,
         chat="/openai/v1/chat/completions",
     )
+
+
+# The checkout stands where an installed package does, behind the standard library. In front, as
+# PYTHONPATH puts it, each module of that would be looked for in it first.
+_AS_INSTALLED = (
+    "at = [each.endswith('site-packages') for each in sys.path].index(True); "
+    "sys.path[at:at] = {folders}; "
+)
 
 
 def hello(python: str) -> Peer:

@@ -69,7 +69,7 @@ def _peer(
             plugin: [] if shared else [f"--{plugin}-db", str(folder / f"{plugin}.sqlite3")]
             for plugin in OPTIONAL
         }
-        environment = {"PYTHONPATH": f"{checkout}:{checkout / 'plugins'}", **(shared or {})}
+        environment = dict(shared or {})
 
         def run(*arguments: str) -> str:
             command = [*start, *arguments]
