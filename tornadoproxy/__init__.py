@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from tornadoproxy.storage.database import Database
     from tornadoproxy.storage.script import Script
     from tornadoproxy.storage.shared_counters import SharedCounters
+    from tornadoproxy.upstream.cloud_wire import CloudWire, TokenWire
     from tornadoproxy.upstream.credential import RefreshedCredential
-    from tornadoproxy.upstream.token_wire import TokenWire
     from tornadoproxy.upstream.unsupported import Unsupported
     from tornadoproxy.version import __version__
 
@@ -84,6 +84,7 @@ __all__ = [
     "UNKNOWN_MODEL",
     "AuthenticationFailed",
     "BaseURL",
+    "CloudWire",
     "Command",
     "ConfigurationError",
     "Database",
@@ -151,6 +152,7 @@ _HOMES = {
     "UNKNOWN_MODEL": "protocol.usage",
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
+    "CloudWire": "upstream.cloud_wire",
     "Command": "plugin.commands",
     "ConfigurationError": "errors",
     "Database": "storage.database",
@@ -189,7 +191,7 @@ _HOMES = {
     "Settings": "config.settings",
     "SharedCounters": "storage.shared_counters",
     "Status": "plugin.hookspecs",
-    "TokenWire": "upstream.token_wire",
+    "TokenWire": "upstream.cloud_wire",
     "Unsupported": "upstream.unsupported",
     "Upstream": "config.upstreams",
     "UpstreamEntries": "config.upstreams_file",

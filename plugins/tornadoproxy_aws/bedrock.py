@@ -2,8 +2,8 @@
 
 What the Anthropic API takes in headers is in the body here: its version, betas and the user
 profile. Streams are event streams of AWS. Bedrock refuses betas and fields that it does not know
-with 400, so that those which belong to the Anthropic API alone are left out, and named to the
-client, or refused here.
+with 400. Betas that it does not take, and fields that change no content, are left out and named to
+the client, or refused here; all else is for Bedrock to say.
 
 Sources: the package anthropic, ``anthropic/lib/bedrock/_client.py``, and
 https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-claude-messages-request-response.html
@@ -41,20 +41,8 @@ BETAS = (
 )
 """The betas that AWS documents for Claude on Bedrock; not every model takes all of them."""
 
-UNSUPPORTED_FIELDS = (
-    "billing_policy",
-    "container",
-    "diagnostics",
-    "fallback_credit_token",
-    "fallbacks",
-    "inference_geo",
-    "mcp_servers",
-    "service_tier",
-    "speed",
-    "thread",
-    "workspace_id",
-)
-"""The fields of a request that are about accounts and servers of the Anthropic API."""
+UNSUPPORTED_FIELDS = ("billing_policy", "diagnostics", "service_tier", "speed")
+"""Fields about accounts and servers of the Anthropic API, which change nothing in a response."""
 
 UNSUPPORTED = Unsupported("Amazon Bedrock", BETAS, UNSUPPORTED_FIELDS)
 """What Bedrock does not take, unless the entry says otherwise."""
@@ -90,7 +78,7 @@ class BedrockWire(AWSWire):
         return method == "POST" and path.rstrip("/") == "/v1/messages"
 
     def form(self, request: OutgoingRequest) -> OutgoingRequest:
-        """See `AWSWire`.
+        """See `CloudWire`.
 
         :raises InvalidRequest: it names no model, or has what the upstream does not take.
         """
@@ -112,11 +100,8 @@ class BedrockWire(AWSWire):
         return replace(
             request,
             target=f"/model/{model}/{action}",
-            # neither events nor errors could be read in a compressed response
             headers=request.with_headers(
-                ("Accept-Encoding", "identity"),
-                ("Content-Type", "application/json"),
-                without=(_BETA, _VERSION, USER_PROFILE),
+                ("Content-Type", "application/json"), without=(_BETA, _VERSION, USER_PROFILE)
             ),
             body=write_fields(fields),
             ignored=(*request.ignored, *ignored),

@@ -37,7 +37,7 @@ _STATUSES = {
 
 
 def with_api_status(head: ResponseHead) -> ResponseHead:
-    """Return the head of an error with the status that the Anthropic API has for it."""
+    """Return the head of a response; that of an error has the Anthropic API's status for it."""
     # ThrottlingException:http://internal.amazon.com/coral/com.amazon.bedrock/
     name = (head.header("x-amzn-errortype") or "").partition(":")[0]
     status = _STATUSES.get(name, head.status)

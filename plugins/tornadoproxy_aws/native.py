@@ -32,7 +32,7 @@ class MantleWire(AWSWire):
         return method == "POST" and path.rstrip("/") in _SERVED_BY_MANTLE
 
     def form(self, request: OutgoingRequest) -> OutgoingRequest:
-        """See `AWSWire`."""
+        """See `CloudWire`."""
         profile = request.header(USER_PROFILE)
         if profile is None or request.body is None:
             return request
@@ -57,6 +57,6 @@ class PlatformWire(AWSWire):
         return _ACTION_URLS(path) is None
 
     def form(self, request: OutgoingRequest) -> OutgoingRequest:
-        """See `AWSWire`."""
+        """See `CloudWire`."""
         headers = request.with_headers(("Anthropic-Workspace-Id", self._workspace))
         return replace(request, headers=headers)

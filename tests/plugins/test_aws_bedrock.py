@@ -105,7 +105,7 @@ BETAS = (
         "context-1m-2025-08-07",
     ),
 )
-ASKED = b'{"model":"m","service_tier":"auto","mcp_servers":[],"anthropic_beta":["x"]}'
+ASKED = b'{"model":"m","service_tier":"auto","speed":"fast","anthropic_beta":["x"]}'
 
 
 def test_betas_and_fields_of_the_api_alone_are_left_out_and_named() -> None:
@@ -114,12 +114,12 @@ def test_betas_and_fields_of_the_api_alone_are_left_out_and_named() -> None:
         "anthropic_version": "2026-10-21",
         "anthropic_beta": ["interleaved-thinking-2025-05-14", "context-1m-2025-08-07"],
     }
-    assert set(request.ignored) == {"mcp_servers", "service_tier", "x", "claude-code-20250219"}
+    assert set(request.ignored) == {"speed", "service_tier", "x", "claude-code-20250219"}
     assert request.header("anthropic-beta") is None
 
 
 def test_betas_and_fields_of_the_api_alone_are_refused_if_the_entry_says_so() -> None:
-    with pytest.raises(InvalidRequest, match="does not support mcp_servers, service_tier, x"):
+    with pytest.raises(InvalidRequest, match="does not support service_tier, speed, x"):
         formed(ASKED, unsupported=replace(UNSUPPORTED, refuses=True))
 
 
@@ -128,7 +128,7 @@ def test_entry_says_which_betas_and_fields_are_known() -> None:
     request = formed(ASKED, *BETAS, unsupported=unsupported)
     body = json.loads(request.body or b"")
     assert body["anthropic_beta"] == ["x", "claude-code-20250219"]
-    assert body.keys() >= {"service_tier", "mcp_servers"}
+    assert body.keys() >= {"service_tier", "speed"}
 
 
 def test_scope_of_a_cache_control_is_left_out_and_texts_stay() -> None:
