@@ -55,7 +55,12 @@ _VERTEX = re.compile(
 )
 _GATEWAY = f"/v1/projects/{PROJECT}/locations/global/workspaces/{WORKSPACE}/invoke"
 _VERTEX_VERSIONS = {"vertex-2023-10-16": "2023-06-01", "2026-10-21": "2026-10-21"}
-_VERTEX_BETAS = {"context-management-2025-06-27", "tool-search-tool-2025-10-19"}
+_VERTEX_BETAS = {
+    "claude-code-20250219",
+    "context-management-2025-06-27",
+    "interleaved-thinking-2025-05-14",
+    "tool-search-tool-2025-10-19",
+}
 _NOT_IN_VERTEX = ("billing_policy", "container", "mcp_servers", "service_tier", "speed")
 
 

@@ -32,7 +32,8 @@ BETAS = (
     "dangerous-tool-use-2026-09-03",
     "interleaved-thinking-2025-05-14",
     "per-turn-control-2026-07-01",
-    "thinking-*",
+    "thinking-binding-controls-2026-08-01",
+    "thinking-display-updates-2026-08-18",
     "tool-search-tool-2025-10-19",
     "web-search-2025-03-05",
 )

@@ -190,6 +190,17 @@ async def test_gateway_has_a_path_for_the_organization(
     assert google.requests[0].target == f"{before}/v1/user_profiles?limit=1"
 
 
+async def test_gateway_lists_its_models(
+    scene: Scene, google: ScriptedGoogle, tmp_path: Path
+) -> None:
+    account = str(google.key_file(tmp_path / "account.json"))
+    entry = cloud_entry(google, "google_cloud", "access_token", service_account_file=account)
+    await start(scene, tmp_path, entry)
+    for path in ("/openai/v1/models", "/v1/models"):
+        listed = await scene.ask(path)
+        assert MODEL in {each["id"] for each in json.loads(listed.body)["data"]}
+
+
 async def test_chat_completion_through_vertex(
     scene: Scene, google: ScriptedGoogle, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 from aws_cloud import MODEL, ScriptedAWS, aws_entry
+from clouds import TOKEN as GOOGLE_TOKEN
+from clouds import ScriptedGoogle, cloud_entry
 from scene import Scene
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
@@ -153,3 +155,17 @@ async def test_claude_code_works_through_bedrock(
     assert (status, printed.endswith("Say hello\n")) == (0, True)
     (request,) = aws.requests
     assert request.path == f"/model/{MODEL}/invoke-with-response-stream"
+
+
+@pytest.mark.parametrize("kind", ["vertex", "google_cloud"])
+async def test_claude_code_works_through_google(
+    kind: str, scene: Scene, google: ScriptedGoogle, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.toml"
+    file.write_text(cloud_entry(google, kind))
+    proxy = await scene.start(UPSTREAMS_FILE=file)
+    status, printed = await say_hello(tmp_path, proxy.url, **TOKEN)
+    assert (status, printed.endswith("Say hello\n")) == (0, True)
+    assert [record.status for record in scene.records.all] == [200]
+    (request,) = google.requests
+    assert request.header("authorization") == f"Bearer {GOOGLE_TOKEN}"

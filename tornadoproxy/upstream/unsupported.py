@@ -6,7 +6,6 @@ out and named to the client, or the request is refused here; the upstream's entr
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Iterable
@@ -20,8 +19,8 @@ from tornadoproxy.errors import InvalidRequest
 if TYPE_CHECKING:
     from tornadoproxy.config.upstreams_file import UpstreamEntry
 
-# an object of a few plain fields; a quote within a string is escaped, so that this finds no text
-_cache_controls = re.compile(rb'(?<!\\)"cache_control"\s*:\s*(\{[^{}]*\})')
+# an object of a few plain fields; a pattern that begins with plain text is ten times as fast
+_cache_controls = re.compile(rb'"cache_control"\s*:\s*(\{[^{}]*\})')
 _WITH_CACHE_CONTROL = ("system", "tools", "messages")
 _CACHE_SCOPE = "cache_control.scope"
 
@@ -52,7 +51,8 @@ class Unsupported(Struct, frozen=True):
 
     def takes_beta(self, name: str) -> bool:
         """Whether the cloud takes a beta."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.betas)
+        patterns = (re.escape(each).replace(r"\*", ".*") for each in self.betas)
+        return any(re.fullmatch(pattern, name) for pattern in patterns)
 
     def leave_out(
         self, fields: dict[str, bytes], betas: Iterable[str]
@@ -87,6 +87,9 @@ def _drop_cache_scopes(fields: dict[str, bytes]) -> bool:
 
 
 def _without_scope(found: re.Match[bytes]) -> bytes:
+    start = found.start()
+    if found.string[start - 1 : start] == b"\\":  # within a string, where a quote is escaped
+        return found[0]
     try:
         control = json.loads(found[1])
     except ValueError:
