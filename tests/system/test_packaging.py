@@ -26,10 +26,19 @@ from tornadoproxy.plugin.manager import Plugins
 from tornadoproxy.testing import Proxy
 
 ROOT = Path(__file__).parents[2]
-IN_THE_IMAGE = ("uvloop", "metrics", "otel", "postgres", "redis", "aws")  # extras
+IN_THE_IMAGE = (
+    "uvloop",
+    "metrics",
+    "otel",
+    "postgres",
+    "redis",
+    "aws",
+    "azure",
+    "google",
+)  # extras
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
-PLUGINS |= {"aws", "recorder"}
+PLUGINS |= {"aws", "foundry", "google", "recorder"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
