@@ -101,7 +101,9 @@ class BedrockWire(AWSWire):
             request,
             target=f"/model/{model}/{action}",
             headers=request.with_headers(
-                ("Content-Type", "application/json"), without=(_BETA, _VERSION, USER_PROFILE)
+                ("Accept", "application/json"),  # of the response's JSON, within events as well
+                ("Content-Type", "application/json"),
+                without=(_BETA, _VERSION, USER_PROFILE),
             ),
             body=write_fields(fields),
             ignored=(*request.ignored, *ignored),

@@ -205,6 +205,27 @@ async def test_cloud_gets_the_body_that_the_sdk_sends(
             assert got.header(name) == (None if kind == "bedrock" else expected.header(name))
 
 
+async def test_headers_of_the_client_neither_break_nor_enter_the_signature(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    await start(scene, tmp_path, aws_entry(aws, "bedrock"))
+    headers = [
+        ("X-Amz-Date", "20200101T000000Z"),
+        ("X-Amz-Security-Token", "theirs"),
+        ("X-Forwarded-For", "192.0.2.1"),
+        ("X-Amzn-Bedrock-GuardrailIdentifier", "g-1"),
+        ("Connection", "keep-alive"),
+        ("Accept", "text/event-stream"),
+    ]
+    body = {"model": NAME, "max_tokens": 9, "messages": HELLO}
+    assert (await scene.ask("/v1/messages", body, headers=headers)).status == 200
+    (request,) = aws.requests
+    assert request.all("x-amz-security-token") == []
+    signed = re.findall(r"SignedHeaders=([^,]+)", request.header("authorization") or "")
+    assert signed == ["content-type;host;x-amz-date;x-amzn-bedrock-guardrailidentifier"]
+    assert request.header("accept") == "application/json"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_api_key_authenticates_without_a_signature(
     kind: str, scene: Scene, aws: ScriptedAWS, tmp_path: Path
