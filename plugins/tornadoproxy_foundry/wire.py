@@ -11,12 +11,24 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from tornadoproxy import TokenWire
+from tornadoproxy import ErrorDecoder, TokenWire
 
 if TYPE_CHECKING:
     from tornadoproxy import OutgoingRequest, RefreshedCredential, Secret
 
 _lacks = re.compile(r"/v1/(models|messages/batches|organizations)(/.*)?").fullmatch
+
+
+class FoundryErrors(ErrorDecoder):
+    """The errors of Foundry."""
+
+    def message_of(self, document: object) -> str | None:
+        """See `ErrorDecoder`."""
+        message = super().message_of(document)
+        error = document.get("error") if isinstance(document, dict) else None
+        if isinstance(error, dict) and error.get("code") == "DeploymentNotFound":
+            return f"model: {message}"
+        return message
 
 
 class FoundryWire(TokenWire):
@@ -26,6 +38,7 @@ class FoundryWire(TokenWire):
     """
 
     request_ids = ("apim-request-id", "x-ms-request-id")
+    errors = FoundryErrors
 
     def __init__(self, token: RefreshedCredential[str] | None, api_key: Secret | None) -> None:
         super().__init__(token)

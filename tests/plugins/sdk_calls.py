@@ -29,7 +29,8 @@ async def call(client: Any, name: str, model: str) -> object:  # Any: the client
     except anthropic.APIStatusError as error:
         body: Any = error.body
         document = body[0] if isinstance(body, list) else body
-        return type(error).__name__, error.status_code, document["error"]["message"]
+        message = document["error"]["message"].removeprefix("model: ")
+        return type(error).__name__, error.status_code, message
     document = result if isinstance(result, list) else result.to_dict()
     return json.loads(re.sub(r'"(id|signature)": "[^"]*"', '"id": ""', json.dumps(document)))
 

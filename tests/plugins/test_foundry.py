@@ -14,7 +14,13 @@ from scene import Scene
 from sdk_calls import CALLS, call
 
 from tornadoproxy import ConfigurationError
-from tornadoproxy.testing import TEST_TOKEN, Proxy, bytes_response, clean_environment
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    Proxy,
+    ScriptedUpstream,
+    bytes_response,
+    clean_environment,
+)
 
 MODEL = "claude-sonnet-5-5"
 MESSAGE: dict[str, Any] = {  # Any: JSON
@@ -70,10 +76,21 @@ async def test_azures_error_has_the_form_of_the_api(
     response = await scene.ask("/v1/messages", MESSAGE)
     document = json.loads(response.body)
     assert (response.status, document["error"]["type"]) == (status, kind)
-    assert document["error"]["message"] == "Words of Azure"
+    assert document["error"]["message"].endswith("Words of Azure")
     assert response.header("retry-after") == "43"
     assert response.header("request-id") == document["request_id"]
     assert document["request_id"].startswith("apim_")
+
+
+async def test_request_moves_on_if_the_deployment_does_not_exist(
+    scene: Scene, foundry: ScriptedFoundry, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    entry = cloud_entry(foundry, "foundry", models={MODEL: "deleted"})
+    other = f'[[upstream]]\nname = "other"\nbase_url = "{upstream.url}"\napi_key = "key"\n'
+    await start(scene, tmp_path, 'order = "listed"\n', entry, other)
+    response = await scene.ask("/v1/messages", MESSAGE)
+    assert (response.status, response.header("x-tornadoproxy-upstream")) == (200, "other")
+    assert [request.json()["model"] for request in foundry.requests] == ["deleted"]
 
 
 async def test_request_id_of_the_api_comes_before_that_of_azure(

@@ -143,6 +143,9 @@ class ResponseDecoder(Protocol):
         """
 
 
+_MESSAGES = ("message", "Message", "error")
+
+
 class ErrorDecoder:
     """A `ResponseDecoder` for errors: the Anthropic API's form, with the upstream's own message.
 
@@ -182,23 +185,28 @@ class ErrorDecoder:
             kind, message = error_of(document)
             if kind and message:
                 return body
-        error = ProxyError(_message_of(document) or self._without_message(), status=self._status)
+        message = self.message_of(document) or self._without_message()
+        error = ProxyError(message, status=self._status)
         return Dialect.ANTHROPIC.error_body(error, self._request_id)
+
+    def message_of(self, document: object) -> str | None:
+        """Return the message in a decoded body, if there is one.
+
+        A subclass may find it elsewhere. One about a model that is absent has to contain "model",
+        so that another upstream is asked.
+        """
+        if isinstance(document, list) and document:
+            document = document[0]
+        if not isinstance(document, dict):
+            return None
+        _, message = error_of(document)
+        message = message or next((document[name] for name in _MESSAGES if name in document), None)
+        return message if isinstance(message, str) else None
 
     def _without_message(self) -> str:
         if self._status == 413:
             return "Request exceeds the maximum size"  # the API's own words, which clients know
         return f"The upstream responded with status {self._status}."
-
-
-def _message_of(document: object) -> str | None:
-    if isinstance(document, list) and document:
-        document = document[0]
-    if not isinstance(document, dict):
-        return None
-    _, message = error_of(document)
-    found = message or document.get("message") or document.get("Message") or document.get("error")
-    return found if isinstance(found, str) else None
 
 
 class Wire:

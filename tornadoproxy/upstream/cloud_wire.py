@@ -31,9 +31,11 @@ class CloudWire(Wire, Generic[T]):
 
     :param credential: what `authorize` gets; ``None``: the upstream's API key is sent.
     :ivar request_ids: headers of a response whose value becomes its ``request-id``, if it has none.
+    :ivar errors: decodes the errors.
     """
 
     request_ids: tuple[str, ...] = ()
+    errors: type[ErrorDecoder] = ErrorDecoder
 
     def __init__(self, credential: RefreshedCredential[T] | None) -> None:
         self._credential = credential
@@ -78,7 +80,7 @@ class CloudWire(Wire, Generic[T]):
                 head = head._replace(fields=head.with_fields(("request-id", found)))
         if head.status < 400 or request.method == "HEAD" or head.header("content-encoding"):
             return head, None
-        return ErrorDecoder.of(head)
+        return self.errors.of(head)
 
     async def renew_credential(self) -> bool:
         """See `Wire`."""
