@@ -34,23 +34,24 @@ class Headers(Protocol):
 class Body:
     """The beginning of a body.
 
-    :param limit: the bytes to keep.
-    :ivar kept: that beginning.
+    :param limit: the bytes to record.
+    :ivar kept: those, and up to `MARGIN` behind them.
     :ivar size: bytes that have passed.
     """
 
-    __slots__ = ("_limit", "kept", "size")
+    __slots__ = ("kept", "limit", "size")
 
     def __init__(self, limit: int) -> None:
         self.size = 0
         self.kept = bytearray()
-        self._limit = limit
+        self.limit = limit
 
     def add(self, piece: bytes) -> None:
         """Take the next piece."""
         self.size += len(piece)
-        if len(self.kept) < self._limit:
-            self.kept += piece[: self._limit - len(self.kept)]
+        left = self.limit + MARGIN - len(self.kept)
+        if left:
+            self.kept += piece[:left]
 
 
 class Exchange(NamedTuple):
@@ -69,7 +70,7 @@ class Capture(Observer):
     """The observer of one exchange.
 
     :param hidden: names of request headers that are not kept.
-    :param max_body: the bytes to keep of each body.
+    :param max_body: the bytes to record of each body.
     :param take: called with the exchange and its record when it has ended.
     """
 
@@ -86,7 +87,7 @@ class Capture(Observer):
         self._take = take
         self._status: int | None = None
         self._response_headers: Lines = ()
-        self._request, self._response = Body(max_body + MARGIN), Body(max_body + MARGIN)
+        self._request, self._response = Body(max_body), Body(max_body)
 
     def request_body(self, chunk: bytes) -> None:
         self._request.add(chunk)

@@ -30,11 +30,8 @@ Rules = tuple["re.Pattern[str]", ...]
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
-def document_of(exchange: Exchange, record: RequestRecord, max_body: int, rules: Rules) -> Document:
-    """Return what is written of an exchange.
-
-    :param max_body: the bytes of a body to keep.
-    """
+def document_of(exchange: Exchange, record: RequestRecord, rules: Rules) -> Document:
+    """Return what is written of an exchange."""
     return {
         "version": VERSION,
         "record": _plain(record),
@@ -42,14 +39,14 @@ def document_of(exchange: Exchange, record: RequestRecord, max_body: int, rules:
             "method": exchange.method,
             "path": _redacted(exchange.path, rules),
             "headers": _headers(exchange.request_headers, rules),
-            "body": _body(exchange.request, exchange.request_headers, max_body, rules),
+            "body": _body(exchange.request, exchange.request_headers, rules),
         },
         "response": None
         if exchange.status is None
         else {
             "status": exchange.status,
             "headers": _headers(exchange.response_headers, rules),
-            "body": _body(exchange.response, exchange.response_headers, max_body, rules),
+            "body": _body(exchange.response, exchange.response_headers, rules),
         },
     }
 
@@ -65,21 +62,21 @@ def _headers(lines: Lines, rules: Rules) -> list[list[str]]:
     return [[name, _redacted(value, rules)] for name, value in lines]
 
 
-def _body(body: Body, lines: Lines, max_body: int, rules: Rules) -> Document:
+def _body(body: Body, lines: Lines, rules: Rules) -> Document:
     """Return a body: its ``text`` or, unless it is UTF-8, its ``base64``, and what was left out."""
     values = {name.lower(): value.strip().lower() for name, value in lines}
     data, shown = bytes(body.kept), Document(size=body.size)
     coding = values.get("content-encoding", "identity")
     if coding != "identity":
-        decoded = _decompressed(data, coding, max_body + MARGIN)
+        decoded = _decompressed(data, coding, body.limit + MARGIN)
         if decoded is not None:
             data, shown["decoded"] = decoded, coding
         elif rules:
             return {**shown, "omitted": f"cannot be redacted: content-encoding {coding[:40]}"}
-    is_cut = shown["truncated"] = max(body.size, len(data)) > max_body
+    is_cut = shown["truncated"] = max(body.size, len(data)) > body.limit
     text = _text_of(data)
     if text is None:
-        hidden = _redacted(data.decode("latin-1"), rules, max_body)
+        hidden = _redacted(data.decode("latin-1"), rules, body.limit)
         return {**shown, "base64": base64.b64encode(hidden.encode("latin-1")).decode()}
     if rules and values.get("content-type", "").startswith("text/event-stream"):
         if is_cut:
@@ -88,7 +85,9 @@ def _body(body: Body, lines: Lines, max_body: int, rules: Rules) -> Document:
         shown["assembled"] = True
     if rules:
         text = _without_escapes(text, rules)
-    end = len(text.encode(errors="replace")[:max_body].decode(errors="ignore")) if is_cut else None
+    end = (
+        len(text.encode(errors="replace")[: body.limit].decode(errors="ignore")) if is_cut else None
+    )
     return {**shown, "text": _redacted(text, rules, end)}
 
 
