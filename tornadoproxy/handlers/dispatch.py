@@ -18,9 +18,10 @@ from tornadoproxy.plugin.decisions import HOW
 from tornadoproxy.protocol.body_fields import with_model
 from tornadoproxy.protocol.headers import request_head
 from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, is_sendable
+from tornadoproxy.upstream.attempt import Prepared
 from tornadoproxy.upstream.call import UpstreamRequest
 from tornadoproxy.upstream.connector import Origin
-from tornadoproxy.upstream.failover import Failover, Prepared
+from tornadoproxy.upstream.failover import Failover
 from tornadoproxy.upstream.routing import targets_of
 
 if TYPE_CHECKING:

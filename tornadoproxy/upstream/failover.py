@@ -14,34 +14,29 @@ responds with 200, a ``message_start``, and then an ``error``. No two upstreams 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Awaitable
 from enum import Enum, auto
-from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from tornadoproxy.errors import ProxyError, UpstreamError, UpstreamProtocolError
+from tornadoproxy.errors import ProxyError, UpstreamError
 from tornadoproxy.protocol.dialects import error_of, read_error
 from tornadoproxy.protocol.headers import headers_of, is_encoded, is_event_stream
 from tornadoproxy.protocol.json_codec import loads
 from tornadoproxy.protocol.sse import EventReader
-from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, ResponseHead
-from tornadoproxy.upstream.call import Call, Receiver, UpstreamRequest
+from tornadoproxy.upstream.attempt import Attempt, refusal_of
+from tornadoproxy.upstream.call import Receiver
+from tornadoproxy.upstream.routing import Moves
 from tornadoproxy.upstream.target import failure_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tornadoproxy.protocol.wire import ResponseDecoder
+    from tornadoproxy.protocol.wire import OutgoingRequest, ResponseHead
+    from tornadoproxy.upstream.attempt import Prepared
     from tornadoproxy.upstream.pool import UpstreamPool
     from tornadoproxy.upstream.target import Target
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 MAX_HELD = 256 * 1024
 """The most bytes of a response that are held before it is committed."""
@@ -56,28 +51,6 @@ UNWELL = frozenset({401, 429, 500, 502, 503, 504, 529})
 _UNWELL_EVENTS = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
 
 _BEFORE_CONTENT = frozenset({"message_start", "ping"})
-
-
-class Moves(Enum):
-    """When a request moves on to another upstream."""
-
-    NEVER = auto()
-    """What it names may be on this one alone, or its body is streamed."""
-    TO_FIND = auto()
-    """After 404: it names something that one of the upstreams has made."""
-    ON_FAILURE = auto()
-    """Whenever the upstream cannot serve it."""
-
-
-class Prepared(Struct, frozen=True):
-    """A request in the form of one upstream.
-
-    :param request: as it is sent.
-    :param outgoing: what `Wire.prepare` returned.
-    """
-
-    request: UpstreamRequest
-    outgoing: OutgoingRequest
 
 
 class FailoverReceiver(Receiver, Protocol):
@@ -139,18 +112,10 @@ class Failover:
         self._moves = moves
         self._state = _State.WAITING
         self._tried: list[Target] = []
-        self._target: Target | None = None
-        self._is_probe = False
-        self._renewed = False
-        self._deferred: list[Callable[[], None]] | None = None
-        self._is_streamed = False
-        self._sent_at = 0.0
-        self._outgoing: OutgoingRequest | None = None
-        self._call: Call | None = None
+        self._attempt: Attempt | None = None
         self._called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._decoder: ResponseDecoder | None = None
         self._held: _Response | None = None
         self._events = EventReader()
         self._last_response: _Response | None = None
@@ -174,32 +139,32 @@ class Failover:
         """Send a part of a streamed body; see `Call.write`."""
         if self._state is _State.OVER:
             return None
-        if self._call is None:
+        if not self._called.done():
             return self._write_when_called(chunk)
-        return self._call.write(chunk)
+        return None if self._attempt is None else self._attempt.write(chunk)
 
     async def end_body(self) -> None:
         """End a streamed body."""
         await self._called
-        if self._call is not None:
-            await self._call.end_body()
+        if self._attempt is not None:
+            await self._attempt.end_body()
 
     def pause(self) -> None:
         """Stop reading; see `Call.pause`."""
-        if self._call is not None:
-            self._call.pause()
+        if self._attempt is not None:
+            self._attempt.pause()
 
     def resume(self) -> None:
         """Continue to read."""
-        if self._call is not None:
-            self._call.resume()
+        if self._attempt is not None:
+            self._attempt.resume()
 
     def cancel(self) -> None:
         """End the request at once, without another call of the receiver."""
         if self._state is _State.OVER:
             return
         self._state = _State.OVER
-        self._leave_target()
+        self._leave()
         if not self._called.done():
             self._called.set_result(None)
 
@@ -212,7 +177,7 @@ class Failover:
             self._try_next()
         except Exception as error:
             self._task = None
-            self._not_prepared(error)
+            self.on_refusal(refusal_of(error))
 
     def _try_next(self) -> None:
         moves = not self._tried or self._moves is not Moves.NEVER
@@ -221,55 +186,19 @@ class Failover:
             self._give_up()
             return
         self._tried.append(target)
-        self._renewed = False
-        self._attempt(target)
-
-    def _attempt(self, target: Target) -> None:
         self._state = _State.WAITING
-        self._target = target
-        self._is_probe = target.begin()
-        self._sent_at = time.monotonic()
-        try:
-            prepared = self._prepare(target)
-        except Exception as error:
-            self._not_prepared(error)
-            return
-        if isinstance(prepared, Awaitable):
-            self._task = asyncio.get_running_loop().create_task(self._send_when(prepared))
-        else:
-            self._send(prepared)
+        self._attempt = Attempt(target, self._prepare, self)
+        self._attempt.start()
 
-    async def _send_when(self, preparing: Awaitable[Prepared]) -> None:
-        try:
-            prepared = await preparing
-        except Exception as error:
-            self._task = None
-            self._not_prepared(error)
-        else:
-            self._task = None
-            self._send(prepared)
-
-    def _not_prepared(self, error: Exception) -> None:
-        if isinstance(error, UpstreamError):
-            self.on_failure(error)
-            return
-        if not isinstance(error, ProxyError):
-            logger.error("a request could not be prepared", exc_info=error)
-            error = ProxyError("The proxy failed to handle this request.")
-        self._fail_with(error)
-
-    def _send(self, prepared: Prepared) -> None:
-        assert self._target is not None
+    def on_sent(self) -> None:
+        """See `AttemptReceiver`."""
         self._receiver.on_attempt(len(self._tried))
-        self._is_streamed = prepared.request.body is None
-        self._outgoing = prepared.outgoing
-        self._call = self._target.client.send(prepared.request, self)
         if not self._called.done():
             self._called.set_result(None)
 
     async def _write_when_called(self, chunk: bytes) -> None:
         await self._called
-        more = None if self._call is None else self._call.write(chunk)
+        more = None if self._attempt is None else self._attempt.write(chunk)
         if more is not None:
             await more
 
@@ -277,54 +206,11 @@ class Failover:
 
     def on_head(self, head: ResponseHead, first: bytes) -> None:
         """See `Receiver`."""
-        target, outgoing = self._target, self._outgoing
-        assert target is not None
-        assert outgoing is not None
-        target.responded(head.status, time.monotonic() - self._sent_at)
-        wire = target.upstream.wire
-        if head.status in (401, 403) and wire is not ANTHROPIC and not self._renewed:
-            self.pause()
-            self._deferred = []
-            self._task = asyncio.get_running_loop().create_task(self._renew(target, head, first))
-            return
-        self._take_head(target, outgoing, head, first)
-
-    async def _renew(self, target: Target, head: ResponseHead, first: bytes) -> None:
-        """Send the request again if there is another credential, else take its response.
-
-        What else comes of the response waits meanwhile.
-        """
-        self._renewed = True
-        call = self._call
-        try:
-            renewed = await target.upstream.wire.renew_credential()
-        except Exception as error:
-            logger.warning("upstream %s: its credential: %s", target.name, type(error).__name__)
-            renewed = False
-        self._task = None
-        deferred, self._deferred = self._deferred or (), None
-        if renewed and not self._is_streamed:
-            self._leave_target()
-            self._attempt(target)
-            return
-        assert self._outgoing is not None
-        self._take_head(target, self._outgoing, head, first)
-        for each in deferred:
-            if self._call is call:
-                each()
-        if self._call is call:
-            self.resume()
-
-    def _take_head(
-        self, target: Target, outgoing: OutgoingRequest, head: ResponseHead, first: bytes
-    ) -> None:
-        try:
-            head, self._decoder = _of_wire(target.upstream.wire.read, outgoing, head)
-        except UpstreamError as error:
-            self._broken(error)
-            return
-        self._held = _Response(target, outgoing, head, [])
-        status = head.status
+        attempt = self._attempt
+        assert attempt is not None
+        assert attempt.outgoing is not None
+        target, status = attempt.target, head.status
+        self._held = _Response(target, attempt.outgoing, head, [])
         if status in UNWELL:
             target.check_key(status)
             target.failed(str(status), head)
@@ -345,18 +231,8 @@ class Failover:
 
     def on_data(self, chunk: bytes) -> None:
         """See `Receiver`."""
-        if self._deferred is not None:
-            self._deferred.append(partial(self.on_data, chunk))
-            return
-        if self._decoder is not None:
-            try:
-                chunk = _of_wire(self._decoder.feed, chunk)
-            except UpstreamError as error:
-                self._broken(error)
-                return
         if self._state is _State.COMMITTED:
-            if chunk:
-                self._receiver.on_data(chunk)
+            self._receiver.on_data(chunk)
             return
         held = self._held
         assert held is not None
@@ -369,18 +245,6 @@ class Failover:
 
     def on_end(self) -> None:
         """See `Receiver`."""
-        if self._deferred is not None:
-            self._deferred.append(self.on_end)
-            return
-        if self._decoder is not None:
-            try:
-                rest = _of_wire(self._decoder.end)
-            except UpstreamError as error:
-                self._broken(error)
-                return
-            self._decoder = None
-            if rest:
-                self.on_data(rest)
         if self._state is _State.COMMITTED:
             self._receiver.on_end()
         elif self._state is _State.HOLDING_ERROR:
@@ -390,22 +254,27 @@ class Failover:
 
     def on_failure(self, error: UpstreamError) -> None:
         """See `Receiver`."""
-        if self._deferred is not None:
-            self._deferred.append(partial(self.on_failure, error))
-            return
         if self._state is _State.COMMITTED:
             self._receiver.on_failure(error)
             return
-        target = self._target
-        assert target is not None
+        attempt = self._attempt
+        assert attempt is not None
         if self._state is not _State.HOLDING_ERROR:
-            target.failed(failure_name(error))
+            attempt.target.failed(failure_name(error))
         self._last_error = error
         if self._moves is Moves.ON_FAILURE:
             self._move_on(error.message, keep=False)
         else:
-            self._receiver.on_failed_attempt(f"{target.name}: {error.message}")
-            self._fail_with(error)
+            self._receiver.on_failed_attempt(f"{attempt.target.name}: {error.message}")
+            self.on_refusal(error)
+
+    def on_refusal(self, error: ProxyError) -> None:
+        """See `AttemptReceiver`."""
+        self._leave()
+        self._state = _State.COMMITTED
+        if not self._called.done():
+            self._called.set_result(None)
+        self._receiver.on_failure(error)  # type: ignore[arg-type]  # a refusal ends it as well
 
     # -- whether to move on
 
@@ -470,11 +339,11 @@ class Failover:
 
         :param keep: whether that response is whole.
         """
-        assert self._target is not None
-        self._receiver.on_failed_attempt(f"{self._target.name}: {reason}")
+        assert self._attempt is not None
+        self._receiver.on_failed_attempt(f"{self._attempt.target.name}: {reason}")
         if keep:
             self._last_response = self._held
-        self._leave_target()
+        self._leave()
         self._try_next()
 
     def _give_up(self) -> None:
@@ -485,76 +354,39 @@ class Failover:
             self.on_end()
         else:
             assert self._last_error is not None
-            self._fail_with(self._last_error)
-
-    def _broken(self, error: UpstreamError) -> None:
-        """Fail, since what the upstream sent cannot be decoded."""
-        if self._call is not None:
-            self._call.cancel()
-        self.on_failure(error)
+            self.on_refusal(self._last_error)
 
     # -- the end of an attempt, and of all
 
     def _commit(self, more: bytes = b"") -> None:
         """Pass on what has come, and from now on all that comes.
 
-        :param more: has come as well, and is not decoded.
+        :param more: has come as well.
         """
         held = self._held
         assert held is not None
         self._state = _State.COMMITTED
         self._stop_timer()
         self._held = self._last_response = None
-        if more and self._decoder is not None:
-            try:
-                more = _of_wire(self._decoder.feed, more)
-            except UpstreamError as error:
-                self._broken(error)
-                return
-        if self._decoder is None and self._call is not None:
-            self._call.hand_over(self._receiver)
+        if self._attempt is not None:
+            self._attempt.hand_over(self._receiver)
         self._receiver.on_upstream(held.target, held.outgoing)
         self._receiver.on_head(held.head, b"".join(held.pieces) + more)
 
-    def _fail_with(self, error: ProxyError) -> None:
-        self._leave_target()
-        self._state = _State.COMMITTED
-        if not self._called.done():
-            self._called.set_result(None)
-        self._receiver.on_failure(error)  # type: ignore[arg-type]  # a refusal ends it as well
-
-    def _leave_target(self) -> None:
+    def _leave(self) -> None:
         """Stop what the present attempt does."""
         self._stop_timer()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        self._task = self._deferred = self._decoder = None
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-        target, self._target = self._target, None
-        if target is not None:
-            target.end(probe=self._is_probe)
+        self._task = None
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.cancel()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _of_wire(function: Callable[..., T], *arguments: object) -> T:
-    """Return what a function of a wire returns.
-
-    :raises UpstreamError: it fails, in whichever way.
-    """
-    try:
-        return function(*arguments)
-    except UpstreamError:
-        raise
-    except Exception as error:
-        # not its text, which may quote the response
-        logger.error("a response cannot be decoded: %s", type(error).__name__)  # noqa: TRY400
-        raise UpstreamProtocolError("The upstream's response cannot be decoded.") from None
 
 
 def _json(data: bytes) -> object:

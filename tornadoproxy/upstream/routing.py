@@ -7,9 +7,8 @@ else an upstream keeps are only where they were made; so a request that names on
 from __future__ import annotations
 
 import re
+from enum import Enum, auto
 from typing import TYPE_CHECKING
-
-from tornadoproxy.upstream.failover import Moves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +26,17 @@ _ID_IN_BODY = re.compile(
 )
 
 _FINDS = frozenset({"GET", "HEAD", "DELETE"})
+
+
+class Moves(Enum):
+    """When a request moves on to another upstream."""
+
+    NEVER = auto()
+    """What it names may be on this one alone, or its body is streamed."""
+    TO_FIND = auto()
+    """After 404: it names something that one of the upstreams has made."""
+    ON_FAILURE = auto()
+    """Whenever the upstream cannot serve it."""
 
 
 def names_a_model(method: str, path: str) -> bool:
