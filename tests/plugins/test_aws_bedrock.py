@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import binascii
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cloud import ScriptedAWS, aws_entry, event_frame
+from aws_cloud import ScriptedAWS, aws_entry, event_frame, frame
 from msgspec.structs import replace
 from scene import Scene
 from tornadoproxy_aws.bedrock import UNSUPPORTED, BedrockWire
@@ -62,9 +63,9 @@ def test_model_is_one_segment_of_the_path(model: str, path: str) -> None:
     assert request.target == f"/model/{path}/invoke-with-response-stream"
 
 
-@pytest.mark.parametrize("model", [b'""', b'".."', b'".;a"', b"3", b"null", b"[]"])
+@pytest.mark.parametrize("model", [b'"\xff"', b'""', b'".."', b'".;a"', b"3", b"null", b"[]"])
 def test_model_that_is_no_name_is_refused(model: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="Set model"):
+    with pytest.raises(InvalidRequest, match="model"):
         formed(b'{"model":%b}' % model)
 
 
@@ -199,6 +200,63 @@ def test_frame_without_an_end_is_given_up() -> None:
         assert decoder.feed(bytes(65536)) == b""
     with pytest.raises(UpstreamError, match="without an end"):
         decoder.feed(bytes(65536))
+
+
+CHUNK = {":message-type": "event", ":event-type": "chunk"}
+
+
+def chunk(data: bytes) -> bytes:
+    return frame(CHUNK, json.dumps({"bytes": base64.b64encode(data).decode()}).encode())
+
+
+@pytest.mark.parametrize(
+    ("sent", "event"),
+    [
+        (chunk(b'{"type":"ping"}'), b'event: ping\ndata: {"type":"ping"}\n\n'),
+        (chunk(b'{"a":\n1,"type":"b"}'), b'event: b\ndata: {"a": 1, "type": "b"}\n\n'),
+        (chunk(b'{"completion":"Hi"}'), b""),
+        (chunk(b"[]"), b""),
+        (frame({**CHUNK, ":event-type": "initial-response"}, b"{}"), b""),
+    ],
+)
+def test_frame_is_the_event_that_it_holds(sent: bytes, event: bytes) -> None:
+    assert EventStreamDecoder("").feed(sent) == event
+
+
+@pytest.mark.parametrize(
+    ("headers", "payload", "kind", "message"),
+    [
+        (
+            {":exception-type": "validationException"},
+            b'{"message":"No"}',
+            "invalid_request_error",
+            "No",
+        ),
+        ({":exception-type": "new"}, b"not JSON", "api_error", "The upstream failed: new"),
+        (
+            {":error-code": "throttlingException", ":error-message": "Later"},
+            b"",
+            "rate_limit_error",
+            "Later",
+        ),
+    ],
+)
+def test_error_frame_is_the_last_event(
+    headers: dict[str, str], payload: bytes, kind: str, message: str
+) -> None:
+    decoder = EventStreamDecoder("req_1")
+    kinds = {":message-type": "error" if ":error-code" in headers else "exception"}
+    sent = frame({**kinds, **headers}, payload) + chunk(b'{"type":"ping"}')
+    name, _, data = decoder.feed(sent).partition(b"\ndata: ")
+    assert name == b"event: error"
+    assert json.loads(data)["error"] == {"type": kind, "message": message}
+    assert (decoder.feed(b"more"), decoder.end()) == (b"", b"")
+
+
+@pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"bytes":"x"}', b'{"bytes":"e30"}'])
+def test_chunk_without_an_event_is_the_upstreams_fault(payload: bytes) -> None:
+    with pytest.raises(UpstreamError, match="cannot be read"):
+        EventStreamDecoder("").feed(frame(CHUNK, payload))
 
 
 @pytest.mark.parametrize("stream", [b"HTTP/1.1 200 OK\r\n", b'{"message":"not a frame"}'])

@@ -177,3 +177,17 @@ async def test_environment_is_the_start_of_the_chain(
     await scene.start(UPSTREAMS_FILE=file)
     assert (await scene.ask("/v1/messages", BODY)).status == 200
     assert key_ids(aws) == [ACCESS_KEY]
+
+
+async def test_session_token_of_the_entry_is_sent(
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path
+) -> None:
+    aws.credentials[ACCESS_KEY] = (SECRET_KEY, SESSION_TOKEN)
+    (tmp_path / "token").write_text(SESSION_TOKEN)
+    keys = {"access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY}
+    file = tmp_path / "upstreams.toml"
+    token = str(tmp_path / "token")
+    file.write_text(aws_entry(aws, "bedrock", **keys, session_token_file=token))
+    await scene.start(UPSTREAMS_FILE=file)
+    assert (await scene.ask("/v1/messages", BODY)).status == 200
+    assert aws.requests[0].header("x-amz-security-token") == SESSION_TOKEN

@@ -66,6 +66,28 @@ def test_upstream_follows_from_the_entry_and_the_environment(
 
 
 @pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"AWS_REGION": "a.example/"}, "line 1: region is not set, and that of the environment"),
+        ({"AWS_REGION": "eu-west-1", "AWS_BEARER_TOKEN_BEDROCK": "a b"}, "line 3: kind 'bedrock'"),
+    ],
+)
+def test_fault_of_the_environment_names_the_entry(
+    variables: dict[str, str], told: str, commands: Commands
+) -> None:
+    _, errors = check(commands, 'kind = "bedrock"', **variables)
+    assert errors.startswith(told)
+
+
+def test_profile_of_the_environment_that_is_missing_leaves_no_region(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "missing")
+    _, errors = check(commands, 'kind = "bedrock"')
+    assert errors == "line 1: region is missing: set it, or AWS_REGION"
+
+
+@pytest.mark.parametrize(
     ("entry", "told"),
     [
         ('kind = "bedrock"', "line 1: region is missing: set it, or AWS_REGION"),
