@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
+from scene import Scene
 from tornado.ioloop import IOLoop
 
 from tornadoproxy.fakes.anthropic_messages import (
@@ -32,6 +33,7 @@ from tornadoproxy.fakes.anthropic_validation import (
 )
 from tornadoproxy.testing import (
     Document,
+    Proxy,
     ReceivedRequest,
     Response,
     ScriptedUpstream,
@@ -302,3 +304,10 @@ def _toml(value: object) -> str:
         pairs = (f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items())
         return f"{{{', '.join(pairs)}}}"
     return json.dumps(value)
+
+
+async def start(scene: Scene, path: Path, *entries: str) -> Proxy:
+    """Start a proxy with these upstreams, which are tried in their order."""
+    file = path / "upstreams.toml"
+    file.write_text("".join(('order = "listed"\n', *entries)))
+    return await scene.start(UPSTREAMS_FILE=file)

@@ -18,7 +18,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 
 pytest_plugins = ["tornadoproxy.testing", "program", "in_process", "postgres", "redis_server"]
-pytest_plugins += ["aws_cloud", "clouds", "scene", "several", "tls"]
+pytest_plugins += ["aws_cloud", "scene", "several", "tls", "clouds"]
 pytest.register_assert_rewrite("budget_team", "held_stream", "people", "served")
 
 

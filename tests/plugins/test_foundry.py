@@ -9,14 +9,21 @@ from typing import Any
 
 import anthropic
 import pytest
-from clouds import DEPLOYMENT, IDENTITY_SECRET, KEY, ScriptedFoundry, azure_error, cloud_entry
+from clouds import (
+    DEPLOYMENT,
+    IDENTITY_SECRET,
+    KEY,
+    ScriptedFoundry,
+    azure_error,
+    cloud_entry,
+    start,
+)
 from scene import Scene
 from sdk_calls import CALLS, call
 
 from tornadoproxy import ConfigurationError
 from tornadoproxy.testing import (
     TEST_TOKEN,
-    Proxy,
     ScriptedUpstream,
     bytes_response,
     clean_environment,
@@ -28,12 +35,6 @@ MESSAGE: dict[str, Any] = {  # Any: JSON
     "max_tokens": 10,
     "messages": [{"role": "user", "content": "Hi"}],
 }
-
-
-async def start(scene: Scene, path: Path, *entries: str) -> Proxy:
-    file = path / "upstreams.toml"
-    file.write_text("".join(entries))
-    return await scene.start(UPSTREAMS_FILE=file)
 
 
 async def test_calls_of_the_sdk_through_the_proxy_equal_its_own_client(
@@ -87,7 +88,7 @@ async def test_request_moves_on_if_the_deployment_does_not_exist(
 ) -> None:
     entry = cloud_entry(foundry, "foundry", models={MODEL: "deleted"})
     other = f'[[upstream]]\nname = "other"\nbase_url = "{upstream.url}"\napi_key = "key"\n'
-    await start(scene, tmp_path, 'order = "listed"\n', entry, other)
+    await start(scene, tmp_path, entry, other)
     response = await scene.ask("/v1/messages", MESSAGE)
     assert (response.status, response.header("x-tornadoproxy-upstream")) == (200, "other")
     assert [request.json()["model"] for request in foundry.requests] == ["deleted"]

@@ -245,6 +245,12 @@ class Wire:
         """
         return head, None
 
+    async def load_credential(self) -> None:
+        """Load the upstream's credential, so that ``check --online`` shows whether there is one.
+
+        :raises UpstreamError: it cannot be loaded.
+        """
+
     async def renew_credential(self) -> bool:
         """Load the upstream's credential anew, since the upstream refused it (401 or 403).
 

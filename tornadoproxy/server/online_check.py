@@ -54,7 +54,11 @@ async def _check(settings: Settings, upstream: Upstream) -> str:
     name = "the upstream" if upstream.name == DEFAULT else f"the upstream {upstream.name!r}"
     wire = upstream.wire
     if not wire.serves("GET", "/v1/models"):
-        return f"{name} lists no models, so that its credential is shown by the first request only"
+        try:
+            await wire.load_credential()
+        except UpstreamError as error:
+            raise ConfigurationError(f"{name}: {error.message}") from None
+        return f"{name} has a credential; it lists no models, so that only a request tests that"
     client = UpstreamClient(force_instance=True, settings=upstream.settings(settings))
     try:
         async with asyncio.timeout(TIMEOUT):

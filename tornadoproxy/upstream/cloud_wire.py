@@ -82,6 +82,11 @@ class CloudWire(Wire, Generic[T]):
             return head, None
         return self.errors.of(head)
 
+    async def load_credential(self) -> None:
+        """See `Wire`."""
+        if self._credential is not None:
+            await self._credential.get()
+
     async def renew_credential(self) -> bool:
         """See `Wire`."""
         return self._credential is not None and await self._credential.renew()
