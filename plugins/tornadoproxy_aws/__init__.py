@@ -10,9 +10,19 @@ needs botocore then, which ``pip install 'tornadoproxy[aws]'`` installs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tornadoproxy import Upstream, UpstreamEntries, hookimpl
+from tornadoproxy import INACTIVE, Inactive, Settings, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornadoproxy import Upstream, UpstreamEntries
+
+
+@hookimpl
+def configure(settings: Settings) -> Inactive | None:
+    return None if settings.is_set("UPSTREAMS_FILE") else INACTIVE
 
 
 @hookimpl

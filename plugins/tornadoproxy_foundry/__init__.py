@@ -6,9 +6,19 @@ With an API key it needs nothing more. With Microsoft Entra ID it needs azure-id
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tornadoproxy import Upstream, UpstreamEntries, hookimpl
+from tornadoproxy import INACTIVE, Inactive, Settings, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornadoproxy import Upstream, UpstreamEntries
+
+
+@hookimpl
+def configure(settings: Settings) -> Inactive | None:
+    return None if settings.is_set("UPSTREAMS_FILE") else INACTIVE
 
 
 @hookimpl

@@ -9,9 +9,19 @@ needs google-auth then, which ``pip install 'tornadoproxy[google]'`` installs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tornadoproxy import Upstream, UpstreamEntries, hookimpl
+from tornadoproxy import INACTIVE, Inactive, Settings, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tornadoproxy import Upstream, UpstreamEntries
+
+
+@hookimpl
+def configure(settings: Settings) -> Inactive | None:
+    return None if settings.is_set("UPSTREAMS_FILE") else INACTIVE
 
 
 @hookimpl

@@ -11,7 +11,8 @@ from given import CANARY, faults_of, sources
 from tornadoproxy import BaseURL, ConfigurationError, Settings, Upstream, UpstreamEntry
 from tornadoproxy.config.consistency import contradictions
 from tornadoproxy.config.core_settings import CORE_SETTINGS, UPSTREAMS_FILE
-from tornadoproxy.config.upstreams_file import UpstreamEntries, UpstreamsOrder
+from tornadoproxy.config.upstreams import UpstreamsOrder
+from tornadoproxy.config.upstreams_file import UpstreamEntries
 from tornadoproxy.plugin.declarations import upstreams_of
 
 ENTRY = '[[upstream]]\nname = "a"\nbase_url = "https://a.example"\n'  # its third line is 3

@@ -9,7 +9,10 @@ from scene import Scene
 
 from tornadoproxy import ConfigurationError
 
-OPTIONAL = {"keys", "ledger", "budgets", "metrics", "otel", "recorder"}
+OPTIONAL = {
+    *("keys", "ledger", "budgets", "metrics", "otel", "recorder"),
+    *("aws", "google", "foundry"),
+}
 
 
 async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> None:

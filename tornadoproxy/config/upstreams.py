@@ -121,6 +121,20 @@ class Upstream(Struct, frozen=True, kw_only=True):
         )
 
 
+class UpstreamsOrder(Struct, frozen=True):
+    """How an upstream is chosen.
+
+    :param listed: the first upstream that can be used serves all; otherwise all do, by weight.
+    :param sticky: the requests of one session stay on one upstream as long as it can be used.
+    :param pinned: the upstream for files, batches and whatever else it keeps; ``None``: each is
+        looked for where it was made.
+    """
+
+    listed: bool = False
+    sticky: bool = True
+    pinned: str | None = None
+
+
 class UpstreamStatus(Struct, frozen=True):
     """The figures of one upstream.
 

@@ -16,11 +16,9 @@ import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from msgspec import Struct
-
 from tornadoproxy.config import parsers
 from tornadoproxy.config.sources import nearest
-from tornadoproxy.config.upstreams import Upstream
+from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder
 from tornadoproxy.protocol.wire import ANTHROPIC
 
 if TYPE_CHECKING:
@@ -36,20 +34,6 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _weight = parsers.number(minimum=0.001, maximum=1_000_000)
-
-
-class UpstreamsOrder(Struct, frozen=True):
-    """How an upstream is chosen.
-
-    :param listed: the first upstream that can be used serves all; otherwise all do, by weight.
-    :param sticky: the requests of one session stay on one upstream as long as it can be used.
-    :param pinned: the upstream for files, batches and whatever else it keeps; ``None``: each is
-        looked for where it was made.
-    """
-
-    listed: bool = False
-    sticky: bool = True
-    pinned: str | None = None
 
 
 class UpstreamEntries:

@@ -28,8 +28,6 @@ from tornadoproxy.errors import ProxyError
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
 from tornadoproxy.plugin.request import Outcome
-from tornadoproxy.upstream.model_list import ModelList
-from tornadoproxy.upstream.pool import UpstreamPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.openai.chat_completions import Options
     from tornadoproxy.plugin.manager import Plugins
+    from tornadoproxy.upstream.model_list import ModelList
+    from tornadoproxy.upstream.pool import UpstreamPool
 
 _ID_BYTES = 12
 _IDS_AT_ONCE = 256
@@ -78,17 +78,12 @@ class Gateway:
     :ivar admission: admits requests up to a limit, and queues the others.
     :ivar body_budget: the memory for request bodies.
     :ivar body_thread: parses and translates bodies that would block the event loop.
-    :ivar models: the upstream's models.
-    :ivar upstreams: the upstreams that requests can go to.
-    :ivar routes_by_body: whether the body of a request for a model decides where it goes, or may be
-        changed.
     :ivar draining: whether the process is about to stop, so that it is no longer ready.
     """
 
     def __init__(self, *, settings: Settings, plugins: Plugins, instance: str) -> None:
         self.settings = settings
         self.plugins = plugins
-        self.upstreams = UpstreamPool(settings, plugins.upstreams, plugins.upstreams_order)
         self.instance = instance
         self.request_ids = request_ids()
         self.in_flight = InFlight()
@@ -99,13 +94,32 @@ class Gateway:
         )
         self.body_budget = BodyBudget(settings[MAX_HELD_BODIES])
         self.body_thread = FairThread()
-        self.models = ModelList(self._get)
         self.draining = False
-        self.routes_by_body = self._routes_by_body()
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
+
+    @cached_property
+    def upstreams(self) -> UpstreamPool:
+        """The upstreams that requests can go to; they are not loaded at the start."""
+        from tornadoproxy.upstream.pool import UpstreamPool
+
+        plugins = self.plugins
+        return UpstreamPool(self.settings, plugins.upstreams, plugins.upstreams_order)
+
+    @cached_property
+    def routes_by_body(self) -> bool:
+        """Whether the body of a request for a model decides where it goes, or may be changed."""
+        has_one_way = self.upstreams.sole is not None and not self.plugins.prepares
+        return not has_one_way or bool(self.settings[MODELS])
+
+    @cached_property
+    def models(self) -> ModelList:
+        """The upstreams' models."""
+        from tornadoproxy.upstream.model_list import ModelList
+
+        return ModelList(self._get)
 
     @cached_property
     def chat_options(self) -> Options:
@@ -129,17 +143,14 @@ class Gateway:
         self.plugins.configure(settings)
         self.settings = settings
         self.upstreams.load(settings, self.plugins.upstreams, self.plugins.upstreams_order)
-        self.routes_by_body = self._routes_by_body()
+        vars(self).pop("routes_by_body", None)
 
     def close(self) -> None:
         """Release the thread and the upstream's connections, once no request is left."""
         self.body_thread.close()
-        self.models.close()
-        self.upstreams.close()
-
-    def _routes_by_body(self) -> bool:
-        has_one_way = self.upstreams.sole is not None and not self.plugins.prepares
-        return not has_one_way or bool(self.settings[MODELS])
+        for name in ("models", "upstreams"):
+            if name in vars(self):
+                getattr(self, name).close()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         """Get the models, from the first upstream that lists them and can be used."""

@@ -48,7 +48,7 @@ class ReadyHandler(ProbeHandler):
         if status != "ok":
             self.set_status(503)
         document: dict[str, object] = {"status": status}
-        if gateway.upstreams.sole is None:
+        if len(gateway.plugins.upstreams) > 1:
             document["upstreams"] = {each.name: each.state for each in gateway.upstreams.status()}
         if databases := gateway.plugins.database_status():
             document["databases"] = {

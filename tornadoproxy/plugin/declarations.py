@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tornadoproxy.config.consistency import of_upstream
 from tornadoproxy.config.core_settings import UPSTREAMS_FILE
-from tornadoproxy.config.upstreams import Upstream, default_upstreams
-from tornadoproxy.config.upstreams_file import UpstreamEntries
+from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder, default_upstreams
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 from tornadoproxy.plugin.hookspecs import INACTIVE
@@ -20,11 +19,10 @@ from tornadoproxy.plugin.pages import Page, hidden_paths
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
-    from tornadoproxy.config.upstreams_file import UpstreamsOrder
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.storage.contract import DatabaseStatus
@@ -89,24 +87,27 @@ def upstreams_of(
 
     Those of the file come first, in its order.
     """
-    entries = UpstreamEntries(settings[UPSTREAMS_FILE], settings)
-    found = [entry.upstream() for entry in entries.of_kind("anthropic")]
-    results, faults = _ask_all("upstreams", calls, _checked_upstreams, entries)
-    order = entries.order()
-    entries.check()
-    found += [upstream for _, made in results for upstream in made]
-    if settings[UPSTREAMS_FILE] is None:
-        found = [*default_upstreams(settings), *found]
-    names = [upstream.name for upstream in found]
-    faults += entries.faults or (
-        f"there are several upstreams of the name {name!r}: rename one"
-        for name, count in Counter(names).items()
-        if count > 1
-    )
-    faults += [fault for each in found for fault in of_upstream(settings, each)]
+    file = settings[UPSTREAMS_FILE]
+    found = [] if file else [*default_upstreams(settings)]
+    faults = [fault for each in found for fault in of_upstream(settings, each)]
+    order = UpstreamsOrder()
+    if file or calls:
+        # few starts need it
+        from tornadoproxy.config.upstreams_file import UpstreamEntries
+
+        entries = UpstreamEntries(file, settings)
+        more = [entry.upstream() for entry in entries.of_kind("anthropic")]
+        results, own_faults = _ask_all("upstreams", calls, _checked_upstreams, entries)
+        more += [upstream for _, made in results for upstream in made]
+        more.sort(key=lambda each: entries.place(each.name))
+        order = entries.order()
+        entries.check()
+        found += more
+        faults += [*own_faults, *entries.faults]
+        faults += [fault for each in more for fault in of_upstream(settings, each)]
+        faults += _same_names(found) if not entries.faults else ()
     if faults:
         raise ConfigurationError(*faults)
-    found.sort(key=lambda each: entries.place(each.name))
     return tuple(found), order
 
 
@@ -190,6 +191,12 @@ def _checked_upstreams(_plugin: str, found: Iterable[object]) -> list[Upstream]:
             raise OurOwnError(f"its {type(upstream).__name__} is not an Upstream")
         made.append(upstream)
     return made
+
+
+def _same_names(upstreams: Iterable[Upstream]) -> Iterator[str]:
+    for name, count in Counter(each.name for each in upstreams).items():
+        if count > 1:
+            yield f"there are several upstreams of the name {name!r}: rename one"
 
 
 def _checked_pages(_plugin: str, pages: Iterable[object]) -> list[Page]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
-from tornadoproxy.config.upstreams_file import UpstreamsOrder
+from tornadoproxy.config.upstreams import UpstreamsOrder
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.asking import Asker
 from tornadoproxy.plugin.decisions import (

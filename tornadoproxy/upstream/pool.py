@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from tornadoproxy.config.settings import Settings
-    from tornadoproxy.config.upstreams import Upstream, UpstreamStatus
-    from tornadoproxy.config.upstreams_file import UpstreamsOrder
+    from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder, UpstreamStatus
     from tornadoproxy.upstream.client import UpstreamClient
 
 MAX_REMEMBERED = 100_000

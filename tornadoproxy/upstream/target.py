@@ -12,7 +12,7 @@ While it probes, one request asks it, and the others go elsewhere.
 from __future__ import annotations
 
 import logging
-import random
+import os
 import time
 from collections import Counter
 from email.utils import parsedate_to_datetime
@@ -156,7 +156,7 @@ class Target:
             self._failures += 1
             self._rests += 1
             rest = min(FIRST_REST * 2.0 ** min(self._failures - 1, 16), LONGEST_REST)
-            rest *= random.uniform(0.5, 1.0)  # noqa: S311  # spreads probes, no secret
+            rest *= 0.5 + int.from_bytes(os.urandom(4)) / 2**33  # so that probes spread
         if asked is not None:
             rest = min(asked, LONGEST_ASKED_REST)
         if now + rest > self.rests_until:
