@@ -41,9 +41,9 @@ def test_plugins_are_listed_with_their_details(commands: Commands) -> None:
     assert (done.status, done.errors) == (0, "")
     for line in (
         r"order  name +distribution +version +state",
-        r"1 +team +team +1\.5 +active",
-        rf"2 +token +tornadoproxy +{re.escape(__version__)} +active",
-        rf"- +access_log +tornadoproxy +{re.escape(__version__)} +disabled",
+        r" *1 +team +team +1\.5 +active",
+        rf" *2 +token +tornadoproxy +{re.escape(__version__)} +active",
+        rf" *- +access_log +tornadoproxy +{re.escape(__version__)} +disabled",
         r"token \(tornadoproxy_token:TokenAuthenticator\)",
         r"  hooks +declare_settings, configure, authenticate",
         r"  pages +path +methods +access",
