@@ -36,8 +36,8 @@ from tornadoproxy import (
     Usage,
     hookimpl,
 )
-from tornadoproxy.handlers.proxying import IN_THREAD
 from tornadoproxy.handlers.relay import HELD_BODY
+from tornadoproxy.protocol.body_fields import IN_THREAD
 from tornadoproxy.testing import json_response, message_document
 
 MODEL = "claude-sonnet-5-5"

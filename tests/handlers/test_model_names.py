@@ -8,7 +8,7 @@ import pytest
 from scene import Scene
 from served import CHAT_PATH, CHUNKED, Authorizer, in_chunks, request
 
-from tornadoproxy.handlers.proxying import IN_THREAD
+from tornadoproxy.protocol.body_fields import IN_THREAD
 
 NAMES = "fast=claude-haiku-4-5 *=claude-sonnet-5-5"
 MESSAGE = (

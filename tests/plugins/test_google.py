@@ -108,15 +108,17 @@ async def test_vertex_has_the_model_in_the_path_and_other_bytes_as_they_are(
     assert request.header("accept-encoding") == "identity"
 
 
-async def test_large_body_is_changed_too(
+async def test_large_body_is_renamed_and_changed_too(
     scene: Scene, google: ScriptedGoogle, tmp_path: Path
 ) -> None:
-    await start(scene, tmp_path, cloud_entry(google, "vertex"))
+    await start(scene, tmp_path, cloud_entry(google, "vertex", models={MODEL: "claude-there"}))
     google.script(json_response(message_document("Hi")))
     messages = [{"role": "user", "content": "x" * 500_000}]
     response = await scene.ask("/v1/messages", {**MESSAGE, "messages": messages})
     assert response.status == 200
-    document = google.requests[0].json()
+    (request,) = google.requests
+    assert request.path.endswith("/claude-there:rawPredict")
+    document = request.json()
     assert document["messages"] == messages
     assert "model" not in document
 

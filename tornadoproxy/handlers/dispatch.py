@@ -6,6 +6,7 @@ as it is; `UpstreamHandler.send` does that. All else is here.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from tornadoproxy.errors import PluginFailed
 from tornadoproxy.plugin.decisions import HOW
-from tornadoproxy.protocol.body_fields import with_model
+from tornadoproxy.protocol.body_fields import IN_THREAD, with_model
 from tornadoproxy.protocol.headers import request_head
 from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, is_sendable
 from tornadoproxy.upstream.attempt import Prepared
@@ -87,17 +88,31 @@ class Dispatch(Struct, frozen=True):
         return targets if chosen is None else [by_name[name] for name in chosen]
 
     def prepare(self, target: Target) -> Prepared | Awaitable[Prepared]:
-        """Return the request for `target`, or an awaitable of it if a plugin has to be awaited.
+        """Return the request for `target`, or an awaitable of it.
+
+        It is awaited if a plugin has to be, or if a large body is changed, which a thread does.
 
         :raises ProxyError: a plugin or the upstream's form refuses it.
         """
+        body, there = self.body, self._model_at(target)
+        if body is None or there is None:
+            return self._prepare(target, body)
+        if len(body) <= IN_THREAD:
+            return self._prepare(target, with_model(body, there))
+        return self._when_renamed(target, asyncio.to_thread(with_model, body, there))
+
+    async def _when_renamed(self, target: Target, renaming: Awaitable[bytes]) -> Prepared:
+        prepared = self._prepare(target, await renaming)
+        return await prepared if isinstance(prepared, Awaitable) else prepared
+
+    def _prepare(self, target: Target, body: bytes | None) -> Prepared | Awaitable[Prepared]:
         exchange, plugins = self.exchange, self.gateway.plugins
         outgoing = OutgoingRequest(
             upstream=target.name,
             method=self.method,
             target=self.target,
             headers=tuple(_field(line) for line in self.lines),
-            body=self._body_for(target),
+            body=body,
         )
         if plugins.prepares:
             assert exchange.identity is not None
@@ -121,14 +136,10 @@ class Dispatch(Struct, frozen=True):
     async def _when_in_form(self, target: Target, forming: Awaitable[OutgoingRequest]) -> Prepared:
         return self._as_sent(target, await forming)
 
-    def _body_for(self, target: Target) -> bytes | None:
-        """Return the body, with the model as `target` calls it."""
-        if self.body is None or self.model is None:
-            return self.body
-        there = target.upstream.model(self.model)
-        if there is None or there == self.model:
-            return self.body
-        return with_model(self.body, there)
+    def _model_at(self, target: Target) -> str | None:
+        """Return what the model is called there, if that is another name."""
+        there = None if self.model is None else target.upstream.model(self.model)
+        return None if there == self.model else there
 
     def _framed(self, outgoing: OutgoingRequest) -> tuple[tuple[str, str], ...]:
         """Return the headers with those that frame the body, whatever plugins did to these."""

@@ -25,7 +25,7 @@ from tornadoproxy.errors import LoopDetected
 from tornadoproxy.handlers.dispatch import Dispatch
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.request import ESTIMATED_OUTPUT, MAX_OUTPUT, ModelRequest
-from tornadoproxy.protocol.body_fields import mapped, read_routing, with_model
+from tornadoproxy.protocol.body_fields import IN_THREAD, mapped, read_routing, with_model
 from tornadoproxy.protocol.headers import forwarded, has_been_here, request_head
 from tornadoproxy.protocol.request_fields import read_request
 from tornadoproxy.upstream.call import Call, UpstreamRequest
@@ -52,9 +52,6 @@ MAX_MESSAGE_BODY = 32 * 1024 * 1024
 
 MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
 """What an error about that limit adds."""
-
-IN_THREAD = 256 * 1024
-"""The largest body that is parsed in the event loop, in bytes: that takes at most 50 ms."""
 
 
 class UpstreamHandler(ExchangeHandler):

@@ -1,7 +1,7 @@
 """The top-level fields of a request's body: those that decide where it goes, and changes to them.
 
 A field that occurs twice is refused, since parsers keep the first or the last. The work for each
-byte is small and bounded; bodies over 256 KB are for a thread.
+byte is small and bounded; bodies over `IN_THREAD` are for a thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import msgspec
 from msgspec import Raw
 
 from tornadoproxy.errors import InvalidRequest
+
+IN_THREAD = 256 * 1024
+"""The largest body that the event loop reads or changes, in bytes: that takes at most 50 ms."""
 
 MAX_OTHER_FIELDS = 1024 * 1024
 """The limit of all fields but ``messages``, ``system`` and ``tools`` together, in bytes."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from msgspec.structs import replace
 
+from tornadoproxy.protocol.body_fields import IN_THREAD
 from tornadoproxy.protocol.wire import ErrorDecoder, Wire
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from tornadoproxy.upstream.credential import RefreshedCredential
 
 T = TypeVar("T")
-
-IN_THREAD = 256 * 1024
-"""The largest body that is changed in the event loop, in bytes."""
 
 
 class CloudWire(Wire, Generic[T]):
