@@ -55,6 +55,7 @@ def newest_first(directory: Path) -> Iterator[Path]:
 
 def find(directory: Path, beginning: str) -> list[Path]:
     """Return the files of the exchanges whose request id begins so, the newest first."""
+    beginning = _NOT_IN_A_NAME.sub("_", beginning)
     return [
         path
         for path in newest_first(directory)

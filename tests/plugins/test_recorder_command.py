@@ -176,18 +176,18 @@ def test_command_says_what_cannot_be_done(directory: Path, commands: Commands) -
     assert "see records list" in refusal("show", "last")
     assert commands.refusal("records", "list").startswith("RECORD_DIR is not set")
     request = {"method": "POST", "path": "/v1/x", "headers": [], "body": {"truncated": True}}
-    for name in ("req_1", "req_1", "req_12", "b"):
+    for name in ("req_1", "req_1", "req_12", "b/c"):
         whole = {"text": "\x1b[31m", "size": 5, "truncated": False}
         record = {"time": 1.0, "request_id": name, "dialect": "anthropic", "principal": "ada"}
         more = {"outcome": "completed", "duration": 1.0, "error": None, "upstream": None}
-        body = {"body": whole} if name == "b" else {}
+        body = {"body": whole} if name == "b/c" else {}
         files.write(
             directory,
             {"record": {**record, **more}, "request": {**request, **body}, "response": None},
         )
     assert "3 ids begin with 'req'" in refusal("show", "req")
     assert "Raise RECORD_MAX_BODY" in refusal("curl", "req_12")
-    assert refusal("replay", "b").startswith("AUTH_TOKEN is not set")
+    assert refusal("replay", "b/").startswith("AUTH_TOKEN is not set")
     assert "say with --to" in refusal("curl", "b", HOST="unix:/tmp/x")
     assert "must be an http or https URL" in refusal(
         "replay", "b", "--to", "ftp://x", AUTH_TOKEN="some-token-of-mine"
