@@ -153,6 +153,17 @@ async def test_token_of_entra_id_is_loaded_once_and_sent_without_a_key(
     assert IDENTITY_SECRET not in caplog.text
 
 
+@pytest.mark.usefixtures("_identity")
+async def test_token_of_entra_id_that_has_ended_is_loaded_anew(
+    scene: Scene, foundry: ScriptedFoundry, tmp_path: Path
+) -> None:
+    foundry.lifetime = 0
+    await start(scene, tmp_path, cloud_entry(foundry, "foundry", "api_key"))
+    for _ in range(2):
+        assert (await scene.ask("/v1/messages", MESSAGE)).status == 200
+    assert len(foundry.tokens) == 2
+
+
 # -- entries
 
 

@@ -300,6 +300,19 @@ async def test_access_token_of_a_service_account_is_loaded_once(
     assert [request.path for request in google.requests].count("/token") == 1
 
 
+async def test_access_token_that_has_ended_is_loaded_anew(
+    scene: Scene, google: ScriptedGoogle, tmp_path: Path
+) -> None:
+    google.lifetime = 0
+    account = str(google.key_file(tmp_path / "account.json"))
+    entry = cloud_entry(google, "vertex", "access_token", service_account_file=account)
+    await start(scene, tmp_path, entry)
+    for _ in range(2):
+        assert (await scene.ask("/v1/messages", MESSAGE)).status == 200
+    sent = {each.header("authorization") for each in google.requests if each.path != "/token"}
+    assert len(sent) == 2
+
+
 async def test_default_credentials_are_those_of_the_environment(
     scene: Scene, google: ScriptedGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
