@@ -23,11 +23,12 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
-from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
+from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator, Translation
 from tornadoproxy.protocol.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.protocol.headers import add_fields, headers_of, is_encoded, is_event_stream
+from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY, MESSAGE_HINT
 from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_fields import read_message
 from tornadoproxy.protocol.usage_reader import UsageReader

@@ -17,11 +17,8 @@ from msgspec.structs import replace
 from tornadoproxy.errors import PluginFailed
 from tornadoproxy.plugin.decisions import HOW
 from tornadoproxy.protocol.body_fields import IN_THREAD, with_model
-from tornadoproxy.protocol.headers import request_head
 from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, is_sendable
 from tornadoproxy.upstream.attempt import Prepared
-from tornadoproxy.upstream.call import UpstreamRequest
-from tornadoproxy.upstream.connector import Origin
 from tornadoproxy.upstream.failover import Failover
 from tornadoproxy.upstream.routing import targets_of
 
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.handlers.exchange import Exchange
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.protocol.body_fields import RoutingFields
     from tornadoproxy.upstream.failover import FailoverReceiver
     from tornadoproxy.upstream.target import Target
 
@@ -47,7 +45,7 @@ class Dispatch(Struct, frozen=True):
     :param lines: the headers that go upstream, as `forwarded` returns them.
     :param body: ``None`` if it is streamed.
     :param chunked: a streamed body has the chunked transfer coding.
-    :param model: the model that the body names.
+    :param routing: what its body says about where it goes.
     """
 
     gateway: Gateway
@@ -57,21 +55,23 @@ class Dispatch(Struct, frozen=True):
     lines: list[str]
     body: bytes | None
     chunked: bool
-    model: str | None
+    routing: RoutingFields
 
-    def start(self, receiver: FailoverReceiver, session: str) -> Failover:
+    def start(self, receiver: FailoverReceiver) -> Failover:
         """Send the request to the upstreams that can serve it, until one responds.
 
-        :param session: what is common to the requests that should stay on one upstream.
         :raises NotFound: none can serve it.
         :raises Overloaded: each of them has as many requests as it may.
         """
         pool, plugins = self.gateway.upstreams, self.gateway.plugins
-        path = self.target.partition("?")[0]
-        targets, moves = targets_of(pool, self.method, path, self.model, session, self.body)
+        path, model = self.target.partition("?")[0], self.routing.model
+        identity = self.exchange.identity
+        assert identity is not None
+        session = self.exchange.session_id or self.routing.user_id or identity.principal
+        targets, moves = targets_of(pool, self.method, path, model, session, self.body)
         # also if only one can serve it: a plugin may refuse that one
         choosing = self._chosen(targets) if plugins.chooses and len(pool.targets) > 1 else targets
-        call = Failover(pool, choosing, self.prepare, receiver, model=self.model, moves=moves)
+        call = Failover(pool, choosing, self.prepare, receiver, model=model, moves=moves)
         call.start()
         return call
 
@@ -138,8 +138,9 @@ class Dispatch(Struct, frozen=True):
 
     def _model_at(self, target: Target) -> str | None:
         """Return what the model is called there, if that is another name."""
-        there = None if self.model is None else target.upstream.model(self.model)
-        return None if there == self.model else there
+        own = self.routing.model
+        there = None if own is None else target.upstream.model(own)
+        return None if there == own else there
 
     def _framed(self, outgoing: OutgoingRequest) -> tuple[tuple[str, str], ...]:
         """Return the headers with those that frame the body, whatever plugins did to these."""
@@ -159,27 +160,18 @@ class Dispatch(Struct, frozen=True):
         ):
             logger.error("upstream %s: its wire has made an invalid request", target.name)
             raise PluginFailed(HOW.unavailable, retry_after=1)
-        base = target.upstream.base_url
         body = outgoing.body
         fields = self._framed(outgoing)
         credential = target.credential
-        if credential is not None and outgoing.header(credential[0]) is not None:
-            credential = None  # a plugin has put another in its place
-        head = request_head(
+        request = target.request(
             outgoing.method,
-            base.prefix + outgoing.target,
+            outgoing.target,
             (f"{name}: {value}" for name, value in fields),
-            authority=base.authority,
-            instance=self.gateway.instance,
-            credential=credential,
-        )
-        origin = Origin(base.scheme, base.host, base.port)
-        request = UpstreamRequest(
-            origin=origin,
-            method=outgoing.method,
-            head=head,
-            body=body,
+            body,
             chunked=self.chunked and body is None,
+            instance=self.gateway.instance,
+            # a plugin may have put another in its place
+            has_credential=credential is not None and outgoing.header(credential[0]) is not None,
         )
         # the response needs its own part of the request only
         return Prepared(request, replace(outgoing, body=None, headers=()))

@@ -25,10 +25,10 @@ from tornadoproxy.errors import LoopDetected
 from tornadoproxy.handlers.dispatch import Dispatch
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.request import ESTIMATED_OUTPUT, MAX_OUTPUT, ModelRequest
-from tornadoproxy.protocol.body_fields import IN_THREAD, mapped, read_routing, with_model
-from tornadoproxy.protocol.headers import forwarded, has_been_here, request_head
+from tornadoproxy.protocol.body_fields import IN_THREAD, NOTHING_READ, routed
+from tornadoproxy.protocol.headers import forwarded, has_been_here
 from tornadoproxy.protocol.request_fields import read_request
-from tornadoproxy.upstream.call import Call, UpstreamRequest
+from tornadoproxy.upstream.call import Call
 from tornadoproxy.upstream.target import failure_name
 
 if TYPE_CHECKING:
@@ -39,19 +39,12 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.event_stream import EventStream
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.plugin.request import Outcome
-    from tornadoproxy.protocol.body_fields import RoutingFields
     from tornadoproxy.protocol.usage_reader import UsageReader
     from tornadoproxy.protocol.wire import OutgoingRequest, ResponseHead
     from tornadoproxy.upstream.failover import Failover
     from tornadoproxy.upstream.target import Target
 
 T = TypeVar("T")
-
-MAX_MESSAGE_BODY = 32 * 1024 * 1024
-"""The largest messages request that the proxy reads, in bytes: the upstream's own limit."""
-
-MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
-"""What an error about that limit adds."""
 
 
 class UpstreamHandler(ExchangeHandler):
@@ -63,7 +56,7 @@ class UpstreamHandler(ExchangeHandler):
     _uploads = False
     _events: EventStream | None = None
     _working: asyncio.Future[Any] | None = None  # Any: what the work returns
-    _routing: RoutingFields | None = None
+    _routing = NOTHING_READ
     _target: Target | None = None
     _shown: Sequence[tuple[str, str]] = ()
 
@@ -72,8 +65,6 @@ class UpstreamHandler(ExchangeHandler):
         self._call: Call | Failover | None = None
         self._has_place = False
         self._usage: UsageReader | None = None
-
-    # -- for the routes
 
     def holds(self, length: int, *, chunked: bool) -> bool:
         """Decide whether the body is held until it is whole.
@@ -207,16 +198,8 @@ class UpstreamHandler(ExchangeHandler):
             await models.known()
             if self.ended:
                 return False
-        exchange.model_request = ModelRequest(
-            model=fields.model,
-            models=fields.models,
-            max_tokens=fields.max_tokens,
-            stream=bool(fields.stream),
-            size=exchange.bytes_in,
-            input_tokens=fields.input_tokens,
-            max_output=models.max_tokens(fields.models) or MAX_OUTPUT,
-            price=plugins.price,
-        )
+        longest = models.max_tokens(fields.models) or MAX_OUTPUT
+        exchange.model_request = ModelRequest.of(fields, exchange.bytes_in, longest, plugins.price)
         return not plugins.authorizes or await self.authorize(exchange.model_request)
 
     async def work_on(self, size: int, work: Callable[..., T], *arguments: object) -> T | None:
@@ -269,32 +252,18 @@ class UpstreamHandler(ExchangeHandler):
         exchange.upstream_started_at = time.monotonic()
         sole = gateway.upstreams.sole
         if sole is None or plugins.prepares:
-            model = None if self._routing is None else self._routing.model
-            dispatch = Dispatch(gateway, exchange, method, target, lines, body, chunked, model)
-            self._call = dispatch.start(self, self._session)
+            dispatch = Dispatch(
+                gateway, exchange, method, target, lines, body, chunked, self._routing
+            )
+            self._call = dispatch.start(self)
             return
-        base = sole.upstream.base_url
-        head = request_head(
-            method,
-            base.prefix + target,
-            lines,
-            authority=base.authority,
-            instance=gateway.instance,
-            credential=sole.credential,
-        )
         self._target = sole
         exchange.upstream = sole.name
         exchange.attempts = 1
-        request = UpstreamRequest(
-            origin=sole.client.origin, method=method, head=head, body=body, chunked=chunked
+        request = sole.request(
+            method, target, lines, body, chunked=chunked, instance=gateway.instance
         )
         self._call = sole.client.send(request, self)
-
-    @property
-    def _session(self) -> str:
-        """What requests have in common that should stay on one upstream."""
-        user = None if self._routing is None else self._routing.user_id
-        return self.exchange.session_id or user or self._principal
 
     async def route(self, body: bytes, models: Mapping[str, str]) -> bytes | None:
         """Read what decides where a request goes.
@@ -302,19 +271,13 @@ class UpstreamHandler(ExchangeHandler):
         :param models: what models are called upstream, by their names in requests.
         :returns: the body, with that model; ``None`` if the request ended meanwhile.
         """
-        routing = await self.work_on(len(body), read_routing, body)
-        if routing is None:
+        found = await self.work_on(len(body), routed, body, models)
+        if found is None:
             return None
-        self._routing = routing
-        if routing.model is None:
-            return body
+        self._routing, body = found
         if self.exchange.requested_model is None:
-            self.exchange.requested_model = routing.model
-        model = mapped(routing.model, models)
-        if model == routing.model:
-            return body
-        self._routing = replace(routing, model=model)
-        return await self.work_on(len(body), with_model, body, model)
+            self.exchange.requested_model = self._routing.requested
+        return body
 
     # -- the response
 
@@ -427,8 +390,7 @@ class UpstreamHandler(ExchangeHandler):
             self.exchange.usage = self._usage.usage
             self.exchange.stop_reason = self._usage.stop_reason
             self.exchange.first_token_at = self._usage.first_token_at
-        if self._routing is not None and self._target is not None:
-            # a name that only the settings give to a model has no price
-            own, there = self._routing.model, self.exchange.model
-            if own and there and self._target.upstream.model(own) == there:
-                self.exchange.model = own
+        own, there = self._routing.model, self.exchange.model
+        # a name that only the settings give to a model has no price
+        if own and there and self._target and self._target.upstream.model(own) == there:
+            self.exchange.model = own

@@ -23,7 +23,7 @@ from tornadoproxy.config.core_settings import (
 )
 from tornadoproxy.errors import UpstreamClosed
 from tornadoproxy.handlers.event_stream import EventStream
-from tornadoproxy.handlers.proxying import MAX_MESSAGE_BODY, MESSAGE_HINT, UpstreamHandler
+from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.protocol import results_url
 from tornadoproxy.protocol.decompression import readable_codings
 from tornadoproxy.protocol.headers import (
@@ -33,6 +33,7 @@ from tornadoproxy.protocol.headers import (
     is_json,
     response_headers,
 )
+from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY, MESSAGE_HINT
 from tornadoproxy.protocol.request_target import asks_a_model
 from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
     from tornadoproxy.protocol.dialects import Dialect
+    from tornadoproxy.protocol.request_fields import Fields
 
 MAX_API_KEY_LINES = 8
 
@@ -202,6 +203,26 @@ class ModelRequest(Struct, frozen=True):
     input_tokens: int = 0
     max_output: int = MAX_OUTPUT
     price: Callable[[str | None, Usage], int | None] = _unknown
+
+    @classmethod
+    def of(
+        cls,
+        fields: Fields,
+        size: int,
+        max_output: int,
+        price: Callable[[str | None, Usage], int | None],
+    ) -> ModelRequest:
+        """Return the parameters that the `fields` of a body name."""
+        return cls(
+            model=fields.model,
+            models=fields.models,
+            max_tokens=fields.max_tokens,
+            stream=bool(fields.stream),
+            size=size,
+            input_tokens=fields.input_tokens,
+            max_output=max_output,
+            price=price,
+        )
 
     @property
     def output_tokens(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from tornadoproxy.errors import InvalidRequest
 
@@ -28,11 +29,21 @@ ANYTHING = 4 * 1024 * 1024
 _MAX_SIGNS = 2_000_000
 
 
-class RoutingFields(msgspec.Struct):
-    """The fields of a request that decide where it goes; ``None`` for those that cannot be read."""
+class RoutingFields(msgspec.Struct, frozen=True):
+    """The fields of a request that decide where it goes; ``None`` for those that cannot be read.
+
+    :param model: as it is called upstream.
+    :param user_id: of its metadata.
+    :param requested: the model as the client called it.
+    """
 
     model: str | None = None
     user_id: str | None = None
+    requested: str | None = None
+
+
+NOTHING_READ = RoutingFields()
+"""What is known of a body that was not read."""
 
 
 class _Metadata(msgspec.Struct):
@@ -151,8 +162,23 @@ def read_routing(body: bytes) -> RoutingFields:
     try:
         fields = _decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return RoutingFields()
-    return RoutingFields(_name_of(fields), _user_of(fields))
+        return NOTHING_READ
+    model = _name_of(fields)
+    return RoutingFields(model, _user_of(fields), model)
+
+
+def routed(body: bytes, models: Mapping[str, str]) -> tuple[RoutingFields, bytes]:
+    """Read a body as `read_routing` does; return it with the name that `models` give its model.
+
+    :raises InvalidRequest: its model cannot be replaced.
+    """
+    routing = read_routing(body)
+    if routing.model is None:
+        return routing, body
+    model = mapped(routing.model, models)
+    if model == routing.model:
+        return routing, body
+    return replace(routing, model=model), with_model(body, model)
 
 
 def mapped(name: str, models: Mapping[str, str]) -> str:

@@ -25,6 +25,12 @@ from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.protocol.body_fields import ANYTHING, ambiguous, members_of, signs
 from tornadoproxy.protocol.usage import BYTES_PER_TOKEN, UNKNOWN_MODEL
 
+MAX_MESSAGE_BODY = 32 * 1024 * 1024
+"""The largest messages request that the proxy reads, in bytes: the upstream's own limit."""
+
+MESSAGE_HINT = "a messages request can be no larger, MAX_BODY_SIZE may be lower"
+"""What an error about that limit adds."""
+
 NAMED_INPUT = 200_000
 """The estimated input, in tokens, of a request that names a file, a URL or an earlier request."""
 

@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.config.upstreams import UpstreamStatus
 from tornadoproxy.errors import CredentialRefused, UpstreamTimeout
-from tornadoproxy.protocol.headers import credential_header
+from tornadoproxy.protocol.headers import credential_header, request_head
+from tornadoproxy.upstream.call import UpstreamRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.upstreams import Upstream
     from tornadoproxy.errors import UpstreamError
@@ -81,6 +84,38 @@ class Target:
         from tornadoproxy.upstream.client import UpstreamClient
 
         return UpstreamClient(force_instance=True, settings=self.settings)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        lines: Iterable[str],
+        body: bytes | None,
+        *,
+        chunked: bool,
+        instance: str,
+        has_credential: bool = False,
+    ) -> UpstreamRequest:
+        """Return a request as it is sent to this upstream.
+
+        :param path: the request target below its base URL.
+        :param lines: the headers, as `forwarded` returns them.
+        :param body: ``None`` if it is streamed.
+        :param instance: this proxy's name in ``Via``.
+        :param has_credential: `lines` have a credential in place of the upstream's key.
+        """
+        base = self.upstream.base_url
+        head = request_head(
+            method,
+            base.prefix + path,
+            lines,
+            authority=base.authority,
+            instance=instance,
+            credential=None if has_credential else self.credential,
+        )
+        return UpstreamRequest(
+            origin=self.client.origin, method=method, head=head, body=body, chunked=chunked
+        )
 
     def close(self) -> None:
         """Close the idle connections."""
