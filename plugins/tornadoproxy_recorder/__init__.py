@@ -137,27 +137,27 @@ class Recorder:
                 "or set it to * for everybody's."
             )
         if self._recording is None:
-            self._recording = Recording(directory)
-        self._recording.use(rules)
+            self._recording = Recording(directory, rules)
+        else:
+            self._recording.use(rules)
         return rules.describe(directory)
 
     @hookimpl
     def startup(self) -> None:
-        if self._recording is not None:
-            self._recording.start()
+        assert self._recording is not None, "configured"
+        self._recording.start()
 
     @hookimpl
     def observe(
         self, request: IncomingRequest, identity: Identity, credential_headers: frozenset[str]
     ) -> Observer | None:
-        if self._recording is None:
-            return None
+        assert self._recording is not None, "configured"
         return self._recording.observer(request, identity.principal, credential_headers)
 
     @hookimpl
     async def shutdown(self) -> None:
-        if self._recording is not None:
-            await self._recording.stop()
+        assert self._recording is not None, "configured"
+        await self._recording.stop()
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

@@ -52,9 +52,9 @@ class Rules(NamedTuple):
 class Recording:
     """The recording of one proxy."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, rules: Rules) -> None:
         self._directory = directory
-        self._rules: Rules | None = None
+        self._rules = rules
         self._writer: Writer | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -87,7 +87,7 @@ class Recording:
         :param hidden: the names of headers that are not kept.
         """
         rules, writer = self._rules, self._writer
-        if rules is None or writer is None or not _RECORDED(request.path):
+        if writer is None or not _RECORDED(request.path):
             return None
         if EVERYBODY not in rules.principals and principal not in rules.principals:
             return None
@@ -97,28 +97,24 @@ class Recording:
 
     async def stop(self) -> None:
         """Write what waits, and end."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._sweeping
-        if self._writer is not None:
-            await asyncio.to_thread(self._writer.close, FLUSH_TIMEOUT)
+        assert self._sweeping is not None, "started"
+        assert self._writer is not None, "started"
+        self._sweeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._sweeping
+        await asyncio.to_thread(self._writer.close, FLUSH_TIMEOUT)
 
     def _warn(self) -> None:
-        assert self._rules is not None
         _logger.warning("%s", self._rules.describe(self._directory))
 
     def _write(self, exchange: Exchange, record: RequestRecord) -> None:
         """Write one exchange; called in the writer's thread."""
-        rules = self._rules
-        assert rules is not None
-        document = redaction.document_of(exchange, record, rules.redact)
-        files.write(self._directory, document)
+        files.write(self._directory, redaction.document_of(exchange, record, self._rules.redact))
 
     async def _sweep(self) -> None:
         """Delete expired records, now and every hour."""
         while True:
-            if self._rules is not None and (days := self._rules.days):
+            if days := self._rules.days:
                 oldest = datetime.now(UTC).date() - timedelta(days=days)
                 try:
                     await asyncio.to_thread(files.delete_before, self._directory, oldest)

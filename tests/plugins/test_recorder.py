@@ -131,6 +131,20 @@ BODIES: dict[str, tuple[bytes, Response, dict[str, object], dict[str, Any], dict
         {"text": "{}", "size": 2, "truncated": False},
         {"size": 12, "omitted": "cannot be redacted: content-encoding compress"},
     ),
+    "a stream over the limit, with rules": (
+        b"12345678",
+        sse_response(EVENTS),
+        {"RECORD_REDACT": "x", "RECORD_MAX_BODY": 5},
+        {"text": "12345", "size": 8, "truncated": True},
+        {"omitted": "a stream over RECORD_MAX_BODY cannot be redacted", "truncated": True},
+    ),
+    "not what its coding says": (
+        b"{}",
+        bytes_response(b"plain", {"Content-Encoding": "gzip"}),
+        {},
+        {"text": "{}", "size": 2, "truncated": False},
+        {"text": "plain", "size": 5, "truncated": False},
+    ),
     "truncated": (
         "äöü".encode(),
         bytes_response(b"0123456789"),
@@ -231,6 +245,21 @@ async def test_invalid_settings_are_refused(
         await start(scene, directory, **variables)
     assert fault in str(refused.value)
     assert not directory.exists()
+
+
+async def test_directory_that_cannot_be_used_later_is_told(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "delete_before", refuse)
+    await start(scene, tmp_path / "records")
+    while "expired records are not deleted" not in caplog.text:
+        await asyncio.sleep(0)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigurationError, match="cannot be created: Permission denied"):
+        await start(scene, tmp_path / "others")
 
 
 async def test_expired_records_are_deleted(scene: Scene, directory: Path) -> None:

@@ -166,6 +166,62 @@ async def test_records_are_listed_shown_and_sent_again(
     assert (status, json.loads(output)["error"]["type"]) == (1, "authentication_error")
 
 
+def write(
+    directory: Path, name: str, body: dict[str, object], *headers: list[str], method: str = "POST"
+) -> None:
+    """Write an exchange without a response."""
+    record = {"time": 1.0, "request_id": name, "dialect": "anthropic", "principal": "ada"}
+    more = {"outcome": "completed", "duration": 1.0, "error": None, "upstream": "eu"}
+    request = {"method": method, "path": "/v1/x", "headers": headers, "body": body}
+    whole = {"record": {**record, **more}, "request": request, "response": None}
+    files.write(directory, whole)
+
+
+LARGE = "x" * 100_001
+STREAM = ["content-type", "text/event-stream"]
+PIPE = "python -m tornadoproxy records show req_1 --part request |\n  curl "
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body", "shown", "curl", "raw"),
+    [
+        ("POST", [], {"text": "it's"}, "it's", "--data-raw 'it'\"'\"'s'\n", "it's"),
+        ("POST", [], {"base64": "AP8="}, "[binary]", PIPE, "\0"),
+        ("POST", [], {"text": LARGE}, LARGE, PIPE, LARGE),
+        ("POST", [], {"text": "a\0"}, "a\\x00", PIPE, "a\0"),
+        ("HEAD", [], {"text": ""}, "HEAD /v1/x", "curl -sS -N --head ", ""),
+        ("POST", [STREAM], {"text": 'data: {"type": "x"}\n\n'}, '"type": "x"', "data:", "data: "),
+        ("POST", [["x-y", "[redacted]"]], {"text": "a"}, "x-y: [red", "x-y: [red", "a"),
+        ("POST", [], {"omitted": "too long", "size": 9}, "[not recorded: too long]", None, ""),
+        ("POST", [], {"text": "a", "size": 9, "truncated": True}, "[truncated: 9 b", None, "a"),
+    ],
+)
+def test_request_is_shown_and_repeated(
+    directory: Path,
+    commands: Commands,
+    method: str,
+    headers: list[list[str]],
+    body: dict[str, object],
+    shown: str,
+    curl: str | None,
+    raw: str,
+) -> None:
+    directory.mkdir(mode=0o700)
+    write(directory, "req_1", body, *headers, method=method)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        return commands.run("records", *arguments, "last", RECORD_DIR=str(directory))
+
+    assert shown in run("show")[1]
+    assert "upstream: eu" in run("show")[1]
+    assert run("show", "--part", "request")[1].startswith(raw)
+    assert run("show", "--part", "response")[1] == ""
+    status, output, errors = run("curl")
+    assert (status, curl is None) == ((2, True) if "not all of its body" in errors else (0, False))
+    assert curl is None or curl in output
+    assert ("parts of this request were redacted" in errors) == ("[redacted]" in str(headers))
+
+
 def test_command_says_what_cannot_be_done(directory: Path, commands: Commands) -> None:
     def refusal(*arguments: str, **more: str) -> str:
         given = {"RECORD_DIR": str(directory), **more}
@@ -175,16 +231,9 @@ def test_command_says_what_cannot_be_done(directory: Path, commands: Commands) -
     directory.mkdir(mode=0o700)
     assert "see records list" in refusal("show", "last")
     assert commands.refusal("records", "list").startswith("RECORD_DIR is not set")
-    request = {"method": "POST", "path": "/v1/x", "headers": [], "body": {"truncated": True}}
-    for name in ("req_1", "req_1", "req_12", "b/c"):
-        whole = {"text": "\x1b[31m", "size": 5, "truncated": False}
-        record = {"time": 1.0, "request_id": name, "dialect": "anthropic", "principal": "ada"}
-        more = {"outcome": "completed", "duration": 1.0, "error": None, "upstream": None}
-        body = {"body": whole} if name == "b/c" else {}
-        files.write(
-            directory,
-            {"record": {**record, **more}, "request": {**request, **body}, "response": None},
-        )
+    for name in ("req_1", "req_1", "req_12"):
+        write(directory, name, {"truncated": True})
+    write(directory, "b/c", {"text": "\x1b[31m", "size": 5, "truncated": False})
     assert "3 ids begin with 'req'" in refusal("show", "req")
     assert "Raise RECORD_MAX_BODY" in refusal("curl", "req_12")
     assert refusal("replay", "b/").startswith("AUTH_TOKEN is not set")
