@@ -259,3 +259,24 @@ async def test_sighup_reloads_secrets_and_log_level_and_keeps_streams(
         await streaming.close()
     for secret in (OTHER_TOKEN, TEST_UPSTREAM_KEY, OTHER_KEY):
         assert secret not in program.said()
+
+
+async def test_sighup_reloads_upstreams_file_or_reports_its_line(
+    tmp_path: Path, upstream: ScriptedUpstream, launch: Launch
+) -> None:
+    entry = f'[[upstream]]\nname = "a"\nbase_url = "{upstream.url}"\napi_key = '
+    file = tmp_path / "upstreams.toml"
+    file.touch(mode=0o600)
+    file.write_text(f'{entry}"{TEST_UPSTREAM_KEY}"\n')
+    variables = {"UPSTREAM_BASE_URL": None, "UPSTREAM_API_KEY": None}
+    async with launch(UPSTREAMS_FILE=file.name, **variables) as program:
+        await program.port()
+        for text, line in (
+            (f'{entry}"{OTHER_KEY}"\n', "SIGHUP: reloaded secrets"),
+            (f'{entry}"x"\nweigth = 2\n', "the settings stay as they were: .*line 5: weigth"),
+        ):
+            file.write_text(text)
+            program.send_signal(signal.SIGHUP)
+            await program.errors.wait_for(line)
+            assert (await program.ask(MODELS)).status == 200
+    assert [each.header("x-api-key") for each in upstream.requests] == [OTHER_KEY] * 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from tornadoproxy.config.core_settings import CORE_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tornadoproxy.config.setting import Setting
 
@@ -72,6 +72,17 @@ class Settings(dict["Setting[Any]", Any]):
         """Return settings with `values` in place of, or besides, these."""
         variables = {setting: setting.name for setting in values}
         return Settings({**self, **values}, {**self._variables, **variables}, self.environment)
+
+    def keeping(self, before: Settings, kept: Iterable[Setting[Any]]) -> Settings:
+        """Return these settings, with the values of `kept` as they are in `before`."""
+        values = {setting: before[setting] for setting in kept}
+        variables = {
+            setting: variable
+            for settings in (self, before)
+            for setting, variable in settings._variables.items()
+            if (setting in values) is (settings is before)
+        }
+        return Settings({**self, **values}, variables, self.environment)
 
     def changed(self, other: Settings) -> tuple[Setting[Any], ...]:
         """Return the settings whose values differ between these and `other`."""

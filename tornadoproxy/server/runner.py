@@ -184,9 +184,7 @@ def _kept(started: Settings, new: Settings) -> Settings:
     A plugin that decides by ``HOST`` whether authentication is required must see the address that
     the server listens on.
     """
-    return new.replace(
-        {setting: started[setting] for setting in CORE_SETTINGS if setting not in RELOADABLE}
-    )
+    return new.keeping(started, [each for each in CORE_SETTINGS if each not in RELOADABLE])
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
