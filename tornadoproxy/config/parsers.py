@@ -25,7 +25,6 @@ import stat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
-from tornadoproxy.config import toml_file as toml
 from tornadoproxy.config.urls import (
     BaseURL,
     EgressProxy,
@@ -264,7 +263,9 @@ def certificates_file(value: str) -> Path:
 
 def toml_file(value: str) -> TomlFile:
     """Read the TOML file at a path."""
-    return toml.read(readable_file(value))
+    from tornadoproxy.config.toml_file import read  # few settings name such a file
+
+    return read(readable_file(value))
 
 
 def networks(value: str) -> tuple[IPNetwork, ...]:

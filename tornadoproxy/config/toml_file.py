@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -32,8 +33,6 @@ def read(path: Path) -> TomlFile:
 
     :raises ValueError: it is too large, or not TOML; the message follows the setting's name.
     """
-    import tomllib  # few settings name such a file
-
     with path.open("rb") as file:
         content = file.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:
