@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,9 @@ class Connector:
         self._no_proxy = settings[NO_PROXY]
         self._ca_file = settings[UPSTREAM_CA_FILE]
         if settings[UPSTREAM_BASE_URL].scheme == "https":
-            _ = self._tls  # loads the authorities before the first request
+            # loads the authorities before the first request; `connect` reports a failure
+            with suppress(OSError):
+                _ = self._tls
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """Return a new connection to `origin`.
@@ -124,7 +127,11 @@ class Connector:
     @cached_property
     def _tls(self) -> _SessionReusingContext:
         # loading the system's authorities takes tens of milliseconds: only for an https upstream
-        return _SessionReusingContext.trusting(self._ca_file)
+        try:
+            return _SessionReusingContext.trusting(self._ca_file)
+        except OSError as error:
+            reason = error.strerror or "it is no PEM file"
+            raise OSError(f"the CA file {self._ca_file} cannot be loaded: {reason}") from None
 
     def _proxy_for(self, origin: Origin) -> EgressProxy | None:
         if origin.scheme != "https" or any(_matches(word, origin) for word in self._no_proxy):
