@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
+import trustme
 from several import MESSAGE, Several
 
 from tornadoproxy import ConfigurationError, Outcome
@@ -306,3 +308,55 @@ async def test_reload_changes_the_upstreams_of_later_requests(several: Several) 
     with pytest.raises(ConfigurationError, match="order must be one of weighted, listed"):
         proxy.reload()
     assert (await several.message()).header("x-tornadoproxy-upstream") == "b"
+
+
+async def test_long_stream_that_probed_does_not_hinder_later_probes(several: Several) -> None:
+    proxy = await several.start()
+    may_end = asyncio.Event()
+
+    async def stream(exchange: UpstreamExchange) -> None:
+        await exchange.head(200, [("Content-Type", "text/event-stream")])
+        await exchange.send(b"".join(EVENTS[:4]))
+        await may_end.wait()
+        exchange.close()
+
+    resting = error_response(529, "overloaded_error", "x", headers={"retry-after-ms": "0"})
+    several["a"].script(resting, stream, resting)
+    await several.message()
+    client = await several.raw()
+    body = json.dumps({**MESSAGE, "stream": True}).encode()
+    await client.send(request_bytes("POST", "/v1/messages", (), body, token=TEST_TOKEN))
+    await client.head()
+    assert proxy.server.status().upstreams[0].state == "well"
+    assert (await several.message()).header("x-tornadoproxy-upstream") == "b"
+    assert (await several.message()).header("x-tornadoproxy-upstream") == "a"
+    assert proxy.server.status().upstreams[0].state == "well"
+    may_end.set()
+    await client.reset()
+
+
+async def test_refusal_by_all_upstreams_is_about_the_request(several: Several) -> None:
+    await several.start()
+    refused = error(403, "permission_error", "This beta is not enabled.")
+    for name in "abc":
+        several[name].script(refused)
+    assert (await several.message()).status == 403
+    assert (await several.message()).header("x-tornadoproxy-upstream") == "a"
+    several["a"].script(refused)
+    for _ in range(2):  # b serves the model, which a has refused
+        assert (await several.message()).header("x-tornadoproxy-upstream") == "b"
+    assert several.requests() == {"a": 3, "b": 3, "c": 1}
+
+
+async def test_lost_ca_file_is_a_failure_of_its_upstream(
+    several: Several, authority: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authorities = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(authorities))
+    proxy = await several.start(a=f'ca_file = "{authorities}"')
+    text, url = several.file.read_text(), several["a"].url
+    several.file.write_text(text.replace(url, url.replace("http:", "https:")))
+    proxy.reload()
+    authorities.unlink()
+    assert (await several.message()).header("x-tornadoproxy-upstream") == "b"
+    assert f"the CA file {authorities} cannot be loaded: No such file" in caplog.text

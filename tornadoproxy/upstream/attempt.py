@@ -68,7 +68,7 @@ class Attempt:
         self.outgoing: OutgoingRequest | None = None
         self._prepare = prepare
         self._receiver = receiver
-        self._is_probe = False
+        self._probe: object | None = None
         self._renewed = False
         self._is_streamed = False
         self._is_over = False
@@ -82,7 +82,7 @@ class Attempt:
 
     def start(self) -> None:
         """Prepare the request, and send it."""
-        self._is_probe = self.target.begin()
+        self._probe = self.target.begin()
         self._sent_at = time.monotonic()
         try:
             prepared = self._prepare(self.target)
@@ -131,7 +131,7 @@ class Attempt:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
-        self.target.end(probe=self._is_probe)
+        self.target.end(self._probe)
 
     # -- the request
 

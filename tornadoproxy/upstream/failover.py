@@ -112,6 +112,7 @@ class Failover:
         self._moves = moves
         self._state = _State.WAITING
         self._tried: list[Target] = []
+        self._lacking: list[Target] = []  # those that refused the model
         self._attempt: Attempt | None = None
         self._called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
@@ -324,7 +325,7 @@ class Failover:
                 self._commit()
                 self.on_end()
                 return
-            held.target.lacked(self._model)
+            self._lacking.append(held.target)
         self._move_on(f"{status} {kind or ''}".rstrip())
 
     def _error_is_late(self) -> None:
@@ -359,15 +360,15 @@ class Failover:
     # -- the end of an attempt, and of all
 
     def _commit(self, more: bytes = b"") -> None:
-        """Pass on what has come, and from now on all that comes.
-
-        :param more: has come as well.
-        """
+        """Pass on what has come, `more` included, and from now on all that comes."""
         held = self._held
         assert held is not None
         self._state = _State.COMMITTED
         self._stop_timer()
         self._held = self._last_response = None
+        # if all refuse, it is for what is asked, and they have the model
+        for target in self._lacking if held.head.status < 400 else ():
+            target.lacked(self._model)
         if self._attempt is not None:
             self._attempt.hand_over(self._receiver)
         self._receiver.on_upstream(held.target, held.outgoing)

@@ -70,7 +70,7 @@ class Target:
             else credential_header(upstream.api_key, upstream.auth_scheme)
         )
         self.key_is_refused = False
-        self._probing = False
+        self._probe: object | None = None
         self._failures = 0
         self._rests = 0
         self._absent_models: dict[str, float] = {}
@@ -126,7 +126,7 @@ class Target:
 
     def is_well(self, now: float) -> bool:
         """Whether it may be asked: it does not rest, or its rest is over and nobody probes it."""
-        return not self._failures or (self.rests_until <= now and not self._probing)
+        return not self._failures or (self.rests_until <= now and self._probe is None)
 
     @property
     def is_full(self) -> bool:
@@ -140,23 +140,23 @@ class Target:
 
     # -- what happens to it
 
-    def begin(self) -> bool:
-        """Take note that a request is about to be sent; return whether it probes the upstream."""
+    def begin(self) -> object | None:
+        """Take note that a request is about to be sent; return a token if it is a probe."""
         self.in_flight += 1
-        if not self._failures or self._probing:
-            return False
-        self._probing = True
+        if not self._failures or self._probe is not None:
+            return None
+        self._probe = object()
         logger.info("upstream %s: probing", self.name)
-        return True
+        return self._probe
 
-    def end(self, *, probe: bool) -> None:
+    def end(self, probe: object | None) -> None:
         """Take note that a request is over; each `begin` is followed by one.
 
         :param probe: what `begin` returned.
         """
         self.in_flight -= 1
-        if probe:
-            self._probing = False
+        if probe is self._probe:
+            self._probe = None
 
     def responded(self, status: int, seconds: float) -> None:
         """Take note that a response began, `seconds` after the request was sent."""
@@ -174,6 +174,7 @@ class Target:
             logger.info("upstream %s: well again", self.name)
             self._failures = 0
             self.rests_until = 0.0
+            self._probe = None  # what it asked is known, although its response may be long
 
     def failed(self, reason: str, head: ResponseHead | None = None) -> None:
         """Let it rest, for as long as the head of its response asks, or longer each time.
@@ -184,7 +185,7 @@ class Target:
             self.broke(reason)
         now = time.monotonic()
         asked = None if head is None else retry_after(head)
-        if self._failures and now < self.rests_until and not self._probing:
+        if self._failures and now < self.rests_until and self._probe is None:
             # one of several requests in flight when it began to rest: they are one failure
             rest = 0.0
         else:
@@ -192,6 +193,7 @@ class Target:
             self._rests += 1
             rest = min(FIRST_REST * 2.0 ** min(self._failures - 1, 16), LONGEST_REST)
             rest *= 0.5 + int.from_bytes(os.urandom(4)) / 2**33  # so that probes spread
+        self._probe = None
         if asked is not None:
             rest = min(asked, LONGEST_ASKED_REST)
         if now + rest > self.rests_until:
@@ -231,7 +233,7 @@ class Target:
         return UpstreamStatus(
             name=self.name,
             kind=self.upstream.kind,
-            state="probing" if self._probing else "resting" if self._failures else "well",
+            state="probing" if self._probe is not None else "resting" if self._failures else "well",
             in_flight=self.in_flight,
             attempts={str(result): count for result, count in self._attempts.items()},
             rests=self._rests,
