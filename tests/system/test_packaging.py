@@ -39,6 +39,24 @@ IN_THE_IMAGE = (
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
 PLUGINS |= {"aws", "foundry", "google", "recorder"}
+UPSTREAMS = """
+[[upstream]]
+name = "aws"
+kind = "bedrock"
+region = "eu-west-1"
+api_key = "key"
+[[upstream]]
+name = "google"
+kind = "vertex"
+project = "acme"
+region = "global"
+access_token = "token"
+[[upstream]]
+name = "azure"
+kind = "foundry"
+resource = "acme"
+api_key = "key"
+"""
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = {"tornadoproxy", *(f"tornadoproxy_{name}" for name in PLUGINS)}
@@ -196,6 +214,8 @@ def test_container_commands_install_every_plugin(build_context: Path, tmp_path: 
             env={**os.environ, "PATH": f"{builder / 'bin'}:{os.environ['PATH']}"},
         )
     (packages,) = installed.glob("lib/python*/site-packages")
+    upstreams = tmp_path / "upstreams.toml"
+    upstreams.write_text(UPSTREAMS)
     databases = {f"{name}_DB": str(tmp_path / "db") for name in ("KEYS", "LEDGER", "BUDGETS")}
     checked = subprocess.run(
         [
@@ -206,7 +226,9 @@ def test_container_commands_install_every_plugin(build_context: Path, tmp_path: 
         cwd=tmp_path,
         env={
             "PYTHONPATH": str(packages),
-            "UPSTREAM_API_KEY": "key",
+            "UPSTREAMS_FILE": str(upstreams),
+            "RECORD_DIR": str(tmp_path / "records"),
+            "RECORD_PRINCIPALS": "*",
             "METRICS": "yes",
             "OTEL_TRACES": "yes",
             **databases,

@@ -209,6 +209,11 @@ class Plugins:
                 raise ConfigurationError(*faults_of(plugin, "startup", error)) from None
             self._unstarted.discard(plugin)
 
+    @property
+    def shutdown_timeout(self) -> float:
+        """How long `shutdown` may take, in seconds."""
+        return SHUTDOWN_TIMEOUT * len(self._stoppers)
+
     async def shutdown(self) -> None:
         """Shut down the started plugins, once, in the reverse order."""
         while self._stoppers:

@@ -23,7 +23,6 @@ from tornadoproxy.config.core_settings import (
     SHUTDOWN_DELAY,
 )
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.plugin.manager import SHUTDOWN_TIMEOUT
 from tornadoproxy.server import logs
 from tornadoproxy.server.server import Server
 
@@ -101,7 +100,7 @@ class _Process:
         self._started = self._early_reload = False
         # a plugin may block the event loop forever in its shutdown
         graceful = settings[SHUTDOWN_DELAY] + settings[DRAIN_TIMEOUT]
-        timeout = graceful + SHUTDOWN_TIMEOUT * len(plugins.describe()) + _EXIT_TIMEOUT
+        timeout = graceful + plugins.shutdown_timeout + _EXIT_TIMEOUT
         self._last_resort = threading.Timer(timeout, os._exit, (1,))
         self._last_resort.daemon = True
 
