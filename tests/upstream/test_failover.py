@@ -360,3 +360,10 @@ async def test_lost_ca_file_is_a_failure_of_its_upstream(
     authorities.unlink()
     assert (await several.message()).header("x-tornadoproxy-upstream") == "b"
     assert f"the CA file {authorities} cannot be loaded: No such file" in caplog.text
+
+
+async def test_upstream_named_by_a_proxy_behind_this_one_is_replaced(several: Several) -> None:
+    await several.start()
+    headers = {"x-tornadoproxy-upstream": "inner"}
+    several["a"].script(json_response(message_document("Hi"), headers=headers))
+    assert (await several.message()).all("x-tornadoproxy-upstream") == ["a"]

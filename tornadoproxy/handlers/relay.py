@@ -108,6 +108,7 @@ class RelayHandler(UpstreamHandler):
     def begin_response(self, head: ResponseHead) -> None:
         headers = response_headers(head.status, self.headers_for_client(head))
         if self._shown:
+            headers.pop("X-Tornadoproxy-Upstream", None)  # of another tornadoproxy behind this one
             add_fields(headers, self._shown)
         self._headers = headers  # Tornado's `add_header` would validate each one again
         self.set_status(head.status, head.reason)
