@@ -77,7 +77,7 @@ async def test_upstream_401_is_logged_until_the_key_is_accepted_again(
         for _ in range(2):
             assert (await scene.ask("/v1/models")).status == 502
         logged = [each for each in caplog.records if each.name == "tornadoproxy.upstream.target"]
-        told = "UPSTREAM_API_KEY: the upstream refused this key (it answered 401): replace it"
+        told = "UPSTREAM_API_KEY: the upstream refused this key (status 401): replace it"
         assert all(each.message.startswith(told) for each in logged)
         return len(logged)
 
@@ -124,7 +124,7 @@ async def test_check_online_sends_one_request_with_the_key(
         ),
         (bytes_response(b"<html>"), "The upstream's response is not a list of models."),
         (silent_response(), "no response to GET /v1/models?limit=1 within 0.2 seconds"),
-        (REFUSED, "UPSTREAM_API_KEY: the upstream refused this key (it answered 401): replace it"),
+        (REFUSED, "UPSTREAM_API_KEY: the upstream refused this key (status 401): replace it"),
         (None, "The upstream cannot be reached."),
     ],
     ids=["403", "no list", "silence", "401", "nothing listens"],

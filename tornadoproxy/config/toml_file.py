@@ -44,5 +44,7 @@ def read(path: Path) -> TomlFile:
         raise ValueError(f"must name a TOML file, which is in UTF-8, not '{path}'") from None
     except tomllib.TOMLDecodeError as error:
         # the message quotes one character at most
-        raise ValueError(f"must name a TOML file, but '{path}' is none: {error}") from None
+        raise ValueError(
+            f"must name a TOML file, but '{path}' is not valid TOML: {error}"
+        ) from None
     return TomlFile(path, text, document)

@@ -95,11 +95,9 @@ class Upstream(Struct, frozen=True, kw_only=True):
     def key_fault(self) -> str:
         """Return what a 401 means: which setting is wrong, and what to do."""
         if self.key_source is not None:
-            return f"{self.key_source}: the upstream refused this key (it answered 401): replace it"
+            return f"{self.key_source}: the upstream refused this key (status 401): replace it"
         unset = "UPSTREAM_API_KEY" if self.name == DEFAULT else f"api_key of {self.name!r}"
-        return (
-            f"{unset} is not set, and the upstream requires a credential (it answered 401): set it"
-        )
+        return f"{unset} is not set, and the upstream requires a credential (status 401): set it"
 
     def settings(self, settings: Settings) -> Settings:
         """Return `settings` with those of this upstream in place of the default upstream's."""

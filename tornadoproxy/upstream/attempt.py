@@ -177,7 +177,9 @@ class Attempt:
             renewed = await self.target.upstream.wire.renew_credential()
         except Exception as error:
             name = self.target.name
-            logger.warning("upstream %s: its credential: %s", name, type(error).__name__)
+            logger.warning(
+                "upstream %s: its credential cannot be renewed: %s", name, type(error).__name__
+            )
             renewed = False
         self._task = None
         deferred, self._deferred = self._deferred or (), None
