@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,25 @@ async def test_upstream_named_by_a_proxy_behind_this_one_is_replaced(several: Se
     headers = {"x-tornadoproxy-upstream": "inner"}
     several["a"].script(json_response(message_document("Hi"), headers=headers))
     assert (await several.message()).all("x-tornadoproxy-upstream") == ["a"]
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+async def test_stream_does_not_keep_the_request_body(several: Several, path: str) -> None:
+    await several.start()
+    size = 2_000_000
+    messages = [{"role": "user", "content": "x" * size}]
+    body = json.dumps({**DIALECTS[path], "messages": messages, "stream": True}).encode()
+    stream = sse_response(EVENTS[:4], end="hang")
+    several["a"].script(stream)
+    client = await several.raw()
+    tracemalloc.start()
+    try:
+        await client.send(request_bytes("POST", path, (), body, token=TEST_TOKEN))
+        await client.head()
+        await client.chunk()
+        several["a"].requests.clear()
+        large = [each for each in tracemalloc.take_snapshot().traces if each.size > size / 2]
+    finally:
+        tracemalloc.stop()
+    assert large == []
+    await client.reset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -143,7 +144,7 @@ class ChatHandler(UpstreamHandler):
             return
         if not await self.ask_plugins(translation.body):
             return
-        self._translation = translation
+        self._translation = replace(translation, body=b"")  # a stream would keep it to its end
         self.send(
             "/v1/messages",
             translation.body,

@@ -218,6 +218,8 @@ class UpstreamHandler(ExchangeHandler):
             if self.ended:
                 return None
             raise
+        finally:
+            self._working = None  # its result may hold the body
         return None if self.ended else result
 
     def send(

@@ -114,7 +114,11 @@ class Attempt:
             self._call.resume()
 
     def hand_over(self, receiver: Receiver) -> None:
-        """Let `receiver` be called from now on, without a way round, if nothing is decoded."""
+        """Let `receiver` be called from now on, without a way round, if nothing is decoded.
+
+        The request cannot be sent again after that.
+        """
+        del self._prepare  # it holds the request's body
         if self._decoder is None and self._call is not None:
             self._call.hand_over(receiver)
 

@@ -366,6 +366,7 @@ class Failover:
         self._state = _State.COMMITTED
         self._stop_timer()
         self._held = self._last_response = None
+        del self._prepare  # it holds the request's body
         # if all refuse, it is for what is asked, and they have the model
         for target in self._lacking if held.head.status < 400 else ():
             target.lacked(self._model)
