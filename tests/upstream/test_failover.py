@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from several import MESSAGE, Several
+from several import LISTED, MESSAGE, Several
 
 from tornadoproxy import ConfigurationError, Outcome
 from tornadoproxy.testing import (
@@ -285,6 +285,14 @@ async def test_files_and_batches_stay_where_they_were_made(several: Several) -> 
     several["b"].script(lost)
     response = await several.ask("/v1/messages/batches/msgbatch_013Zva2CMHLNnXjNJJKqJ2EF")
     assert response.header("x-tornadoproxy-upstream") == "c", "it is looked for"
+
+
+async def test_pinned_upstream_gets_only_what_its_kind_serves(several: Several) -> None:
+    bedrock = 'kind = "bedrock"\nregion = "eu-west-1"'
+    await several.start(before=f'{LISTED}\npinned = "a"', a=bedrock)
+    response = await several.ask("/v1/files")
+    assert response.header("x-tornadoproxy-upstream") == "b"
+    assert several.requests() == {"a": 0, "b": 1, "c": 0}
 
 
 async def test_pinned_upstream_keeps_files_and_batches(several: Several) -> None:

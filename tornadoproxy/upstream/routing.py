@@ -61,7 +61,7 @@ def targets_of(
     serving = pool.serving(method, path, model)
     if keeps(path):
         holder = pool.holder(_ID.findall(path))
-        if holder is not None:
+        if holder is not None and holder in serving:
             return [holder], Moves.NEVER
         # everybody's files are on one upstream as long as it can be used, so that lists are whole
         ordered = pool.in_order(serving, "")
