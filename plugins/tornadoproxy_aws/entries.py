@@ -166,9 +166,9 @@ def _access_key(entry: UpstreamEntry) -> tuple[str, str, str | None] | None:
 
 def _region(entry: UpstreamEntry, entries: UpstreamEntries, account: _Account) -> str:
     """Return the entry's region, or that of the environment or the profile."""
-    if "region" in entry.table:
-        given: str = entry.read("region", _region_name, _NOWHERE)
-        return given
+    given: str | None = entry.read("region", _region_name)
+    if given is not None or "region" in entry.table:
+        return given or _NOWHERE
     named = [text for each in _REGION_VARIABLES if (text := entries.environment(each))]
     region = named[0] if named else _region_of_profile(entry, account)
     if not region:
