@@ -183,3 +183,19 @@ async def test_streamed_body_is_not_begun_again_with_another_credential(
     assert (await several.ask("/v1/files", body=LARGE)).status == 502
     assert several.requests() == {"a": 1, "b": 0, "c": 0}
     assert acme.wire.key == 2, "for the next request"
+
+
+@pytest.mark.parametrize("fault", ["nothing listens", "no TLS"])
+async def test_connection_that_fails_is_not_seen_by_the_client(
+    several: Several, fault: str
+) -> None:
+    proxy = await several.start()
+    if fault == "nothing listens":
+        await several["a"].stop()
+    else:
+        plain = several["a"].url
+        several.file.write_text(several.file.read_text().replace(plain, f"https{plain[4:]}"))
+        proxy.reload()
+    for attempts in (2, 1):  # it rests then
+        assert (await several.message()).header("x-tornadoproxy-upstream") == "b"
+        assert (await several.records.finished(3 - attempts)).attempts == attempts
