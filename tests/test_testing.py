@@ -119,13 +119,15 @@ WARNINGS = ("-Wignore", *(f"-Werror::{name}" for name in ERRORS))
 
 
 def test_careless_tests_fail(tmp_path: Path) -> None:
-    tests = Path(__file__).parent
-    shutil.copy(tests / "conftest.py", tmp_path)
-    (tmp_path / "test_careless.py").write_text(CARELESS_TESTS)
+    tests, careless = Path(__file__).parent, tmp_path / "tests"
+    careless.mkdir()
+    shutil.copy(tests / "conftest.py", careless)
+    (careless / "test_careless.py").write_text(CARELESS_TESTS)
+    (tmp_path / "bench").symlink_to(tests.parent / "bench")  # whose programs conftest needs
     # not by the fixture pytester, which prints what the tests show
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *WARNINGS],
-        cwd=tmp_path,
+        cwd=careless,
         env={**os.environ, "PYTHONPATH": str(tests)},
         capture_output=True,
         text=True,
