@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.protocol.body_fields import mapped
 
 MAX_IGNORED = 32
 """The most names of dropped fields that are listed, since they go out in a header."""
@@ -36,11 +37,7 @@ class Options:
 
     def model(self, name: str) -> str:
         """Return the upstream's name for the model that a client calls `name`."""
-        if name in self.models:
-            return self.models[name]
-        if "*" in self.models and not name.startswith("claude"):
-            return self.models["*"]
-        return name
+        return mapped(name, self.models)
 
     def listed(self, ignored: list[str]) -> tuple[str, ...]:
         """Return each dropped name once, `MAX_IGNORED` at most.

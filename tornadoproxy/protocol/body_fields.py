@@ -182,7 +182,7 @@ def routed(body: bytes, models: Mapping[str, str]) -> tuple[RoutingFields, bytes
 
 
 def mapped(name: str, models: Mapping[str, str]) -> str:
-    """Return what ``MODELS`` says that a model is called upstream.
+    """Return what ``MODELS`` or ``CHAT_MODELS`` says that a model is called upstream.
 
     ``*`` stands for any other name that does not begin with ``claude``.
     """
