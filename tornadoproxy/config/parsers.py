@@ -23,7 +23,7 @@ import re
 import ssl
 import stat
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from tornadoproxy.config.urls import (
     BaseURL,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.toml_file import TomlFile
     from tornadoproxy.protocol.client_address import IPNetwork
+
+N = TypeVar("N", int, float)
 
 __all__ = [
     "BaseURL",
@@ -132,27 +134,19 @@ def date(value: str) -> str:
 def integer(minimum: int | None = None, maximum: int | None = None) -> Callable[[str], int]:
     """Return a parser of whole numbers from `minimum` to `maximum`, both included."""
     wanted = f"must be a whole number{_limits(minimum, maximum)}"
-
-    def parse(value: str) -> int:
-        if not re.fullmatch(_INTEGER, value):
-            raise ValueError(f"{wanted}, not {value!r}")
-        number = int(value)
-        if not _within(number, minimum, maximum):
-            raise ValueError(f"{wanted}, not {value!r}")
-        return number
-
-    return parse
+    return _numeric(int, _INTEGER, wanted, minimum, maximum)
 
 
 def number(minimum: float | None = None, maximum: float | None = None) -> Callable[[str], float]:
     """Return a parser of numbers from `minimum` to `maximum`, both included; never infinite."""
-    return _decimal(f"must be a number{_limits(minimum, maximum)}", minimum, maximum)
+    wanted = f"must be a number{_limits(minimum, maximum)}"
+    return _numeric(float, _DECIMAL, wanted, minimum, maximum)
 
 
 def seconds(minimum: float = 0.0, maximum: float = A_YEAR) -> Callable[[str], float]:
     """Return a parser of seconds, such as ``10`` or ``0.5``; never infinite, never negative."""
     wanted = f"must be a number of seconds{_limits(minimum, maximum)}, without a unit"
-    return _decimal(wanted, minimum, maximum)
+    return _numeric(float, _DECIMAL, wanted, minimum, maximum)
 
 
 def size(value: str) -> int:
@@ -307,11 +301,17 @@ def _limits(minimum: float | None, maximum: float | None) -> str:
     return f" of at most {maximum:.15g}" if maximum is not None else ""
 
 
-def _decimal(wanted: str, minimum: float | None, maximum: float | None) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        if not re.fullmatch(_DECIMAL, value):
+def _numeric(
+    convert: Callable[[str], N],
+    pattern: str,
+    wanted: str,
+    minimum: float | None,
+    maximum: float | None,
+) -> Callable[[str], N]:
+    def parse(value: str) -> N:
+        if not re.fullmatch(pattern, value):
             raise ValueError(f"{wanted}, not {value!r}")
-        number = float(value)
+        number = convert(value)
         if not _within(number, minimum, maximum):
             raise ValueError(f"{wanted}, not {value!r}")
         return number
