@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from tornadoproxy.config.core_settings import (
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
-    UPSTREAM_AUTH_SCHEME,
 )
-from tornadoproxy.protocol.headers import credential_header
 
 if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
@@ -23,12 +21,6 @@ def upstream_key(settings: Settings) -> Secret | None:
     ``UPSTREAM_API_KEY`` it is an error at start.
     """
     return settings[UPSTREAM_API_KEY_FILE] or settings[UPSTREAM_API_KEY]
-
-
-def upstream_credential(settings: Settings) -> tuple[str, str] | None:
-    """Return the header that carries the upstream's key; ``None`` if there is no key."""
-    key = upstream_key(settings)
-    return None if key is None else credential_header(key, settings[UPSTREAM_AUTH_SCHEME])
 
 
 def upstream_key_variable(settings: Settings) -> str | None:

@@ -10,8 +10,6 @@ from msgspec import Struct
 
 from tornadoproxy.config.core_settings import (
     HTTPS_PROXY,
-    UPSTREAM_API_KEY,
-    UPSTREAM_API_KEY_FILE,
     UPSTREAM_API_KEYS,
     UPSTREAM_AUTH_SCHEME,
     UPSTREAM_BASE_URL,
@@ -100,7 +98,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
         return f"{unset} is not set, and the upstream requires a credential (status 401): set it"
 
     def settings(self, settings: Settings) -> Settings:
-        """Return `settings` with those of this upstream in place of the default upstream's."""
+        """Return `settings` with how this upstream is reached in place of the default one."""
         own: dict[Setting[Any], Any] = {  # Any: each has a type of its own
             UPSTREAM_CONNECT_TIMEOUT: self.connect_timeout,
             UPSTREAM_FIRST_BYTE_TIMEOUT: self.first_byte_timeout,
@@ -111,9 +109,6 @@ class Upstream(Struct, frozen=True, kw_only=True):
         return settings.replace(
             {
                 UPSTREAM_BASE_URL: self.base_url,
-                UPSTREAM_API_KEY: self.api_key,
-                UPSTREAM_API_KEY_FILE: None,
-                UPSTREAM_AUTH_SCHEME: self.auth_scheme,
                 **{setting: value for setting, value in own.items() if value is not None},
             }
         )

@@ -157,8 +157,7 @@ class Gateway:
         target = self.upstreams.lister()
         if target is None:
             return 200, self.upstreams.models_of_settings()
-        wire = target.upstream.wire
-        status, body = await target.client.ask(path, instance=self.instance, wire=wire)
+        status, body = await target.ask(path, instance=self.instance)
         refusal = target.check_key(status)
         if refusal is not None:
             raise refusal

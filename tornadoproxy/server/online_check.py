@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tornadoproxy.config.upstreams import DEFAULT
 from tornadoproxy.errors import ConfigurationError, UpstreamError
 from tornadoproxy.protocol.dialects import read_error
-from tornadoproxy.upstream.client import UpstreamClient
 from tornadoproxy.upstream.model_list import read_page
+from tornadoproxy.upstream.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,10 +59,10 @@ async def _check(settings: Settings, upstream: Upstream) -> str:
         except UpstreamError as error:
             raise ConfigurationError(f"{name}: {error.message}") from None
         return f"{name} has a credential; it lists no models, so that only a request tests that"
-    client = UpstreamClient(force_instance=True, settings=upstream.settings(settings))
+    target = Target(upstream, settings)
     try:
         async with asyncio.timeout(TIMEOUT):
-            status, body = await client.ask(PATH, instance=secrets.token_hex(8), wire=wire)
+            status, body = await target.ask(PATH, instance=secrets.token_hex(8))
         if status == 200:
             read_page(body)
             return f"{name} accepts the key (GET {PATH})"
@@ -74,7 +74,7 @@ async def _check(settings: Settings, upstream: Upstream) -> str:
     except UpstreamError as error:
         status, fault = 0, error.message
     finally:
-        client.close()
+        target.close()
     if status == 401:
         raise ConfigurationError(upstream.key_fault())
     where = "UPSTREAM_BASE_URL" if upstream.name == DEFAULT else f"base_url of {upstream.name!r}"

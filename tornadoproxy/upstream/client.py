@@ -20,34 +20,28 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
-from tornado.httputil import HTTPHeaders
 
 from tornadoproxy.config.core_settings import (
-    DEFAULT_ANTHROPIC_VERSION,
     UPSTREAM_BASE_URL,
     UPSTREAM_FIRST_BYTE_TIMEOUT,
     UPSTREAM_IDLE_TIMEOUT,
     UPSTREAM_KEEPALIVE_TIMEOUT,
 )
-from tornadoproxy.config.upstream_key import upstream_credential
-from tornadoproxy.protocol.decompression import decompressor
-from tornadoproxy.protocol.headers import headers_of, is_encoded, via
-from tornadoproxy.protocol.wire import ANTHROPIC, OutgoingRequest, ResponseHead
+from tornadoproxy.protocol.headers import headers_of
 from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.connector import Connector, Origin
 
 if TYPE_CHECKING:
+    from tornadoproxy.protocol.wire import ResponseHead
     from collections.abc import Callable
 
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.errors import UpstreamError
-    from tornadoproxy.protocol.wire import Wire
     from tornadoproxy.upstream.call import Receiver
     from tornadoproxy.upstream.connection import UpstreamConnection
 
@@ -65,7 +59,6 @@ class UpstreamClient(AsyncHTTPClient):
         self, *, settings: Settings, defaults: dict[str, Any] | None = None
     ) -> None:
         super().initialize(defaults=defaults)
-        self._settings = settings
         self.first_byte_timeout = settings[UPSTREAM_FIRST_BYTE_TIMEOUT]
         self.idle_timeout = settings[UPSTREAM_IDLE_TIMEOUT]
         self._keepalive_timeout = settings[UPSTREAM_KEEPALIVE_TIMEOUT]
@@ -77,45 +70,6 @@ class UpstreamClient(AsyncHTTPClient):
         self._made: WeakSet[UpstreamConnection] = WeakSet()
         self._sweep: asyncio.TimerHandle | None = None
         self._keeps_connections = True
-
-    async def ask(self, path: str, *, instance: str, wire: Wire = ANTHROPIC) -> tuple[int, bytes]:
-        """Get `path` from the upstream for the proxy itself.
-
-        :param instance: this proxy's name in ``Via``.
-        :param wire: how the upstream differs from the Anthropic API.
-        :return: status and body of the response.
-        :raises UpstreamError: there is no response, or it cannot be decompressed.
-        """
-        settings = self._settings
-        credential = upstream_credential(settings)
-        outgoing = OutgoingRequest(
-            upstream="",
-            method="GET",
-            target=path,
-            headers=(
-                ("Accept-Encoding", "identity"),
-                ("Anthropic-Version", settings[DEFAULT_ANTHROPIC_VERSION]),
-                ("Via", via(instance)),
-                *(() if credential is None else (credential,)),
-            ),
-            body=b"",
-        )
-        prepared = wire.prepare(outgoing)
-        if isinstance(prepared, Awaitable):
-            prepared = await prepared
-        headers = HTTPHeaders()
-        for name, value in prepared.headers:
-            headers.add(name, value)
-        request = HTTPRequest(f"{settings[UPSTREAM_BASE_URL]}{prepared.target}", headers=headers)
-        response = await self.fetch(request, raise_error=False)
-        fields = list(response.headers.get_all())
-        head, decoder = wire.read(prepared, ResponseHead(response.code, response.reason, fields))
-        if decoder is not None:
-            return head.status, decoder.feed(response.body) + decoder.end()
-        if is_encoded(response.headers):
-            decompress = decompressor(response.headers["Content-Encoding"])
-            return head.status, b"".join(decompress(response.body))
-        return head.status, response.body
 
     def send(self, request: UpstreamRequest, receiver: Receiver) -> Call:
         """Start an exchange, whose response goes to `receiver`.

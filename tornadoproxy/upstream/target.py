@@ -15,13 +15,20 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPHeaders
+
+from tornadoproxy.config.core_settings import DEFAULT_ANTHROPIC_VERSION
 from tornadoproxy.config.upstreams import UpstreamStatus
 from tornadoproxy.errors import CredentialRefused, UpstreamTimeout
-from tornadoproxy.protocol.headers import credential_header, request_head
+from tornadoproxy.protocol.decompression import decompressor
+from tornadoproxy.protocol.headers import credential_header, is_encoded, request_head, via
+from tornadoproxy.protocol.wire import OutgoingRequest, ResponseHead
 from tornadoproxy.upstream.call import UpstreamRequest
 
 if TYPE_CHECKING:
@@ -30,7 +37,6 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.upstreams import Upstream
     from tornadoproxy.errors import UpstreamError
-    from tornadoproxy.protocol.wire import ResponseHead
     from tornadoproxy.upstream.client import UpstreamClient
 
 logger = logging.getLogger(__name__)
@@ -116,6 +122,43 @@ class Target:
         return UpstreamRequest(
             origin=self.client.origin, method=method, head=head, body=body, chunked=chunked
         )
+
+    async def ask(self, path: str, *, instance: str) -> tuple[int, bytes]:
+        """Get `path` from the upstream for the proxy itself.
+
+        :param instance: this proxy's name in ``Via``.
+        :return: status and body of the response.
+        :raises UpstreamError: there is no response, or it cannot be decompressed.
+        """
+        wire, credential = self.upstream.wire, self.credential
+        outgoing = OutgoingRequest(
+            upstream=self.name,
+            method="GET",
+            target=path,
+            headers=(
+                ("Accept-Encoding", "identity"),
+                ("Anthropic-Version", self.settings[DEFAULT_ANTHROPIC_VERSION]),
+                ("Via", via(instance)),
+                *(() if credential is None else (credential,)),
+            ),
+            body=b"",
+        )
+        prepared = wire.prepare(outgoing)
+        if isinstance(prepared, Awaitable):
+            prepared = await prepared
+        headers = HTTPHeaders()
+        for name, value in prepared.headers:
+            headers.add(name, value)
+        request = HTTPRequest(f"{self.upstream.base_url}{prepared.target}", headers=headers)
+        response = await self.client.fetch(request, raise_error=False)
+        fields = list(response.headers.get_all())
+        head, decoder = wire.read(prepared, ResponseHead(response.code, response.reason, fields))
+        if decoder is not None:
+            return head.status, decoder.feed(response.body) + decoder.end()
+        if is_encoded(response.headers):
+            decompress = decompressor(response.headers["Content-Encoding"])
+            return head.status, b"".join(decompress(response.body))
+        return head.status, response.body
 
     def close(self) -> None:
         """Close the idle connections."""
