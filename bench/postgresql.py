@@ -20,7 +20,7 @@ class Server:
 
     :param directory: an empty one for its data, which may not be below the home of root.
     :param user: the superuser's name.
-    :param password: the superuser's; without it, everybody is let in.
+    :param password: the superuser's; without it, none is needed.
     :ivar log: the file of what it prints.
     """
 

@@ -41,10 +41,7 @@ BETAS = (
 )
 """The betas that AWS documents for Claude on Bedrock; not every model takes all of them."""
 
-UNSUPPORTED_FIELDS = ("billing_policy", "diagnostics", "service_tier", "speed")
-"""Fields about accounts and servers of the Anthropic API, which change nothing in a response."""
-
-UNSUPPORTED = Unsupported("Amazon Bedrock", BETAS, UNSUPPORTED_FIELDS)
+UNSUPPORTED = Unsupported("Amazon Bedrock", BETAS)
 """What Bedrock does not take, unless the entry says otherwise."""
 
 FIRST_VERSION = "2023-06-01"

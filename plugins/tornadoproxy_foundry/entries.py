@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tornadoproxy import Upstream, UpstreamEntry
 
 SCOPE = "https://ai.azure.com/.default"
-"""What tokens are for, in Azure's public cloud."""
+"""The scope of tokens in Azure's public cloud."""
 
 
 def upstream_of(entry: UpstreamEntry) -> Upstream:

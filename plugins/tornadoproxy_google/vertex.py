@@ -46,10 +46,7 @@ COUNT_BETAS = (
 )
 """Those of them that it takes where tokens are counted."""
 
-UNSUPPORTED_FIELDS = ("billing_policy", "diagnostics", "service_tier", "speed")
-"""Fields about accounts and servers of the Anthropic API, which change nothing in a response."""
-
-UNSUPPORTED = Unsupported("Vertex AI", BETAS, UNSUPPORTED_FIELDS)
+UNSUPPORTED = Unsupported("Vertex AI", BETAS)
 """What Vertex AI does not take, unless the entry says otherwise."""
 
 FIRST_VERSION = "2023-06-01"

@@ -1,4 +1,4 @@
-"""``MODELS``: what models are called upstream, in every API."""
+"""``MODELS``: other names for models upstream, in every API."""
 
 from __future__ import annotations
 

@@ -37,11 +37,11 @@ from tornadoproxy.upstream.call import Call, UpstreamRequest
 from tornadoproxy.upstream.connector import Connector, Origin
 
 if TYPE_CHECKING:
-    from tornadoproxy.protocol.wire import ResponseHead
     from collections.abc import Callable
 
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.errors import UpstreamError
+    from tornadoproxy.protocol.wire import ResponseHead
     from tornadoproxy.upstream.call import Receiver
     from tornadoproxy.upstream.connection import UpstreamConnection
 

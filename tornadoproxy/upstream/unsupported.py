@@ -30,13 +30,14 @@ class Unsupported(Struct, frozen=True):
 
     :param cloud: its name, for people.
     :param betas: names of those that it takes; ``*`` stands for any text.
-    :param fields: top-level fields of a body that it does not take.
+    :param fields: top-level fields of a body that it does not take; by default those about accounts
+        and servers of the Anthropic API, which change nothing in a response.
     :param refuses: whether a request with any of these is refused; else they are left out.
     """
 
     cloud: str
     betas: tuple[str, ...]
-    fields: tuple[str, ...]
+    fields: tuple[str, ...] = ("billing_policy", "diagnostics", "service_tier", "speed")
     refuses: bool = False
 
     def for_entry(self, entry: UpstreamEntry) -> Unsupported:

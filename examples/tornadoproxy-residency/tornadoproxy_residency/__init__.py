@@ -31,7 +31,8 @@ GROUP_UPSTREAMS: Setting[Rules] = Setting(
     default=MappingProxyType({}),
     help=(
         "upstreams that groups may use, such as 'legal=eu-* research=eu-*|us-*'. "
-        "Whoever is in several groups may use what all of them may; all others may use any."
+        "A member of several groups may use only the upstreams of all of them; a principal in "
+        "none may use any."
     ),
 )
 
