@@ -53,7 +53,8 @@ async def serve_demo(
             UPSTREAM_API_KEY: Secret("demo"),
             UPSTREAM_API_KEY_FILE: None,
             UPSTREAM_API_KEYS: (),
-            UPSTREAMS_FILE: None,
+            # only where it is set: the plugins that bring kinds of upstreams would be active
+            **({UPSTREAMS_FILE: None} if settings[UPSTREAMS_FILE] else {}),
             **access,
         }
         settings = settings.replace(own)
