@@ -14,7 +14,7 @@ It takes and returns dicts and bytes, without a server or a client::
 A stream is translated piece by piece with `StreamTranslator`, an error with `translate_error`.
 """
 
-from tornadoproxy.openai.chat_completions.fields import FIELDS, Treatment
+from tornadoproxy.openai.chat_completions.fields import FIELDS
 from tornadoproxy.openai.chat_completions.request import (
     Translation,
     depends_on_capabilities,
@@ -31,6 +31,7 @@ from tornadoproxy.openai.errors import translate_error
 from tornadoproxy.openai.models import Capabilities, find_model, translate_model, translate_models
 from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.reading import parse
+from tornadoproxy.openai.treatment import Treatment
 
 __all__ = [
     "FIELDS",

@@ -9,29 +9,19 @@ Source: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import re
-from enum import Enum
 from typing import TYPE_CHECKING
+
+from tornadoproxy.openai.treatment import (
+    PASSED,
+    Table,
+    Treatment,
+    header_name,
+    ignored_fields,
+    table,
+)
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
-
-
-class Treatment(Enum):
-    """The treatment of a field."""
-
-    TRANSLATED = "translated"
-    """It has a counterpart."""
-    IGNORED = "ignored"
-    """Dropped and named in ``x-tornadoproxy-ignored``; with ``CHAT_STRICT``, a 400.
-
-    Fields that neither API has are treated so, too.
-    """
-    REFUSED = "refused"
-    """A 400 that names it, if Claude cannot do what its value requests."""
-    PASSED = "passed"
-    """A field of Anthropic's API, which goes upstream unchanged."""
-
 
 _TRANSLATED = {
     "messages": "`messages`, and `system` for system and developer messages",
@@ -84,33 +74,16 @@ _REFUSED = {
     "top_logprobs": "more than 0 is refused",
 }
 
-_PASSED = {
-    "billing_policy": "",
-    "cache_control": "caches the request up to its last block",
-    "compaction": "",
-    "container": "",
-    "context_management": "",
-    "diagnostics": "",
-    "fallback_credit_token": "",
-    "fallbacks": "",
-    "inference_geo": "",
-    "mcp_servers": "",
-    "output_config": "merged with `response_format` and `reasoning_effort`",
-    "speed": "",
-    "thinking": "replaces the thinking of `reasoning_effort`",
-    "thread": "",
-    "top_k": "",
-}
+FIELDS: Table = table(
+    {
+        Treatment.TRANSLATED: _TRANSLATED,
+        Treatment.IGNORED: _IGNORED,
+        Treatment.REFUSED: _REFUSED,
+        Treatment.PASSED: PASSED,
+    }
+)
+"""The treatment of each field; fields that neither API has are ignored, too."""
 
-FIELDS: dict[str, tuple[Treatment, str]] = {
-    **{name: (Treatment.TRANSLATED, note) for name, note in _TRANSLATED.items()},
-    **{name: (Treatment.IGNORED, note) for name, note in _IGNORED.items()},
-    **{name: (Treatment.REFUSED, note) for name, note in _REFUSED.items()},
-    **{name: (Treatment.PASSED, note) for name, note in _PASSED.items()},
-}
-"""The treatment of each field, with a note for the documentation."""
-
-PASSED = frozenset(_PASSED)
 REFUSED = frozenset(_REFUSED)
 
 # Ignored fields with these values request nothing, so they are not reported.
@@ -121,21 +94,12 @@ _DEFAULTS: dict[str, object] = {
     "store": False,
 }
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
 
 def ignored(document: Json) -> list[str]:
-    """Return the names of a request's dropped fields.
-
-    The names go out in a header, so a name that does not fit there becomes ``unknown``.
-    """
-    return [
-        name if _NAME.fullmatch(name) else "unknown"
+    """Return the names of a request's dropped fields, unknown ones included, for a header."""
+    unknown = [
+        header_name(name)
         for name, value in document.items()
-        if FIELDS.get(name, _UNKNOWN)[0] is Treatment.IGNORED
-        and value is not None
-        and (name not in _DEFAULTS or value != _DEFAULTS[name])
+        if name not in FIELDS and value is not None
     ]
-
-
-_UNKNOWN = (Treatment.IGNORED, "")
+    return ignored_fields(document, FIELDS, _DEFAULTS) + unknown

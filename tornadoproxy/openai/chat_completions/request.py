@@ -28,6 +28,7 @@ from tornadoproxy.openai.reading import (
 )
 from tornadoproxy.openai.schema import Grammar
 from tornadoproxy.openai.thinking import add_reasoning
+from tornadoproxy.openai.treatment import PASSED
 
 _NEW_MODEL = Capabilities()
 _LIMITS = ("max_completion_tokens", "max_tokens")
@@ -172,9 +173,7 @@ def _stop(document: Json, ignored: list[str]) -> list[str]:
 
 def _passed(document: Json) -> Json:
     passed = {
-        name: value
-        for name, value in document.items()
-        if name in fields.PASSED and value is not None
+        name: value for name, value in document.items() if name in PASSED and value is not None
     }
     for name in ("thinking", "output_config"):
         if name in passed:

@@ -1,0 +1,69 @@
+"""What a translated request hands to the translation of its response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tornadoproxy.openai.reading import Json
+
+
+class ToolKind(Enum):
+    """The kind of a client's tool, which decides the form of its calls."""
+
+    FUNCTION = auto()
+    CUSTOM = auto()
+    TOOL_SEARCH = auto()
+    SHELL = auto()
+    LOCAL_SHELL = auto()
+    APPLY_PATCH = auto()
+    WEB_SEARCH = auto()
+
+
+class Origin(NamedTuple):
+    """The client's tool that a tool of the upstream's request stands for.
+
+    :param namespace: the namespace it was listed in, if any.
+    """
+
+    kind: ToolKind
+    name: str
+    namespace: str | None = None
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A messages request, and the settings for the translation of its response.
+
+    :param body: the request's body, JSON.
+    :param stream: whether the response is streamed.
+    :param samples: whether the body has a sampling parameter, which ``anthropic-version``
+        2026-10-21 refuses.
+    :param ignored: the names of dropped fields, each once.
+    :param origins: the client's tool for each name of an upstream's tool; a name that is not here
+        is that of a function.
+    :param echo: the fields of the response object that repeat the request or are constant; all but
+        ``id``, ``created_at``, ``completed_at``, ``model``, ``status``, ``output``, ``usage``,
+        ``error`` and ``incomplete_details``.
+    :param kept: whether the response is to be stored.
+    :param previous: the id of the response that this one continues.
+    :param input: the request's own input items, references resolved, each with an id.
+    :param for_codex: whether a refusal that comes before any other content is a failed response,
+        the only form that Codex shows.
+    :param compacts: whether the response is one compaction item.
+    """
+
+    body: bytes = field(repr=False)
+    stream: bool
+    samples: bool
+    ignored: tuple[str, ...]
+    origins: Mapping[str, Origin]
+    echo: Json = field(repr=False)
+    kept: bool
+    previous: str | None
+    input: tuple[Json, ...] = field(repr=False)
+    for_codex: bool
+    compacts: bool
