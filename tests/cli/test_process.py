@@ -92,7 +92,7 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
         *("sqlite3", "tomllib", "tornadoproxy_budgets.admin_keys"),
         *("opentelemetry", "prometheus_client", "hypothesis", "pytest", "openai", "anthropic"),
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
-        *("tornadoproxy.handlers.chat", "tornadoproxy.openai", "tornadoproxy.testing"),
+        *("tornadoproxy.handlers.openai", "tornadoproxy.openai", "tornadoproxy.testing"),
         *("tornadoproxy.handlers.routes", "tornadoproxy.upstream.client", "httptools"),
         *("tornadoproxy.storage", "tornadoproxy.plugin.tables"),
         *("tornadoproxy_budgets.engine", "tornadoproxy_keys.store", "tornadoproxy_ledger.sums"),

@@ -62,8 +62,7 @@ class EventStream:
         self.stop_pings()
         handler = self._handler
         if not self.has_failed:
-            event = handler.dialect.stream_error(error, handler.request_id)
-            ending = self._boundary.discard() + event
+            ending = self._boundary.discard() + handler.error_event(error)
             if self._length is not None and handler.exchange.bytes_out + len(ending) > self._length:
                 return None
             self.has_failed = True
@@ -86,7 +85,8 @@ class EventStream:
         quiet_since = time.monotonic() - self._last_write
         if quiet_since >= interval and self._boundary.between_events:
             self._last_write = time.monotonic()
-            handler.write(handler.dialect.ping)
-            handler.flush()
+            if ping := handler.ping():
+                handler.write(ping)
+                handler.flush()
             quiet_since = 0.0
         self._ping_in(interval - quiet_since if quiet_since < interval else interval)

@@ -236,6 +236,14 @@ class ExchangeHandler(BaseHandler):
             self.exchange.bytes_out += len(chunk)
         self._write_buffer.append(chunk)
 
+    def ping(self) -> bytes:
+        """Return the event that keeps a quiet stream open; empty if there can be none yet."""
+        return self.dialect.ping
+
+    def error_event(self, error: ProxyError) -> bytes:
+        """Return the event that ends a stream that has begun."""
+        return self.dialect.stream_error(error, self.request_id)
+
     def on_finish(self) -> None:
         self._close()
 

@@ -75,7 +75,8 @@ def _handler_class(path: str) -> type[BaseHandler]:
     is_chat = path in CHAT
     if is_chat or is_of_models(path):
         # not loaded with this module: the translation takes as long as all the rest
-        from tornadoproxy.handlers.chat import ChatHandler, ModelsHandler
+        from tornadoproxy.handlers.openai.chat import ChatHandler
+        from tornadoproxy.handlers.openai.models import ModelsHandler
 
         return ChatHandler if is_chat else ModelsHandler
     return NotFoundHandler

@@ -108,7 +108,8 @@ class Server:
         assert self._gateway is not None
         assert self._app is not None
         _ = self._app.routes, self._gateway.upstreams.clients
-        importlib.import_module("tornadoproxy.handlers.chat")
+        for name in ("chat", "models"):
+            importlib.import_module(f"tornadoproxy.handlers.openai.{name}")
 
     def reload(self, settings: Settings) -> None:
         """Use reloaded tokens and keys; requests in flight are not affected.

@@ -1,46 +1,46 @@
-"""``/openai/*``: chat completions and models, asked of the upstream as Anthropic messages.
+"""A request of OpenAI's that is asked of the upstream as a message, whichever of its APIs it is of.
 
-The translation itself is in `tornadoproxy.openai.chat_completions`. A request's body is held until
-it is whole, since only a whole one can be translated; a stream is translated piece by piece.
+The translation itself is in `tornadoproxy.openai`. A request's body is held until it is whole,
+since only a whole one can be translated; a stream is translated piece by piece.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from tornadoproxy.config.core_settings import MAX_BODY_SIZE
 from tornadoproxy.errors import (
-    MethodNotAllowed,
-    NotFound,
     UpstreamClosed,
     UpstreamError,
     UpstreamProtocolError,
 )
 from tornadoproxy.handlers.event_stream import EventStream
-from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.handlers.proxying import UpstreamHandler
-from tornadoproxy.openai import chat_completions
-from tornadoproxy.openai.chat_completions import Capabilities, StreamTranslator, Translation
+from tornadoproxy.openai.chat_completions.response import read_message
+from tornadoproxy.openai.errors import translate_error
+from tornadoproxy.openai.models import Capabilities
+from tornadoproxy.openai.reading import parse
+from tornadoproxy.protocol import usage_fields
 from tornadoproxy.protocol.decompression import CorruptBody, UnreadableCoding, decompressor
 from tornadoproxy.protocol.headers import add_fields, headers_of, is_encoded, is_event_stream
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY, MESSAGE_HINT
 from tornadoproxy.protocol.usage import Usage
-from tornadoproxy.protocol.usage_fields import read_message
 from tornadoproxy.protocol.usage_reader import UsageReader
-from tornadoproxy.upstream.model_list import UpstreamRefused
 
 if TYPE_CHECKING:
+    from dataclasses import Field
+
+    from tornadoproxy.errors import ProxyError
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.openai.reading import Json
     from tornadoproxy.protocol.decompression import Decompress
     from tornadoproxy.protocol.wire import ResponseHead
 
-MAX_CHAT_RESPONSE = 64 * 1024 * 1024
+MAX_RESPONSE = 64 * 1024 * 1024
 """The largest response that is not a stream, in bytes."""
 
 # The last version of the API that takes temperature, top_p and top_k.
@@ -84,23 +84,83 @@ def _is_kept(name: str) -> bool:
     return _KEPT.fullmatch(name) is not None
 
 
-class ChatHandler(UpstreamHandler):
-    """One chat completion."""
+class TranslatedRequest(Protocol):
+    """A messages request, and what the translation of its response needs. A dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # Any: of each field
+
+    @property
+    def body(self) -> bytes:
+        """The request's body, JSON."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the response is streamed."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether the body has a sampling parameter, which needs `SAMPLING_VERSION`."""
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The names of dropped fields, each once."""
+
+
+class EventTranslator(Protocol):
+    """The translator of one stream."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the response is complete or has failed."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the response ended with an error."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return the events that the next piece of the upstream's stream becomes.
+
+        :raises UpstreamProtocolError: its events are not those of a message.
+        """
+
+
+T = TypeVar("T", bound=TranslatedRequest)
+
+
+class TranslatingHandler(UpstreamHandler, Generic[T]):
+    """A request that is translated, as is its response."""
 
     # not in the object's dictionary, which is full: see `UpstreamHandler`
     __slots__ = ("_decompress", "_response", "_response_size", "_response_status", "_stream")
 
     # used by `set_default_headers`, which Tornado calls before `initialize`
-    _translation: Translation | None = None
+    _translation: T | None = None
     _kept: Sequence[tuple[str, str]] = ()
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
-        self._stream: StreamTranslator | None = None
+        self._stream: EventTranslator | None = None
         self._response: list[bytes] = []
         self._response_size = 0
         self._response_status = 0
         self._decompress: Decompress | None = None
+
+    async def serve_document(self, size: int, document: Json) -> None:
+        """Serve the request, with `ask` unless it is refused.
+
+        :param size: of its body, in bytes.
+        """
+        raise NotImplementedError
+
+    def stream_translator(self, translation: T) -> EventTranslator:
+        """Return the translator of the streamed response."""
+        raise NotImplementedError
+
+    def respond(self, translation: T, message: Json) -> None:
+        """Respond with a message that was not streamed, with `end_with` unless that fails."""
+        raise NotImplementedError
+
+    # -- the request
 
     def asks_a_model(self) -> bool:
         return True
@@ -112,23 +172,29 @@ class ChatHandler(UpstreamHandler):
         return MESSAGE_HINT
 
     def holds(self, length: int, *, chunked: bool) -> bool:
-        if self.request.method != "POST":
-            raise MethodNotAllowed("Use POST for chat completions.", ["POST"])
         self.check_body_is_plain()
         return True
 
     async def serve_held(self, body: bytes) -> None:
         size = len(body)
-        document = await self.work_on(size, chat_completions.parse, body)
-        if document is None:
-            return
-        options = self.gateway.chat_options
-        translate = partial(chat_completions.translate_request, document, options=options)
-        requested = chat_completions.requested_model(document)
+        document = await self.work_on(size, parse, body)
+        if document is not None:
+            await self.serve_document(size, document)
+
+    async def ask(
+        self, size: int, requested: str, translate: Callable[..., T], *, needs_models: bool
+    ) -> None:
+        """Translate the request, and send it to the upstream if plugins authorize it.
+
+        :param size: of its body, in bytes.
+        :param requested: the model's name, as requested.
+        :param translate: returns the translation; it takes the model's ``capabilities``.
+        :param needs_models: the translation depends on them.
+        :raises InvalidRequest: the request is invalid.
+        """
         self.exchange.requested_model = requested
-        model = options.model(requested)
         able = None
-        if chat_completions.depends_on_capabilities(document, options):
+        if needs_models:
             models = self.gateway.models
             # an invalid request is refused before the upstream is asked anything
             if not models.is_known and await self.work_on(size, translate) is None:
@@ -136,6 +202,7 @@ class ChatHandler(UpstreamHandler):
             listed = await models.known()
             if self.ended:
                 return
+            model = self.gateway.chat_options.model(requested)
             able = Capabilities.of_model(listed[model]) if model in listed else None
         translation = await self.work_on(size, partial(translate, capabilities=able))
         if translation is None:
@@ -156,6 +223,8 @@ class ChatHandler(UpstreamHandler):
                 ("Content-Length", str(len(translation.body))),
             ],
         )
+
+    # -- the response
 
     def begin_response(self, head: ResponseHead) -> None:
         assert self._translation is not None
@@ -190,7 +259,7 @@ class ChatHandler(UpstreamHandler):
             self._translate_events(self._stream, chunk)
             return
         self._response_size += len(chunk)
-        if self._response_size > MAX_CHAT_RESPONSE:
+        if self._response_size > MAX_RESPONSE:
             self.end(UpstreamProtocolError("The upstream's response is too large."))
             return
         self._response.append(chunk)
@@ -201,8 +270,8 @@ class ChatHandler(UpstreamHandler):
                 self.end(UpstreamClosed("The upstream ended its response before it was whole."))
                 return
         elif self._response_status == 200:
-            if not self._write_response(b"".join(self._response)):
-                return
+            self._take_message(b"".join(self._response))
+            return
         elif self._response_status < 400:
             # neither a message nor an error; to a client such a status would be a success
             self.end(
@@ -215,7 +284,7 @@ class ChatHandler(UpstreamHandler):
         else:
             body = b"".join(self._response)
             self.clear()
-            self.write_error_response(chat_completions.translate_error(self._response_status, body))
+            self.write_error_response(translate_error(self._response_status, body))
         self.end()
 
     def set_default_headers(self) -> None:
@@ -227,11 +296,8 @@ class ChatHandler(UpstreamHandler):
                 self._headers, [("X-Tornadoproxy-Ignored", ", ".join(self._translation.ignored))]
             )
 
-    def _start_stream(self, translation: Translation) -> None:
-        self._stream = StreamTranslator(
-            include_usage=translation.include_usage,
-            legacy_functions=translation.legacy_functions,
-        )
+    def _start_stream(self, translation: T) -> None:
+        self._stream = self.stream_translator(translation)
         self.clear()
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
@@ -239,7 +305,7 @@ class ChatHandler(UpstreamHandler):
         self.set_header(self.dialect.request_id_header, self.request_id)
         self._events = EventStream(self, self._headers)
 
-    def _translate_events(self, stream: StreamTranslator, chunk: bytes) -> None:
+    def _translate_events(self, stream: EventTranslator, chunk: bytes) -> None:
         try:
             translated = stream.feed(chunk)
         except UpstreamProtocolError as error:
@@ -250,20 +316,25 @@ class ChatHandler(UpstreamHandler):
         if stream.failed:
             assert self._events is not None
             self._events.has_failed = True  # the error event is among what was translated
-            self.end(UpstreamError("The upstream failed in the middle of its response."))
+            self.end(self.failure_of_stream())
 
-    def _write_response(self, body: bytes) -> bool:
+    def failure_of_stream(self) -> ProxyError:
+        """Return the error of a stream that the upstream ended with one."""
+        return UpstreamError("The upstream failed in the middle of its response.")
+
+    def _take_message(self, body: bytes) -> None:
         assert self._translation is not None
         try:
-            message = chat_completions.read_message(body)
+            message = read_message(body)
         except UpstreamProtocolError as error:
             self.end(error)
-            return False
+            return
         exchange = self.exchange
-        exchange.model, exchange.stop_reason, exchange.usage = read_message(message)
-        response = chat_completions.translate_message(
-            message, legacy_functions=self._translation.legacy_functions
-        )
+        exchange.model, exchange.stop_reason, exchange.usage = usage_fields.read_message(message)
+        self.respond(self._translation, message)
+
+    def end_with(self, response: bytes) -> None:
+        """End the request with a response, which is JSON."""
         self.set_default_headers()  # there is more to them now
         add_fields(
             self._headers,
@@ -273,42 +344,4 @@ class ChatHandler(UpstreamHandler):
             ],
         )
         self.write(response)
-        return True
-
-
-class ModelsHandler(ExchangeHandler):
-    """The upstream's models, all or one."""
-
-    def admit(self) -> None:
-        if self.request.method not in {"GET", "HEAD"}:
-            raise MethodNotAllowed("Use GET for models.", ["GET", "HEAD"])
-        self.refuse_body()
-
-    async def serve(self) -> None:
-        try:
-            models = await self.gateway.models.models()
-        except UpstreamRefused as refused:
-            if not self.ended:
-                self.write_error_response(
-                    chat_completions.translate_error(refused.status, refused.body)
-                )
-                self.end()
-            return
-        if self.ended:
-            return
-        options = self.gateway.chat_options
-        wanted = unquote(self.request.path.partition("/models")[2][1:])
-        if wanted:
-            shown = chat_completions.find_model(models.values(), wanted, options)
-        else:
-            shown = chat_completions.translate_models(models.values(), options.models)
-        if shown is None:
-            raise NotFound(
-                f"The model '{wanted[:100]}' does not exist or you do not have access to it.",
-                code="model_not_found",
-                param="model",
-            )
-        self.set_header(self.dialect.request_id_header, self.request_id)
-        self.set_header("Cache-Control", "no-store")
-        self.write(json.dumps(shown).encode())
         self.end()

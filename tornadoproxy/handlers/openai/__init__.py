@@ -1,0 +1,1 @@
+"""OpenAI's API, below ``/openai/``, asked of the upstream as Anthropic messages."""
