@@ -8,19 +8,15 @@ user's next words are one turn, results first.
 The messages right after a call must answer it, each id once. This is validated here, so that the
 error names the client's own message.
 
-Clients send the proxy's responses back, so all that a response can hold is accepted: arguments that
-were cut and are not JSON, names that no tool can have, ids that a later turn uses again, thinking
-without a signature.
+Clients send the proxy's responses back, so all that a response can hold is accepted: calls as
+`tool_calls` describes them, names that no tool can have, thinking without a signature.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-from msgspec import Raw
 
 from tornadoproxy.openai.caching import cache_control
 from tornadoproxy.openai.chat_completions import parts, thinking_blocks
@@ -30,14 +26,13 @@ from tornadoproxy.openai.reading import (
     MAX_TOOL_NAME,
     Json,
     array,
-    dump,
-    loads,
     obj,
     one_of,
     refuse,
     text,
 )
 from tornadoproxy.openai.thinking import BLOCKS
+from tornadoproxy.openai.tool_calls import CallIds, call_input
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -46,14 +41,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OPENING = "(The conversation begins.)"
 CONTINUING = "(Continue.)"
 
-INVALID_JSON = "INVALID_JSON"
-"""The key of arguments that are not a JSON object, in the input that goes upstream.
-
-Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
-"""
-
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
-_TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
 
 @dataclass
@@ -107,7 +95,7 @@ class _Translator:
         self._prefill = prefill
         self._conversation = Conversation()
         self._role = ""  # of the client's last message
-        self._counts: dict[str, int] = {}  # how often a call had each of the client's ids
+        self._ids = CallIds()
         self._waiting: dict[str, _Call] = {}  # calls without a result, by the client's ids
         self._legacy: _Call | None = None  # the last function_call
 
@@ -237,23 +225,10 @@ class _Translator:
         self._conversation.called.append(name)
         return {
             "type": "tool_use",
-            "id": self._tool_id(client_id),
+            "id": self._ids.next(client_id),
             "name": name,
-            "input": _arguments(function.get("arguments"), f"{param}.arguments"),
+            "input": call_input(function.get("arguments"), f"{param}.arguments"),
         }
-
-    def _tool_id(self, client_id: str) -> str:
-        """Return `client_id`, or an id derived from it where the upstream refuses it.
-
-        The upstream accepts an id once in a conversation, but some clients restart counting in each
-        turn. The same history always gets the same ids, since prompt caching depends on them.
-        """
-        count = self._counts.get(client_id, 0)
-        self._counts[client_id] = count + 1
-        if not count and _TOOL_ID.fullmatch(client_id):
-            return client_id
-        numbered = f"{count}:{client_id}".encode("utf-8", "surrogatepass")
-        return f"call_{hashlib.sha256(numbered).hexdigest()[:32]}"
 
     def _add(self, role: str, turn: list[Json]) -> None:
         messages = self._conversation.messages
@@ -277,22 +252,6 @@ class _Call(NamedTuple):
     name: str  # the client's
     id: str  # upstream's
     param: str
-
-
-def _arguments(arguments: object, param: str) -> Json | Raw:
-    """Return a call's input; arguments that are not a JSON object are wrapped in one, as text.
-
-    The input is encoded at once, so that the bound of values holds for each call, not for all.
-    """
-    written = "" if arguments is None else text(arguments, param)
-    try:
-        encoded = written.encode(errors="surrogatepass")
-        document = loads(encoded, "surrogatepass") if written.strip() else None
-    except ValueError:
-        document = written
-    if document is None or document == []:  # some languages write an empty object as a list
-        return {}
-    return Raw(dump(document)) if isinstance(document, dict) else {INVALID_JSON: written}
 
 
 def _shortest(found: list[Json]) -> str | list[Json]:
