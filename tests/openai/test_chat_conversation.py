@@ -25,8 +25,8 @@ from chat_requests import (
 )
 
 from tornadoproxy.openai.chat_completions import Options
-from tornadoproxy.openai.chat_completions.conversation import CONTINUING, OPENING
 from tornadoproxy.openai.reading import MAX_VALUES
+from tornadoproxy.openai.turns import CONTINUING, OPENING
 
 LINK = image("https://a.example/")
 REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}

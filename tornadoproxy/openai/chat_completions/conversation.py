@@ -1,9 +1,7 @@
 """The translation of messages: turns, tool calls with their results, and thinking that comes back.
 
-The theory. OpenAI's list is flat; Anthropic's alternates between user and assistant. System and
-developer messages leave the list. Every other message becomes blocks under one of two roles, and
-neighbours under the same role become one message, so that the results of parallel calls and the
-user's next words are one turn, results first.
+System and developer messages leave the list; all others become turns
+(`tornadoproxy.openai.turns`).
 
 The messages right after a call must answer it, each id once. This is validated here, so that the
 error names the client's own message.
@@ -14,61 +12,16 @@ Clients send the proxy's responses back, so all that a response can hold is acce
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tornadoproxy.openai.caching import cache_control
 from tornadoproxy.openai.chat_completions import parts, thinking_blocks
 from tornadoproxy.openai.content import text_block
-from tornadoproxy.openai.reading import (
-    MAX_QUOTED,
-    MAX_TOOL_NAME,
-    Json,
-    array,
-    obj,
-    one_of,
-    refuse,
-    text,
-)
-from tornadoproxy.openai.thinking import BLOCKS
-from tornadoproxy.openai.tool_calls import CallIds, call_input
+from tornadoproxy.openai.reading import MAX_QUOTED, Json, array, obj, one_of, refuse, text
+from tornadoproxy.openai.tool_calls import call_input
+from tornadoproxy.openai.turns import Conversation, Turns, tool_result
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-
-# The upstream requires a user message first, and continues an assistant message that stands last.
-# These texts stand in for a user message that the client did not send.
-OPENING = "(The conversation begins.)"
-CONTINUING = "(Continue.)"
-
-_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
-
-
-@dataclass
-class Conversation:
-    """The translated messages.
-
-    :param system: the blocks of the system prompt, in order.
-    :param messages: user and assistant turns, alternating.
-    :param called: the names of the tools that were called, in order.
-    """
-
-    system: list[Json] = field(default_factory=list)
-    messages: list[Json] = field(default_factory=list)
-    called: list[str] = field(default_factory=list)
-
-    @property
-    def lacks_thinking(self) -> bool:
-        """Whether it goes on with the results of calls that came without thinking.
-
-        The upstream refuses this together with a budget for thinking.
-        """
-        return (
-            len(self.messages) > 1
-            and isinstance(self.messages[-1]["content"], list)
-            and self.messages[-1]["content"][0]["type"] == "tool_result"
-            and self.messages[-2]["content"][0]["type"] not in BLOCKS
-        )
 
 
 def translate(messages: object, ignored: list[str], *, prefill: bool = False) -> Conversation:
@@ -82,20 +35,18 @@ def translate(messages: object, ignored: list[str], *, prefill: bool = False) ->
     listed = array(messages, "messages")
     if not listed:
         refuse("messages", "must not be empty")
-    translator = _Translator(ignored, prefill=prefill)
+    translator = _Translator(ignored)
     for index, message in enumerate(listed):
         param = f"messages[{index}]"
         translator.take(obj(message, param), param)
-    return translator.finish()
+    return translator.finish(prefill=prefill)
 
 
 class _Translator:
-    def __init__(self, ignored: list[str], *, prefill: bool) -> None:
+    def __init__(self, ignored: list[str]) -> None:
         self._ignored = ignored
-        self._prefill = prefill
-        self._conversation = Conversation()
+        self._turns = Turns()
         self._role = ""  # of the client's last message
-        self._ids = CallIds()
         self._waiting: dict[str, _Call] = {}  # calls without a result, by the client's ids
         self._legacy: _Call | None = None  # the last function_call
 
@@ -107,32 +58,20 @@ class _Translator:
             text(message["name"], f"{param}.name")
             self._ignored.append("messages.name")
         if role in {"system", "developer"}:
-            self._conversation.system += self._content(message, param, parts.IN_SYSTEM)
+            self._turns.instruct(self._content(message, param, parts.IN_SYSTEM))
         elif role == "user":
-            self._add("user", self._content(message, param, parts.IN_USER))
+            self._turns.add("user", self._content(message, param, parts.IN_USER))
         elif role == "assistant":
-            self._add("assistant", self._turn(message, param))
+            self._turns.add("assistant", self._turn(message, param))
         elif role == "tool":
             self._take_result(message, param)
         else:
             self._take_function_result(message, param)
         self._role = role
 
-    def finish(self) -> Conversation:
+    def finish(self, *, prefill: bool) -> Conversation:
         self._refuse_unanswered()
-        messages = self._conversation.messages
-        if not messages or messages[0]["role"] != "user":
-            messages.insert(0, {"role": "user", "content": [text_block(OPENING)]})
-        if messages[-1]["role"] == "assistant":
-            if self._prefill and self._role == "assistant":
-                # the upstream refuses blanks at the end of a message to continue
-                last = messages[-1]["content"][-1]
-                last["text"] = last["text"].rstrip()
-            else:
-                self._add("user", [text_block(CONTINUING)])
-        for message in messages:
-            message["content"] = _shortest(message["content"])
-        return self._conversation
+        return self._turns.finish(prefill=prefill and self._role == "assistant")
 
     def _turn(self, message: Json, param: str) -> list[Json]:
         if message.get("audio") is not None:
@@ -182,16 +121,14 @@ class _Translator:
         self._add_result(call.id, message, param)
 
     def _add_result(self, call_id: str, message: Json, param: str) -> None:
-        result: Json = {"type": "tool_result", "tool_use_id": call_id}
         found = parts.blocks(
             message.get("content"), f"{param}.content", parts.IN_USER, self._ignored
         )
-        if found:
-            result["content"] = _shortest(found)
+        result = tool_result(call_id, found)
         cached = cache_control(message, param, self._ignored)
         if cached is not None:
             result["cache_control"] = cached
-        self._add("user", [result])
+        self._turns.add("user", [result])
 
     def _content(self, message: Json, param: str, kinds: tuple[str, ...]) -> list[Json]:
         found = parts.blocks(message.get("content"), f"{param}.content", kinds, self._ignored)
@@ -220,24 +157,8 @@ class _Translator:
 
     def _tool_use(self, client_id: str, function: Json, param: str) -> Json:
         called = text(function.get("name"), f"{param}.name")
-        # a model may call a name that no tool can have, and that the upstream refuses
-        name = _NOT_IN_A_NAME.sub("_", called)[:MAX_TOOL_NAME] or "_"
-        self._conversation.called.append(name)
-        return {
-            "type": "tool_use",
-            "id": self._ids.next(client_id),
-            "name": name,
-            "input": call_input(function.get("arguments"), f"{param}.arguments"),
-        }
-
-    def _add(self, role: str, turn: list[Json]) -> None:
-        messages = self._conversation.messages
-        if not turn:
-            return
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += turn
-        else:
-            messages.append({"role": role, "content": turn})
+        arguments = call_input(function.get("arguments"), f"{param}.arguments")
+        return self._turns.call(client_id, called, arguments)
 
     def _refuse_unanswered(self) -> None:
         for client_id, call in self._waiting.items():
@@ -252,11 +173,3 @@ class _Call(NamedTuple):
     name: str  # the client's
     id: str  # upstream's
     param: str
-
-
-def _shortest(found: list[Json]) -> str | list[Json]:
-    """Return the content, as a string if it is one block of plain text."""
-    if len(found) == 1 and found[0].keys() == {"type", "text"}:
-        plain: str = found[0]["text"]
-        return plain
-    return found

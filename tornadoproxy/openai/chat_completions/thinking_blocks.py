@@ -17,6 +17,7 @@ import sys
 
 from tornadoproxy.openai.reading import Json, array, integer, obj, one_of, text
 from tornadoproxy.openai.thinking import BLOCKS
+from tornadoproxy.openai.turns import drop_last_thinking
 
 
 def shown(block: Json, text_before: int, calls_before: int) -> Json:
@@ -72,8 +73,7 @@ def put_back(
         turn.append(block)
     turn += remaining.take(sys.maxsize) + calls[used_calls:]
     turn = [block for block in turn if block["type"] != "text" or block["text"].strip()]
-    while turn and turn[-1]["type"] in BLOCKS:
-        turn.pop()
+    if drop_last_thinking(turn):
         ignored.append("messages.thinking_blocks")
     return turn
 
