@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tornadoproxy.errors import ProxyError, UpstreamError
-from tornadoproxy.protocol.dialects import Dialect, error_of, read_error
+from tornadoproxy.protocol.dialects import error_of, read_error
 
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
@@ -50,12 +50,11 @@ def translate_error(status: int, body: bytes) -> ProxyError:
     return _error(status, kind, message)
 
 
-def translate_event(event: dict[str, Any]) -> bytes:  # Any: JSON from upstream
-    """Return the error that the upstream sent within a stream, as a JSON document."""
+def translate_event(event: dict[str, Any]) -> ProxyError:  # Any: JSON from upstream
+    """Return the error that the upstream sent within a stream."""
     kind, message = error_of(event)
     status = _STATUS_OF_TYPE.get(kind or "", 500)
-    error = _error(status, kind, message or "The upstream failed in the middle of its response.")
-    return Dialect.OPENAI.error_body(error, "")
+    return _error(status, kind, message or "The upstream failed in the middle of its response.")
 
 
 def _error(status: int, kind: str | None, message: str) -> ProxyError:

@@ -20,8 +20,8 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
-from tornadoproxy.openai.chat_completions.response import read_message
 from tornadoproxy.openai.errors import translate_error
+from tornadoproxy.openai.message import read_message
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.reading import parse
 from tornadoproxy.protocol import usage_fields

@@ -8,13 +8,11 @@ Source: https://platform.openai.com/docs/api-reference/chat/object
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.openai.chat_completions import thinking_blocks
+from tornadoproxy.openai.message import read_message, refusal, token_counts
 from tornadoproxy.openai.writing import arguments, encode, string
-from tornadoproxy.protocol import json_codec
-from tornadoproxy.protocol.usage_fields import read_usage
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
@@ -36,20 +34,6 @@ def translate_response(
     """Translate the body of a successful messages response into that of a chat completion."""
     message = read_message(body)
     return translate_message(message, legacy_functions=legacy_functions, created=created)
-
-
-def read_message(body: bytes) -> Json:
-    """Return the message in the body of a successful messages response.
-
-    :raises UpstreamProtocolError: the body is not a message.
-    """
-    try:
-        message = json_codec.loads(body)
-    except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        raise UpstreamProtocolError("The upstream's response is not a message.")
-    return message
 
 
 def translate_message(
@@ -92,34 +76,20 @@ def finish_reason(stop_reason: object, *, legacy_functions: bool) -> str:
     return "function_call" if legacy_functions and reason == "tool_calls" else reason
 
 
-def refusal(stop_reason: object, stop_details: object) -> str | None:
-    """Return the explanation if the model refused, else ``None``."""
-    if stop_reason != "refusal":
-        return None
-    details = stop_details if isinstance(stop_details, dict) else {}
-    explanation = details.get("explanation")
-    return explanation if isinstance(explanation, str) else "The model declined to answer."
-
-
 def usage(reported: object) -> Json:
     """Return OpenAI's usage, the sum of all models; counts that are not reported are 0."""
-    reported = reported if isinstance(reported, dict) else {}
-    parts = read_usage(reported).parts()
-    read = sum(part.cache_read_input_tokens or 0 for part in parts)
-    created = sum(part.cache_creation_input_tokens or 0 for part in parts)
-    prompt = sum(part.input_tokens or 0 for part in parts) + read + created
-    completion = sum(part.output_tokens or 0 for part in parts)
+    counts = token_counts(reported)
     account: Json = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": created},
+        "prompt_tokens": counts.input,
+        "completion_tokens": counts.output,
+        "total_tokens": counts.input + counts.output,
+        "prompt_tokens_details": {
+            "cached_tokens": counts.cached,
+            "cache_write_tokens": counts.cache_written,
+        },
     }
-    details = reported.get("output_tokens_details")
-    if isinstance(details, dict):
-        account["completion_tokens_details"] = {
-            "reasoning_tokens": _count(details, "thinking_tokens")
-        }
+    if counts.reasoning is not None:
+        account["completion_tokens_details"] = {"reasoning_tokens": counts.reasoning}
     return account
 
 
@@ -157,8 +127,3 @@ def _assistant(message: Json, *, legacy_functions: bool) -> Json:
 
 def _function(call: Json) -> Json:
     return {"name": string(call.get("name")), "arguments": arguments(call.get("input"))}
-
-
-def _count(details: dict[str, Any], name: str) -> int:  # Any: JSON from upstream
-    value = details.get(name)
-    return value if isinstance(value, int) else 0

@@ -1,7 +1,7 @@
 """The translation of a streamed response: events into chunks, piece by piece.
 
-The theory. The upstream's stream has a start, blocks that open, grow and close, and an end. Blocks
-of types that have no place in a chunk are skipped. Each event becomes::
+The theory, beside that of `EventTranslator`. Blocks of types that have no place in a chunk are
+skipped. Each event becomes::
 
     message_start          a chunk with the role
     fallback opens         nothing; the following chunks name the model that responds from here on
@@ -10,17 +10,10 @@ of types that have no place in a chunk are skipped. Each event becomes::
     thinking_delta …       a chunk with reasoning_content and thinking_blocks
     tool_use opens         a chunk with index, id, type and name; indexes count calls, not blocks
     input_json_delta       a chunk with a fragment of the arguments
-    message_delta          nothing; its stop reason and usage, which is cumulative, are kept
     message_stop           a chunk with finish_reason, a chunk with usage if wanted, and [DONE]
     error                  an error in OpenAI's form, and nothing after it
 
-A second message, or a block that opens again, is an error: two responses were mixed.
-
-A stream that ends while `StreamTranslator.ended` is false was cut. The caller must report that;
-nothing translated until then looks like an end.
-
-Sources: https://docs.anthropic.com/en/docs/build-with-claude/streaming and
-https://platform.openai.com/docs/api-reference/chat-streaming
+Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
 from __future__ import annotations
@@ -28,13 +21,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tornadoproxy.errors import UpstreamProtocolError
 from tornadoproxy.openai import errors
 from tornadoproxy.openai.chat_completions import response, thinking_blocks
+from tornadoproxy.openai.message import EventTranslator, fields_of, refusal
 from tornadoproxy.openai.writing import arguments, encode, encode_string, string
-from tornadoproxy.protocol import json_codec
 from tornadoproxy.protocol.dialects import Dialect
-from tornadoproxy.protocol.sse import EventReader
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
@@ -43,15 +34,12 @@ DONE = b"data: [DONE]\n\n"
 PING = Dialect.OPENAI.ping
 
 
-class StreamTranslator:
+class StreamTranslator(EventTranslator["_Block"]):
     """Translator of one stream: takes pieces of any size, returns complete chunks.
 
     :param include_usage: end with a chunk that holds the usage.
     :param legacy_functions: return a call as ``function_call``; the request has ``functions``.
     :param created: the time in seconds since the epoch; by default, now.
-
-    :ivar ended: whether the response is complete or has failed, so that no more chunks follow.
-    :ivar failed: whether the response ended with an error, which has been translated.
     """
 
     def __init__(
@@ -61,66 +49,17 @@ class StreamTranslator:
         legacy_functions: bool = False,
         created: int | None = None,
     ) -> None:
-        self.ended = False
-        self.failed = False
+        super().__init__()
         self._include_usage = include_usage
         self._legacy_functions = legacy_functions
         self._created = int(time.time()) if created is None else created
-        self._reader = EventReader()
         self._head = b""  # the part up to the delta, the same in every chunk
         self._tail = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % self._usage_field()
-        self._blocks: dict[int, _Block | None] = {}  # by upstream's indexes; None is closed
-        self._message_id: object = None
         self._characters = 0  # of text so far
         self._calls = 0
         self._thoughts = 0
-        self._stop: Json = {}
-        self._usage: Json = {}
 
-    def feed(self, piece: bytes) -> bytes:
-        """Return the chunks that the next piece of the stream completes; they may be none.
-
-        :raises UpstreamProtocolError: the events are not those of a message; stop feeding.
-        """
-        out: list[bytes] = []
-        for data in self._reader.feed(piece):
-            if self.ended:
-                break  # no chunk follows the end
-            out.append(self._event(data))
-        return b"".join(out)
-
-    def _event(self, data: bytes) -> bytes:
-        try:
-            event = json_codec.loads(data)
-        except (ValueError, RecursionError):
-            raise UpstreamProtocolError("The upstream sent an event that is not JSON.") from None
-        kind = event.get("type") if isinstance(event, dict) else None
-        if kind == "content_block_delta":
-            return self._delta(event)
-        if kind == "content_block_start":
-            return self._open(event)
-        if kind == "content_block_stop":
-            return self._close(_index(event))
-        if kind == "message_start":
-            return self._start(_object(event.get("message")))
-        if kind == "message_delta":
-            self._stop |= _reported(event.get("delta"))
-            self._usage |= _reported(event.get("usage"))
-        elif kind == "message_stop":
-            return self._end()
-        elif kind == "ping":
-            return PING
-        elif kind == "error":
-            return self._fail(event)
-        return b""
-
-    def _start(self, message: Json) -> bytes:
-        self._usage |= _reported(message.get("usage"))
-        if self._head:
-            if message.get("id") != self._message_id:
-                raise UpstreamProtocolError("The upstream began a second message in its stream.")
-            return b""  # a repeated start
-        self._message_id = message.get("id")
+    def _begin(self, message: Json) -> bytes:
         self._name_model(message)
         return self._chunk({"role": "assistant", "content": ""})
 
@@ -133,40 +72,32 @@ class StreamTranslator:
         }
         self._head = b"data: " + encode(head)[:-1] + b',"choices":[{"index":0,"delta":{'
 
-    def _open(self, event: Json) -> bytes:
-        self._require_start()
-        index = _index(event)
-        if index in self._blocks:
-            raise UpstreamProtocolError("The upstream opened the same block of its stream twice.")
-        given = _object(event.get("content_block"))
+    def _open(self, given: Json) -> tuple[bytes, _Block | None]:
         kind = given.get("type")
-        block = self._blocks[index] = _Block(kind)
+        block = _Block(kind)
         if kind == "fallback":
-            self._name_model(_object(given.get("to")))
-            return b""
+            self._name_model(fields_of(given.get("to")))
+            return b"", None
         if kind == "text":
-            return self._text(given.get("text")) if given.get("text") else b""
+            return self._text(given.get("text")) if given.get("text") else b"", block
         if kind in ("thinking", "redacted_thinking"):
             block.place = self._thoughts
             self._thoughts += 1
-            return self._thought(block, thinking_blocks.shown(given, self._characters, self._calls))
+            shown = thinking_blocks.shown(given, self._characters, self._calls)
+            return self._thought(block, shown), block
         if kind != "tool_use" or (self._legacy_functions and self._calls):
             block.kind = None  # skipped; a message has one function_call
-            return b""
+            return b"", block
         block.place = self._calls
         block.input = given.get("input")
         self._calls += 1
         function = {"name": string(given.get("name")), "arguments": ""}
         if self._legacy_functions:
-            return self._chunk({"function_call": function})
+            return self._chunk({"function_call": function}), block
         call = {"index": block.place, "id": string(given.get("id")), "type": "function"}
-        return self._chunk({"tool_calls": [{**call, "function": function}]})
+        return self._chunk({"tool_calls": [{**call, "function": function}]}), block
 
-    def _delta(self, event: Json) -> bytes:
-        block = self._blocks.get(_index(event))
-        delta = event.get("delta")
-        if not isinstance(delta, dict):
-            return b""
+    def _delta(self, block: _Block | None, delta: Json) -> bytes:
         kind = delta.get("type")
         if kind == "text_delta" and (block is None or block.kind == "text"):
             self._require_start()
@@ -182,11 +113,7 @@ class StreamTranslator:
             return self._thought(block, {"signature": string(delta.get("signature"))})
         return b""
 
-    def _close(self, index: int) -> bytes:
-        block = self._blocks.get(index)
-        if block is None:
-            return b""
-        self._blocks[index] = None
+    def _close(self, block: _Block) -> bytes:
         if block.kind != "tool_use" or block.has_arguments:
             return b""
         return self._arguments(block, arguments(block.input))
@@ -215,11 +142,9 @@ class StreamTranslator:
         return form % (self._head, block.place, encode_string(fragment), self._tail)
 
     def _end(self) -> bytes:
-        self._require_start()
-        self.ended = True
-        out = b"".join([self._close(index) for index in self._blocks])
+        out = b""
         stop_reason = self._stop.get("stop_reason")
-        refused = response.refusal(stop_reason, self._stop.get("stop_details"))
+        refused = refusal(stop_reason, self._stop.get("stop_details"))
         if refused is not None:
             out += self._chunk({"refusal": refused})
         reason = response.finish_reason(stop_reason, legacy_functions=self._legacy_functions)
@@ -234,13 +159,11 @@ class StreamTranslator:
             out += b'%b,"choices":[],"usage":%b}\n\n' % (shared, account)
         return out + DONE
 
-    def _fail(self, event: Json) -> bytes:
-        self.ended = self.failed = True
-        return b"data: " + errors.translate_event(event) + b"\n\n"
+    def _ping(self) -> bytes:
+        return PING
 
-    def _require_start(self) -> None:
-        if not self._head:
-            raise UpstreamProtocolError("The upstream's stream does not begin with message_start.")
+    def _fail(self, event: Json) -> bytes:
+        return Dialect.OPENAI.stream_error(errors.translate_event(event), "")
 
     def _chunk(self, delta: Json) -> bytes:
         return self._head + encode(delta)[1:-1] + self._tail
@@ -259,17 +182,3 @@ class _Block:
         self.place = 0
         self.input: object = None
         self.has_arguments = False
-
-
-def _index(event: Json) -> int:
-    index = event.get("index")
-    return index if isinstance(index, int) else -1
-
-
-def _object(value: object) -> Json:
-    return value if isinstance(value, dict) else {}
-
-
-def _reported(value: object) -> Json:
-    """Return the fields of a cumulative value that replace those of earlier events."""
-    return {key: each for key, each in _object(value).items() if each is not None}
