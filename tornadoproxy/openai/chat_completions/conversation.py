@@ -18,8 +18,7 @@ from tornadoproxy.openai.caching import cache_control
 from tornadoproxy.openai.chat_completions import parts, thinking_blocks
 from tornadoproxy.openai.content import text_block
 from tornadoproxy.openai.reading import MAX_QUOTED, Json, array, obj, one_of, refuse, text
-from tornadoproxy.openai.tool_calls import call_input
-from tornadoproxy.openai.turns import Conversation, Turns, tool_result
+from tornadoproxy.openai.turns import Conversation, Turns, call_input, tool_result
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
