@@ -38,8 +38,9 @@ if TYPE_CHECKING:
         ProxyError,
         UpstreamError,
     )
-    from tornadoproxy.plugin import tables
-    from tornadoproxy.plugin.commands import Command
+    from tornadoproxy.plugin import admin
+    from tornadoproxy.plugin.command import tables
+    from tornadoproxy.plugin.command.commands import Command
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
     from tornadoproxy.plugin.observing import Observer
@@ -132,6 +133,7 @@ __all__ = [
     "Usage",
     "Wire",
     "__version__",
+    "admin",
     "hookimpl",
     "parsers",
     "read_fields",
@@ -153,7 +155,7 @@ _HOMES = {
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
     "CloudWire": "upstream.cloud_wire",
-    "Command": "plugin.commands",
+    "Command": "plugin.command.commands",
     "ConfigurationError": "errors",
     "Database": "storage.database",
     "DatabaseConnection": "storage.contract",
@@ -201,11 +203,12 @@ _HOMES = {
     "Usage": "protocol.usage",
     "Wire": "protocol.wire",
     "__version__": "version",
+    "admin": "plugin.admin",
     "hookimpl": "plugin.hookspecs",
     "parsers": "config.parsers",
     "read_fields": "protocol.body_fields",
     "shared_counters": "plugin.shared_limits",
-    "tables": "plugin.tables",
+    "tables": "plugin.command.tables",
     "usd": "plugin.pricing",
     "write_fields": "protocol.body_fields",
 }

@@ -11,7 +11,7 @@ within two seconds. Prices come from the plugins that implement `price`.
 - `tornadoproxy_budgets.shared_reservations`: the sums of several proxies together
 - `tornadoproxy_budgets.refusals`: the errors that clients get
 - `tornadoproxy_budgets.storage`: the tables
-- `tornadoproxy_budgets.api`, `wire`, `admin_keys`: the Admin API
+- `tornadoproxy_budgets.api`, `wire`: the Admin API
 - `tornadoproxy_budgets.command`: ``budgets set``, ``list``, ``remove``, ``show``, ``audit``
 """
 
@@ -25,12 +25,10 @@ from tornadoproxy import (
     INACTIVE,
     SHARED_LIMITS_FAILURE,
     Command,
-    ConfigurationError,
     Identity,
     Inactive,
     IncomingRequest,
     ModelRequest,
-    Page,
     Permit,
     Setting,
     Settings,
@@ -43,16 +41,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
-    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
-    from tornadoproxy_budgets.admin_keys import AdminKey
-    from tornadoproxy_budgets.api import SpendLimitsApi
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, admin
     from tornadoproxy_budgets.keeper import Keeper
-
-
-def _parse_keys(value: str) -> tuple[AdminKey, ...]:
-    from tornadoproxy_budgets.admin_keys import parse_keys  # most starts set no key
-
-    return parse_keys(value)
 
 
 BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
@@ -63,24 +53,6 @@ BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
     fixed=True,
     fallbacks=("DATABASE_URL",),
 )
-BUDGETS_ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
-    "BUDGETS_ADMIN_KEY",
-    _parse_keys,
-    default=(),
-    help=(
-        "keys for /v1/organizations/spend_limits, separated by spaces: each NAME=KEY or KEY, "
-        "the key of at least 32 characters. That API is off without one."
-    ),
-    secret=True,
-)
-BUDGETS_ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
-    "BUDGETS_ADMIN_READ_KEY",
-    _parse_keys,
-    default=(),
-    help="keys for the same API that may only read, in the same format",
-    secret=True,
-)
-
 ONE_PERSON = (
     "BUDGETS_DB is set without KEYS_DB: all clients with AUTH_TOKEN count as one person, token. "
     "Set KEYS_DB and give each person a key with `keys create`, unless another authenticator "
@@ -96,13 +68,10 @@ class Budgets:
     def __init__(self) -> None:
         self._keeper: Keeper | None = None
         self._timeout = DATABASE_TIMEOUT.default
-        self._api: SpendLimitsApi | None = None
 
     @hookimpl
-    def declare_settings(
-        self,
-    ) -> tuple[Setting[DatabaseLocation | None] | Setting[tuple[AdminKey, ...]], ...]:
-        return BUDGETS_DB, BUDGETS_ADMIN_KEY, BUDGETS_ADMIN_READ_KEY
+    def declare_settings(self) -> tuple[Setting[DatabaseLocation | None]]:
+        return (BUDGETS_DB,)
 
     @hookimpl
     def commands(self) -> tuple[Command]:
@@ -125,20 +94,15 @@ class Budgets:
 
     @hookimpl
     def configure(self, settings: Settings) -> str | Inactive:
-        """Take the database and the admin keys.
+        """Take the database.
 
-        :raises ConfigurationError: they are invalid.
+        :raises ConfigurationError: it is invalid.
         """
         where = settings[BUDGETS_DB]
-        _check_admin_keys(settings)
         if where is None:
             return INACTIVE
-        from tornadoproxy_budgets.admin_keys import AdminKeys
-
-        keys = AdminKeys(settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY])
         self._timeout = settings[DATABASE_TIMEOUT]
         if self._keeper is None:
-            from tornadoproxy_budgets.api import SpendLimitsApi
             from tornadoproxy_budgets.keeper import Keeper
             from tornadoproxy_budgets.shared_reservations import SharedReservations
 
@@ -150,16 +114,15 @@ class Budgets:
             )
             keeper.sync.check()
             self._keeper = keeper
-            self._api = SpendLimitsApi(keeper.sync, keys)
-        else:
-            self._opened_api().keys = keys
         if not settings.is_set("KEYS_DB"):
             _logger.warning("%s", ONE_PERSON)
         return f"spending caps in {where}"
 
     @hookimpl
-    def pages(self) -> tuple[Page, ...]:
-        return self._opened_api().pages()
+    def admin_api(self) -> admin.Api:
+        from tornadoproxy_budgets.api import SpendLimitsApi  # few proxies serve the Admin API
+
+        return SpendLimitsApi(self._opened().sync).api()
 
     @hookimpl
     async def startup(self) -> None:
@@ -187,21 +150,6 @@ class Budgets:
     def _opened(self) -> Keeper:
         assert self._keeper is not None, "configure() has returned that this plugin is active"
         return self._keeper
-
-    def _opened_api(self) -> SpendLimitsApi:
-        assert self._api is not None, "configure() has returned that this plugin is active"
-        return self._api
-
-
-def _check_admin_keys(settings: Settings) -> None:
-    write, read = settings[BUDGETS_ADMIN_KEY], settings[BUDGETS_ADMIN_READ_KEY]
-    if settings[BUDGETS_DB] is None and (write or read):
-        variable = BUDGETS_ADMIN_KEY.name if write else BUDGETS_ADMIN_READ_KEY.name
-        raise ConfigurationError(f"{variable} is set without BUDGETS_DB; set BUDGETS_DB to a file.")
-    if {key.secret for key in write} & {key.secret for key in read}:
-        raise ConfigurationError(
-            "BUDGETS_ADMIN_KEY and BUDGETS_ADMIN_READ_KEY share a key; replace one of the two."
-        )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

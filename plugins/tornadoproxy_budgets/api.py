@@ -1,28 +1,21 @@
-"""The spend limits API at ``/v1/organizations/spend_limits``."""
+"""The resources ``spend_limits`` of the Admin API."""
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from tornadoproxy import DatabaseUnavailable, Denied, InvalidRequest, Page, PageResponse
+from tornadoproxy import Denied, InvalidRequest, admin
 from tornadoproxy_budgets import storage, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    from tornadoproxy import DatabaseConnection, IncomingRequest, PageRequest
-    from tornadoproxy_budgets.admin_keys import AdminKeys
+    from tornadoproxy import DatabaseConnection
     from tornadoproxy_budgets.caps import Cap
     from tornadoproxy_budgets.periods import Period
     from tornadoproxy_budgets.sync import Sync
-    from tornadoproxy_budgets.wire import Document, Query
-
-T = TypeVar("T")
-
-PATH = "/v1/organizations/spend_limits"
 
 MAX_AGE = 1.0  # seconds since which the sums shown may have been loaded
 
@@ -30,107 +23,90 @@ _AUDIT_LIMIT = 100  # items of a page without the query field limit
 
 
 class SpendLimitsApi:
-    """The pages that show and change the caps, for clients with an admin key.
+    """The resources that show and change the caps.
 
     :param sync: the caps and sums, and their database.
-    :ivar keys: the admin keys.
     """
 
-    def __init__(self, sync: Sync, keys: AdminKeys) -> None:
+    def __init__(self, sync: Sync) -> None:
         self._sync = sync
-        self.keys = keys
 
-    def pages(self) -> tuple[Page, ...]:
-        """Return the pages, whose requests only the admin keys authenticate."""
-        # at the paths of Anthropic's own gateway, so that its clients find them
-        page = partial(Page, public=True, overrides=True, admit=self._admit)
-        return (
-            page(PATH, self._serve_all, ("GET", "POST")),
-            page(f"{PATH}/effective", self._serve_effective),
-            page(f"{PATH}/audit", self._serve_audit),
-            page(f"{PATH}/([^/]+)", self._serve_one, ("GET", "DELETE")),
+    def api(self) -> admin.Api:
+        """Return the plugin's part of the Admin API."""
+        resource = admin.Resource
+        return admin.Api(
+            "budgets",
+            (
+                resource("spend_limits", {"GET": self._list, "POST": self._set}),
+                resource("spend_limits/effective", {"GET": self._effective}),
+                resource("spend_limits/audit", {"GET": self._audit}),
+                resource("spend_limits/([^/]+)", {"GET": self._get, "DELETE": self._delete}),
+            ),
+            {"spend_limits": self._trail},
         )
 
-    def _admit(self, request: IncomingRequest) -> None:
-        self._key_name(request)
-
-    def _key_name(self, request: IncomingRequest) -> str:
-        """Return the name of the admin key of a request; see `AdminKeys.admit`."""
-        return self.keys.admit(request, to_change=request.method in ("POST", "DELETE"))
-
-    async def _serve_all(self, request: PageRequest) -> PageResponse:
-        if request.incoming.method != "POST":
-            await self._refresh()
-            return _response(self._list(wire.Query(request.query)))
-        name = self._key_name(request.incoming)
-        scope, period, cents = wire.wanted(request.body)
-        set_cap = partial(
-            storage.set_cap,
-            scope=scope,
-            period=period,
-            cents=cents,
-            actor=f"admin-key:{name}",
-            now=time.time(),
-        )
-        return _response(self._cap_document(await self._change(set_cap)))
-
-    async def _serve_one(self, request: PageRequest) -> PageResponse:
-        (cap_id,) = request.arguments
-        if request.incoming.method != "DELETE":
-            await self._refresh()
-            found = next((cap for cap in self._sync.engine.caps if cap.id == cap_id), None)
-            return _response(self._cap_document(_existing(found)))
-        name = self._key_name(request.incoming)
-        remove = partial(
-            storage.remove_cap, cap_id=cap_id, actor=f"admin-key:{name}", now=time.time()
-        )
-        removed = _existing(await self._change(remove))
-        return _response({"type": "spend_limit_deleted", "id": removed.id})
-
-    async def _serve_effective(self, request: PageRequest) -> PageResponse:
+    async def _list(self, request: admin.Request) -> admin.Document:
         await self._refresh()
-        return _response(self._effective(wire.Query(request.query)))
+        types = wire.scope_types(request.query)
+        caps = {cap.id: cap for cap in self._sync.engine.caps if cap.scope.type in types}
+        shown, has_more = request.query.shown(list(caps))
+        continues = has_more and request.query.value("before_id") is None
+        return admin.list_document(
+            [self._cap_document(caps[each]) for each in shown],
+            has_more=has_more,
+            next_page=admin.cursor(shown[-1]) if continues else None,
+        )
 
-    async def _serve_audit(self, request: PageRequest) -> PageResponse:
-        query = wire.Query(request.query)
-        limit = query.limit(_AUDIT_LIMIT)
-        after = query.value("after_id")
+    async def _set(self, request: admin.Request) -> admin.Document:
+        scope, period, cents = wire.wanted(request)
+
+        def set_cap(connection: DatabaseConnection) -> Cap:
+            if request.if_match is not None:
+                existing = storage.find_cap(connection, scope, period)
+                request.check_match({} if existing is None else wire.cap_document(existing))
+            return storage.set_cap(
+                connection, scope, period, cents, actor=request.actor, now=time.time()
+            )
+
+        return self._cap_document(await self._sync.change(set_cap))
+
+    async def _get(self, request: admin.Request) -> admin.Document:
+        await self._refresh()
+        (cap_id,) = request.arguments
+        found = next((cap for cap in self._sync.engine.caps if cap.id == cap_id), None)
+        return self._cap_document(_existing(found))
+
+    async def _delete(self, request: admin.Request) -> admin.Document:
+        (cap_id,) = request.arguments
+
+        def remove(connection: DatabaseConnection) -> Cap:
+            removed = storage.remove_cap(connection, cap_id, actor=request.actor, now=time.time())
+            request.check_match(wire.cap_document(_existing(removed)))
+            return _existing(removed)
+
+        removed = await self._sync.change(remove)
+        return {"type": "spend_limit_deleted", "id": removed.id}
+
+    async def _audit(self, request: admin.Request) -> admin.Document:
+        limit = request.query.limit(_AUDIT_LIMIT)
+        after = request.query.value("after_id")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidRequest("after_id: must be the number of an event.")
         # one more than the page shows, to know whether another page follows
-        read = partial(
-            storage.read_changes,
-            limit=limit + 1,
-            after=None if after is None else int(after),
-        )
-        changes = await self._change(read)
+        changes = await self._changes(limit + 1, None if after is None else int(after))
         events = [wire.change_document(change) for change in changes[:limit]]
-        return _response(wire.list_document(events, has_more=len(changes) > limit))
+        return admin.list_document(events, has_more=len(changes) > limit)
 
-    def _list(self, query: Query) -> Document:
-        types = query.scope_types()
-        caps = [cap for cap in self._sync.engine.caps if cap.scope.type in types]
-        limit = query.limit()
-        after, before, page = (query.value(name) for name in ("after_id", "before_id", "page"))
-        if sum(each is not None for each in (after, before, page)) > 1:
-            raise InvalidRequest(
-                "after_id, before_id and page exclude each other; send one of them."
-            )
-        if page is not None:
-            (after,) = wire.cursor_key(page, str)
-        if before is not None:
-            caps = caps[: _position(caps, "before_id", before)]
-            shown, has_more = caps[-limit:], len(caps) > limit
-        else:
-            if after is not None:
-                caps = caps[_position(caps, "after_id", after) + 1 :]
-            shown, has_more = caps[:limit], len(caps) > limit
-        document = wire.list_document([self._cap_document(cap) for cap in shown], has_more=has_more)
-        continues = has_more and before is None
-        return {**document, "next_page": wire.cursor(shown[-1].id) if continues else None}
+    async def _trail(self, limit: int, before: int | None) -> list[admin.Event]:
+        return [wire.event(change) for change in await self._changes(limit, before)]
 
-    def _effective(self, query: Query) -> Document:
-        periods = query.periods()
+    async def _changes(self, limit: int, after: int | None) -> Sequence[storage.Change]:
+        return await self._sync.read(partial(storage.read_changes, limit=limit, after=after))
+
+    async def _effective(self, request: admin.Request) -> admin.Document:
+        await self._refresh()
+        query = request.query
+        periods = wire.periods(query)
         limit = query.limit()
         order = query.value("sort")
         if order not in (None, "spend_desc"):
@@ -140,18 +116,18 @@ class SpendLimitsApi:
         part = (query.value("q") or "").casefold()
         names = [
             name
-            for name in query.user_ids() or self._sync.engine.principals()
+            for name in wire.user_ids(query) or self._sync.engine.principals()
             if part in name.casefold()
         ]
         by_spend = periods[0] if order else None
         keys = sorted(self._row_key(name, by_spend) for name in names)
         page = query.value("page")
         if page is not None:
-            after = tuple(wire.cursor_key(page, *((int, str) if order else (str,))))
+            after = tuple(admin.cursor_key(page, *((int, str) if order else (str,))))
             keys = [key for key in keys if key > after]
         shown = keys[:limit]
         rows = [self._summary(str(key[-1]), period) for key in shown for period in periods]
-        next_page = wire.cursor(*shown[-1]) if len(keys) > limit else None
+        next_page = admin.cursor(*shown[-1]) if len(keys) > limit else None
         return {"data": rows, "next_page": next_page}
 
     def _row_key(self, name: str, by_spend: Period | None) -> tuple[Any, ...]:  # Any: str or int
@@ -160,14 +136,14 @@ class SpendLimitsApi:
             return (name,)
         return (-self._sync.engine.spent(("user", name), by_spend, time.time()), name)
 
-    def _summary(self, principal: str, period: Period) -> Document:
+    def _summary(self, principal: str, period: Period) -> admin.Document:
         engine = self._sync.engine
         groups = engine.groups(principal)
         cap = engine.personal(principal, groups, period)
         spent = engine.spent(("user", principal), period, time.time())
         return wire.summary_document(principal, groups, period, cap, spent)
 
-    def _cap_document(self, cap: Cap) -> Document:
+    def _cap_document(self, cap: Cap) -> admin.Document:
         scope = cap.scope
         if not scope.shared:
             return wire.cap_document(cap)
@@ -182,30 +158,8 @@ class SpendLimitsApi:
         await self._sync.load(since=time.monotonic() - MAX_AGE)
         self._sync.check_known()
 
-    async def _change(self, work: Callable[[DatabaseConnection], T]) -> T:
-        try:
-            return await self._sync.change(work)
-        except DatabaseUnavailable:
-            raise Denied(
-                "The budgets database is temporarily unavailable; nothing was changed. The "
-                "proxy's log says what is wrong.",
-                status=503,
-                retry_after=5,
-            ) from None
-
-
-def _response(document: Document) -> PageResponse:
-    return PageResponse(json.dumps(document, separators=(",", ":")).encode())
-
 
 def _existing(cap: Cap | None) -> Cap:
     if cap is None:
         raise Denied("There is no spend limit with this id.", status=404)
     return cap
-
-
-def _position(caps: list[Cap], field: str, cap_id: str) -> int:
-    for position, cap in enumerate(caps):
-        if cap.id == cap_id:
-            return position
-    raise InvalidRequest(f"{field}: there is no spend limit with this id.")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError, Database, tables, usd
+from tornadoproxy import ConfigurationError, Database, admin, tables, usd
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Cap, Scope, check_name
 from tornadoproxy_budgets.engine import EVERYONE, Engine, Subject
@@ -148,7 +147,7 @@ def _set(arguments: argparse.Namespace, database: Database) -> None:
             scope,
             arguments.period,
             arguments.amount,
-            actor=_actor(),
+            actor=admin.command_line_actor(),
             now=time.time(),
         )
     sys.stdout.write(f"{cap.id}: {_described(cap)}\n")
@@ -174,7 +173,9 @@ def _list(arguments: argparse.Namespace, database: Database) -> None:
 
 def _remove(arguments: argparse.Namespace, database: Database) -> None:
     with database.transaction() as connection:
-        cap = storage.remove_cap(connection, arguments.id, actor=_actor(), now=time.time())
+        cap = storage.remove_cap(
+            connection, arguments.id, actor=admin.command_line_actor(), now=time.time()
+        )
     if cap is None:
         raise ConfigurationError(
             f"there is no cap with the id {arguments.id}; `budgets list` shows the ids."
@@ -263,13 +264,6 @@ def _limit(cap: Cap | None) -> str | None:
     if cap is None:
         return None
     return _UNLIMITED if cap.cents is None else f"${usd(cap.cents * NANOS_PER_CENT)}"
-
-
-def _actor() -> str:
-    try:
-        return f"command-line:{getpass.getuser()}"
-    except (KeyError, OSError):  # a user id without a name, as in containers
-        return "command-line"
 
 
 def _name(value: str) -> str:

@@ -47,8 +47,3 @@ def reset_time(period: Period, day: int) -> int:
 def minute_text(time: float) -> str:
     """Return a time in seconds since the epoch for people: ``2026-08-08 00:00 UTC``."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def timestamp(time: float) -> str:
-    """Return a time in seconds since the epoch as in RFC 3339: ``2026-08-08T00:00:00.123Z``."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -133,6 +133,16 @@ def read_caps(connection: DatabaseConnection) -> list[Cap]:
     return [_cap(row) for row in rows]
 
 
+def find_cap(connection: DatabaseConnection, scope: Scope, period: Period) -> Cap | None:
+    """Return the cap with that scope and period; ``None`` if there is none."""
+    row = connection.execute(
+        "SELECT * FROM budgets_caps"
+        " WHERE scope_type = ? AND scope_name = ? AND shared = ? AND period = ?",
+        _where(scope, period),
+    ).fetchone()
+    return _cap(row) if row else None
+
+
 def set_cap(
     connection: DatabaseConnection,
     scope: Scope,
@@ -147,12 +157,7 @@ def set_cap(
     :param cents: the amount; ``None`` for no limit.
     :param actor: who sets it, for the audit log.
     """
-    row = connection.execute(
-        "SELECT * FROM budgets_caps"
-        " WHERE scope_type = ? AND scope_name = ? AND shared = ? AND period = ?",
-        _where(scope, period),
-    ).fetchone()
-    before = _cap(row) if row else None
+    before = find_cap(connection, scope, period)
     cap = Cap(
         id=before.id if before else f"spl_{secrets.token_hex(12)}",
         scope=scope,

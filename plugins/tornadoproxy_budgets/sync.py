@@ -115,6 +115,13 @@ class Sync:
         """
         return await asyncio.shield(asyncio.ensure_future(self._change(work)))
 
+    async def read(self, work: Callable[[DatabaseConnection], T]) -> T:
+        """Do `work`, which only reads, in the database, and return its result.
+
+        :raises DatabaseUnavailable: the database cannot be used.
+        """
+        return await self._database.run(work, exclusive=False)
+
     async def load(self, since: float) -> None:
         """Load the sums, unless this was done after `since`, or the database fails.
 

@@ -94,6 +94,6 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
         *("tornadoproxy.handlers.openai", "tornadoproxy.openai", "tornadoproxy.testing"),
         *("tornadoproxy.handlers.routes", "tornadoproxy.upstream.client", "httptools"),
-        *("tornadoproxy.storage", "tornadoproxy.plugin.tables"),
+        *("tornadoproxy.storage", "tornadoproxy.plugin.command.tables"),
         *("tornadoproxy_budgets.engine", "tornadoproxy_keys.store", "tornadoproxy_ledger.sums"),
     }

@@ -225,6 +225,17 @@ async def test_pages_example(scene: Scene) -> None:
     assert (await scene.ask("/whoami/else")).status == 404
 
 
+async def test_admin_api_example(scene: Scene) -> None:
+    await scene.start(plugins={"rooms": load("admin_api")}, ADMIN_KEY=(key := "k" * 32))
+    listed = await scene.ask("/v1/organizations/rooms?limit=2", token=key)
+    document = json.loads(listed.body)
+    assert ([each["id"] for each in document["data"]], document["has_more"]) == (
+        ["atrium", "attic"],
+        True,
+    )
+    assert (await scene.ask("/v1/organizations/rooms")).status == 401
+
+
 async def test_startup_example(scene: Scene) -> None:
     await scene.start(plugins={"busy": load("startup")})
     assert json.loads((await scene.ask("/busy", token=None)).body) == {"in_flight": 1}

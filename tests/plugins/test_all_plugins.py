@@ -11,7 +11,7 @@ from tornadoproxy import ConfigurationError
 
 OPTIONAL = {
     *("keys", "ledger", "budgets", "metrics", "otel", "recorder"),
-    *("aws", "google", "foundry"),
+    *("admin", "aws", "google", "foundry"),
 }
 
 

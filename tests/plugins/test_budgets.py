@@ -241,7 +241,7 @@ async def test_stop_saves_the_sums(team: Team) -> None:
 @pytest.mark.parametrize(
     ("variables", "fault"),
     [
-        ({"BUDGETS_DB": None}, "BUDGETS_ADMIN_KEY is set without BUDGETS_DB"),
+        ({"BUDGETS_DB": None}, "nothing to administer: set KEYS_DB, BUDGETS_DB"),
         ({"BUDGETS_DB": "."}, "directory"),
         ({"BUDGETS_ADMIN_KEY": "ops=short"}, "at least 32 characters"),
         ({"BUDGETS_ADMIN_KEY": f"a={ADMIN}1 a={ADMIN}2"}, "a different name"),

@@ -94,8 +94,8 @@ def found(canaries: Iterable[str], text: bytes) -> list[str]:
 PLUGINS_SETTINGS = {
     "KEYS_DB": "keys.db",
     "BUDGETS_DB": "budgets.db",
-    "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY}",
-    "BUDGETS_ADMIN_READ_KEY": READ_KEY,
+    "ADMIN_KEY": f"ops={ADMIN_KEY}",
+    "ADMIN_READ_KEY": READ_KEY,
     "LEDGER_DB": "ledger.db",
     "METRICS": "yes",
     "OTEL_TRACES": "yes",
@@ -137,9 +137,9 @@ BAD: list[dict[str, str]] = [
     {"HTTPS_PROXY": f"http://user:{EGRESS_PASSWORD}@proxy:99999"},
     {"UPSTREAM_BASE_URL": f"https://user:{KEY}@up.example"},
     {"UPSTREAM_BASE_URL": f"https://up.example/?key={KEY}"},
-    {"BUDGETS_ADMIN_KEY": ADMIN_KEY},  # without BUDGETS_DB
-    {"BUDGETS_DB": "b.db", "BUDGETS_ADMIN_KEY": f"ops={ADMIN_KEY} ops={READ_KEY}"},
-    {"BUDGETS_DB": "/", "BUDGETS_ADMIN_KEY": ADMIN_KEY},
+    {"ADMIN_KEY": ADMIN_KEY},  # without a database
+    {"BUDGETS_DB": "b.db", "ADMIN_KEY": f"ops={ADMIN_KEY} ops={READ_KEY}"},
+    {"BUDGETS_DB": "/", "ADMIN_KEY": ADMIN_KEY},
     {"OTEL_EXPORTER_OTLP_HEADERS": f"x-key={COLLECTOR_KEY}%0A{KEY}"},
     {"OTEL_TRACES": "yes", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://u:{COLLECTOR_KEY}@c"},
 ]
@@ -473,11 +473,11 @@ async def test_canaries_stay_out_of_logs_and_wrong_directions(
     replaced = key_of(commands, "create", "--name", "ada")
     key = key_of(commands, "rotate", "ada")
     log, env_file = tmp_path / "access.log", tmp_path / ".env"
-    admin = f"BUDGETS_ADMIN_KEY=ops={ADMIN_KEY}"
+    admin = f"ADMIN_KEY=ops={ADMIN_KEY}"
     env_file.write_text(f"AUTH_TOKEN='{TOKEN} {OTHER_TOKEN}'\nUPSTREAM_API_KEY={KEY}\n{admin}\n")
     models, limits = "/v1/models", f"/v1/organizations/spend_limits?key={QUERY}"
     install(tmp_path, "careless", CARELESS_PLUGIN)
-    in_the_file = dict.fromkeys(("BUDGETS_ADMIN_KEY", "AUTH_TOKEN", "UPSTREAM_API_KEY"))
+    in_the_file = dict.fromkeys(("ADMIN_KEY", "AUTH_TOKEN", "UPSTREAM_API_KEY"))
     async with launch(
         **PLUGINS_SETTINGS | in_the_file,
         HTTPS_PROXY=f"http://user:{EGRESS_PASSWORD}@127.0.0.1:9",
@@ -504,7 +504,7 @@ async def test_canaries_stay_out_of_logs_and_wrong_directions(
         bad_ones = (
             f"{new} {KEY}\n",
             *(f"{new}\n{line}\n" for line in (f"AUTH_TOKENS={TOKEN}", TOKEN)),
-            *(f"{new}\nBUDGETS_ADMIN_KEY={bad}\n" for bad in (TOKEN, f"{ADMIN_KEY} {READ_KEY}")),
+            *(f"{new}\nADMIN_KEY={bad}\n" for bad in (TOKEN, f"{ADMIN_KEY} {READ_KEY}")),
             new.replace("=", "='", 1),
             f"AUTH_TOKEN_FILE={NEW_TOKEN}\nUPSTREAM_API_KEY_FILE={NEW_KEY}\n",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy.config.parsers import database as location
 from tornadoproxy.errors import ConfigurationError
-from tornadoproxy.plugin import tables
+from tornadoproxy.plugin.command import tables
 from tornadoproxy.storage.copying import copy
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tornadoproxy.cli import databases, new_plugin
 from tornadoproxy.cli.own_parser import OwnParser, own_parser
 from tornadoproxy.config.command_line import COMMANDS
-from tornadoproxy.plugin import tables
+from tornadoproxy.plugin.command import tables
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser

@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.cli.help_text import default_text
-from tornadoproxy.plugin import tables
+from tornadoproxy.plugin.command import tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -19,10 +19,11 @@ from tornadoproxy.plugin.pages import Page, hidden_paths
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.plugin.admin.api import Api
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.storage.contract import DatabaseStatus
@@ -69,9 +70,19 @@ def credential_headers_of(calls: list[PluginCall]) -> frozenset[str]:
     return frozenset(name for _, names in results for name in names)
 
 
-def pages_of(calls: list[PluginCall]) -> tuple[tuple[str, Page], ...]:
+def admin_apis_of(calls: list[PluginCall]) -> tuple[Api, ...]:
+    """Return the parts of the Admin API that plugins declare."""
+    results, faults = _ask_all("admin_api", calls, _checked_api)
+    if faults:
+        raise ConfigurationError(*faults)
+    return tuple(api for _, api in results if api is not None)
+
+
+def pages_of(
+    calls: list[PluginCall], admin_apis: Callable[[], Sequence[Api]]
+) -> tuple[tuple[str, Page], ...]:
     """Return all pages with their plugins' names; those that override come first."""
-    results, faults = _ask_all("pages", calls, _checked_pages)
+    results, faults = _ask_all("pages", calls, _checked_pages, admin_apis)
     pages = [(plugin, page) for plugin, made in results for page in made]
     faults += (f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages))
     if faults:
@@ -162,6 +173,14 @@ def _ask_all(
         except BaseException as error:
             faults += faults_of(plugin, hook, error)
     return results, faults
+
+
+def _checked_api(_plugin: str, api: object) -> Api | None:
+    from tornadoproxy.plugin.admin.api import Api  # few proxies serve the Admin API
+
+    if api is not None and not isinstance(api, Api):
+        raise OurOwnError(f"its {type(api).__name__} is not an admin.Api")
+    return api
 
 
 def _checked_line(plugin: str, line: object) -> object:

@@ -18,7 +18,7 @@ from tornadoproxy.config.core_settings import CORE_SETTINGS
 from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.sources import nearest
 from tornadoproxy.plugin import hookspecs
-from tornadoproxy.plugin.commands import Command
+from tornadoproxy.plugin.command.commands import Command
 from tornadoproxy.plugin.entry_points import installed
 from tornadoproxy.plugin.failures import discard
 from tornadoproxy.plugin.implementations import (

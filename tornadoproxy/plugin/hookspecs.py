@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.upstreams import Upstream, UpstreamStatus
     from tornadoproxy.config.upstreams_file import UpstreamEntries
-    from tornadoproxy.plugin.commands import Command
+    from tornadoproxy.plugin.admin.api import Api
+    from tornadoproxy.plugin.command.commands import Command
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.pages import Page
@@ -168,14 +169,27 @@ def credential_headers() -> Iterable[str]:  # type: ignore[empty-body]  # a spec
 
 
 @hookspec
-def pages() -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
+def pages(admin_apis: Callable[[], Sequence[Api]]) -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
     """Return the plugin's own pages, such as ``/metrics``. Declaring.
 
     Runs once, after every `configure` and before `startup`. See `Page`. Unless it is public, a
     page is behind `authenticate`, `admit` and `authorize` like every other path. A public page that
     requires a credential sets ``Page.admit``, which runs on the request headers before the body
     is read. A page that hides a path of the proxy's own (``/health``, ``/v1/…``) or of another
-    plugin ends the start unless it is declared with ``overrides=True``.
+    plugin ends the start unless it is declared with ``overrides=True``. ``admin_apis()`` returns
+    what `admin_api` has returned, for the plugin that serves the Admin API.
+    """
+
+
+@hookspec
+def admin_api() -> Api | None:
+    """Return the plugin's part of the Admin API: its resources and their audit trails. Declaring.
+
+    Runs once, after every `configure` and before `startup`, if a plugin serves the Admin API:
+    ``admin`` does with ``ADMIN_KEY``. See `tornadoproxy.admin`. That plugin authenticates the
+    requests; a resource is called for those that an admin key permits, within ``PLUGIN_TIMEOUT``
+    seconds. Return ``None`` if there is nothing to administer. An exception, or another result,
+    ends the start.
     """
 
 

@@ -24,7 +24,7 @@ GENERATOR_HOOKS = (
 )
 SYNC_HOOKS = (
     *GENERATOR_HOOKS,
-    *("configure", "databases", "observe", "price", "request_finished"),
+    *("admin_api", "configure", "databases", "observe", "price", "request_finished"),
 )
 
 _ORDINARY = frozenset({"admit", "observe", "pages", "price"})

@@ -43,6 +43,7 @@ from tornadoproxy.plugin.decisions import (
     run,
 )
 from tornadoproxy.plugin.declarations import (
+    admin_apis_of,
     check_fixed,
     check_unchanged,
     checked_states,
@@ -174,7 +175,9 @@ class Plugins:
             lines, inactive = configure_all(self._configurers, settings)
             if first:
                 self._deactivate(inactive)
-                self._pages = pages_of(self._page_makers)
+                self._pages = pages_of(
+                    self._page_makers, partial(admin_apis_of, self._admin_api_makers)
+                )
                 self._infos = tuple(
                     replace(
                         info, pages=tuple(page for name, page in self._pages if name == info.name)
@@ -324,6 +327,7 @@ class Plugins:
 
         self._header_namers = active("credential_headers")
         self._page_makers = active("pages")
+        self._admin_api_makers = active("admin_api")
         self._starters = active("startup")
         self._authenticators = active("authenticate")
         self._admitters = active("admit")

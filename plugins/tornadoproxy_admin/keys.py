@@ -1,11 +1,13 @@
-"""The admin keys of the spend limits API."""
+"""The admin keys."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tornadoproxy import Denied, Secret, parsers
+from tornadoproxy import ConfigurationError, Denied, Secret, parsers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,11 +22,15 @@ _NAMED = re.compile(rb"([A-Za-z][A-Za-z0-9_.-]{0,31})=(.*)", re.DOTALL)
 class AdminKey(NamedTuple):
     """One admin key.
 
-    :param name: its holder's name in the audit log.
+    :param name: its holder's name in the audit trail.
     """
 
     name: str
     secret: Secret
+
+    def derive(self, *parts: bytes) -> bytes:
+        """Return 32 bytes that only this key gives with `parts` (HMAC, RFC 2104)."""
+        return hmac.digest(self.secret.reveal(), b"\0".join(parts), hashlib.sha256)
 
 
 def parse_keys(value: str) -> tuple[AdminKey, ...]:
@@ -53,40 +59,40 @@ def parse_keys(value: str) -> tuple[AdminKey, ...]:
 
 
 class AdminKeys:
-    """The keys that may change the caps, and those that may only read them.
+    """The keys that may change what is administered, and those that may only read it.
 
     :param write: keys that may read and change.
     :param read: keys that may read.
+    :raises ConfigurationError: one key is in both.
     """
 
-    def __init__(self, write: Iterable[AdminKey] = (), read: Iterable[AdminKey] = ()) -> None:
+    def __init__(self, write: Iterable[AdminKey], read: Iterable[AdminKey]) -> None:
         self._keys = (
             *((key, True) for key in write),
             *((key, False) for key in read),
         )
+        if len({key.secret for key, _ in self._keys}) < len(self._keys):
+            raise ConfigurationError(
+                "ADMIN_KEY and ADMIN_READ_KEY share a key, or one of them has a key twice; replace "
+                "one of the two."
+            )
 
-    def admit(self, request: IncomingRequest, *, to_change: bool) -> str:
-        """Return the name of the key that a request presents.
+    def admit(self, request: IncomingRequest) -> AdminKey:
+        """Return the key that a request presents.
 
         Every candidate is compared with every key, so that the duration reveals nothing.
 
         :raises AuthenticationFailed: the request presents none of the keys.
-        :raises Denied: no key is set, or the key may only read.
+        :raises Denied: the key may only read, and the request changes something.
         """
-        if not self._keys:
-            raise Denied(
-                "The spend limits API is disabled: set BUDGETS_ADMIN_KEY to enable it, or use "
-                "`python -m tornadoproxy budgets`.",
-                status=404,
-            )
         found: tuple[AdminKey, bool] | None = None
         for candidate in request.candidates():
             for key, may_change in self._keys:
                 if key.secret.matches(candidate):
                     found = key, may_change
         if found is None:
-            raise request.authentication_failed("an admin key of this proxy's BUDGETS_ADMIN_KEY")
+            raise request.authentication_failed("an admin key of this proxy's ADMIN_KEY")
         key, may_change = found
-        if to_change and not may_change:
-            raise Denied("This admin key may only read. Use one of BUDGETS_ADMIN_KEY.")
-        return key.name
+        if not may_change and request.method not in ("GET", "HEAD"):
+            raise Denied("This admin key may only read. Use one of ADMIN_KEY.")
+        return key

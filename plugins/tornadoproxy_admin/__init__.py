@@ -1,0 +1,103 @@
+"""The Admin API at ``/v1/organizations/``, in Anthropic's own wire, for clients with an admin key.
+
+The plugins that own data declare its resources by the hook `admin_api`: ``keys`` the API keys,
+``budgets`` the spend limits, ``ledger`` the usage and cost reports. This plugin does what they have
+in common: it authenticates, finds the resource, writes responses, and merges the audit trails.
+
+- `tornadoproxy_admin.keys`: the admin keys
+- `tornadoproxy_admin.attempts`: the limit of wrong keys
+- `tornadoproxy_admin.service`: requests
+- `tornadoproxy_admin.events`: the audit trail
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornadoproxy import (
+    INACTIVE,
+    ConfigurationError,
+    Inactive,
+    Page,
+    Setting,
+    Settings,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tornadoproxy import admin
+    from tornadoproxy_admin.keys import AdminKey
+    from tornadoproxy_admin.service import Service
+
+
+def _parse_keys(value: str) -> tuple[AdminKey, ...]:
+    from tornadoproxy_admin.keys import parse_keys  # most starts set no key
+
+    return parse_keys(value)
+
+
+ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
+    "ADMIN_KEY",
+    _parse_keys,
+    default=(),
+    help=(
+        "keys of the Admin API at /v1/organizations, separated by spaces: each NAME=KEY or KEY, "
+        "the key of at least 32 characters. That API is off without one."
+    ),
+    secret=True,
+    fallbacks=("BUDGETS_ADMIN_KEY",),
+)
+ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
+    "ADMIN_READ_KEY",
+    _parse_keys,
+    default=(),
+    help="keys of the same API that may only read, in the same format",
+    secret=True,
+    fallbacks=("BUDGETS_ADMIN_READ_KEY",),
+)
+
+
+class Admin:
+    """The plugin: it serves the resources that other plugins declare."""
+
+    def __init__(self) -> None:
+        self._service: Service | None = None
+
+    @hookimpl
+    def declare_settings(self) -> tuple[Setting[tuple[AdminKey, ...]], ...]:
+        return ADMIN_KEY, ADMIN_READ_KEY
+
+    @hookimpl
+    def configure(self, settings: Settings) -> str | Inactive:
+        """Take the admin keys.
+
+        :raises ConfigurationError: they are invalid.
+        """
+        write, read = settings[ADMIN_KEY], settings[ADMIN_READ_KEY]
+        if not (write or read):
+            return INACTIVE
+        from tornadoproxy_admin.keys import AdminKeys
+        from tornadoproxy_admin.service import Service
+
+        keys = AdminKeys(write, read)
+        if self._service is None:
+            self._service = Service(keys)
+        self._service.keys = keys
+        return f"the Admin API at /v1/organizations for {len(write) + len(read)} admin keys"
+
+    @hookimpl
+    def pages(self, admin_apis: Callable[[], Sequence[admin.Api]]) -> tuple[Page, ...]:
+        """Return the page of the whole API.
+
+        :raises ConfigurationError: no plugin has anything to administer.
+        """
+        assert self._service is not None, "configure() has returned that this plugin is active"
+        apis = admin_apis()
+        if not apis:
+            raise ConfigurationError(
+                "ADMIN_KEY is set, but there is nothing to administer: set KEYS_DB, BUDGETS_DB or "
+                "LEDGER_DB to a database."
+            )
+        return (self._service.page(apis),)

@@ -1,0 +1,145 @@
+"""The requests of the Admin API: from the page of the whole API to a plugin's resource."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
+
+from tornadoproxy import (
+    AuthenticationFailed,
+    DatabaseUnavailable,
+    Denied,
+    InvalidRequest,
+    Page,
+    PageResponse,
+    admin,
+)
+from tornadoproxy_admin.attempts import Attempts
+from tornadoproxy_admin.events import AuditEvents
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tornadoproxy import IncomingRequest, PageRequest
+    from tornadoproxy_admin.keys import AdminKey, AdminKeys
+
+PATH = "/v1/organizations"
+
+MAX_IDEMPOTENCY_KEY = 255  # characters
+
+_ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+class _Found(NamedTuple):
+    """A resource with what the groups of its path matched."""
+
+    resource: admin.Resource
+    arguments: tuple[str, ...]
+
+
+class Service:
+    """The whole Admin API.
+
+    :ivar keys: the admin keys.
+    """
+
+    def __init__(self, keys: AdminKeys) -> None:
+        self.keys = keys
+        self._attempts = Attempts()
+        self._resources: tuple[tuple[re.Pattern[str], admin.Resource], ...] = ()
+
+    def page(self, apis: Sequence[admin.Api]) -> Page:
+        """Return the page that serves the resources of `apis`, and the service's own."""
+        own = (
+            admin.Resource("me", {"GET": _organization}),
+            admin.Resource("audit_events", {"GET": AuditEvents(apis).list}),
+        )
+        resources = (*own, *(resource for api in apis for resource in api.resources))
+        self._resources = tuple((re.compile(each.path), each) for each in resources)
+        return Page(
+            f"{PATH}(?:/.*)?",
+            self._serve,
+            _ALL_METHODS,
+            public=True,
+            overrides=True,
+            admit=self._admit,
+        )
+
+    def _admit(self, request: IncomingRequest) -> None:
+        """Refuse a request without an admin key before its body is read."""
+        self._attempts.check(request.remote_ip)
+        try:
+            self.keys.admit(request)
+        except AuthenticationFailed:
+            if request.candidates():
+                self._attempts.count(request.remote_ip)
+            raise
+
+    async def _serve(self, page_request: PageRequest) -> PageResponse:
+        incoming = page_request.incoming
+        key = self.keys.admit(incoming)
+        found = self._find(incoming.path.removeprefix(PATH))
+        method = "GET" if incoming.method == "HEAD" else incoming.method
+        serve = found.resource.methods.get(method)
+        if serve is None:
+            raise Denied(
+                "This resource does not support this method.",
+                status=405,
+                headers={"Allow": ", ".join(found.resource.methods)},
+            )
+        request = _request(page_request, method, key, found.arguments)
+        try:
+            document = await serve(request)
+        except DatabaseUnavailable:
+            raise Denied(
+                "The database is temporarily unavailable; nothing was changed. The proxy's log "
+                "says what is wrong.",
+                status=503,
+                retry_after=5,
+            ) from None
+        headers = {} if "data" in document else {"ETag": admin.entity_tag(document)}
+        body = json.dumps(document, separators=(",", ":")).encode()
+        return PageResponse(body, headers=headers)
+
+    def _find(self, path: str) -> _Found:
+        for pattern, resource in self._resources:
+            if matched := pattern.fullmatch(path.removeprefix("/")):
+                return _Found(resource, tuple(map(unquote, matched.groups(""))))
+        raise Denied(f"The Admin API of this proxy has nothing at {PATH}{path[:200]}.", status=404)
+
+
+def _request(
+    page_request: PageRequest, method: str, key: AdminKey, arguments: tuple[str, ...]
+) -> admin.Request:
+    headers, body = page_request.incoming.headers, page_request.body
+    once, repeated = None, headers.get("Idempotency-Key", "").encode()
+    if repeated and method == "POST":
+        if len(repeated) > MAX_IDEMPOTENCY_KEY:
+            raise InvalidRequest(
+                f"Idempotency-Key: must be at most {MAX_IDEMPOTENCY_KEY} characters."
+            )
+        once = admin.Once(
+            hashlib.sha256(key.name.encode() + b"\0" + repeated).hexdigest(),
+            hashlib.sha256(page_request.incoming.path.encode() + b"\0" + body).hexdigest(),
+        )
+    return admin.Request(
+        method=method,
+        actor=f"admin-key:{key.name}",
+        query=admin.Query(page_request.query),
+        arguments=arguments,
+        body=body,
+        if_match=headers.get("If-Match"),
+        once=once,
+        derive=None if once is None else lambda salt: key.derive(salt, repeated),
+    )
+
+
+async def _organization(_: admin.Request) -> admin.Document:
+    return {
+        "type": "organization",
+        "id": "00000000-0000-0000-0000-000000000000",
+        "name": "tornadoproxy",
+    }

@@ -1,0 +1,1 @@
+"""A plugin's own commands, and the tables that they print."""
