@@ -25,7 +25,7 @@ from chat_requests import (
 
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import Capabilities, Options
-from tornadoproxy.openai.plain_fields import SAMPLING
+from tornadoproxy.openai.messages_request import SAMPLING
 
 THINKING = {"thinking": {"type": "adaptive"}}
 USER_B = {"metadata": {"user_id": "b"}}

@@ -19,8 +19,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from tornadoproxy.openai.content import text_block
+from tornadoproxy.openai.reading import Json, dump, obj
+
 if TYPE_CHECKING:
-    from tornadoproxy.openai.reading import Json
+    from tornadoproxy.openai.models import Capabilities
+
+FORMATS = ("text", "json_object", "json_schema")
+"""The types of output that a client can request."""
+
+_JSON_ONLY = "Answer with a single JSON object and nothing else: no words around it, no code fence."
 
 MAX_OPTIONAL = 24
 """Optional properties in all strict schemas of a request."""
@@ -68,6 +76,36 @@ _TYPE_OF = {
 
 class _Unfit(Exception):
     """The subset cannot express the schema."""
+
+
+def output_format(
+    kind: str,
+    described: Json,
+    param: str,
+    system: list[Json],
+    able: Capabilities,
+    grammar: Grammar,
+    ignored: list[str],
+) -> Json | None:
+    """Return the upstream's format for structured output, or request it in the `system` prompt.
+
+    :param kind: one of `FORMATS`.
+    :param described: the object with the ``schema`` and whether it is ``strict``.
+    :param ignored: takes the name of ``strict`` if nothing enforces the schema.
+    """
+    if kind == "json_object":
+        system.append(text_block(_JSON_ONLY))
+    if kind != "json_schema":
+        return None
+    given = obj(described.get("schema"), f"{param}.schema")
+    fitted = grammar.fit(given) if able.structured_outputs else None
+    if fitted is not None:
+        return {"type": "json_schema", "schema": fitted}
+    if described.get("strict"):
+        ignored.append(f"{param}.strict")
+    shown = dump(given).decode()
+    system.append(text_block(f"{_JSON_ONLY} It must fit this JSON Schema: {shown}"))
+    return None
 
 
 class Grammar:

@@ -5,7 +5,7 @@ Source: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy.openai.reading import Json, one_of
 
@@ -27,37 +27,51 @@ _BUDGETS = {
 }
 
 
+class Reasoning(NamedTuple):
+    """The reasoning that a client asks for.
+
+    :param effort: the client's value; ``None`` leaves the effort to the model.
+    :param param: the client's name for `effort`.
+    :param is_shown: whether the response shows a summary of the thinking.
+    """
+
+    effort: object
+    param: str
+    is_shown: bool = True
+
+
 def add_reasoning(
-    effort: object,
-    param: str,
+    reasoning: Reasoning,
     body: Json,
     able: Capabilities,
     ignored: list[str],
     *,
     takes_budget: bool,
 ) -> None:
-    """Add a client's reasoning effort to `body`, the upstream's request.
+    """Add a client's reasoning to `body`, the upstream's request.
 
-    :param param: the client's name for `effort`, which is the client's value and not ``None``.
-    :param ignored: takes `param` if the model has neither effort nor thinking.
+    :param ignored: takes the name of the effort if the model has neither effort nor thinking.
     :param takes_budget: whether the conversation may go on with a budget for thinking.
-    :raises InvalidRequest: `effort` is not one of `EFFORTS`.
+    :raises InvalidRequest: the effort is not one of `EFFORTS`.
     """
-    wanted = one_of(effort, param, EFFORTS)
+    effort, param, is_shown = reasoning
+    wanted = None if effort is None else one_of(effort, param, EFFORTS)
     # a forced call comes without thinking
     forced = body.get("tool_choice", {}).get("type") in {"any", "tool"}
-    thinking = None
+    thinking: Json | None = None
     if wanted == "none":
         thinking = _least_thinking(able)
-    elif not forced:
-        thinking = _thinking(wanted, body["max_tokens"], able, takes_budget=takes_budget)
+    elif not forced and "adaptive" in able.thinking:
+        thinking = {"type": "adaptive", "display": "summarized" if is_shown else "omitted"}
+    elif not forced and wanted is not None and takes_budget:
+        thinking = _budget(wanted, body["max_tokens"], able)
     # a model that always thinks does so least at the lowest effort
-    level = None if wanted == "none" and thinking else able.effort(wanted)
+    level = able.effort(wanted) if wanted and not (wanted == "none" and thinking) else None
     if level is not None:
         body["output_config"] = {"effort": level, **body.get("output_config", {})}
     if thinking is not None:
         body.setdefault("thinking", thinking)
-    elif level is None and "thinking" not in body:
+    elif wanted and level is None and "thinking" not in body:
         ignored.append(param)
 
 
@@ -66,12 +80,8 @@ def _least_thinking(able: Capabilities) -> Json | None:
     return {"type": least} if least else None
 
 
-def _thinking(
-    effort: str, max_tokens: int, able: Capabilities, *, takes_budget: bool
-) -> Json | None:
-    if "adaptive" in able.thinking:
-        return {"type": "adaptive", "display": "summarized"}
+def _budget(effort: str, max_tokens: int, able: Capabilities) -> Json | None:
     budget = min(_BUDGETS[effort], max_tokens // 2)
-    if "enabled" in able.thinking and budget >= _BUDGETS["minimal"] and takes_budget:
+    if "enabled" in able.thinking and budget >= _BUDGETS["minimal"]:
         return {"type": "enabled", "budget_tokens": budget}
     return None

@@ -18,13 +18,13 @@ from tornadoproxy.openai.chat_completions.fields import FIELDS
 from tornadoproxy.openai.chat_completions.request import (
     Translation,
     depends_on_capabilities,
-    requested_model,
     translate_request,
 )
 from tornadoproxy.openai.chat_completions.response import translate_message, translate_response
 from tornadoproxy.openai.chat_completions.stream import StreamTranslator
 from tornadoproxy.openai.errors import translate_error
 from tornadoproxy.openai.message import read_message
+from tornadoproxy.openai.messages_request import requested_model
 from tornadoproxy.openai.models import Capabilities, find_model, translate_model, translate_models
 from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.reading import parse

@@ -102,4 +102,7 @@ def ignored(document: Json) -> list[str]:
         for name, value in document.items()
         if name not in FIELDS and value is not None
     ]
+    metadata = document.get("metadata")
+    if isinstance(metadata, dict) and metadata.keys() - {"user_id"}:
+        unknown.append("metadata")
     return ignored_fields(document, FIELDS, _DEFAULTS) + unknown

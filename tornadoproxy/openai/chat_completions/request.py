@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tornadoproxy.errors import InvalidRequest
-from tornadoproxy.openai import plain_fields
-from tornadoproxy.openai.caching import cache_request
 from tornadoproxy.openai.chat_completions import conversation, fields, tools
-from tornadoproxy.openai.content import text_block
+from tornadoproxy.openai.messages_request import (
+    SAMPLING,
+    Wishes,
+    messages_request,
+)
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.reading import (
@@ -26,17 +28,14 @@ from tornadoproxy.openai.reading import (
     refuse,
     text,
 )
-from tornadoproxy.openai.schema import Grammar
-from tornadoproxy.openai.thinking import add_reasoning
-from tornadoproxy.openai.treatment import PASSED
+from tornadoproxy.openai.schema import FORMATS, Grammar, output_format
+from tornadoproxy.openai.thinking import Reasoning
 
 _NEW_MODEL = Capabilities()
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 # The fields whose translation depends on the model's capabilities.
 _BY_CAPABILITIES = ("function_call", "reasoning_effort", "response_format", "tool_choice")
-
-_JSON_ONLY = "Answer with a single JSON object and nothing else: no words around it, no code fence."
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,6 @@ class Translation:
     legacy_functions: bool
     samples: bool
     ignored: tuple[str, ...]
-
-
-def requested_model(document: Json) -> str:
-    """Return the model that a client requests.
-
-    :raises InvalidRequest: the request names none.
-    """
-    if document.get("model") is None:
-        raise InvalidRequest("'model' is required.", param="model")
-    name = text(document["model"], "model")
-    if not name.strip():
-        refuse("model", "must not be empty")
-    return name
 
 
 def depends_on_capabilities(document: Json, options: Options) -> bool:
@@ -95,7 +81,6 @@ def translate_request(
     """
     options = options or Options()
     able = capabilities or _NEW_MODEL
-    model = options.model(requested_model(document))
     ignored = fields.ignored(document)
     if not fields.REFUSED.isdisjoint(document):
         _refuse_impossible(document)
@@ -106,41 +91,22 @@ def translate_request(
     # before the tools, which get the limits that the format leaves
     output = _format(document, talk.system, able, grammar, ignored)
     offer = tools.translate(document, talk.called, able, grammar, ignored)
-    if offer.instruction:
-        talk.system.append(text_block(offer.instruction))
-    body: Json = {
-        "model": model,
-        "max_tokens": plain_fields.max_tokens(document, _LIMITS, options, able),
-        "messages": talk.messages,
-    }
-    if offer.tools:
-        body["tools"] = offer.tools
-    if offer.choice is not None:
-        body["tool_choice"] = offer.choice
-    stop = _stop(document, ignored)
-    if stop:
-        body["stop_sequences"] = stop
-    body |= plain_fields.metadata(document, ignored)
-    body |= _passed(document)
-    effort = document.get("reasoning_effort")
-    if effort is not None:
-        takes_budget = not talk.lacks_thinking
-        add_reasoning(effort, "reasoning_effort", body, able, ignored, takes_budget=takes_budget)
-    if output is not None:
-        body["output_config"] = {"format": output, **body.get("output_config", {})}
-    if talk.system:
-        body["system"] = _system(talk.system)
-    body |= plain_fields.sampling(document, body, options, ignored)
-    cache_request(document, body, options, ignored)
     stream, include_usage = _stream(document)
-    if stream:
-        body["stream"] = True
+    effort = document.get("reasoning_effort")
+    wishes = Wishes(
+        limits=_LIMITS,
+        reasoning=None if effort is None else Reasoning(effort, "reasoning_effort"),
+        output=output,
+        stream=stream,
+        stop=_stop(document, ignored),
+    )
+    body = messages_request(document, talk, offer, wishes, options, able, ignored)
     return Translation(
         body=dump(body),
         stream=stream,
         include_usage=include_usage,
         legacy_functions=tools.uses_legacy_functions(document),
-        samples=not plain_fields.SAMPLING.isdisjoint(body),
+        samples=not SAMPLING.isdisjoint(body),
         ignored=options.listed(ignored),
     )
 
@@ -171,47 +137,18 @@ def _stop(document: Json, ignored: list[str]) -> list[str]:
     return kept
 
 
-def _passed(document: Json) -> Json:
-    passed = {
-        name: value for name, value in document.items() if name in PASSED and value is not None
-    }
-    for name in ("thinking", "output_config"):
-        if name in passed:
-            obj(passed[name], name)
-    return passed
-
-
 def _format(
     document: Json, system: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
 ) -> Json | None:
-    """Return the format for structured output, or request it in the `system` prompt."""
     if document.get("response_format") is None:
         return None
     wanted = obj(document["response_format"], "response_format")
-    kind = one_of(
-        wanted.get("type"), "response_format.type", ("text", "json_object", "json_schema")
-    )
-    if kind == "json_object":
-        system.append(text_block(_JSON_ONLY))
-    if kind != "json_schema":
-        return None
-    param = "response_format.json_schema"
-    described = obj(wanted.get("json_schema"), param)
-    given = obj(described.get("schema"), f"{param}.schema")
-    fitted = grammar.fit(given) if able.structured_outputs else None
-    if fitted is not None:
-        return {"type": "json_schema", "schema": fitted}
-    if described.get("strict"):
-        ignored.append(f"{param}.strict")
-    shown = dump(given).decode()
-    system.append(text_block(f"{_JSON_ONLY} It must fit this JSON Schema: {shown}"))
-    return None
-
-
-def _system(blocks: list[Json]) -> str | list[Json]:
-    if any("cache_control" in block for block in blocks):
-        return blocks
-    return "\n".join([block["text"] for block in blocks])
+    kind = one_of(wanted.get("type"), "response_format.type", FORMATS)
+    param = "response_format"
+    if kind == "json_schema":
+        param = "response_format.json_schema"
+        wanted = obj(wanted.get("json_schema"), param)
+    return output_format(kind, wanted, param, system, able, grammar, ignored)
 
 
 def _stream(document: Json) -> tuple[bool, bool]:
