@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tornadoproxy.openai.reading import Json, boolean, obj, refuse, text, tool_name
+from tornadoproxy.openai.reading import Json, boolean, obj, one_of, refuse, text, tool_name
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.models import Capabilities
@@ -16,6 +16,7 @@ MAX_STRICT = 20
 """The upstream's limit of strict tools in a request; see `tornadoproxy.openai.schema`."""
 
 _ANY_INPUT: Json = {"type": "object", "properties": {}}
+_CHOICES = {"none": "none", "auto": "auto", "required": "any"}
 
 
 @dataclass
@@ -42,13 +43,14 @@ class Offer:
             self.choice = {**(self.choice or {"type": "auto"}), "disable_parallel_tool_use": True}
 
 
-def function_tool(function: object, param: str) -> Json:
+def function_tool(function: object, param: str, name: str | None = None) -> Json:
     """Return the tool for a function: its name, description, parameters, and whether it is strict.
 
+    :param name: the upstream's name of the tool, if not the function's own.
     :raises InvalidRequest: a field of it is invalid.
     """
     function = obj(function, param)
-    tool: Json = {"name": tool_name(function.get("name"), f"{param}.name")}
+    tool: Json = {"name": name or tool_name(function.get("name"), f"{param}.name")}
     if function.get("description") is not None:
         tool["description"] = text(function["description"], f"{param}.description")
     tool["input_schema"] = _ANY_INPUT
@@ -65,9 +67,7 @@ def function_tool(function: object, param: str) -> Json:
 def distinct_tools(
     listed: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]
 ) -> list[Json]:
-    """Return each of the tools once, with the schemas of strict tools fitted to the grammar.
-
-    A strict tool whose schema does not fit becomes a plain one.
+    """Return each of the tools once, with strict tools fitted to the grammar; see `fit_strict`.
 
     :raises InvalidRequest: two different tools have one name.
     """
@@ -76,8 +76,17 @@ def distinct_tools(
         if by_name.setdefault(tool["name"], tool) != tool:
             refuse("tools", "must have different names")
     found = list(by_name.values())
+    fit_strict(found, able, grammar, ignored)
+    return found
+
+
+def fit_strict(tools: list[Json], able: Capabilities, grammar: Grammar, ignored: list[str]) -> None:
+    """Fit the schemas of strict tools to the grammar; a tool that does not fit becomes a plain one.
+
+    :param ignored: takes the names of what is dropped.
+    """
     left = MAX_STRICT if able.structured_outputs else 0
-    for tool in found:
+    for tool in tools:
         if not tool.get("strict"):
             continue
         fitted = grammar.fit(tool["input_schema"]) if left else None
@@ -87,7 +96,6 @@ def distinct_tools(
         else:
             del tool["strict"]
             ignored.append("tools.strict")
-    return found
 
 
 def offer_of_called(called: Collection[str]) -> Offer:
@@ -103,6 +111,22 @@ def choose_tool(tools: list[Json], name: object, param: str) -> Offer:
     """Return an offer in which the model must call one tool."""
     known = {tool["name"] for tool in tools}
     return Offer(tools, {"type": "tool", "name": name_among(known, name, param)})
+
+
+def choose_by_word(tools: list[Json], word: str, param: str) -> Offer:
+    """Return an offer with the choice that ``none``, ``auto`` or ``required`` stands for."""
+    return Offer(tools, {"type": _CHOICES[one_of(word, param, _CHOICES)]})
+
+
+def allow_only(tools: list[Json], names: Collection[str], mode: object, param: str) -> Offer:
+    """Return an offer of the tools that have one of the `names`; the others are left out.
+
+    :param mode: ``auto``, or ``required`` if the model must call one of them.
+    """
+    choice = {"type": _CHOICES[one_of(mode, f"{param}.mode", ("auto", "required"))]}
+    if not names:
+        refuse(f"{param}.tools", "must not be empty")
+    return Offer([tool for tool in tools if tool["name"] in names], choice)
 
 
 def name_among(known: Collection[str], name: object, param: str) -> str:

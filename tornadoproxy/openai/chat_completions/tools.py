@@ -9,7 +9,9 @@ from tornadoproxy.openai.caching import cache_control
 from tornadoproxy.openai.reading import Json, array, boolean, obj, one_of, refuse
 from tornadoproxy.openai.tools import (
     Offer,
+    allow_only,
     ask_instead,
+    choose_by_word,
     choose_tool,
     distinct_tools,
     function_tool,
@@ -93,8 +95,7 @@ def _choose(wanted: object, param: str, tools: list[Json]) -> Offer:
     if wanted is None:
         return Offer(tools)
     if isinstance(wanted, str):
-        options = {"none": "none", "auto": "auto", "required": "any"}
-        return Offer(tools, {"type": options[one_of(wanted, param, options)]})
+        return choose_by_word(tools, wanted, param)
     wanted = obj(wanted, param)
     if param == "tool_choice":
         kind = one_of(wanted.get("type"), f"{param}.type", ("function", "allowed_tools"))
@@ -107,17 +108,13 @@ def _choose(wanted: object, param: str, tools: list[Json]) -> Offer:
 
 def _allowed(allowed: object, param: str, tools: list[Json]) -> Offer:
     choice = obj(allowed, param)
-    mode = one_of(choice.get("mode"), f"{param}.mode", ("auto", "required"))
     known = {tool["name"] for tool in tools}
     names: set[str] = set()
     for index, tool in enumerate(array(choice.get("tools"), f"{param}.tools")):
         where = f"{param}.tools[{index}]"
         function = obj(obj(tool, where).get("function"), f"{where}.function")
         names.add(name_among(known, function.get("name"), f"{where}.function.name"))
-    if not names:
-        refuse(f"{param}.tools", "must not be empty")
-    kept = [tool for tool in tools if tool["name"] in names]
-    return Offer(kept, {"type": "any" if mode == "required" else "auto"})
+    return allow_only(tools, names, choice.get("mode"), param)
 
 
 def _at_most_one(document: Json) -> bool:
