@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Callable
 
-from tornadoproxy.openai.reading import Json, refuse, text
+from tornadoproxy.openai.caching import cache_control
+from tornadoproxy.openai.reading import Json, obj, refuse, text
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
@@ -32,6 +34,35 @@ _DATA_URL = re.compile(r"data:([^;,]{0,127})(?:;[^;,]{1,127}){0,8};base64,", re.
 _MAX_TITLE = 500  # characters, the upstream's limit
 
 
+def content_blocks(
+    content: object, param: str, block_of: Callable[[Json, str], Json], ignored: list[str]
+) -> list[Json]:
+    """Return the blocks of a message's content: a string, a list of parts, or ``None``.
+
+    Blank text, which the upstream refuses, is left out.
+
+    :param block_of: returns the block of a part, given its ``param``.
+    :param ignored: takes the names of what is dropped.
+    :raises InvalidRequest: the content is none of these.
+    """
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [text_block(content)] if content.strip() else []
+    if not isinstance(content, list):
+        refuse(param, "must be a string or a list of parts")
+    found: list[Json] = []
+    for index, part in enumerate(content):
+        where = f"{param}[{index}]"
+        block = block_of(obj(part, where), where)
+        cached = cache_control(part, where, ignored)
+        if cached is not None:
+            block["cache_control"] = cached
+        if block["type"] != "text" or block["text"].strip():
+            found.append(block)
+    return found
+
+
 def text_block(content: str) -> Json:
     """Return a block of text."""
     return {"type": "text", "text": content}
@@ -43,9 +74,7 @@ def image_block(url: str, param: str) -> Json:
     :raises InvalidRequest: it is neither, or not an image that Claude reads.
     """
     if url[:5].lower() != "data:":
-        if url[:8].lower() != "https://" and url[:7].lower() != "http://":
-            refuse(param, "must be an http, https or data URL")
-        return {"type": "image", "source": {"type": "url", "url": url}}
+        return {"type": "image", "source": _url_source(url, param)}
     media_type, data, _ = _data_url(url, param)
     if media_type not in IMAGE_TYPES:
         refuse(param, f"must hold one of {', '.join(IMAGE_TYPES)}")
@@ -53,12 +82,15 @@ def image_block(url: str, param: str) -> Json:
 
 
 def document_block(file: Json, param: str) -> Json:
-    """Return the block of a file: of its ``file_id`` or its ``file_data``, with its ``filename``.
+    """Return the block of a file with its ``filename``.
 
-    :raises InvalidRequest: it is neither a PDF nor text in UTF-8.
+    :param file: has a ``file_id``, a ``file_url`` (of a PDF) or ``file_data``.
+    :raises InvalidRequest: the data is neither a PDF nor text in UTF-8.
     """
     if file.get("file_id") is not None:
         source: Json = {"type": "file", "file_id": text(file["file_id"], f"{param}.file_id")}
+    elif file.get("file_url") is not None:
+        source = _url_source(text(file["file_url"], f"{param}.file_url"), f"{param}.file_url")
     else:
         source = _file_source(text(file.get("file_data"), f"{param}.file_data"), param)
     block: Json = {"type": "document", "source": source}
@@ -67,6 +99,12 @@ def document_block(file: Json, param: str) -> Json:
         if name.strip():
             block["title"] = name[:_MAX_TITLE]
     return block
+
+
+def _url_source(url: str, param: str) -> Json:
+    if url[:8].lower() != "https://" and url[:7].lower() != "http://":
+        refuse(param, "must be an http, https or data URL")
+    return {"type": "url", "url": url}
 
 
 def _file_source(content: str, param: str) -> Json:
