@@ -72,7 +72,7 @@ def default_text(setting: Setting[Any]) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, float):
-        return f"{default:g}"
+        return f"{default:.15g}"
     if isinstance(default, tuple):
         return " ".join(str(each) for each in default)
     return str(default)

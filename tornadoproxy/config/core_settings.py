@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy.config import chat_settings, parsers
+from tornadoproxy.config import chat_settings, parsers, responses_settings
 from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.urls import BaseURL
 
@@ -369,8 +369,9 @@ REUSE_PORT: Setting[bool] = Setting(
 CORE_SETTINGS: tuple[Setting[Any], ...] = (
     *(value for value in tuple(globals().values()) if isinstance(value, Setting)),
     *(value for value in vars(chat_settings).values() if isinstance(value, Setting)),
+    *(value for value in vars(responses_settings).values() if isinstance(value, Setting)),
 )
-"""All settings of the core: those above, then those of chat completions, in their order."""
+"""All settings of the core: those above, then those of OpenAI's APIs, in their order."""
 
 RELOADABLE: tuple[Setting[Any], ...] = (
     UPSTREAM_API_KEY,

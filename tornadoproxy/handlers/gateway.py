@@ -24,6 +24,12 @@ from tornadoproxy.config.core_settings import (
     MODELS,
     QUEUE_TIMEOUT,
 )
+from tornadoproxy.config.responses_settings import (
+    OFF,
+    RESPONSES_STORE,
+    RESPONSES_STORE_SIZE,
+    RESPONSES_STORE_TTL,
+)
 from tornadoproxy.errors import ProxyError
 from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.handlers.openai.response_store import ResponseStore
     from tornadoproxy.openai.chat_completions import Options
     from tornadoproxy.plugin.manager import Plugins
     from tornadoproxy.upstream.model_list import ModelList
@@ -134,6 +141,16 @@ class Gateway:
             prefill=self.settings[CHAT_PREFILL],
             cache=self.settings[CHAT_CACHE],
         )
+
+    @cached_property
+    def response_store(self) -> ResponseStore | None:
+        """What keeps responses for later requests; ``None`` if they are not kept."""
+        if self.settings[RESPONSES_STORE] == OFF:
+            return None
+        from tornadoproxy.handlers.openai.memory_store import MemoryStore
+
+        size, lifetime = self.settings[RESPONSES_STORE_SIZE], self.settings[RESPONSES_STORE_TTL]
+        return MemoryStore(size, lifetime, self.body_thread)
 
     def reload(self, settings: Settings) -> None:
         """Use other tokens and keys from now on; requests in flight keep theirs.

@@ -1,0 +1,203 @@
+"""Responses in memory, bounded: the store of one process.
+
+A response takes room: its bytes as JSON, and what Python's objects around them take. If no room is
+left, the principal that holds most loses its oldest response, until there is. So nobody can push
+out what others hold, unless these hold more.
+
+Each operation takes the same time however many responses there are. The owners are in a heap by
+their sizes: an owner that has grown is entered anew, and one that has shrunk is corrected when it
+comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from tornadoproxy.handlers.openai.owned_responses import Owner
+from tornadoproxy.handlers.openai.response_store import Losses
+from tornadoproxy.handlers.openai.stored_parts import (
+    MAX_LINKS,
+    Item,
+    item_of,
+    items_of,
+    parts_of,
+    put_together,
+    too_large,
+)
+from tornadoproxy.protocol.body_fields import IN_THREAD
+from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from tornadoproxy.handlers.admission import FairThread
+    from tornadoproxy.handlers.openai.owned_responses import Owned
+    from tornadoproxy.handlers.openai.response_store import Stored
+    from tornadoproxy.openai.reading import Json
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+
+class MemoryStore:
+    """See `ResponseStore`.
+
+    :param limit: the most bytes that all responses may take together.
+    :param lifetime: seconds for which they are kept.
+    :param thread: decodes what would block the event loop.
+    :param clock: returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        lifetime: float,
+        thread: FairThread,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._limit = limit
+        self._lifetime = lifetime
+        self._thread = thread
+        self._clock = clock
+        self._losses = Losses()
+        self._used = 0
+        self._owners: dict[str, Owner] = {}
+        self._oldest_first: dict[Owned, None] = {}
+        self._largest_first: list[tuple[int, str]] = []  # a heap: the sizes are negative
+
+    async def put(
+        self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
+    ) -> None:
+        output = await _encoded(response["output"])
+        parts = parts_of(response, await _encoded(own_input), output, previous)
+        replaced = self._find(principal, parts.id)
+        if replaced is not None:
+            self._remove(replaced)
+        owner, before = self._owners.get(principal), 0
+        if owner is None:
+            owner = self._owners[principal] = Owner(principal)
+        else:
+            before = owner.size
+        added = owner.add(parts, self._clock() + self._lifetime)
+        self._used += owner.size - before
+        self._oldest_first[added] = None
+        self._enter(owner)
+        while self._used > self._limit:
+            self._remove(self._largest().oldest)
+        if added not in self._oldest_first:
+            self._losses.count(
+                "it takes more of RESPONSES_STORE_SIZE than others leave: raise that, or set "
+                "RESPONSES_STORE to a database"
+            )
+
+    async def history(self, principal: str, response_id: str) -> list[Json] | None:
+        chain = []
+        size = 0
+        following: str | None = response_id
+        while following is not None:
+            link = self._find(principal, following)
+            if link is None:
+                return None
+            chain.append(link.parts)
+            size += link.parts.size
+            if size > MAX_MESSAGE_BODY or len(chain) > MAX_LINKS:
+                raise too_large("previous_response_id")
+            following = link.parts.previous
+        items = [item for each in reversed(chain) for item in (*each.input, *each.output)]
+        return await self._decoded(
+            principal, size, partial(items_of, "previous_response_id"), items
+        )
+
+    async def items(self, principal: str, ids: Collection[str]) -> dict[str, Json]:
+        self._expire()
+        owner = self._owners.get(principal)
+        found = {} if owner is None else owner.items(ids)
+        size = sum(len(item.body) for item in found.values())
+        if size > MAX_MESSAGE_BODY:
+            raise too_large("input")
+        decoded = await self._decoded(principal, size, partial(items_of, "input"), found.values())
+        return dict(zip(found, decoded, strict=True))
+
+    async def get(self, principal: str, response_id: str) -> Stored | None:
+        found = self._find(principal, response_id)
+        if found is None:
+            return None
+        return await self._decoded(principal, found.parts.size, put_together, found.parts)
+
+    async def delete(self, principal: str, response_id: str) -> bool:
+        found = self._find(principal, response_id)
+        if found is not None:
+            self._remove(found)
+        return found is not None
+
+    async def _decoded(self, principal: str, size: int, decode: Callable[[P], T], parts: P) -> T:
+        if size <= IN_THREAD:
+            return decode(parts)
+        return await self._thread.run(principal, decode, parts)
+
+    def _find(self, principal: str, response_id: str) -> Owned | None:
+        self._expire()
+        owner = self._owners.get(principal)
+        return None if owner is None else owner.responses.get(response_id)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while self._oldest_first:
+            oldest = next(iter(self._oldest_first))
+            if oldest.expires > now:
+                return
+            self._remove(oldest)
+
+    def _remove(self, owned: Owned) -> None:
+        owner = owned.owner
+        self._used -= owner.size
+        owner.remove(owned)
+        del self._oldest_first[owned]
+        if owner.responses:
+            self._used += owner.size
+        else:
+            del self._owners[owner.principal]
+
+    def _enter(self, owner: Owner) -> None:
+        """Enter an owner that has grown into the heap."""
+        if owner.size <= owner.entered:
+            return
+        owner.entered = owner.size
+        heapq.heappush(self._largest_first, (-owner.size, owner.principal))
+        if len(self._largest_first) > 2 * len(self._owners) + 100:
+            # most entries are outdated
+            for each in self._owners.values():
+                each.entered = each.size
+            self._largest_first = [(-each.size, name) for name, each in self._owners.items()]
+            heapq.heapify(self._largest_first)
+
+    def _largest(self) -> Owner:
+        while True:
+            size, principal = self._largest_first[0]
+            owner = self._owners.get(principal)
+            if owner is None or owner.entered != -size:
+                heapq.heappop(self._largest_first)  # outdated
+            elif owner.size < owner.entered:
+                owner.entered = owner.size
+                heapq.heapreplace(self._largest_first, (-owner.size, principal))
+            else:
+                return owner
+
+
+async def _encoded(items: Iterable[Json]) -> tuple[Item, ...]:
+    """Return items as they are stored. Others run between large ones."""
+    encoded = []
+    size = 0
+    for each in items:
+        item = item_of(each)
+        encoded.append(item)
+        size += len(item.body)
+        if size > IN_THREAD:
+            size = 0
+            await asyncio.sleep(0)
+    return tuple(encoded)
