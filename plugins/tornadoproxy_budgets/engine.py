@@ -25,8 +25,9 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from tornadoproxy_budgets.caps import Cap, Scope, ScopeType
@@ -114,10 +115,12 @@ class Engine:
 
     def __init__(self, now: float) -> None:
         self._day = day_of(now)
+        self._day_ends = reset_time("daily", self._day)
         self._caps: dict[Scope, dict[Period, Cap]] = {}
         # the same, indexed for the look-ups of a request
         self._personal: dict[Period, dict[Subject, Cap]] = {}
         self._shared: list[Applying] = []
+        self._applying: dict[tuple[str, tuple[str, ...]], Sequence[Applying]] = {}
         self._spent: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
         self._reserved: dict[Subject, int] = {}
         self._groups: dict[str, tuple[str, ...]] = {}
@@ -140,8 +143,14 @@ class Engine:
 
     # -- a request's life
 
-    def applying(self, principal: str, groups: tuple[str, ...]) -> list[Applying]:
+    def applying(self, principal: str, groups: tuple[str, ...]) -> Sequence[Applying]:
         """Return the caps that limit a person."""
+        found = self._applying.get((principal, groups))
+        if found is None:
+            found = self._applying[principal, groups] = self._find_applying(principal, groups)
+        return found
+
+    def _find_applying(self, principal: str, groups: tuple[str, ...]) -> Sequence[Applying]:
         found = []
         for caps in self._personal.values():
             cap = _personal(caps, principal, groups)
@@ -269,6 +278,7 @@ class Engine:
         self._caps = {}
         self._personal = {}
         self._shared = []
+        self._applying = {}
         for cap in caps:
             self._caps.setdefault(cap.scope, {})[cap.period] = cap
             subject = (cap.scope.type, cap.scope.name)
@@ -300,13 +310,14 @@ class Engine:
         self._unsaved.groups = {**batch.groups, **self._unsaved.groups}
 
     def _roll(self, now: float) -> None:
-        day = day_of(now)
-        if day <= self._day:
+        if now < self._day_ends:
             return
+        day = day_of(now)
         for period in PERIODS:
             if first_day(period, day) > self._day:
                 self._spent[period].clear()
         self._day = day
+        self._day_ends = reset_time("daily", day)
 
     def refusal(self, reached: list[Applying]) -> CapReached:
         """Return the error for caps that leave nothing.
@@ -321,6 +332,7 @@ class Engine:
         return max(refusals, key=lambda refusal: (not refusal.held, refusal.reset))
 
 
+@lru_cache(4096)  # most requests are of people who have asked before
 def subjects_of(principal: str, groups: tuple[str, ...]) -> tuple[Subject, ...]:
     """Return the subjects that a person's spending counts for."""
     of_groups: tuple[Subject, ...] = tuple(("rbac_group", each) for each in dict.fromkeys(groups))

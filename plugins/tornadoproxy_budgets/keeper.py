@@ -25,7 +25,7 @@ from tornadoproxy_budgets.engine import Applying, CapReached, Reservation, subje
 from tornadoproxy_budgets.sync import Sync
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from tornadoproxy import DatabaseLocation, DatabaseStatus
     from tornadoproxy_budgets.shared_reservations import SharedReservations
@@ -127,7 +127,7 @@ class Keeper:
         return self._authorize_here(identity, applying, estimate or 0, model_request)
 
     def _authorize_here(
-        self, identity: Identity, applying: list[Applying], estimate: int, asked: ModelRequest
+        self, identity: Identity, applying: Sequence[Applying], estimate: int, asked: ModelRequest
     ) -> Permit:
         try:
             reservation = self._engine.reserve(
@@ -142,7 +142,7 @@ class Keeper:
         self,
         shared: SharedReservations,
         identity: Identity,
-        applying: list[Applying],
+        applying: Sequence[Applying],
         estimate: int,
         asked: ModelRequest,
     ) -> Permit:

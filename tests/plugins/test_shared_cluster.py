@@ -1,4 +1,4 @@
-"""The limits of keys and the caps of several proxies together, in a Redis cluster."""
+"""The limits of keys and the caps together, in one Redis server and in a cluster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from pathlib import Path
 
 from budget_team import EACH, Prices, Team, costing
 from postgres import sqlite_only
-from redis_server import RedisCluster
+from redis_server import RedisCluster, RedisServer
 from tornadoproxy_keys import store
 from tornadoproxy_keys.store import Limits
 
 pytest_plugins = ("budget_team",)
+
+
+@sqlite_only
+async def test_plugins_share_one_connection_to_the_server(
+    team: Team, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    await team.start(SHARED_LIMITS=redis_server.url, KEYS_DB=tmp_path / "keys.db")
+    with redis_server.client() as client:
+        assert len(client.client_list(_type="normal")) == 2
 
 
 @sqlite_only

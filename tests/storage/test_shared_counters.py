@@ -48,6 +48,15 @@ async def test_caller_that_is_cancelled_does_not_shift_responses(redis_server: R
         assert await counters.run(COUNT, ["b"], 5) == 5
 
 
+async def test_connection_is_used_until_the_last_plugin_closes(redis_server: RedisServer) -> None:
+    async with opened(redis_server.url) as counters:
+        await counters.open()
+        await counters.close()
+        assert await counters.run(COUNT, ["a"], 1) == 1
+    with pytest.raises(DatabaseUnavailable):
+        await counters.run(COUNT, ["a"], 1)
+
+
 async def test_close_sends_what_is_unsent(redis_server: RedisServer) -> None:
     async with opened(redis_server.url) as counters:
         counters.send(COUNT, ["a"], 3)

@@ -26,7 +26,7 @@ class Settings(dict["Setting[Any]", Any]):
     :param environment: returns the text of any variable; ``None`` if it is not set.
     """
 
-    __slots__ = ("_variables", "environment")
+    __slots__ = ("_made", "_variables", "environment")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Settings(dict["Setting[Any]", Any]):
     ) -> None:
         super().__init__(values)
         self._variables = dict(variables or {})
+        self._made: dict[Callable[[Settings], Any], Any] = {}  # Any: what each function returns
         self.environment = environment
 
     if TYPE_CHECKING:
@@ -83,6 +84,13 @@ class Settings(dict["Setting[Any]", Any]):
             if (setting in values) is (settings is before)
         }
         return Settings({**self, **values}, variables, self.environment)
+
+    def once(self, make: Callable[[Settings], T]) -> T:
+        """Return what `make` makes of these settings: it is called once, and plugins share it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: T = self._made[make]
+        return made
 
     def changed(self, other: Settings) -> tuple[Setting[Any], ...]:
         """Return the settings whose values differ between these and `other`."""

@@ -325,13 +325,11 @@ class UpstreamHandler(ExchangeHandler):
         """See `FailoverReceiver`."""
         self.exchange.failed_attempts = (*self.exchange.failed_attempts, reason)
 
-    def headers_for_client(self, head: ResponseHead) -> Sequence[tuple[str, str]]:
-        """Return the response's headers without those that a plugin withholds from this client."""
+    @property
+    def withheld_headers(self) -> tuple[str, ...]:
+        """Lower-case name prefixes of response headers that plugins withhold from this client."""
         permits = self.exchange.permits
-        if permits is None or not permits.withheld_headers:
-            return head.fields
-        withheld = permits.withheld_headers
-        return [field for field in head.fields if not field[0].lower().startswith(withheld)]
+        return () if permits is None else permits.withheld_headers
 
     def pass_on(self, chunk: bytes) -> None:
         """Write and flush `chunk`, and read on from the upstream once the client has taken it."""

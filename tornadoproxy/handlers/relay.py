@@ -106,7 +106,7 @@ class RelayHandler(UpstreamHandler):
         self._send(body)
 
     def begin_response(self, head: ResponseHead) -> None:
-        headers = response_headers(head.status, self.headers_for_client(head))
+        headers = response_headers(head.status, head.fields, self.withheld_headers)
         if self._shown:
             headers.pop("X-Tornadoproxy-Upstream", None)  # of another tornadoproxy behind this one
             add_fields(headers, self._shown)

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 def shared_counters(settings: Settings) -> SharedCounters | None:
     """Return the counters in the server of ``SHARED_LIMITS``; ``None`` if that is not set.
 
+    All plugins of a proxy get the same ones, so that they share a connection.
+
     :raises ConfigurationError: the URL is not valid, or the library is not installed.
     """
+    return settings.once(_counters)
+
+
+def _counters(settings: Settings) -> SharedCounters | None:
     url = settings[SHARED_LIMITS]
     if url is None:
         return None

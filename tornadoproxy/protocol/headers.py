@@ -232,19 +232,23 @@ def is_field(name: str, value: str) -> bool:
     return _NAME.fullmatch(name) is not None and _NOT_IN_A_VALUE.search(value) is None
 
 
-def response_headers(status: int, fields: Iterable[tuple[str, str]]) -> HTTPHeaders:
+def response_headers(
+    status: int, fields: Iterable[tuple[str, str]], withheld: tuple[str, ...] = ()
+) -> HTTPHeaders:
     """Return the headers of the response that goes to the client.
 
     An event stream gets ``cache-control: no-cache`` and ``x-accel-buffering: no`` unless the
     upstream sends these, so that no proxy in between buffers it.
 
     :param fields: the upstream's, validated by its parser.
+    :param withheld: lower-case name prefixes of headers that do not cross.
     """
     headers = headers_of(fields)
     # `get` of Tornado's headers raises and catches a KeyError where there is none, which is slower
     connection = headers["Connection"] if "Connection" in headers else ""  # noqa: SIM401
     ends_here = _ends_here(_RESPONSE_ENDS_HERE, frozenset(), connection)
-    for name in [each for each in headers if each in ends_here or each.startswith(_FOR_PAGES)]:
+    prefixes = _prefixes(withheld)
+    for name in [each for each in headers if each in ends_here or each.startswith(prefixes)]:
         del headers[name]
     if status == 204 and "Content-Length" in headers:
         del headers["Content-Length"]  # RFC 9110 §8.6
@@ -275,6 +279,12 @@ def _ends_here(always: frozenset[str], drop: frozenset[str], connection: str) ->
     names = (name.strip() for name in connection.split(","))
     named = frozenset(_canonical(name) for name in names if name) - _FRAMING
     return always | drop | named
+
+
+@lru_cache(64)
+def _prefixes(withheld: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the beginnings, in ``Http-Header-Case``, of response headers that do not cross."""
+    return (_FOR_PAGES, *map(_canonical, withheld))
 
 
 def _canonical(name: str) -> str:

@@ -17,7 +17,7 @@ from redis import exceptions
 from redis.asyncio.connection import DefaultParser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -35,6 +35,7 @@ FAILURES = (exceptions.RedisError, OSError, TimeoutError)
 """The library's errors about the server, those of a wrong script included."""
 
 _INCOMPLETE = object()
+_UNASKED = hiredis.PushNotification
 _TURNS = 3
 
 _Waits: TypeAlias = "asyncio.Future[Any] | Callable[[Exception], None]"
@@ -105,6 +106,7 @@ class Line(asyncio.Protocol):
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
+        self._queued_at = 0.0  # when the first of these was
         self._waiting: deque[_Waiting] = deque()
         self._watching = False
         self._known: set[str] = set()  # the digests of scripts that the server has
@@ -116,12 +118,14 @@ class Line(asyncio.Protocol):
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
 
-    def named(self, script: Script) -> tuple[str, str]:
-        """Return the beginning of a command that runs a script: its text, the first time."""
+    def command(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
+    ) -> tuple[str | int, ...]:
+        """Return the command that runs a script: with its text, the first time."""
         if script.digest in self._known:
-            return "EVALSHA", script.digest
+            return ("EVALSHA", script.digest, len(keys), *keys, *arguments)
         self._known.add(script.digest)
-        return "EVAL", script.source
+        return ("EVAL", script.source, len(keys), *keys, *arguments)
 
     def ask(self, *command: str | int) -> asyncio.Future[Any]:
         """Send a command; the future has its response or an error of `FAILURES`."""
@@ -149,11 +153,12 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take responses."""
+        read = self._reader.gets
         self._reader.feed(data)
         try:
-            while (response := self._reader.gets()) is not _INCOMPLETE:
+            while (response := read()) is not _INCOMPLETE:
                 # what the server says unasked is no response
-                if not isinstance(response, hiredis.PushNotification):
+                if not isinstance(response, _UNASKED):
                     self._end(response)
         except hiredis.ProtocolError as error:
             self.connection_lost(exceptions.ConnectionError(str(error)))
@@ -167,8 +172,9 @@ class Line(asyncio.Protocol):
         if not self._unsent:
             # with all others of this turn of the loop
             self._loop.call_soon(self._send)
+            self._queued_at = self._loop.time()
         self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
-        self._waiting.append((waiting, self._loop.time()))
+        self._waiting.append((waiting, self._queued_at))
         if not self._watching:
             self._watching = True
             self._loop.call_later(self._timeout, self._watch, _TURNS)

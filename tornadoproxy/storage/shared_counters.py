@@ -29,7 +29,7 @@ MOVING_PAUSE = 0.02  # seconds until a node of a cluster is asked again for keys
 
 
 class SharedCounters:
-    """The counters in one server or cluster.
+    """The counters in one server or cluster, over connections that several plugins share.
 
     :param url: see `tornadoproxy.storage.redis_url.parse`.
     :param setting: the setting that names the server, for messages.
@@ -60,6 +60,7 @@ class SharedCounters:
             ) from None
         self._library = redis_line
         self._timeout = timeout
+        self._users = 0  # how many have it open
         self._tasks: list[asyncio.Task[None]] = []
         self._following: set[asyncio.Task[object]] = set()
         self._failures = Failures(self._title)
@@ -77,18 +78,20 @@ class SharedCounters:
         return DatabaseStatus(self._setting, self.failing, self._failures.total)
 
     async def open(self, renew: Callable[[], None] | None = None, *, every: float = 10.0) -> None:
-        """Connect.
+        """Connect, unless another plugin has done so.
 
         :param renew: called again and again until `close`, to renew leases with `send`.
         :param every: seconds between two calls of it.
         :raises ConfigurationError: the server cannot be used.
         """
+        self._users += 1
         try:
             await self._connect()
         except DatabaseUnavailable as error:
             await self.close()
             raise ConfigurationError(str(error)) from None
-        self._tasks.append(asyncio.create_task(self._stay_connected()))
+        if not self._tasks:
+            self._tasks.append(asyncio.create_task(self._stay_connected()))
         if renew is not None:
             self._tasks.append(asyncio.create_task(_repeat(renew, every)))
 
@@ -102,12 +105,11 @@ class SharedCounters:
         line = None if node is None else node.line
         if node is None or line is None:
             raise self._unavailable()
-        command = (len(keys), *keys, *arguments)
         try:
             try:
-                return await line.ask(*line.named(script), *command)
+                return await line.ask(*line.command(script, keys, arguments))
             except self._library.NoScriptError:
-                return await line.ask("EVAL", script.source, *command)
+                return await line.ask("EVAL", script.source, len(keys), *keys, *arguments)
         except self._library.MOVES as error:
             return await self._follow(error, script, keys, arguments)
         except self._library.FAILURES as error:
@@ -121,12 +123,15 @@ class SharedCounters:
         node = self._servers.node_of(keys)
         if node is not None and (line := node.line) is not None:
             failed = partial(self._not_done, script, keys, arguments)
-            line.tell(failed, *line.named(script), len(keys), *keys, *arguments)
+            line.tell(failed, *line.command(script, keys, arguments))
 
     async def close(self) -> None:
-        """Send what is still to be sent, and close the connections."""
-        for task in self._tasks:
-            task.cancel()
+        """Send what is still to be sent; the last plugin's call closes the connections."""
+        self._users -= 1
+        if self._users:
+            return
+        while self._tasks:
+            self._tasks.pop().cancel()
         for node in self._servers:
             if node.line is not None:
                 with contextlib.suppress(*self._library.FAILURES):

@@ -230,7 +230,9 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
         assert self._translation is not None
         headers = headers_of([field for field in head.fields if _is_read(field[0])])
         self._response_status = head.status
-        self._kept = [field for field in self.headers_for_client(head) if _is_kept(field[0])]
+        kept = [field for field in head.fields if _is_kept(field[0])]
+        withheld = self.withheld_headers
+        self._kept = [field for field in kept if not field[0].lower().startswith(withheld)]
         if "Request-Id" in headers:
             self.request_id = headers["Request-Id"]
         self.exchange.request_id = self.request_id
