@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from tornadoproxy.openai.reading import Json, obj, text
+from tornadoproxy.openai.content import text_block
+from tornadoproxy.openai.reading import Json, array, obj, text
+from tornadoproxy.openai.responses import parts
 from tornadoproxy.openai.responses.action_tools import NAMES
 from tornadoproxy.openai.responses.custom_input import INPUT, InputText
-from tornadoproxy.openai.responses.names import name_among
+from tornadoproxy.openai.responses.names import name_among, upstream_name
 from tornadoproxy.openai.responses.translation import Origin, ToolKind
 from tornadoproxy.openai.turns import call_input
 from tornadoproxy.openai.writing import arguments, string
@@ -39,12 +41,14 @@ class _Form(NamedTuple):
     :param output: the type of its output's item.
     :param read: returns the input of the call in an item.
     :param write: returns the fields of an item for an input.
+    :param result: returns the blocks of the output in an item.
     """
 
     call: str
     output: str
     read: Callable[[Json, str], Json | Raw]
     write: Callable[[object], Json]
+    result: Callable[[Json, str, list[str]], list[Json]]
 
 
 def call_of_item(
@@ -64,6 +68,16 @@ def call_of_item(
         namespace = None if namespace is None else text(namespace, f"{param}.namespace")
         origin = Origin(kind, text(item.get("name"), f"{param}.name"), namespace)
     return name_among(origin, offered or {}), _FORMS[kind].read(item, param)
+
+
+def output_of_item(item: Json, param: str, ignored: list[str]) -> list[Json]:
+    """Return the blocks of a call's result.
+
+    :param item: of one of the types in `OUTPUTS`.
+    :param ignored: takes the names of what is dropped.
+    :raises InvalidRequest: the item is invalid.
+    """
+    return _FORMS[OUTPUTS[item["type"]]].result(item, param, ignored)
 
 
 def item_of_call(
@@ -105,6 +119,10 @@ def _custom_fields(tool_input: object) -> Json:
     return {"input": string(_object(tool_input).get(INPUT))}
 
 
+def _content(item: Json, param: str, ignored: list[str]) -> list[Json]:
+    return parts.blocks(item.get("output"), f"{param}.output", parts.IN_USER, ignored)
+
+
 def _search_input(item: Json, param: str) -> Json | Raw:
     given = item.get("arguments")
     return given if isinstance(given, dict) else call_input(given, f"{param}.arguments")
@@ -112,6 +130,24 @@ def _search_input(item: Json, param: str) -> Json | Raw:
 
 def _search_fields(tool_input: object) -> Json:
     return {"execution": "client", "arguments": _object(tool_input)}
+
+
+def _found_tools(item: Json, param: str, ignored: list[str]) -> list[Json]:
+    """Return the names of the tools that a search has found; the tools themselves are offered."""
+    names: list[str] = []
+    for index, tool in enumerate(array(item.get("tools"), f"{param}.tools")):
+        where = f"{param}.tools[{index}]"
+        tool = obj(tool, where)
+        if tool.get("type") == "namespace":
+            namespace = text(tool.get("name"), f"{where}.name")
+            within = array(tool.get("tools"), f"{where}.tools")
+        else:
+            namespace, within = None, [tool]
+        for each in within:
+            name = text(obj(each, where).get("name"), f"{where}.name")
+            names.append(upstream_name(name, namespace))
+    found = "These tools can be called now: " + ", ".join(names) if names else "No tool was found."
+    return [text_block(found)]
 
 
 def _action_input(name: str, *fields: str) -> Callable[[Json, str], Json]:
@@ -130,6 +166,24 @@ def _shell_fields(tool_input: object) -> Json:
     return {"action": {"commands": _texts(given.get("commands")), **limits}}
 
 
+def _shell_output(item: Json, param: str, ignored: list[str]) -> list[Json]:
+    param = f"{param}.output"
+    lines: list[str] = []
+    for index, chunk in enumerate(array(item.get("output"), param)):
+        where = f"{param}[{index}]"
+        chunk = obj(chunk, where)
+        output, errors = (
+            text(chunk.get(each), f"{where}.{each}").removesuffix("\n")
+            for each in ("stdout", "stderr")
+        )
+        outcome = obj(chunk.get("outcome"), f"{where}.outcome")
+        lines += [output] if output else []
+        lines += [f"stderr:\n{errors}"] if errors else []
+        timed_out = outcome.get("type") == "timeout"
+        lines.append("timed out" if timed_out else f"exit code: {outcome.get('exit_code')}")
+    return _text("\n".join(lines))
+
+
 def _local_shell_fields(tool_input: object) -> Json:
     given = _object(tool_input)
     env = {name: each for name, each in _object(given.get("env")).items() if isinstance(each, str)}
@@ -137,6 +191,10 @@ def _local_shell_fields(tool_input: object) -> Json:
     command = _texts(given.get("command"))
     limit = _numbers(given, "timeout_ms")
     return {"action": {"type": "exec", "command": command, "env": env, **where, **limit}}
+
+
+def _local_shell_output(item: Json, param: str, ignored: list[str]) -> list[Json]:
+    return _text(text(item.get("output"), f"{param}.output"))
 
 
 def _patch_fields(tool_input: object) -> Json:
@@ -149,6 +207,13 @@ def _patch_fields(tool_input: object) -> Json:
     if operation["type"] != "delete_file":
         operation["diff"] = string(given.get("diff"))
     return {"operation": operation}
+
+
+def _patch_output(item: Json, param: str, ignored: list[str]) -> list[Json]:
+    given = item.get("output")
+    lines = ["The patch failed."] if item.get("status") == "failed" else []
+    lines += [] if given is None else [text(given, f"{param}.output")]
+    return _text("\n".join(lines))
 
 
 def _object(tool_input: object) -> Json:
@@ -171,42 +236,52 @@ def _numbers(given: Json, *names: str) -> Json:
     return {name: given[name] for name in names if type(given.get(name)) is int}
 
 
+def _text(content: str) -> list[Json]:
+    return [text_block(content)] if content.strip() else []
+
+
 _FORMS = {
     ToolKind.FUNCTION: _Form(
         "function_call",
         "function_call_output",
         _function_input,
         _function_fields,
+        _content,
     ),
     ToolKind.CUSTOM: _Form(
         "custom_tool_call",
         "custom_tool_call_output",
         _custom_input,
         _custom_fields,
+        _content,
     ),
     ToolKind.TOOL_SEARCH: _Form(
         "tool_search_call",
         "tool_search_output",
         _search_input,
         _search_fields,
+        _found_tools,
     ),
     ToolKind.SHELL: _Form(
         "shell_call",
         "shell_call_output",
         _action_input("action", "commands", "timeout_ms", "max_output_length"),
         _shell_fields,
+        _shell_output,
     ),
     ToolKind.LOCAL_SHELL: _Form(
         "local_shell_call",
         "local_shell_call_output",
         _action_input("action", "command", "working_directory", "env", "user", "timeout_ms"),
         _local_shell_fields,
+        _local_shell_output,
     ),
     ToolKind.APPLY_PATCH: _Form(
         "apply_patch_call",
         "apply_patch_call_output",
         _action_input("operation", "type", "path", "diff"),
         _patch_fields,
+        _patch_output,
     ),
 }
 
