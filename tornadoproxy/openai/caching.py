@@ -32,7 +32,7 @@ def cache_request(document: Json, body: Json, options: Options, ignored: list[st
     """Cache a request that marks nothing to be cached, as OpenAI's API does by itself.
 
     A cache write costs more than plain input, so it pays only if another turn will read it: if
-    there are tools, or an assistant message.
+    there are tools, an assistant message, or a ``prompt_cache_key``.
 
     :param body: the upstream's request, complete but for this.
     """
@@ -40,10 +40,17 @@ def cache_request(document: Json, body: Json, options: Options, ignored: list[st
     settings = document.get("prompt_cache_options")
     settings = {} if settings is None else obj(settings, "prompt_cache_options")
     is_long = retention == "24h" or settings.get("ttl") == "30m"
+    is_read_again = (
+        options.cache == "always"
+        or is_long
+        or "tools" in body
+        or len(body["messages"]) > 2
+        or bool(document.get("prompt_cache_key"))
+    )
     is_cached = (
         options.cache != "off"
         and settings.get("mode") != "explicit"
-        and (options.cache == "always" or is_long or "tools" in body or len(body["messages"]) > 2)
+        and is_read_again
         and not _is_marked(body)
     )
     if is_cached:

@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference/models
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tornadoproxy.openai.options import Options
     from tornadoproxy.openai.reading import Json
+
+# The list does not say this of a model. Only Anthropic's own list has capabilities, and the clouds,
+# which do not accept system messages among the others, have lists of their own.
+# Source: https://platform.claude.com/docs/en/build-with-claude/mid-conversation-system-messages
+_SYSTEM_MESSAGES = re.compile(r"claude-(?:opus-(?:4-8|5)|fable-5|mythos-5)(?![0-9])")
 
 _LEVELS = ("low", "medium", "high", "xhigh", "max")
 
@@ -26,6 +32,7 @@ class Capabilities:
     :param structured_outputs: whether formats and strict tools are supported.
     :param forced_tools: whether the model can be forced to call a tool.
     :param thinking: the ``type`` values that are accepted for ``thinking``.
+    :param system_messages: whether a system message may follow a user's; if unknown, it may not.
     :param efforts: the supported levels of effort, from low to max; empty if there are none.
     """
 
@@ -33,6 +40,7 @@ class Capabilities:
     structured_outputs: bool = True
     forced_tools: bool = True
     thinking: frozenset[str] = frozenset({"adaptive"})
+    system_messages: bool = False
     efforts: tuple[str, ...] = ("low", "medium", "high")
 
     @classmethod
@@ -53,6 +61,7 @@ class Capabilities:
             # without thinking; all others accept it.
             forced_tools=not thinking or "disabled" in thinking,
             thinking=thinking,
+            system_messages=bool(_SYSTEM_MESSAGES.match(str(model.get("id")))),
             efforts=tuple(
                 level
                 for level in _LEVELS

@@ -1,4 +1,42 @@
 """The translation between OpenAI's Responses API and Anthropic's messages. Sans-io.
 
+It takes and returns dicts and bytes, without a server or a client::
+
+    from tornadoproxy.openai import responses
+
+    document = responses.parse(request_body)
+    translation = responses.translate_request(document)
+    ...                                          # send translation.body to /v1/messages
+
 Source: https://platform.openai.com/docs/api-reference/responses
 """
+
+from tornadoproxy.openai.messages_request import requested_model
+from tornadoproxy.openai.reading import parse
+from tornadoproxy.openai.responses.fields import FIELDS
+from tornadoproxy.openai.responses.items import ITEMS
+from tornadoproxy.openai.responses.request import (
+    References,
+    compaction_request,
+    depends_on_capabilities,
+    references,
+    translate_request,
+)
+from tornadoproxy.openai.responses.tools import TOOLS
+from tornadoproxy.openai.responses.translation import Origin, ToolKind, Translation
+
+__all__ = [
+    "FIELDS",
+    "ITEMS",
+    "TOOLS",
+    "Origin",
+    "References",
+    "ToolKind",
+    "Translation",
+    "compaction_request",
+    "depends_on_capabilities",
+    "parse",
+    "references",
+    "requested_model",
+    "translate_request",
+]

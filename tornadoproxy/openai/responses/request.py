@@ -1,0 +1,360 @@
+"""The translation of a request of the Responses API into a messages request.
+
+Sources: https://platform.openai.com/docs/api-reference/responses/create and
+https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from tornadoproxy.errors import InvalidRequest, NotFound
+from tornadoproxy.openai.messages_request import (
+    SAMPLING,
+    Wishes,
+    messages_request,
+    requested_model,
+)
+from tornadoproxy.openai.models import Capabilities
+from tornadoproxy.openai.options import Options
+from tornadoproxy.openai.reading import (
+    MAX_QUOTED,
+    Json,
+    array,
+    boolean,
+    dump,
+    obj,
+    one_of,
+    refuse,
+    text,
+)
+from tornadoproxy.openai.responses import conversation, fields, tools
+from tornadoproxy.openai.responses.conversation import Listed
+from tornadoproxy.openai.responses.echo import echo
+from tornadoproxy.openai.responses.items import item_type
+from tornadoproxy.openai.responses.translation import Translation
+from tornadoproxy.openai.schema import FORMATS, Grammar, output_format
+from tornadoproxy.openai.thinking import Reasoning
+from tornadoproxy.openai.tools import Offer, offer_of_called
+
+_NEW_MODEL = Capabilities()
+_LIMITS = ("max_output_tokens",)
+_SUMMARIES = ("auto", "concise", "detailed")
+_VERBOSITIES = ("low", "medium", "high")
+
+# The fields whose translation depends on the model's capabilities.
+_BY_CAPABILITIES = ("reasoning", "text", "tool_choice")
+
+_ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
+
+_TRIGGER: Json = {"type": "compaction_trigger"}
+
+# The fields of a request for compaction that the request for the summary has as well.
+_COMPACTED = (
+    "client_metadata",
+    "instructions",
+    "model",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "service_tier",
+)
+
+
+class References(NamedTuple):
+    """What a request names of earlier responses.
+
+    :param previous: the id of the response that it continues.
+    :param items: the ids of the items that it refers to.
+    """
+
+    previous: str | None
+    items: tuple[str, ...]
+
+
+class _Settings(NamedTuple):
+    """What items say beside the conversation.
+
+    :param tools: the tools in them, each with its place in the request.
+    :param updates: the last effort and the last format, each with its place.
+    :param compacts: whether the last item asks for a summary.
+    """
+
+    tools: list[tuple[object, str]]
+    updates: dict[str, tuple[object, str]]
+    compacts: bool
+
+
+def references(document: Json) -> References:
+    """Return what has to be looked up before a request is translated.
+
+    :raises InvalidRequest: a reference is not a string.
+    """
+    previous = document.get("previous_response_id")
+    if previous is not None:
+        text(previous, "previous_response_id")
+    return References(
+        previous,
+        tuple(
+            text(item["id"], f"{param}.id")
+            for item, param in _own_items(document)
+            if item_type(item, param) == "item_reference"
+        ),
+    )
+
+
+def depends_on_capabilities(document: Json, options: Options) -> bool:
+    """Whether the translation of a request depends on its model's capabilities."""
+    if document.get("max_output_tokens") is None and options.default_max_tokens is None:
+        return True
+    return any(document.get(name) is not None for name in _BY_CAPABILITIES) or any(
+        item.get("type") == "configuration_update" or item.get("role") in ("system", "developer")
+        for item, _ in _own_items(document)
+    )
+
+
+def compaction_request(document: Json, earlier: Iterable[Json] = ()) -> Json:
+    """Return the request for a summary that a request for compaction becomes.
+
+    :param document: the body of ``POST /responses/compact``.
+    :param earlier: the items of the responses that it continues; they are compacted, too.
+    :raises InvalidRequest: it has no input.
+    """
+    own = [item for item, _ in _own_items(document)]
+    kept = {name: document[name] for name in _COMPACTED if name in document}
+    if not own and document.get("previous_response_id") is None:
+        refuse("input", "or previous_response_id is required")
+    return {**kept, "store": False, "input": [*earlier, *own, _TRIGGER]}
+
+
+def translate_request(
+    document: Json,
+    *,
+    options: Options | None = None,
+    capabilities: Capabilities | None = None,
+    earlier: Sequence[Json] | None = None,
+    items: Mapping[str, Json] | None = None,
+    has_store: bool = False,
+    web_search: bool = True,
+    is_codex: bool = False,
+) -> Translation:
+    """Translate a request.
+
+    It is validated only as far as it is translated; the upstream validates the rest. For the
+    treatment of each field, item and tool see `fields`, `items` and `tools`.
+
+    :param document: the request's body; see `reading.parse`. It stays unchanged.
+    :param capabilities: the model's capabilities, if known.
+    :param earlier: the items of the stored responses that it continues, oldest first; ``None`` if
+        they are not known.
+    :param items: the stored items by their ids, as far as the request refers to them.
+    :param has_store: whether the gateway stores responses.
+    :param web_search: whether the upstream searches the web.
+    :param is_codex: whether the client is known to be Codex.
+    :raises InvalidRequest: the request is invalid; the error's ``param`` names the place.
+    :raises NotFound: it refers to an item that is not stored.
+    """
+    options = options or Options()
+    able = capabilities or _NEW_MODEL
+    requested_model(document)
+    ignored = fields.ignored(document)
+    fields.refuse_impossible(document)
+    own = _resolved(document, items or {}, has_store=has_store)
+    listed = _continued(document, earlier, has_store=has_store) + own
+    if not listed:
+        refuse("input", "must not be empty")
+    settings = _settings(listed)
+    grammar = Grammar()
+    # before the tools, which get the limits that the format leaves
+    output, wanted_format, sentences = _format(document, settings, able, grammar, ignored)
+    offer, origins = tools.translate(
+        document, settings.tools, (), able, grammar, ignored, web_search=web_search
+    )
+    instructions = document.get("instructions")
+    instructions = None if instructions is None else text(instructions, "instructions")
+    talk = conversation.translate(listed, able, origins, ignored, instructions)
+    talk.system += sentences
+    if not offer.tools:
+        offer = offer_of_called(talk.called)
+    elif settings.compacts:
+        offer = Offer(offer.tools, {"type": "none"})
+    reasoning, wanted_reasoning = _reasoning(document, settings)
+    stream = document.get("stream")
+    stream = stream is not None and boolean(stream, "stream")
+    wishes = Wishes(_LIMITS, reasoning, output, stream=stream)
+    upstreams = {name: value for name, value in document.items() if not _is_openais(name, value)}
+    body = messages_request(upstreams, talk, offer, wishes, options, able, ignored)
+    store = document.get("store")
+    kept = (store is None or boolean(store, "store")) and has_store
+    return Translation(
+        body=dump(body),
+        stream=stream,
+        samples=not SAMPLING.isdisjoint(body),
+        ignored=options.listed(ignored),
+        origins=origins,
+        echo=echo(document, wanted_reasoning, wanted_format, kept=kept),
+        kept=kept,
+        previous=document.get("previous_response_id"),
+        input=tuple(_shown(item, param) for item, param in own),
+        for_codex=is_codex or _is_codex(document),
+        compacts=settings.compacts,
+    )
+
+
+def _own_items(document: Json) -> list[Listed]:
+    given = document.get("input")
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [Listed({"type": "message", "role": "user", "content": given}, "input")]
+    if not isinstance(given, list):
+        refuse("input", "must be a string or a list of items")
+    return [
+        Listed(obj(item, f"input[{index}]"), f"input[{index}]") for index, item in enumerate(given)
+    ]
+
+
+def _resolved(document: Json, items: Mapping[str, Json], *, has_store: bool) -> list[Listed]:
+    """Return the request's own items, with the stored ones in the place of references."""
+    if document.get("input") is None and document.get("previous_response_id") is None:
+        raise InvalidRequest("'input' is required.", param="input")
+    found = []
+    for item, param in _own_items(document):
+        if item_type(item, param) == "item_reference":
+            item_id = text(item.get("id"), f"{param}.id")
+            if item_id not in items:
+                raise _unknown_item(item_id, param, has_store=has_store)
+            item = items[item_id]
+        found.append(Listed(item, param))
+    return found
+
+
+def _continued(document: Json, earlier: Sequence[Json] | None, *, has_store: bool) -> list[Listed]:
+    """Return the items of the responses that a request continues."""
+    param = "previous_response_id"
+    if document.get(param) is None:
+        return []
+    previous = text(document[param], param)[:MAX_QUOTED]
+    if earlier is None:
+        raise InvalidRequest(
+            f"Previous response with id '{previous}' not found. {_why_unknown(has_store)}: "
+            "send the whole input instead.",
+            param=param,
+            code="previous_response_not_found",
+        )
+    return [Listed(item, param) for item in earlier]
+
+
+def _unknown_item(item_id: str, param: str, *, has_store: bool) -> NotFound:
+    return NotFound(
+        f"Item with id '{item_id[:MAX_QUOTED]}' not found. {_why_unknown(has_store)}: "
+        "set `store` to false in the client, so that it sends its items in full, "
+        "or remove this item from the input.",
+        error_type="invalid_request_error",
+        param=f"{param}.id",
+    )
+
+
+def _why_unknown(has_store: bool) -> str:
+    if has_store:
+        return "It is unknown, was not stored, or has expired"
+    return "This gateway stores no responses (RESPONSES_STORE)"
+
+
+def _settings(listed: Iterable[Listed]) -> _Settings:
+    found = _Settings([], {}, compacts=False)
+    compacts = False
+    for item, param in listed:
+        kind = item.get("type")
+        compacts = kind == "compaction_trigger"
+        if kind == "additional_tools" or (
+            kind == "tool_search_output" and item.get("tools") is not None
+        ):
+            where = f"{param}.tools"
+            found.tools.extend(
+                (tool, f"{where}[{index}]")
+                for index, tool in enumerate(array(item.get("tools"), where))
+            )
+        elif kind == "configuration_update":
+            for name, key in (("reasoning", "effort"), ("text", "format")):
+                if item.get(name) is not None:
+                    given = obj(item[name], f"{param}.{name}").get(key)
+                    if given is not None:
+                        found.updates[key] = (given, f"{param}.{name}.{key}")
+    return found._replace(compacts=compacts)
+
+
+def _reasoning(document: Json, settings: _Settings) -> tuple[Reasoning | None, Json]:
+    """Return the reasoning that is wanted, and the same as the response repeats it."""
+    given = document.get("reasoning")
+    given = {} if given is None else obj(given, "reasoning")
+    effort, param = settings.updates.get("effort", (given.get("effort"), "reasoning.effort"))
+    name = "generate_summary" if given.get("summary") is None else "summary"  # the older name
+    summary = given.get(name)
+    if summary is not None:
+        one_of(summary, f"reasoning.{name}", _SUMMARIES)
+    echoed = {"effort": effort, "summary": summary}
+    if effort is None and summary is None:
+        return None, echoed
+    return Reasoning(effort, param, is_shown=summary is not None), echoed
+
+
+def _format(
+    document: Json,
+    settings: _Settings,
+    able: Capabilities,
+    grammar: Grammar,
+    ignored: list[str],
+) -> tuple[Json | None, Json, list[Json]]:
+    """Return the upstream's format, the client's, and what the system prompt says instead."""
+    given = document.get("text")
+    given = {} if given is None else obj(given, "text")
+    if given.get("verbosity") is not None:
+        one_of(given["verbosity"], "text.verbosity", _VERBOSITIES)
+    wanted, param = settings.updates.get("format", (given.get("format"), "text.format"))
+    if wanted is None or settings.compacts:  # a summary is plain text
+        return None, {}, []
+    wanted = obj(wanted, param)
+    kind = one_of(wanted.get("type"), f"{param}.type", FORMATS)
+    if kind == "json_schema":
+        text(wanted.get("name"), f"{param}.name")
+    sentences: list[Json] = []
+    output = output_format(kind, wanted, param, sentences, able, grammar, ignored)
+    return output, {"format": wanted}, sentences
+
+
+def _is_openais(name: str, value: object) -> bool:
+    """Whether a field of this name is not Anthropic's: both APIs have a ``context_management``."""
+    return name == "context_management" and isinstance(value, list)
+
+
+def _shown(item: Json, param: str) -> Json:
+    """Return an input item as the response's list of input items has it: whole, with an id."""
+    kind = item_type(item, param)
+    shown = {**item, "type": kind}
+    if not isinstance(item.get("id"), str) or not item["id"]:
+        shown["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
+    if kind == "message":
+        shown.setdefault("status", "completed")
+        if isinstance(item.get("content"), str):
+            shown["content"] = [_part(item["role"], item["content"])]
+    return shown
+
+
+def _part(role: str, content: str) -> Json:
+    if role == "assistant":
+        return {"type": "output_text", "text": content, "annotations": []}
+    return {"type": "input_text", "text": content}
+
+
+def _is_codex(document: Json) -> bool:
+    known = document.get("client_metadata")
+    return isinstance(known, dict) and any(name.startswith("x-codex-") for name in known)
