@@ -30,6 +30,9 @@ _CODES = {
 }
 _TYPES = {"billing_error": "insufficient_quota", "rate_limit_error": "rate_limit_error"}
 
+# The codes that a failed response can have beside those that follow from the status.
+_FAILURES = ("context_length_exceeded", "insufficient_quota")
+
 # The upstream's messages for a request that is too long. Agents shorten theirs on OpenAI's code.
 _TOO_LONG = ("prompt is too long", "input length and `max_tokens` exceed context limit")
 
@@ -55,6 +58,19 @@ def translate_event(event: dict[str, Any]) -> ProxyError:  # Any: JSON from upst
     kind, message = error_of(event)
     status = _STATUS_OF_TYPE.get(kind or "", 500)
     return _error(status, kind, message or "The upstream failed in the middle of its response.")
+
+
+def failure_code(error: ProxyError) -> str:
+    """Return the code of a response that failed with `error`.
+
+    It decides what clients do: Codex retries a ``server_error`` and a ``rate_limit_exceeded``, and
+    shows the message of an ``invalid_prompt``.
+    """
+    if error.code in _FAILURES:
+        return error.code
+    if error.status == 429:
+        return "rate_limit_exceeded"
+    return "server_error" if error.status >= 500 else "invalid_prompt"
 
 
 def _error(status: int, kind: str | None, message: str) -> ProxyError:

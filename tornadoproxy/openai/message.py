@@ -24,6 +24,9 @@ from tornadoproxy.protocol.usage_fields import read_usage
 if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
 
+MAX_RESPONSE = 64 * 1024 * 1024
+"""The largest response that is held, in bytes."""
+
 Block = TypeVar("Block")
 
 
@@ -91,15 +94,16 @@ class EventTranslator(ABC, Generic[Block]):
 
     A subclass translates each event, and holds in `_blocks` the blocks that are open.
 
+    :ivar began: whether the message has begun.
     :ivar ended: whether the response is complete or has failed, so that nothing more follows.
     :ivar failed: whether the response ended with the upstream's error.
     """
 
     def __init__(self) -> None:
+        self.began = False
         self.ended = False
         self.failed = False
         self._reader = EventReader()
-        self._began = False
         self._blocks: dict[int, Block | None] = {}  # by the upstream's indexes; None is closed
         self._message_id: object = None
         self._stop: Json = {}
@@ -148,11 +152,11 @@ class EventTranslator(ABC, Generic[Block]):
 
     def _start(self, message: Json) -> bytes:
         self._usage |= _reported(message.get("usage"))
-        if self._began:
+        if self.began:
             if message.get("id") != self._message_id:
                 raise UpstreamProtocolError("The upstream began a second message in its stream.")
             return b""  # a repeated start
-        self._began = True
+        self.began = True
         self._message_id = message.get("id")
         return self._begin(message)
 
@@ -178,7 +182,7 @@ class EventTranslator(ABC, Generic[Block]):
         return b"".join([*map(self._close_block, self._blocks), self._end()])
 
     def _require_start(self) -> None:
-        if not self._began:
+        if not self.began:
             raise UpstreamProtocolError("The upstream's stream does not begin with message_start.")
 
     @abstractmethod

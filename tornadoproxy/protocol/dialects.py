@@ -90,18 +90,19 @@ class Dialect(Enum):
 
     def error_body(self, error: ProxyError, request_id: str) -> bytes:
         """Return the response body of `error`: JSON in UTF-8."""
-        return _dump(self._error_document(error, request_id))
+        return _dump(self.error_document(error, request_id))
 
     def stream_error(self, error: ProxyError, request_id: str) -> bytes:
         """Return the server-sent event that reports `error` in a stream that has begun."""
-        document = self._error_document(error, request_id)
+        document = self.error_document(error, request_id)
         if self is Dialect.OPENAI:
             return b"data: " + _dump(document) + b"\n\n"
         if isinstance(error, UpstreamError):
             document["error"]["type"] = "api_error"  # whatever status it would have had
         return b"event: error\ndata: " + _dump(document) + b"\n\n"
 
-    def _error_document(self, error: ProxyError, request_id: str) -> dict[str, Any]:
+    def error_document(self, error: ProxyError, request_id: str) -> dict[str, Any]:
+        """Return the response body of `error` as a JSON object."""
         status = self.error_status(error)
         if self is Dialect.OPENAI:
             named = error.error_type or _openai_type(status)

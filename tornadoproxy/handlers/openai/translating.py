@@ -21,7 +21,7 @@ from tornadoproxy.errors import (
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.openai.errors import translate_error
-from tornadoproxy.openai.message import read_message
+from tornadoproxy.openai.message import MAX_RESPONSE, read_message
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.reading import parse
 from tornadoproxy.protocol import usage_fields
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
     from tornadoproxy.protocol.decompression import Decompress
     from tornadoproxy.protocol.wire import ResponseHead
-
-MAX_RESPONSE = 64 * 1024 * 1024
-"""The largest response that is not a stream, in bytes."""
 
 # The last version of the API that takes temperature, top_p and top_k.
 SAMPLING_VERSION = "2023-06-01"
