@@ -2,7 +2,7 @@
 
 ``python -m tornadoproxy keys create --name ada`` creates a key and shows it once. A request with
 the key has the principal ``ada``. Other authenticators validate the credentials that do not begin
-with ``tp-``. Keys that a command creates, revokes or rotates take effect in running proxies within
+with ``tp-``. Keys that a command or the Admin API changes take effect in running proxies within
 two seconds.
 
 With ``KEYS_DB`` every request needs a credential: the plugin token then requires a token, and this
@@ -17,6 +17,8 @@ The limits of requests and tokens are checked in `admit`, before the body is rea
 - `tornadoproxy_keys.model_rules`: the models that a key may use
 - `tornadoproxy_keys.usage_count`: the usage of each key that is not written yet
 - `tornadoproxy_keys.store`: the tables
+- `tornadoproxy_keys.changes`: changes of keys, with the audit trail
+- `tornadoproxy_keys.api`, `wire`: the Admin API
 - `tornadoproxy_keys.command`: ``keys create``, ``list``, ``revoke``, ``rotate``, ``usage``
 """
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
-    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, admin
     from tornadoproxy_keys.gate import Gate
 
 
@@ -129,6 +131,12 @@ class Keys:
         if isinstance(where, SecretURL) and settings[SHARED_LIMITS] is None:
             line += "; their limits count in each proxy alone, unless SHARED_LIMITS is set"
         return line
+
+    @hookimpl
+    def admin_api(self) -> admin.Api:
+        from tornadoproxy_keys.api import KeysApi  # few proxies serve the Admin API
+
+        return KeysApi(self._opened()).api()
 
     @hookimpl
     async def startup(self) -> None:

@@ -14,15 +14,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tornadoproxy import ConfigurationError, Database, tables, usd
-from tornadoproxy_keys import store
+from tornadoproxy import ConfigurationError, Database, admin, tables, usd
+from tornadoproxy_keys import changes, store
+from tornadoproxy_keys.changes import By
 from tornadoproxy_keys.store import Limits
+from tornadoproxy_keys.wire import MAX_TEXT, MAX_WORDS, is_text
 
 if TYPE_CHECKING:
     from tornadoproxy import DatabaseLocation
-
-MAX_TEXT = 100  # characters of a name, a group or a pattern
-MAX_WORDS = 20  # groups or patterns of a key
 
 # each column: its name in JSON and CSV, its title in text
 _KEY_COLUMNS = {
@@ -166,7 +165,9 @@ def _create(arguments: argparse.Namespace, database: Database) -> None:
     )
     groups = tuple(dict.fromkeys(arguments.group))
     with database.transaction() as connection:
-        key = store.create(connection, arguments.name, groups, limits, arguments.expires, _now())
+        _, key = changes.create(
+            connection, arguments.name, groups, limits, arguments.expires, _now(), _by()
+        )
         _show_key(key)
     _remark(
         f"This is the key of {arguments.name}, created in {_absolute(database.where)}. "
@@ -205,7 +206,7 @@ def _list(arguments: argparse.Namespace, database: Database) -> None:
 def _revoke(arguments: argparse.Namespace, database: Database) -> None:
     now = _now()
     with database.transaction() as connection:
-        row = store.revoke(connection, arguments.key, now)
+        row = changes.revoke(connection, arguments.key, now, _by())
     if row.revoked is not None:
         sys.stdout.write(
             f"The key {row.id} of {row.name} was already revoked at {_time(row.revoked)}.\n"
@@ -217,7 +218,7 @@ def _revoke(arguments: argparse.Namespace, database: Database) -> None:
 def _rotate(arguments: argparse.Namespace, database: Database) -> None:
     now, grace = _now(), int(arguments.grace.total_seconds())
     with database.transaction() as connection:
-        row, key = store.rotate(connection, arguments.key, grace, now)
+        row, key = changes.rotate(connection, arguments.key, grace, now, _by())
         _show_key(key)
     until = f"stays valid until {_time(now + grace)}" if grace else "is no longer valid"
     _remark(f"This is the new key of {row.name}. It is not shown again. The old one {until}.")
@@ -257,7 +258,7 @@ def _usage(arguments: argparse.Namespace, database: Database) -> None:
 
 
 def _text(value: str) -> str:
-    if not (0 < len(value) <= MAX_TEXT and value.isprintable() and value == value.strip()):
+    if not is_text(value):
         raise argparse.ArgumentTypeError(
             f"must be 1 to {MAX_TEXT} printable characters, without blanks at its ends"
         )
@@ -283,6 +284,10 @@ def _end(value: str) -> int | None:
 
 
 # Output
+
+
+def _by() -> By:
+    return By(admin.command_line_actor())
 
 
 def _now() -> int:

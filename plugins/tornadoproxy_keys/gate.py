@@ -15,10 +15,11 @@ without a key cannot choose the beginning of its hash, and cannot guess a secret
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tornadoproxy import (
     AuthenticationFailed,
@@ -36,10 +37,12 @@ from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
 from tornadoproxy_keys.usage_count import UsageCount
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy_keys.shared_limits import SharedLimits
+
+T = TypeVar("T")
 
 REFRESH = 1.0  # seconds between two checks of the database
 # Many proxies add to the usage of a key, one after the other, and would wait until a statement's
@@ -133,6 +136,22 @@ class Gate:
         if self._shared is not None:
             await self._shared.close()
 
+    async def read(self, work: Callable[[DatabaseConnection], T]) -> T:
+        """Do `work`, which only reads, in the database, and return its result.
+
+        :raises DatabaseUnavailable: the database cannot be used.
+        """
+        return await self._database.run(work, exclusive=False)
+
+    async def change(self, work: Callable[[DatabaseConnection], T]) -> T:
+        """Do `work` in the database, apply what it changed, and return its result.
+
+        The work is finished even if the caller is cancelled.
+
+        :raises DatabaseUnavailable: the database cannot be used; nothing was changed.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._change(work)))
+
     def authenticate(self, request: IncomingRequest) -> Identity | None:
         """Return the identity of the request's key; ``None`` if it has other credentials as well.
 
@@ -220,6 +239,13 @@ class Gate:
         key.in_flight -= 1
         self._usage.add(key.row.id, record)
 
+    async def _change(self, work: Callable[[DatabaseConnection], T]) -> T:
+        result = await self._database.run(work)
+        # a failure is the next check's: the change itself is made
+        with contextlib.suppress(DatabaseUnavailable):
+            await self._reload()
+        return result
+
     async def _load(self) -> None:
         await self._refresh()
         if self._shared is not None:
@@ -252,13 +278,16 @@ class Gate:
         if await self._database.changed():
             self._stale = True
         if self._stale:
-            anew = await self._database.run(self._read, exclusive=False)
-            if anew is not None:
-                rows, content = anew
-                self._take(content)
-                self._rows = rows
+            await self._reload()
             self._stale = False
         self._verified_at = asked_at
+
+    async def _reload(self) -> None:
+        anew = await self._database.run(self._read, exclusive=False)
+        if anew is not None:
+            rows, content = anew
+            self._take(content)
+            self._rows = rows
 
     def _read(self, connection: DatabaseConnection) -> tuple[store.Rows, store.Content] | None:
         """Read the keys in the database's thread; ``None`` if they are unchanged.
@@ -309,6 +338,8 @@ def _refusal(entry: _Entry | None, now: float) -> str | None:
         return f"This key was revoked at {tables.timestamp(row.revoked)}: ask for a new one."
     if row.expires is not None and row.expires <= now:
         return f"This key expired at {tables.timestamp(row.expires)}: ask for a new one."
+    if row.disabled is not None:
+        return "This key is disabled: ask for it to be enabled, or for a new one."
     if entry.expires is not None and entry.expires <= now:
         ended = tables.timestamp(entry.expires)
         return f"This key was replaced and expired at {ended}: use the new one."

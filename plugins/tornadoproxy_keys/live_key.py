@@ -87,8 +87,6 @@ class LiveKey:
     )  # fmt: skip
 
     def __init__(self, row: KeyRow) -> None:
-        self.identity = KeyIdentity(row.name, groups=row.groups, key=self)
-        self.named_as_token = store.is_token_name(row.name)
         self.in_flight = 0
         self._requests = Window()
         self._tokens = Window()
@@ -97,6 +95,8 @@ class LiveKey:
     def update(self, row: KeyRow) -> None:
         """Replace the row; the amounts used are kept."""
         self.row = row
+        self.identity = KeyIdentity(row.name, groups=row.groups, key=self)
+        self.named_as_token = store.is_token_name(row.name)
         patterns = "|".join(translate(pattern) for pattern in row.limits.models)
         self.models = re.compile(patterns) if patterns else None
 

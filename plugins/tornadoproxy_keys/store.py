@@ -1,6 +1,6 @@
-"""The tables: keys, the hashes of their secrets, and the usage of each day.
+"""The tables: keys, the hashes of their secrets, the usage of each day, and the audit trail.
 
-Only commands change keys, and only running proxies add usage.
+`tornadoproxy_keys.changes` changes keys; only running proxies add usage.
 
 A secret is stored as its SHA-256 hash. Slow, salted hashes protect passwords, which can be guessed.
 A secret of 32 random bytes cannot be guessed however fast the hash is, and a fast hash can be
@@ -9,22 +9,22 @@ computed for every request.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tornadoproxy import ConfigurationError, Database
+from tornadoproxy import ConfigurationError, Database, admin
 
 if TYPE_CHECKING:
     from tornadoproxy import DatabaseConnection, DatabaseLocation
 
 PREFIX = "tp-"
 
-_TOKEN_NAME = re.compile(r"token(-[0-9]+)?").fullmatch
+TRAIL = admin.AuditTable("api_key_trail", "api_key")
 
 SCHEMA = (
     """
@@ -59,11 +59,17 @@ CREATE TABLE api_key_usage (
     PRIMARY KEY (key_id, day)
 );
 """,
+    f"""
+ALTER TABLE api_key ADD COLUMN disabled INTEGER;
+CREATE INDEX api_key_by_age ON api_key (created, id);
+CREATE INDEX api_key_by_name ON api_key (name);
+CREATE INDEX api_key_secret_by_key ON api_key_secret (key_id);
+{TRAIL.schema}""",
 )
 
 _KEY_COLUMNS = (
     "id, name, group_names, models, requests_per_minute, tokens_per_minute, concurrency, "
-    "created, expires, revoked"
+    "created, expires, revoked, disabled"
 )
 
 
@@ -92,6 +98,7 @@ class KeyRow:
     :param groups: the principal's groups.
     :param expires: when the key expires; ``None`` is never.
     :param revoked: when the key was revoked.
+    :param disabled: since when the key is disabled; ``None`` if it is not.
     """
 
     id: str
@@ -101,12 +108,19 @@ class KeyRow:
     created: int
     expires: int | None
     revoked: int | None
+    disabled: int | None = None
 
     def state(self, now: float) -> str:
-        """Return ``live``, ``expired`` or ``revoked``."""
+        """Return ``live``, ``disabled``, ``expired`` or ``revoked``."""
         if self.revoked is not None:
             return "revoked"
-        return "expired" if self.expires is not None and self.expires <= now else "live"
+        if self.expires is not None and self.expires <= now:
+            return "expired"
+        return "live" if self.disabled is None else "disabled"
+
+    def holds_name(self, now: float) -> bool:
+        """Return whether no other key may have its name."""
+        return self.state(now) in ("live", "disabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +159,7 @@ class UsageRow:
     last_used: int
 
 
-# Any: the types of the columns
+# Any: the columns
 Rows: TypeAlias = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
 
@@ -166,7 +180,7 @@ def database(where: DatabaseLocation) -> Database:
 
 def is_token_name(name: str) -> bool:
     """Return whether `name` is the principal of clients with one of the ``AUTH_TOKEN``."""
-    return _TOKEN_NAME(name) is not None
+    return re.fullmatch(r"token(-[0-9]+)?", name) is not None
 
 
 def hashed(key: bytes) -> bytes:
@@ -189,21 +203,7 @@ def fetch(connection: DatabaseConnection) -> Rows:
 def content_of(rows: Rows) -> Content:
     """Return the keys and secrets in the raw rows of `fetch`."""
     keys, hashes = rows
-    return Content(
-        tuple(
-            KeyRow(
-                id=id_,
-                name=name,
-                groups=tuple(json.loads(groups)),
-                limits=Limits(tuple(json.loads(models)), *limits),
-                created=created,
-                expires=expires,
-                revoked=revoked,
-            )
-            for id_, name, groups, models, *limits, created, expires, revoked in keys
-        ),
-        tuple(SecretRow(*row) for row in hashes),
-    )
+    return Content(tuple(map(_key, keys)), tuple(SecretRow(*row) for row in hashes))
 
 
 def read(connection: DatabaseConnection) -> Content:
@@ -211,89 +211,108 @@ def read(connection: DatabaseConnection) -> Content:
     return content_of(fetch(connection))
 
 
-def create(
-    connection: DatabaseConnection,
-    name: str,
-    groups: tuple[str, ...],
-    limits: Limits,
-    expires: int | None,
-    now: int,
-) -> str:
-    """Create a key and return it; it cannot be read later.
+def by_id(connection: DatabaseConnection, id_: str) -> KeyRow | None:
+    """Return the key of that id; ``None`` if there is none."""
+    return next(iter(_select(connection, "id = ?", (id_,))), None)
 
-    :raises ConfigurationError: there is a live key of that name.
+
+def by_name(connection: DatabaseConnection, name: str, now: int) -> KeyRow | None:
+    """Return the live or disabled key of that name; ``None`` if there is none."""
+    found = _select(connection, "name = ?", (name,))
+    return next((row for row in found if row.holds_name(now)), None)
+
+
+def page(
+    connection: DatabaseConnection,
+    condition: str,
+    values: Sequence[object],
+    *,
+    limit: int,
+    after: KeyRow | None,
+    before: KeyRow | None,
+) -> list[KeyRow]:
+    """Return the keys that follow `after`, or those that precede `before`, the oldest first.
+
+    :param condition: in SQL, of the keys to return.
+    :param values: its parameters.
+    :param limit: the most keys.
     """
-    for row in read(connection).keys:
-        if row.name == name and row.state(now) == "live":
-            raise ConfigurationError(
-                f"there is a live key of the name {name}, {row.id}; revoke or rotate it, or choose "
-                "another name."
-            )
-    id_ = secrets.token_hex(6)
-    connection.execute(
-        f"INSERT INTO api_key ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",  # noqa: S608  # a constant
-        (
-            id_,
-            name,
-            json.dumps(groups),
-            json.dumps(limits.models),
-            limits.requests_per_minute,
-            limits.tokens_per_minute,
-            limits.concurrency,
-            now,
-            expires,
-        ),
-    )
-    return _new_secret(connection, id_)
+    edge = before or after
+    if edge is not None:
+        condition += f" AND (created, id) {'<' if before else '>'} (?, ?)"
+        values = (*values, edge.created, edge.id)
+    order = "created DESC, id DESC" if before else "created, id"
+    found = _select(connection, f"{condition} ORDER BY {order} LIMIT ?", (*values, limit))
+    return found[::-1] if before else found
 
 
 def find(connection: DatabaseConnection, id_or_name: str, now: int) -> KeyRow:
-    """Return the key of that id, or the live key of that name.
+    """Return the key of that id, or the live or disabled key of that name.
 
     :raises ConfigurationError: there is none.
     """
-    keys = read(connection).keys
-    for row in keys:
-        if row.id == id_or_name:
-            return row
-    for row in keys:
-        if row.name == id_or_name and row.state(now) == "live":
-            return row
-    raise ConfigurationError(
-        f"there is no key of the id {id_or_name}, and no live one of that name; see `keys list`."
-    )
-
-
-def revoke(connection: DatabaseConnection, id_or_name: str, now: int) -> KeyRow:
-    """Revoke a key, and return its row from before.
-
-    :raises ConfigurationError: there is no such key.
-    """
-    row = find(connection, id_or_name, now)
-    connection.execute(
-        "UPDATE api_key SET revoked = ? WHERE id = ? AND revoked IS NULL", (now, row.id)
-    )
+    row = by_id(connection, id_or_name) or by_name(connection, id_or_name, now)
+    if row is None:
+        raise ConfigurationError(
+            f"there is no key of the id {id_or_name}, and no live one of that name; see "
+            "`keys list`."
+        )
     return row
 
 
-def rotate(
-    connection: DatabaseConnection, id_or_name: str, grace: int, now: int
-) -> tuple[KeyRow, str]:
-    """Give a key a new secret.
+def insert(connection: DatabaseConnection, row: KeyRow) -> None:
+    """Write the row of a new key."""
+    connection.execute(
+        f"INSERT INTO api_key ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  # a constant
+        _values(row),
+    )
 
-    :param grace: the most seconds for which the previous secrets stay valid.
-    :return: the key's row, and the new key.
-    :raises ConfigurationError: there is no such key, or it is not live.
+
+def update(connection: DatabaseConnection, row: KeyRow) -> None:
+    """Write the row of a key that exists."""
+    connection.execute(
+        """
+        UPDATE api_key SET name = ?, group_names = ?, models = ?, requests_per_minute = ?,
+            tokens_per_minute = ?, concurrency = ?, created = ?, expires = ?, revoked = ?,
+            disabled = ?
+        WHERE id = ?
+        """,
+        (*_values(row)[1:], row.id),
+    )
+
+
+def add_secret(connection: DatabaseConnection, id_: str, entropy: bytes) -> str:
+    """Give a key one more secret, and return the whole key; it cannot be read later.
+
+    :param entropy: what the secret is made of, 32 bytes.
     """
-    row = find(connection, id_or_name, now)
-    if row.state(now) != "live":
-        raise ConfigurationError(f"the key {row.id} is {row.state(now)}; create a new one.")
+    key = key_text(id_, entropy)
+    connection.execute(
+        "INSERT INTO api_key_secret VALUES (?, ?, NULL)", (hashed(key.encode()), id_)
+    )
+    return key
+
+
+def expire_secrets(connection: DatabaseConnection, id_: str, end: int) -> None:
+    """Let the secrets of a key expire at `end`, unless they do so earlier."""
     connection.execute(
         "UPDATE api_key_secret SET expires = CASE WHEN expires < :end THEN expires ELSE :end END "
         "WHERE key_id = :id",
-        {"end": now + grace, "id": row.id},
+        {"end": end, "id": id_},
     )
-    return row, _new_secret(connection, row.id)
+
+
+def is_current(connection: DatabaseConnection, key: str) -> bool:
+    """Return whether a whole key has not been replaced."""
+    rows = connection.execute(
+        "SELECT 1 FROM api_key_secret WHERE hash = ? AND expires IS NULL", (hashed(key.encode()),)
+    )
+    return rows.fetchone() is not None
+
+
+def key_text(id_: str, entropy: bytes) -> str:
+    """Return the whole key with that id and secret."""
+    return f"{PREFIX}{id_}-{base64.urlsafe_b64encode(entropy).rstrip(b'=').decode()}"
 
 
 def add_usage(rows: Iterable[UsageRow], connection: DatabaseConnection) -> None:
@@ -341,16 +360,40 @@ def read_usage(connection: DatabaseConnection, since: str) -> list[UsageRow]:
     return [UsageRow(*row) for row in rows]
 
 
-def last_used(connection: DatabaseConnection) -> dict[str, int]:
-    """Return when each key was last used, by its id."""
+def last_used(connection: DatabaseConnection, ids: Sequence[str] | None = None) -> dict[str, int]:
+    """Return when each key was last used, by its id.
+
+    :param ids: of the keys; ``None`` is all.
+    """
+    where = "" if ids is None else f"WHERE key_id IN ({', '.join('?' * len(ids)) or 'NULL'})"
     return dict(
-        connection.execute("SELECT key_id, max(last_used) FROM api_key_usage GROUP BY key_id")
+        connection.execute(
+            f"SELECT key_id, max(last_used) FROM api_key_usage {where} GROUP BY key_id",  # noqa: S608  # question marks
+            ids or (),
+        )
     )
 
 
-def _new_secret(connection: DatabaseConnection, id_: str) -> str:
-    key = f"{PREFIX}{id_}-{secrets.token_urlsafe(32)}"
-    connection.execute(
-        "INSERT INTO api_key_secret VALUES (?, ?, NULL)", (hashed(key.encode()), id_)
+def _select(
+    connection: DatabaseConnection, condition: str, values: Sequence[object]
+) -> list[KeyRow]:
+    rows = connection.execute(
+        f"SELECT {_KEY_COLUMNS} FROM api_key WHERE {condition}",  # noqa: S608  # constants
+        tuple(values),
     )
-    return key
+    return [_key(row) for row in rows]
+
+
+def _key(row: tuple[Any, ...]) -> KeyRow:  # Any: the columns
+    id_, name, groups, models, requests, tokens, concurrency, *times = row
+    limits = Limits(tuple(json.loads(models)), requests, tokens, concurrency)
+    return KeyRow(id_, name, tuple(json.loads(groups)), limits, *times)
+
+
+def _values(row: KeyRow) -> tuple[object, ...]:
+    limits = row.limits
+    return (
+        *(row.id, row.name, json.dumps(row.groups), json.dumps(limits.models)),
+        *(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency),
+        *(row.created, row.expires, row.revoked, row.disabled),
+    )

@@ -11,68 +11,32 @@ import time
 from typing import Any
 
 import pytest
+from admin_api import ORGANIZATION, AdminApi, fault_of
 from admin_sdk import Sdk
 from anthropic import AuthenticationError, NotFoundError, PermissionDeniedError
-from budget_team import ADMIN, READER, Team
+from budget_team import ADMIN, READER
 from people import Document
 from scene import Scene
 from tornadoproxy_admin import attempts, keys
 
 from tornadoproxy import ConfigurationError, DatabaseLocation, Denied, hookimpl
-from tornadoproxy.testing import TEST_TOKEN, Proxy, RawResponse
+from tornadoproxy.testing import TEST_TOKEN
 
-pytest_plugins = ("admin_sdk", "budget_team")
+pytest_plugins = ("admin_sdk",)
 
-ORGANIZATION = "/v1/organizations"
 EVERYONE = {"type": "organization"}
 LIMIT: Document = {"scope": EVERYONE, "amount": "1"}
 
 
-class Api(Team):
-    """A proxy with an Admin API of spend limits."""
-
-    async def start(self, **variables: Any) -> Proxy:
-        own = {"ADMIN_KEY": f"ops={ADMIN}", "ADMIN_READ_KEY": READER}
-        without = {"BUDGETS_ADMIN_KEY": None, "BUDGETS_ADMIN_READ_KEY": None}
-        return await super().start(**{**without, **own, **variables})
-
-    async def send(
-        self,
-        method: str,
-        path: str = "/spend_limits",
-        document: object = None,
-        *,
-        key: str | None = ADMIN,
-        **headers: str,
-    ) -> RawResponse:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        target = ORGANIZATION + path
-        response = await self.request(target, document, method=method, token=key, headers=named)
-        assert response.header("request-id")
-        return response
-
-    async def call(self, method: str, path: str = "/spend_limits", document: object = None) -> Any:
-        response = await self.send(method, path, document)
-        assert response.status == 200, response.body
-        return json.loads(response.body)
-
-
 @pytest.fixture
-def api(scene: Scene, where: DatabaseLocation) -> Api:
-    return Api(scene, where)
-
-
-def fault_of(response: RawResponse) -> tuple[int, str, str]:
-    document = json.loads(response.body)
-    assert document["type"] == "error"
-    assert document["request_id"] == response.header("request-id")
-    return response.status, document["error"]["type"], document["error"]["message"]
+def api(scene: Scene, where: DatabaseLocation) -> AdminApi:
+    return AdminApi(scene, where, "/spend_limits", BUDGETS_DB=where, ADMIN_READ_KEY=READER)
 
 
 # -- admin keys
 
 
-async def test_only_an_admin_key_is_accepted(api: Api) -> None:
+async def test_only_an_admin_key_is_accepted(api: AdminApi) -> None:
     await api.start()
     for key in (None, TEST_TOKEN, "ada"):
         for method, path in (("POST", "/spend_limits"), ("DELETE", "/x"), ("GET", "/nothing")):
@@ -88,7 +52,7 @@ async def test_only_an_admin_key_is_accepted(api: Api) -> None:
     assert api.upstream.requests == []
 
 
-async def test_read_key_may_only_read(api: Api) -> None:
+async def test_read_key_may_only_read(api: AdminApi) -> None:
     await api.start()
     made = await api.call("POST", document=LIMIT)
     one = f"/spend_limits/{made['id']}"
@@ -100,13 +64,13 @@ async def test_read_key_may_only_read(api: Api) -> None:
     assert await api.call("GET", one) == made
 
 
-async def test_without_an_admin_key_the_proxy_serves_no_admin_api(api: Api) -> None:
+async def test_without_an_admin_key_the_proxy_serves_no_admin_api(api: AdminApi) -> None:
     proxy = await api.start(ADMIN_KEY=None, ADMIN_READ_KEY=None)
     assert "admin" not in dict(proxy.lines)
     assert not any(page.path.startswith(ORGANIZATION) for _, page in proxy.plugins.pages())
 
 
-async def test_earlier_settings_are_aliases(api: Api) -> None:
+async def test_earlier_settings_are_aliases(api: AdminApi) -> None:
     await api.start(
         ADMIN_KEY=None, ADMIN_READ_KEY=None, BUDGETS_ADMIN_KEY=ADMIN, BUDGETS_ADMIN_READ_KEY=READER
     )
@@ -114,7 +78,7 @@ async def test_earlier_settings_are_aliases(api: Api) -> None:
     assert (await api.send("POST", document=LIMIT, key=READER)).status == 403
 
 
-async def test_address_with_many_wrong_keys_is_refused(api: Api) -> None:
+async def test_address_with_many_wrong_keys_is_refused(api: AdminApi) -> None:
     await api.start()
     for _ in range(20):
         assert (await api.send("GET", key=None)).status == 401, "no key is no guess"
@@ -176,7 +140,7 @@ def test_admin_key_without_a_name_is_named_by_position(key: str) -> None:
     ],
 )
 async def test_invalid_keys_end_the_start(
-    variables: dict[str, object], fault: str, api: Api
+    variables: dict[str, object], fault: str, api: AdminApi
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
         await api.start(**variables)
@@ -184,7 +148,7 @@ async def test_invalid_keys_end_the_start(
     assert ADMIN not in str(caught.value)
 
 
-async def test_reload_changes_admin_keys(api: Api) -> None:
+async def test_reload_changes_admin_keys(api: AdminApi) -> None:
     proxy = await api.start()
     assert dict(proxy.lines)["admin"] == "the Admin API at /v1/organizations for 2 admin keys"
     proxy.reload(ADMIN_KEY="x" * 32)
@@ -200,7 +164,7 @@ class Part:
         return "rooms"
 
 
-async def test_invalid_part_of_the_api_ends_the_start(api: Api) -> None:
+async def test_invalid_part_of_the_api_ends_the_start(api: AdminApi) -> None:
     with pytest.raises(
         ConfigurationError, match=r"failed in admin_api: its str is not an admin\.Api"
     ):
@@ -210,7 +174,7 @@ async def test_invalid_part_of_the_api_ends_the_start(api: Api) -> None:
 # -- paths and methods
 
 
-async def test_unknown_path_or_method_is_refused(api: Api) -> None:
+async def test_unknown_path_or_method_is_refused(api: AdminApi) -> None:
     await api.start()
     for path in ("", "/", "/workspaces", "/spend_limits/", "/spend_limits/a/b", "/me%2F"):
         status, kind, _ = fault_of(await api.send("GET", path))
@@ -227,7 +191,7 @@ async def test_unknown_path_or_method_is_refused(api: Api) -> None:
     assert api.upstream.requests == []
 
 
-async def test_sdk_gets_the_organization(api: Api, sdk: Sdk) -> None:
+async def test_sdk_gets_the_organization(api: AdminApi, sdk: Sdk) -> None:
     proxy = await api.start()
     found = await sdk(proxy.url, lambda client: client.organization.retrieve())
     assert (found.type, found.name) == ("organization", "tornadoproxy")
@@ -245,7 +209,7 @@ async def test_sdk_gets_the_organization(api: Api, sdk: Sdk) -> None:
 # -- the audit trail
 
 
-async def test_audit_trail_has_each_change(api: Api) -> None:
+async def test_audit_trail_has_each_change(api: AdminApi) -> None:
     await api.start()
     first = await api.call("POST", document=LIMIT)
     second = await api.call("POST", document={**LIMIT, "amount": "2"})
@@ -275,7 +239,7 @@ async def test_audit_trail_has_each_change(api: Api) -> None:
 # -- optimistic concurrency
 
 
-async def test_change_of_a_changed_resource_is_refused(api: Api) -> None:
+async def test_change_of_a_changed_resource_is_refused(api: AdminApi) -> None:
     await api.start()
     made = await api.send("POST", document=LIMIT)
     tag = made.header("etag") or ""

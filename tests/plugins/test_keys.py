@@ -15,7 +15,8 @@ import pytest
 from people import CHAT, MESSAGES, Document, Held, Served, error_of, locked, message, until
 from postgres import sqlite_only
 from scene import Scene
-from tornadoproxy_keys import KEYS_DB, Keys, gate, store
+from tornadoproxy_keys import KEYS_DB, Keys, changes, gate, store
+from tornadoproxy_keys.changes import By
 from tornadoproxy_keys.store import Limits, UsageRow
 
 from tornadoproxy import ConfigurationError, DatabaseConnection, DatabaseLocation, Settings
@@ -53,15 +54,16 @@ class Keyed(Served):
     ) -> str:
         with self.database() as connection:
             now = int(time.time())
-            return store.create(connection, name, groups, limits or Limits(), expires, now)
+            given = (name, groups, limits or Limits(), expires, now)
+            return changes.create(connection, *given, By("test"))[1]
 
     def revoke(self, name: str = "ada") -> None:
         with self.database() as connection:
-            store.revoke(connection, name, int(time.time()))
+            changes.revoke(connection, name, int(time.time()), By("test"))
 
     def rotate(self, name: str = "ada", *, grace: int = 0) -> str:
         with self.database() as connection:
-            return store.rotate(connection, name, grace, int(time.time()))[1]
+            return changes.rotate(connection, name, grace, int(time.time()), By("test"))[1]
 
     def usage(self) -> UsageRow:
         """Return the usage of the only key that has been used."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from budget_team import EACH, Prices, Team, costing
 from postgres import sqlite_only
 from redis_server import RedisCluster, RedisServer
-from tornadoproxy_keys import store
+from tornadoproxy_keys import changes, store
+from tornadoproxy_keys.changes import By
 from tornadoproxy_keys.store import Limits
 
 pytest_plugins = ("budget_team",)
@@ -34,7 +35,10 @@ async def test_limits_and_caps_hold_with_keys_at_all_nodes(
     team.cap(EACH, 100)
     with store.database(tmp_path / "keys.db") as opened, opened.transaction() as connection:
         now = int(time.time())
-        keys = [store.create(connection, name, (), limits, None, now) for name in people]
+        keys = [
+            changes.create(connection, name, (), limits, None, now, By("test"))[1]
+            for name in people
+        ]
     settings = {
         "SHARED_LIMITS": redis_cluster.url,
         "KEYS_DB": tmp_path / "keys.db",

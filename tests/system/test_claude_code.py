@@ -21,6 +21,7 @@ from clouds import ScriptedGoogle, cloud_entry
 from scene import Scene
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
+from tornadoproxy_keys import changes
 from tornadoproxy_keys import store as keys
 
 from tornadoproxy import Database
@@ -65,9 +66,10 @@ async def say_hello(home: Path, url: str, **variables: str) -> tuple[int, str]:
 def make_key(path: Path, *, models: tuple[str, ...] = (), revoked: bool = False) -> str:
     now = int(time.time())
     with Database(path, keys.SCHEMA, name="keys") as database, database.transaction() as connection:
-        key = keys.create(connection, "ada", (), keys.Limits(models), None, now)
+        by = changes.By("test")
+        _, key = changes.create(connection, "ada", (), keys.Limits(models), None, now, by)
         if revoked:
-            keys.revoke(connection, "ada", now)
+            changes.revoke(connection, "ada", now, by)
     return key
 
 

@@ -32,6 +32,7 @@ from tornadoproxy.plugin.admin.query import (
     list_document,
     one_of,
     only,
+    parse_timestamp,
     timestamp,
 )
 from tornadoproxy.plugin.admin.trail import AuditTable, Event, Once, command_line_actor
@@ -53,5 +54,6 @@ __all__ = [
     "list_document",
     "one_of",
     "only",
+    "parse_timestamp",
     "timestamp",
 ]

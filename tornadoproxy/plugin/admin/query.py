@@ -102,16 +102,7 @@ class Query(Struct, frozen=True):
         :raises InvalidRequest: it is not an RFC 3339 timestamp with a time zone.
         """
         value = self.value(name)
-        if value is None:
-            return None
-        try:
-            # a client may have left the "+" of an offset as it is
-            found = datetime.fromisoformat(value.replace(" ", "+"))
-            if found.tzinfo is not None:
-                return found.timestamp()
-        except (ValueError, OverflowError):
-            pass
-        raise InvalidRequest(f"{name}: must be a timestamp such as 2026-11-30T00:00:00Z.")
+        return None if value is None else parse_timestamp(name, value)
 
 
 def list_document(
@@ -167,6 +158,22 @@ def only(where: str, document: Mapping[str, object], known: Sequence[str]) -> No
             raise InvalidRequest(
                 f"{where}{name[:100]}: unknown field; the fields are {', '.join(known)}."
             )
+
+
+def parse_timestamp(name: str, value: str) -> float:
+    """Return a time in RFC 3339 in seconds since the epoch.
+
+    :param name: of the field, for the error.
+    :raises InvalidRequest: it is none, or has no time zone.
+    """
+    try:
+        # a client may have left the "+" of an offset in a query as it is
+        found = datetime.fromisoformat(value.replace(" ", "+"))
+        if found.tzinfo is not None:
+            return found.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidRequest(f"{name}: must be a timestamp such as 2026-11-30T00:00:00Z.")
 
 
 def timestamp(time: float) -> str:
