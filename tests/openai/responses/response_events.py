@@ -9,12 +9,11 @@ from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
-from upstream_events import wire
+from upstream_events import Json, closed, fragment, opened, wire
 
+from tornadoproxy.openai.responses import carrier
 from tornadoproxy.openai.responses.output.stream import StreamTranslator
-from tornadoproxy.openai.responses.translation import Origin, Translation
-
-Json = dict[str, Any]  # Any: what a test writes and reads as JSON
+from tornadoproxy.openai.responses.translation import Translation
 
 CREATED = 1_700_000_000
 ECHO: Json = {
@@ -25,6 +24,10 @@ ECHO: Json = {
 }
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
+
+REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}
+THINKS = (opened(0, **REDACTED), closed(0))
+SAYS = (opened(0, text="Hi"), closed(0))
 
 # The events between an item's beginning and its end, each with the field that it completes.
 GROWING = {
@@ -124,7 +127,6 @@ class Items:
         assert item["id"] not in {each["id"] for each in seen.values()}
         if self._strictly:
             assert number == len(seen)
-            assert not [each for each in self.open.values() if each["type"] != "web_search_call"]
         self.open[number] = item
 
     def _finish(self, number: int, item: Json) -> None:
@@ -132,6 +134,8 @@ class Items:
         for name in ("id", "type", "call_id", "name", "namespace", "role"):
             assert begun.get(name) == item.get(name)
         assert not self._parts.get(number)
+        later = [each for each in {**self.open, **self.done} if each > number]
+        assert not later or not self._strictly or item["type"] == "web_search_call"
         self.done[number] = item
 
     def _grow(self, number: int, kind: str, event: Json) -> None:
@@ -178,5 +182,15 @@ def output_of(*events: Json, **fields: Any) -> list[Json]:
     return [{name: item[name] for name in item if name != "id"} for item in output]
 
 
-def origins(**tools: Origin) -> dict[str, Origin]:
-    return tools
+def between(events: list[Json]) -> list[Json]:
+    """The events between the two of the beginning and the last, without their numbers."""
+    return [{key: each[key] for key in each if key != "sequence_number"} for each in events[2:-1]]
+
+
+def called(index: int, name: str, *fragments: str) -> list[Json]:
+    block = opened(index, "tool_use", id=f"toolu_{index}", name=name, input={})
+    return [block, *(fragment(index, each) for each in ("", *fragments)), closed(index)]
+
+
+def carried(item: Json) -> list[Json] | None:
+    return carrier.unpack(item["encrypted_content"], "input")

@@ -84,7 +84,7 @@ class Output:
         """Add text that comes without the beginning of its block."""
         return self._messages.add(text)
 
-    def end(self, stop_reason: object) -> bytes:
+    def end(self, stop_reason: str) -> bytes:
         """Finish the items."""
         if self._calls and stop_reason in _CUTTING:
             self._cut()
@@ -121,7 +121,7 @@ class Summary(Output):
         super().__init__(Items("", NoEvents()), origins)
         self._shown = items
 
-    def end(self, stop_reason: object) -> bytes:
+    def end(self, stop_reason: str) -> bytes:
         super().end(stop_reason)
         messages = [item for item in self._items.finished if item["type"] == "message"]
         text = "\n\n".join([part["text"] for item in messages for part in item["content"]])

@@ -110,7 +110,7 @@ class Draft:
         :param stop: has the upstream's ``stop_reason``, and ``stop_details`` if it gave any.
         :param usage: the upstream's.
         """
-        reason = stop.get("stop_reason")
+        reason = string(stop.get("stop_reason"))
         out = self.output.end(reason)
         account = _usage(usage)
         refused = refusal(reason, stop.get("stop_details"))
