@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornadoproxy.openai.reading import Json, obj
+from tornadoproxy.openai.reading import Json, obj, text
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.options import Options
@@ -40,12 +40,14 @@ def cache_request(document: Json, body: Json, options: Options, ignored: list[st
     settings = document.get("prompt_cache_options")
     settings = {} if settings is None else obj(settings, "prompt_cache_options")
     is_long = retention == "24h" or settings.get("ttl") == "30m"
+    key = document.get("prompt_cache_key")
+    has_key = key is not None and text(key, "prompt_cache_key") != ""
     is_read_again = (
         options.cache == "always"
         or is_long
         or "tools" in body
         or len(body["messages"]) > 2
-        or bool(document.get("prompt_cache_key"))
+        or has_key
     )
     is_cached = (
         options.cache != "off"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from tornadoproxy.errors import InvalidRequest, NotFound
@@ -191,6 +192,8 @@ def translate_request(
     stream = stream is not None and boolean(stream, "stream")
     wishes = Wishes(_LIMITS, reasoning, output, stream=stream)
     upstreams = {name: value for name, value in document.items() if not _is_openais(name, value)}
+    if settings.compacts:  # without the tools' choice, the cache is not read again
+        options = replace(options, cache="off")
     body = messages_request(upstreams, talk, offer, wishes, options, able, ignored)
     store = document.get("store")
     kept = (store is None or boolean(store, "store")) and has_store
