@@ -48,16 +48,23 @@ class Held:
 
 
 class Endless:
-    """A response that goes on until it is aborted; `stalled` once nothing more can be sent."""
+    """A response that goes on until it is aborted; `stalled` once nothing more can be sent.
 
-    def __init__(self) -> None:
+    :param begin: its beginning.
+    :param piece: what follows, again and again.
+    """
+
+    def __init__(self, begin: bytes = b"", piece: bytes = bytes(0x10000)) -> None:
         self.stalled = asyncio.Event()
+        self._begin, self._piece = begin, piece
 
     async def __call__(self, exchange: UpstreamExchange) -> None:
         await exchange.read_all()
         await exchange.head(200, EVENT_STREAM)
+        if self._begin:
+            await exchange.chunk(self._begin)
         while True:
-            sending = asyncio.create_task(exchange.chunk(bytes(0x10000)))
+            sending = asyncio.create_task(exchange.chunk(self._piece))
             if not (await asyncio.wait({sending}, timeout=0.1))[0]:
                 self.stalled.set()
             await sending

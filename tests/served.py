@@ -43,6 +43,10 @@ MESSAGE = request("POST", "/v1/messages", body=MESSAGE_BODY)
 CHAT_PATH = "/openai/v1/chat/completions"
 CHAT = request("POST", CHAT_PATH, body=CHAT_BODY)
 CHAT_STREAM = request("POST", CHAT_PATH, body=b'{"stream":true,' + CHAT_BODY[1:])
+RESPONSES_PATH = "/openai/v1/responses"
+RESPONSES_BODY = b'{"model":"claude-sonnet-5-5","input":"Hi"}'
+RESPONSES = request("POST", RESPONSES_PATH, body=RESPONSES_BODY)
+RESPONSES_STREAM = request("POST", RESPONSES_PATH, body=b'{"stream":true,' + RESPONSES_BODY[1:])
 UPLOAD = request("POST", "/v1/files", CHUNKED)
 
 

@@ -1,9 +1,9 @@
 """The check of a request with a key that is restricted to some models.
 
-The models of a request for a message or a chat completion are known. Of every other request only
-the headers are known, and its body may name models: a batch, ``/v1/complete``, a future endpoint,
-or another spelling of ``/v1/messages`` that the upstream accepts. Therefore a request is rejected
-unless it is known to run no model.
+The models of a request for a message are known, and of OpenAI's chat completions and responses. Of
+every other request only the headers are known, and its body may name models: a batch,
+``/v1/complete``, a future endpoint, or another spelling of ``/v1/messages`` that the upstream
+accepts. Therefore a request is rejected unless it is known to run no model.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ _ERROR = "outcome IN ('denied', 'failed', 'drained') OR status >= 400"
 _UNPRICED = """cost_nanos IS NULL AND (
     partial <> 0 OR model IS NOT NULL OR input_tokens IS NOT NULL OR output_tokens IS NOT NULL
     OR outcome IN ('abandoned', 'drained') AND upstream_time IS NOT NULL
-    AND route IN ('/v1/messages', '/openai/v1/chat/completions')
+    AND route IN ('/v1/messages', '/openai/v1/chat/completions', '/openai/v1/responses',
+                  '/openai/v1/responses/compact')
 )"""
 _OF_THE_REQUEST = 'time, principal, "groups", status, outcome, partial'
 

@@ -44,7 +44,7 @@ _KINDS = {
 }
 
 # series that exist from the start, because a rate misses the step from no sample to 1
-_ROUTES = {"anthropic": "messages", "openai": "chat_completions"}
+_ROUTES = (("anthropic", "messages"), ("openai", "chat_completions"), ("openai", "responses"))
 _ENDS = (
     *((status, "completed") for status in ("200", "400", "429", "500", "529")),
     *((status, "denied") for status in ("400", "401", "403", "413", "429", "503", "529")),
@@ -203,7 +203,7 @@ class Figures:
         return encode(_WithoutCreation(self._registry)), content_type
 
     def _start_at_zero(self) -> None:
-        for dialect, route in _ROUTES.items():
+        for dialect, route in _ROUTES:
             self._auth_failures.labels(dialect)
             self._add_route(dialect, route)
             for status, outcome in _ENDS:

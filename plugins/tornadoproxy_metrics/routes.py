@@ -12,12 +12,16 @@ _EXACT = {
     "/v1/models": "models",
     **{f"{base}/chat/completions": "chat_completions" for base in _OPENAI},
     **{f"{base}/models": "models" for base in _OPENAI},
+    **{f"{base}/responses": "responses" for base in _OPENAI},
+    **{f"{base}/responses/compact": "responses" for base in _OPENAI},
+    **{f"{base}/responses/input_tokens": "count_tokens" for base in _OPENAI},
 }
 _BELOW = {
     "/v1/messages/batches/": "batches",
     "/v1/files/": "files",
     "/v1/models/": "models",
     **{f"{base}/models/": "models" for base in _OPENAI},
+    **{f"{base}/responses/": "stored_responses" for base in _OPENAI},
 }
 
 

@@ -40,9 +40,12 @@ FLUSH_TIMEOUT = 4.0
 MAX_TEXT = 256
 """The longest text of an attribute, in characters."""
 
+_OPENAI = ("/openai", "/openai/v1", "/openai/v1/v1")
 _CHATS = {
     "/v1/messages",
-    *(f"/openai{base}/chat/completions" for base in ("", "/v1", "/v1/v1")),
+    *(f"{base}/chat/completions" for base in _OPENAI),
+    *(f"{base}/responses" for base in _OPENAI),
+    *(f"{base}/responses/compact" for base in _OPENAI),
 }
 _ROUTES = {
     *_CHATS,
@@ -50,7 +53,8 @@ _ROUTES = {
     "/v1/messages/batches",
     "/v1/files",
     "/v1/models",
-    *(f"/openai{base}/models" for base in ("", "/v1", "/v1/v1")),
+    *(f"{base}/models" for base in _OPENAI),
+    *(f"{base}/responses/input_tokens" for base in _OPENAI),
 }
 # the methods of the conventions, which write every other one as _OTHER
 _METHODS = {

@@ -1,4 +1,4 @@
-"""A stream of server-sent events, put together to the message that it is a stream of.
+"""A stream of server-sent events, put together to the message or response that it is a stream of.
 
 Whatever is unknown is kept: an event of an unknown type is in ``events``, as it came.
 """
@@ -16,16 +16,32 @@ Document = dict[str, Any]  # Any: JSON
 
 _BOUNDARY = re.compile(r"(?:\r\n|\n|\r){2}")
 _LINE = re.compile(r"\r\n|\n|\r")
+# of the Responses API: the list that a part joins, what a delta makes longer and in which list of
+# parts, and the event's index in that list
+_PARTS = {
+    "response.content_part.added": "content",
+    "response.reasoning_summary_part.added": "summary",
+}
+_DELTAS = {
+    "response.custom_tool_call_input.delta": ("input", ""),
+    "response.function_call_arguments.delta": ("arguments", ""),
+    "response.output_text.delta": ("text", "content"),
+    "response.reasoning_summary_text.delta": ("text", "summary"),
+    "response.refusal.delta": ("refusal", "content"),
+}
+_INDEXES = {"content": "content_index", "summary": "summary_index"}
 _WHOLE = frozenset({"id", "index", "name", "object", "role", "type"})  # never in pieces
 
 
 def assembled(text: str) -> Document:
-    """Return the message of a stream of either API, as far as it came."""
+    """Return the message of a stream of any of the APIs, as far as it came."""
     message: Document = {}
     for event in _events(text):
         try:
             if "choices" in event:
                 _add_chunk(message, event)
+            elif "sequence_number" in event:
+                _add_to_response(message, event)
             else:
                 _add_event(message, event)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -98,6 +114,27 @@ def _add_chunk(message: Document, chunk: Document) -> None:
             _merge(known["message"], choice.get("delta") or {})
             if choice.get("finish_reason") is not None:
                 known["finish_reason"] = choice["finish_reason"]
+
+
+def _add_to_response(message: Document, event: Document) -> None:
+    """Add an event of OpenAI's Responses API. What only repeats the events before is dropped."""
+    kind = event["type"]
+    if "response" in event:
+        message.update(event["response"])
+    elif kind == "response.output_item.added":
+        message.setdefault("output", []).append(event["item"])
+    elif kind == "response.output_item.done":
+        message["output"][event["output_index"]] = event["item"]
+    elif kind in _PARTS:
+        message["output"][event["output_index"]].setdefault(_PARTS[kind], []).append(event["part"])
+    elif kind in _DELTAS:
+        name, parts = _DELTAS[kind]
+        grown = message["output"][event["output_index"]]
+        if parts:
+            grown = grown[parts][event[_INDEXES[parts]]]
+        grown[name] = grown.get(name, "") + event["delta"]
+    elif not kind.endswith((".done", ".added", "keepalive")):
+        message.setdefault("events", []).append(event)
 
 
 def _merge(known: Document, delta: Document) -> None:

@@ -8,7 +8,17 @@ import json
 
 import pytest
 from scene import Scene
-from served import CHAT_STREAM, CHUNKED, EVENT_STREAM, EVENTS, MESSAGE, STREAM, chunks, split
+from served import (
+    CHAT_STREAM,
+    CHUNKED,
+    EVENT_STREAM,
+    EVENTS,
+    MESSAGE,
+    RESPONSES_STREAM,
+    STREAM,
+    chunks,
+    split,
+)
 
 from tornadoproxy.config.core_settings import SSE_KEEPALIVE_INTERVAL
 from tornadoproxy.testing import (
@@ -66,7 +76,7 @@ async def test_head_and_each_piece_are_flushed_at_once(
     assert (await scene.records.finished()).outcome == "completed"
 
 
-@pytest.mark.parametrize("request_", [MESSAGE, CHAT_STREAM])
+@pytest.mark.parametrize("request_", [MESSAGE, CHAT_STREAM, RESPONSES_STREAM])
 async def test_open_stream_keeps_small_handler(request_: bytes, scene: Scene) -> None:
     """Beyond thirty attributes in its dictionary, an object takes a kilobyte more."""
     proxy = await scene.start()

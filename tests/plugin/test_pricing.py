@@ -92,6 +92,7 @@ def test_price_of_several_models_is_their_sum_or_unknown(
         ("OPTIONS /v1/complete", True),
         ("POST /v1/messages/count_tokens", True),
         ("POST /v1/files", True),
+        ("POST /openai/v1/responses/input_tokens", True),
         ("POST /v1/messages/batches/msgbatch_-1/cancel", True),
         ("POST /v1/messages", False),
         ("PUT /v1/messages/batches", False),
@@ -100,6 +101,7 @@ def test_price_of_several_models_is_their_sum_or_unknown(
         ("POST /v1/messages/batches/x/y/cancel", False),
         ("POST /v1/messages/count_tokens/", False),
         ("POST /v1/of-the-future", False),
+        ("POST /openai/v1/responses", False),
     ],
 )
 def test_request_that_may_cost_is_told_from_one_that_cannot(line: str, *, free: bool) -> None:

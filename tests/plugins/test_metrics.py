@@ -277,11 +277,13 @@ def test_status_of_the_moment_is_shown() -> None:
     ("kind", "paths"),
     [
         ("messages", "/v1/messages"),
-        ("count_tokens", "/v1/messages/count_tokens"),
+        ("count_tokens", "/v1/messages/count_tokens /openai/v1/responses/input_tokens"),
         ("batches", "/v1/messages/batches /v1/messages/batches/b_1/results"),
         ("files", "/v1/files /v1/files/f_1/content"),
         ("models", "/v1/models /v1/models/x /openai/v1/models/x /openai/models"),
         ("chat_completions", "/openai/v1/chat/completions /openai/chat/completions"),
+        ("responses", "/openai/v1/responses /openai/responses /openai/v1/responses/compact"),
+        ("stored_responses", "/openai/v1/responses/x /openai/v1/responses/x/input_items"),
         ("other", "/v1/messages/ /v1/filesystem /openai/v1/embeddings /"),
     ],
 )

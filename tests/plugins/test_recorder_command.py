@@ -68,6 +68,32 @@ CHUNKS: list[Any] = [
 ]
 
 
+CUT = {"id": "r", "status": "in_progress"}
+MESSAGE_ITEM = {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]}
+CALL = {"type": "function_call", "arguments": "{}"}
+IN_MESSAGE = {"output_index": 0, "content_index": 0}
+RESPONSE: list[dict[str, Any]] = [
+    {"type": "response.created", "response": {**CUT, "output": []}},
+    {"type": "response.output_item.added", "item": {"type": "message", "content": []}},
+    {
+        "type": "response.content_part.added",
+        "part": {"type": "output_text", "text": ""},
+        **IN_MESSAGE,
+    },
+    {"type": "response.output_text.delta", "delta": "Hel", **IN_MESSAGE},
+    {"type": "response.output_text.delta", "delta": "lo", **IN_MESSAGE},
+    {"type": "response.output_text.done", "text": "Hello", **IN_MESSAGE},
+    {"type": "keepalive"},
+    {"type": "response.output_item.added", "item": {"type": "function_call", "arguments": ""}},
+    {"type": "error", "message": "so it is"},
+    {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": "{}"},
+    {"type": "response.output_item.done", "output_index": 1, "item": CALL},
+    {"type": "response.failed", "response": {"id": "r", "status": "failed", "output": []}},
+]
+for number, each in enumerate(RESPONSE):
+    each["sequence_number"] = number
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -107,6 +133,14 @@ CHUNKS: list[Any] = [
                     }
                 ],
             },
+        ),
+        (
+            "".join(f"event: x\ndata: {json.dumps(each)}\n\n" for each in RESPONSE[:-2]),
+            {**CUT, "output": [MESSAGE_ITEM, CALL], "events": [RESPONSE[-4]]},
+        ),
+        (
+            "".join(f"event: x\ndata: {json.dumps(each)}\n\n" for each in RESPONSE),
+            {**RESPONSE[-1]["response"], "events": [RESPONSE[-4]]},
         ),
         ('data: {"type": 1}\n\ndata: {"choices": 7}\n\ndata: []\n\nnonsense\n\ndata: {"ty', None),
     ],

@@ -50,9 +50,16 @@ def test_ambiguous_target_is_refused_with_its_fault(targets: str, fault: str) ->
 
 def test_paths_of_openai_are_served_with_v1_up_to_twice() -> None:
     for prefix in ("/openai", "/openai/v1", "/openai/v1/v1"):
-        for path in ("/chat/completions", "/models", "/models/x", "/models/x/y"):
+        for path in (
+            *("/chat/completions", "/models", "/models/x", "/models/x/y", "/responses"),
+            *("/responses/x", "/responses/x/cancel", "/responses/x/input_items"),
+        ):
             assert is_served(prefix + path), prefix + path
-        for path in ("", "/", "/chat/completions/", "/models/", "/modelsx", "/embeddings"):
+        for path in (
+            *("", "/", "/chat/completions/", "/models/", "/modelsx", "/embeddings"),
+            *("/responses/", "/responsesx", "/responses/x/", "/responses//x", "/responses/x/y"),
+            *("/responses/x/cancel/y", "/conversations"),
+        ):
             assert not is_served(prefix + path), prefix + path
     for path in ("/openai/v1/v1/v1/models", "/models", "/x/openai/models", "/v1x"):
         assert not is_served(path), path

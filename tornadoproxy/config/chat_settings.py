@@ -1,4 +1,4 @@
-"""The core's settings of chat completions, each declared once."""
+"""The core's settings of OpenAI's APIs, both of them, each declared once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAT_DEFAULT_MAX_TOKENS: Setting[int | None] = Setting(
     parsers.integer(minimum=1),
     default=None,
     help=(
-        "max_tokens of a chat completion whose request sets no limit. Without it, the model's "
+        "max_tokens of a request of an OpenAI client that sets no limit. Without it, the model's "
         "own maximum is used (32000 if the upstream's list of models does not name it)."
     ),
 )
@@ -32,8 +32,8 @@ CHAT_STRICT: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help=(
-        "reject a chat completion that uses a field without counterpart, instead of dropping "
-        "the field and naming it in x-tornadoproxy-ignored"
+        "reject a request of an OpenAI client that uses a field without counterpart, instead of "
+        "dropping the field and naming it in x-tornadoproxy-ignored"
     ),
 )
 CHAT_DROP_SAMPLING: Setting[bool] = Setting(
@@ -41,8 +41,8 @@ CHAT_DROP_SAMPLING: Setting[bool] = Setting(
     parsers.boolean,
     default=False,
     help=(
-        "drop temperature, top_p and top_k of a chat completion, instead of sending the last "
-        "anthropic-version that accepts them"
+        "drop temperature, top_p and top_k of a request of an OpenAI client, instead of sending "
+        "the last anthropic-version that accepts them"
     ),
 )
 CHAT_PREFILL: Setting[bool] = Setting(
@@ -59,7 +59,7 @@ CHAT_CACHE: Setting[str] = Setting(
     parsers.choice("auto", "always", "off"),
     default="auto",
     help=(
-        "when to cache a chat completion without any cache_control: auto (if it has tools or an "
-        "assistant message), always, or off"
+        "when to cache the prompt of an OpenAI client that has no cache_control: auto (if it has "
+        "tools or an assistant message), always, or off"
     ),
 )

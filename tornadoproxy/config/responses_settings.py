@@ -32,3 +32,13 @@ RESPONSES_STORE_TTL: Setting[float] = Setting(
     default=2_592_000.0,
     help="seconds for which they are kept",
 )
+RESPONSES_WEB_SEARCH: Setting[str] = Setting(
+    "RESPONSES_WEB_SEARCH",
+    parsers.choice("upstream", "ignore"),
+    default="upstream",
+    help=(
+        "what becomes of the web_search tool of the Responses API: upstream (which runs and "
+        "charges the searches) or ignore (for an upstream without them: the tool is left out and "
+        "named in x-tornadoproxy-ignored)"
+    ),
+)

@@ -18,7 +18,12 @@ from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
 from tornadoproxy.handlers.probes import PROBE_HANDLERS
 from tornadoproxy.handlers.relay import RelayHandler
 from tornadoproxy.protocol.dialects import Dialect
-from tornadoproxy.protocol.request_target import CHAT, RELAY, is_of_models
+from tornadoproxy.protocol.request_target import (
+    CHAT,
+    RELAY,
+    is_of_models,
+    of_responses,
+)
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
@@ -50,7 +55,8 @@ class Routes:
             return PreflightHandler(self._app, request, gateway=self._gateway)
         if self._pages and (found := self._pages.find(request.path)) is not None:
             return PageHandler(self._app, request, gateway=self._gateway, found=found)
-        return _handler_class(request.path)(self._app, request, gateway=self._gateway)
+        handler_class = _handler_class(request.method or "", request.path)
+        return handler_class(self._app, request, gateway=self._gateway)
 
 
 class NotFoundHandler(ExchangeHandler):
@@ -59,13 +65,16 @@ class NotFoundHandler(ExchangeHandler):
     def admit(self) -> None:
         path, hint = self.request.path, ""
         if self.dialect is Dialect.OPENAI:
-            hint = f" The base URL for OpenAI clients is {self.base_url()}/openai/v1."
+            if "/conversations" in path:
+                hint = " Conversations are not kept: send their items in the input of a response."
+            else:
+                hint = f" The base URL for OpenAI clients is {self.base_url()}/openai/v1."
         elif path.startswith("/v1/v1"):
             hint = f" The base URL for Anthropic clients is {self.base_url()}, without /v1."
         raise NotFound(f"There is nothing at {path[:200]}.{hint}")
 
 
-def _handler_class(path: str) -> type[BaseHandler]:
+def _handler_class(method: str, path: str) -> type[BaseHandler]:
     if path.startswith(RELAY):
         # the client has added /v1 to a base URL that ends in it
         is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
@@ -79,4 +88,9 @@ def _handler_class(path: str) -> type[BaseHandler]:
         from tornadoproxy.handlers.openai.models import ModelsHandler
 
         return ChatHandler if is_chat else ModelsHandler
+    segments = of_responses(path)
+    if segments is not None:
+        from tornadoproxy.handlers.openai import responses_routes
+
+        return responses_routes.handler_class(method, segments)
     return NotFoundHandler

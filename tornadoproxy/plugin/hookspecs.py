@@ -269,10 +269,10 @@ def authorize(
     """Decide whether an authenticated request may go on. Deciding; all must agree.
 
     Runs for every request that `authenticate` accepted. ``model_request`` describes a request for
-    a message or a chat completion: those are decided once their body is complete, up to 32 MB of
-    which is held in memory for it. For every other request it is ``None``, and the body has not
-    been read. Nothing has gone upstream. Sync or async, within ``PLUGIN_TIMEOUT`` seconds for each
-    plugin.
+    a message, a chat completion or a response of OpenAI's: those are decided once their body is
+    complete, up to 32 MB of which is held in memory for it. For every other request it is ``None``,
+    and the body has not been read. Nothing has gone upstream. Sync or async, within
+    ``PLUGIN_TIMEOUT`` seconds for each plugin.
 
     - ``None``: no objection; the next plugin is asked.
     - a `Permit`: no objection, with its consequences. Its ``settle`` is called exactly once, also
@@ -316,10 +316,11 @@ def prepare_request(
 
     Runs for each attempt to send a request, after the upstream is chosen, and before the request
     gets the upstream's form and credential. ``outgoing`` is in the form of the Anthropic API,
-    whatever the client's is. Its body is whole for messages, chat completions and counts of their
-    tokens, up to 32 MB; for every other request that has a body it is ``None`` if the body is
-    streamed, as most over 1 MiB are: then it can be neither seen nor replaced. The headers hold no
-    credential of the client's; a header that is added may be one. Sync or async, within
+    whatever the client's is. Its body is whole for messages, OpenAI's chat completions and
+    responses, and counts of their tokens, up to 32 MB; for every other request that has a body it
+    is ``None`` if the body is streamed, as most over 1 MiB are: then it can be neither seen nor
+    replaced. The headers hold no credential of the client's; a header that is added may be one.
+    Sync or async, within
     ``PLUGIN_TIMEOUT`` seconds for each plugin.
 
     - ``None``: unchanged, byte for byte.

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tornadoproxy.errors import AuthenticationFailed
+from tornadoproxy.protocol.request_target import INPUT_TOKENS
 from tornadoproxy.protocol.usage import ModelUsage, Usage
 from tornadoproxy.secret import Secret
 
@@ -43,7 +44,7 @@ _BLANKS = " \t"
 # These make the upstream run no model, whatever the body says. The ids of batches have no other
 # characters, so that no other spelling of a path that spends gets through.
 _UNSPENDING_METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
-_UNSPENDING_PATHS = ("/v1/messages/count_tokens", "/v1/files")
+_UNSPENDING_PATHS = frozenset({"/v1/messages/count_tokens", "/v1/files"}) | INPUT_TOKENS
 _CANCELED_BATCH = r"/v1/messages/batches/[A-Za-z0-9_-]+/cancel"
 
 
@@ -180,7 +181,7 @@ def _unknown(_model: str | None, _usage: Usage) -> None:
 
 
 class ModelRequest(Struct, frozen=True):
-    """The parameters of ``POST /v1/messages`` or a chat completion.
+    """The parameters of ``POST /v1/messages``, or of a chat completion or response of OpenAI's.
 
     :param model: the model, as sent upstream; ``None`` if the request names none.
     :param models: every model that the request can spend on, each once: `model`, those of

@@ -17,6 +17,10 @@ PROBES = ("/", "/api/hello", "/health", "/ready")
 # some clients add /v1 to a base URL that already ends in it, others leave it out
 _OPENAI = ("/openai", "/openai/v1", "/openai/v1/v1")
 CHAT = frozenset(f"{prefix}/chat/completions" for prefix in _OPENAI)
+INPUT_TOKENS = frozenset(f"{prefix}/responses/input_tokens" for prefix in _OPENAI)
+
+OF_RESPONSE = ("cancel", "input_items")
+"""What can be requested of one response, below its path."""
 
 SAMPLES = (
     *PROBES,
@@ -25,7 +29,8 @@ SAMPLES = (
         for path in ("messages", "messages/count_tokens", "messages/batches", "models")
     ),
     *(f"/v1/{path}" for path in ("files", "complete", "organizations/me", "x", "x/y")),
-    *(f"/openai/v1/{path}" for path in ("chat/completions", "models", "models/x")),
+    *(f"/openai/v1/{path}" for path in ("chat/completions", "models", "models/x", "responses")),
+    *(f"/openai/v1/responses/{path}" for path in ("compact", "input_tokens", "x", "x/input_items")),
 )
 """Paths of every kind, which show whether a plugin's pattern matches paths of the proxy."""
 
@@ -39,13 +44,33 @@ _IGNORED = r"/?;[^/]*|[\x00-\x20\x7f-\xa0]"
 
 def is_served(path: str) -> bool:
     """Whether the proxy itself serves `path`, which is not decoded."""
-    return path.startswith(RELAY) or path in PROBES or path in CHAT or is_of_models(path)
+    return (
+        path.startswith(RELAY)
+        or path in PROBES
+        or path in CHAT
+        or is_of_models(path)
+        or of_responses(path) is not None
+    )
 
 
 def is_of_models(path: str) -> bool:
     """Whether `path` is that of OpenAI's list of models, or of one of them."""
     prefix, models, name = path.partition("/models")
     return prefix in _OPENAI and models != "" and (not name or (name[0] == "/" and name != "/"))
+
+
+def of_responses(path: str) -> tuple[str, ...] | None:
+    """Return the segments of `path` below OpenAI's ``/responses``; ``None`` if it is another path.
+
+    There are none of ``/responses`` itself, one of a response, and two of what a response has.
+    """
+    prefix, responses, below = path.partition("/responses")
+    if prefix not in _OPENAI or not responses:
+        return None
+    first, *segments = below.split("/")
+    if first or "" in segments or len(segments) > 2:
+        return None
+    return None if segments[1:] and segments[1] not in OF_RESPONSE else tuple(segments)
 
 
 def check_target(target: str) -> None:

@@ -108,7 +108,7 @@ class Server:
         assert self._gateway is not None
         assert self._app is not None
         _ = self._app.routes, self._gateway.upstreams.clients
-        for name in ("chat", "models"):
+        for name in ("chat", "models", "responses_routes"):
             importlib.import_module(f"tornadoproxy.handlers.openai.{name}")
 
     def reload(self, settings: Settings) -> None:

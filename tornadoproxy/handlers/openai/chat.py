@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
 
 
-class ChatHandler(TranslatingHandler[Translation]):
+class ChatHandler(TranslatingHandler[Translation, StreamTranslator]):
     """One chat completion."""
 
     def holds(self, length: int, *, chunked: bool) -> bool:

@@ -21,7 +21,7 @@ from tornadoproxy.errors import (
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.openai.errors import translate_error
-from tornadoproxy.openai.message import MAX_RESPONSE, read_message
+from tornadoproxy.openai.message import MAX_RESPONSE, EventTranslator, read_message
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.reading import parse
 from tornadoproxy.protocol import usage_fields
@@ -103,32 +103,18 @@ class TranslatedRequest(Protocol):
         """The names of dropped fields, each once."""
 
 
-class EventTranslator(Protocol):
-    """The translator of one stream."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the response is complete or has failed."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the response ended with an error."""
-
-    def feed(self, piece: bytes) -> bytes:
-        """Return the events that the next piece of the upstream's stream becomes.
-
-        :raises UpstreamProtocolError: its events are not those of a message.
-        """
-
-
 T = TypeVar("T", bound=TranslatedRequest)
+S = TypeVar("S", bound=EventTranslator[Any])  # Any: the state of a block
 
 
-class TranslatingHandler(UpstreamHandler, Generic[T]):
+class TranslatingHandler(UpstreamHandler, Generic[T, S]):
     """A request that is translated, as is its response."""
 
     # not in the object's dictionary, which is full: see `UpstreamHandler`
     __slots__ = ("_decompress", "_response", "_response_size", "_response_status", "_stream")
+
+    target = "/v1/messages"
+    """Where the request goes, below the upstream's path prefix."""
 
     # used by `set_default_headers`, which Tornado calls before `initialize`
     _translation: T | None = None
@@ -136,7 +122,7 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
-        self._stream: EventTranslator | None = None
+        self._stream: S | None = None
         self._response: list[bytes] = []
         self._response_size = 0
         self._response_status = 0
@@ -149,7 +135,7 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
         """
         raise NotImplementedError
 
-    def stream_translator(self, translation: T) -> EventTranslator:
+    def stream_translator(self, translation: T) -> S:
         """Return the translator of the streamed response."""
         raise NotImplementedError
 
@@ -206,11 +192,11 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
             return
         if self.gateway.routes_by_body and await self.route(translation.body, {}) is None:
             return
-        if not await self.ask_plugins(translation.body):
+        if self.asks_a_model() and not await self.ask_plugins(translation.body):
             return
         self._translation = replace(translation, body=b"")  # a stream would keep it to its end
         self.send(
-            "/v1/messages",
+            self.target,
             translation.body,
             version=SAMPLING_VERSION if translation.samples else None,
             drop=_NOT_FOR_SAMPLES if translation.samples else _CLIENTS_OWN,
@@ -233,7 +219,7 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
         if "Request-Id" in headers:
             self.request_id = headers["Request-Id"]
         self.exchange.request_id = self.request_id
-        if head.status == 200:
+        if head.status == 200 and self.asks_a_model():
             self.exchange.usage = _UNREAD
         if is_encoded(headers):
             try:
@@ -269,7 +255,7 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
                 self.end(UpstreamClosed("The upstream ended its response before it was whole."))
                 return
         elif self._response_status == 200:
-            self._take_message(b"".join(self._response))
+            self.take_message(b"".join(self._response))
             return
         elif self._response_status < 400:
             # neither a message nor an error; to a client such a status would be a success
@@ -304,7 +290,7 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
         self.set_header(self.dialect.request_id_header, self.request_id)
         self._events = EventStream(self, self._headers)
 
-    def _translate_events(self, stream: EventTranslator, chunk: bytes) -> None:
+    def _translate_events(self, stream: S, chunk: bytes) -> None:
         try:
             translated = stream.feed(chunk)
         except UpstreamProtocolError as error:
@@ -321,7 +307,8 @@ class TranslatingHandler(UpstreamHandler, Generic[T]):
         """Return the error of a stream that the upstream ended with one."""
         return UpstreamError("The upstream failed in the middle of its response.")
 
-    def _take_message(self, body: bytes) -> None:
+    def take_message(self, body: bytes) -> None:
+        """Respond with the translation of the upstream's response, which has status 200."""
         assert self._translation is not None
         try:
             message = read_message(body)

@@ -7,6 +7,9 @@ It takes and returns dicts and bytes, without a server or a client::
     document = responses.parse(request_body)
     translation = responses.translate_request(document)
     ...                                          # send translation.body to /v1/messages
+    response = responses.translate_message(message, translation)
+
+A stream is translated piece by piece with `StreamTranslator`.
 
 Source: https://platform.openai.com/docs/api-reference/responses
 """
@@ -15,6 +18,8 @@ from tornadoproxy.openai.messages_request import requested_model
 from tornadoproxy.openai.reading import parse
 from tornadoproxy.openai.responses.fields import FIELDS
 from tornadoproxy.openai.responses.items import ITEMS
+from tornadoproxy.openai.responses.output.response import translate_compaction, translate_message
+from tornadoproxy.openai.responses.output.stream import StreamTranslator
 from tornadoproxy.openai.responses.request import (
     References,
     compaction_request,
@@ -31,6 +36,7 @@ __all__ = [
     "TOOLS",
     "Origin",
     "References",
+    "StreamTranslator",
     "ToolKind",
     "Translation",
     "compaction_request",
@@ -38,5 +44,7 @@ __all__ = [
     "parse",
     "references",
     "requested_model",
+    "translate_compaction",
+    "translate_message",
     "translate_request",
 ]

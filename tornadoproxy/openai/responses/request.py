@@ -105,7 +105,7 @@ def references(document: Json) -> References:
     return References(
         previous,
         tuple(
-            text(item["id"], f"{param}.id")
+            text(item.get("id"), f"{param}.id")
             for item, param in _own_items(document)
             if item_type(item, param) == "item_reference"
         ),
@@ -122,18 +122,23 @@ def depends_on_capabilities(document: Json, options: Options) -> bool:
     )
 
 
-def compaction_request(document: Json, earlier: Iterable[Json] = ()) -> Json:
+def compaction_request(
+    document: Json, earlier: Sequence[Json] | None = None, *, has_store: bool = False
+) -> Json:
     """Return the request for a summary that a request for compaction becomes.
 
     :param document: the body of ``POST /responses/compact``.
-    :param earlier: the items of the responses that it continues; they are compacted, too.
-    :raises InvalidRequest: it has no input.
+    :param earlier: the items of the responses that it continues, which are compacted, too; ``None``
+        if they are not known.
+    :param has_store: whether the gateway stores responses.
+    :raises InvalidRequest: it has no input, or continues a response that is not known.
     """
     own = [item for item, _ in _own_items(document)]
     kept = {name: document[name] for name in _COMPACTED if name in document}
     if not own and document.get("previous_response_id") is None:
         refuse("input", "or previous_response_id is required")
-    return {**kept, "store": False, "input": [*earlier, *own, _TRIGGER]}
+    continued = [item for item, _ in _continued(document, earlier, has_store=has_store)]
+    return {**kept, "store": False, "input": [*continued, *own, _TRIGGER]}
 
 
 def translate_request(
