@@ -120,7 +120,7 @@ def test_command_that_crashes_is_reported_without_its_text(shop: Commands) -> No
         (["shop", "sell", "tea", "--port", "x"], "PORT must be a whole number from 0"),
         (["shop", "sell"], "the following arguments are required: what (see `python -m"),
         (["shop", "sel"], "argument ACTION: must be one of sell, list, fail: did you mean sell?"),
-        ([CREDENTIAL], "the command must be one of serve, check, plugins, db, token, demo"),
+        ([CREDENTIAL], "the command must be one of serve, check, plugins, db, token"),
     ],
 )
 def test_command_line_that_is_wrong_is_one_line(

@@ -57,6 +57,7 @@ def _run(configuration: Configuration) -> int:
         "plugins": _plugins,
         "db": _databases,
         "token": _token,
+        "codex-catalog": _codex_catalog,
         "demo": _demo,
         "help": _help,
         "version": _version,
@@ -244,6 +245,23 @@ def _token(configuration: Configuration) -> int:
     import secrets
 
     _print(secrets.token_urlsafe(32))
+    return 0
+
+
+def _codex_catalog(configuration: Configuration) -> int:
+    from tornadoproxy.cli.codex_catalog import catalog_text
+    from tornadoproxy.server.listed_models import listed_models
+
+    plugins, settings = configuration.load()
+    with logging_to(sys.stderr.fileno(), settings[LOG_LEVEL]):
+        configure(plugins, settings)
+        models = asyncio.run(listed_models(settings, plugins))
+    if not models:
+        raise ConfigurationError(
+            "the upstream lists no models: name them in CHAT_MODELS, such as "
+            "'claude-opus-5-5=claude-opus-5-5'"
+        )
+    _print(catalog_text(models))
     return 0
 
 
