@@ -1,13 +1,9 @@
-"""Fields of chat completions: each has one treatment, which the documentation names.
-
-Run as a program, this writes the table of the documentation.
-"""
+"""Fields of chat completions: each has one treatment, which the documentation names."""
 
 from __future__ import annotations
 
 import json
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +16,6 @@ from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import FIELDS, Options, Translation, Treatment
 
 Json = dict[str, Any]  # Any: what a test writes and reads as JSON
-
-PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
-BEGIN, END = "<!-- fields: made by tests/openai/test_chat_fields.py -->", "<!-- end of fields -->"
 
 # Anthropic's SDK sends these fields as headers.
 HEADERS = {"betas", "user_profile_id", "workspace_id"}
@@ -79,27 +72,3 @@ def test_passed_field_goes_upstream_unchanged(name: str) -> None:
     fields: Json = {name: 5 if name == "top_k" else {"type": "a"}}
     body = json.loads(translate(strict=True, **fields).body)
     assert body[name] == fields[name]
-
-
-def table() -> str:
-    lines = ["| field | treatment | what becomes of it |", "|---|---|---|"]
-    for treatment in Treatment:
-        for name in sorted(treated(treatment)):
-            lines.append(f"| `{name}` | {treatment.value} | {FIELDS[name][1]} |")
-    return "\n".join(lines)
-
-
-def with_table(page: str) -> str:
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{begin}\n{table()}\n{end}{after}"
-
-
-def test_documentation_has_the_table_of_fields() -> None:
-    page = PAGE.read_text()
-    assert page.count(BEGIN) == page.count(END) == 1
-    assert page == with_table(page), "run: python tests/openai/test_chat_fields.py"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))

@@ -17,7 +17,7 @@ _CALL = "a call of the tool"
 _RESULT = "the call's result, first in the user's turn"
 
 _TRANSLATED = {
-    "message": "blocks of its role's turn; system and developer messages: `system`, see below",
+    "message": "blocks of its role's turn; system and developer messages: `system`, see above",
     "function_call": _CALL,
     "function_call_output": _RESULT,
     "custom_tool_call": f"{_CALL}, with its text as `input`",

@@ -26,6 +26,7 @@ from tornadoproxy.openai.reading import (
     array,
     boolean,
     dump,
+    integer,
     obj,
     one_of,
     refuse,
@@ -171,6 +172,8 @@ def translate_request(
     options = options or Options()
     able = capabilities or _NEW_MODEL
     requested_model(document)
+    if document.get("max_tool_calls") is not None:
+        integer(document["max_tool_calls"], "max_tool_calls", 1)
     ignored = fields.ignored(document)
     fields.refuse_impossible(document)
     own = _resolved(document, items or {}, has_store=has_store)
