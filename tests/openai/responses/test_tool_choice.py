@@ -76,11 +76,9 @@ def test_model_that_cannot_be_forced_is_asked(wanted: object, sentence: str | No
 
 
 @pytest.mark.parametrize("wanted", [None, "none", "auto"])
-def test_tools_are_made_up_for_calls_without_them(wanted: object) -> None:
-    found = offered(called=["a", "b", "a"], tool_choice=wanted, parallel_tool_calls=False)
-    assert found.names == ["a", "b"]
-    assert found.choice == {"type": "none"}
-    assert offered(tool_choice=wanted, parallel_tool_calls=False).choice is None
+def test_without_tools_there_is_no_choice(wanted: object) -> None:
+    found = offered(tool_choice=wanted, parallel_tool_calls=False)
+    assert (found.tools, found.choice, found.ignored) == ([], None, [])
 
 
 def test_choice_of_a_tool_that_is_left_out_has_no_effect() -> None:

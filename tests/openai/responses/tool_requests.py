@@ -46,7 +46,6 @@ class Offered(NamedTuple):
 def offered(
     *listed: Json,
     later: Iterable[Json] = (),
-    called: Iterable[str] = (),
     able: Capabilities | None = None,
     web_search: bool = True,
     **fields: Any,  # Any: JSON
@@ -60,7 +59,7 @@ def offered(
     ignored: list[str] = []
     additional = [(tool, f"input[0].tools[{index}]") for index, tool in enumerate(later)]
     found = tools.translate(
-        *(document, additional, list(called), able or Capabilities(), Grammar(), ignored),
+        *(document, additional, able or Capabilities(), Grammar(), ignored),
         web_search=web_search,
     )
     assert document == before, "the request stays unchanged"

@@ -185,7 +185,7 @@ def translate_request(
     # before the tools, which get the limits that the format leaves
     output, wanted_format, sentences = _format(document, settings, able, grammar, ignored)
     offer, origins = tools.translate(
-        document, settings.tools, (), able, grammar, ignored, web_search=web_search
+        document, settings.tools, able, grammar, ignored, web_search=web_search
     )
     instructions = document.get("instructions")
     instructions = None if instructions is None else text(instructions, "instructions")

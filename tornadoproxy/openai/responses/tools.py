@@ -11,7 +11,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy.openai.caching import cache_control
@@ -22,7 +22,7 @@ from tornadoproxy.openai.responses.tool_choice import choose
 from tornadoproxy.openai.responses.translation import Origin, ToolKind
 from tornadoproxy.openai.responses.web_search import TYPES as WEB_SEARCH_TYPES
 from tornadoproxy.openai.responses.web_search import web_search_tool
-from tornadoproxy.openai.tools import Offer, ask_instead, fit_strict, function_tool, offer_of_called
+from tornadoproxy.openai.tools import Offer, ask_instead, fit_strict, function_tool
 from tornadoproxy.openai.treatment import Table, Treatment
 
 if TYPE_CHECKING:
@@ -96,7 +96,6 @@ class ToolOffer(NamedTuple):
 def translate(
     document: Json,
     additional: Iterable[tuple[object, str]],
-    called: Collection[str],
     able: Capabilities,
     grammar: Grammar,
     ignored: list[str],
@@ -106,7 +105,6 @@ def translate(
     """Translate a request's tools and its choice among them.
 
     :param additional: the tools that are listed in input items, each with its place in the request.
-    :param called: the upstream's names of the tools that the conversation has called.
     :param grammar: fits the schemas of strict tools.
     :param ignored: takes the names of what is dropped.
     :param web_search: whether the upstream searches the web; otherwise that tool is ignored.
@@ -124,7 +122,7 @@ def translate(
     wanted = document.get("tool_choice")
     offer = choose(wanted, tools, origins, listing.left_out, ignored)
     if not offer.tools:
-        return ToolOffer(offer_of_called(called), {})
+        return ToolOffer(Offer([]), {})
     if offer.is_forced and not able.forced_tools:
         ignored.append("tool_choice")
         offer = ask_instead(offer)
