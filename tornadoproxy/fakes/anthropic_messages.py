@@ -23,6 +23,7 @@ _CUMULATIVE = (
     "output_tokens_details",
     "iterations",
 )
+_STOP = ("stop_reason", "stop_sequence", "stop_details")
 _TOKEN = re.compile(r"\s*\S+|\s+")
 _MOST_DELTAS = 100
 _THOUGHT = "Somebody wants an answer. I am a script, so I repeat what I was told."
@@ -76,10 +77,7 @@ def _message_parts(document: Document) -> Iterator[Document]:
         yield {"type": "content_block_stop", "index": index}
     yield {
         "type": "message_delta",
-        "delta": {
-            "stop_reason": document["stop_reason"],
-            "stop_sequence": document["stop_sequence"],
-        },
+        "delta": {name: document[name] for name in _STOP if name in document},
         "usage": {name: usage[name] for name in _CUMULATIVE if name in usage},
     }
     yield {"type": "message_stop"}
