@@ -23,7 +23,7 @@ import os
 import re
 import time
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
@@ -49,7 +49,7 @@ NANOS = 1_000_000_000  # in a dollar
 
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 _JSON = json.JSONEncoder(separators=(",", ":"))
-_PLAIN = re.compile(rf"[!#-\[\]-~]{{1,{MAX_FIELD}}}").fullmatch  # no blank, quote or \
+_PLAIN = rf"[!#-\[\]-~]{{1,{MAX_FIELD}}}"  # no blank, quote or \
 
 
 def _destination(value: str) -> str:
@@ -269,11 +269,17 @@ def _known(value: str | None) -> str:
     return _plain(value)
 
 
+@cache
+def _plain_pattern() -> re.Pattern[str]:
+    """Return `_PLAIN`, compiled with the first line and not at the start."""
+    return re.compile(_PLAIN)
+
+
 def _plain(value: str | None) -> str:
     """Return `value` as one printable word."""
     if value is None:
         return "-"
-    if _PLAIN(value):
+    if _plain_pattern().fullmatch(value):
         return value
     escaped = value[:MAX_FIELD].encode("unicode_escape").decode("ascii")
     return escaped.replace(" ", "\\x20").replace('"', "\\x22")[:MAX_FIELD] or '""'

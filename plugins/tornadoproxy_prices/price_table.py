@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,7 +39,7 @@ class Rates(NamedTuple):
     cache_write_1h: int
 
 
-class Row(NamedTuple):
+class Row(Struct, frozen=True):
     """The prices of a model.
 
     :param long: the rates of a prompt with more than `over` tokens, if they differ.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dotenv.parser import Binding
 
 _LARGEST = 64 * 1024  # bytes
-_LINE_END = re.compile(r"\r\n|\r|\n")
+_LINE_END = r"\r\n|\r|\n"  # compiled when it is used: most starts have no file
 
 
 class Entry(Struct, frozen=True):
@@ -91,7 +91,7 @@ def _parsed(path: str, content: str) -> EnvFile:
             continue  # comments, and the blank lines at the end
         elif binding.value is None:
             faults.append(f"{path}, line {line}: has no =: write NAME=value")
-        elif _LINE_END.search(binding.original.string.strip()):
+        elif re.search(_LINE_END, binding.original.string.strip()):
             faults.append(f"{path}, line {line}: a quote is not closed on its line: close it")
         else:
             entries[binding.key] = Entry(binding.value, line)
@@ -102,4 +102,4 @@ def _line(binding: Binding) -> int:
     """Return the line number of `binding`, which includes the blank lines before it."""
     text = binding.original.string
     blank = text[: len(text) - len(text.lstrip())]
-    return binding.original.line + len(_LINE_END.findall(blank))
+    return binding.original.line + len(re.findall(_LINE_END, blank))

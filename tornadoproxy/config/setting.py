@@ -5,7 +5,6 @@ Plugins declare theirs in the hook `tornadoproxy.plugin.hookspecs.declare_settin
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from msgspec import Struct
@@ -47,7 +46,9 @@ class Setting(Struct, Generic[T_co], frozen=True, eq=False):
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.name):
+        name = self.name
+        # no pattern: compiling it takes a thousandth of the start
+        if not (name.isascii() and name.isidentifier() and name.isupper()) or name[0] == "_":
             raise ValueError(
                 f"a setting's name must be in capitals, such as LOG_LEVEL, not {self.name!r}"
             )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Settle = Callable[[RequestRecord], None]
     Tell = Callable[[str, str, Settle, RequestRecord], object]
 
-_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+_SHA256 = r"[0-9A-Fa-f]{64}"  # compiled when it is used: few credentials have a digest
 
 _Ended = tuple[object, BaseException | None]  # as `outcome` returns it
 
@@ -138,7 +138,7 @@ def _fault_of(identity: Identity) -> str | None:
     if not isinstance(anonymous, bool):
         return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
     digest: object = identity.body_sha256
-    if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch(_SHA256, digest)):
         return "its Identity's body_sha256 must be 64 hexadecimal digits"
     if not isinstance(groups, tuple):
         return f"its Identity's groups must be a tuple of str, not a {type(groups).__name__}"

@@ -58,7 +58,7 @@ _VIA = "1.1 tornadoproxy-"
 
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
+_NOT_IN_A_VALUE = r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]"  # compiled when it is used
 
 # the headers that the protocol needs, and those that a `RequestRecord` holds and logs show
 _NO_CREDENTIAL = frozenset(
@@ -229,7 +229,10 @@ def request_head(
 
 def is_field(name: str, value: str) -> bool:
     """Whether a header that a plugin adds can be sent (RFC 9110 §5.1, §5.5)."""
-    return _NAME.fullmatch(name) is not None and _NOT_IN_A_VALUE.search(value) is None
+    if _NAME.fullmatch(name) is None:
+        return False
+    is_plain = value.isascii() and value.isprintable()
+    return is_plain or re.search(_NOT_IN_A_VALUE, value) is None
 
 
 def response_headers(

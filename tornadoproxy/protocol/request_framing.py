@@ -9,6 +9,7 @@ with bytes beyond ASCII (RFC 3986 §2), which servers decode in different ways.
 from __future__ import annotations
 
 import re
+import string
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -27,9 +28,8 @@ _FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # for lines that matched _FIELD_LI
 _BARE_END_OF_HEAD = rb"\r?\n\r?\n"
 _MOST_DIGITS = 18  # of a Content-Length
 # RFC 9110 §7.2, except for a comma; the port is short, since Tornado converts it to a number
-_HOST = re.compile(
-    r"(\[[A-Za-z0-9\-._~%:]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
-)
+_HOST = r"(\[[A-Za-z0-9\-._~%:]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]{0,5})?"
+_IN_MOST_HOSTS = string.ascii_letters + string.digits + "-."
 
 _HEX_DIGITS = b"0123456789ABCDEFabcdef"
 _MOST_HEX_DIGITS = 16  # of a chunk's size
@@ -151,6 +151,13 @@ def _is_length(value: str) -> bool:
     return value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS
 
 
+def _is_host(value: str) -> bool:
+    name, _, port = value.partition(":")
+    if not name.strip(_IN_MOST_HOSTS) and not port.strip(string.digits) and len(port) <= 5:
+        return True  # faster than the pattern, which takes a thousandth of the start to compile
+    return re.fullmatch(_HOST, value) is not None
+
+
 def _fault_of_framing(version: str, headers: HTTPHeaders) -> str | None:
     lengths = headers.get_list("Content-Length")
     if lengths and (len(lengths) > 1 or not _is_length(lengths[0])):
@@ -165,7 +172,7 @@ def _fault_of_framing(version: str, headers: HTTPHeaders) -> str | None:
     hosts = headers.get_list("Host")
     if len(hosts) > 1 or (not hosts and version == "HTTP/1.1"):
         return "The request needs one Host header."
-    if hosts and not _HOST.fullmatch(hosts[0]):
+    if hosts and not _is_host(hosts[0]):
         return "The request's Host header is malformed."
     return None
 
