@@ -240,6 +240,18 @@ async def test_python_example_reaches_the_proxy(
         assert content in capsys.readouterr().out, "the scripted upstream repeats it"
 
 
+@pytest.mark.parametrize("framework", ["agents", "langchain_openai", "pydantic_ai"])
+async def test_framework_example_prints_the_response(
+    framework: str, proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the extra ``clients`` is installed."""
+    await asyncio.to_thread(pytest.importorskip, framework)
+    code = block_with(PAGES["clients"], "python", f"from {framework}")
+    names: dict[str, Any] = {}
+    await asyncio.to_thread(exec, compile(pasted(code, proxy), "docs", "exec"), names)
+    assert "You said: Hello, Claude!" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 @pytest.mark.parametrize(
     ("header", "response"),
@@ -258,7 +270,12 @@ async def test_curl_example_prints_a_response(
 
 
 @pytest.mark.parametrize(
-    ("package", "address"), [("@anthropic-ai/sdk", THE_URL), ("openai", f"{THE_URL}/openai/v1")]
+    ("package", "address"),
+    [
+        ("@anthropic-ai/sdk", THE_URL),
+        ("openai", f"{THE_URL}/openai/v1"),
+        ("@ai-sdk/openai", f"{THE_URL}/openai/v1"),
+    ],
 )
 def test_typescript_example_has_base_url_and_token(package: str, address: str) -> None:
     """Node may be absent here: the SDKs themselves are run in tests/system."""
