@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, admin
     from tornadoproxy_ledger.spool import Spool
 
 DAY = 86_400.0  # seconds
@@ -131,6 +131,12 @@ class Ledger:
         return f"a row for each request in {where}, kept {kept}"
 
     @hookimpl
+    def admin_api(self) -> admin.Api:
+        from tornadoproxy_ledger.api import ReportsApi  # few proxies serve the Admin API
+
+        return ReportsApi(self._opened).api()
+
+    @hookimpl
     async def startup(self) -> None:
         """Open the database, and create it if it does not exist.
 
@@ -162,6 +168,10 @@ class Ledger:
             await self._database.close()
         if self._spool is not None:
             await self._spool.close()
+
+    def _opened(self) -> Database:
+        assert self._database is not None, "requests are served after startup()"
+        return self._database
 
     async def _delete_daily(self, database: Database) -> None:
         while True:

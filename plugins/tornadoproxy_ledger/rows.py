@@ -67,6 +67,7 @@ SCHEMA = (
     ALTER TABLE requests ADD COLUMN other_models TEXT;
     CREATE INDEX requests_of_several_models ON requests (time) WHERE other_models IS NOT NULL;
     """,
+    "CREATE INDEX requests_by_principal ON requests (principal, time);",
 )
 
 _COLUMNS = (

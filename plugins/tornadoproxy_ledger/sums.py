@@ -44,7 +44,7 @@ _SUMS = f"""
 
 
 @dataclass(frozen=True, slots=True)
-class _Functions:
+class Functions:
     """What the engines write differently, as patterns of `str.format`."""
 
     texts: str  # the table of a JSON array's texts
@@ -54,10 +54,11 @@ class _Functions:
     differs: str  # whether two values differ, one of which may be NULL
     hint: str  # the index to use
     day: str  # the day or month of `time`
+    bucket: str  # the number of the bucket of so many seconds that `time` is in
 
 
-_FUNCTIONS = {
-    "sqlite": _Functions(
+FUNCTIONS = {
+    "sqlite": Functions(
         texts="json_each({}) AS {}",
         objects="json_each({}) AS {}",
         text="json_extract({}.value, '$.{}')",
@@ -65,8 +66,9 @@ _FUNCTIONS = {
         differs="IS NOT",
         hint="INDEXED BY requests_of_several_models",
         day="strftime('{sqlite}', time, 'unixepoch', :zone)",
+        bucket="CAST(time / {} AS INTEGER)",
     ),
-    "postgresql": _Functions(
+    "postgresql": Functions(
         texts="json_array_elements_text(CAST({} AS json)) AS {}(value)",
         objects="json_array_elements(CAST({} AS json)) AS {}(value)",
         text="({}.value ->> '{}')",
@@ -74,6 +76,7 @@ _FUNCTIONS = {
         differs="IS DISTINCT FROM",
         hint="",
         day="to_char(to_timestamp(time) AT TIME ZONE :zone, '{postgresql}')",
+        bucket="CAST(floor(time / {}) AS BIGINT)",
     ),
 }
 _DAYS = {
@@ -82,7 +85,7 @@ _DAYS = {
 }
 
 
-def _parts(functions: _Functions) -> str:
+def _parts(functions: Functions) -> str:
     """Return a table with a row for each model of a request.
 
     That is a part for the model that responded, and one for each model of the other calls.
@@ -163,7 +166,7 @@ def sums(question: Question, connection: DatabaseConnection, dialect: str) -> li
 
     :param dialect: see `Database.dialect`.
     """
-    functions = _FUNCTIONS[dialect]
+    functions = FUNCTIONS[dialect]
     keys = ", ".join(_expression(name, functions) for name in question.by)
     where, values = _condition(question, functions)
     table = _parts(functions)
@@ -187,13 +190,13 @@ def sums(question: Question, connection: DatabaseConnection, dialect: str) -> li
 
 def total(question: Question, connection: DatabaseConnection, dialect: str) -> Sum:
     """Return the sum of all rows of `question`, each request counted once."""
-    functions = _FUNCTIONS[dialect]
+    functions = FUNCTIONS[dialect]
     where, values = _condition(replace(question, by=()), functions)
     statement = f"SELECT {_SUMS} FROM {_parts(functions)} WHERE {where}"  # noqa: S608  # constants, as above
     return _sum(connection.execute(statement, values).fetchone(), 0)
 
 
-def _expression(name: str, functions: _Functions) -> str:
+def _expression(name: str, functions: Functions) -> str:
     if name in _DAYS:
         return functions.day.format(**_DAYS[name])
     return {"key": "principal", "group": "member.value", "model": "model"}[name]
@@ -218,7 +221,7 @@ def _local_zone() -> str:
     return f"<local>{'-' if minutes > 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
 
 
-def _condition(question: Question, functions: _Functions) -> tuple[str, dict[str, object]]:
+def _condition(question: Question, functions: Functions) -> tuple[str, dict[str, object]]:
     groups = functions.texts.format('"groups"', "of_it")
     conditions = {
         "since": "time >= :since",

@@ -1,0 +1,231 @@
+"""The usage and cost reports of the Admin API.
+
+A report reads the database on a connection of its own, one report at a time, so that the rows of
+requests are written meanwhile. The ranked rows of the last reports are held for `HELD` seconds, so
+that a client which asks for page after page has the sums made once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from bisect import bisect_right
+from collections import OrderedDict, defaultdict
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from tornadoproxy import ConfigurationError, DatabaseUnavailable, InvalidRequest, admin, tables
+from tornadoproxy_ledger import report_forms, reports
+from tornadoproxy_ledger.report_forms import FORMS, Asked, Form
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tornadoproxy import Database
+    from tornadoproxy_ledger.reports import Counts, Key, Report, Selection
+
+# the metrics that rows can be ranked by, the default first
+_RANKED_BY = {
+    False: ("total_tokens", "output_tokens", "requests", "uncached_input_tokens"),
+    True: ("amount", "list_amount"),
+}
+_ATTRIBUTES = {
+    "uncached_input_tokens": "input_tokens",
+    "amount": "cost_nanos",
+    "list_amount": "cost_nanos",
+}
+
+_PRINCIPAL = reports.DIMENSIONS.index("principal")
+_PAGING = ("limit", "page")
+
+HELD = 60.0  # seconds
+MAX_HELD = 4  # reports
+
+
+class _Row(NamedTuple):
+    """A row of a report.
+
+    :param rank: its place in the order; the lowest is the first.
+    :param start: when its bucket begins.
+    """
+
+    rank: tuple[int, int, str]
+    start: int
+    key: Key
+    counts: Counts
+
+
+class ReportsApi:
+    """The resources that show usage and cost.
+
+    :param database: returns the ledger.
+    """
+
+    def __init__(self, database: Callable[[], Database]) -> None:
+        self._database = database
+        self._reading = asyncio.Lock()
+        # by what was asked for: the rows, and the monotonic time until which they are held
+        self._held: OrderedDict[tuple[object, ...], tuple[Sequence[_Row], float]] = OrderedDict()
+
+    def api(self) -> admin.Api:
+        """Return the plugin's part of the Admin API."""
+        return admin.Api(
+            "ledger",
+            tuple(
+                admin.Resource(
+                    form.path,
+                    {"GET": partial(self._rows if form.limits is None else self._buckets, form)},
+                )
+                for form in FORMS
+            ),
+        )
+
+    async def _rows(self, form: Form, request: admin.Request) -> admin.Document:
+        """Return rows, ranked by a metric or by time."""
+        query = request.query
+        limit = query.limit()
+        page = query.value("page")
+        ending_at, *after = [None] if page is None else admin.cursor_key(page, int, int, int, str)
+        asked = report_forms.asked(form, query, ending_at)
+        ranked = await self._ranked(asked, query, anew=page is None)
+        first = bisect_right(ranked, tuple(after), key=lambda row: row.rank) if after else 0
+        shown = ranked[first : first + limit]
+        has_more = first + limit < len(ranked)
+        return {
+            "data": [_document(asked, row) for row in shown],
+            "has_more": has_more,
+            "next_page": admin.cursor(asked.ending_at, *shown[-1].rank) if has_more else None,
+            "data_refreshed_at": tables.timestamp(time.time()),
+        }
+
+    async def _ranked(self, asked: Asked, query: admin.Query, *, anew: bool) -> Sequence[_Row]:
+        """Return the rows of a report in the order that a query asks for.
+
+        :param anew: whether they must not be those of an earlier page.
+        """
+        fields = [(name, tuple(of)) for name, of in query.fields.items() if name not in _PAGING]
+        asked_for = (asked.form.path, asked.ending_at, tuple(sorted(fields)))
+        now = time.monotonic()
+        held, until = self._held.get(asked_for, ((), 0.0))
+        if now < until and not anew:
+            return held
+        rank = _ranking(asked, query)
+        report = await self._read(asked.selection)
+        rows = [
+            # the text makes the order of equal ranks the same in each page
+            _Row((*rank(start, counts), json.dumps([start, *key])), start, key, counts)
+            for (start, key), counts in report.items()
+            if not asked.form.person or key[_PRINCIPAL] is not None
+        ]
+        rows.sort(key=lambda row: row.rank)
+        self._held[asked_for] = rows, time.monotonic() + HELD
+        self._held.move_to_end(asked_for)
+        while len(self._held) > MAX_HELD:
+            self._held.popitem(last=False)
+        return rows
+
+    async def _buckets(self, form: Form, request: admin.Request) -> admin.Document:
+        """Return time buckets, the oldest first, each with its rows."""
+        query = request.query
+        page = query.value("page")
+        first, end = (None, None) if page is None else admin.cursor_key(page, int, int)
+        asked = report_forms.asked(form, query, end)
+        assert asked.width is not None, "its width has a default"
+        starts = _starts(asked, form, query, first)
+        following = starts[-1] + asked.width
+        report: Report = {}
+        if asked.selection is not None:
+            until = min(following, asked.ending_at)
+            report = await self._read(replace(asked.selection, since=starts[0], until=until))
+        by_start: dict[int, list[tuple[Key, Counts]]] = defaultdict(list)
+        for (start, key), counts in report.items():
+            by_start[start].append((key, counts))
+        has_more = following < asked.ending_at
+        return {
+            "data": [_bucket(asked, start, by_start[start]) for start in starts],
+            "has_more": has_more,
+            "next_page": admin.cursor(following, asked.ending_at) if has_more else None,
+            "data_refreshed_at": tables.timestamp(time.time()),
+        }
+
+    async def _read(self, selection: Selection | None) -> Report:
+        if selection is None:
+            return {}
+        async with self._reading:
+            return await asyncio.to_thread(_read, self._database(), selection)
+
+
+def _read(database: Database, selection: Selection) -> Report:
+    try:
+        with database.reading() as connection:
+            return reports.read(selection, connection, database.dialect)
+    except ConfigurationError as error:  # what a command would end with
+        raise DatabaseUnavailable(str(error)) from None
+
+
+def _ranking(asked: Asked, query: admin.Query) -> Callable[[int, Counts], tuple[int, int]]:
+    """Return what gives a row's place in the order that a query asks for, the first the lowest."""
+    form = asked.form
+    metrics = _RANKED_BY[form.costs]
+    by_time = () if form.person else ("time",)
+    order_by = query.value("order_by", (*metrics, *by_time)) or metrics[0]
+    sign = 1 if query.value("order", ("asc", "desc")) == "asc" else -1
+    metric = metrics[0] if order_by == "time" else order_by
+    attribute = _ATTRIBUTES.get(metric, metric)
+    if order_by == "time" and asked.width is not None:
+        return lambda start, counts: (sign * start, -getattr(counts, attribute))
+    return lambda _, counts: (sign * getattr(counts, attribute), 0)
+
+
+def _starts(asked: Asked, form: Form, query: admin.Query, first: int | None) -> range:
+    """Return when the buckets of a page begin; there is one at least."""
+    assert asked.width is not None, "its width has a default"
+    assert form.limits is not None, "it has buckets"
+    name = query.value(form.width_field) or "1d"
+    limit = query.limit(*form.limits[name])
+    starts = range(asked.since, asked.ending_at, asked.width)
+    at = 0
+    if first is not None:
+        if first not in starts:
+            raise InvalidRequest("page: must be next_page of the previous response.")
+        at = starts.index(first)
+    return starts[at : at + limit]
+
+
+def _document(asked: Asked, row: _Row) -> admin.Document:
+    _, start, key, counts = row
+    dimensions = report_forms.dimensions_of(asked, key)
+    figures = report_forms.figures(asked, counts)
+    end = asked.ending_at if asked.width is None else start + asked.width
+    if not asked.form.person:
+        return {
+            **_bounds(start, end),
+            "group": dimensions,
+            "cost" if asked.form.costs else "usage": figures,
+        }
+    bounds = dict.fromkeys(("starting_at", "ending_at"))
+    return {
+        **(bounds if asked.width is None else _bounds(start, end)),
+        "actor": report_forms.actor(str(key[_PRINCIPAL])),
+        **dimensions,
+        **figures,
+    }
+
+
+def _bucket(asked: Asked, start: int, rows: Sequence[tuple[Key, Counts]]) -> admin.Document:
+    assert asked.width is not None, "its width has a default"
+    metric = "cost_nanos" if asked.form.costs else "total_tokens"
+    ranked = sorted(rows, key=lambda row: (-getattr(row[1], metric), json.dumps(row[0])))
+    return {
+        **_bounds(start, start + asked.width),
+        "results": [
+            {**report_forms.dimensions_of(asked, key), **report_forms.figures(asked, counts)}
+            for key, counts in ranked[: report_forms.MAX_GROUPS]
+        ],
+    }
+
+
+def _bounds(start: int, end: int) -> admin.Document:
+    return {"starting_at": tables.timestamp(start), "ending_at": tables.timestamp(end)}
