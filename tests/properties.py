@@ -9,6 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+NUMBERS = [2**63, 10**400, -0.0, 0.5, float("inf"), float("nan")]
+any_text = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
+
+
+def junk_of(keys: Iterable[str], words: Iterable[str]) -> st.SearchStrategy[Any]:  # Any: JSON
+    """Return JSON values of any kind, whose objects have some of `keys`, and strings of `words`."""
+    chosen = st.sampled_from([*words, *NUMBERS])
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | any_text | chosen,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(any_text | st.sampled_from([*keys]), inner, max_size=5)
+        ),
+        max_leaves=15,
+    )
+
 
 def holds_of(
     *strategies: st.SearchStrategy[Any],

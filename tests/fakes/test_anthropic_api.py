@@ -144,7 +144,7 @@ def test_controls_of_a_message() -> None:
 
 
 def test_message_events_stream_a_document() -> None:
-    other = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+    other = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
     document = message_document(content=[other], stop_reason="pause_turn")
     events = [json.loads(each.split(b"data: ")[1]) for each in message_events(document)]
     assert events[0]["message"]["content"] == []
@@ -154,6 +154,18 @@ def test_message_events_stream_a_document() -> None:
     assert events[4]["usage"]["output_tokens"] == document["usage"]["output_tokens"]
     long = message_events(message_document("word " * 1000 + "end"))
     assert 50 < len(long) < 120, "at most a hundred deltas"
+
+
+def test_searches_and_citations_are_streamed() -> None:
+    search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search"}
+    cited = {"type": "text", "text": "So.", "citations": [{"type": "char_location"}]}
+    document = message_document(content=[{**search, "input": {"query": "x"}}, cited])
+    events = [json.loads(each.split(b"data: ")[1]) for each in message_events(document)]
+    begun = [each["content_block"] for each in events if "content_block" in each]
+    assert begun == [{**search, "input": {}}, {"type": "text", "text": "", "citations": []}]
+    deltas = [each["delta"] for each in events if each["type"] == "content_block_delta"]
+    assert json.loads("".join(each.get("partial_json", "") for each in deltas)) == {"query": "x"}
+    assert deltas[-2] == {"type": "citations_delta", "citation": {"type": "char_location"}}
 
 
 async def test_models_are_listed_in_pages(sdk: AsyncAnthropic, upstream: ScriptedUpstream) -> None:

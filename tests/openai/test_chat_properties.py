@@ -28,15 +28,13 @@ from damage import damaged
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from properties import holds_of
+from properties import holds_of, junk_of
+from upstream_messages import KINDS, PARTS, cuts, messages, pieces_of, seeds
 
 from tornadoproxy.errors import InvalidRequest, UpstreamProtocolError
 from tornadoproxy.openai import chat_completions
 from tornadoproxy.openai.chat_completions import FIELDS, Capabilities, StreamTranslator
 from tornadoproxy.testing import message_document, message_events
-
-cuts = st.lists(st.integers(0, 10**6), max_size=8)
-seeds = st.integers(0, 2**32 - 1)
 
 
 def dump(document: object) -> bytes:
@@ -123,16 +121,7 @@ WORDS = [
     *("user", "assistant", "system", "tool", "function", "auto", "required", "json_schema", "low"),
     *("data:image/png;base64,aGk=", "data:", "#/$defs/x", "", '{"a": NaN}', "1e999", "\ud800"),
 ]
-NUMBERS = [2**63, 10**400, -0.0, 0.5, float("inf"), float("nan")]
-any_text = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
-junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | any_text | st.sampled_from([*WORDS, *NUMBERS]),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(any_text | st.sampled_from(KEYS), inner, max_size=5)
-    ),
-    max_leaves=15,
-)
+junk = junk_of(KEYS, WORDS)
 
 
 def places(document: object, path: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -191,38 +180,6 @@ def test_invalid_request_is_refused_or_translated(
 # -- responses
 
 
-def of(kind: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
-    return st.fixed_dictionaries({"type": st.just(kind), **fields})
-
-
-def numbered(content: list[Json]) -> list[Json]:
-    return [
-        {**block, "id": f"toolu_{number}"} if block["type"] == "tool_use" else block
-        for number, block in enumerate(content)
-    ]
-
-
-short = st.text(max_size=20)
-counts = st.integers(0, 10**6)
-inputs = st.dictionaries(short, short | st.lists(counts | st.none(), max_size=3), max_size=3)
-OTHERS = [{"type": "redacted_thinking", "data": "ZGF0YQ=="}, {"type": "of the future", "text": "x"}]
-blocks = (
-    of("text", text=short)
-    | of("thinking", thinking=short, signature=st.just("c2ln"))
-    | of("tool_use", name=st.just("weather") | st.text(), input=inputs)
-    | of("server_tool_use", id=st.just("x"), name=st.just("web_search"), input=inputs)
-    | st.sampled_from(OTHERS)
-)
-messages = st.builds(
-    message_document,
-    content=st.lists(blocks, max_size=6).map(numbered),
-    stop_reason=st.sampled_from(("end_turn", "tool_use", "max_tokens", "refusal", "pause_turn")),
-    usage=st.fixed_dictionaries(
-        {"input_tokens": counts, "output_tokens": counts},
-        optional={"cache_read_input_tokens": counts | st.none()},
-    ),
-)
-
 RESPONSE = message_document(
     content=[
         {"type": "thinking", "thinking": "x", "signature": "c2ln"},
@@ -251,11 +208,6 @@ def test_any_response_is_translated_or_the_upstreams_error(
 
 def wire(*events: Json) -> bytes:
     return b"".join(b"data: %b\n\n" % dump(event) for event in events)
-
-
-def pieces_of(stream: bytes, at: list[int]) -> list[bytes]:
-    ends = sorted(cut % (len(stream) + 1) for cut in at)
-    return [stream[begin:end] for begin, end in zip([0, *ends], [*ends, len(stream)], strict=True)]
 
 
 def fed(translator: StreamTranslator, pieces: Iterable[bytes]) -> list[str]:
@@ -332,11 +284,6 @@ def outcome(pieces: Iterable[bytes]) -> tuple[bytes, bool]:
     except UpstreamProtocolError:
         return out, True
     return out, False
-
-
-KINDS = [f"content_block_{end}" for end in ("start", "delta", "stop")]
-KINDS += ["message_start", "message_delta", "message_stop", "error"]
-PARTS = ("index", "message", "content_block", "delta", "usage", "error")
 
 
 @holds_of(seeds, junk, st.lists(st.sampled_from(KINDS), min_size=1), cuts)

@@ -87,9 +87,11 @@ def _deltas(block: Document) -> tuple[Document, list[Document]]:
     """Return a content block as it starts, and the deltas that complete it."""
     match block["type"]:
         case "text":
-            pieces = _pieces(block["text"])
-            return {**block, "text": ""}, [
-                {"type": "text_delta", "text": piece} for piece in pieces
+            citations = block.get("citations")
+            begun = {**block, "text": "", **({"citations": []} if citations else {})}
+            return begun, [
+                *({"type": "citations_delta", "citation": each} for each in citations or ()),
+                *({"type": "text_delta", "text": piece} for piece in _pieces(block["text"])),
             ]
         case "thinking":
             deltas = [
@@ -98,7 +100,7 @@ def _deltas(block: Document) -> tuple[Document, list[Document]]:
             ]
             signature = {"type": "signature_delta", "signature": block["signature"]}
             return {**block, "thinking": "", "signature": ""}, [*deltas, signature]
-        case "tool_use":
+        case "tool_use" | "server_tool_use":
             text = json.dumps(block["input"], ensure_ascii=False)
             # as in the API, the first fragment is empty, and the others end anywhere
             fragments = ["", *(text[start : start + 7] for start in range(0, len(text), 7))]

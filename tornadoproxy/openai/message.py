@@ -115,11 +115,15 @@ class EventTranslator(ABC, Generic[Block]):
         :raises UpstreamProtocolError: the events are not those of a message; stop feeding.
         """
         out: list[bytes] = []
+        self._translate(piece, out)
+        return b"".join(out)
+
+    def _translate(self, piece: bytes, out: list[bytes]) -> None:
+        """Add to `out` what `feed` returns; if it raises, there is what came before."""
         for data in self._reader.feed(piece):
             if self.ended:
                 break  # nothing follows the end
             out.append(self._event(data))
-        return b"".join(out)
 
     def _event(self, data: bytes) -> bytes:
         try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
 from upstream_events import Json, closed, fragment, opened, wire
 
 from tornadoproxy.openai.responses import carrier
@@ -22,7 +21,10 @@ ECHO: Json = {
     "tool_choice": "auto",
     "tools": [],
 }
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+MODELS: dict[str, Any] = {  # Any: the package's model of each event
+    get_args(model.model_fields["type"].annotation)[0]: model
+    for model in get_args(get_args(ResponseStreamEvent)[0])
+}
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
 REDACTED: Json = {"type": "redacted_thinking", "data": "ZGF0YQ=="}
@@ -77,7 +79,7 @@ def check(events: list[Json], *, strictly: bool = True) -> None:
     assert [event["sequence_number"] for event in events] == [*range(len(events))]
     for event in events:
         if event["type"] != "keepalive":
-            EVENT.validate_python(event, strict=True)
+            MODELS[event["type"]].model_validate(event, strict=True)
     kinds = [event["type"] for event in events]
     if kinds and kinds[0] != "error":
         assert kinds[:2] == ["response.created", "response.in_progress"]
@@ -166,7 +168,7 @@ def accumulate(events: list[Json]) -> Any:  # Any: the SDK's response
     state: Any = ResponseStreamState(input_tools=omit, text_format=omit)
     for event in events:
         if event["type"] not in ("keepalive", "error"):
-            state.handle_event(EVENT.validate_python(event))
+            state.handle_event(MODELS[event["type"]].model_validate(event))
     return state._completed_response
 
 

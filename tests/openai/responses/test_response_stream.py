@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
-from openai.types.responses import ResponseStreamEvent
 from response_events import (
+    MODELS,
     SAYS,
     THINKS,
     between,
@@ -272,27 +270,33 @@ def test_fields_of_other_types_become_empty() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "events",
-    [
-        *([STOP], [opened(0)], [text(0, "a")]),
-        [START, {**START, "message": {**MESSAGE, "id": "msg_02"}}],
-        [START, tool(0, "a"), tool(0, "a")],
-    ],
-)
-def test_broken_stream_is_the_upstreams_error(events: list[Json]) -> None:
+@pytest.mark.parametrize("event", [STOP, opened(0), text(0, "a")])
+def test_stream_without_a_beginning_is_the_upstreams_error(event: Json) -> None:
     translator = StreamTranslator(translation())
     with pytest.raises(UpstreamProtocolError):
-        translator.feed(wire(*events, *END))
+        translator.feed(wire(event, *END))
     assert not translator.ended
 
 
-def test_too_large_stream_is_the_upstreams_error(monkeypatch: pytest.MonkeyPatch) -> None:
+OTHER_START = {**START, "message": {**MESSAGE, "id": "msg_02"}}
+
+
+@pytest.mark.parametrize("broken", [wire(OTHER_START), wire(*[tool(1, "a")] * 2), b"data: {\n\n"])
+def test_stream_that_breaks_ends_with_an_error(broken: bytes) -> None:
+    translator = StreamTranslator(translation())
+    events = documents(translator.feed(wire(START, *SAYS) + broken + wire(*END)))
+    check(events)
+    assert events[-1]["response"]["error"]["code"] == "server_error"
+    assert isinstance(translator.error, UpstreamProtocolError)
+
+
+def test_too_large_stream_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "MAX_RESPONSE", 2000)
     translator = StreamTranslator(translation())
-    translator.feed(wire(START, opened(0)))
-    with pytest.raises(UpstreamProtocolError, match="too large"):
-        translator.feed(wire(*[text(0, "x")] * 20))
+    events = documents(b"".join([translator.feed(wire(each)) for each in (START, *SAYS)]))
+    events += documents(translator.feed(wire(*[text(0, "x")] * 20)))
+    check(events)
+    assert "too large" in events[-1]["response"]["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -309,6 +313,4 @@ def test_ids_are_derived_from_the_messages(message_id: object, stem: str | None)
 
 
 def test_every_event_of_the_package_has_a_treatment() -> None:
-    (union, _) = get_args(ResponseStreamEvent)
-    kinds = {get_args(each.model_fields["type"].annotation)[0] for each in get_args(union)}
-    assert EVENTS.keys() == kinds
+    assert EVENTS.keys() == MODELS.keys()

@@ -7,6 +7,7 @@ The theory, beside that of `EventTranslator` and that of `blocks`. Each event be
     ping                   a keepalive, but for the first, which comes in every stream
     message_stop           response.completed, response.incomplete or response.failed
     error                  an error and response.failed; none if nothing has been sent before it
+    any that is invalid    the same
 
 Source: https://platform.openai.com/docs/api-reference/responses-streaming
 """
@@ -36,8 +37,8 @@ class StreamTranslator(EventTranslator[Block]):
     :param translation: of the request.
     :param created: the time in seconds since the epoch; by default, now.
 
-    :ivar error: the upstream's error that came before anything was sent, so that it can be the
-        response's status.
+    :ivar error: the error that ended the response. If `began` is false, nothing was sent, so that
+        it can be the status.
     :ivar response: the response object, once it is complete or has failed.
     """
 
@@ -53,11 +54,27 @@ class StreamTranslator(EventTranslator[Block]):
         self._is_pinged = False
 
     def feed(self, piece: bytes) -> bytes:
+        """Return the events that the next piece of the stream completes; they may be none.
+
+        :raises UpstreamProtocolError: the events are not those of a message, and nothing has been
+            sent; stop feeding.
+        """
+        out: list[bytes] = []
+        try:
+            self._translate(piece, out)
+        except UpstreamProtocolError as error:
+            if not self.began:
+                raise
+            # what came before it is numbered, and has to be sent
+            out.append(self.fail(error))
+        return b"".join(out)
+
+    def _translate(self, piece: bytes, out: list[bytes]) -> None:
         # the texts are held to the end, when they are sent once more
         self._size += len(piece)
         if self._size > MAX_RESPONSE:
             raise UpstreamProtocolError("The upstream's response is too large.")
-        return super().feed(piece)
+        super()._translate(piece, out)
 
     def ping(self) -> bytes:
         """Return an event that keeps a quiet stream open; none before the first event."""
@@ -71,6 +88,7 @@ class StreamTranslator(EventTranslator[Block]):
         if self.response is not None:
             return b""  # it has ended
         self.ended = self.failed = True
+        self.error = error
         draft = self._draft or Draft({}, self._translation, self._created, self._events)
         code = errors.failure_code(error)
         shown = {**Dialect.OPENAI.error_document(error, "")["error"], "code": code}

@@ -128,6 +128,8 @@ def call_of(given: Json, items: Items, origins: Mapping[str, Origin], closed: li
     :param closed: takes the call when its block has ended.
     """
     name = string(given.get("name"))
-    origin = origins.get(name) or Origin(ToolKind.FUNCTION, name)
+    origin = origins.get(name)
+    if origin is None or origin.kind not in _PREFIXES:
+        origin = Origin(ToolKind.FUNCTION, name)
     kind = StreamedCall if origin.kind in _STREAMED else Call
     return kind(items, origin, given, closed)
