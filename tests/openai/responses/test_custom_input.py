@@ -12,7 +12,13 @@ from tornadoproxy.openai.responses.custom_input import InputText
 
 SHORT = {'"': '"', "\\": "\\", "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 ANY = st.text(st.one_of(st.sampled_from('"\\/\n\t\x00\ud83d\ude00😀é{},:'), st.characters()))
-OTHERS = ("", '"a": {"input": "no"}, ', '"b": ["input", "no"], "c": null,\n', '"d\\"": "input",')
+OTHERS = (
+    "",
+    '"inputs": "no", ',
+    '"a": {"input": "no"}, ',
+    '"b": ["input", "no"], "c": null,\n',
+    '"d\\"": "input",',
+)
 BLANKS = st.sampled_from(("", " ", "\r\n\t "))
 
 
@@ -76,7 +82,8 @@ def test_each_fragment_gives_what_it_adds_at_once() -> None:
         ('{"input": {"input": "no"}}', ""),
         ('["input", "no"]', ""),
         ('{"patch": "no"}', ""),
-        (r'{"input": "a\u12x\q', "axq"),
+        (r'{"input": "a\u12x", "input": "b"', "a"),
+        (r'{"input": "a\qb", "input": "c"', "a"),
         ('}]{"input": "a"', ""),
     ],
 )
