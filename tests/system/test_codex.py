@@ -7,6 +7,7 @@ reaches loopback only: all else would go through an HTTPS proxy that is not ther
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -20,9 +21,11 @@ from turns import THOUGHT, asked, blocks, call, script, text, turn
 
 from tornadoproxy.testing import (
     TEST_TOKEN,
+    TEST_UPSTREAM_KEY,
     Document,
     Proxy,
     Response,
+    ScriptedUpstream,
     error_response,
     message_document,
     message_events,
@@ -81,18 +84,21 @@ class Codex:
         *arguments: str,
         model: str = MODEL,
         config: str = "",
+        provider: str = "proxy",
         name: str = "Claude",
     ) -> Told:
         """Run one prompt.
 
         :param arguments: further ones, such as ``resume --last``, before the prompt.
         :param config: further lines of its configuration.
-        :param name: of the provider.
+        :param provider: that of the configuration, or one of Codex's own.
+        :param name: of the provider of the configuration.
         """
         (self.home / "config.toml").write_text(
             f"""
 model = "{model}"
-model_provider = "proxy"
+model_provider = "{provider}"
+openai_base_url = "{self.proxy.url}/openai/v1"
 approval_policy = "never"
 sandbox_mode = "danger-full-access"
 {config}
@@ -113,6 +119,7 @@ stream_max_retries = 1
                 "HOME": str(self.home),
                 "PATH": os.environ["PATH"],
                 "PROXY_TOKEN": TEST_TOKEN,
+                "CODEX_API_KEY": TEST_TOKEN,
                 "HTTPS_PROXY": "http://127.0.0.1:9",
                 "NO_PROXY": "127.0.0.1",
             },
@@ -150,6 +157,18 @@ async def test_codex_prints_the_response(codex: Codex, scene: Scene) -> None:
     assert usage["output_tokens"] > 0
 
 
+async def test_codex_needs_no_provider_of_its_own(codex: Codex, scene: Scene) -> None:
+    """The built-in one tries a WebSocket first, and takes 426 for an answer."""
+    codex.proxy = await scene.start(CHAT_MODELS=f"*={MODEL}")
+    told = await codex("Say hello", model="gpt-5.5", provider="openai")
+    assert (told.status, told.errors) == (0, [])
+    assert "Say hello" in told.text
+    assert [(each.method, each.status) for each in scene.records.all] == [
+        ("GET", 426),
+        ("POST", 200),
+    ]
+
+
 async def test_codex_runs_commands_and_returns_thoughts_unchanged(
     codex: Codex, scene: Scene
 ) -> None:
@@ -168,14 +187,34 @@ async def test_codex_runs_commands_and_returns_thoughts_unchanged(
     assert before["cache_control"] == after["cache_control"] == {"type": "ephemeral"}
 
 
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSu"
+    "QmCC"
+)
 PATCH = "*** Begin Patch\n*** Add File: hello.txt\n+Grüße\n*** End Patch\n"
 
 
-async def test_codex_applies_a_patch(codex: Codex, scene: Scene) -> None:
-    """With the name of a GPT model, Codex offers its freeform tool."""
+async def catalogue(upstream: ScriptedUpstream, directory: Path) -> str:
+    """Return the line of a configuration that names the catalogue, which is made anew."""
+    file = directory / "models.json"
+    with file.open("wb") as written:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tornadoproxy", "codex-catalog"),
+            cwd=directory,
+            env={"UPSTREAM_BASE_URL": upstream.url, "UPSTREAM_API_KEY": TEST_UPSTREAM_KEY},
+            stdout=written,
+        )
+        assert await process.wait() == 0
+    return f'model_catalog_json = "{file}"'
+
+
+@pytest.mark.parametrize("name", ["gpt-5.5", MODEL])
+async def test_codex_applies_a_patch(name: str, codex: Codex, scene: Scene) -> None:
+    """Codex has a tool for it with OpenAI's models, and with those of the catalogue."""
     codex.proxy = await scene.start(CHAT_MODELS=f"*={MODEL}")
+    listed = await catalogue(scene.upstream, codex.home) if name == MODEL else ""
     await script(scene, turn(call("apply_patch", input=PATCH)), turn(text("Done.")))
-    told = await codex("Patch it", model="gpt-5.5")
+    told = await codex("Patch it", model=name, config=listed)
     assert (told.status, told.text) == (0, "Done.")
     assert (codex.work / "hello.txt").read_text() == "Grüße\n"
     before, after = asked(scene.upstream)
@@ -227,6 +266,45 @@ async def test_codex_calls_a_tool_of_an_mcp_server(codex: Codex, scene: Scene) -
     *_, last = asked(scene.upstream)
     assert blocks(last, "assistant")[-1] == wanted
     assert "It is 5." in json.dumps(results(last)[-1]["content"])
+
+
+async def test_codex_runs_code_with_the_newest_names(codex: Codex, scene: Scene) -> None:
+    """With the name of a GPT-6 model, Codex lists its tools in the input."""
+    codex.proxy = await scene.start(CHAT_MODELS=f"*={MODEL}")
+    code = (
+        'const ran = await tools.exec_command({cmd: "echo o" + "ne"}); text(JSON.stringify(ran));'
+    )
+    wanted = call("functions__exec", input=code)
+    await script(scene, turn(wanted), turn(text("Done.")))
+    told = await codex("Run it", model="gpt-6.2-sol")
+    assert (told.status, told.text) == (0, "Done.")
+    _, after = asked(scene.upstream)
+    assert blocks(after, "assistant") == [wanted]
+    assert "one" in json.dumps(results(after))
+
+
+async def test_codex_searches_its_tools(codex: Codex, scene: Scene) -> None:
+    codex.proxy = await scene.start(CHAT_MODELS=f"*={MODEL}")
+    search = call("tool_search", query="agent", limit=3)
+    await script(scene, turn(search), turn(text("Done.")))
+    told = await codex("Look for agents", model="gpt-5.5")
+    assert (told.status, told.text) == (0, "Done.")
+    before, after = asked(scene.upstream)
+    offered = [{tool["name"] for tool in each["tools"]} for each in (before, after)]
+    assert "multi_agent_v1__spawn_agent" in offered[1] - offered[0]
+    assert blocks(after, "assistant") == [search]
+
+
+async def test_codex_views_an_image(codex: Codex, scene: Scene) -> None:
+    image = codex.work / "pixel.png"
+    image.write_bytes(base64.b64decode(PIXEL))
+    await script(scene, turn(call("view_image", path=str(image))), turn(text("A pixel.")))
+    told = await codex("What is it?")
+    assert (told.status, told.text) == (0, "A pixel.")
+    _, after = asked(scene.upstream)
+    (result,) = results(after)
+    (shown,) = [each for each in result["content"] if each["type"] == "image"]
+    assert shown["source"]["media_type"] == "image/png"
 
 
 async def test_codex_resumes(codex: Codex, scene: Scene) -> None:
