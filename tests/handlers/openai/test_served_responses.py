@@ -337,6 +337,21 @@ async def test_input_tokens_are_counted_upstream(openai_client: AsyncOpenAI, sce
         openai_error(response, 502, "server_error")
 
 
+@pytest.mark.parametrize(
+    ("reason", "status", "kind", "code"),
+    [
+        ("refusal", 400, "invalid_request_error", "invalid_prompt"),
+        ("end_turn", 502, "server_error", "server_error"),
+    ],
+)
+async def test_compaction_without_a_summary_is_an_error(
+    reason: str, status: int, kind: str, code: str, scene: Scene
+) -> None:
+    scene.upstream.script(json_response(message_document(content=[], stop_reason=reason)))
+    response = await scene.ask(f"{RESPONSES_PATH}/compact", HELLO)
+    openai_error(response, status, kind, code=code)
+
+
 async def test_compaction_keeps_what_users_said(openai_client: AsyncOpenAI, scene: Scene) -> None:
     said = [{"role": "user", "content": "It is 7."}, {"role": "assistant", "content": "I see."}]
     path = f"{RESPONSES_PATH}/compact"

@@ -9,7 +9,6 @@ from response_events import (
     CREATED,
     ECHO,
     REDACTED,
-    THINKS,
     between,
     called,
     carried,
@@ -32,7 +31,6 @@ from upstream_events import (
     tool,
 )
 
-from tornadoproxy.openai.responses import carrier
 from tornadoproxy.openai.responses.translation import Origin, ToolKind
 
 # -- transcripts
@@ -384,24 +382,3 @@ def test_citations_annotate_the_text_of_their_block() -> None:
     added = [each for each in events if each["type"] == "response.output_text.annotation.added"]
     assert [each["annotation"] for each in added] == part["annotations"]
     assert [each["annotation_index"] for each in added] == [0, 1, 2]
-
-
-# -- compaction
-
-
-def test_compaction_is_one_item_with_the_text() -> None:
-    events = (START, *THINKS, opened(1, text="We did "), closed(1), opened(2, text="x."), closed(2))
-    response = response_of(*events, *END, compacts=True)
-    (item,) = response["output"]
-    assert (item["type"], item["id"]) == ("compaction", "cmp_01AbC0")
-    assert carrier.unpack_summary(item["encrypted_content"], "input") == "We did x."
-
-
-@pytest.mark.parametrize(
-    ("events", "code"),
-    [([stopped("refusal")], "invalid_prompt"), ([*THINKS, END[0]], "server_error")],
-)
-def test_compaction_without_a_summary_fails(events: list[Json], code: str) -> None:
-    response = response_of(START, *events, STOP, compacts=True)
-    assert (response["status"], response["output"]) == ("failed", [])
-    assert response["error"]["code"] == code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from response_events import (
+    CREATED,
     MODELS,
     SAYS,
     THINKS,
@@ -35,8 +36,10 @@ from upstream_events import (
 )
 
 from tornadoproxy.errors import UpstreamClosed, UpstreamProtocolError
+from tornadoproxy.openai.responses import carrier
 from tornadoproxy.openai.responses.output import stream
 from tornadoproxy.openai.responses.output.events import EVENTS
+from tornadoproxy.openai.responses.output.response import translate_compaction
 from tornadoproxy.openai.responses.output.stream import StreamTranslator
 
 # -- the end
@@ -310,6 +313,53 @@ def test_ids_are_derived_from_the_messages(message_id: object, stem: str | None)
     assert prefix == "resp"
     assert found == stem if stem else len(found) == 24
     assert response["output"][0]["id"] == f"msg_{found}0"
+
+
+# -- compaction
+
+
+def test_compaction_is_one_item_with_the_text() -> None:
+    events = (START, *THINKS, opened(1, text="We did "), closed(1), opened(2, text="x."), closed(2))
+    response = response_of(*events, *END, compacts=True)
+    (item,) = response["output"]
+    assert (item["type"], item["id"]) == ("compaction", "cmp_01AbC0")
+    assert carrier.unpack_summary(item["encrypted_content"], "input") == "We did x."
+
+
+@pytest.mark.parametrize(
+    ("events", "code"),
+    [([stopped("refusal")], "invalid_prompt"), ([*THINKS, END[0]], "server_error")],
+)
+def test_compaction_without_a_summary_fails(events: list[Json], code: str) -> None:
+    response = response_of(START, *events, STOP, compacts=True)
+    assert (response["status"], response["output"]) == ("failed", [])
+    assert response["error"]["code"] == code
+
+
+def test_compaction_keeps_what_the_model_did_not_say() -> None:
+    said: list[Json] = [
+        {"id": "msg_1", "type": "message", "role": "developer", "content": "Be brief."},
+        {"id": "msg_2", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"id": "msg_3", "type": "message", "role": "assistant", "content": "Hello."},
+        {"id": "fc_1", "type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+        {"type": "compaction_trigger"},
+    ]
+    message = {**MESSAGE, "content": [{"type": "text", "text": "We met."}]}
+    request = translation(input=tuple(said), compacts=True)
+    compacted = translate_compaction(message, request, created=CREATED)
+    *kept, summary = compacted.pop("output")
+    assert kept == [
+        {**item, "type": "message", "status": "completed", "content": [part]}
+        for item, part in zip(
+            said[:2],
+            [{"type": "input_text", "text": text} for text in ("Be brief.", "Hi")],
+            strict=True,
+        )
+    ]
+    assert summary["id"] == "cmp_01AbC0"
+    assert compacted.pop("usage")["output_tokens"] == 1
+    fields = {"id": "resp_01AbC", "object": "response.compaction", "created_at": CREATED}
+    assert compacted == fields
 
 
 def test_every_event_of_the_package_has_a_treatment() -> None:

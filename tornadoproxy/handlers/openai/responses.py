@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tornadoproxy.config.responses_settings import RESPONSES_WEB_SEARCH
-from tornadoproxy.errors import MethodNotAllowed
+from tornadoproxy.errors import MethodNotAllowed, UpstreamError
 from tornadoproxy.handlers.openai.translating import TranslatingHandler
 from tornadoproxy.openai import responses
 from tornadoproxy.openai.responses import StreamTranslator, Translation
@@ -196,7 +196,12 @@ class CompactHandler(ResponsesHandler):
         return responses.translate_request(document, **how)
 
     def respond(self, translation: Translation, message: Json) -> None:
-        self.end_with(encode(responses.translate_compaction(message, translation)))
+        try:
+            compaction = responses.translate_compaction(message, translation)
+        except UpstreamError as error:
+            self.end(error)
+            return
+        self.end_with(encode(compaction))
 
 
 def _size(found: _Found) -> int:
