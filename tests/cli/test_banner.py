@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tornadoproxy import Secret, Settings
+from tornadoproxy import Secret, SecretURL, Settings
 from tornadoproxy.cli import banner
 from tornadoproxy.config import env_file
 from tornadoproxy.config.core_settings import (
     HOST,
+    REUSE_PORT,
+    SHARED_LIMITS,
     TLS_CERT,
     UPSTREAM_API_KEY,
     UPSTREAM_API_KEY_FILE,
 )
+from tornadoproxy.config.responses_settings import RESPONSES_STORE, RESPONSES_STORE_TTL
+from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.sources import Sources
 from tornadoproxy.config.upstreams import default_upstreams
 from tornadoproxy.plugin.manager import Plugins
@@ -58,6 +63,39 @@ def test_banner_names_the_variable_of_the_key() -> None:
     assert upstream(Settings.defaults()).endswith("no key")
     by_file = Settings.defaults().replace({UPSTREAM_API_KEY_FILE: Secret("k")})
     assert upstream(by_file).endswith("key from UPSTREAM_API_KEY_FILE")
+
+
+ELSEWHERE = "; other proxies do not find them unless RESPONSES_STORE names a database"
+KEPT = "prompts and responses of /openai/v1/responses kept in "
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, f"{KEPT}memory for 30 days at most"),
+        ({RESPONSES_STORE_TTL: 90.5}, f"{KEPT}memory for 90.5 seconds at most"),
+        ({REUSE_PORT: True}, f"{KEPT}memory for 30 days at most{ELSEWHERE}"),
+        (
+            {SHARED_LIMITS: SecretURL("redis://u:p@h")},
+            f"{KEPT}memory for 30 days at most{ELSEWHERE}",
+        ),
+        (
+            {RESPONSES_STORE: SecretURL("postgresql://u:p@h/d"), REUSE_PORT: True},
+            f"{KEPT}postgresql://u:***@h/d for 30 days",
+        ),
+        ({RESPONSES_STORE: "off"}, "not kept (RESPONSES_STORE=off)"),
+    ],
+)
+def test_banner_says_where_content_is_kept(values: dict[Setting[Any], Any], line: str) -> None:
+    settings = SETTINGS.replace(values)
+    assert dict(banner.facts(settings, 9, (), configured(settings)))["responses"] == line
+
+
+def test_banner_names_a_database_that_does_not_hold_responses() -> None:
+    environment = {"DATABASE_URL": "postgresql://h/d"}.get
+    settings = Settings(SETTINGS, environment=environment)
+    facts = dict(banner.facts(settings, 9, (), configured(settings)))
+    assert facts["responses"].endswith(ELSEWHERE)
 
 
 def test_credential_of_other_plugins_is_a_placeholder() -> None:

@@ -15,16 +15,24 @@ KEY = {"UPSTREAM_API_KEY": "sk-ant-upstream"}
 
 
 def test_sqlite_files_move_to_postgresql(commands: Commands, postgres: SecretURL) -> None:
-    files = KEY | {"KEYS_DB": "team.db", "BUDGETS_DB": "team.db"}
+    files = KEY | {"KEYS_DB": "team.db", "BUDGETS_DB": "team.db", "RESPONSES_STORE": "team.db"}
     commands.run("keys", "create", "--name", "ada", **files)
     commands.run("budgets", "set", "--everyone", "--period", "daily", "--amount", "5", **files)
-    server = KEY | {"DATABASE_URL": postgres.reveal()}
+    commands.run("db", "migrate", **files)
+    with closing(sqlite3.connect(commands.directory / "team.db")) as connection, connection:
+        connection.execute("INSERT INTO stored_contents VALUES (x'00ff', x'7b7d')")
+        connection.execute("INSERT INTO stored_items VALUES (1, 0, 0, NULL, NULL, x'00ff')")
+    server = KEY | {"DATABASE_URL": postgres.reveal(), "RESPONSES_STORE": postgres.reveal()}
     assert commands.run("db", "status", **server).status == 1
     assert commands.run("db", "migrate", **server).status == 0
     copied = commands.run("db", "copy", "--from", "team.db", **server)
     assert copied.status == 0
     assert "keys: copied and verified rows: 1 of api_key, 1 of api_key_secret" in copied.output
     assert "budgets: copied and verified rows: 1 of budgets_caps" in copied.output
+    assert (
+        "responses: copied and verified rows: 0 of stored_responses, 1 of stored_contents, "
+        "1 of stored_items"
+    ) in copied.output
     assert "ledger" not in copied.output
     assert "ada" in commands.run("keys", "list", **server).output
     assert "$5" in commands.run("budgets", "list", **server).output
@@ -38,7 +46,7 @@ def test_sqlite_files_move_to_postgresql(commands: Commands, postgres: SecretURL
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        (("status", "prices"), {}, "prices is no plugin with a database: name budgets, keys"),
+        (("status", "prices"), {}, "prices is no plugin with a database: name responses, "),
         (("copy",), {"KEYS_DB": "a.db"}, "--from and --to are missing"),
         (("copy", "--to", "b.db"), {"KEYS_DB": "b.db"}, "there is nothing to copy"),
         (("copy", "--to", "a.db"), {"KEYS_DB": "a.db"}, "a.db would be copied into itself"),

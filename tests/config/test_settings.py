@@ -241,6 +241,8 @@ def test_names_of_other_programs_are_ignored_and_counted(tmp_path: Path) -> None
         ("TOKEN_FILE", 0o640, 0o604, "can read it: chmod o-r "),
         ("TLS_KEY", 0o640, 0o644, "can read it: chmod o-r "),
         ("SHOP_DB", 0o664, 0o666, "can write it: chmod o-w "),
+        ("NOTES_DB", 0o664, 0o666, "can write it: chmod o-w "),
+        ("RESPONSES_STORE", 0o640, 0o644, "can read it: chmod o-r "),
     ],
 )
 def test_file_open_to_other_users_is_a_warning(
@@ -248,7 +250,8 @@ def test_file_open_to_other_users_is_a_warning(
 ) -> None:
     path = tmp_path / "file"
     token: Setting[Any] = Setting("TOKEN_FILE", parsers.secrets_file, default=(), help="")
-    declared = [*CORE_SETTINGS, DATABASE, token]
+    notes: Setting[Any] = Setting("NOTES_DB", parsers.database, default=None, help="")
+    declared = [*CORE_SETTINGS, DATABASE, token, notes]
     read = sources(tmp_path, environment={variable: str(path)})
     assert list(read.warnings(declared)) == []
     path.write_text(CANARY)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy.config.core_settings import HOST, TLS_CERT
+from tornadoproxy.config.core_settings import HOST, REUSE_PORT, SHARED_LIMITS, TLS_CERT
+from tornadoproxy.config.responses_settings import (
+    MEMORY,
+    OFF,
+    RESPONSES_STORE,
+    RESPONSES_STORE_TTL,
+)
 from tornadoproxy.config.upstreams import DEFAULT
 from tornadoproxy.config.urls import BaseURL
 from tornadoproxy.protocol.wire import ANTHROPIC
@@ -58,6 +64,7 @@ def facts(
         ("address", listening_url(settings, port)),
         *(("upstream", _upstream_line(upstream)) for upstream in plugins.upstreams),
         ("plugins", f"{asked} (in the order asked)"),
+        ("responses", _store_line(settings)),
         *plugin_lines,
     )
 
@@ -147,6 +154,22 @@ def _upstream_line(upstream: Upstream) -> str:
         key = "credential by its kind"
     named = "" if upstream.name == DEFAULT else f"{upstream.name} ({upstream.kind}), "
     return f"{named}{upstream.base_url}, {key}"
+
+
+def _store_line(settings: Settings) -> str:
+    """Return where the content of responses is kept, and how long."""
+    where = settings[RESPONSES_STORE]
+    if where == OFF:
+        return "not kept (RESPONSES_STORE=off)"
+    seconds = settings[RESPONSES_STORE_TTL]
+    lifetime = f"{seconds:.15g} seconds" if seconds % 86_400 else f"{seconds / 86_400:.0f} days"
+    if where != MEMORY:
+        return f"prompts and responses of /openai/v1/responses kept in {where} for {lifetime}"
+    line = f"prompts and responses of /openai/v1/responses kept in memory for {lifetime} at most"
+    is_one_of_many = settings[SHARED_LIMITS] is not None or settings[REUSE_PORT]
+    if is_one_of_many or settings.environment("DATABASE_URL"):
+        line += "; other proxies do not find them unless RESPONSES_STORE names a database"
+    return line
 
 
 def _to_paste(settings: Settings, url: str, sent: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command ``db``: the databases of all plugins, shown, migrated and copied."""
+"""The command ``db``: the databases of plugins and responses, shown, migrated and copied."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tornadoproxy.config.parsers import database as location
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.command import tables
+from tornadoproxy.server.configuration import databases
 from tornadoproxy.storage.copying import copy
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ def run(own: argparse.Namespace, plugins: Plugins, settings: Settings) -> int:
 
     :raises ConfigurationError: a database cannot be used, or the arguments are wrong.
     """
-    kept = [
-        _Kept(plugin, setting.name, settings[setting], made)
-        for plugin, setting, made in plugins.databases()
-    ]
+    kept = [_Kept(*each) for each in databases(plugins, settings)]
     names = [each.plugin for each in kept]
     for name in own.plugin:
         if name not in names:

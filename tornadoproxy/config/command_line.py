@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from tornadoproxy.config import parsers
+from tornadoproxy.config.responses_settings import store
 from tornadoproxy.config.setting import flag_of
 from tornadoproxy.config.sources import nearest
 
@@ -26,7 +27,7 @@ COMMANDS = {
     "serve": "listen and relay; this is the default",
     "check": "validate settings and plugins, then exit; the status is 2 if one is invalid",
     "plugins": "list the plugins, their hooks and settings; `plugins new NAME` creates one",
-    "db": "show, migrate and copy the databases of plugins",
+    "db": "show, migrate and copy the databases of plugins and responses",
     "token": "print a new random token",
     "codex-catalog": "print the catalogue of models for the Codex CLI, from the upstream's list",
     "demo": "serve in front of a scripted upstream; needs no key, no network and no .env",
@@ -169,7 +170,7 @@ def _env_file(name: str) -> str:
 
 def _holds_secret(setting: Setting[Any], text: str) -> bool:
     """Whether the text of a flag is secret, or a database's URL with a password."""
-    if setting.parse is parsers.database and re.search(_PASSWORD, text):
+    if setting.parse in (parsers.database, store) and re.search(_PASSWORD, text):
         return True
     return setting.secret
 

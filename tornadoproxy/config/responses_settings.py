@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tornadoproxy.config import parsers
 from tornadoproxy.config.setting import Setting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tornadoproxy.secret import SecretURL
 
 MEMORY = "memory"
 OFF = "off"
 
-RESPONSES_STORE: Setting[str] = Setting(
+
+def store(value: str) -> str | Path | SecretURL:
+    """Parse ``memory``, ``off``, or what `parsers.database` does."""
+    if value.lower() in (MEMORY, OFF):
+        return value.lower()
+    return parsers.database(value)
+
+
+RESPONSES_STORE: Setting[str | Path | SecretURL] = Setting(
     "RESPONSES_STORE",
-    parsers.choice(MEMORY, OFF),
+    store,
     default=MEMORY,
     help=(
         "where prompts and responses of the Responses API are kept for later requests: memory (of "
-        "this process), or off"
+        "this process), off, an SQLite file, created if missing, or a postgresql:// URL, which "
+        "several proxies can share"
     ),
 )
 RESPONSES_STORE_SIZE: Setting[int] = Setting(
@@ -22,15 +38,15 @@ RESPONSES_STORE_SIZE: Setting[int] = Setting(
     parsers.size,
     default=64 << 20,
     help=(
-        "bytes of memory for them. At the limit, the principal that holds most loses its oldest "
-        "response."
+        "bytes that they may take with RESPONSES_STORE=memory; at the limit, the principal that "
+        "holds most loses its oldest response. A database has no limit."
     ),
 )
 RESPONSES_STORE_TTL: Setting[float] = Setting(
     "RESPONSES_STORE_TTL",
     parsers.seconds(minimum=1.0),
     default=2_592_000.0,
-    help="seconds for which they are kept",
+    help="seconds for which they are kept, then deleted",
 )
 RESPONSES_WEB_SEARCH: Setting[str] = Setting(
     "RESPONSES_WEB_SEARCH",

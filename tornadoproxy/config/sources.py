@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from tornadoproxy.config import parsers
 from tornadoproxy.config.core_settings import TLS_KEY
+from tornadoproxy.config.responses_settings import RESPONSES_STORE
 from tornadoproxy.config.settings import Settings
 from tornadoproxy.errors import ConfigurationError
 
@@ -247,8 +248,10 @@ def _forbidden_rights(setting: Setting[Any]) -> int:
     """Return the permission that other users must not have on the file of `setting`, or 0."""
     if setting.parse in (parsers.secret_file, parsers.secrets_file) or setting is TLS_KEY:
         return _OTHERS_READ
+    if setting is RESPONSES_STORE:  # it holds prompts and responses
+        return _OTHERS_READ
     # a plugin's database: a user who can write to it can add a key
-    return _OTHERS_WRITE if setting.parse is parsers.path else 0
+    return _OTHERS_WRITE if setting.parse in (parsers.path, parsers.database) else 0
 
 
 def _too_open(title: str, path: str, rights: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from tornadoproxy.config.chat_settings import (
 from tornadoproxy.config.core_settings import (
     ALLOWED_HOSTS,
     ALLOWED_ORIGINS,
+    DATABASE_TIMEOUT,
     HOST,
     MAX_CONCURRENT_REQUESTS,
     MAX_HELD_BODIES,
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.handlers.openai.database_store import DatabaseStore
     from tornadoproxy.handlers.openai.response_store import ResponseStore
     from tornadoproxy.openai.chat_completions import Options
     from tornadoproxy.plugin.manager import Plugins
+    from tornadoproxy.storage.contract import DatabaseStatus
     from tornadoproxy.upstream.model_list import ModelList
     from tornadoproxy.upstream.pool import UpstreamPool
 
@@ -102,6 +105,7 @@ class Gateway:
         self.body_budget = BodyBudget(settings[MAX_HELD_BODIES])
         self.body_thread = FairThread()
         self.draining = False
+        self._database_store: DatabaseStore | None = None
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
@@ -145,12 +149,33 @@ class Gateway:
     @cached_property
     def response_store(self) -> ResponseStore | None:
         """What keeps responses for later requests; ``None`` if they are not kept."""
-        if self.settings[RESPONSES_STORE] == OFF:
-            return None
+        if self._database_store is not None or self.settings[RESPONSES_STORE] == OFF:
+            return self._database_store
         from tornadoproxy.handlers.openai.memory_store import MemoryStore
 
         size, lifetime = self.settings[RESPONSES_STORE_SIZE], self.settings[RESPONSES_STORE_TTL]
         return MemoryStore(size, lifetime, self.body_thread)
+
+    def database_status(self) -> dict[str, tuple[DatabaseStatus, ...]]:
+        """Return the state of the databases, by plugin; responses have one as a plugin would."""
+        states = self.plugins.database_status()
+        if self._database_store is not None:
+            states = {"responses": (self._database_store.status,), **states}
+        return states
+
+    async def start(self) -> None:
+        """Open the database of responses, if they are kept in one.
+
+        :raises ConfigurationError: it cannot be used.
+        """
+        where = self.settings[RESPONSES_STORE]
+        if isinstance(where, str):
+            return
+        from tornadoproxy.handlers.openai.database_store import DatabaseStore
+
+        store = DatabaseStore(where, self.settings[RESPONSES_STORE_TTL])
+        await store.start(self.settings[DATABASE_TIMEOUT])
+        self._database_store = store
 
     def reload(self, settings: Settings) -> None:
         """Use other tokens and keys from now on; requests in flight keep theirs.
@@ -162,12 +187,14 @@ class Gateway:
         self.upstreams.load(settings, self.plugins.upstreams, self.plugins.upstreams_order)
         vars(self).pop("routes_by_body", None)
 
-    def close(self) -> None:
-        """Release the thread and the upstream's connections, once no request is left."""
+    async def close(self) -> None:
+        """Release the thread, connections and the database, once no request is left."""
         self.body_thread.close()
         for name in ("models", "upstreams"):
             if name in vars(self):
                 getattr(self, name).close()
+        if self._database_store is not None:
+            await self._database_store.close()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         """Get the models, from the first upstream that lists them and can be used."""

@@ -50,7 +50,7 @@ class ReadyHandler(ProbeHandler):
         document: dict[str, object] = {"status": status}
         if len(gateway.plugins.upstreams) > 1:
             document["upstreams"] = {each.name: each.state for each in gateway.upstreams.status()}
-        if databases := gateway.plugins.database_status():
+        if databases := gateway.database_status():
             document["databases"] = {
                 plugin: {each.name: _figures(each) for each in states}
                 for plugin, states in databases.items()

@@ -68,6 +68,7 @@ class Status(Struct, frozen=True):
     :param plugin_refusals: failures by plugin that refused a request; likewise.
     :param draining: whether the proxy is stopping.
     :param databases: by plugin, what `database_status` has returned; nothing for a plugin without.
+        The database of stored responses is under ``responses``.
     :param upstreams: the figures of each upstream.
     """
 

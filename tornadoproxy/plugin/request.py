@@ -66,7 +66,8 @@ class Outcome(StrEnum):
 class Identity(Struct, frozen=True):
     """Who sent a request, as a plugin authenticated it.
 
-    :param principal: a name for logs and limits; never the credential.
+    :param principal: a name for logs and limits, and the owner of stored responses; never the
+        credential.
     :param anonymous: whether the client is unknown. The core accepts anonymous requests only with
         a loopback or configured ``Host``, and never from a web page of another origin.
     :param groups: the groups that the principal belongs to.

@@ -15,6 +15,7 @@ from msgspec import Struct
 from tornadoproxy.config import command_line, env_file
 from tornadoproxy.config.consistency import contradictions
 from tornadoproxy.config.core_settings import CORE_SETTINGS, DISABLED_PLUGINS
+from tornadoproxy.config.responses_settings import RESPONSES_STORE
 from tornadoproxy.config.sources import Sources
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.manager import Plugins
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tornadoproxy.config.command_line import Arguments, OwnParser
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.plugin.hookspecs import OpenDatabase
+    from tornadoproxy.storage.contract import DatabaseLocation
 
 _logger = logging.getLogger(__name__)
 
@@ -132,7 +135,7 @@ def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ..
     :return: for each plugin that reports its configuration: its name and the line.
     :raises ConfigurationError: with every fault of the core's and the plugins'.
     """
-    faults = contradictions(settings)
+    faults = (*contradictions(settings), *_faults_of_store(settings))
     try:
         lines = plugins.configure(settings)
     except ConfigurationError as error:
@@ -140,3 +143,37 @@ def configure(plugins: Plugins, settings: Settings) -> tuple[tuple[str, str], ..
     if faults:
         raise ConfigurationError(*faults)
     return lines
+
+
+def databases(
+    plugins: Plugins, settings: Settings
+) -> tuple[tuple[str, str, DatabaseLocation | None, OpenDatabase], ...]:
+    """Return the databases of the plugins, and that of responses, as if of a plugin.
+
+    :return: the plugin's name, the setting's name and its value, and how to make a `Database`.
+    :raises ConfigurationError: with the faults of all plugins.
+    """
+    # most commands open no database
+    from tornadoproxy.handlers.openai.database_store import NAME, database
+
+    where = settings[RESPONSES_STORE]
+    return (
+        (NAME, RESPONSES_STORE.name, None if isinstance(where, str) else where, database),
+        *(
+            (plugin, setting.name, settings[setting], made)
+            for plugin, setting, made in plugins.databases()
+        ),
+    )
+
+
+def _faults_of_store(settings: Settings) -> tuple[str, ...]:
+    where = settings[RESPONSES_STORE]
+    if isinstance(where, str):
+        return ()
+    from tornadoproxy.handlers.openai.database_store import database
+
+    try:
+        database(where).check()
+    except ConfigurationError as error:
+        return error.faults
+    return ()

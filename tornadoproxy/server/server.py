@@ -84,11 +84,15 @@ class Server:
         await self._plugins.startup(self.status)
         host = self._settings[HOST]
         try:
+            await self._gateway.start()
             sockets = open_sockets(
                 host, self._settings[PORT], reuse_port=self._settings[REUSE_PORT]
             )
-        except OSError as error:
+        except (ConfigurationError, OSError) as error:
+            await self._gateway.close()
             await self._plugins.shutdown()
+            if isinstance(error, ConfigurationError):
+                raise
             raise ConfigurationError(_bind_fault(self._settings, error)) from None
         if host.startswith(UNIX):
             self._socket_file = SocketFile(host.removeprefix(UNIX))
@@ -135,7 +139,7 @@ class Server:
             plugin_failures={name: self._plugins.failures[name] for name in names},
             plugin_refusals={name: self._plugins.refusals[name] for name in names},
             draining=gateway.draining,
-            databases=self._plugins.database_status(),
+            databases=gateway.database_status(),
             upstreams=gateway.upstreams.status(),
         )
 
@@ -169,7 +173,7 @@ class Server:
             self.abort()
             await self._flush_error_events()
         await self._listener.close()
-        self._gateway.close()
+        await self._gateway.close()
         await self._plugins.shutdown()
 
     def abort(self) -> None:

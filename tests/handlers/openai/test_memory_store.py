@@ -1,0 +1,67 @@
+"""The store of responses in memory: its bound, and what each principal may hold of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from properties import holds_of
+from stored import (
+    UNLIMITED,
+    Clock,
+    compare_with_model,
+    memory_store,
+    message,
+    operations,
+    response,
+)
+
+from tornadoproxy.openai.reading import Json
+
+
+# Any: see `operations`
+@holds_of(operations, st.sampled_from([6_000, 12_000, UNLIMITED]))
+def test_memory_store_does_what_its_model_does(done: list[Any], limit: int) -> None:
+    asyncio.run(compare_with_model(done, limit, partial(memory_store, limit)))
+
+
+async def test_greedy_principal_pushes_out_its_own_responses() -> None:
+    async with memory_store(100_000, Clock()) as store:
+        for number in range(9):
+            given = [message("msg", "a" * 1_000)]
+            await store.put("modest", response(f"resp_{number}"), given, None)
+        for number in range(200):
+            given = [message("msg", f"{number:04}" * 1_000)]
+            await store.put("greedy", response(f"resp_{number}"), given, None)
+        kept = [number for number in range(200) if await store.get("greedy", f"resp_{number}")]
+        assert kept == list(range(200 - len(kept), 200))
+        assert len(kept) > 10
+        assert all([await store.get("modest", f"resp_{number}") for number in range(9)])
+
+
+async def test_response_larger_than_the_store_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with memory_store(100_000, Clock()) as store:
+        await store.put("ada", response("resp_1"), [message("msg_1")], None)
+        for _ in range(3):
+            await store.put("bob", response("resp_1"), [message("msg_1", "x" * 100_000)], None)
+        assert await store.get("bob", "resp_1") is None
+        assert await store.get("ada", "resp_1") is not None
+    logged = [each.message for each in caplog.records if each.levelno == logging.ERROR]
+    assert [each.partition(" ")[0] for each in logged] == ["1", "2"]
+    assert "RESPONSES_STORE_SIZE" in logged[0]
+
+
+async def test_history_that_is_sent_with_each_turn_is_held_once() -> None:
+    history: list[Json] = []
+    async with memory_store(500_000, Clock()) as store:
+        for turn in range(100):
+            history.append(message("", f"{turn:03}" * 200))
+            # a client that does not send ids gets new ones each time
+            given = [{**item, "id": f"msg_{turn}_{place}"} for place, item in enumerate(history)]
+            document = response(f"resp_{turn}", instructions="x" * 10_000)
+            await store.put("ada", document, given[-9:], None)
+        assert await store.get("ada", "resp_20") is not None
