@@ -44,6 +44,7 @@ CHAT_PATH = "/openai/v1/chat/completions"
 CHAT = request("POST", CHAT_PATH, body=CHAT_BODY)
 CHAT_STREAM = request("POST", CHAT_PATH, body=b'{"stream":true,' + CHAT_BODY[1:])
 RESPONSES_PATH = "/openai/v1/responses"
+RESPONSES_FIELDS = {"model": "claude-sonnet-5-5", "max_output_tokens": 20, "input": "Hi"}
 RESPONSES_BODY = b'{"model":"claude-sonnet-5-5","input":"Hi"}'
 RESPONSES = request("POST", RESPONSES_PATH, body=RESPONSES_BODY)
 RESPONSES_STREAM = request("POST", RESPONSES_PATH, body=b'{"stream":true,' + RESPONSES_BODY[1:])

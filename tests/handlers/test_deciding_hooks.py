@@ -19,6 +19,8 @@ from served import (
     CHUNKED,
     MESSAGE,
     MESSAGE_FIELDS,
+    RESPONSES_FIELDS,
+    RESPONSES_PATH,
     Authorizer,
     anthropic_error,
     in_chunks,
@@ -38,12 +40,19 @@ from tornadoproxy import (
 )
 from tornadoproxy.handlers.relay import HELD_BODY
 from tornadoproxy.protocol.body_fields import IN_THREAD
-from tornadoproxy.testing import json_response, message_document
+from tornadoproxy.testing import Document, json_response, message_document
 
 MODEL = "claude-sonnet-5-5"
 BODY = json.dumps(MESSAGE_FIELDS).encode()
 
-each_api = pytest.mark.parametrize("page", ["/v1/messages?beta=true", CHAT_PATH])
+each_api = pytest.mark.parametrize(
+    ("page", "fields"),
+    [
+        ("/v1/messages?beta=true", MESSAGE_FIELDS),
+        (CHAT_PATH, MESSAGE_FIELDS),
+        (RESPONSES_PATH, RESPONSES_FIELDS),
+    ],
+)
 
 
 # -- who sends a request; tests/plugin has authenticators that fail
@@ -136,7 +145,7 @@ async def later(result: object) -> object:
 @each_api
 @pytest.mark.parametrize("stream", [False, True])
 async def test_authorize_sees_model_request_with_its_cost(
-    page: str, scene: Scene, *, stream: bool
+    page: str, fields: Document, scene: Scene, *, stream: bool
 ) -> None:
     class Prices:
         @hookimpl(tryfirst=True)
@@ -145,7 +154,7 @@ async def test_authorize_sees_model_request_with_its_cost(
 
     authorizer = Authorizer()
     await scene.start(plugins=[authorizer, Prices()])
-    body = json.dumps({**MESSAGE_FIELDS, "stream": stream}).encode()
+    body = json.dumps({**fields, "stream": stream}).encode()
     assert (await scene.ask(page, body=body)).status == 200
     ((incoming, identity, asked),) = authorizer.asked
     assert incoming.path == page.partition("?")[0]
@@ -175,6 +184,7 @@ async def test_other_request_is_authorized_by_its_headers(scene: Scene) -> None:
     pages = [
         *(("GET", "/v1/models"), ("GET", "/openai/v1/models"), ("GET", "/v1/messages")),
         *(("POST", "/v1/messages/count_tokens"), ("GET", "/nothing")),
+        *(("POST", f"{RESPONSES_PATH}/input_tokens"), ("DELETE", f"{RESPONSES_PATH}/x")),
     ]
     for method, page in pages:
         await scene.ask(page, method=method, body=b"{}" if method == "POST" else b"")
@@ -192,7 +202,10 @@ def refuse(_: object = None) -> None:
 @pytest.mark.parametrize(
     ("page", "decide", "status"),
     [
-        *((page, refuse, 429) for page in ("/v1/messages", CHAT_PATH, "/v1/files", "/nowhere")),
+        *(
+            (page, refuse, 429)
+            for page in ("/v1/messages", RESPONSES_PATH, "/v1/files", "/nowhere")
+        ),
         (CHAT_PATH, lambda: True, 503),
         ("/v1/files", lambda: later(True), 503),
     ],
@@ -212,13 +225,15 @@ async def test_admit_refusal_precedes_body_and_authorize(
 
 
 @each_api
-async def test_authorize_refusal_settles_and_stays_here(page: str, scene: Scene) -> None:
+async def test_authorize_refusal_settles_and_stays_here(
+    page: str, fields: Document, scene: Scene
+) -> None:
     settled, other = Settled(), Authorizer()
     plugins = {"a": Authorizer(settled.permit), "b": Authorizer(refuse), "c": other}
     await scene.start(plugins=plugins, DISABLED_PLUGINS="keys budgets")
-    response = await scene.ask(page, MESSAGE_FIELDS)
+    response = await scene.ask(page, fields)
     assert response.header("retry-after") == "7"
-    error = openai_error if page == CHAT_PATH else anthropic_error
+    error = openai_error if page.startswith("/openai") else anthropic_error
     assert error(response, 429, "rate_limit_error") == "Too often: wait."
     record = await scene.records.finished()
     assert (record.outcome, record.cost) == ("denied", None)
@@ -251,7 +266,9 @@ async def test_permits_are_settled_once(page: str, scene: Scene) -> None:
 
 
 @each_api
-async def test_disconnect_during_authorization_is_settled(page: str, scene: Scene) -> None:
+async def test_disconnect_during_authorization_is_settled(
+    page: str, fields: Document, scene: Scene
+) -> None:
     settled, asked, may_decide = Settled(), asyncio.Event(), asyncio.Event()
 
     async def decide(model_request: ModelRequest | None) -> Permit | None:
@@ -262,7 +279,7 @@ async def test_disconnect_during_authorization_is_settled(page: str, scene: Scen
         return settled.permit()
 
     await scene.start(plugins=[Authorizer(decide)])
-    client = await scene.send(request("POST", page, body=BODY))
+    client = await scene.send(request("POST", page, body=json.dumps(fields).encode()))
     await asked.wait()
     await client.close()
     record = await scene.records.finished()
@@ -275,7 +292,9 @@ async def test_disconnect_during_authorization_is_settled(page: str, scene: Scen
 
 
 @each_api
-async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> None:
+async def test_permit_withholds_headers_of_upstream(
+    page: str, fields: Document, scene: Scene
+) -> None:
     permit = Permit(withheld_headers=("anthropic-ratelimit-unified-",))
     await scene.start(plugins=[Authorizer(lambda _: permit)])
     headers = {
@@ -284,7 +303,7 @@ async def test_permit_withholds_headers_of_upstream(page: str, scene: Scene) -> 
         "anthropic-ratelimit-requests-remaining": "7",
     }
     scene.upstream.script(json_response(message_document("Hi"), headers=headers))
-    response = await scene.ask(page, MESSAGE_FIELDS)
+    response = await scene.ask(page, fields)
     assert response.status == 200
     assert response.header("anthropic-ratelimit-requests-remaining") == "7"
     assert not [name for name, _ in response.headers if "unified" in name.lower()]
@@ -306,7 +325,9 @@ async def test_authorized_message_goes_upstream_unchanged(scene: Scene, *, chunk
 
 @pytest.mark.parametrize("leaves", [False, True])
 @each_api
-async def test_large_body_is_parsed_in_thread(page: str, scene: Scene, *, leaves: bool) -> None:
+async def test_large_body_is_parsed_in_thread(
+    page: str, fields: Document, scene: Scene, *, leaves: bool
+) -> None:
     authorizer, may_go_on = Authorizer(), threading.Event()
     proxy = await scene.start(plugins=[authorizer])
     gateway = proxy.server._gateway
@@ -314,9 +335,9 @@ async def test_large_body_is_parsed_in_thread(page: str, scene: Scene, *, leaves
     before = asyncio.create_task(gateway.body_thread.run("another", may_go_on.wait))
     try:
         large = await scene.raw()
-        body = BODY.replace(b"Hi", b"x" * (IN_THREAD + 1))
+        body = json.dumps(fields).encode().replace(b"Hi", b"x" * (IN_THREAD + 1))
         await large.send(request("POST", page, body=body))
-        assert (await scene.ask(page, MESSAGE_FIELDS)).status == 200, "the loop is free"
+        assert (await scene.ask(page, fields)).status == 200, "the loop is free"
         assert len(authorizer.asked) == 1
         if leaves:
             await large.close()

@@ -18,6 +18,8 @@ from served import (
     EVENTS,
     MESSAGE,
     MESSAGE_BODY,
+    RESPONSES_BODY,
+    RESPONSES_STREAM,
     Authorizer,
     in_chunks,
     request,
@@ -105,6 +107,12 @@ CASES: dict[str, tuple[bytes, bytes, Response | None]] = {
     "a chat completion": (CHAT, CHAT_BODY, None),
     "a chat stream": (CHAT_STREAM, b'{"stream":true,' + CHAT_BODY[1:], None),
     "a chat stream that fails": (CHAT_STREAM, b'{"stream":true,' + CHAT_BODY[1:], FAILING),
+    "a response's stream": (RESPONSES_STREAM, b'{"stream":true,' + RESPONSES_BODY[1:], None),
+    "a response's stream that fails": (
+        RESPONSES_STREAM,
+        b'{"stream":true,' + RESPONSES_BODY[1:],
+        FAILING,
+    ),
     "an invalid chat completion": (request("POST", CHAT_PATH, body=b"[]"), b"[]", None),
     "a chunked upload": (
         request("POST", "/v1/files", CHUNKED) + in_chunks(LARGE, 100_000),

@@ -16,6 +16,8 @@ from served import (
     EVENT_STREAM,
     MESSAGE,
     MESSAGE_FIELDS,
+    RESPONSES_BODY,
+    RESPONSES_PATH,
     UPLOAD,
     anthropic_error,
     chunks,
@@ -59,17 +61,23 @@ async def test_chunks_over_limit_are_413_at_once(scene: Scene) -> None:
     assert (await client.ask(b"0\r\n\r\n" + request("GET", "/health"))).status == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", CHAT_PATH])
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [("/v1/messages", CHAT_BODY), (CHAT_PATH, CHAT_BODY), (RESPONSES_PATH, RESPONSES_BODY)],
+)
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_limit_itself_is_allowed(path: str, scene: Scene, *, chunked: bool) -> None:
+async def test_limit_itself_is_allowed(
+    path: str, plain: bytes, scene: Scene, *, chunked: bool
+) -> None:
     await scene.start(MAX_BODY_SIZE=1000)
     for size, status in ((1000, 200), (1001, 413)):
-        body = b'{"max_tokens":9,' + CHAT_BODY[1:].ljust(size - 16)
+        body = b'{"max_tokens":9,' + plain[1:].ljust(size - 16)
         whole = request("POST", path, body=body)
         in_pieces = request("POST", path, CHUNKED) + in_chunks(body, size)
         response = await scene.ask(in_pieces if chunked else whole)
         assert response.status == status
-    hint = b"MAX_BODY_SIZE may be lower" if path == CHAT_PATH else b"1000 bytes (MAX_BODY_SIZE)"
+    is_relayed = path == "/v1/messages"
+    hint = b"1000 bytes (MAX_BODY_SIZE)" if is_relayed else b"MAX_BODY_SIZE may be lower"
     assert hint in response.body
 
 

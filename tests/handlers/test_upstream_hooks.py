@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from scene import Scene
-from served import CHAT_BODY, CHAT_PATH, CHUNKED, MESSAGE_FIELDS, Authorizer, in_chunks, request
+from served import (
+    CHAT_BODY,
+    CHAT_PATH,
+    CHUNKED,
+    MESSAGE_FIELDS,
+    RESPONSES,
+    RESPONSES_BODY,
+    RESPONSES_FIELDS,
+    RESPONSES_PATH,
+    Authorizer,
+    in_chunks,
+    request,
+)
 from several import LISTED, Several
 
 from tornadoproxy import Denied, InvalidRequest, OutgoingRequest, Permit, RequestRecord, hookimpl
@@ -138,6 +150,7 @@ async def test_choice_is_among_those_that_can_serve_it_perhaps_one(several: Seve
         ("/v1/messages", {**MESSAGE_FIELDS, "model": "m"}),
         (CHAT_PATH, {**MESSAGE_FIELDS, "model": "other"}),
         (COUNT, {**MESSAGE_FIELDS, "model": "n"}),
+        (f"{RESPONSES_PATH}/input_tokens", {**RESPONSES_FIELDS, "model": "n"}),
         ("/v1/files", {}),
     ):
         await several.ask(path, body)
@@ -145,6 +158,7 @@ async def test_choice_is_among_those_that_can_serve_it_perhaps_one(several: Seve
         ("/v1/messages", "m", ("a", "b", "c")),
         (CHAT_PATH, "other", ("b",)),
         (COUNT, None, ("b", "c")),
+        (f"{RESPONSES_PATH}/input_tokens", None, ("b", "c")),
         (FILES, None, ("b",)),
     ]
 
@@ -154,7 +168,9 @@ async def test_choice_is_among_those_that_can_serve_it_perhaps_one(several: Seve
     "choose",
     [refuse, break_down, *(lambda _, it=it: it for it in ([], "a", ["d"], [["a"]], {"a": 1}, 7))],
 )
-@pytest.mark.parametrize(("path", "body"), [("/v1/messages", BODY), (CHAT_PATH, CHAT_BODY)])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/messages", BODY), (RESPONSES_PATH, RESPONSES_BODY)]
+)
 async def test_refused_choice_asks_no_upstream(
     several: Several,
     scene: Scene,
@@ -182,6 +198,11 @@ REQUESTS: dict[str, tuple[bytes, bytes]] = {
     "an empty chunked message": (request("POST", "/v1/messages", CHUNKED) + b"0\r\n\r\n", b""),
     "a count": (request("POST", COUNT, body=BODY), BODY),
     "a chat completion": (request("POST", CHAT_PATH, body=CHAT_BODY), b""),
+    "a response": (RESPONSES, b""),
+    "a count of a response": (
+        request("POST", f"{RESPONSES_PATH}/input_tokens", body=RESPONSES_BODY),
+        b"",
+    ),
     "a small upload": (request("POST", FILES, body=b"%PDF"), b"%PDF"),
     "a large upload": (request("POST", FILES, body=LARGE), LARGE),
     "a chunked upload": (request("POST", FILES, CHUNKED) + in_chunks(LARGE, 100_000), LARGE),

@@ -35,6 +35,7 @@ from tornadoproxy.testing import (
 
 MODEL = "claude-sonnet-5-5"
 MESSAGES, CHAT = "/v1/messages", "/openai/v1/chat/completions"
+RESPONSES = "/openai/v1/responses"
 
 Document = dict[str, Any]  # Any: JSON
 
@@ -54,6 +55,11 @@ def message(max_tokens: int = 50, *, content: str = "Hi", **fields: object) -> D
     """The body of a request for a message, or for a chat completion."""
     messages = [{"role": "user", "content": content}]
     return {"model": MODEL, "max_tokens": max_tokens, "messages": messages, **fields}
+
+
+def response(max_output_tokens: int = 50, **fields: object) -> Document:
+    """The body of a request for a response of OpenAI's."""
+    return {"model": MODEL, "max_output_tokens": max_output_tokens, "input": "Hi", **fields}
 
 
 def error_of(response: RawResponse) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from budget_team import ADA, ADMIN, CENT, EACH, LIMITS, TOGETHER, UNPRICED, Team, asking, costing
-from people import CHAT, MESSAGES, MODEL, Held, error_of, locked, message
+from people import CHAT, MESSAGES, MODEL, RESPONSES, Held, error_of, locked, message, response
 from postgres import sqlite_only
 from tornadoproxy_budgets import keeper, storage, sync
 from tornadoproxy_budgets.caps import Scope
@@ -54,6 +54,17 @@ async def test_request_at_the_cap_is_refused_before_its_body(team: Team) -> None
     head = request_bytes("POST", CHAT, {"Content-Length": "1000000"}, token="ada")
     await connection.send(head + b"{")
     assert (await connection.response()).status == 429
+
+
+async def test_response_of_openai_is_charged_and_refused(team: Team) -> None:
+    team.cap(ADA, 20)
+    await team.start()
+    team.upstream.script(costing(25))
+    assert (await team.request(RESPONSES, response(10), token="ada")).status == 200
+    refused = await team.request(RESPONSES, response(10), token="ada")
+    assert (refused.status, error_of(refused)["code"]) == (429, "insufficient_quota")
+    assert await team.spent() == 25 * CENT
+    assert (await team.request(f"{RESPONSES}/input_tokens", response(), token="ada")).status == 200
 
 
 async def test_requests_in_flight_reserve_their_estimate(team: Team) -> None:
@@ -107,9 +118,9 @@ async def test_model_without_a_price_is_refused_under_a_cap(team: Team) -> None:
     long = await team.ask("ada", asking(model=UNPRICED + "x" * 100_000))
     assert len(error_of(long)["message"]) < 500
     assert (await team.request(MESSAGES, {"max_tokens": 1}, token="ada")).status == 400
-    for route in (MESSAGES, CHAT):
-        fallbacks = asking(fallbacks=[{"model": MODEL}, {"model": UNPRICED}])
-        other = await team.request(route, fallbacks, token="ada")
+    fallbacks = [{"model": MODEL}, {"model": UNPRICED}]
+    for route, document in ((MESSAGES, asking), (CHAT, asking), (RESPONSES, response)):
+        other = await team.request(route, document(fallbacks=fallbacks), token="ada")
         assert (other.status, UNPRICED in error_of(other)["message"]) == (503, True)
     assert team.upstream.requests == []
     assert (await team.ask("bob", asking(model=UNPRICED))).status == 200

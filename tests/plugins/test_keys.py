@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sqlite3
 import time
@@ -12,7 +13,19 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from people import CHAT, MESSAGES, Document, Held, Served, error_of, locked, message, until
+from people import (
+    CHAT,
+    MESSAGES,
+    RESPONSES,
+    Document,
+    Held,
+    Served,
+    error_of,
+    locked,
+    message,
+    response,
+    until,
+)
 from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_keys import KEYS_DB, Keys, changes, gate, store
@@ -218,6 +231,19 @@ async def test_request_for_other_models_is_rejected(keyed: Keyed) -> None:
         assert response.status == 403
         assert error_of(response)["message"].startswith("This key is for the model claude-sonnet-*")
     assert keyed.upstream.requests == []
+
+
+async def test_models_of_a_key_hold_for_responses(keyed: Keyed) -> None:
+    key = keyed.create("ada", Limits(models=("claude-sonnet-*",)))
+    await keyed.start()
+    created = await keyed.ask(key, RESPONSES, response())
+    assert created.status == 200
+    path = f"{RESPONSES}/{json.loads(created.body)['id']}"
+    assert (await keyed.get(key, target=path)).status == 200
+    assert (await keyed.ask(key, f"{RESPONSES}/input_tokens", response())).status == 200
+    for target in (RESPONSES, f"{RESPONSES}/compact"):
+        refused = await keyed.ask(key, target, response(model="claude-opus-5-5"))
+        assert (refused.status, error_of(refused)["type"]) == (403, "permission_error")
 
 
 async def test_parallel_requests_enter_up_to_the_limit(keyed: Keyed) -> None:

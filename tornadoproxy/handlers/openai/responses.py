@@ -120,8 +120,11 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
         if response is not None and self._is_stored(response):
             self._last = chunk
             self._store(response, self._pass_on_last)
-        else:
-            super().pass_on(chunk)
+            return
+        is_first = not self.response_began
+        super().pass_on(chunk)
+        if is_first:
+            self._free_headers()
 
     def _pass_on_last(self) -> None:
         last, self._last = self._last, b""
