@@ -8,6 +8,7 @@ in common: it authenticates, finds the resource, writes responses, and merges th
 - `tornadoproxy_admin.attempts`: the limit of wrong keys
 - `tornadoproxy_admin.service`: requests
 - `tornadoproxy_admin.events`: the audit trail
+- `tornadoproxy_admin.people`: users and groups
 """
 
 from __future__ import annotations

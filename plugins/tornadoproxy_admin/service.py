@@ -19,6 +19,7 @@ from tornadoproxy import (
 )
 from tornadoproxy_admin.attempts import Attempts
 from tornadoproxy_admin.events import AuditEvents
+from tornadoproxy_admin.people import People
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,10 +54,11 @@ class Service:
 
     def page(self, apis: Sequence[admin.Api]) -> Page:
         """Return the page that serves the resources of `apis`, and the service's own."""
-        own = (
+        own: tuple[admin.Resource, ...] = (
             admin.Resource("me", {"GET": _organization}),
             admin.Resource("audit_events", {"GET": AuditEvents(apis).list}),
         )
+        own += People(apis).resources()
         resources = (*own, *(resource for api in apis for resource in api.resources))
         self._resources = tuple((re.compile(each.path), each) for each in resources)
         return Page(

@@ -11,7 +11,8 @@ within two seconds. Prices come from the plugins that implement `price`.
 - `tornadoproxy_budgets.shared_reservations`: the sums of several proxies together
 - `tornadoproxy_budgets.refusals`: the errors that clients get
 - `tornadoproxy_budgets.storage`: the tables
-- `tornadoproxy_budgets.api`, `wire`: the Admin API
+- `tornadoproxy_budgets.api`, `wire`, `increases_api`: the Admin API
+- `tornadoproxy_budgets.increases`: requests for higher caps
 - `tornadoproxy_budgets.command`: ``budgets set``, ``list``, ``remove``, ``show``, ``audit``
 """
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
-    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, admin
+    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, Page, admin
     from tornadoproxy_budgets.keeper import Keeper
 
 
@@ -68,6 +69,7 @@ class Budgets:
     def __init__(self) -> None:
         self._keeper: Keeper | None = None
         self._timeout = DATABASE_TIMEOUT.default
+        self._has_admins = False
 
     @hookimpl
     def declare_settings(self) -> tuple[Setting[DatabaseLocation | None]]:
@@ -102,6 +104,7 @@ class Budgets:
         if where is None:
             return INACTIVE
         self._timeout = settings[DATABASE_TIMEOUT]
+        self._has_admins = settings.is_set("ADMIN_KEY")
         if self._keeper is None:
             from tornadoproxy_budgets.keeper import Keeper
             from tornadoproxy_budgets.shared_reservations import SharedReservations
@@ -117,6 +120,17 @@ class Budgets:
         if not settings.is_set("KEYS_DB"):
             _logger.warning("%s", ONE_PERSON)
         return f"spending caps in {where}"
+
+    @hookimpl
+    def pages(self) -> tuple[Page, ...]:
+        """Return the page on which people ask for higher caps, if somebody can grant them."""
+        if not self._has_admins:
+            return ()
+        from tornadoproxy_budgets.api import SpendLimitsApi  # few proxies serve the Admin API
+        from tornadoproxy_budgets.increases_api import IncreasesApi
+
+        sync = self._opened().sync
+        return (IncreasesApi(sync, SpendLimitsApi(sync)).page(),)
 
     @hookimpl
     def admin_api(self) -> admin.Api:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornadoproxy import Denied, InvalidRequest, admin
 from tornadoproxy_budgets import storage, wire
+from tornadoproxy_budgets.increases_api import IncreasesApi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ class SpendLimitsApi:
     def api(self) -> admin.Api:
         """Return the plugin's part of the Admin API."""
         resource = admin.Resource
+        increases = IncreasesApi(self._sync, self)
         return admin.Api(
             "budgets",
             (
@@ -41,9 +43,16 @@ class SpendLimitsApi:
                 resource("spend_limits/effective", {"GET": self._effective}),
                 resource("spend_limits/audit", {"GET": self._audit}),
                 resource("spend_limits/([^/]+)", {"GET": self._get, "DELETE": self._delete}),
+                *increases.resources(),
             ),
-            {"spend_limits": self._trail},
+            {"spend_limits": self._trail, "spend_limit_increase_requests": increases.trail},
+            partial(self._sync.read, storage.read_people),
         )
+
+    def summary(self, principal: str, period: Period) -> admin.Document | None:
+        """Return a person's limit and spending in a period; ``None`` without a limit."""
+        found = self._summary(principal, period)
+        return None if found["source"] is None else found
 
     async def _list(self, request: admin.Request) -> admin.Document:
         await self._refresh()

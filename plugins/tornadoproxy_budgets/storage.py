@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy import Database
+from tornadoproxy import Database, admin
+from tornadoproxy_budgets import increases
 from tornadoproxy_budgets.caps import Cap, Scope
 from tornadoproxy_budgets.engine import Batch, State, Subject
-from tornadoproxy_budgets.periods import PERIODS, Period, first_day
+from tornadoproxy_budgets.periods import PERIODS, SECONDS_PER_DAY, Period, day_of, first_day
 
 if TYPE_CHECKING:
     from tornadoproxy import DatabaseConnection, DatabaseLocation
@@ -53,6 +55,7 @@ SCHEMA = (
     CREATE TABLE budgets_revision (revision INTEGER NOT NULL);
     INSERT INTO budgets_revision VALUES (0);
     """,
+    increases.SCHEMA,
 )
 
 
@@ -141,6 +144,20 @@ def find_cap(connection: DatabaseConnection, scope: Scope, period: Period) -> Ca
         _where(scope, period),
     ).fetchone()
     return _cap(row) if row else None
+
+
+def read_people(connection: DatabaseConnection) -> list[admin.Person]:
+    """Return everybody who has sent a request, since the day of their first spend."""
+    first_days = dict(
+        connection.execute(
+            "SELECT scope_name, min(day) FROM budgets_spent WHERE scope_type = 'user' GROUP BY 1"
+        )
+    )
+    today = day_of(time.time())
+    return [
+        admin.Person(name, tuple(json.loads(groups)), first_days.get(name, today) * SECONDS_PER_DAY)
+        for name, groups in connection.execute("SELECT principal, groups FROM budgets_seen")
+    ]
 
 
 def set_cap(

@@ -62,10 +62,37 @@ def wanted(request: admin.Request) -> Wanted:
     document = request.document("scope", "amount", "period", "currency")
     if document.get("currency", "USD") != "USD":
         raise InvalidRequest('currency: must be "USD".')
-    period = document.get("period", "monthly")
-    if period not in PERIODS:
-        raise InvalidRequest(f"period: must be one of {', '.join(PERIODS)}.")
-    return Wanted(_scope(document.get("scope")), period, _amount(document))
+    cents = None if document.get("amount", "") is None else amount(document)
+    return Wanted(_scope(document.get("scope")), period(document), cents)
+
+
+def period(document: Mapping[str, object], default: Period = "monthly") -> Period:
+    """Return the period in a body; `default` if it names none.
+
+    :raises InvalidRequest: it is none.
+    """
+    found = document.get("period")
+    for known in PERIODS:
+        if found == known:
+            return known
+    if found is None:
+        return default
+    raise InvalidRequest(f"period: must be one of {', '.join(PERIODS)}.")
+
+
+def amount(document: Mapping[str, object], field: str = "amount") -> int:
+    """Return the cents in a field of a body.
+
+    :raises InvalidRequest: it is none.
+    """
+    value = document.get(field, "")
+    try:
+        return parse_cents(value if isinstance(value, str) else "")
+    except ValueError:
+        raise InvalidRequest(
+            f'{field}: must be whole cents in a string, such as "50000" for $500.00, or null for '
+            "no limit."
+        ) from None
 
 
 def cap_document(cap: Cap, spent: int | None = None) -> admin.Document:
@@ -105,13 +132,7 @@ def summary_document(
     """Return a row of the report: one person's cap and spending in a period."""
     return {
         "type": "spend_summary",
-        "actor": {
-            "type": "user_actor",
-            "user_id": principal,
-            "name": None,
-            "email_address": None,
-            "deleted": False,
-        },
+        "actor": actor(principal),
         "scope": {"type": "user", "user_id": principal},
         "source": None if cap is None else scope_document(cap.scope),
         "spend_limit_id": None if cap is None else cap.id,
@@ -120,6 +141,17 @@ def summary_document(
         "period": period,
         "period_to_date_spend": cents_text(spent),
         "groups": list(groups),
+    }
+
+
+def actor(principal: str) -> admin.Document:
+    """Return the document of a person."""
+    return {
+        "type": "user_actor",
+        "user_id": principal,
+        "name": None,
+        "email_address": None,
+        "deleted": False,
     }
 
 
@@ -169,19 +201,6 @@ def _scope(document: object) -> Scope:
     except ValueError as error:
         raise InvalidRequest(f"scope.{name_field}: {error}.") from None
     return Scope(scope_type, name, shared)
-
-
-def _amount(document: Mapping[str, object]) -> int | None:
-    amount = document.get("amount", "")
-    if amount is None:
-        return None
-    try:
-        return parse_cents(amount if isinstance(amount, str) else "")
-    except ValueError:
-        raise InvalidRequest(
-            'amount: must be whole cents in a string, such as "50000" for $500.00, or null for no '
-            "limit."
-        ) from None
 
 
 def _amount_text(cap: Cap) -> str | None:

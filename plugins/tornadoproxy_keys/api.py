@@ -36,6 +36,7 @@ class KeysApi:
                 resource("api_keys/([^/]+)/rotate", {"POST": self._rotate}),
             ),
             {"api_keys": self._trail},
+            self._people,
         )
 
     async def _list(self, request: admin.Request) -> admin.Document:
@@ -94,6 +95,11 @@ class KeysApi:
             return _with_key(*changes.rotate(connection, id_, grace, _now(), by))
 
         return await self._gate.change(rotate)
+
+    async def _people(self) -> list[admin.Person]:
+        now = time.time()
+        rows = [row for row in self._gate.rows() if row.holds_name(now)]
+        return [admin.Person(row.name, row.groups, row.created) for row in rows]
 
     async def _trail(self, limit: int, before: int | None) -> list[admin.Event]:
         return await self._gate.read(partial(store.TRAIL.read, limit=limit, before=before))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy_keys.shared_limits import SharedLimits
+    from tornadoproxy_keys.store import KeyRow
 
 T = TypeVar("T")
 
@@ -135,6 +136,10 @@ class Gate:
         await self._database.close()
         if self._shared is not None:
             await self._shared.close()
+
+    def rows(self) -> list[KeyRow]:
+        """Return the rows of all keys at the last load."""
+        return [key.row for key in self._keys.values()]
 
     async def read(self, work: Callable[[DatabaseConnection], T]) -> T:
         """Do `work`, which only reads, in the database, and return its result.

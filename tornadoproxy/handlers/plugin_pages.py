@@ -16,6 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, unquote
 
+from msgspec.structs import replace
+
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.errors import (
     MethodNotAllowed,
@@ -84,6 +86,7 @@ class PageHandler(ExchangeHandler):
 
     def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # called by the application
         super().initialize(gateway)
+        self.exchange.request = replace(self.exchange.request, is_page=True)
         self._plugin, self._page, self._arguments = found
         self._is_unauthenticated = self._page.public and self._page.admit is None
 

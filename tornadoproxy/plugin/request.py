@@ -91,6 +91,7 @@ class IncomingRequest(Struct, frozen=True):
     :param remote_ip: the client's address, in its shortest form; behind a trusted proxy, the one
         that it reports; ``unknown`` if that is not an address, which must match no client.
     :param dialect: the API that the path belongs to.
+    :param is_page: whether a plugin's page serves it, so that nothing goes upstream.
     """
 
     method: str
@@ -98,6 +99,7 @@ class IncomingRequest(Struct, frozen=True):
     headers: HTTPHeaders
     remote_ip: str
     dialect: Dialect
+    is_page: bool = False
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # Any: msgspec's signature
         """Return all fields but the headers, which hold the credential, for debuggers."""
@@ -114,7 +116,7 @@ class IncomingRequest(Struct, frozen=True):
         A plugin that limits spending or models can rely on it for requests without a
         `ModelRequest`. Every request that is not known to cost nothing counts as one that spends.
         """
-        if self.method in _UNSPENDING_METHODS or self.path in _UNSPENDING_PATHS:
+        if self.method in _UNSPENDING_METHODS or self.path in _UNSPENDING_PATHS or self.is_page:
             return True
         return self.path.endswith("/cancel") and bool(re.fullmatch(_CANCELED_BATCH, self.path))
 

@@ -23,7 +23,14 @@ The documents are those of Anthropic's Admin API where it has words for a resour
 (https://platform.claude.com/docs/en/api/admin).
 """
 
-from tornadoproxy.plugin.admin.api import Api, Request, Resource, Trail, entity_tag
+from tornadoproxy.plugin.admin.api import (
+    Api,
+    Person,
+    Request,
+    Resource,
+    Trail,
+    entity_tag,
+)
 from tornadoproxy.plugin.admin.query import (
     Document,
     Query,
@@ -43,6 +50,7 @@ __all__ = [
     "Document",
     "Event",
     "Once",
+    "Person",
     "Query",
     "Request",
     "Resource",

@@ -14,7 +14,7 @@ from tornadoproxy.plugin.admin.query import Document, Query, only
 from tornadoproxy.plugin.admin.trail import Event, Once
 
 # what a request changes without changing the resource, or is shown once
-_VOLATILE = frozenset({"key", "last_used_at", "period_to_date_spend"})
+_VOLATILE = frozenset({"key", "last_used_at", "period_to_date_spend", "spend_summary"})
 
 Trail: TypeAlias = Callable[[int, int | None], Awaitable[Sequence[Event]]]
 """Returns up to so many events, the newest first, of those older than the one with this id."""
@@ -94,6 +94,19 @@ class Resource(Struct, frozen=True):
     methods: Mapping[str, Callable[[Request], Awaitable[Document]]]
 
 
+class Person(Struct, frozen=True):
+    """A person whom a plugin knows.
+
+    :param name: the principal.
+    :param groups: the groups that the principal belongs to.
+    :param since: when the plugin first knew them, in seconds since the epoch.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    since: float
+
+
 class Api(Struct, frozen=True):
     """A plugin's part of the Admin API.
 
@@ -101,11 +114,13 @@ class Api(Struct, frozen=True):
     :param resources: its resources; the first whose path matches serves a request.
     :param trails: the audit trails of their changes, by name. A change is recorded in the
         transaction that makes it.
+    :param people: returns the people whom the plugin knows; ``None`` if it knows none.
     """
 
     name: str
     resources: tuple[Resource, ...]
     trails: Mapping[str, Trail] = {}
+    people: Callable[[], Awaitable[Sequence[Person]]] | None = None
 
 
 def entity_tag(document: Document) -> str:
