@@ -37,7 +37,11 @@ _TRANSLATED = {
     "shell": "a tool that takes `commands`; containers are refused",
     "local_shell": "a tool that takes a `command`",
     "apply_patch": "a tool that takes one file and its diff, whose format is described",
-    **dict.fromkeys(WEB_SEARCH_TYPES, "the upstream's web search, if `RESPONSES_WEB_SEARCH` is on"),
+    **dict.fromkeys(
+        WEB_SEARCH_TYPES,
+        "the upstream's web search; ignored with `RESPONSES_WEB_SEARCH=ignore`, and without "
+        "`external_web_access`",
+    ),
 }
 
 _NATIVE = "Anthropic's own can be used by POST /v1/messages"
