@@ -28,7 +28,6 @@ from tornadoproxy import (
     hookimpl,
     parsers,
 )
-from tornadoproxy_ledger.rows import SCHEMA, delete_some, insert
 
 if TYPE_CHECKING:
     import argparse
@@ -82,6 +81,7 @@ class Ledger:
         self._days: int | None = None
         self._timeout = DATABASE_TIMEOUT.default
         self._database: Database | None = None
+        self._write: Callable[[RequestRecord], None] | None = None
         self._deleting: asyncio.Task[None] | None = None
         self._spool: Spool | None = None
 
@@ -142,17 +142,20 @@ class Ledger:
 
         :raises ConfigurationError: the database cannot be used.
         """
+        from tornadoproxy_ledger.rows import insert
+
         assert self._where is not None, "configure() has returned that this plugin is active"
         database = _ledger(self._where, self._spool)
         open_spool = None if self._spool is None else partial(self._spool.open, database)
         await database.start(open_spool, statement_timeout=self._timeout)
         self._database = database
+        self._write = partial(database.write_behind, insert)
         self._deleting = asyncio.create_task(self._delete_daily(database))
 
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
-        if self._database is not None:
-            self._database.write_behind(insert, record)
+        if self._write is not None:
+            self._write(record)
 
     @hookimpl
     def database_status(self) -> list[DatabaseStatus]:
@@ -183,6 +186,8 @@ class Ledger:
     async def _delete_old(self, database: Database) -> None:
         if self._days is None:
             return
+        from tornadoproxy_ledger.rows import delete_some
+
         before = time.time() - self._days * DAY
         while await database.run(partial(delete_some, before)):
             await asyncio.sleep(PAUSE)
@@ -190,6 +195,7 @@ class Ledger:
 
 def _ledger(where: DatabaseLocation, spool: Spool | None = None) -> Database:
     from tornadoproxy import Database  # an inactive ledger does without
+    from tornadoproxy_ledger.rows import SCHEMA
 
     overflow = None if spool is None else spool.take
     return Database(where, SCHEMA, name="ledger", setting=LEDGER_DB.name, overflow=overflow)

@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from msgspec.structs import asdict, astuple
+
 from tornadoproxy import tables, usd
 from tornadoproxy_prices.price_table import Rates
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from tornadoproxy_prices.price_table import Prices
 
 _NANOS_FOR_A_THOUSAND = 1_000_000  # searches, where they cost a dollar
-_COLUMNS = ("model", "over", *Rates._fields)
+_COLUMNS = ("model", "over", *Rates.__struct_fields__)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,9 +42,9 @@ def _lines(prices: Prices) -> Iterator[tuple[str, int, Rates]]:
 
 
 def _as_text(prices: Prices) -> str:
-    titles = [column.replace("_", " ") for column in ("model", *Rates._fields)]
+    titles = [column.replace("_", " ") for column in ("model", *Rates.__struct_fields__)]
     rows = [
-        (f"{name}, prompts over {over:,}" if over else name, *map(_dollars, rates))
+        (f"{name}, prompts over {over:,}" if over else name, *map(_dollars, astuple(rates)))
         for name, over, rates in _lines(prices)
     ]
     ends = (
@@ -56,7 +58,7 @@ def _as_text(prices: Prices) -> str:
 
 def _as_csv(prices: Prices) -> str:
     rows: list[tuple[str | int, ...]] = [
-        (name, over, *map(_dollars, rates)) for name, over, rates in _lines(prices)
+        (name, over, *map(_dollars, astuple(rates))) for name, over, rates in _lines(prices)
     ]
     return tables.csv_text(_COLUMNS, rows)
 
@@ -68,7 +70,7 @@ def _as_json(prices: Prices) -> str:
         "own_date": None if prices.own is None else prices.own.date.isoformat(),
         "web_search": prices.web_search / _NANOS_FOR_A_THOUSAND,
         "prices": [
-            {"model": name, "over": over, **{k: v / 1000 for k, v in rates._asdict().items()}}
+            {"model": name, "over": over, **{k: v / 1000 for k, v in asdict(rates).items()}}
             for name, over, rates in _lines(prices)
         ],
     }
@@ -95,7 +97,7 @@ def _as_toml(prices: Prices) -> str:
 
 
 def _assigned(rates: Rates) -> list[str]:
-    return [f"{name} = {_dollars(nanos)}" for name, nanos in rates._asdict().items()]
+    return [f"{name} = {_dollars(nanos)}" for name, nanos in asdict(rates).items()]
 
 
 def _dollars(nanos: int) -> str:

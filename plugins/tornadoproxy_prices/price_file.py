@@ -58,14 +58,14 @@ def read(path: Path) -> PriceTable:
 def _row(name: str, given: object) -> Row:
     where = f"models.{name}"
     table = _of(dict, given, where, "table")
-    _known(table, (*Rates._fields, "long", "aliases"), where)
+    _known(table, (*Rates.__struct_fields__, "long", "aliases"), where)
     aliases = _of(list, table.get("aliases", []), f"{where}.aliases", "list of names")
     for alias in aliases:
         _of(str, alias, f"{where}.aliases", "list of names")
     if "long" not in table:
         return Row(_rates(table, where), aliases=tuple(aliases))
     long = _of(dict, table["long"], f"{where}.long", "table")
-    _known(long, (*Rates._fields, "over"), f"{where}.long")
+    _known(long, (*Rates.__struct_fields__, "over"), f"{where}.long")
     over = long.get("over")
     if type(over) is not int or over < 1:
         raise ValueError(f"lacks over in {where}.long: the tokens above which a prompt is long")
@@ -73,10 +73,12 @@ def _row(name: str, given: object) -> Row:
 
 
 def _rates(table: Mapping[str, Any], where: str) -> Rates:  # Any: TOML
-    for name in Rates._fields:
+    for name in Rates.__struct_fields__:
         if name not in table:
             raise ValueError(f"lacks {name} in {where}")
-    return Rates(*(_nanos(table[name], 1000, f"{where}.{name}") for name in Rates._fields))
+    return Rates(
+        *(_nanos(table[name], 1000, f"{where}.{name}") for name in Rates.__struct_fields__)
+    )
 
 
 def _nanos(dollars: Any, nanos: int, where: str) -> int:  # Any: TOML

@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,7 @@ MAX_COST = 2**63 - 1
 _AFTER_A_NAME = r"([-@]\d{8}|-latest)\Z"  # compiled when it is used: few names have it
 
 
-class Rates(NamedTuple):
+class Rates(Struct, frozen=True):
     """The price of a token of each kind, in billionths of a US dollar."""
 
     input: int
@@ -131,8 +132,8 @@ class Prices:
         return line
 
 
-def _all_rates(rows: Iterable[Row]) -> Iterable[Rates]:
+def _all_rates(rows: Iterable[Row]) -> Iterable[tuple[int, ...]]:
     for row in rows:
-        yield row.rates
+        yield astuple(row.rates)
         if row.long is not None:
-            yield row.long
+            yield astuple(row.long)

@@ -89,11 +89,12 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
     assert loaded >= {"tornadoproxy.server.server", "tornadoproxy_token"}
     assert not loaded & {
         *("argparse", "difflib", "dotenv", "importlib.metadata", "pathlib", "secrets", "shlex"),
-        *("sqlite3", "tomllib", "tornadoproxy_budgets.admin_keys"),
+        *("sqlite3", "tomllib", "tornadoproxy_admin.keys"),
         *("opentelemetry", "prometheus_client", "hypothesis", "pytest", "openai", "anthropic"),
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
         *("tornadoproxy.handlers.openai", "tornadoproxy.openai", "tornadoproxy.testing"),
-        *("tornadoproxy.handlers.routes", "tornadoproxy.upstream.client", "httptools"),
+        *("tornadoproxy.handlers.admission", "tornadoproxy.handlers.routes", "httptools"),
+        *("tornadoproxy.protocol.sse", "tornadoproxy.upstream.client", "tornadoproxy_ledger.rows"),
         *("tornadoproxy.storage", "tornadoproxy.plugin.command.tables"),
         *("tornadoproxy_budgets.engine", "tornadoproxy_keys.store", "tornadoproxy_ledger.sums"),
     }

@@ -17,7 +17,7 @@ from properties import holds_of
 from tornadoproxy.errors import UpstreamClosed, UpstreamProtocolError
 from tornadoproxy.protocol import sse
 from tornadoproxy.protocol.dialects import Dialect
-from tornadoproxy.protocol.sse import PING, EventBoundary, EventReader
+from tornadoproxy.protocol.sse import EventBoundary, EventReader
 from tornadoproxy.testing import message_document, message_events
 
 MESSAGE = "The upstream closed the connection in the middle of its answer: é 世 😀."
@@ -113,7 +113,8 @@ def test_sdk_ignores_a_ping_of_ours() -> None:
     plain: list[RawMessageStreamEvent] = []
     pinged: list[RawMessageStreamEvent] = []
     read_by_anthropic(STREAM, plain)
-    read_by_anthropic(b"".join(part for each in EVENTS for part in (PING, each, PING)), pinged)
+    ping = Dialect.ANTHROPIC.ping
+    read_by_anthropic(b"".join(part for each in EVENTS for part in (ping, each, ping)), pinged)
     assert pinged == plain
 
 

@@ -32,7 +32,6 @@ from tornadoproxy.config.responses_settings import (
     RESPONSES_STORE_TTL,
 )
 from tornadoproxy.errors import ProxyError
-from tornadoproxy.handlers.admission import Admission, FairThread
 from tornadoproxy.handlers.body_budget import BodyBudget
 from tornadoproxy.plugin.request import Outcome
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tornadoproxy.config.settings import Settings
+    from tornadoproxy.handlers.admission import Admission, FairThread
     from tornadoproxy.handlers.openai.database_store import DatabaseStore
     from tornadoproxy.handlers.openai.response_store import ResponseStore
     from tornadoproxy.openai.chat_completions import Options
@@ -85,9 +85,7 @@ class Gateway:
 
     :param instance: this process's name in ``Via``, by which it recognizes a request that loops.
     :ivar in_flight: the requests that have not ended.
-    :ivar admission: admits requests up to a limit, and queues the others.
     :ivar body_budget: the memory for request bodies.
-    :ivar body_thread: parses and translates bodies that would block the event loop.
     :ivar draining: whether the process is about to stop, so that it is no longer ready.
     """
 
@@ -97,19 +95,33 @@ class Gateway:
         self.instance = instance
         self.request_ids = request_ids()
         self.in_flight = InFlight()
-        self.admission = Admission(
-            settings[MAX_CONCURRENT_REQUESTS],
-            max_waiting=settings[MAX_QUEUED_REQUESTS],
-            timeout=settings[QUEUE_TIMEOUT],
-        )
         self.body_budget = BodyBudget(settings[MAX_HELD_BODIES])
-        self.body_thread = FairThread()
         self.draining = False
         self._database_store: DatabaseStore | None = None
         # a wildcard address is not a name of this host: browsers let any page reach http://0.0.0.0
         own = {settings[HOST].lower()} - {"0.0.0.0", "::"}  # noqa: S104  # not bound here
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
+
+    # what follows is not loaded at the start
+
+    @cached_property
+    def admission(self) -> Admission:
+        """The places of requests: admits them up to a limit, and queues the others."""
+        from tornadoproxy.handlers.admission import Admission
+
+        return Admission(
+            self.settings[MAX_CONCURRENT_REQUESTS],
+            max_waiting=self.settings[MAX_QUEUED_REQUESTS],
+            timeout=self.settings[QUEUE_TIMEOUT],
+        )
+
+    @cached_property
+    def body_thread(self) -> FairThread:
+        """The thread that parses and translates bodies that would block the event loop."""
+        from tornadoproxy.handlers.admission import FairThread
+
+        return FairThread()
 
     @cached_property
     def upstreams(self) -> UpstreamPool:
@@ -189,8 +201,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Release the thread, connections and the database, once no request is left."""
-        self.body_thread.close()
-        for name in ("models", "upstreams"):
+        for name in ("body_thread", "models", "upstreams"):
             if name in vars(self):
                 getattr(self, name).close()
         if self._database_store is not None:

@@ -16,7 +16,6 @@ from typing import Any
 
 from tornadoproxy.errors import Overloaded, ProxyError, UpstreamError
 from tornadoproxy.protocol.json_codec import escape_line_separators
-from tornadoproxy.protocol.sse import PING
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -36,6 +35,8 @@ _OPENAI_TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
+
+_PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 # OpenAI's type and code for types that a plugin names in Anthropic's words
 _OPENAI_NAMES = {"billing_error": "insufficient_quota"}
@@ -68,7 +69,7 @@ class Dialect(Enum):
 
         OpenAI's clients accept no events but chunks, so for them it is a comment.
         """
-        return b": ping\n\n" if self is Dialect.OPENAI else PING
+        return b": ping\n\n" if self is Dialect.OPENAI else _PING
 
     def error_status(self, error: ProxyError) -> int:
         """Return the HTTP status of `error`; 503 for OpenAI's clients, which do not know 529."""

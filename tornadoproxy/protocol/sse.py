@@ -10,8 +10,6 @@ from tornadoproxy.errors import UpstreamProtocolError
 MAX_EVENT = 16 * 1024 * 1024
 """The longest event that is read, in bytes: a tool's result can be in one event."""
 
-PING = b'event: ping\ndata: {"type": "ping"}\n\n'
-
 _NEWLINES = (b"\n", b"\r")
 _BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
 

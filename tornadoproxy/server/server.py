@@ -111,7 +111,7 @@ class Server:
         """Load what serves requests other than probes, unless one has come already."""
         assert self._gateway is not None
         assert self._app is not None
-        _ = self._app.routes, self._gateway.upstreams.clients
+        _ = self._app.routes, self._gateway.admission, self._gateway.upstreams.clients
         for name in ("chat", "models", "responses_routes"):
             importlib.import_module(f"tornadoproxy.handlers.openai.{name}")
 
