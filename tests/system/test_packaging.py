@@ -38,7 +38,7 @@ IN_THE_IMAGE = (
 )  # extras
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
-PLUGINS |= {"aws", "foundry", "google", "recorder"}
+PLUGINS |= {"admin", "aws", "foundry", "google", "recorder"}
 UPSTREAMS = """
 [[upstream]]
 name = "aws"
