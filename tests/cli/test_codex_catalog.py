@@ -117,6 +117,16 @@ async def test_catalog_has_the_names_of_clients(
     assert found["fast"]["description"] == "claude-plain, 200,000 tokens of context"
 
 
+def test_catalog_of_a_cloud_has_the_models_of_the_settings(commands: Commands) -> None:
+    file = commands.directory / "upstreams.toml"
+    entry = 'name = "aws"\nkind = "bedrock"\nregion = "eu-west-1"'
+    file.write_text(f'[[upstream]]\n{entry}\nmodels = ["claude-haiku-5-5", "claude-*"]\n')
+    done = commands.run("codex-catalog", AUTH_TOKEN=TEST_TOKEN, UPSTREAMS_FILE=str(file))
+    assert (done.status, done.errors) == (0, "")
+    (only,) = json.loads(done.output)["models"]
+    assert (only["slug"], only["context_window"]) == ("claude-haiku-5-5", 200_000)
+
+
 @pytest.mark.parametrize(
     ("response", "told"),
     [

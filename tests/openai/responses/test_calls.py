@@ -164,7 +164,7 @@ def test_call_finds_the_tool_whose_name_another_has() -> None:
     offered = {"crm__run": first, hashed: second}
     item = {"type": "custom_tool_call", "name": "run", "namespace": "crm", "input": ""}
     assert call_of_item(item, "input[0]", offered)[0] == hashed
-    item = {"type": "function_call", "name": "crm__run", "arguments": ""}
+    item = {"type": "function_call", "name": "crm__run", "namespace": "", "arguments": ""}
     assert call_of_item(item, "input[0]", offered) == ("crm__run", {})
 
 

@@ -64,9 +64,9 @@ def call_of_item(
     if kind in NAMES:
         origin = Origin(kind, NAMES[kind])
     else:
-        namespace = item.get("namespace")
-        namespace = None if namespace is None else text(namespace, f"{param}.namespace")
-        origin = Origin(kind, text(item.get("name"), f"{param}.name"), namespace)
+        given = item.get("namespace")
+        namespace = "" if given is None else text(given, f"{param}.namespace")
+        origin = Origin(kind, text(item.get("name"), f"{param}.name"), namespace or None)
     return name_among(origin, offered or {}), _FORMS[kind].read(item, param)
 
 

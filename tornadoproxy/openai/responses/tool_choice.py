@@ -96,14 +96,14 @@ def _names(
     """Return the upstream's names of the tool that a client means; empty if it is left out."""
     kind = one_of(tool.get("type"), f"{param}.type", CHOICES.keys() - _WORDS)
     if CHOICES[kind][0] is Treatment.REFUSED:
-        refuse(f"{param}.type", f"must not be {kind}, which no tool can have here")
+        refuse(f"{param}.type", f"must not be {kind}: there is no such tool here; choose another")
     if kind in _BUILT_IN:
         found = [name for name, origin in origins.items() if origin.kind is _BUILT_IN[kind]]
         if not found and NAMES[_BUILT_IN[kind]] not in left_out:
             refuse(f"{param}.type", f"({kind}) must be the type of one of the tools")
         return found
     name = text(tool.get("name"), f"{param}.name")
-    namespace = tool.get("namespace")
+    namespace = tool.get("namespace") or None
     same = [
         (upstream, origin.namespace)
         for upstream, origin in origins.items()
