@@ -68,7 +68,7 @@ def test_messages_become_turns(items: list[Json | str], expected: list[tuple[str
 
 
 def test_input_that_is_a_string_is_a_message_of_the_users() -> None:
-    translation = translate(input="Hi")
+    translation = translate(input="Hi", has_store=True)
     assert json.loads(translation.body)["messages"] == [{"role": "user", "content": "Hi"}]
     assert translation.input[0]["content"] == [{"type": "input_text", "text": "Hi"}]
 

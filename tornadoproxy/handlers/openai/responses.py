@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,9 +92,7 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
 
     def translate(self, document: Json, **how: Any) -> Translation:  # Any: see the function below
         """Return the translation of the request."""
-        translation = responses.translate_request(document, **how)
-        # a stream would keep the input to its end
-        return translation if translation.kept else replace(translation, input=())
+        return responses.translate_request(document, **how)
 
     async def _look_up(self, wanted: References) -> _Found:
         """Return what is stored of what the request refers to."""

@@ -24,7 +24,6 @@ from tornadoproxy.openai.content import text_block
 from tornadoproxy.openai.reading import MAX_QUOTED, Json, one_of, refuse, text
 from tornadoproxy.openai.responses import carrier, parts
 from tornadoproxy.openai.responses.calls import CALLS, OUTPUTS, call_of_item, output_of_item
-from tornadoproxy.openai.responses.items import item_type
 from tornadoproxy.openai.turns import (
     CONTINUING,
     Conversation,
@@ -35,6 +34,7 @@ from tornadoproxy.openai.turns import (
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.models import Capabilities
+    from tornadoproxy.openai.responses.items import Listed
     from tornadoproxy.openai.responses.translation import Origin
 
 _KINDS = {
@@ -53,13 +53,6 @@ only the summary."""
 
 SUMMARY = "Summary of the conversation before this point, which it replaces:\n\n"
 UNREADABLE = "(The conversation before this point was compacted by another model and is not known.)"
-
-
-class Listed(NamedTuple):
-    """An input item with its place in the request."""
-
-    item: Json
-    param: str
 
 
 def translate(
@@ -107,12 +100,12 @@ class _Translator:
         self._room = carrier.Room()
         self._turn: list[Json] = []  # the assistant's, that is open
         self._calls: list[_Call] = []  # of that turn
+        self._is_carrying = False  # in that turn
         self._instructions: list[Json] = []  # to stand behind the user's turn that is open
         self._outputs = _Outputs(listed)
 
     def take(self, position: int) -> None:
-        item, param = self._listed[position]
-        kind = item_type(item, param)
+        item, kind, param = self._listed[position]
         if kind == "message":
             self._take_message(item, param)
         elif kind in CALLS:
@@ -173,6 +166,7 @@ class _Translator:
         if len(whole) < len(blocks):
             self._ignored.append("input.reasoning")
         self._turn += whole
+        self._is_carrying = True
 
     def _is_carried(self, position: int) -> bool:
         """Whether the item behind this one carries blocks."""
@@ -203,8 +197,10 @@ class _Translator:
 
     def _close_assistant(self) -> None:
         """Add the assistant's turn that is open, and the results of its calls."""
-        turn = _answered(self._turn)
-        if drop_last_thinking(turn) or len(turn) < len(self._turn):
+        if not self._turn:
+            return
+        turn = _answered(self._turn) if self._is_carrying else self._turn
+        if self._is_carrying and (drop_last_thinking(turn) or len(turn) < len(self._turn)):
             self._ignored.append("input.reasoning")
         if turn:
             self._close_user()
@@ -212,10 +208,10 @@ class _Translator:
         for call in self._calls:
             if call.output is None:
                 refuse(call.param, f"needs its output: no item behind it has {call.quoted_id}")
-            item, param = call.output
+            item, _, param = call.output
             found = output_of_item(item, param, self._ignored)
             self.turns.add("user", [tool_result(call.id, found)])
-        self._turn, self._calls = [], []
+        self._turn, self._calls, self._is_carrying = [], [], False
 
 
 class _Outputs:
@@ -226,8 +222,8 @@ class _Outputs:
         self._taken: set[int] = set()
         self._positions: dict[str, list[int]] = {}
         for position in reversed(range(len(listed))):
-            item = listed[position].item
-            if item.get("type") in OUTPUTS:
+            item, kind, _ = listed[position]
+            if kind in OUTPUTS:
                 self._positions.setdefault(_call_id(item), []).append(position)
 
     def take(self, client_id: str, position: int) -> Listed | None:

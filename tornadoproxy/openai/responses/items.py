@@ -1,17 +1,17 @@
-"""The treatment of each type of input item.
+"""Input items: their types, and those that stand for what is stored.
 
 Source: https://platform.openai.com/docs/api-reference/responses/create (``input``)
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from tornadoproxy.openai.reading import MAX_QUOTED, refuse, text
+from tornadoproxy.errors import InvalidRequest, NotFound
+from tornadoproxy.openai.reading import MAX_QUOTED, Json, obj, refuse, text
 from tornadoproxy.openai.treatment import Table, Treatment, table
-
-if TYPE_CHECKING:
-    from tornadoproxy.openai.reading import Json
 
 _CALL = "a call of the tool"
 _RESULT = "the call's result, first in the user's turn"
@@ -72,20 +72,128 @@ ITEMS: Table = table(
 """The treatment of each type of item, with a note for the documentation."""
 
 
-def item_type(item: Json, param: str) -> str:
+_ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
+
+
+class Listed(NamedTuple):
+    """An input item with its type and its place in the request."""
+
+    item: Json
+    kind: str
+    param: str
+
+
+def own_items(document: Json) -> list[Listed]:
+    """Return the items in a request's ``input``; a text is a message of the user's.
+
+    :raises InvalidRequest: an item is not an object, or of a type that is refused.
+    """
+    given = document.get("input")
+    if given is None:
+        return []
+    if isinstance(given, str):
+        message = {"type": "message", "role": "user", "content": given}
+        return [Listed(message, "message", "input")]
+    if not isinstance(given, list):
+        refuse("input", "must be a string or a list of items")
+    found = []
+    for index, item in enumerate(given):
+        param = f"input[{index}]"
+        found.append(Listed(item, item_type(item, param), param))
+    return found
+
+
+def resolved(own: Iterable[Listed], items: Mapping[str, Json], *, has_store: bool) -> list[Listed]:
+    """Return a request's own items, with the stored ones in the place of references.
+
+    :param items: the stored items by their ids.
+    :raises NotFound: an item is not among them.
+    """
+    return [
+        _stored(each, items, has_store=has_store) if each.kind == "item_reference" else each
+        for each in own
+    ]
+
+
+def continued(document: Json, earlier: Iterable[Json] | None, *, has_store: bool) -> list[Listed]:
+    """Return the items of the responses that a request continues.
+
+    :param earlier: these items, if they are stored.
+    :raises InvalidRequest: they are not.
+    """
+    param = "previous_response_id"
+    if document.get(param) is None:
+        return []
+    previous = text(document[param], param)[:MAX_QUOTED]
+    if earlier is None:
+        raise InvalidRequest(
+            f"Previous response with id '{previous}' not found. {_why_unknown(has_store)}: "
+            "send the whole input instead.",
+            param=param,
+            code="previous_response_not_found",
+        )
+    return [Listed(item, item_type(item, param), param) for item in earlier]
+
+
+def shown(listed: Listed) -> Json:
+    """Return an input item as the response's list of input items has it: whole, with an id."""
+    item, kind, _ = listed
+    whole = {**item, "type": kind}
+    if not isinstance(item.get("id"), str) or not item["id"]:
+        whole["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
+    if kind == "message":
+        whole.setdefault("status", "completed")
+        content = item.get("content")
+        if isinstance(content, str):
+            part: Json = {"type": "input_text", "text": content}
+            if item["role"] == "assistant":
+                part = {"type": "output_text", "text": content, "annotations": []}
+            whole["content"] = [part]
+    return whole
+
+
+def item_type(item: object, param: str) -> str:
     """Return the type of an input item; a message and a reference may come without one.
 
     :raises InvalidRequest: the type is unknown, or one that is refused.
     """
-    given = item.get("type")
-    if given is None:
+    item = obj(item, param)
+    kind = item.get("type")
+    if kind is None:
         if "role" in item:
             return "message"
         if item.keys() <= {"id", "type"} and "id" in item:
             return "item_reference"
-    kind = text(given, f"{param}.type")
+    kind = text(kind, f"{param}.type")
     if kind in _REFUSED:
         refuse(param, f"(a {kind}) is not supported: {_REFUSED[kind]}; leave the item out")
     if kind not in ITEMS:
         refuse(f"{param}.type", f"({kind[:MAX_QUOTED]}) is not a type of items known here")
     return kind
+
+
+def _stored(listed: Listed, items: Mapping[str, Json], *, has_store: bool) -> Listed:
+    param = f"{listed.param}.id"
+    item_id = text(listed.item.get("id"), param)
+    if item_id not in items:
+        raise NotFound(
+            f"Item with id '{item_id[:MAX_QUOTED]}' not found. {_why_unknown(has_store)}: "
+            "set `store` to false in the client, so that it sends its items in full, "
+            "or remove this item from the input.",
+            error_type="invalid_request_error",
+            param=param,
+        )
+    item = items[item_id]
+    return Listed(item, item_type(item, listed.param), listed.param)
+
+
+def _why_unknown(has_store: bool) -> str:
+    if has_store:
+        return "It is unknown, was not stored, or has expired"
+    return "This gateway stores no responses (RESPONSES_STORE)"

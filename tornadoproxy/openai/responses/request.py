@@ -6,12 +6,11 @@ https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from tornadoproxy.errors import InvalidRequest, NotFound
+from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.openai.messages_request import (
     SAMPLING,
     Wishes,
@@ -21,7 +20,6 @@ from tornadoproxy.openai.messages_request import (
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.reading import (
-    MAX_QUOTED,
     Json,
     array,
     boolean,
@@ -33,9 +31,8 @@ from tornadoproxy.openai.reading import (
     text,
 )
 from tornadoproxy.openai.responses import conversation, fields, tools
-from tornadoproxy.openai.responses.conversation import Listed
 from tornadoproxy.openai.responses.echo import echo
-from tornadoproxy.openai.responses.items import item_type
+from tornadoproxy.openai.responses.items import Listed, continued, own_items, resolved, shown
 from tornadoproxy.openai.responses.translation import Translation
 from tornadoproxy.openai.schema import FORMATS, Grammar, output_format
 from tornadoproxy.openai.thinking import Reasoning
@@ -48,14 +45,6 @@ _VERBOSITIES = ("low", "medium", "high")
 
 # The fields whose translation depends on the model's capabilities.
 _BY_CAPABILITIES = ("reasoning", "text", "tool_choice")
-
-_ID_PREFIXES = {
-    "message": "msg",
-    "function_call": "fc",
-    "custom_tool_call": "ctc",
-    "reasoning": "rs",
-    "compaction": "cmp",
-}
 
 _TRIGGER: Json = {"type": "compaction_trigger"}
 
@@ -107,8 +96,8 @@ def references(document: Json) -> References:
         previous,
         tuple(
             text(item.get("id"), f"{param}.id")
-            for item, param in _own_items(document)
-            if item_type(item, param) == "item_reference"
+            for item, kind, param in own_items(document)
+            if kind == "item_reference"
         ),
     )
 
@@ -119,7 +108,7 @@ def depends_on_capabilities(document: Json, options: Options) -> bool:
         return True
     return any(document.get(name) is not None for name in _BY_CAPABILITIES) or any(
         item.get("type") == "configuration_update" or item.get("role") in ("system", "developer")
-        for item, _ in _own_items(document)
+        for item, _, _ in own_items(document)
     )
 
 
@@ -134,12 +123,12 @@ def compaction_request(
     :param has_store: whether the gateway stores responses.
     :raises InvalidRequest: it has no input, or continues a response that is not known.
     """
-    own = [item for item, _ in _own_items(document)]
+    own = [item for item, _, _ in own_items(document)]
     kept = {name: document[name] for name in _COMPACTED if name in document}
     if not own and document.get("previous_response_id") is None:
         refuse("input", "or previous_response_id is required")
-    continued = [item for item, _ in _continued(document, earlier, has_store=has_store)]
-    return {**kept, "store": False, "input": [*continued, *own, _TRIGGER]}
+    before = [item for item, _, _ in continued(document, earlier, has_store=has_store)]
+    return {**kept, "store": False, "input": [*before, *own, _TRIGGER]}
 
 
 def translate_request(
@@ -176,8 +165,10 @@ def translate_request(
         integer(document["max_tool_calls"], "max_tool_calls", 1)
     ignored = fields.ignored(document)
     fields.refuse_impossible(document)
-    own = _resolved(document, items or {}, has_store=has_store)
-    listed = _continued(document, earlier, has_store=has_store) + own
+    if document.get("input") is None and document.get("previous_response_id") is None:
+        raise InvalidRequest("'input' is required.", param="input")
+    own = resolved(own_items(document), items or {}, has_store=has_store)
+    listed = continued(document, earlier, has_store=has_store) + own
     if not listed:
         refuse("input", "must not be empty")
     settings = _settings(listed)
@@ -214,77 +205,16 @@ def translate_request(
         echo=echo(document, wanted_reasoning, wanted_format, kept=kept),
         kept=kept,
         previous=document.get("previous_response_id"),
-        input=tuple(_shown(item, param) for item, param in own),
+        input=tuple(map(shown, own)) if kept or settings.compacts else (),
         for_codex=is_codex or _is_codex(document),
         compacts=settings.compacts,
     )
 
 
-def _own_items(document: Json) -> list[Listed]:
-    given = document.get("input")
-    if given is None:
-        return []
-    if isinstance(given, str):
-        return [Listed({"type": "message", "role": "user", "content": given}, "input")]
-    if not isinstance(given, list):
-        refuse("input", "must be a string or a list of items")
-    return [
-        Listed(obj(item, f"input[{index}]"), f"input[{index}]") for index, item in enumerate(given)
-    ]
-
-
-def _resolved(document: Json, items: Mapping[str, Json], *, has_store: bool) -> list[Listed]:
-    """Return the request's own items, with the stored ones in the place of references."""
-    if document.get("input") is None and document.get("previous_response_id") is None:
-        raise InvalidRequest("'input' is required.", param="input")
-    found = []
-    for item, param in _own_items(document):
-        if item_type(item, param) == "item_reference":
-            item_id = text(item.get("id"), f"{param}.id")
-            if item_id not in items:
-                raise _unknown_item(item_id, param, has_store=has_store)
-            item = items[item_id]
-        found.append(Listed(item, param))
-    return found
-
-
-def _continued(document: Json, earlier: Sequence[Json] | None, *, has_store: bool) -> list[Listed]:
-    """Return the items of the responses that a request continues."""
-    param = "previous_response_id"
-    if document.get(param) is None:
-        return []
-    previous = text(document[param], param)[:MAX_QUOTED]
-    if earlier is None:
-        raise InvalidRequest(
-            f"Previous response with id '{previous}' not found. {_why_unknown(has_store)}: "
-            "send the whole input instead.",
-            param=param,
-            code="previous_response_not_found",
-        )
-    return [Listed(item, param) for item in earlier]
-
-
-def _unknown_item(item_id: str, param: str, *, has_store: bool) -> NotFound:
-    return NotFound(
-        f"Item with id '{item_id[:MAX_QUOTED]}' not found. {_why_unknown(has_store)}: "
-        "set `store` to false in the client, so that it sends its items in full, "
-        "or remove this item from the input.",
-        error_type="invalid_request_error",
-        param=f"{param}.id",
-    )
-
-
-def _why_unknown(has_store: bool) -> str:
-    if has_store:
-        return "It is unknown, was not stored, or has expired"
-    return "This gateway stores no responses (RESPONSES_STORE)"
-
-
 def _settings(listed: Iterable[Listed]) -> _Settings:
     found = _Settings([], {}, compacts=False)
     compacts = False
-    for item, param in listed:
-        kind = item.get("type")
+    for item, kind, param in listed:
         compacts = kind == "compaction_trigger"
         if kind == "additional_tools" or (
             kind == "tool_search_output" and item.get("tools") is not None
@@ -345,25 +275,6 @@ def _format(
 def _is_openais(name: str, value: object) -> bool:
     """Whether a field of this name is not Anthropic's: both APIs have a ``context_management``."""
     return name == "context_management" and isinstance(value, list)
-
-
-def _shown(item: Json, param: str) -> Json:
-    """Return an input item as the response's list of input items has it: whole, with an id."""
-    kind = item_type(item, param)
-    shown = {**item, "type": kind}
-    if not isinstance(item.get("id"), str) or not item["id"]:
-        shown["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
-    if kind == "message":
-        shown.setdefault("status", "completed")
-        if isinstance(item.get("content"), str):
-            shown["content"] = [_part(item["role"], item["content"])]
-    return shown
-
-
-def _part(role: str, content: str) -> Json:
-    if role == "assistant":
-        return {"type": "output_text", "text": content, "annotations": []}
-    return {"type": "input_text", "text": content}
 
 
 def _is_codex(document: Json) -> bool:
