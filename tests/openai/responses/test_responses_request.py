@@ -86,13 +86,10 @@ def test_earlier_responses_come_before_the_input() -> None:
 
 
 def test_input_items_are_whole_and_have_ids() -> None:
-    items = [
-        {"role": "user", "content": "a"},
-        said("b"),
-        {"role": "assistant", "content": "c"},
-        "d",
-    ]
-    shown = translate(*items, call("e"), output("e")).input  # type: ignore[arg-type]
+    bare = {"role": "assistant", "content": "c"}
+    items = [{"role": "user", "content": "a"}, said("b"), bare, user("d"), call("e"), output("e")]
+    shown = translate(*items, has_store=True).input
+    assert translate(*items).input == ()
     assert shown[1] == said("b")
     assert [each["type"] for each in shown][:4] == ["message"] * 4
     assert [each["content"][0]["type"] for each in shown[:4]] == [
