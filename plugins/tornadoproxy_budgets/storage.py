@@ -214,8 +214,8 @@ def read_changes(
     :param after: only entries older than the one with this id.
     """
     rows = connection.execute(
-        "SELECT * FROM budgets_audit WHERE id < coalesce(?, id + 1) ORDER BY id DESC LIMIT ?",
-        (after, limit),
+        "SELECT * FROM budgets_audit WHERE id < ? ORDER BY id DESC LIMIT ?",
+        (1 << 62 if after is None else after, limit),
     )
     return [
         Change(number, time, actor, action, cap_id, _parsed(before), _parsed(after_it))

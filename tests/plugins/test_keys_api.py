@@ -6,9 +6,12 @@ Source: https://platform.claude.com/docs/en/api/admin/api_keys.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import sqlite3
 import time
+from contextlib import closing
 from operator import attrgetter
 from typing import Any
 
@@ -16,12 +19,14 @@ import pytest
 from admin_api import AdminApi
 from admin_sdk import Sdk
 from budget_team import ADMIN
-from people import MESSAGES, Document, message, run_command
+from people import MESSAGES, Document, message, run_command, until
+from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_keys import KEYS_DB, Keys, store
 from tornadoproxy_keys.store import UsageRow
 
 from tornadoproxy import DatabaseLocation
+from tornadoproxy.testing import RawResponse
 
 pytest_plugins = ("admin_sdk",)
 
@@ -222,6 +227,33 @@ async def test_repeated_creation_gives_the_same_key(api: KeysApi) -> None:
     api.change("UPDATE api_key_trail SET time = ?", time.time() - 86_401)
     assert (await api.fault("POST", None, wanted, **once))[0] == 409, "forgotten: the name is taken"
     assert (await api.fault("POST", None, wanted, idempotency_key="k" * 256))[0] == 400
+
+
+@sqlite_only
+async def test_database_holds_no_secret(api: KeysApi) -> None:
+    await api.start()
+    once = {"Idempotency-Key": "b7c1e6a2-once"}
+    made = await api.call("POST", document={"name": "ada"}, **once)
+    secret = made["key"].rpartition(f"{made['id']}-")[2]
+    with closing(sqlite3.connect(api.path)) as connection:
+        content = "\n".join(connection.iterdump())
+    raw = base64.urlsafe_b64decode(secret + "=").hex().upper()
+    for each in (secret, raw, once["Idempotency-Key"], ADMIN):
+        assert each not in content
+    assert made["id"] in content
+
+
+async def test_change_at_one_proxy_reaches_another(api: KeysApi) -> None:
+    first = await api.start()
+    await api.start()  # requests go to this one from now on
+    made = await api.create()
+
+    async def ask() -> RawResponse:
+        return await api.request(MESSAGES, message(), token=made["key"], to=first)
+
+    await until(200, ask)
+    await api.update(made["id"], status="inactive")
+    await until(401, ask)
 
 
 async def test_change_of_a_changed_key_is_refused(api: KeysApi) -> None:
