@@ -43,6 +43,18 @@ async def test_greedy_principal_pushes_out_its_own_responses() -> None:
         assert all([await store.get("modest", f"resp_{number}") for number in range(9)])
 
 
+async def test_newcomers_displace_the_oldest_of_those_who_hold_little() -> None:
+    names = [f"{number:03}" for number in range(200)]
+    async with memory_store(200_000, Clock()) as store:
+        for number, name in enumerate(names):
+            await store.put(name, response("resp_1"), [message("msg_1", "x" * number)], None)
+        kept = [name for name in names if await store.get(name, "resp_1")]
+        assert kept == names[-len(kept) :]
+        assert 50 < len(kept) < 150
+        await store.put("large", response("resp_1"), [message("msg_1", "x" * 12_500)], None)
+        assert await store.get("large", "resp_1") is None
+
+
 async def test_response_larger_than_the_store_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with memory_store(100_000, Clock()) as store:
         await store.put("ada", response("resp_1"), [message("msg_1")], None)

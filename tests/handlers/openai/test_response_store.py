@@ -162,10 +162,14 @@ async def test_ids_and_principals_may_be_any_text(opened: Opened, odd: str) -> N
 async def test_items_by_the_thousand_are_found(opened: Opened) -> None:
     ids = [f"msg_{number}" for number in range(1_200)]
     async with opened(Clock()) as store:
-        await store.put("ada", response("resp_1"), list(map(message, ids)), None)
+        given = [message(each, each) for each in ids]
+        for number in range(2):
+            await store.put("ada", response(f"resp_{number}"), given, None)
         assert list(await store.items("ada", ids)) == ids
-        assert await store.history("ada", "resp_1") == list(map(message, ids))
+        assert await store.history("ada", "resp_1") == given
         assert await store.delete("ada", "resp_1")
+        assert len(await store.items("ada", ids)) == 1_200
+        assert await store.delete("ada", "resp_0")
         assert await store.items("ada", ids) == {}
 
 

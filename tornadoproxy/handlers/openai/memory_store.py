@@ -2,7 +2,8 @@
 
 A response takes room: its bytes as JSON, and what Python's objects around them take. If no room is
 left, the principal that holds most loses its oldest response, until there is. So nobody can push
-out what others hold, unless these hold more.
+out what others hold, unless these hold more. If that is the only response of a newcomer, and small,
+the oldest of all goes instead: where many hold little, those who come later would be kept out.
 
 Each operation takes the same time however many responses there are. The owners are in a heap by
 their sizes: an owner that has grown is entered anew, and one that has shrunk is corrected when it
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.openai.owned_responses import Owned
     from tornadoproxy.handlers.openai.response_store import Stored
     from tornadoproxy.openai.reading import Json
+
+NEWCOMER = 16
+"""What part of the store the only response of a principal may take at the cost of others."""
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -88,7 +92,10 @@ class MemoryStore:
         self._oldest_first[added] = None
         self._enter(owner)
         while self._used > self._limit:
-            self._remove(self._largest().oldest)
+            oldest = self._largest().oldest
+            if oldest is added and owner.size <= self._limit // NEWCOMER:
+                oldest = next(iter(self._oldest_first))
+            self._remove(oldest)
         if added not in self._oldest_first:
             self._losses.count(
                 "it takes more of RESPONSES_STORE_SIZE than others leave: raise that, or set "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.openai.reading import Json
 
-MAX_LINKS = 10_000
+MAX_LINKS = 5_000
 """The most responses that continue one another."""
 
 # The fields of a response object that differ from turn to turn; the rest repeats the request.

@@ -88,10 +88,13 @@ class Lifetime(NamedTuple):
 
 def put(principal: str, parts: Parts, lifetime: Lifetime, connection: DatabaseConnection) -> None:
     """Write a response in place of one of the same id."""
-    delete(principal, parts.id, lifetime.created, connection)
+    number = _insert(principal, parts, lifetime, connection)
+    if number is None:
+        delete(principal, parts.id, lifetime.created, connection)
+        number = _insert(principal, parts, lifetime, connection)
     rows = list(_rows(principal, parts))
     contents = {digest: body for *_, digest, body in rows}
-    for some in _batches(contents, PARAMETERS):
+    for some in _batches(list(contents), PARAMETERS):
         known = connection.execute(
             f"SELECT digest FROM stored_contents WHERE digest IN ({_places(some)})", some
         )
@@ -99,21 +102,6 @@ def put(principal: str, parts: Parts, lifetime: Lifetime, connection: DatabaseCo
             del contents[digest]
     for batch in _by_size(contents.items()):
         connection.insert("stored_contents", ("digest", "body"), batch)
-    inserted = connection.execute(
-        "INSERT INTO stored_responses"
-        " (key, principal, created, expires, previous, previous_id, size, own)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        (
-            _key(principal, parts.id),
-            _text(principal),
-            *lifetime,
-            None if parts.previous is None else _key(principal, parts.previous),
-            None if parts.previous is None else _encoded(parts.previous),
-            parts.size,
-            parts.own,
-        ),
-    )
-    ((number,),) = inserted.fetchall()
     numbered = ((number, position, *row[:-1]) for position, row in enumerate(rows))
     for several in _batches(numbered, ROWS):
         connection.insert("stored_items", _ITEM_COLUMNS, several)
@@ -238,6 +226,28 @@ def delete_expired(now: float, connection: DatabaseConnection) -> bool:
     for (number,) in found:
         _delete(number, connection)
     return len(found) == STEP
+
+
+def _insert(
+    principal: str, parts: Parts, lifetime: Lifetime, connection: DatabaseConnection
+) -> int | None:
+    """Insert the row of a response; return its number, or ``None`` if there is one of its id."""
+    previous = parts.previous
+    inserted: list[tuple[int]] = connection.execute(
+        "INSERT INTO stored_responses"
+        " (key, principal, created, expires, previous, previous_id, size, own)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING RETURNING id",
+        (
+            _key(principal, parts.id),
+            _text(principal),
+            *lifetime,
+            None if previous is None else _key(principal, previous),
+            None if previous is None else _encoded(previous),
+            parts.size,
+            parts.own,
+        ),
+    ).fetchall()
+    return inserted[0][0] if inserted else None
 
 
 def _delete(number: int, connection: DatabaseConnection) -> None:
