@@ -43,6 +43,34 @@ async def test_greedy_principal_pushes_out_its_own_responses() -> None:
         assert all([await store.get("modest", f"resp_{number}") for number in range(9)])
 
 
+async def test_principal_that_has_deleted_keeps_what_is_left() -> None:
+    """The order of the principals by size follows what they delete."""
+
+    async def put(who: str, numbers: range) -> None:
+        for number in numbers:
+            given = [message(f"msg_{number}", f"{number:04}" * 250)]
+            await store.put(who, response(f"resp_{number}"), given, None)
+
+    async def kept(who: str) -> list[int]:
+        return [number for number in range(50) if await store.get(who, f"resp_{number}")]
+
+    async with memory_store(100_000, Clock()) as store:
+        await put("deletes", range(30))
+        for number in range(3, 30):
+            await store.delete("deletes", f"resp_{number}")
+        await put("largest", range(25))
+        await put("third", range(12))
+        await put("deletes", range(30, 34))
+        assert await kept("deletes") == [0, 1, 2, 30, 31, 32, 33]
+        assert await kept("third") == list(range(12))
+        left = await kept("largest")
+        assert left == list(range(25 - len(left), 25))
+        assert 12 < len(left) < 25
+        await put("deletes", range(34, 50))
+        assert (await kept("deletes"))[-1] == 49
+        assert (await kept("third"))[-3:] == [9, 10, 11]
+
+
 async def test_newcomers_displace_the_oldest_of_those_who_hold_little() -> None:
     names = [f"{number:03}" for number in range(200)]
     async with memory_store(200_000, Clock()) as store:

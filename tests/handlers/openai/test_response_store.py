@@ -116,11 +116,14 @@ async def test_last_response_of_an_id_wins(opened: Opened) -> None:
 
 async def test_last_item_of_an_id_wins(opened: Opened) -> None:
     async with opened(Clock()) as store:
-        await store.put("ada", response("resp_1", message("msg_1", "a")), [], None)
-        await store.put("ada", response("resp_2"), [message("msg_1", "b")], None)
+        for number, text in enumerate("aba"):
+            await store.put("ada", response(f"resp_{number}"), [message("msg_1", text)], None)
+            assert await store.items("ada", ["msg_1"]) == {"msg_1": message("msg_1", text)}
+        for number in (2, 0):
+            assert await store.delete("ada", f"resp_{number}")
         assert await store.items("ada", ["msg_1"]) == {"msg_1": message("msg_1", "b")}
-        assert await store.delete("ada", "resp_2")
-        assert await store.items("ada", ["msg_1"]) == {"msg_1": message("msg_1", "a")}
+        assert await store.delete("ada", "resp_1")
+        assert await store.items("ada", ["msg_1"]) == {}
 
 
 async def test_deleted_response_leaves_what_others_have(opened: Opened) -> None:
