@@ -154,7 +154,8 @@ class Budgets:
     def admit(self, request: IncomingRequest, identity: Identity) -> None:
         self._opened().admit(request, identity)
 
-    # last, because a request that another plugin rejects must not reserve anything
+    # last, because a request that another plugin rejects must not reserve anything; one that waits
+    # for its key's limits meanwhile gives back what it has reserved when these refuse it
     @hookimpl(trylast=True)
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None

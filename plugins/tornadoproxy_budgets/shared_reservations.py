@@ -90,17 +90,20 @@ redis.call('ZADD', leases, now + seconds, lease)
 return {0, amount}
 """
 )
-# ARGV: the lease, the cost; then of each sum what was known to be spent before, and when it ends. A
-# sum that is not there begins with that, below zero: -1 less the sum. It was not loaded just now.
+# ARGV: of each request its lease, its cost; then of each sum what was known to be spent before, and
+# when it ends. A sum that is not there begins with that, below zero: -1 less the sum. It was not
+# loaded just now.
 _SETTLE = Script(
     _COMMON
     + """
-release(ARGV[1])
-for at = 4, #KEYS do
-  local base = 2 + (at - 4) * 2
-  redis.call('SET', KEYS[at], whole(-1 - ARGV[base + 1]), 'NX', 'EXAT', ARGV[base + 2])
-  local command = tonumber(redis.call('GET', KEYS[at])) < 0 and 'DECRBY' or 'INCRBY'
-  redis.call(command, KEYS[at], ARGV[2])
+for first = 1, #ARGV, 2 * (#KEYS - 2) do
+  release(ARGV[first])
+  for at = 4, #KEYS do
+    local base = first + 1 + (at - 4) * 2
+    redis.call('SET', KEYS[at], whole(-1 - ARGV[base + 1]), 'NX', 'EXAT', ARGV[base + 2])
+    local command = tonumber(redis.call('GET', KEYS[at])) < 0 and 'DECRBY' or 'INCRBY'
+    redis.call(command, KEYS[at], ARGV[first + 1])
+  end
 end
 """
 )
@@ -216,7 +219,7 @@ class SharedReservations:
         The cost is added to the sums of the caps that applied. What else the person's spending
         counts for is learned from the database.
         """
-        names: list[str] = []
+        names = [_LEASES, _RESERVED, _HELD]
         values: list[str | int] = []
         if cost:
             day = engine.roll(now)
@@ -224,12 +227,11 @@ class SharedReservations:
                 names.append(_spent(cap.period, day, subject))
                 values += [engine.spent(subject, cap.period, now), _end(cap.period, day)]
         self._leases.discard(lease.id)
-        names = [_LEASES, _RESERVED, _HELD, *names]
-        self._counters.send(_SETTLE, names, lease.id, cost, *values)
+        self._counters.send_joined(_SETTLE, tuple(names), lease.id, cost, *values)
 
     def _end(self, lease: str) -> None:
         self._leases.discard(lease)
-        self._counters.send(_SETTLE, [_LEASES, _RESERVED, _HELD], lease, 0)
+        self._counters.send_joined(_SETTLE, (_LEASES, _RESERVED, _HELD), lease, 0)
 
     def _renew(self) -> None:
         if self._leases:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tornadoproxy import Script
@@ -79,9 +80,10 @@ local ends = (time[1] + ARGV[1]) * 1000
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ends, ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 """)
-_RELEASE = Script("redis.call('ZREM', KEYS[1], ARGV[1])")
+_RELEASE = Script("for _, lease in ipairs(ARGV) do redis.call('ZREM', KEYS[1], lease) end")
 _COUNT_TOKENS = Script("""
-redis.call('HINCRBY', KEYS[1], redis.call('TIME')[1], ARGV[1])
+local second = redis.call('TIME')[1]
+for _, tokens in ipairs(ARGV) do redis.call('HINCRBY', KEYS[1], second, tokens) end
 redis.call('EXPIRE', KEYS[1], 61)
 """)
 
@@ -155,15 +157,16 @@ class SharedLimits:
 
     def count_tokens(self, key_id: str, tokens: int) -> None:
         """Count the tokens of a request that has ended."""
-        self._counters.send(_COUNT_TOKENS, _names(key_id, "tokens"), tokens)
+        self._counters.send_joined(_COUNT_TOKENS, _names(key_id, "tokens"), tokens)
 
     def _end(self, key_id: str, lease: str) -> None:
-        self._counters.send(_RELEASE, _names(key_id, "leases"), lease)
+        self._counters.send_joined(_RELEASE, _names(key_id, "leases"), lease)
 
     def _renew(self) -> None:
         for key_id, leases in self._leases.items():
             self._counters.send(_RENEW, _names(key_id, "leases"), LEASE, *leases)
 
 
-def _names(key_id: str, *counters: str) -> list[str]:
-    return [f"tornadoproxy:{{{key_id}}}:{counter}" for counter in counters]
+@lru_cache(4096)  # most requests are of keys that were used before
+def _names(key_id: str, *counters: str) -> tuple[str, ...]:
+    return tuple(f"tornadoproxy:{{{key_id}}}:{counter}" for counter in counters)

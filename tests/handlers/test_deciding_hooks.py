@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from scene import Scene
@@ -195,7 +195,7 @@ async def test_other_request_is_authorized_by_its_headers(scene: Scene) -> None:
 # -- what they decide
 
 
-def refuse(_: object = None) -> None:
+def refuse(_: object = None) -> NoReturn:
     raise Denied("Too often: wait.", status=429, retry_after=7)
 
 
@@ -207,6 +207,7 @@ def refuse(_: object = None) -> None:
             for page in ("/v1/messages", RESPONSES_PATH, "/v1/files", "/nowhere")
         ),
         (CHAT_PATH, lambda: True, 503),
+        (CHAT_PATH, lambda: later(True), 503),
         ("/v1/files", lambda: later(True), 503),
     ],
 )
@@ -222,6 +223,29 @@ async def test_admit_refusal_precedes_body_and_authorize(
     assert settled.records == [await scene.records.finished()]
     assert authorizer.asked == []
     assert scene.upstream.connections == 0
+
+
+@each_api
+@pytest.mark.parametrize("refused", [False, True])
+async def test_async_admit_and_authorize_are_awaited_together(
+    page: str, fields: Document, refused: bool, scene: Scene
+) -> None:
+    settled, authorizing = Settled(), asyncio.Event()
+
+    async def admit() -> Permit:
+        await authorizing.wait()
+        return refuse() if refused else settled.permit()
+
+    async def authorize() -> Permit:
+        authorizing.set()
+        return settled.permit()
+
+    await scene.start(plugins={"a": Admitter(admit), "b": Authorizer(lambda _: authorize())})
+    scene.upstream.script(json_response(message_document("Hi")))
+    response = await scene.ask(page, fields)
+    assert (response.status, len(scene.upstream.requests)) == ((429, 0) if refused else (200, 1))
+    record = await scene.records.finished()
+    assert settled.records == [record] * (1 if refused else 2)
 
 
 @each_api

@@ -24,6 +24,19 @@ async def test_scripts_run_in_order_on_one_connection(redis_server: RedisServer)
             assert len(client.client_list(_type="normal")) == 2
 
 
+async def test_calls_of_a_turn_run_a_script_once(redis_server: RedisServer) -> None:
+    each_once = Script(
+        "redis.call('RPUSH', KEYS[1], unpack(ARGV)) redis.call('RPUSH', KEYS[1], ';')"
+    )
+    async with opened(redis_server.url) as counters:
+        for argument in range(3):
+            counters.send_joined(each_once, ("a",), argument)
+        counters.send_joined(each_once, ("b",), 3)
+    with redis_server.client() as client:
+        assert client.lrange("a", 0, -1) == [b"0", b"1", b"2", b";"]
+        assert client.lrange("b", 0, -1) == [b"3", b";"]
+
+
 async def test_script_is_sent_again_to_a_server_that_forgot_it(redis_server: RedisServer) -> None:
     async with opened(redis_server.url) as counters:
         await counters.run(COUNT, ["a"], 1)

@@ -48,6 +48,9 @@ class ExchangeHandler(BaseHandler):
     exchange: Exchange
     _authenticating: asyncio.Task[Any] | None = None  # Any: the task's result is not used
     _held: HeldBody | None = None
+    _admission: Awaitable[object] | None = None
+    """What `authorize` waits for, before the request goes on: plugins that are still asked."""
+
     _observers: Observers | None = None
 
     def initialize(self, gateway: Gateway) -> None:
@@ -125,15 +128,27 @@ class ExchangeHandler(BaseHandler):
         waiting = self.gateway.plugins.authorize(
             exchange.request, exchange.identity, model_request, self._permits()
         )
+        admission, self._admission = self._admission, None
         if waiting is not None:
             await waiting
+        if admission is not None:
+            await admission
         return not self.ended
 
     async def _admit_by_plugins(self, identity: Identity) -> bool:
-        """Ask the plugins whether the body may be read; see `authorize`."""
-        waiting = self.gateway.plugins.admit(self.exchange.request, identity, self._permits())
+        """Ask the plugins whether the body may be read; see `authorize`.
+
+        What they have to wait for goes on meanwhile if the body is here already, so that a request
+        waits once for what they ask others in `admit` and in `authorize`.
+        """
+        plugins = self.gateway.plugins
+        waiting = plugins.admit(self.exchange.request, identity, self._permits())
         if waiting is not None:
-            await waiting
+            has_arrived: bool = self.request.connection.has_arrived  # type: ignore[union-attr]  # ours
+            if has_arrived and plugins.authorizes and self.asks_a_model() and not plugins.observes:
+                self._admission = waiting
+            else:
+                await waiting
         return not self.ended
 
     def _permits(self) -> Permits:

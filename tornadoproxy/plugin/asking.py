@@ -9,8 +9,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ClientError, PluginFailed
-from tornadoproxy.plugin.decisions import WHO, Asking, Question, invalid_result
-from tornadoproxy.plugin.failures import discard, held_the_loop, log_now_and_then, outcome
+from tornadoproxy.plugin.decisions import WHO, Asking, Question, Waiting, invalid_result
+from tornadoproxy.plugin.failures import Deadline, discard, held_the_loop, log_now_and_then
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class Asker:
     """Asks the plugins of one proxy.
 
-    :ivar timeout: ``PLUGIN_TIMEOUT``, in seconds.
+    :ivar deadline: ``PLUGIN_TIMEOUT``.
     :ivar refusals: failures by plugin that refused a request.
     """
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+        self.deadline = Deadline(timeout)
         self.refusals: Counter[str] = Counter()
 
     def ask(
@@ -45,6 +45,7 @@ class Asker:
         :raises ClientError: a plugin's own refusal.
         :raises PluginFailed: a plugin failed.
         """
+        timeout = self.deadline.seconds
         for plugin, ask in calls:
             result: object = None
             failed: BaseException | None = None
@@ -53,15 +54,15 @@ class Asker:
                 result = ask(*asked)
             except BaseException as error:
                 failed = error
-            if (took := monotonic() - began) > self.timeout:
+            if (took := monotonic() - began) > timeout:
                 take(plugin, result)  # a permit must be settled
                 discard(result)
-                failed = held_the_loop(took, self.timeout)
+                failed = held_the_loop(took, timeout)
             elif result is None or take(plugin, result):
                 pass
             elif inspect.isawaitable(result):
                 # a late result does not count, but a permit must be settled
-                result, failed = yield outcome(result, self.timeout, late=partial(take, plugin))
+                result, failed = yield Waiting(result, self.deadline, partial(take, plugin))
                 if result is not None and not take(plugin, result):
                     discard(result)
                     failed = invalid_result(question, result)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from inspect import CO_COROUTINE
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tornadoproxy.plugin.failures import OurOwnError
+from tornadoproxy.plugin.failures import Deadline, OurOwnError, Watched
 from tornadoproxy.plugin.request import Identity
 from tornadoproxy.protocol.wire import OutgoingRequest, is_sendable
 
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
 
 _SHA256 = r"[0-9A-Fa-f]{64}"  # compiled when it is used: few credentials have a digest
 
-_Ended = tuple[object, BaseException | None]  # as `outcome` returns it
+_Ended = tuple[object, BaseException | None]  # the result, and the exception instead of it
 
-Asking = Generator[Awaitable[_Ended], _Ended, Any]  # Any: a result that was accepted
-"""A pass over the plugins: it yields each awaitable, and is sent the awaited outcome."""
+
+class Waiting(NamedTuple):
+    """An awaitable result of a plugin.
+
+    :param late: called with what it becomes after the deadline.
+    """
+
+    result: Awaitable[object]
+    deadline: Deadline
+    late: Callable[[object], object]
+
+
+Asking = Generator[Waiting, _Ended, Any]  # Any: a result that was accepted
+"""A pass over the plugins: it yields each awaitable result, and is sent what that has become."""
 
 
 class Question(Struct, frozen=True):
@@ -74,21 +87,53 @@ HOW = Question(
 )
 
 
-def run(asking: Asking) -> Any | Awaitable[Any]:
-    """Return what `asking` returns, or an awaitable of it once a plugin has to be awaited."""
+class Pass:
+    """The rest of a pass over the plugins, from the first that has to be awaited.
+
+    It goes on by itself, whether it is awaited or not; it ends if its awaiter is cancelled.
+    """
+
+    __slots__ = ("_asking", "_done", "_watched")
+
+    def __init__(self, asking: Asking, waiting: Waiting) -> None:
+        self._asking = asking
+        self._done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._watch(*waiting)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._done)
+        finally:
+            if self._done.cancelled():
+                self._watched.give_up()
+
+    def _go_on(self, result: object, failed: BaseException | None) -> None:
+        if self._done.cancelled():
+            return
+        try:
+            waiting = self._asking.send((result, failed))
+        except StopIteration as ended:
+            self._done.set_result(ended.value)
+        except Exception as refused:
+            self._done.set_exception(refused)
+            self._done.exception()  # asyncio would log it if the request has ended meanwhile
+        else:
+            self._watch(*waiting)
+
+    def _watch(
+        self, result: Awaitable[object], deadline: Deadline, late: Callable[[object], object]
+    ) -> None:
+        self._watched = Watched(result, deadline.seconds, self._go_on, late)
+        deadline.watch(self._watched)
+
+
+def run(asking: Asking) -> Any | Pass:  # Any: what `asking` returns
+    """Return what `asking` returns, or what to await for it once a plugin has to be awaited."""
     try:
         waiting = next(asking)
     except StopIteration as done:
         return done.value
-    return _run_on(asking, waiting)
-
-
-async def _run_on(asking: Asking, waiting: Awaitable[_Ended]) -> Any:  # Any: as there
-    try:
-        while True:
-            waiting = asking.send(await waiting)
-    except StopIteration as done:
-        return done.value
+    return Pass(asking, waiting)
 
 
 def is_valid_identity(_plugin: str, result: object) -> bool:

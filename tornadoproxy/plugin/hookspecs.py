@@ -253,7 +253,9 @@ def admit(request: IncomingRequest, identity: Identity) -> Awaitable[Permit | No
     Runs for every request that `authenticate` accepted, once its headers have been read and before
     its body is: the hook for limits of rate and concurrency, which a slow body must not evade.
     The model that it asks for is not known yet; `authorize` decides on that. Sync or async, within
-    ``PLUGIN_TIMEOUT`` seconds for each plugin.
+    ``PLUGIN_TIMEOUT`` seconds for each plugin. If the body has arrived together with the headers,
+    an async one may still be waiting when `authorize` runs; the request goes nowhere before it
+    has ended.
 
     - ``None``: no objection; the next plugin is asked.
     - a `Permit`: no objection, with its consequences. Its ``settle`` is called exactly once, when

@@ -196,7 +196,7 @@ class Plugins:
         self._settings = settings
         self.upstreams, self.upstreams_order = upstreams
         timeout = settings[PLUGIN_TIMEOUT]
-        self._asker.timeout = self.teller.timeout = self._pricing.timeout = timeout
+        self._asker.deadline.seconds = self.teller.timeout = self._pricing.timeout = timeout
         return lines
 
     async def startup(self, status: Callable[[], Status]) -> None:

@@ -95,6 +95,10 @@ class ClientConnection(ClientTransport):
         """Whether the connection takes no other request."""
         return self._host.is_draining
 
+    def has_pending(self, size: int) -> bool:
+        """See `RequestConnection.has_arrived`."""
+        return len(self._pending) >= size
+
     def authenticating(self) -> None:
         """See `RequestConnection.authenticating`."""
         self._charge()

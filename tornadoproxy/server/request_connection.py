@@ -74,6 +74,9 @@ class Client(Protocol):
     def is_draining(self) -> bool:
         """Whether it takes no other request."""
 
+    def has_pending(self, size: int) -> bool:
+        """Whether so many bytes have arrived that were not used yet."""
+
     def send(self, data: bytes) -> asyncio.Future[None]:
         """Send `data`; completed when the system has taken everything."""
 
@@ -206,6 +209,11 @@ class RequestConnection(HTTPConnection):
     def has_come(self) -> bool:
         """Whether the whole body has arrived."""
         return self._body.complete if self._body is not None else not self._body_left
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all of a body whose length is known is here, for the handler to take."""
+        return self._body is None and self._client.has_pending(self._body_left)
 
     @property
     def responds_at_once(self) -> bool:

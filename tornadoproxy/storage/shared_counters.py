@@ -62,6 +62,7 @@ class SharedCounters:
         self._timeout = timeout
         self._users = 0  # how many have it open
         self._tasks: list[asyncio.Task[None]] = []
+        self._joined: dict[tuple[Script, tuple[str, ...]], list[str | int]] = {}
         self._following: set[asyncio.Task[object]] = set()
         self._failures = Failures(self._title)
         self._reason = "it is not open"
@@ -125,6 +126,15 @@ class SharedCounters:
             failed = partial(self._not_done, script, keys, arguments)
             line.tell(failed, *line.command(script, keys, arguments))
 
+    def send_joined(self, script: Script, keys: tuple[str, ...], *arguments: str | int) -> None:
+        """Run a script as `send` does, once for all calls with these keys in a turn of the loop.
+
+        Its arguments are those of all calls, one after the other.
+        """
+        if not self._joined:
+            asyncio.get_running_loop().call_soon(self._send_joined)
+        self._joined.setdefault((script, keys), []).extend(arguments)
+
     async def close(self) -> None:
         """Send what is still to be sent; the last plugin's call closes the connections."""
         self._users -= 1
@@ -132,6 +142,7 @@ class SharedCounters:
             return
         while self._tasks:
             self._tasks.pop().cancel()
+        self._send_joined()
         for node in self._servers:
             if node.line is not None:
                 with contextlib.suppress(*self._library.FAILURES):
@@ -139,6 +150,11 @@ class SharedCounters:
         await asyncio.gather(*self._following, return_exceptions=True)
         for node in self._servers:
             await node.close()
+
+    def _send_joined(self) -> None:
+        joined, self._joined = self._joined, {}
+        for (script, keys), arguments in joined.items():
+            self.send(script, keys, *arguments)
 
     async def _follow(
         self,
