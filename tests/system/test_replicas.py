@@ -79,9 +79,11 @@ class Replicas:
             for port in self.ports
         )
         config = self.directory / "haproxy.cfg"
+        # a dead replica refuses connections; without "timeout check" one would also be taken for
+        # dead if it responds later than in 100 ms, as all do on a busy machine
         config.write_text(
             "defaults\n  mode http\n  timeout connect 1s\n  timeout client 30s\n"
-            "  timeout server 30s\n  retries 2\n  option redispatch\n"
+            "  timeout check 10s\n  timeout server 30s\n  retries 2\n  option redispatch\n"
             f"frontend all\n  bind 127.0.0.1:{self.port}\n  default_backend replicas\n"
             f"backend replicas\n  option httpchk GET /ready\n{servers}\n"
         )
