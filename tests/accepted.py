@@ -51,7 +51,8 @@ def accept(body: Json, own: Json | None = None, *, prefill: bool = False) -> Non
     names = [tool["name"] for tool in body.get("tools", [])]
     assert len(set(names)) == len(names)
     turns = _without_system(body["messages"])
-    assert prefill or len(turns) % 2, "the user speaks first and last"
+    is_paused = blocks_of(turns[-1])[-1]["type"] == "server_tool_use"
+    assert prefill or is_paused or len(turns) % 2, "the user speaks first and last"
     ids: list[str] = []
     for number, turn in enumerate(turns):
         assert turn["role"] == ("assistant" if number % 2 else "user")

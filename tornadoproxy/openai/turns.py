@@ -140,7 +140,8 @@ class Turns:
             if prefill:
                 # the upstream refuses blanks at the end of a message to continue
                 last = messages[-1]["content"][-1]
-                last["text"] = last["text"].rstrip()
+                if last["type"] == "text":
+                    last["text"] = last["text"].rstrip()
             else:
                 self.add("user", [text_block(CONTINUING)])
         for message in messages:

@@ -27,7 +27,7 @@ from response_requests import (
     user,
 )
 
-from tornadoproxy.openai.responses.carrier import pack_summary
+from tornadoproxy.openai.responses.carrier import pack_summary, unpack
 from tornadoproxy.openai.responses.conversation import SUMMARIZE, SUMMARY, UNREADABLE
 from tornadoproxy.openai.turns import CONTINUING, OPENING
 
@@ -200,14 +200,42 @@ def test_local_shells_output_may_have_its_calls_id_as_its_own() -> None:
 
 # -- carried blocks
 
+OTHER_SEARCH: list[Json] = [{**SEARCHED[0], "id": "s2"}, {**SEARCHED[1], "tool_use_id": "s2"}]
 
-def test_carried_search_goes_back_without_its_item() -> None:
-    search = {"type": "web_search_call", "id": "ws_1", "status": "completed"}
-    translation = translate("Hi", search, reasoning(*SEARCHED), said("x"), "y")
-    turn = json.loads(translation.body)["messages"][1]
-    assert turn["content"] == [*SEARCHED, text("x")]
+
+def carried_by(item: Json) -> list[Json]:
+    return unpack(item["encrypted_content"], "") or [] if "encrypted_content" in item else []
+
+
+SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed"}
+
+
+@pytest.mark.parametrize(
+    ("items", "ignored"),
+    [
+        ([SEARCH, reasoning(*SEARCHED)], ()),
+        ([SEARCH, SEARCH, reasoning(*SEARCHED, *OTHER_SEARCH)], ()),
+        ([SEARCH, SEARCH, reasoning(*SEARCHED)], ("input.web_search_call",)),
+        ([SEARCH, reasoning(THOUGHT)], ("input.web_search_call",)),
+        ([SEARCH], ("input.web_search_call",)),
+    ],
+)
+def test_search_goes_back_if_it_is_carried(items: list[Json], ignored: tuple[str, ...]) -> None:
+    translation = translate("Hi", *items, said("x"), "y")
+    assert translation.ignored == ignored
+    _, turn, _ = json.loads(translation.body)["messages"]
+    searches = [each for item in items[-1:] for each in carried_by(item)]
+    assert turn["content"] == ([*searches, text("x")] if searches else "x")
+
+
+def test_paused_search_goes_on_unless_the_user_speaks() -> None:
+    paused = reasoning(THOUGHT, SEARCHED[0])
+    translation = translate("Hi", SEARCH, paused)
+    assert json.loads(translation.body)["messages"][1:] == [
+        {"role": "assistant", "content": [THOUGHT, SEARCHED[0]]}
+    ]
     assert translation.ignored == ()
-    assert translate("Hi", search, said("x"), "y").ignored == ("input.web_search_call",)
+    assert turns("Hi", SEARCH, said("x"), paused, "y")[1:] == [("assistant", "x"), ("user", "y")]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ turn. A call and its output have the same ``call_id``. The upstream wants all re
 calls first in the user's turn that follows, so an output stands there, wherever it is listed.
 
 A carried block stands where its item stands. Of those, thinking at the end of a turn is dropped,
-and so are calls of the upstream's own tools without a result: the upstream refuses both.
+and so are calls of the upstream's own tools without a result: the upstream refuses both. Only a
+turn that stands last may end with such a call: the upstream goes on there (``pause_turn``).
 
 System and developer messages at the beginning are the system prompt. A later one is a system
 message behind the user's turn, where the model accepts that: what stands before it stays cached.
@@ -101,6 +102,7 @@ class _Translator:
         self._turn: list[Json] = []  # the assistant's, that is open
         self._calls: list[_Call] = []  # of that turn
         self._is_carrying = False  # in that turn
+        self._searches = 0  # that are shown, less those that are carried
         self._instructions: list[Json] = []  # to stand behind the user's turn that is open
         self._outputs = _Outputs(listed)
 
@@ -117,8 +119,7 @@ class _Translator:
         elif kind == "reasoning":
             self._take_reasoning(item, param)
         elif kind == "web_search_call":
-            if not self._is_carried(position):
-                self._ignored.append("input.web_search_call")
+            self._searches += 1
         elif kind == "compaction":
             self._add_user([text_block(self._summary(item, param))])
         elif kind == "compaction_trigger":
@@ -128,9 +129,12 @@ class _Translator:
         # additional_tools and configuration_update have no place in a conversation
 
     def finish(self) -> Conversation:
-        self._close_assistant()
+        is_paused = bool(self._turn) and self._turn[-1]["type"] == "server_tool_use"
+        self._close_assistant(is_paused=is_paused)
         self._close_user()
-        return self.turns.finish()
+        if self._searches > 0:
+            self._ignored.append("input.web_search_call")
+        return self.turns.finish(prefill=is_paused)
 
     def _take_message(self, item: Json, param: str) -> None:
         role = one_of(item.get("role"), f"{param}.role", _KINDS)
@@ -165,14 +169,9 @@ class _Translator:
         whole = [block for block in blocks if block.get("signature", "signed")]
         if len(whole) < len(blocks):
             self._ignored.append("input.reasoning")
+        self._searches -= len([block for block in whole if block["type"] == "server_tool_use"])
         self._turn += whole
         self._is_carrying = True
-
-    def _is_carried(self, position: int) -> bool:
-        """Whether the item behind this one carries blocks."""
-        following = self._listed[position + 1].item if position + 1 < len(self._listed) else {}
-        carried = following.get("encrypted_content")
-        return isinstance(carried, str) and carried.startswith(carrier.PREFIX)
 
     def _summary(self, item: Json, param: str) -> str:
         where = f"{param}.encrypted_content"
@@ -195,12 +194,16 @@ class _Translator:
             self.turns.add("system", self._instructions)
             self._instructions = []
 
-    def _close_assistant(self) -> None:
-        """Add the assistant's turn that is open, and the results of its calls."""
+    def _close_assistant(self, *, is_paused: bool = False) -> None:
+        """Add the assistant's turn that is open, and the results of its calls.
+
+        :param is_paused: whether the model goes on with it, and runs its last search.
+        """
         if not self._turn:
             return
-        turn = _answered(self._turn) if self._is_carrying else self._turn
-        if self._is_carrying and (drop_last_thinking(turn) or len(turn) < len(self._turn)):
+        cleans = self._is_carrying and not is_paused
+        turn = _answered(self._turn) if cleans else self._turn
+        if cleans and (drop_last_thinking(turn) or len(turn) < len(self._turn)):
             self._ignored.append("input.reasoning")
         if turn:
             self._close_user()
