@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import stat
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from postgres import sqlite_only
+from postgres import PostgreSQLServer, sqlite_only
 from properties import holds_of
 from stored import (
     LIFETIME,
@@ -24,7 +26,7 @@ from stored import (
     response,
 )
 
-from tornadoproxy import DatabaseLocation, ProxyError
+from tornadoproxy import DatabaseLocation, ProxyError, SecretURL
 from tornadoproxy.handlers.openai.database_store import DatabaseStore, database
 
 TABLES = ("stored_responses", "stored_contents", "stored_items")
@@ -136,3 +138,23 @@ async def test_file_that_is_gone_refuses_readers_and_counts_losses(
     lost = [each.message for each in caplog.records if "could not be stored" in each.message]
     assert [each.partition(" ")[0] for each in lost] == ["1", "2"]
     assert f"RESPONSES_STORE={where} cannot be used" in lost[0]
+
+
+async def test_server_that_does_not_respond_refuses_readers_and_counts_losses(
+    postgres: SecretURL, postgres_server: PostgreSQLServer
+) -> None:
+    store = DatabaseStore(postgres, LIFETIME, clock=Clock())
+    await store.start(0.1)
+    await put(store, 0)
+    postgres_server.send(signal.SIGSTOP)
+    with pytest.raises(ProxyError) as refused:
+        await store.get("ada", "resp_0")
+    assert (refused.value.status, refused.value.retry_after) == (503, 5)
+    await put(store, 1)
+    assert (store.status.failing, store.status.lost) == (True, 1)
+    postgres_server.send(signal.SIGCONT)
+    while store.status.failing:
+        with contextlib.suppress(ProxyError):
+            assert await store.get("ada", "resp_0") is not None
+    assert await store.get("ada", "resp_1") is None
+    await store.close()
