@@ -53,7 +53,8 @@ def translate(
         has_store=has_store,
     )
     assert parsed == before, "the request stays unchanged"
-    accept(json.loads(translation.body), own=fields)
+    prefill = bool(options and options.prefill)
+    accept(json.loads(translation.body), own=fields, prefill=prefill)
     return translation
 
 

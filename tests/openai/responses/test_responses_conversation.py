@@ -27,6 +27,7 @@ from response_requests import (
     user,
 )
 
+from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.responses.carrier import pack_summary, unpack
 from tornadoproxy.openai.responses.conversation import SUMMARIZE, SUMMARY, UNREADABLE
 from tornadoproxy.openai.turns import CONTINUING, OPENING
@@ -65,6 +66,13 @@ IMAGE = {
 )
 def test_messages_become_turns(items: list[Json | str], expected: list[tuple[str, object]]) -> None:
     assert turns(*items) == expected
+
+
+def test_last_message_of_the_assistants_is_continued_with_chat_prefill() -> None:
+    options = Options(prefill=True)
+    assert turns("a", said("b "), options=options) == [("user", "a"), ("assistant", "b")]
+    ends = turns("a", call("c"), said("b"), output("c"), options=options)
+    assert [role for role, _ in ends] == ["user", "assistant", "user"]
 
 
 def test_input_that_is_a_string_is_a_message_of_the_users() -> None:

@@ -18,6 +18,8 @@ from response_requests import (
     said,
     sent,
     text,
+    tool_result,
+    tool_use,
     translate,
     turns,
     user,
@@ -27,8 +29,10 @@ from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.openai import responses
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.options import Options
-from tornadoproxy.openai.responses.conversation import SUMMARIZE
+from tornadoproxy.openai.responses.carrier import pack_summary
+from tornadoproxy.openai.responses.conversation import SUMMARIZE, SUMMARY
 
+CLOCK: Json = {"type": "function", "name": "clock"}
 REFERENCE = {"type": "item_reference", "id": "msg_1"}
 SCHEMA = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
 FORMAT = {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}
@@ -139,6 +143,24 @@ def test_request_for_compaction_of_nothing_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         responses.compaction_request({"model": "m"})
     assert caught.value.param == "input"
+
+
+def test_compaction_stands_for_the_responses_before_it() -> None:
+    summary = {"type": "compaction", "encrypted_content": pack_summary("So far.")}
+    trigger = {"type": "compaction_trigger"}
+    tools = {"type": "additional_tools", "role": "developer", "tools": [CLOCK]}
+    earlier = [
+        *(tools, developer("Be."), user("a"), said("x"), call("c"), output("c")),
+        *(trigger, summary, user("b"), call("d")),
+    ]
+    body = sent(output("d"), earlier=earlier, previous_response_id="resp_1", has_store=True)
+    assert body["system"] == "Be."
+    assert [tool["name"] for tool in body["tools"]] == ["clock"]
+    assert body["messages"] == [
+        {"role": "user", "content": [text("a"), text(f"{SUMMARY}So far."), text("b")]},
+        {"role": "assistant", "content": [tool_use("d")]},
+        {"role": "user", "content": [tool_result("d")]},
+    ]
 
 
 # -- reasoning and formats

@@ -62,12 +62,15 @@ def translate(
     origins: Mapping[str, Origin],
     ignored: list[str],
     instructions: str | None = None,
+    *,
+    prefill: bool = False,
 ) -> Conversation:
     """Translate a request's items, among which there are no references.
 
     :param origins: the client's tool for each name of a tool that is offered.
     :param ignored: takes the names of what is dropped.
     :param instructions: the text that the system prompt begins with.
+    :param prefill: whether the model continues an assistant message that stands last.
     :raises InvalidRequest: an item is invalid; the error names it.
     """
     translator = _Translator(listed, able, origins, ignored)
@@ -75,7 +78,7 @@ def translate(
         translator.turns.instruct([text_block(instructions)])
     for position in range(len(listed)):
         translator.take(position)
-    return translator.finish()
+    return translator.finish(prefill=prefill)
 
 
 class _Call(NamedTuple):
@@ -111,7 +114,7 @@ class _Translator:
         if kind == "message":
             self._take_message(item, param)
         elif kind in CALLS:
-            self._take_call(item, param, position)
+            self._take_call(item, param)
         elif kind in OUTPUTS:
             self._close_assistant()
             if not self._outputs.is_taken(position):
@@ -128,13 +131,14 @@ class _Translator:
             self._add_user([text_block(SUMMARIZE)])
         # additional_tools and configuration_update have no place in a conversation
 
-    def finish(self) -> Conversation:
-        is_paused = bool(self._turn) and self._turn[-1]["type"] == "server_tool_use"
+    def finish(self, *, prefill: bool) -> Conversation:
+        last = self._turn[-1]["type"] if self._turn else ""
+        is_paused = last == "server_tool_use" and not self._calls
         self._close_assistant(is_paused=is_paused)
         self._close_user()
         if self._searches > 0:
             self._ignored.append("input.web_search_call")
-        return self.turns.finish(prefill=is_paused)
+        return self.turns.finish(prefill=is_paused or (prefill and last == "text"))
 
     def _take_message(self, item: Json, param: str) -> None:
         role = one_of(item.get("role"), f"{param}.role", _KINDS)
@@ -149,12 +153,12 @@ class _Translator:
         else:
             self.turns.instruct(found)
 
-    def _take_call(self, item: Json, param: str, position: int) -> None:
+    def _take_call(self, item: Json, param: str) -> None:
         client_id = text(item.get("call_id"), f"{param}.call_id")
         name, tool_input = call_of_item(item, param, self._origins)
         block = self.turns.call(client_id, name, tool_input)
         self._turn.append(block)
-        output = self._outputs.take(client_id, position)
+        output = self._outputs.take(client_id)
         self._calls.append(_Call(block["id"], _quoted_id(client_id), param, output))
 
     def _take_reasoning(self, item: Json, param: str) -> None:
@@ -229,15 +233,17 @@ class _Outputs:
             if kind in OUTPUTS:
                 self._positions.setdefault(_call_id(item), []).append(position)
 
-    def take(self, client_id: str, position: int) -> Listed | None:
-        """Return the output of the call at `position`; ``None`` if there is none."""
-        positions = self._positions.get(client_id, [])
-        while positions:
-            found = positions.pop()
-            if found > position:
-                self._taken.add(found)
-                return self._listed[found]
-        return None
+    def take(self, client_id: str) -> Listed | None:
+        """Return the output of a call; ``None`` if there is none.
+
+        An output before its call was refused already, so the first that is left is behind it.
+        """
+        positions = self._positions.get(client_id)
+        if not positions:
+            return None
+        position = positions.pop()
+        self._taken.add(position)
+        return self._listed[position]
 
     def is_taken(self, position: int) -> bool:
         """Whether the output at `position` answers a call."""

@@ -124,6 +124,8 @@ def resolved(own: Iterable[Listed], items: Mapping[str, Json], *, has_store: boo
 def continued(document: Json, earlier: Iterable[Json] | None, *, has_store: bool) -> list[Listed]:
     """Return the items of the responses that a request continues.
 
+    A compaction stands for what the model said and did before it.
+
     :param earlier: these items, if they are stored.
     :raises InvalidRequest: they are not.
     """
@@ -138,7 +140,9 @@ def continued(document: Json, earlier: Iterable[Json] | None, *, has_store: bool
             param=param,
             code="previous_response_not_found",
         )
-    return [Listed(item, item_type(item, param), param) for item in earlier]
+    found = [Listed(item, item_type(item, param), param) for item in earlier]
+    compacted = max((at for at, each in enumerate(found) if each.kind == "compaction"), default=0)
+    return [each for each in found[:compacted] if _outlives(each)] + found[compacted:]
 
 
 def shown(listed: Listed) -> Json:
@@ -176,6 +180,13 @@ def item_type(item: object, param: str) -> str:
     if kind not in ITEMS:
         refuse(f"{param}.type", f"({kind[:MAX_QUOTED]}) is not a type of items known here")
     return kind
+
+
+def _outlives(listed: Listed) -> bool:
+    """Whether a compaction leaves an item as it is."""
+    if listed.kind == "message":
+        return bool(listed.item.get("role") != "assistant")
+    return listed.kind in ("additional_tools", "configuration_update")
 
 
 def _stored(listed: Listed, items: Mapping[str, Json], *, has_store: bool) -> Listed:

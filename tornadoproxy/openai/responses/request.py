@@ -180,7 +180,9 @@ def translate_request(
     )
     instructions = document.get("instructions")
     instructions = None if instructions is None else text(instructions, "instructions")
-    talk = conversation.translate(listed, able, origins, ignored, instructions)
+    talk = conversation.translate(
+        listed, able, origins, ignored, instructions, prefill=options.prefill
+    )
     talk.system += sentences
     if not offer.tools:
         offer = offer_of_called(talk.called)
