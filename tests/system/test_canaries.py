@@ -423,6 +423,9 @@ UPSTREAM_FAULTS = [
 MESSAGES = f"/v1/messages?key={QUERY}"
 COMPLETIONS = f"/openai/v1/chat/completions?key={QUERY}"
 CHAT_BODY = json.dumps(CHAT).encode()
+RESPONSES = f"/openai/v1/responses?key={QUERY}"
+RESPONSE = {"model": CHAT["model"], "input": SAID}
+RESPONSE_BODY = json.dumps(RESPONSE).encode()
 
 
 async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> None:
@@ -431,6 +434,7 @@ async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> 
     for path, body in (
         *((MESSAGES, MESSAGE), (MESSAGES, STREAM)),
         *((COMPLETIONS, CHAT_BODY), (COMPLETIONS, json.dumps({**CHAT, "stream": True}).encode())),
+        *((RESPONSES, RESPONSE_BODY), (RESPONSES, b'{"stream":true,' + RESPONSE_BODY[1:])),
     ):
         await watched.check(200, "POST", path, token, cookie, body)
     for scheme in ("X-Api-Key", "Authorization: Bearer", "Authorization: Basic"):
@@ -455,8 +459,11 @@ async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> 
         for presented in (token, GUESS):
             await watched.check(503, "GET", MESSAGES, presented, [("X-Boom", boom)])
     for fault in UPSTREAM_FAULTS:
-        upstream.script(fault, fault)
-        for path, body in ((MESSAGES, MESSAGE), (COMPLETIONS, CHAT_BODY)):
+        upstream.script(*[fault] * 4)
+        for path, body in (
+            *((MESSAGES, MESSAGE), (COMPLETIONS, CHAT_BODY)),
+            *((RESPONSES, RESPONSE_BODY), (RESPONSES, b'{"stream":true,' + RESPONSE_BODY[1:])),
+        ):
             await watched.ask(request_bytes("POST", path, body=body, token=token))
     upstream.script(silent_response())
     client = await watched.program.connect()

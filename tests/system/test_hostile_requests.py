@@ -27,6 +27,8 @@ ROUTES = [
     ("OPTIONS", "/v1/anything"),
     ("GET", "/v1/..%2fx"),
     ("POST", "/openai/v1/chat/completions"),
+    ("POST", "/openai/v1/responses"),
+    ("GET", "/openai/v1/responses/resp_1"),
     ("GET", "/openai/v1/models"),
     ("GET", "/openai/v1/models/claude-sonnet-5-5"),
     ("GET", "/nowhere"),
@@ -91,7 +93,7 @@ async def test_costly_headers_take_less_than_2_seconds(lines: bytes, scene: Scen
 
 
 @pytest.mark.parametrize(
-    ("path", "limit"), [("/v1/messages", 500 * MB), ("/openai/v1/chat/completions", 32 * MB)]
+    ("path", "limit"), [("/v1/messages", 500 * MB), ("/openai/v1/responses", 32 * MB)]
 )
 async def test_body_over_the_default_limit_is_413(path: str, limit: int, scene: Scene) -> None:
     for length in (limit + 1, 2**32 + 5, 10**18 - 1):
