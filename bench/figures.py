@@ -86,6 +86,12 @@ def chat_cpu(bench: Bench, peer: Running) -> list[float]:
     return [_request_cpu(bench, peer, request, None)]
 
 
+def response_cpu(bench: Bench, peer: Running) -> list[float]:
+    """Microseconds of processor time for a response of OpenAI's, translated."""
+    request = prompts.response(str(peer.peer.responses), "hello", token=peer.token)
+    return [_request_cpu(bench, peer, request, None)]
+
+
 def _request_cpu(bench: Bench, peer: Running, request: bytes, response: int | None) -> float:
     count = max(int(bench.sizes.requests * peer.peer.share), 1)
     used, _ = _cpu(
@@ -108,6 +114,13 @@ def chat_event_cpu(bench: Bench, peer: Running) -> list[float]:
     """Microseconds of processor time for an event of the upstream's that is translated."""
     deltas, prompt = _stream(bench)
     request = prompts.chat(str(peer.peer.chat), prompt, stream=True, token=peer.token)
+    return [_event_cpu(bench, peer, request, deltas)]
+
+
+def response_event_cpu(bench: Bench, peer: Running) -> list[float]:
+    """Microseconds of processor time for an event of the upstream's that is translated."""
+    deltas, prompt = _stream(bench)
+    request = prompts.response(str(peer.peer.responses), prompt, stream=True, token=peer.token)
     return [_event_cpu(bench, peer, request, deltas)]
 
 
@@ -217,6 +230,12 @@ FIGURES = (
         steady=chat_cpu,
     ),
     Figure(
+        "responses",
+        (Column("responses", "OpenAI response JSON", "µs CPU/request"),),
+        lambda peer: peer.responses is not None,
+        steady=response_cpu,
+    ),
+    Figure(
         "sse",
         (Column("sse", "SSE relayed", "µs CPU/event"),),
         lambda peer: peer.relays,
@@ -227,6 +246,12 @@ FIGURES = (
         (Column("chat-sse", "SSE translated", "µs CPU/event"),),
         lambda peer: peer.chat is not None,
         steady=chat_event_cpu,
+    ),
+    Figure(
+        "responses-sse",
+        (Column("responses-sse", "SSE translated, response", "µs CPU/event"),),
+        lambda peer: peer.responses is not None,
+        steady=response_event_cpu,
     ),
     Figure(
         "latency",

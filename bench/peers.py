@@ -35,6 +35,7 @@ class Peer:
     :param health: the path that returns 200 as soon as it serves.
     :param messages: its path of Anthropic's messages.
     :param chat: its path of OpenAI's chat completions, if it has that.
+    :param responses: its path of OpenAI's Responses API, if it is measured.
     :param relays: whether it has an upstream.
     :param direct: whether it is no proxy, but the upstream itself.
     :param share: the part of the requests that it gets, so that a slow one does not take an hour.
@@ -49,6 +50,7 @@ class Peer:
     health: str = "/health"
     messages: str = "/v1/messages"
     chat: str | None = None
+    responses: str | None = None
     relays: bool = True
     direct: bool = False
     share: float = 1.0
@@ -113,6 +115,7 @@ def proxy(
         lambda: _versions(python, "tornadoproxy", "tornado", *(["uvloop"] if uvloop else [])),
         environment,
         chat="/openai/v1/chat/completions",
+        responses="/openai/v1/responses",
     )
 
 

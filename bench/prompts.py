@@ -23,6 +23,7 @@ _STAINLESS = (
     "x-stainless-retry-count: 0\r\n"
     "x-stainless-read-timeout: 600\r\n"
 )
+_OPENAI = "User-Agent: OpenAI/Python 3.54.0\r\n" + _STAINLESS.format(version="3.54.0")
 
 
 def message(path: str, prompt: str, *, stream: bool = False, token: str = TOKEN) -> bytes:
@@ -51,8 +52,18 @@ def chat(path: str, prompt: str, *, stream: bool = False, token: str = TOKEN) ->
         "model": MODEL,
         "max_completion_tokens": 1024,
     }
-    headers = "User-Agent: OpenAI/Python 3.54.0\r\n" + _STAINLESS.format(version="3.54.0")
-    return _request(path, headers, document, token, stream=stream)
+    return _request(path, _OPENAI, document, token, stream=stream)
+
+
+def response(path: str, prompt: str, *, stream: bool = False, token: str = TOKEN) -> bytes:
+    """A request to OpenAI's Responses API at `path`."""
+    document = {
+        "input": prompt,
+        "instructions": _SYSTEM,
+        "model": MODEL,
+        "max_output_tokens": 1024,
+    }
+    return _request(path, _OPENAI, document, token, stream=stream)
 
 
 def _request(

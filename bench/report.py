@@ -54,6 +54,11 @@ def _ratio(key: str, other: str, other_key: str) -> Callable[[Results, str], lis
     ]
 
 
+def _of_own(key: str, other_key: str) -> Callable[[Results, str], list[float]]:
+    """What the row takes for one figure, of what it takes for another."""
+    return lambda results, name: _ratio(key, name, other_key)(results, name)
+
+
 def _added(key: str) -> Callable[[Results, str], list[float]]:
     return lambda results, name: [
         one - two for one, two in zip(results[key][name], results[key][DIRECT.name], strict=True)
@@ -82,6 +87,10 @@ TARGETS = (
     Target("OpenAI chat JSON, CPU", "of hello's JSON", 2.1, _ratio("chat", "hello", "json")),
     Target("JSON relayed, CPU", "of LiteLLM's", 1 / 40, _ratio("json", "litellm", "json")),
     Target("OpenAI chat JSON, CPU", "of LiteLLM's", 1 / 40, _ratio("chat", "litellm", "chat")),
+    Target("OpenAI response JSON, CPU", "of chat's", 1.3, _of_own("responses", "chat")),
+    Target(
+        "SSE translated, response, CPU", "of chat's", 1.25, _of_own("responses-sse", "chat-sse")
+    ),
     Target("SSE relayed, CPU", "of nginx's", 2, _ratio("sse", "nginx", "sse")),
     Target("SSE translated, CPU", "of nginx's relay", 4, _ratio("chat-sse", "nginx", "sse")),
     Target("Latency added, p50", "ms", 0.5, _added("p50")),

@@ -28,7 +28,7 @@ pytestmark = [
 def test_bench_measures_proxy_and_bare_handler(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--peers", "tornadoproxy,hello"]
     command += ["--rounds", "1", "--requests", "48", "--seconds", "0.1"]
-    command += ["--only", "json,chat,sse,chat-sse,latency,start"]
+    command += ["--only", "json,chat,responses,sse,chat-sse,responses-sse,latency,start"]
     command += ["--checkout", str(Path(tornadoproxy.__file__).parents[1])]
     command += ["--output", str(tmp_path)]
 
@@ -41,7 +41,7 @@ def test_bench_measures_proxy_and_bare_handler(tmp_path: Path) -> None:
     latency = {"tornadoproxy", "hello", "direct"}
     assert measured == {
         **dict.fromkeys(("json", "cold", "idle"), both),
-        **dict.fromkeys(("chat", "sse", "chat-sse"), proxy),
+        **dict.fromkeys(("chat", "responses", "sse", "chat-sse", "responses-sse"), proxy),
         **dict.fromkeys(("p50", "p99"), latency),
     }
     numbers = [number for rows in results.values() for row in rows.values() for number in row]

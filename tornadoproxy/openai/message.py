@@ -72,21 +72,18 @@ def token_counts(usage: object) -> TokenCounts:
     Counts that are not reported are 0.
     """
     reported = usage if isinstance(usage, dict) else {}
-    parts = read_usage(reported).parts()
-    read = sum(part.cache_read_input_tokens or 0 for part in parts)
-    written = sum(part.cache_creation_input_tokens or 0 for part in parts)
+    prompt = read = written = output = 0
+    for part in read_usage(reported).parts():
+        prompt += part.input_tokens or 0
+        read += part.cache_read_input_tokens or 0
+        written += part.cache_creation_input_tokens or 0
+        output += part.output_tokens or 0
     details = reported.get("output_tokens_details")
     reasoning = None
     if isinstance(details, dict):
         thought = details.get("thinking_tokens")
         reasoning = thought if isinstance(thought, int) else 0
-    return TokenCounts(
-        input=sum(part.input_tokens or 0 for part in parts) + read + written,
-        cached=read,
-        cache_written=written,
-        output=sum(part.output_tokens or 0 for part in parts),
-        reasoning=reasoning,
-    )
+    return TokenCounts(prompt + read + written, read, written, output, reasoning)
 
 
 class EventTranslator(ABC, Generic[Block]):

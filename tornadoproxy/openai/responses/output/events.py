@@ -113,7 +113,12 @@ Source: https://github.com/openai/openai-node/issues/1964
 
 
 class EventWriter:
-    """Writer of events, which it numbers."""
+    """Writer of events, which it numbers.
+
+    :cvar is_silent: whether it writes none.
+    """
+
+    is_silent = False
 
     def __init__(self) -> None:
         self._number = 0
@@ -139,6 +144,8 @@ class EventWriter:
 
 class NoEvents(EventWriter):
     """Writer for a response that is not streamed."""
+
+    is_silent = True
 
     def event(self, kind: str, fields: Json) -> bytes:
         return b""

@@ -49,12 +49,16 @@ class Items:
 
     def begin(self, place: Place, item: Json) -> bytes:
         """Return the event for an item that begins."""
+        if self.events.is_silent:
+            return b""
         fields = {"output_index": place.number, "item": item}
         return self.events.event("response.output_item.added", fields)
 
     def finish(self, place: Place, item: Json) -> bytes:
         """Take an item that is done; return the event for it."""
         self._items[place.number] = item
+        if self.events.is_silent:
+            return b""
         fields = {"output_index": place.number, "item": item}
         return self.events.event("response.output_item.done", fields)
 

@@ -107,19 +107,23 @@ class _Message:
     def __init__(self, items: Items) -> None:
         self._items = items
         self._place = items.place("msg")
-        self._where = {**self._place.fields, "content_index": 0}
         self._texts: list[str] = []
         self._annotations: list[Json] = []
         self.length = 0
-        events = items.events
-        # the parts of a delta's event, whose cost is that of most of a stream
-        self._head = events.head("response.output_text.delta", {**self._where, "logprobs": []})
-        self._delta = events.delta
+        self._where: Json = {}
+        self._head = b""
+        self._delta = items.events.delta
 
     def open(self) -> bytes:
+        events = self._items.events
+        if events.is_silent:
+            return b""
+        self._where = {**self._place.fields, "content_index": 0}
+        # the same in each delta, and deltas are most of a stream
+        self._head = events.head("response.output_text.delta", {**self._where, "logprobs": []})
         begun = self._items.begin(self._place, _item(self._place, [], "in_progress"))
         part = {**self._where, "part": _text_part("", [])}
-        return begun + self._items.events.event("response.content_part.added", part)
+        return begun + events.event("response.content_part.added", part)
 
     def add(self, text: str) -> bytes:
         self._texts.append(text)
@@ -133,22 +137,25 @@ class _Message:
         return self._items.events.event("response.output_text.annotation.added", fields)
 
     def close(self, status: str) -> bytes:
-        event = self._items.events.event
+        events = self._items.events
         text = "".join(self._texts)
         part = _text_part(text, self._annotations)
-        done = {**self._where, "text": text, "logprobs": []}
-        return b"".join(
-            [
-                event("response.output_text.done", done),
-                event("response.content_part.done", {**self._where, "part": part}),
-                self._items.finish(self._place, _item(self._place, [part], status)),
-            ]
-        )
+        out = b""
+        if not events.is_silent:
+            done = {**self._where, "text": text, "logprobs": []}
+            out = events.event("response.output_text.done", done)
+            out += events.event("response.content_part.done", {**self._where, "part": part})
+        return out + self._items.finish(self._place, _item(self._place, [part], status))
 
 
 def _item(place: Place, content: list[Json], status: str) -> Json:
-    fields = {"id": place.id, "type": "message", "role": "assistant"}
-    return {**fields, "status": status, "content": content}
+    return {
+        "id": place.id,
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": content,
+    }
 
 
 def _text_part(text: str, annotations: list[Json]) -> Json:

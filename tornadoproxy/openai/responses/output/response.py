@@ -166,8 +166,10 @@ class Draft:
 
 def _stem(message_id: object) -> str:
     """Return what the ids in a response have in common, by which its message can be found."""
-    stem = _NOT_IN_AN_ID.sub("", string(message_id).removeprefix("msg_"))[:_MAX_STEM]
-    return stem or secrets.token_hex(12)
+    stem = string(message_id).removeprefix("msg_")
+    if not (stem.isascii() and stem.isalnum()):
+        stem = _NOT_IN_AN_ID.sub("", stem)
+    return stem[:_MAX_STEM] or secrets.token_hex(12)
 
 
 def _usage(reported: object) -> Json:

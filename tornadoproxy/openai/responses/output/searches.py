@@ -113,6 +113,8 @@ class Searches:
         :param paused: whether the upstream goes on with them in the next turn. Otherwise it would
             not take them back.
         """
+        if not self._carried:
+            return b""
         out = b"".join([search.finish("incomplete") for search in self._open])
         if not paused:
             left = [search.block for search in self._open]
