@@ -109,6 +109,7 @@ def _proxy(where: DatabaseLocation, folder: Path) -> Iterator[int]:
         "PORT": str(port),
         "UPSTREAM_API_KEY": "unused",
         "ADMIN_KEY": ADMIN_KEY,
+        "PLUGIN_TIMEOUT": "120",  # the machine may be busy
         **dict.fromkeys(("KEYS_DB", "LEDGER_DB", "BUDGETS_DB"), place),
     }
     command = [sys.executable, "-m", "tornadoproxy"]

@@ -40,6 +40,7 @@ _ATTRIBUTES = {
 _PRINCIPAL = reports.DIMENSIONS.index("principal")
 _PAGING = ("limit", "page")
 
+REPEATED = 2.0  # seconds after which a report is read again
 HELD = 60.0  # seconds
 MAX_HELD = 4  # reports
 
@@ -66,6 +67,7 @@ class ReportsApi:
     def __init__(self, database: Callable[[], Database]) -> None:
         self._database = database
         self._reading = asyncio.Lock()
+        self._tasks: dict[Selection, asyncio.Task[Report]] = {}
         # by what was asked for: the rows, and the monotonic time until which they are held
         self._held: OrderedDict[tuple[object, ...], tuple[Sequence[_Row], float]] = OrderedDict()
 
@@ -151,10 +153,27 @@ class ReportsApi:
         }
 
     async def _read(self, selection: Selection | None) -> Report:
+        """Return the counts; if they are just being read for another request, wait for those.
+
+        A client that repeats a request which took too long gets what that has read meanwhile.
+        """
         if selection is None:
             return {}
+        task = self._tasks.get(selection)
+        if task is None:
+            task = self._tasks[selection] = asyncio.create_task(self._read_alone(selection))
+            task.add_done_callback(partial(self._forget, selection))
+        return await asyncio.shield(task)
+
+    async def _read_alone(self, selection: Selection) -> Report:
         async with self._reading:
             return await asyncio.to_thread(_read, self._database(), selection)
+
+    def _forget(self, selection: Selection, task: asyncio.Task[Report]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            asyncio.get_running_loop().call_later(REPEATED, self._tasks.pop, selection, None)
+        else:
+            self._tasks.pop(selection, None)
 
 
 def _read(database: Database, selection: Selection) -> Report:

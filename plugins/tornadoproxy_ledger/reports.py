@@ -61,6 +61,10 @@ class Selection:
     by: frozenset[str]
     only: Mapping[str, frozenset[str]]
 
+    def __hash__(self) -> int:
+        only = frozenset(self.only.items())
+        return hash((self.since, self.until, self.width, self.by, only))
+
 
 @dataclass(slots=True)
 class Counts:
@@ -137,13 +141,17 @@ def _rows(
     """Yield the sums of the rows as they are."""
     where, values = _condition(selection)
     keys = [_bucket(selection, functions), *(_EXPRESSIONS[name] for name in columns)]
+    # SQLite would sort all rows even by a constant
+    grouping = f"GROUP BY {_positions(keys)}" if columns or selection.width else ""
     statement = f"""
         SELECT {", ".join(keys)}, {", ".join(map(_sum, _COUNTS))},
             count(*), count(*) - count(cost_nanos)
-        FROM requests WHERE {_USED} AND {where} GROUP BY {_positions(keys)}
+        FROM requests WHERE {_USED} AND {where} {grouping}
     """  # noqa: S608  # constants; values are bound
     for bucket, *row in connection.execute(statement, values):
-        yield bucket, row[: len(columns)], Counts(*row[len(columns) :])
+        counts = Counts(*row[len(columns) :])
+        if counts.requests:  # without GROUP BY, no rows have a sum as well
+            yield bucket, row[: len(columns)], counts
 
 
 def _other_calls(

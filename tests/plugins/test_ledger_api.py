@@ -6,6 +6,7 @@ https://platform.claude.com/docs/en/api/beta/organization/usage_report/retrieve_
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -293,6 +294,25 @@ async def test_report_groups_by_at_most_five_dimensions(api: Reports) -> None:
     assert "at most 5" in await api.refused("analytics/usage", **asked, group_by=names)
     costs = await api.get("analytics/cost", **asked, group_by=[*names[:5], "cost_type"])
     assert {row["cost"]["requests"] for row in costs["data"]} == {None}
+
+
+async def test_requests_for_one_report_share_its_reading(
+    api: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = []
+    read = reports.read
+
+    def counted(*given: Any) -> reports.Report:
+        readings.append(given)
+        return read(*given)
+
+    monkeypatch.setattr(reports, "read", counted)
+    asked = {"starting_at": at(0), "ending_at": at(48)}
+    await api.started()
+    paths = ("analytics/usage", "analytics/cost", "analytics/usage")
+    found = await asyncio.gather(*(api.get(path, **asked) for path in paths))
+    assert len(readings) == 1
+    assert all(len(each["data"]) == 1 for each in found)
 
 
 async def test_report_with_too_many_rows_is_refused(
