@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from admin_api import AdminApi, fault_of
-from admin_sdk import Sdk
+from admin_sdk import Sdk, check_shape
 from budget_team import Prices, asking, costing
-from people import MESSAGES, People
+from people import MESSAGES, People, locked
+from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_keys import changes, store
 from tornadoproxy_keys.changes import By
@@ -169,6 +170,21 @@ async def test_invalid_resolution_is_refused(api: Increases) -> None:
         assert (await api.fault("GET", f"{REQUESTS}?{query}"))[0] == 400
 
 
+@sqlite_only
+async def test_locked_database_is_a_503(api: Increases) -> None:
+    await api.start()
+    made = await api.ask()
+    with locked(api.path):
+        for response in (
+            await api.own("ada", {"period": "weekly"}),
+            await api.send("POST", f"{REQUESTS}/{made['id']}/deny"),
+        ):
+            status, kind, text = fault_of(response)
+            assert (status, kind) == (503, "overloaded_error")
+            assert "temporarily unavailable" in text
+    assert (await api.call("GET", f"{REQUESTS}/{made['id']}"))["status"] == "pending"
+
+
 async def test_without_an_admin_key_nobody_asks(api: Increases) -> None:
     proxy = await api.start(ADMIN_KEY=None)
     assert OWN not in {page.path for _, page in proxy.plugins.pages()}
@@ -209,6 +225,7 @@ async def test_sdk_resolves_requests(beta: bool, api: Increases, sdk: Sdk) -> No
         lambda client: client.organization.spend_limits.effective.list(user_ids=["ada"]),
         checked=False,
     )
+    check_shape(effective[:2])  # the third has no limit, which is an extension
     assert [(each.period, each.amount) for each in effective][:2] == [
         ("daily", "500"),
         ("weekly", "900"),

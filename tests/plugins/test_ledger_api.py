@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import pytest
 from admin_api import AdminApi
 from admin_sdk import Sdk
+from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_ledger import report_forms, reports
 from tornadoproxy_ledger.rows import SCHEMA, insert
@@ -322,6 +323,19 @@ async def test_report_with_too_many_rows_is_refused(
     asked = {"starting_at": at(0), "ending_at": at(48)}
     assert (await api.get("analytics/usage", **asked, group_by=["model"]))["data"]
     assert "more than 2 rows" in await api.refused("analytics/usage", **asked, group_by=["actor"])
+
+
+@sqlite_only
+async def test_unreadable_ledger_is_a_503(api: Reports) -> None:
+    await api.started()
+    elsewhere = api.path.rename(api.path.with_suffix(".gone"))
+    query = urlencode({"starting_at": at(0)})
+    for path in ("analytics/usage", "usage_report/messages"):
+        status, kind, text = await api.fault("GET", f"/{path}?{query}")
+        assert (status, kind) == (503, "overloaded_error")
+        assert "temporarily unavailable" in text
+        assert str(api.path) not in text
+    elsewhere.rename(api.path)
 
 
 def test_amounts_are_fractional_cents() -> None:
