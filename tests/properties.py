@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +25,34 @@ def junk_of(keys: Iterable[str], words: Iterable[str]) -> st.SearchStrategy[Any]
         ),
         max_leaves=15,
     )
+
+
+@st.composite
+def spoiled(
+    draw: st.DrawFn, documents: st.SearchStrategy[Any], junk: st.SearchStrategy[Any]
+) -> dict[str, Any]:  # Any: JSON
+    """Return a JSON object, one of `documents`, with junk in some of its places."""
+    document: dict[str, Any] = json.loads(json.dumps(draw(documents)))
+    for _ in range(draw(st.integers(1, 3))):
+        *way, last = draw(st.sampled_from(list(_places(document))[1:]))
+        holder: Any = document
+        for step in way:
+            holder = holder[step]
+        holder[last] = draw(junk)
+    return document
+
+
+def not_json(name: str) -> None:
+    """Refuse a constant that `json.loads` takes for a number, such as NaN."""
+    raise AssertionError(f"{name} is not JSON")
+
+
+def _places(document: object, path: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(document, dict | list):
+        items = document.items() if isinstance(document, dict) else enumerate(document)
+        for key, value in items:
+            yield from _places(value, (*path, key))
 
 
 def holds_of(

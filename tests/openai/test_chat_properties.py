@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from chat_requests import (
@@ -28,7 +28,7 @@ from damage import damaged
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from properties import holds_of, junk_of
+from properties import holds_of, junk_of, not_json, spoiled
 from upstream_messages import KINDS, PARTS, cuts, messages, pieces_of, seeds
 
 from tornadoproxy.errors import InvalidRequest, UpstreamProtocolError
@@ -124,31 +124,6 @@ WORDS = [
 junk = junk_of(KEYS, WORDS)
 
 
-def places(document: object, path: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    if isinstance(document, dict | list):
-        items = document.items() if isinstance(document, dict) else enumerate(document)
-        for key, value in items:
-            yield from places(value, (*path, key))
-
-
-@st.composite
-def spoiled(draw: st.DrawFn) -> Json:
-    """A valid request with junk in some of its places."""
-    document: Json = json.loads(json.dumps(draw(requests)))
-    for _ in range(draw(st.integers(1, 3))):
-        *way, last = draw(st.sampled_from(list(places(document))[1:]))
-        holder: Any = document  # Any: a JSON object or list
-        for step in way:
-            holder = holder[step]
-        holder[last] = draw(junk)
-    return document
-
-
-def no_constant(name: str) -> None:
-    raise AssertionError(f"{name} is not JSON")
-
-
 def translate_or_refuse(body: bytes, able: Capabilities | None = None) -> None:
     """Translate a body as the proxy does; the only error is the client's."""
     try:
@@ -159,13 +134,13 @@ def translate_or_refuse(body: bytes, able: Capabilities | None = None) -> None:
         if refused.status != 400 or not refused.message:
             raise
         return
-    asked = json.loads(translation.body.decode(), parse_constant=no_constant)
+    asked = json.loads(translation.body.decode(), parse_constant=not_json)
     kinds = [type(asked[name]) for name in ("model", "messages", "max_tokens")]
     assert kinds == [str, list, int]
     assert all(name.isascii() and name.isprintable() for name in translation.ignored)
 
 
-@holds_of(spoiled(), requests, junk, seeds, abilities)
+@holds_of(spoiled(requests, junk), requests, junk, seeds, abilities)
 def test_invalid_request_is_refused_or_translated(
     junked: Json, document: Json, value: object, seed: int, able: Capabilities | None
 ) -> None:

@@ -9,9 +9,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
+from properties import holds_of, junk_of, not_json, spoiled
 from response_requests import TAKES_SYSTEM, THOUGHT, Json, call, message, said, translate
 
+from tornadoproxy.errors import ClientError
 from tornadoproxy.openai import responses
+from tornadoproxy.openai.options import Options
+from tornadoproxy.openai.responses import FIELDS, ITEMS
 from tornadoproxy.openai.responses.carrier import pack
 
 HERE = Path(__file__).parent
@@ -86,3 +91,46 @@ def test_turn_begins_as_the_turn_before_it(client: str) -> None:
         if client.startswith("codex"):
             assert before["tools"] == whole["tools"][: len(before["tools"])]
         assert before["messages"] == whole["messages"][: len(before["messages"])]
+
+
+JUNK = junk_of(
+    [
+        *FIELDS,
+        *ITEMS,
+        "type",
+        "role",
+        "content",
+        "text",
+        "id",
+        "call_id",
+        "name",
+        "input",
+        "output",
+    ],
+    ["message", "reasoning", "item_reference", "input_text", "tp1.", "developer", "", "\ud800"],
+)
+REQUESTS = st.sampled_from(
+    [{"model": "m", **fields_of(client, carried=True), **CODEX_TOOLS} for client in INPUTS]
+)
+
+
+@holds_of(spoiled(REQUESTS, JUNK), st.booleans())
+def test_invalid_request_is_refused_or_translated(document: Json, has_store: bool) -> None:
+    """The only error is the client's, as the proxy translates."""
+    options = Options()
+    try:
+        document = responses.parse(json.dumps(document).encode())
+        responses.requested_model(document)
+        wanted = responses.references(document)
+        responses.depends_on_capabilities(document, options)
+        stored = dict.fromkeys(wanted.items, said("stored"))
+        translation = responses.translate_request(
+            document, options=options, earlier=[], items=stored, has_store=has_store
+        )
+    except ClientError:
+        return
+    body = json.loads(translation.body.decode(), parse_constant=not_json)
+    kinds = [type(body[name]) for name in ("model", "messages", "max_tokens")]
+    assert kinds == [str, list, int]
+    assert all(name.isascii() and name.isprintable() for name in translation.ignored)
+    assert {type(item["id"]) for item in translation.input} <= {str}
