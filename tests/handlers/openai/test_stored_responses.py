@@ -10,13 +10,22 @@ from typing import Any
 
 import openai
 import pytest
+from held_stream import Held
 from openai import AsyncOpenAI
 from scene import Scene
 from served import EVENTS, RESPONSES_PATH, RESPONSES_STREAM, openai_error, request
 
 from tornadoproxy import Identity, IncomingRequest, hookimpl
 from tornadoproxy.handlers.openai.memory_store import MemoryStore
-from tornadoproxy.testing import Document, Proxy, Truncated, sse_response
+from tornadoproxy.protocol.body_fields import IN_THREAD
+from tornadoproxy.testing import (
+    Document,
+    Proxy,
+    Truncated,
+    json_response,
+    message_document,
+    sse_response,
+)
 
 pytestmark = pytest.mark.usefixtures("proxy")
 
@@ -86,6 +95,22 @@ async def test_streamed_response_can_be_continued_at_its_end(
             if each.type == "response.completed":
                 await ask(scene, input="Two", previous_response_id=each.response.id)
     assert said(scene)[::2] == ["One", "Two"]
+
+
+async def test_history_is_held_like_a_body(scene: Scene, proxy: Proxy) -> None:
+    large = "x" * (IN_THREAD + 1)
+    scene.upstream.script(json_response(message_document("Hello")))
+    created = await ask(scene, input=large, max_output_tokens=9)
+    held = Held(json_response(message_document("Hi")))
+    scene.upstream.script(held)
+    asked = {"model": MODEL, "input": "Two", "previous_response_id": created["id"]}
+    client = await scene.send(request("POST", RESPONSES_PATH, body=json.dumps(asked).encode()))
+    await scene.upstream.received(2)
+    assert IN_THREAD < proxy.server.status().held_bytes < IN_THREAD + 2000
+    held.may_begin.set()
+    assert (await client.response()).status == 200
+    assert proxy.server.status().held_bytes == 0
+    assert said(scene) == [large, "Hello", "Two"]
 
 
 async def test_references_stand_for_stored_items(scene: Scene) -> None:

@@ -87,7 +87,11 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
             web_search=self.gateway.settings[RESPONSES_WEB_SEARCH] == "upstream",
             is_codex=self.request.headers.get("Originator", "").startswith("codex"),
         )
-        needs_models = responses.depends_on_capabilities(document, options)
+        needs_models = await self.work_on(
+            size, responses.depends_on_capabilities, document, options
+        )
+        if needs_models is None:
+            return
         await self.ask(size, requested, translate, needs_models=needs_models)
 
     def translate(self, document: Json, **how: Any) -> Translation:  # Any: see the function below
