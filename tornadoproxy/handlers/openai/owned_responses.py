@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tornadoproxy.handlers.openai.stored_parts import Item
+from tornadoproxy.handlers.openai.stored_parts import Item, Parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from tornadoproxy.handlers.openai.stored_parts import Parts
 
 T = TypeVar("T")
 
@@ -70,11 +68,13 @@ class Owner:
 
     def add(self, parts: Parts, expires: float) -> Owned:
         """Add a response, whose id is new, and return it."""
-        held = parts._replace(
-            own=_fitted(parts.own),
-            shared=self._take_body(parts.shared),
-            input=tuple(map(self._take, parts.input)),
-            output=tuple(map(self._take, parts.output)),
+        held = Parts(
+            parts.id,
+            parts.previous,
+            _fitted(parts.own),
+            self._take_body(parts.shared),
+            tuple(map(self._take, parts.input)),
+            tuple(map(self._take, parts.output)),
         )
         added = self.responses[parts.id] = Owned(self, held, expires)
         self.size += _own_size(held)

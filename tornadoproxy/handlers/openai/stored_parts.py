@@ -25,19 +25,17 @@ MAX_LINKS = 5_000
 """The most responses that continue one another."""
 
 # The fields of a response object that differ from turn to turn; the rest repeats the request.
-_OWN = frozenset(
-    {
-        "completed_at",
-        "created_at",
-        "error",
-        "id",
-        "incomplete_details",
-        "metadata",
-        "model",
-        "previous_response_id",
-        "status",
-        "usage",
-    }
+_OWN = (
+    "completed_at",
+    "created_at",
+    "error",
+    "id",
+    "incomplete_details",
+    "metadata",
+    "model",
+    "previous_response_id",
+    "status",
+    "usage",
 )
 
 
@@ -77,16 +75,20 @@ def item_of(item: Json) -> Item:
     item_id = item.get("id")
     if not isinstance(item_id, str):
         return Item(None, reading.dump(item))
-    return Item(item_id, reading.dump({name: item[name] for name in item if name != "id"}))
+    body = item.copy()
+    del body["id"]
+    return Item(item_id, reading.dump(body))
 
 
 def parts_of(
     response: Json, own_input: tuple[Item, ...], output: tuple[Item, ...], previous: str | None
 ) -> Parts:
     """Return the parts of a response; see `ResponseStore.put`."""
-    rest = {name: value for name, value in response.items() if name != "output"}
-    own = {name: rest.pop(name) for name in list(rest) if name in _OWN}
-    return Parts(response["id"], previous, reading.dump(own), reading.dump(rest), own_input, output)
+    shared = response.copy()
+    del shared["output"]
+    own = {name: shared.pop(name) for name in _OWN if name in shared}
+    encoded = reading.dump(own), reading.dump(shared)
+    return Parts(response["id"], previous, *encoded, own_input, output)
 
 
 def put_together(parts: Parts) -> Stored:

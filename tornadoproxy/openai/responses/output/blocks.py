@@ -89,7 +89,7 @@ class Output:
         if self._calls and stop_reason in _CUTTING:
             self._cut()
         status = "incomplete" if stop_reason in LIMITS else "completed"
-        out = self._finish_calls() + self._messages.finish(status)
+        out = (self._finish_calls() if self._calls else b"") + self._messages.finish(status)
         return out + self._searches.end(paused=stop_reason == "pause_turn")
 
     def refuse(self, explanation: str) -> bytes:
