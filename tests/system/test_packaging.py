@@ -35,10 +35,11 @@ IN_THE_IMAGE = (
     "aws",
     "azure",
     "google",
+    "oidc",
 )  # extras
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
-PLUGINS |= {"admin", "aws", "foundry", "google", "recorder"}
+PLUGINS |= {"admin", "aws", "foundry", "google", "oidc", "recorder"}
 UPSTREAMS = """
 [[upstream]]
 name = "aws"

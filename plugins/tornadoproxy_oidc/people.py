@@ -1,0 +1,99 @@
+"""The identity that follows from the claims of a token. Without I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from tornadoproxy import Denied, Identity
+
+MAX_NAME = 200
+"""The longest name, e-mail address or group, in characters."""
+
+
+class Person(Identity, frozen=True):
+    """A person or workload that the provider has authenticated.
+
+    :param email: the e-mail address; ``None`` if the provider has told none.
+    :param full_name: the claim ``name``, to be shown.
+    """
+
+    email: str | None = None
+    full_name: str | None = None
+
+
+class InvalidClaims(Exception):
+    """The claims of a valid token do not say who its holder is; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Which claims say what, and who is accepted.
+
+    :param name: the claim that is the principal.
+    :param email: the claim with the e-mail address.
+    :param groups: the claim that lists the groups.
+    :param domains: those that an e-mail address must have; without any, it is optional.
+    """
+
+    name: str
+    email: str
+    groups: str
+    domains: Sequence[str]
+
+    def person(self, claims: Mapping[str, Any]) -> Person:  # Any: a claim may be any JSON
+        """Return the person of these claims.
+
+        :raises InvalidClaims: a claim is missing or malformed.
+        :raises Denied: 403, the e-mail address has another domain, or is not verified.
+        """
+        email = claims.get(self.email)
+        if email is not None and not _is_text(email):
+            raise InvalidClaims(f"its claim {self.email} is not text")
+        if self.domains or self.name == self.email:
+            self._check_email(claims, email)
+        groups = claims.get(self.groups, [])
+        if not isinstance(groups, list) or not all(map(_is_text, groups)):
+            raise InvalidClaims(f"its claim {self.groups} is not a list of names")
+        return Person(
+            self._principal(claims), groups=tuple(groups), email=email, full_name=_shown(claims)
+        )
+
+    def workload(self, claims: Mapping[str, Any], group: str) -> Person:
+        """Return the workload of these claims, whose only group is `group`.
+
+        :raises InvalidClaims: there is no name.
+        """
+        return Person(_valid_name(claims.get("sub"), "sub"), groups=(group,))
+
+    def _principal(self, claims: Mapping[str, Any]) -> str:
+        return _valid_name(claims.get(self.name), self.name)
+
+    def _check_email(self, claims: Mapping[str, Any], email: str | None) -> None:
+        if email is None:
+            raise InvalidClaims(f"it has no claim {self.email}")
+        if claims.get("email_verified") is False:
+            raise Denied("Your e-mail address is not verified: verify it, and sign in again.")
+        domain = email.rpartition("@")[2].lower()
+        if self.domains and domain not in self.domains:
+            raise Denied("Your e-mail address is of a domain that is not accepted here.")
+
+
+def _valid_name(name: object, claim: str) -> str:
+    if not _is_text(name):
+        raise InvalidClaims(f"its claim {claim} is not a name")
+    # the clients with AUTH_TOKEN have these names, whose responses nobody else may read
+    if re.fullmatch(r"token(-[0-9]+)?|anonymous", name):
+        raise InvalidClaims(f"its claim {claim} is a name that this proxy uses itself")
+    return name
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def _shown(claims: Mapping[str, Any]) -> str | None:
+    name = claims.get("name")
+    return name if _is_text(name) else None
