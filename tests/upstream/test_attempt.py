@@ -106,6 +106,20 @@ async def test_wire_that_fails_before_the_content_is_a_failure_of_its_upstream(
     assert several.requests() == {"a": 1, "b": 1, "c": 0}
 
 
+@pytest.mark.parametrize("has_cloud", [False, True])
+async def test_clouds_get_no_system_message_among_the_others(
+    several: Several, acme: Acme, has_cloud: bool
+) -> None:
+    await several.start(plugins=[acme], b=KIND if has_cloud else "")
+    model = {"id": "claude-opus-5-5", "capabilities": {"batch": {"supported": True}}}
+    several["a"].script(json_response({"data": [model]}))
+    items = [{"role": role, "content": "Hi"} for role in ("user", "developer")]
+    await several.ask("/openai/v1/responses", {"model": model["id"], "input": items})
+    sent = several["a"].requests[-1].json()
+    assert [each["role"] for each in sent["messages"]] == ["user", *["system"] * (not has_cloud)]
+    assert sent.get("system") == ("Hi" if has_cloud else None)
+
+
 async def test_decoder_that_fails_within_the_content_cuts_the_response(
     several: Several, acme: Acme
 ) -> None:

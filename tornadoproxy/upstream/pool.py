@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.config.core_settings import READY_NEEDS_UPSTREAM
 from tornadoproxy.errors import NotFound, Overloaded
+from tornadoproxy.protocol.wire import ANTHROPIC
 from tornadoproxy.upstream.target import Target
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class UpstreamPool:
     :ivar targets: all of them, in the order listed.
     :ivar sole: the only one, if it is the Anthropic API as it is, and nothing has to be known of
         its state: then nothing has to be chosen.
+    :ivar has_clouds: whether some of them differ from the Anthropic API.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class UpstreamPool:
         is_sole = len(self.targets) == 1 and only.upstream.is_plain
         self.sole = only if is_sole and not settings[READY_NEEDS_UPSTREAM] else None
         wires = [target.upstream.wire for target in self.targets]
+        self.has_clouds = any(wire is not ANTHROPIC for wire in wires)
         self._need_body = [wire for wire in wires if wire.needs_body]
 
     @staticmethod

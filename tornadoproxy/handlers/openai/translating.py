@@ -187,6 +187,8 @@ class TranslatingHandler(UpstreamHandler, Generic[T, S]):
                 return
             model = self.gateway.chat_options.model(requested)
             able = Capabilities.of_model(listed[model]) if model in listed else None
+            if able is not None and self.gateway.upstreams.has_clouds:
+                able = replace(able, system_messages=False)  # one of them may get the request
         translation = await self.work_on(size, partial(translate, capabilities=able))
         if translation is None:
             return
