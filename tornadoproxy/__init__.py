@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
     from tornadoproxy.plugin.observing import Observer
-    from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse
+    from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse, PluginState, RunningProxy
     from tornadoproxy.plugin.pricing import usd
     from tornadoproxy.plugin.request import (
         Identity,
@@ -111,11 +111,13 @@ __all__ = [
     "PageRequest",
     "PageResponse",
     "Permit",
+    "PluginState",
     "ProxyError",
     "RefreshedCredential",
     "RequestRecord",
     "ResponseDecoder",
     "ResponseHead",
+    "RunningProxy",
     "Script",
     "Secret",
     "SecretURL",
@@ -181,11 +183,13 @@ _HOMES = {
     "PageRequest": "plugin.pages",
     "PageResponse": "plugin.pages",
     "Permit": "plugin.decisions",
+    "PluginState": "plugin.pages",
     "ProxyError": "errors",
     "RefreshedCredential": "upstream.credential",
     "RequestRecord": "plugin.request",
     "ResponseDecoder": "protocol.wire",
     "ResponseHead": "protocol.wire",
+    "RunningProxy": "plugin.pages",
     "Script": "storage.script",
     "Secret": "secret",
     "SecretURL": "secret",

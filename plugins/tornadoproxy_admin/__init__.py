@@ -5,7 +5,6 @@ The plugins that own data declare its resources by the hook `admin_api`: ``keys`
 in common: it authenticates, finds the resource, writes responses, and merges the audit trails.
 
 - `tornadoproxy_admin.keys`: the admin keys
-- `tornadoproxy_admin.attempts`: the limit of wrong keys
 - `tornadoproxy_admin.service`: requests
 - `tornadoproxy_admin.events`: the audit trail
 - `tornadoproxy_admin.people`: users and groups

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote
+from typing import TYPE_CHECKING
 
 from tornadoproxy import (
     AuthenticationFailed,
@@ -17,7 +15,6 @@ from tornadoproxy import (
     PageResponse,
     admin,
 )
-from tornadoproxy_admin.attempts import Attempts
 from tornadoproxy_admin.events import AuditEvents
 from tornadoproxy_admin.people import People
 
@@ -28,17 +25,11 @@ if TYPE_CHECKING:
     from tornadoproxy_admin.keys import AdminKey, AdminKeys
 
 PATH = "/v1/organizations"
+ACTOR = "admin-key:"
 
 MAX_IDEMPOTENCY_KEY = 255  # characters
 
 _ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-
-
-class _Found(NamedTuple):
-    """A resource with what the groups of its path matched."""
-
-    resource: admin.Resource
-    arguments: tuple[str, ...]
 
 
 class Service:
@@ -49,18 +40,18 @@ class Service:
 
     def __init__(self, keys: AdminKeys) -> None:
         self.keys = keys
-        self._attempts = Attempts()
-        self._resources: tuple[tuple[re.Pattern[str], admin.Resource], ...] = ()
+        self._attempts = admin.Attempts("admin keys")
+        self._resources = admin.Resources(())
 
     def page(self, apis: Sequence[admin.Api]) -> Page:
         """Return the page that serves the resources of `apis`, and the service's own."""
         own: tuple[admin.Resource, ...] = (
-            admin.Resource("me", {"GET": _organization}),
+            admin.Resource("me", {"GET": self._organization}),
             admin.Resource("audit_events", {"GET": AuditEvents(apis).list}),
         )
         own += People(apis).resources()
-        resources = (*own, *(resource for api in apis for resource in api.resources))
-        self._resources = tuple((re.compile(each.path), each) for each in resources)
+        declared = (resource for api in apis for resource in api.resources)
+        self._resources = admin.Resources((*own, *declared))
         return Page(
             f"{PATH}(?:/.*)?",
             self._serve,
@@ -83,16 +74,16 @@ class Service:
     async def _serve(self, page_request: PageRequest) -> PageResponse:
         incoming = page_request.incoming
         key = self.keys.admit(incoming)
-        found = self._find(incoming.path.removeprefix(PATH))
+        resource, arguments = self._find(incoming.path.removeprefix(PATH))
         method = "GET" if incoming.method == "HEAD" else incoming.method
-        serve = found.resource.methods.get(method)
+        serve = resource.methods.get(method)
         if serve is None:
             raise Denied(
                 "This resource does not support this method.",
                 status=405,
-                headers={"Allow": ", ".join(found.resource.methods)},
+                headers={"Allow": ", ".join(resource.methods)},
             )
-        request = _request(page_request, method, key, found.arguments)
+        request = _request(page_request, method, key, arguments)
         try:
             document = await serve(request)
         except DatabaseUnavailable:
@@ -106,11 +97,22 @@ class Service:
         body = json.dumps(document, separators=(",", ":")).encode()
         return PageResponse(body, headers=headers)
 
-    def _find(self, path: str) -> _Found:
-        for pattern, resource in self._resources:
-            if matched := pattern.fullmatch(path.removeprefix("/")):
-                return _Found(resource, tuple(map(unquote, matched.groups(""))))
-        raise Denied(f"The Admin API of this proxy has nothing at {PATH}{path[:200]}.", status=404)
+    def _find(self, path: str) -> tuple[admin.Resource, tuple[str, ...]]:
+        found = self._resources.find(path.removeprefix("/"))
+        if found is None:
+            raise Denied(
+                f"The Admin API of this proxy has nothing at {PATH}{path[:200]}.", status=404
+            )
+        return found
+
+    async def _organization(self, request: admin.Request) -> admin.Document:
+        return {
+            "type": "organization",
+            "id": "00000000-0000-0000-0000-000000000000",
+            "name": "tornadoproxy",
+            "actor": request.actor,
+            "may_change": self.keys.may_change(request.actor.removeprefix(ACTOR)),
+        }
 
 
 def _request(
@@ -129,7 +131,7 @@ def _request(
         )
     return admin.Request(
         method=method,
-        actor=f"admin-key:{key.name}",
+        actor=f"{ACTOR}{key.name}",
         query=admin.Query(page_request.query),
         arguments=arguments,
         body=body,
@@ -137,11 +139,3 @@ def _request(
         once=once,
         derive=None if once is None else lambda salt: key.derive(salt, repeated),
     )
-
-
-async def _organization(_: admin.Request) -> admin.Document:
-    return {
-        "type": "organization",
-        "id": "00000000-0000-0000-0000-000000000000",
-        "name": "tornadoproxy",
-    }

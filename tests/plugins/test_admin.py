@@ -17,9 +17,9 @@ from anthropic import AuthenticationError, NotFoundError, PermissionDeniedError
 from budget_team import ADMIN, READER
 from people import Document
 from scene import Scene
-from tornadoproxy_admin import attempts, keys
+from tornadoproxy_admin import keys
 
-from tornadoproxy import ConfigurationError, DatabaseLocation, Denied, hookimpl
+from tornadoproxy import ConfigurationError, DatabaseLocation, Denied, admin, hookimpl
 from tornadoproxy.testing import TEST_TOKEN
 
 pytest_plugins = ("admin_sdk",)
@@ -82,7 +82,7 @@ async def test_address_with_many_wrong_keys_is_refused(api: AdminApi) -> None:
     await api.start()
     for _ in range(20):
         assert (await api.send("GET", key=None)).status == 401, "no key is no guess"
-    for number in range(attempts.MOST):
+    for number in range(admin.Attempts.MOST):
         assert (await api.send("GET", key=f"{ADMIN}{number}")).status == 401
     for key in ("another", ADMIN):
         refused = await api.send("GET", key=key)
@@ -93,25 +93,25 @@ async def test_address_with_many_wrong_keys_is_refused(api: AdminApi) -> None:
 def test_wrong_keys_are_forgotten_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    counted = attempts.Attempts()
-    for _ in range(attempts.MOST):
+    counted = admin.Attempts("keys")
+    for _ in range(admin.Attempts.MOST):
         counted.check("192.0.2.1")
         counted.count("192.0.2.1")
     with pytest.raises(Denied, match=r"try again in 60 s"):
         counted.check("192.0.2.1")
     counted.check("192.0.2.2")
-    now += attempts.MINUTE
+    now += admin.Attempts.MINUTE
     counted.check("192.0.2.1")
     counted.count("192.0.2.1")
     counted.check("192.0.2.1")
 
 
 def test_wrong_keys_of_many_addresses_use_bounded_memory() -> None:
-    counted = attempts.Attempts()
-    for number in range(attempts.ADDRESSES + attempts.MOST):
-        counted.count(f"address {min(number, attempts.ADDRESSES)}")
+    counted = admin.Attempts("keys")
+    for number in range(admin.Attempts.ADDRESSES + admin.Attempts.MOST):
+        counted.count(f"address {min(number, admin.Attempts.ADDRESSES)}")
     with pytest.raises(Denied):
-        counted.check(f"address {attempts.ADDRESSES}")
+        counted.check(f"address {admin.Attempts.ADDRESSES}")
     counted.check("address 0")
 
 

@@ -10,11 +10,12 @@ log has the type of the exception.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
-import re
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import parse_qs, unquote
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs
 
 from msgspec.structs import replace
 
@@ -27,58 +28,23 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
-from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageRequest, PageResponse
-from tornadoproxy.protocol.request_target import check_target, is_served
+from tornadoproxy.plugin.pages import (
+    MAX_PAGE_BODY,
+    MAX_PUBLIC_BODY,
+    MAX_SILENCE,
+    PageRequest,
+    PageResponse,
+)
+from tornadoproxy.protocol.request_target import check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from tornadoproxy.handlers.gateway import Gateway
-    from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.pages import FoundPage
     from tornadoproxy.plugin.request import IncomingRequest
 
 T = TypeVar("T")
-
-
-class FoundPage(NamedTuple):
-    """A page with what the groups of its path matched.
-
-    :param plugin: the name of the page's plugin.
-    """
-
-    plugin: str
-    page: Page
-    arguments: tuple[str, ...]
-
-
-class PageFinder:
-    """The pages of all plugins, found by path: the first one that matches.
-
-    :param pages: each after its plugin's name; those that override come first.
-    """
-
-    def __init__(self, pages: Iterable[tuple[str, Page]]) -> None:
-        self._literal: dict[str, FoundPage] = {}
-        self._patterns: list[tuple[re.Pattern[str], str, Page]] = []
-        for plugin, page in pages:
-            if page.is_pattern:
-                self._patterns.append((re.compile(page.path), plugin, page))
-            elif page.overrides or not any(
-                other.overrides and owner != plugin and pattern.fullmatch(page.path)
-                for pattern, owner, other in self._patterns
-            ):
-                self._literal.setdefault(page.path, FoundPage(plugin, page, ()))
-
-    def find(self, path: str) -> FoundPage | None:
-        """Return the page of `path`, which is still percent-encoded."""
-        found = self._literal.get(path)
-        if found is not None:
-            return found
-        for pattern, plugin, page in self._patterns:
-            match = pattern.fullmatch(path)
-            if match is not None and (page.overrides or not is_served(path)):
-                return FoundPage(plugin, page, tuple(map(unquote, match.groups(""))))
-        return None
 
 
 class PageHandler(ExchangeHandler):
@@ -141,10 +107,13 @@ class PageHandler(ExchangeHandler):
                 query=_fields(self.request.query),
                 arguments=self._arguments,
                 body=self._held.take(),
+                base_url=self.base_url(),
             ),
             PageResponse,
         )
         if self.ended:
+            if response is not None and response.stream is not None:
+                await response.stream.aclose()
             return
         if response is None:
             # raised here, so that the plugin's own exception is not its context
@@ -158,7 +127,26 @@ class PageHandler(ExchangeHandler):
         self.set_header(self.dialect.request_id_header, self.request_id)
         if response.body:
             self.write(response.body)
+        if response.stream is not None:
+            await self._send(response.stream)
         self.end()
+
+    async def _send(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        """Send the pieces of a stream, unless it is of a response to HEAD."""
+        async with contextlib.aclosing(pieces):
+            if self.request.method == "HEAD":
+                return
+            try:
+                while not self.ended:
+                    async with asyncio.timeout(MAX_SILENCE):
+                        await self.flush()
+                        self.write(await anext(pieces))
+            except StopAsyncIteration:
+                pass
+            except Exception as error:
+                if not self.ended:
+                    self.gateway.plugins.teller.count_failure(self._plugin, "pages", error)
+                    self.end(PluginFailed("This page failed.", status=500))
 
     async def _call_page(
         self, function: Callable[[Any], object], argument: object, kind: type[T]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from tornadoproxy.errors import NotFound
 from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_preflight
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
-from tornadoproxy.handlers.plugin_pages import PageFinder, PageHandler
+from tornadoproxy.handlers.plugin_pages import PageHandler
 from tornadoproxy.handlers.probes import PROBE_HANDLERS
 from tornadoproxy.handlers.relay import RelayHandler
+from tornadoproxy.plugin.pages import PageFinder
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_target import (
     CHAT,

@@ -15,7 +15,7 @@ from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder, default_upst
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 from tornadoproxy.plugin.hookspecs import INACTIVE
-from tornadoproxy.plugin.pages import Page, hidden_paths
+from tornadoproxy.plugin.pages import Page, RunningProxy, hidden_paths
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def admin_apis_of(calls: list[PluginCall]) -> tuple[Api, ...]:
 
 
 def pages_of(
-    calls: list[PluginCall], admin_apis: Callable[[], Sequence[Api]]
+    calls: list[PluginCall], admin_apis: Callable[[], Sequence[Api]], proxy: RunningProxy
 ) -> tuple[tuple[str, Page], ...]:
     """Return all pages with their plugins' names; those that override come first."""
-    results, faults = _ask_all("pages", calls, _checked_pages, admin_apis)
+    results, faults = _ask_all("pages", calls, _checked_pages, admin_apis, proxy)
     pages = [(plugin, page) for plugin, made in results for page in made]
     faults += (f"plugin {plugin!r} failed in pages: {text}" for plugin, text in hidden_paths(pages))
     if faults:

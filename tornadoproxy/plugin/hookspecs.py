@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.command.commands import Command
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.observing import Observer
-    from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.pages import Page, RunningProxy
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
@@ -170,7 +170,7 @@ def credential_headers() -> Iterable[str]:  # type: ignore[empty-body]  # a spec
 
 
 @hookspec
-def pages(admin_apis: Callable[[], Sequence[Api]]) -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
+def pages(admin_apis: Callable[[], Sequence[Api]], proxy: RunningProxy) -> Iterable[Page]:  # type: ignore[empty-body]  # a specification
     """Return the plugin's own pages, such as ``/metrics``. Declaring.
 
     Runs once, after every `configure` and before `startup`. See `Page`. Unless it is public, a
@@ -178,7 +178,8 @@ def pages(admin_apis: Callable[[], Sequence[Api]]) -> Iterable[Page]:  # type: i
     requires a credential sets ``Page.admit``, which runs on the request headers before the body
     is read. A page that hides a path of the proxy's own (``/health``, ``/v1/…``) or of another
     plugin ends the start unless it is declared with ``overrides=True``. ``admin_apis()`` returns
-    what `admin_api` has returned, for the plugin that serves the Admin API.
+    what `admin_api` has returned, for the plugin that serves the Admin API. By ``proxy`` a page
+    asks other pages and `authenticate` in process; see `RunningProxy`.
     """
 
 

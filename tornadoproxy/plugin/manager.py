@@ -56,6 +56,7 @@ from tornadoproxy.plugin.declarations import (
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import failure, faults_of, log_failure
 from tornadoproxy.plugin.observing import Teller, observers_of
+from tornadoproxy.plugin.pages import PluginState, RunningProxy
 from tornadoproxy.plugin.pricing import Pricing
 from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
 
@@ -95,6 +96,7 @@ class Plugins:
     :ivar observes: whether any plugin implements `observe`.
     :ivar upstreams: the upstreams of the settings and of the plugins, and their order.
     :ivar credential_headers: request headers that do not go upstream, in ``Http-Header-Case``.
+    :ivar warnings: what the start warned of.
     """
 
     def __init__(self, found: FoundPlugins) -> None:
@@ -114,6 +116,8 @@ class Plugins:
         self.credential_headers: frozenset[str] = frozenset()
         self.upstreams: tuple[Upstream, ...] = ()
         self.upstreams_order = UpstreamsOrder()
+        self._lines: tuple[tuple[str, str], ...] = ()
+        self.warnings: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -175,9 +179,7 @@ class Plugins:
             lines, inactive = configure_all(self._configurers, settings)
             if first:
                 self._deactivate(inactive)
-                self._pages = pages_of(
-                    self._page_makers, partial(admin_apis_of, self._admin_api_makers)
-                )
+                self._pages = self._declared_pages()
                 self._infos = tuple(
                     replace(
                         info, pages=tuple(page for name, page in self._pages if name == info.name)
@@ -194,6 +196,7 @@ class Plugins:
                 self._restore(self._settings)
             raise
         self._settings = settings
+        self._lines = lines
         self.upstreams, self.upstreams_order = upstreams
         timeout = settings[PLUGIN_TIMEOUT]
         self._asker.deadline.seconds = self.teller.timeout = self._pricing.timeout = timeout
@@ -318,6 +321,19 @@ class Plugins:
         """Pass `record` to every observer. Never raises."""
         for plugin, function in self._observers:
             self.teller.tell(plugin, "request_finished", function, record)
+
+    def _declared_pages(self) -> tuple[tuple[str, Page], ...]:
+        if not self._page_makers:
+            return ()
+        proxy = RunningProxy(self.authenticate, self.pages, self._states, lambda: self.warnings)
+        return pages_of(self._page_makers, partial(admin_apis_of, self._admin_api_makers), proxy)
+
+    def _states(self) -> tuple[PluginState, ...]:
+        lines = dict(self._lines)
+        return tuple(
+            PluginState(info.name, info.state, info.version, lines.get(info.name))
+            for info in self._infos
+        )
 
     def _list_calls(self, inactive: frozenset[str] = frozenset()) -> None:
         """List, for each hook, the implementations of the plugins that are not inactive."""

@@ -1,16 +1,29 @@
-"""A plugin's own pages, as the hook ``pages`` declares them.
+"""A plugin's own pages, as the hook ``pages`` declares them, how they are found, and asked.
 
 Their handler is `tornadoproxy.handlers.plugin_pages.PageHandler`.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
+from tornadoproxy.errors import MethodNotAllowed, NotFound, PluginFailed
 from tornadoproxy.protocol.request_target import SAMPLES, is_served
 
 if TYPE_CHECKING:
@@ -21,6 +34,9 @@ MAX_PAGE_BODY = 1024 * 1024
 
 MAX_PUBLIC_BODY = 16 * 1024
 """The same for a public page without ``admit``: its client is unknown."""
+
+MAX_SILENCE = 30.0
+"""The longest time between two pieces of a stream, in seconds."""
 
 # compiled when they are used: most starts have no page
 _SPECIAL = r"[\\^$.|?*+()\[\]{}]"  # never in a literal path
@@ -43,6 +59,7 @@ class PageRequest(Struct, frozen=True):
     :param arguments: the decoded groups of the page's path.
     :param body: at most `MAX_PAGE_BODY` bytes; `MAX_PUBLIC_BODY` on a public page without
         `Page.admit`.
+    :param base_url: the URL under which the client reaches this proxy, without a trailing slash.
     """
 
     incoming: IncomingRequest
@@ -50,6 +67,7 @@ class PageRequest(Struct, frozen=True):
     query: Mapping[str, tuple[str, ...]]
     arguments: tuple[str, ...]
     body: bytes
+    base_url: str = ""
 
     def __repr__(self) -> str:
         # query and body may hold what no log may show
@@ -64,6 +82,9 @@ class PageResponse(Struct, frozen=True):
     :param status: the final HTTP status.
     :param headers: further headers, except those of framing and connection. ``Cache-Control`` is
         ``no-store`` unless given.
+    :param stream: further pieces of the body, each sent as it comes, such as server-sent events.
+        Between two pieces at most `MAX_SILENCE` seconds may pass. It is closed when the client
+        disconnects, or takes longer than that to read a piece.
     :raises ValueError: it cannot be sent.
     """
 
@@ -71,6 +92,7 @@ class PageResponse(Struct, frozen=True):
     content_type: str = "application/json"
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    stream: AsyncGenerator[bytes, None] | None = None
 
     def __post_init__(self) -> None:
         if type(self.body) is not bytes:
@@ -101,6 +123,8 @@ class Page(Struct, frozen=True):
         raise as `serve` may. For a public page that requires a credential.
     :param overrides: whether it may take a path that the proxy or another plugin serves. Without it
         such a page ends the start, and a pattern matches none of the proxy's own paths.
+    :param title: of a page in the navigation of the web console, which asks for it in the name of
+        an administrator and shows its body, HTML without a frame, in the console's own frame.
     """
 
     path: str
@@ -109,6 +133,7 @@ class Page(Struct, frozen=True):
     public: bool = False
     overrides: bool = False
     admit: Callable[[IncomingRequest], Awaitable[None] | None] | None = None
+    title: str = ""
 
     @property
     def is_pattern(self) -> bool:
@@ -141,3 +166,121 @@ def hidden_paths(pages: Sequence[tuple[str, Page]]) -> Iterator[tuple[str, str]]
                     f"its page {page.path} and the page {earlier.path} of {other!r} are for the "
                     f"same path: {fix}",
                 )
+
+
+class FoundPage(NamedTuple):
+    """A page with what the groups of its path matched.
+
+    :param plugin: the name of the page's plugin.
+    """
+
+    plugin: str
+    page: Page
+    arguments: tuple[str, ...]
+
+
+class PageFinder:
+    """The pages of all plugins, found by path: the first one that matches.
+
+    :param pages: each after its plugin's name; those that override come first.
+    """
+
+    def __init__(self, pages: Iterable[tuple[str, Page]]) -> None:
+        self._literal: dict[str, FoundPage] = {}
+        self._patterns: list[tuple[re.Pattern[str], str, Page]] = []
+        for plugin, page in pages:
+            if page.is_pattern:
+                self._patterns.append((re.compile(page.path), plugin, page))
+            elif page.overrides or not any(
+                other.overrides and owner != plugin and pattern.fullmatch(page.path)
+                for pattern, owner, other in self._patterns
+            ):
+                self._literal.setdefault(page.path, FoundPage(plugin, page, ()))
+
+    def find(self, path: str) -> FoundPage | None:
+        """Return the page of `path`, which is still percent-encoded."""
+        found = self._literal.get(path)
+        if found is not None:
+            return found
+        for pattern, plugin, page in self._patterns:
+            match = pattern.fullmatch(path)
+            if match is not None and (page.overrides or not is_served(path)):
+                return FoundPage(plugin, page, tuple(map(unquote, match.groups(""))))
+        return None
+
+
+class PluginState(Struct, frozen=True):
+    """A plugin of a running proxy.
+
+    :param name: as ``DISABLED_PLUGINS`` takes it.
+    :param state: ``active``, ``inactive``, or ``disabled``.
+    :param version: of its package, if known.
+    :param line: what its `configure` returned.
+    """
+
+    name: str
+    state: str
+    version: str | None
+    line: str | None
+
+
+class RunningProxy:
+    """What a page can ask of its proxy once requests are served.
+
+    :param authenticate: asks the plugins who sends a request.
+    :param pages: returns all pages with their plugins' names.
+    :param plugins: returns the plugins, in the order asked.
+    :param warnings: returns what the start warned of.
+    """
+
+    def __init__(
+        self,
+        authenticate: Callable[[IncomingRequest], Identity | Awaitable[Identity]],
+        pages: Callable[[], Sequence[tuple[str, Page]]],
+        plugins: Callable[[], Sequence[PluginState]],
+        warnings: Callable[[], Sequence[str]],
+    ) -> None:
+        self._authenticate = authenticate
+        self.pages = pages
+        self.plugins = plugins
+        self.warnings = warnings
+
+    async def authenticate(self, request: IncomingRequest) -> Identity:
+        """Return who sends `request`, as the plugins authenticate it; see `authenticate`.
+
+        :raises ClientError: its credential is refused.
+        :raises PluginFailed: a plugin failed.
+        """
+        found = self._authenticate(request)
+        return await found if inspect.isawaitable(found) else found
+
+    async def ask(self, request: PageRequest) -> PageResponse:
+        """Return the response of the page at the path of ``request.incoming``.
+
+        Its `Page.admit` is called as for a client's request, so that the page decides by the
+        headers. The identity of a page that is not public is the one in `request`: who asks has
+        authenticated it.
+
+        :raises ProxyError: the page's own, or there is no page.
+        """
+        incoming = request.incoming
+        found = self._finder.find(incoming.path)
+        if found is None:
+            raise NotFound(f"There is no page at {incoming.path[:200]}.")
+        page = found.page
+        if incoming.method not in page.methods:
+            raise MethodNotAllowed("This page does not support this method.", page.methods)
+        if page.admit is not None:
+            admitted = page.admit(incoming)
+            if inspect.isawaitable(admitted):
+                await admitted
+        response = page.serve(replace(request, arguments=found.arguments))
+        if inspect.isawaitable(response):
+            response = await response
+        if not isinstance(response, PageResponse):
+            raise PluginFailed(f"The page of {found.plugin} returned no response.", status=500)
+        return response
+
+    @cached_property
+    def _finder(self) -> PageFinder:
+        return PageFinder(self.pages())

@@ -125,7 +125,8 @@ class Configuration(Struct, frozen=True):
 
 def warn(sources: Sources, plugins: Plugins) -> None:
     """Log probable mistakes in the sources of the settings."""
-    for line in sources.warnings((*CORE_SETTINGS, *plugins.declared_settings())):
+    plugins.warnings = tuple(sources.warnings((*CORE_SETTINGS, *plugins.declared_settings())))
+    for line in plugins.warnings:
         _logger.warning(line)
 
 

@@ -28,9 +28,11 @@ from tornadoproxy.plugin.admin.api import (
     Person,
     Request,
     Resource,
+    Resources,
     Trail,
     entity_tag,
 )
+from tornadoproxy.plugin.admin.attempts import Attempts
 from tornadoproxy.plugin.admin.query import (
     Document,
     Query,
@@ -46,6 +48,7 @@ from tornadoproxy.plugin.admin.trail import AuditTable, Event, Once, command_lin
 
 __all__ = [
     "Api",
+    "Attempts",
     "AuditTable",
     "Document",
     "Event",
@@ -54,6 +57,7 @@ __all__ = [
     "Query",
     "Request",
     "Resource",
+    "Resources",
     "Trail",
     "command_line_actor",
     "cursor",

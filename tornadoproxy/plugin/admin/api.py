@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
+from urllib.parse import unquote
 
 from msgspec import Struct
 
@@ -92,6 +94,23 @@ class Resource(Struct, frozen=True):
 
     path: str
     methods: Mapping[str, Callable[[Request], Awaitable[Document]]]
+
+
+class Resources:
+    """Resources, found by path: the first one that matches."""
+
+    def __init__(self, resources: Iterable[Resource]) -> None:
+        self._resources = tuple((re.compile(each.path), each) for each in resources)
+
+    def find(self, path: str) -> tuple[Resource, tuple[str, ...]] | None:
+        """Return the resource at a path below ``/v1/organizations/``, which is percent-encoded.
+
+        :return: with the decoded groups of its path; ``None`` if there is none.
+        """
+        for pattern, resource in self._resources:
+            if matched := pattern.fullmatch(path):
+                return resource, tuple(map(unquote, matched.groups("")))
+        return None
 
 
 class Person(Struct, frozen=True):
