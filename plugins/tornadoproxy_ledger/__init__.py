@@ -134,7 +134,9 @@ class Ledger:
     def admin_api(self) -> admin.Api:
         from tornadoproxy_ledger.api import ReportsApi  # few proxies serve the Admin API
 
-        return ReportsApi(self._opened).api()
+        assert self._where is not None, "configure() has returned that this plugin is active"
+        # apart from the one that writes, whose statements have a deadline for requests
+        return ReportsApi(_ledger(self._where)).api()
 
     @hookimpl
     async def startup(self) -> None:
@@ -171,10 +173,6 @@ class Ledger:
             await self._database.close()
         if self._spool is not None:
             await self._spool.close()
-
-    def _opened(self) -> Database:
-        assert self._database is not None, "requests are served after startup()"
-        return self._database
 
     async def _delete_daily(self, database: Database) -> None:
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from tornadoproxy import Database
     from tornadoproxy_ledger.reports import Counts, Key, Report, Selection
+
+_logger = logging.getLogger(__name__)
 
 # the metrics that rows can be ranked by, the default first
 _RANKED_BY = {
@@ -61,10 +64,10 @@ class _Row(NamedTuple):
 class ReportsApi:
     """The resources that show usage and cost.
 
-    :param database: returns the ledger.
+    :param database: the ledger, which is not started.
     """
 
-    def __init__(self, database: Callable[[], Database]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._reading = asyncio.Lock()
         self._tasks: dict[Selection, asyncio.Task[Report]] = {}
@@ -167,7 +170,7 @@ class ReportsApi:
 
     async def _read_alone(self, selection: Selection) -> Report:
         async with self._reading:
-            return await asyncio.to_thread(_read, self._database(), selection)
+            return await asyncio.to_thread(_read, self._database, selection)
 
     def _forget(self, selection: Selection, task: asyncio.Task[Report]) -> None:
         if not task.cancelled() and task.exception() is None:
@@ -181,6 +184,7 @@ def _read(database: Database, selection: Selection) -> Report:
         with database.reading() as connection:
             return reports.read(selection, connection, database.dialect)
     except ConfigurationError as error:  # what a command would end with
+        _logger.warning("a report cannot be made: %s", error)
         raise DatabaseUnavailable(str(error)) from None
 
 

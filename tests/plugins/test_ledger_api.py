@@ -326,7 +326,7 @@ async def test_report_with_too_many_rows_is_refused(
 
 
 @sqlite_only
-async def test_unreadable_ledger_is_a_503(api: Reports) -> None:
+async def test_unreadable_ledger_is_a_503(api: Reports, caplog: pytest.LogCaptureFixture) -> None:
     await api.started()
     elsewhere = api.path.rename(api.path.with_suffix(".gone"))
     query = urlencode({"starting_at": at(0)})
@@ -335,6 +335,7 @@ async def test_unreadable_ledger_is_a_503(api: Reports) -> None:
         assert (status, kind) == (503, "overloaded_error")
         assert "temporarily unavailable" in text
         assert str(api.path) not in text
+    assert "a report cannot be made: LEDGER_DB=" in caplog.text
     elsewhere.rename(api.path)
 
 
