@@ -161,7 +161,7 @@ def _measured(port: int, end: int, times: int) -> dict[str, float]:
     """Return the milliseconds of each request."""
     found = {}
     # each time another range, since a report that was just read is not read again
-    for targets in zip(*(_targets(end - hours * 3600) for hours in range(times)), strict=True):
+    for targets in zip(*(_targets(end - days * DAY) for days in range(times)), strict=True):
         took = []
         for target in targets:
             began = time.perf_counter()
