@@ -45,7 +45,7 @@ _PAGING = ("limit", "page")
 
 REPEATED = 2.0  # seconds after which a report is read again
 HELD = 60.0  # seconds
-MAX_HELD = 4  # reports
+MAX_HELD = 2  # reports
 
 
 class _Row(NamedTuple):
@@ -71,8 +71,7 @@ class ReportsApi:
         self._database = database
         self._reading = asyncio.Lock()
         self._tasks: dict[Selection, asyncio.Task[Report]] = {}
-        # by what was asked for: the rows, and the monotonic time until which they are held
-        self._held: OrderedDict[tuple[object, ...], tuple[Sequence[_Row], float]] = OrderedDict()
+        self._held: OrderedDict[tuple[object, ...], Sequence[_Row]] = OrderedDict()
 
     def api(self) -> admin.Api:
         """Return the plugin's part of the Admin API."""
@@ -112,24 +111,23 @@ class ReportsApi:
         """
         fields = [(name, tuple(of)) for name, of in query.fields.items() if name not in _PAGING]
         asked_for = (asked.form.path, asked.ending_at, tuple(sorted(fields)))
-        now = time.monotonic()
-        held, until = self._held.get(asked_for, ((), 0.0))
-        if now < until and not anew:
+        held = self._held.get(asked_for)
+        if held is not None and not anew:
             return held
         rank = _ranking(asked, query)
         report = await self._read(asked.selection)
-        rows = [
-            # the text makes the order of equal ranks the same in each page
-            _Row((*rank(start, counts), json.dumps([start, *key])), start, key, counts)
-            for (start, key), counts in report.items()
-            if not asked.form.person or key[_PRINCIPAL] is not None
-        ]
-        rows.sort(key=lambda row: row.rank)
-        self._held[asked_for] = rows, time.monotonic() + HELD
+        # many rows would hold up the event loop
+        rows = await asyncio.to_thread(_ranked_rows, asked, report, rank)
+        self._held[asked_for] = rows
         self._held.move_to_end(asked_for)
-        while len(self._held) > MAX_HELD:
+        if len(self._held) > MAX_HELD:
             self._held.popitem(last=False)
+        asyncio.get_running_loop().call_later(HELD, self._drop, asked_for, rows)
         return rows
+
+    def _drop(self, asked_for: tuple[object, ...], rows: Sequence[_Row]) -> None:
+        if self._held.get(asked_for) is rows:
+            del self._held[asked_for]
 
     async def _buckets(self, form: Form, request: admin.Request) -> admin.Document:
         """Return time buckets, the oldest first, each with its rows."""
@@ -144,12 +142,10 @@ class ReportsApi:
         if asked.selection is not None:
             until = min(following, asked.ending_at)
             report = await self._read(replace(asked.selection, since=starts[0], until=until))
-        by_start: dict[int, list[tuple[Key, Counts]]] = defaultdict(list)
-        for (start, key), counts in report.items():
-            by_start[start].append((key, counts))
+        data = await asyncio.to_thread(_bucket_documents, asked, starts, report)
         has_more = following < asked.ending_at
         return {
-            "data": [_bucket(asked, start, by_start[start]) for start in starts],
+            "data": data,
             "has_more": has_more,
             "next_page": admin.cursor(following, asked.ending_at) if has_more else None,
             "data_refreshed_at": tables.timestamp(time.time()),
@@ -202,6 +198,19 @@ def _ranking(asked: Asked, query: admin.Query) -> Callable[[int, Counts], tuple[
     return lambda _, counts: (sign * getattr(counts, attribute), 0)
 
 
+def _ranked_rows(
+    asked: Asked, report: Report, rank: Callable[[int, Counts], tuple[int, int]]
+) -> Sequence[_Row]:
+    rows = [
+        # the text makes the order of equal ranks the same in each page
+        _Row((*rank(start, counts), json.dumps([start, *key])), start, key, counts)
+        for (start, key), counts in report.items()
+        if not asked.form.person or key[_PRINCIPAL] is not None
+    ]
+    rows.sort(key=lambda row: row.rank)
+    return rows
+
+
 def _starts(asked: Asked, form: Form, query: admin.Query, first: int | None) -> range:
     """Return when the buckets of a page begin; there is one at least."""
     assert asked.width is not None, "its width has a default"
@@ -235,6 +244,15 @@ def _document(asked: Asked, row: _Row) -> admin.Document:
         **dimensions,
         **figures,
     }
+
+
+def _bucket_documents(
+    asked: Asked, starts: Sequence[int], report: Report
+) -> Sequence[admin.Document]:
+    by_start: dict[int, list[tuple[Key, Counts]]] = defaultdict(list)
+    for (start, key), counts in report.items():
+        by_start[start].append((key, counts))
+    return [_bucket(asked, start, by_start[start]) for start in starts]
 
 
 def _bucket(asked: Asked, start: int, rows: Sequence[tuple[Key, Counts]]) -> admin.Document:

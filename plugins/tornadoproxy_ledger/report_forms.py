@@ -20,7 +20,7 @@ HOUR, DAY = 3600, 86_400  # seconds
 WIDTHS = {"1m": 60, "1h": HOUR, "1d": DAY}
 
 MAX_RANGE = 31 * DAY  # seconds
-MAX_GROUPS = 1000  # of a bucket
+MAX_GROUPS = 100  # of a bucket, as in Anthropic's
 MAX_GROUPED = 5  # dimensions
 
 NANOS_PER_CENT = 10_000_000

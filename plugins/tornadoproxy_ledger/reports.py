@@ -31,7 +31,7 @@ _EXPRESSIONS = {
 }
 DIMENSIONS = tuple(_EXPRESSIONS)
 
-MAX_ROWS = 200_000
+MAX_ROWS = 100_000
 """The most rows of a report, which are held in memory."""
 
 _COUNTS = (
