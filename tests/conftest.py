@@ -20,7 +20,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 pytest_plugins = ["tornadoproxy.testing", "program", "in_process", "postgres", "redis_server"]
 pytest_plugins += ["aws_cloud", "scene", "several", "tls", "clouds", "oidc_provider"]
 pytest.register_assert_rewrite(
-    "admin_api", "admin_sdk", "budget_team", "held_stream", "people", "served"
+    "admin_api",
+    "admin_sdk",
+    "browsers",
+    "budget_team",
+    "console_site",
+    "held_stream",
+    "people",
+    "served",
 )
 
 

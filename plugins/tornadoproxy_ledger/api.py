@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tornadoproxy import ConfigurationError, DatabaseUnavailable, InvalidRequest, admin, tables
 from tornadoproxy_ledger import report_forms, reports
 from tornadoproxy_ledger.report_forms import FORMS, Asked, Form
+from tornadoproxy_ledger.requests_api import RequestsApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,12 +78,19 @@ class ReportsApi:
         """Return the plugin's part of the Admin API."""
         return admin.Api(
             "ledger",
-            tuple(
-                admin.Resource(
-                    form.path,
-                    {"GET": partial(self._rows if form.limits is None else self._buckets, form)},
-                )
-                for form in FORMS
+            (
+                *RequestsApi(self._database).resources(),
+                *(
+                    admin.Resource(
+                        form.path,
+                        {
+                            "GET": partial(
+                                self._rows if form.limits is None else self._buckets, form
+                            )
+                        },
+                    )
+                    for form in FORMS
+                ),
             ),
         )
 

@@ -4,6 +4,9 @@ Texts that a client may choose are cut at 256 characters. ``groups`` is a JSON a
 without groups; ``time`` is in seconds since the epoch, durations are in seconds, ``cost_nanos`` is
 in billionths of a US dollar. ``NULL`` means unknown.
 
+``attempts`` counts the upstreams that were asked, and ``failed_attempts`` is a JSON array of why
+each failed that did not respond in the end.
+
 The token counts are those of ``model``. ``other_models`` is a JSON array with an object for each
 other call to a model (`Usage.others`), ``NULL`` without any: its ``model``, its counts under the
 names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
@@ -68,6 +71,15 @@ SCHEMA = (
     CREATE INDEX requests_of_several_models ON requests (time) WHERE other_models IS NOT NULL;
     """,
     "CREATE INDEX requests_by_principal ON requests (principal, time);",
+    """
+    ALTER TABLE requests ADD COLUMN upstream TEXT;
+    ALTER TABLE requests ADD COLUMN attempts INTEGER;
+    ALTER TABLE requests ADD COLUMN failed_attempts TEXT;
+    CREATE INDEX requests_by_request_id ON requests (request_id);
+    CREATE INDEX requests_by_model ON requests (model, time);
+    CREATE INDEX requests_by_status ON requests (status, time);
+    CREATE INDEX requests_failed ON requests (time) WHERE status >= 400 OR status IS NULL;
+    """,
 )
 
 _COLUMNS = (
@@ -77,6 +89,7 @@ _COLUMNS = (
     "web_search_requests", "web_fetch_requests", "partial", "cost_nanos", "bytes_in", "bytes_out",
     "duration", "time_to_first_byte", "time_to_first_token", "upstream_time", "session_id",
     "agent_id", "parent_agent_id", "other_models",
+    "upstream", "attempts", "failed_attempts",
 )  # fmt: skip
 
 
@@ -144,6 +157,11 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         _text(record.agent_id),
         _text(record.parent_agent_id),
         json.dumps([_part(other) for other in usage.others]) if usage.others else None,
+        _text(record.upstream),
+        record.attempts,
+        json.dumps([_text(each) for each in record.failed_attempts])
+        if record.failed_attempts
+        else None,
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from tornadoproxy_budgets import increases
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_keys import changes, wire
 from tornadoproxy_keys import store as keys
-from tornadoproxy_ledger import reports, rows
+from tornadoproxy_ledger import reports, requests_api, rows
 from tornadoproxy_ledger.reports import Selection
 
 from tornadoproxy import Database, DatabaseConnection, admin
@@ -56,6 +57,12 @@ def report(width: int | None, **only: Any) -> Callable[[DatabaseConnection], obj
     return lambda each: reports.read(Selection(7, 99, width, DAY, only), each, "sqlite")
 
 
+def requests(query: str) -> Callable[[DatabaseConnection], object]:
+    page = {"page": (admin.cursor(7.0, 7),), **{n: tuple(v) for n, v in parse_qs(query).items()}}
+    conditions, values = requests_api.filters(admin.Query(page))
+    return lambda each: requests_api.select(conditions, values, 2, each)
+
+
 CASES: dict[str, Callable[[DatabaseConnection], object]] = {
     "keys: page": page(),
     "keys: next page": page("active", after=KEY),
@@ -76,6 +83,10 @@ CASES: dict[str, Callable[[DatabaseConnection], object]] = {
     "ledger: report": report(None),
     "ledger: report of buckets": report(60),
     "ledger: report of a person": report(86_400, **ADA),
+    **{
+        f"ledger: requests by {name or 'time'}": requests(name)
+        for name in ("", "principal=ada", "model=m", "status=500", "status=error", "request_id=r")
+    },
 }
 SCHEMAS = {"keys": keys.SCHEMA, "budgets": budgets.SCHEMA, "ledger": rows.SCHEMA}
 
@@ -89,7 +100,7 @@ def test_statement_uses_an_index(case: str, tmp_path: Path) -> None:
     read = [plan for plan in connection.plans if plan.startswith(("SCAN", "SEARCH"))]
     functions = ("SCAN CONSTANT ROW", "SCAN part VIRTUAL TABLE INDEX")
     assert [plan for plan in read if " USING " not in plan and not plan.startswith(functions)] == []
-    if name == "ledger":
+    if case.startswith("ledger: report"):
         assert all("time>? AND time<?" in plan for plan in read if "requests" in plan)
 
 

@@ -11,7 +11,7 @@ from tornadoproxy import ConfigurationError
 
 OPTIONAL = {
     *("keys", "ledger", "budgets", "metrics", "otel", "recorder"),
-    *("admin", "aws", "google", "foundry", "oidc"),
+    *("admin", "aws", "console", "google", "foundry", "oidc"),
 }
 
 
@@ -21,7 +21,7 @@ async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> N
         *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "LEDGER_SPOOL", "LEDGER_SPOOL_SIZE"),
         *("METRICS", "METRICS_PATH", "METRICS_PUBLIC", "OTEL_TRACES", "OTEL_SERVICE_NAME"),
         *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "RECORD_DIR"),
-        "OIDC_ISSUER",
+        *("CONSOLE", "OIDC_ISSUER"),
     }
 
 

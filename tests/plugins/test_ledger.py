@@ -32,9 +32,7 @@ from tornadoproxy import (
 )
 from tornadoproxy.testing import request_record
 
-HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model"} | {
-    *("upstream", "attempts", "failed_attempts"),
-}
+HAVE_NO_COLUMN = {"traceparent", "tracestate", "scheme", "requested_model", "failed_attempts"}
 OF_A_RECORD = [
     name
     for name in RequestRecord.__struct_fields__
@@ -72,7 +70,8 @@ def check_row(row: Row, record: RequestRecord) -> None:
     assert (row["other_models"] is None) == (not record.usage.others)
     assert row["cost_nanos"] == record.cost
     assert tuple(json.loads(row["groups"] or "[]")) == record.groups
-    further = ("id", "groups", "cost_nanos", "other_models")
+    assert json.loads(row["failed_attempts"] or "[]") == [*record.failed_attempts]
+    further = ("id", "groups", "cost_nanos", "other_models", "failed_attempts")
     assert set(row.keys()) == {*further, *OF_A_RECORD, *OF_USAGE}
 
 

@@ -1,0 +1,93 @@
+"""Who is signed in. The sessions of one proxy, in memory: a restart ends them.
+
+A session holds the credential that it began with, which is checked again with each request. So it
+ends when the credential is revoked, and can do nothing that the credential cannot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from tornadoproxy import IncomingRequest, Secret
+
+COOKIE = "tornadoproxy_console"
+LIFETIME = 12 * 3600.0  # seconds
+MOST = 10_000  # sessions; beyond it, the oldest ends
+
+
+class Session(Struct, frozen=True):
+    """One session.
+
+    :param credential: what its holder signed in with.
+    :param is_admin: whether that is an admin key.
+    :param form_token: the token that each of its forms sends, against forged requests.
+    :param until: when it ends, in monotonic seconds.
+    """
+
+    credential: Secret
+    is_admin: bool
+    form_token: str
+    until: float
+
+    def has_form_token(self, sent: str) -> bool:
+        """Return whether a form has the session's token."""
+        return hmac.compare_digest(self.form_token.encode(), sent.encode())
+
+
+class Sessions:
+    """The sessions, by the hash of what their cookies hold."""
+
+    def __init__(self) -> None:
+        self._by_hash: OrderedDict[bytes, Session] = OrderedDict()
+
+    def begin(self, credential: Secret, *, is_admin: bool) -> str:
+        """Begin a session, and return what its cookie holds."""
+        token = secrets.token_urlsafe(32)
+        until = time.monotonic() + LIFETIME
+        self._by_hash[_hash(token)] = Session(
+            credential, is_admin, secrets.token_urlsafe(32), until
+        )
+        if len(self._by_hash) > MOST:
+            self._by_hash.popitem(last=False)
+        return token
+
+    def find(self, token: str) -> Session | None:
+        """Return the session of a cookie; ``None`` if there is none, or it has ended."""
+        found = self._by_hash.get(_hash(token))
+        if found is not None and found.until <= time.monotonic():
+            self.end(token)
+            return None
+        return found
+
+    def end(self, token: str) -> None:
+        """End the session of a cookie, if there is one."""
+        self._by_hash.pop(_hash(token), None)
+
+
+def cookie_of(request: IncomingRequest) -> str:
+    """Return what a request's cookie of the console holds; empty without one."""
+    try:
+        cookies = SimpleCookie(request.headers.get("Cookie", ""))
+    except CookieError:
+        return ""
+    return cookies[COOKIE].value if COOKIE in cookies else ""
+
+
+def cookie_header(token: str, path: str, *, secure: bool) -> str:
+    """Return the header ``Set-Cookie`` of a session; an empty `token` removes the cookie."""
+    age = int(LIFETIME) if token else 0
+    ending = "; Secure" if secure else ""
+    return f"{COOKIE}={token}; Path={path}; Max-Age={age}; HttpOnly; SameSite=Strict{ending}"
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,278 @@
+"""The console's requests: from a path to a view, and what each response has in common.
+
+The page is public for the proxy, since the console has a sign-in of its own. A form is accepted
+from this site alone, and with the token of its session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from tornadoproxy import (
+    AuthenticationFailed,
+    Denied,
+    InvalidRequest,
+    PageResponse,
+    ProxyError,
+    Secret,
+    Status,
+    admin,
+)
+from tornadoproxy_console import sessions, texts, views
+from tornadoproxy_console.asking import ORGANIZATION, Administrator, Person, with_credential
+from tornadoproxy_console.rendering import render
+from tornadoproxy_console.sessions import Sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tornadoproxy import PageRequest, RunningProxy, Settings
+    from tornadoproxy_console.sessions import Session
+
+PATH = "/console"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+        "object-src 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+STATIC_TYPES = {
+    "console.css": "text/css; charset=utf-8",
+    "console.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+class Site:
+    """The console of one proxy.
+
+    :param apis: the parts of the Admin API.
+    :param settings: returns the current settings.
+    :ivar status: returns the proxy's current figures.
+    """
+
+    status: Callable[[], Status]
+
+    def __init__(
+        self, apis: Sequence[admin.Api], proxy: RunningProxy, settings: Callable[[], Settings]
+    ) -> None:
+        self.proxy = proxy
+        self.settings = settings
+        self._resources = admin.Resources(each for api in apis for each in api.resources)
+        self._sessions = Sessions()
+        self._attempts = admin.Attempts("keys")
+        files = resources.files(__package__) / "static"
+        self._static = {name: (files / name).read_bytes() for name in STATIC_TYPES}
+        self.version = hashlib.sha256(b"".join(self._static.values())).hexdigest()[:12]
+
+    async def serve(self, page_request: PageRequest) -> PageResponse:
+        """Return the response to a request for the console."""
+        visit = Visit(self, page_request)
+        try:
+            response = await self._respond(visit)
+        except ProxyError as error:
+            response = visit.failure(error)
+        return response
+
+    async def _respond(self, visit: Visit) -> PageResponse:
+        if visit.path in ("", "/"):
+            return visit.redirect("/me") if visit.path else visit.redirect("/")
+        if visit.path.startswith("/static/"):
+            return self._file(visit.path.removeprefix("/static/"))
+        if visit.is_post:
+            visit.check_origin()
+        if visit.path == "/sign-in":
+            return await self._sign_in(visit)
+        token = sessions.cookie_of(visit.request.incoming)
+        session = self._sessions.find(token)
+        if session is None:
+            return self._to_sign_in(visit)
+        try:
+            visit.session, visit.actor = session, await self._actor(visit, session)
+        except AuthenticationFailed:
+            self._sessions.end(token)
+            return self._to_sign_in(visit)
+        if visit.is_post and not session.has_form_token(visit.field("form_token")):
+            raise Denied(texts.FORGED)
+        if visit.path == "/sign-out" and visit.is_post:
+            self._sessions.end(token)
+            return visit.redirect("/sign-in", cookie="")
+        return await views.serve(visit)
+
+    async def _actor(self, visit: Visit, session: Session) -> Administrator | Person:
+        """Return who is signed in.
+
+        :raises AuthenticationFailed: the credential is not valid any more.
+        """
+        if not session.is_admin:
+            return await self._person(visit, session.credential)
+        administrator = Administrator(self.proxy, visit.request, session.credential)
+        await administrator.enter()
+        return administrator
+
+    async def _person(self, visit: Visit, credential: Secret) -> Person:
+        incoming = with_credential(visit.request.incoming, credential, "GET", ORGANIZATION)
+        identity = await self.proxy.authenticate(incoming)
+        if identity.anonymous:
+            raise AuthenticationFailed(texts.WRONG_KEY)
+        return Person(identity, self._resources)
+
+    async def _sign_in(self, visit: Visit) -> PageResponse:
+        following = visit.field("next") if visit.is_post else visit.query("next")
+        if not visit.is_post:
+            return visit.page("sign_in.html", texts.SIGN_IN, following=following, fault="")
+        address = visit.request.incoming.remote_ip
+        try:
+            self._attempts.check(address)
+            session = await self._begin(visit, visit.field("key").strip())
+        except ProxyError as error:
+            if isinstance(error, AuthenticationFailed):
+                self._attempts.count(address)
+            fault = texts.WRONG_KEY if error.status == 401 else error.message
+            return visit.page(
+                "sign_in.html",
+                texts.SIGN_IN,
+                status=error.status,
+                following=following,
+                fault=fault,
+            )
+        self._sessions.end(sessions.cookie_of(visit.request.incoming))
+        return visit.redirect(own_path(following), cookie=session)
+
+    async def _begin(self, visit: Visit, key: str) -> str:
+        """Begin a session, and return what its cookie holds.
+
+        :raises ProxyError: the key is refused.
+        """
+        if not key or not key.isascii() or not key.isprintable():
+            raise AuthenticationFailed(texts.WRONG_KEY)
+        credential = Secret(key)
+        try:
+            await self._person(visit, credential)
+            is_admin = False
+        except AuthenticationFailed:
+            # after the others: a wrong admin key counts for the Admin API's own limit as well
+            await Administrator(self.proxy, visit.request, credential).enter()
+            is_admin = True
+        return self._sessions.begin(credential, is_admin=is_admin)
+
+    def _to_sign_in(self, visit: Visit) -> PageResponse:
+        following = "" if visit.is_post else f"?next={quote(visit.path)}"
+        return visit.redirect(f"/sign-in{following}", cookie="")
+
+    def _file(self, name: str) -> PageResponse:
+        if name not in self._static:
+            raise Denied(texts.NOT_FOUND, status=404)
+        caching = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return PageResponse(self._static[name], STATIC_TYPES[name], headers=HEADERS | caching)
+
+
+class Visit:
+    """One request, and the means to respond to it.
+
+    :ivar root: the path of the console, as the browser sees it, without a slash at its end.
+    :ivar path: the path below that, not decoded.
+    :ivar actor: who is signed in.
+    """
+
+    actor: Administrator | Person
+
+    def __init__(self, site: Site, request: PageRequest) -> None:
+        self.site = site
+        self.request = request
+        self.session: Session | None = None
+        base = urlsplit(request.base_url)
+        self._secure = base.scheme == "https"
+        self._host = base.netloc
+        self.root = f"{base.path}{PATH}"
+        self.path = request.incoming.path.removeprefix(PATH)
+        self.is_post = request.incoming.method == "POST"
+        self._fields: Mapping[str, list[str]] | None = None
+
+    @property
+    def administrator(self) -> Administrator:
+        """Who is signed in, on a page for administrators."""
+        assert isinstance(self.actor, Administrator)
+        return self.actor
+
+    @property
+    def person(self) -> Person:
+        """Who is signed in, on a page for everybody else."""
+        assert isinstance(self.actor, Person)
+        return self.actor
+
+    def query(self, name: str) -> str:
+        """Return a field of the query; empty without it."""
+        return self.request.query.get(name, ("",))[0].strip()
+
+    def field(self, name: str) -> str:
+        """Return a field of the form; empty without it.
+
+        :raises InvalidRequest: the body is no form.
+        """
+        if self._fields is None:
+            try:
+                text = self.request.body.decode()
+                self._fields = parse_qs(text, keep_blank_values=True, max_num_fields=100)
+            except ValueError:
+                raise InvalidRequest(texts.NO_FORM) from None
+        return self._fields.get(name, [""])[0]
+
+    def check_origin(self) -> None:
+        """Refuse a form of another site (RFC 6454).
+
+        :raises Denied: 403.
+        """
+        origin = self.request.incoming.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != self._host:
+            raise Denied(texts.FORGED)
+
+    def page(
+        self,
+        template: str,
+        title: str,
+        *,
+        status: int = 200,
+        **values: Any,  # Any: as the template needs
+    ) -> PageResponse:
+        """Return a page in the console's frame."""
+        body = render(
+            template,
+            title=title,
+            visit=self,
+            actor=getattr(self, "actor", None),
+            root=self.root,
+            version=self.site.version,
+            form_token=self.session.form_token if self.session else "",
+            navigation=views.navigation(self),
+            **values,
+        )
+        return PageResponse(body, "text/html; charset=utf-8", status, HEADERS)
+
+    def redirect(self, path: str, *, cookie: str | None = None) -> PageResponse:
+        """Return a redirection to another page of the console.
+
+        :param cookie: what the session's cookie holds from now on; empty removes it.
+        """
+        headers = HEADERS | {"Location": f"{self.root}{path}"}
+        if cookie is not None:
+            headers["Set-Cookie"] = sessions.cookie_header(cookie, self.root, secure=self._secure)
+        return PageResponse(b"", "text/html; charset=utf-8", 303, headers)
+
+    def failure(self, error: ProxyError) -> PageResponse:
+        """Return the page of an error."""
+        return self.page("error.html", texts.FAILED, status=error.status, message=error.message)
+
+
+def own_path(path: str) -> str:
+    """Return `path` if it is one of the console's, as it writes it itself; otherwise its first."""
+    parts = urlsplit(path)
+    is_own = path.startswith("/") and not (parts.netloc or parts.scheme or parts.query)
+    return path if is_own and quote(path, safe="/%") == path and "//" not in path else "/"

@@ -1,0 +1,325 @@
+"""The web console without a browser: sign-in, sessions, forms, headers, and what it shows."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from budget_team import ADMIN, READER
+from console_site import ConsoleSite
+from scene import Scene
+from tornadoproxy_console import sessions
+from tornadoproxy_console import site as console
+from tornadoproxy_console.site import own_path
+
+from tornadoproxy import DatabaseLocation, Page, PageRequest, PageResponse, Secret, admin, hookimpl
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY
+
+CANARY = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
+    return ConsoleSite(scene, where)
+
+
+async def test_without_the_setting_there_is_no_console(site: ConsoleSite) -> None:
+    proxy = await site.start(CONSOLE=None)
+    assert "console" not in dict(proxy.lines)
+    assert (await site.visitor().get("/")).status == 401
+
+
+# -- signing in
+
+
+async def test_admin_and_person_sign_in_and_out(site: ConsoleSite) -> None:
+    await site.start()
+    key = await site.key("ada", groups=["engines"])
+    for secret, path, seen in (
+        (ADMIN, "/health", "ops · administrator"),
+        (READER, "/health", "viewer · may only read"),
+        (key, "/me", "ada"),
+    ):
+        visitor = site.visitor()
+        assert (await visitor.get("/me")).header("location") is None
+        assert "<h1>Sign in</h1>" in visitor.page
+        response = await visitor.sign_in(secret)
+        assert (response.status, response.header("location")) == (303, "/console/")
+        assert (await visitor.get("/")).status == 200
+        assert f"<span>{seen}</span>" in visitor.page
+        assert (await visitor.get(path)).status == 200
+        assert secret not in visitor.page
+        cookie = visitor.cookie
+        assert (await visitor.post("/sign-out")).status == 303
+        assert visitor.cookie == ""
+        visitor.cookie = cookie
+        await visitor.get(path)
+        assert "<h1>Sign in</h1>" in visitor.page, "the session has ended, not the cookie alone"
+
+
+@pytest.mark.parametrize(
+    "key", ["", "wrong", ADMIN[:-1], "tp-000000000000-x", "ü", "a\nb", "a" * 9000]
+)
+async def test_wrong_key_is_refused(key: str, site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    response = await visitor.sign_in(key)
+    assert response.status == 401
+    assert "This key is not known here" in visitor.page
+    assert visitor.cookie == ""
+    assert not key or key not in visitor.page
+
+
+async def test_address_with_many_wrong_keys_is_refused(site: ConsoleSite) -> None:
+    await site.start()
+    key = await site.key()
+    for number in range(admin.Attempts.MOST):
+        assert (await site.visitor().sign_in(f"wrong {number}")).status == 401
+    visitor = site.visitor()
+    assert (await visitor.sign_in(key)).status == 429
+    assert "Too many wrong keys from this address: try again in" in visitor.page
+
+
+async def test_without_admin_keys_everybody_else_signs_in(site: ConsoleSite) -> None:
+    await site.start(ADMIN_KEY=None, ADMIN_READ_KEY=None, AUTH_TOKEN=TEST_TOKEN)
+    assert (await site.visitor().sign_in(ADMIN)).status == 401
+    visitor = site.visitor()
+    assert (await visitor.sign_in(TEST_TOKEN)).status == 303
+    assert (await visitor.get("/")).status == 200
+    assert "Spend and limits" in visitor.page
+
+
+async def test_anonymous_identity_is_no_sign_in(site: ConsoleSite) -> None:
+    await site.start(KEYS_DB=None, AUTH_TOKEN=None, ALLOW_ANONYMOUS=None)
+    assert (await site.visitor().sign_in("anything")).status == 401
+
+
+@pytest.mark.parametrize(
+    ("following", "location"),
+    [
+        ("/health", "/health"),
+        ("/people/a%20b", "/people/a%20b"),
+        *(
+            (path, "/")
+            for path in (
+                *("", "//evil.example", "https://evil.example", "/\\evil.example", "/a//b"),
+                *("/a?b", "javascript:alert(1)", "/\r\nSet-Cookie: x=y", "/\u2028", "x"),
+            )
+        ),
+    ],
+)
+def test_sign_in_leads_to_own_pages_alone(following: str, location: str) -> None:
+    assert own_path(following) == location
+
+
+async def test_page_asked_for_follows_the_sign_in(site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    assert (await visitor.get("/health", follow=False)).header("location") == (
+        "/console/sign-in?next=/health"
+    )
+    await visitor.get("/health")
+    assert 'name="next" value="/health"' in visitor.page
+    response = await visitor.sign_in(ADMIN, "/health")
+    assert response.header("location") == "/console/health"
+    assert (await visitor.sign_in(ADMIN, "//evil.example")).header("location") == "/console/"
+
+
+# -- sessions
+
+
+async def test_session_cookie_is_strict_and_new_with_each_sign_in(site: ConsoleSite) -> None:
+    await site.start(TRUSTED_PROXIES="127.0.0.1")
+    visitor = site.visitor()
+    visitor.cookie = f"{sessions.COOKIE}=fixed-by-somebody-else"
+    response = await visitor.sign_in(ADMIN)
+    cookie = response.header("set-cookie") or ""
+    assert re.fullmatch(
+        r"tornadoproxy_console=[\w-]{43}; Path=/console; Max-Age=43200; HttpOnly; SameSite=Strict",
+        cookie,
+    )
+    earlier = visitor.cookie
+    response = await visitor.post(
+        "/sign-in",
+        {"key": ADMIN},
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Prefix", "/proxy"),
+    )
+    cookie = response.header("set-cookie") or ""
+    assert cookie.endswith(
+        "; Path=/proxy/console; Max-Age=43200; HttpOnly; SameSite=Strict; Secure"
+    )
+    assert response.header("location") == "/proxy/console/"
+    assert visitor.cookie != earlier
+    visitor.cookie = earlier
+    await visitor.get("/health")
+    assert "<h1>Sign in</h1>" in visitor.page, "a new sign-in ends the earlier session"
+
+
+async def test_session_ends_when_its_key_is_revoked(site: ConsoleSite) -> None:
+    proxy = await site.start()
+    key = await site.key()
+    person, administrator = site.visitor(), site.visitor()
+    await person.sign_in(key)
+    await administrator.sign_in(ADMIN)
+    assert (await person.get("/me")).status == 200
+    (document,) = (await site.call("GET", "/api_keys"))["data"]
+    await site.call("POST", f"/api_keys/{document['id']}", {"status": "archived"})
+    proxy.reload(ADMIN_KEY="x" * 32)
+    for visitor in (person, administrator):
+        await visitor.get("/")
+        assert "<h1>Sign in</h1>" in visitor.page
+        assert visitor.cookie == ""
+
+
+async def test_session_ends_after_its_lifetime(
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LIFETIME", 0.0)
+    await site.start()
+    visitor = site.visitor()
+    await visitor.sign_in(ADMIN)
+    await visitor.get("/health")
+    assert "<h1>Sign in</h1>" in visitor.page
+
+
+def test_sessions_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST", 2)
+    kept = sessions.Sessions()
+    tokens = [kept.begin(Secret("x"), is_admin=False) for _ in range(3)]
+    assert [kept.find(token) is not None for token in tokens] == [False, True, True]
+
+
+# -- requests of other sites
+
+
+async def test_form_of_another_site_is_refused(site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+        response = await visitor.post("/sign-in", {"key": ADMIN}, ("Origin", origin))
+        assert response.status == 403
+    assert (
+        await visitor.post("/sign-in", {"key": ADMIN}, ("Origin", "http://127.0.0.1"))
+    ).status == 303
+    await visitor.get("/health")
+    page = visitor.page
+    for token in ("", "x", "é"):
+        assert (await visitor.post("/sign-out", token=token)).status == 403
+        assert "not from your present session" in visitor.page
+    visitor.page = page
+    assert (await visitor.post("/sign-out", {}, ("Origin", "https://evil.example"))).status == 403
+    visitor.page = page
+    assert (await visitor.post("/sign-out")).status == 303
+
+
+async def test_every_response_forbids_frames_and_foreign_content(site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    await visitor.sign_in(ADMIN)
+    for path in ("/", "/sign-in", "/health", "/nothing", "/static/console.css", "/static/x"):
+        response = await visitor.get(path, follow=False)
+        assert {name: response.header(name) for name in console.HEADERS} == console.HEADERS
+        assert (response.header("content-security-policy") or "").startswith("default-src 'self';")
+        cached = path == "/static/console.css"
+        assert (response.header("cache-control") == "no-store") != cached
+        assert not re.search(r"<script>|<style|\son\w+=|\sstyle=|javascript:", visitor.page)
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/me/x", "/static/site.py", "/pages/v1/x", "/pages/ready"]
+)
+async def test_unknown_page_is_404(path: str, site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    await visitor.sign_in(ADMIN)
+    assert (await visitor.get(path)).status == 404
+    assert "There is no such page." in visitor.page
+
+
+async def test_person_sees_no_page_for_administrators(site: ConsoleSite) -> None:
+    await site.start(plugins=[Rooms()])
+    visitor = site.visitor()
+    await visitor.sign_in(await site.key())
+    for path in ("/health", "/pages/rooms", *ADMIN_PATHS):
+        assert (await visitor.get(path)).status == 404
+    assert "Rooms" not in visitor.page
+
+
+ADMIN_PATHS: tuple[str, ...] = ()
+
+
+# -- pages
+
+
+class Rooms:
+    """A plugin with a page in the console's navigation."""
+
+    def __init__(self) -> None:
+        self.asked: list[PageRequest] = []
+
+    @hookimpl
+    def pages(self) -> tuple[Page, ...]:
+        def serve(request: PageRequest) -> PageResponse:
+            self.asked.append(request)
+            return PageResponse(b"<p>Three rooms</p>", "text/html")
+
+        return (Page("/rooms", serve, title=f"Rooms {CANARY}"),)
+
+
+async def test_page_of_a_plugin_is_in_the_frame(site: ConsoleSite) -> None:
+    rooms = Rooms()
+    await site.start(plugins=[rooms])
+    visitor = site.visitor()
+    await visitor.sign_in(ADMIN)
+    assert (await visitor.get("/pages/rooms?floor=2")).status == 200
+    assert "<p>Three rooms</p>" in visitor.page
+    assert 'href="/console/pages/rooms" aria-current="page">Rooms &lt;img' in visitor.page
+    (asked,) = rooms.asked
+    assert asked.identity is not None
+    assert (asked.identity.principal, asked.query) == ("admin-key:ops", {"floor": ("2",)})
+
+
+async def test_health_shows_the_state_and_no_secret(site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    await visitor.sign_in(ADMIN)
+    await visitor.get("/health")
+    text = visitor.page
+    for shown in ("LEDGER_DB", "a web console at /console/", "set, and not shown", "inactive"):
+        assert shown in text
+    assert not any(secret in text for secret in (ADMIN, READER, TEST_TOKEN, TEST_UPSTREAM_KEY))
+
+
+async def test_me_shows_a_person_their_own_alone(site: ConsoleSite) -> None:
+    await site.start()
+    ada, bob = await site.key("ada"), await site.key("bob")
+    await site.call("POST", "/spend_limits", {"scope": {"type": "organization"}, "amount": "200"})
+    await site.spend(ada, 25)
+    await site.spend(bob, 75)
+    visitor = site.visitor()
+    await visitor.sign_in(ada)
+    assert (await visitor.get("/me")).status == 200
+    assert "$0.26" in visitor.page, "25 cents, and a cent of input"
+    assert "Left $1.74 / $2.00" in visitor.page
+    assert "bob" not in visitor.page
+    assert "$0.76" not in visitor.page
+    assert "ANTHROPIC_BASE_URL=http://127.0.0.1" in visitor.page
+
+
+async def test_me_without_stores_says_so(site: ConsoleSite) -> None:
+    await site.start(LEDGER_DB=None, BUDGETS_DB=None)
+    visitor = site.visitor()
+    await visitor.sign_in(await site.key())
+    await visitor.get("/me")
+    assert "This proxy keeps no ledger." in visitor.page
+    assert "This proxy has no budgets." in visitor.page
+
+
+@pytest.mark.parametrize("name", [CANARY, "\"'><svg onload=alert(1)>", "a&amp;b"])
+async def test_names_are_text(name: str, site: ConsoleSite) -> None:
+    await site.start()
+    visitor = site.visitor()
+    await visitor.sign_in(await site.key(name))
+    assert (await visitor.get("/me")).status == 200
+    assert name not in visitor.page
