@@ -52,6 +52,13 @@ def response(response_id: str, *output: Json, instructions: str | None = None) -
     }
 
 
+async def put(store: ResponseStore, *arguments: Any) -> None:
+    """Put a response into a store, and wait until it is kept."""
+    waiting = store.put(*arguments)
+    if waiting is not None:
+        await waiting
+
+
 @asynccontextmanager
 async def memory_store(limit: int, clock: Clock) -> AsyncIterator[MemoryStore]:
     thread = FairThread()
@@ -193,7 +200,7 @@ async def compare_with_model(
                 principal, place, given, made, instructions, continues = arguments
                 document = response(RESPONSES[place], *made, instructions=instructions)
                 previous = RESPONSES[place - 1] if continues and place else None
-                await store.put(principal, document, given, previous)
+                await put(store, principal, document, given, previous)
                 model.put(principal, document, given, previous)
             for who in PRINCIPALS:
                 for each in RESPONSES:

@@ -17,6 +17,7 @@ from stored import (
     memory_store,
     message,
     operations,
+    put,
     response,
 )
 
@@ -33,10 +34,10 @@ async def test_greedy_principal_pushes_out_its_own_responses() -> None:
     async with memory_store(100_000, Clock()) as store:
         for number in range(9):
             given = [message("msg", "a" * 1_000)]
-            await store.put("modest", response(f"resp_{number}"), given, None)
+            await put(store, "modest", response(f"resp_{number}"), given, None)
         for number in range(200):
             given = [message("msg", f"{number:04}" * 1_000)]
-            await store.put("greedy", response(f"resp_{number}"), given, None)
+            await put(store, "greedy", response(f"resp_{number}"), given, None)
         kept = [number for number in range(200) if await store.get("greedy", f"resp_{number}")]
         assert kept == list(range(200 - len(kept), 200))
         assert len(kept) > 10
@@ -46,27 +47,27 @@ async def test_greedy_principal_pushes_out_its_own_responses() -> None:
 async def test_principal_that_has_deleted_keeps_what_is_left() -> None:
     """The order of the principals by size follows what they delete."""
 
-    async def put(who: str, numbers: range) -> None:
+    async def fill(who: str, numbers: range) -> None:
         for number in numbers:
             given = [message(f"msg_{number}", f"{number:04}" * 250)]
-            await store.put(who, response(f"resp_{number}"), given, None)
+            await put(store, who, response(f"resp_{number}"), given, None)
 
     async def kept(who: str) -> list[int]:
         return [number for number in range(50) if await store.get(who, f"resp_{number}")]
 
     async with memory_store(100_000, Clock()) as store:
-        await put("deletes", range(30))
+        await fill("deletes", range(30))
         for number in range(3, 30):
             await store.delete("deletes", f"resp_{number}")
-        await put("largest", range(25))
-        await put("third", range(12))
-        await put("deletes", range(30, 34))
+        await fill("largest", range(25))
+        await fill("third", range(12))
+        await fill("deletes", range(30, 34))
         assert await kept("deletes") == [0, 1, 2, 30, 31, 32, 33]
         assert await kept("third") == list(range(12))
         left = await kept("largest")
         assert left == list(range(25 - len(left), 25))
         assert 12 < len(left) < 25
-        await put("deletes", range(34, 50))
+        await fill("deletes", range(34, 50))
         assert (await kept("deletes"))[-1] == 49
         assert (await kept("third"))[-3:] == [9, 10, 11]
 
@@ -75,19 +76,19 @@ async def test_newcomers_displace_the_oldest_of_those_who_hold_little() -> None:
     names = [f"{number:03}" for number in range(200)]
     async with memory_store(200_000, Clock()) as store:
         for number, name in enumerate(names):
-            await store.put(name, response("resp_1"), [message("msg_1", "x" * number)], None)
+            await put(store, name, response("resp_1"), [message("msg_1", "x" * number)], None)
         kept = [name for name in names if await store.get(name, "resp_1")]
         assert kept == names[-len(kept) :]
         assert 50 < len(kept) < 150
-        await store.put("large", response("resp_1"), [message("msg_1", "x" * 12_500)], None)
+        await put(store, "large", response("resp_1"), [message("msg_1", "x" * 12_500)], None)
         assert await store.get("large", "resp_1") is None
 
 
 async def test_response_larger_than_the_store_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with memory_store(100_000, Clock()) as store:
-        await store.put("ada", response("resp_1"), [message("msg_1")], None)
+        await put(store, "ada", response("resp_1"), [message("msg_1")], None)
         for _ in range(3):
-            await store.put("bob", response("resp_1"), [message("msg_1", "x" * 100_000)], None)
+            await put(store, "bob", response("resp_1"), [message("msg_1", "x" * 100_000)], None)
         assert await store.get("bob", "resp_1") is None
         assert await store.get("ada", "resp_1") is not None
     logged = [each.message for each in caplog.records if each.levelno == logging.ERROR]
@@ -103,5 +104,5 @@ async def test_history_that_is_sent_with_each_turn_is_held_once() -> None:
             # a client that does not send ids gets new ones each time
             given = [{**item, "id": f"msg_{turn}_{place}"} for place, item in enumerate(history)]
             document = response(f"resp_{turn}", instructions="x" * 10_000)
-            await store.put("ada", document, given[-9:], None)
+            await put(store, "ada", document, given[-9:], None)
         assert await store.get("ada", "resp_20") is not None

@@ -16,6 +16,7 @@ from stored import (
     database_store,
     memory_store,
     message,
+    put,
     response,
 )
 
@@ -51,7 +52,7 @@ async def test_response_comes_back_as_it_was_put(opened: Opened) -> None:
     }
     given = [message("msg_1"), {"type": "reasoning", "id": "rs_1", "summary": []}, {}, {"id": None}]
     async with opened(Clock()) as store:
-        await store.put("ada", document, given, "resp_0")
+        await put(store, "ada", document, given, "resp_0")
         assert await store.get("ada", "resp_1") == Stored(document, tuple(given), "resp_0")
         assert await store.items("ada", ["rs_1", "msg_2", "rs_1", "absent"]) == {
             "rs_1": given[1],
@@ -61,11 +62,11 @@ async def test_response_comes_back_as_it_was_put(opened: Opened) -> None:
 
 async def test_history_is_all_items_oldest_first(opened: Opened) -> None:
     async with opened(Clock()) as store:
-        await store.put("ada", response("resp_1", message("b")), [message("a")], None)
-        await store.put("ada", response("resp_2", message("d")), [message("c")], "resp_1")
-        await store.put("ada", response("resp_3"), [message("e")], "resp_2")
-        await store.put("ada", response("resp_4"), [message("f")], "resp_2")
-        await store.put("ada", response("resp_5"), [], "resp_4")
+        await put(store, "ada", response("resp_1", message("b")), [message("a")], None)
+        await put(store, "ada", response("resp_2", message("d")), [message("c")], "resp_1")
+        await put(store, "ada", response("resp_3"), [message("e")], "resp_2")
+        await put(store, "ada", response("resp_4"), [message("f")], "resp_2")
+        await put(store, "ada", response("resp_5"), [], "resp_4")
         for response_id, ids in {"resp_3": "abcde", "resp_5": "abcdf", "resp_1": "ab"}.items():
             history = await store.history("ada", response_id)
             assert history is not None
@@ -75,15 +76,15 @@ async def test_history_is_all_items_oldest_first(opened: Opened) -> None:
 async def test_history_without_a_link_is_none(opened: Opened) -> None:
     clock = Clock()
     async with opened(clock) as store:
-        await store.put("ada", response("resp_1"), [message("a")], None)
+        await put(store, "ada", response("resp_1"), [message("a")], None)
         clock.now += LIFETIME / 2
-        await store.put("ada", response("resp_2"), [message("b")], "resp_1")
-        await store.put("ada", response("resp_3"), [message("c")], "resp_2")
+        await put(store, "ada", response("resp_2"), [message("b")], "resp_1")
+        await put(store, "ada", response("resp_3"), [message("c")], "resp_2")
         assert await store.history("ada", "resp_3") is not None
         clock.now += LIFETIME / 2
         assert await store.history("ada", "resp_3") is None
         assert await store.get("ada", "resp_3") is not None
-        await store.put("ada", response("resp_1"), [message("a")], None)
+        await put(store, "ada", response("resp_1"), [message("a")], None)
         assert await store.history("ada", "resp_3") is not None
         assert await store.delete("ada", "resp_2")
         assert await store.history("ada", "resp_3") is None
@@ -91,15 +92,15 @@ async def test_history_without_a_link_is_none(opened: Opened) -> None:
 
 async def test_other_principals_find_nothing(opened: Opened) -> None:
     async with opened(Clock()) as store:
-        await store.put("ada", response("resp_1", message("msg_2")), [message("msg_1")], None)
-        await store.put("bob", response("resp_2"), [], "resp_1")
+        await put(store, "ada", response("resp_1", message("msg_2")), [message("msg_1")], None)
+        await put(store, "bob", response("resp_2"), [], "resp_1")
         for other in ("bob", "ad", "ada ", "a", "", "ada\0"):
             assert await store.get(other, "resp_1") is None
             assert await store.history(other, "resp_1") is None
             assert await store.items(other, ["msg_1", "msg_2"]) == {}
             assert not await store.delete(other, "resp_1")
         assert await store.history("bob", "resp_2") is None
-        await store.put("bob", response("resp_1", message("msg_2", "Bob's")), [], None)
+        await put(store, "bob", response("resp_1", message("msg_2", "Bob's")), [], None)
         assert await store.history("ada", "resp_1") == [message("msg_1"), message("msg_2")]
         assert await store.delete("bob", "resp_1")
         assert await store.items("ada", ["msg_2"]) == {"msg_2": message("msg_2")}
@@ -109,7 +110,7 @@ async def test_last_response_of_an_id_wins(opened: Opened) -> None:
     async with opened(Clock()) as store:
         for text in ("first", "last"):
             given = [message("msg_1", text), message(f"msg_of_{text}")]
-            await store.put("ada", response("resp_1"), given, None)
+            await put(store, "ada", response("resp_1"), given, None)
         assert await store.history("ada", "resp_1") == given
         assert await store.items("ada", ["msg_1", "msg_of_first"]) == {"msg_1": given[0]}
 
@@ -117,7 +118,7 @@ async def test_last_response_of_an_id_wins(opened: Opened) -> None:
 async def test_last_item_of_an_id_wins(opened: Opened) -> None:
     async with opened(Clock()) as store:
         for number, text in enumerate("aba"):
-            await store.put("ada", response(f"resp_{number}"), [message("msg_1", text)], None)
+            await put(store, "ada", response(f"resp_{number}"), [message("msg_1", text)], None)
             assert await store.items("ada", ["msg_1"]) == {"msg_1": message("msg_1", text)}
         for number in (2, 0):
             assert await store.delete("ada", f"resp_{number}")
@@ -128,8 +129,8 @@ async def test_last_item_of_an_id_wins(opened: Opened) -> None:
 
 async def test_deleted_response_leaves_what_others_have(opened: Opened) -> None:
     async with opened(Clock()) as store:
-        await store.put("ada", response("resp_1", message("b")), [message("a")], None)
-        await store.put("ada", response("resp_2"), [message("b"), message("c", "C")], None)
+        await put(store, "ada", response("resp_1", message("b")), [message("a")], None)
+        await put(store, "ada", response("resp_2"), [message("b"), message("c", "C")], None)
         assert await store.delete("ada", "resp_1")
         assert not await store.delete("ada", "resp_1")
         assert await store.get("ada", "resp_1") is None
@@ -140,7 +141,7 @@ async def test_deleted_response_leaves_what_others_have(opened: Opened) -> None:
 async def test_responses_expire(opened: Opened) -> None:
     clock = Clock()
     async with opened(clock) as store:
-        await store.put("ada", response("resp_1", message("msg_1")), [], None)
+        await put(store, "ada", response("resp_1", message("msg_1")), [], None)
         clock.now += LIFETIME - 1
         assert await store.get("ada", "resp_1") is not None
         clock.now += 1
@@ -153,7 +154,7 @@ async def test_responses_expire(opened: Opened) -> None:
 @pytest.mark.parametrize("odd", ["x" * 100_000, "a\0b", "half \ud800", "'; --", "%s", "", "é"])
 async def test_ids_and_principals_may_be_any_text(opened: Opened, odd: str) -> None:
     async with opened(Clock()) as store:
-        await store.put(odd, response(odd, message(odd)), [], odd + "0")
+        await put(store, odd, response(odd, message(odd)), [], odd + "0")
         assert odd in await store.items(odd, [odd])
         kept = await store.get(odd, odd)
         assert kept is not None
@@ -167,7 +168,7 @@ async def test_items_by_the_thousand_are_found(opened: Opened) -> None:
     async with opened(Clock()) as store:
         given = [message(each, each) for each in ids]
         for number in range(2):
-            await store.put("ada", response(f"resp_{number}"), given, None)
+            await put(store, "ada", response(f"resp_{number}"), given, None)
         assert list(await store.items("ada", ids)) == ids
         assert await store.history("ada", "resp_1") == given
         assert await store.delete("ada", "resp_1")
@@ -185,7 +186,7 @@ async def test_more_items_than_a_request_holds_are_refused(
     async with opened(Clock()) as store:
         for number, item_id in enumerate(ids):
             given = [{"id": item_id, "number": number, "content": large}]
-            await store.put("ada", response(item_id), given, previous)
+            await put(store, "ada", response(item_id), given, previous)
             previous = item_id
         assert len(await store.history("ada", ids[1]) or ()) == 2
         with pytest.raises(InvalidRequest, match=r"^The stored items .* \(32 MB, ") as refused:
@@ -202,10 +203,10 @@ async def test_history_has_a_longest_chain(opened: Opened, monkeypatch: pytest.M
         monkeypatch.setattr(module, "MAX_LINKS", 3)
     async with opened(Clock()) as store:
         for number in range(1, 5):
-            await store.put("ada", response(f"resp_{number}"), [], f"resp_{number - 1}")
+            await put(store, "ada", response(f"resp_{number}"), [], f"resp_{number - 1}")
         with pytest.raises(InvalidRequest, match="previous_response_id"):
             await store.history("ada", "resp_4")
         assert await store.history("ada", "resp_3") is None  # there is no resp_0
-        await store.put("ada", response("resp_1"), [], "resp_3")
+        await put(store, "ada", response("resp_1"), [], "resp_3")
         with pytest.raises(InvalidRequest):
             await store.history("ada", "resp_3")

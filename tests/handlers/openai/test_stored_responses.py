@@ -57,7 +57,7 @@ class HeldStore(MemoryStore):
     async def put(self, *arguments: Any) -> None:
         self.is_asked.set()
         await self.may_store.wait()
-        await super().put(*arguments)
+        assert super().put(*arguments) is None
 
 
 async def ask(scene: Scene, **fields: Any) -> Document:

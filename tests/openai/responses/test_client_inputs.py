@@ -60,7 +60,7 @@ def history_of(fields: Json) -> Json:
         for item in listed
         if "previous_response_id" in fields and item.get("type") == "function_call_output"
     ]
-    stored = {each: said("stored") for each in responses.references({**fields}).items}
+    stored = {each: said("stored") for each in responses.needs(fields, Options()).items}
     return {"earlier": [message("user", "Hi"), *answered], "known": stored, "has_store": True}
 
 
@@ -121,8 +121,7 @@ def test_invalid_request_is_refused_or_translated(document: Json, has_store: boo
     try:
         document = responses.parse(json.dumps(document).encode())
         responses.requested_model(document)
-        wanted = responses.references(document)
-        responses.depends_on_capabilities(document, options)
+        wanted = responses.needs(document, options)
         stored = dict.fromkeys(wanted.items, said("stored"))
         translation = responses.translate_request(
             document, options=options, earlier=[], items=stored, has_store=has_store

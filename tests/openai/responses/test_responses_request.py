@@ -44,15 +44,15 @@ BUDGET = Capabilities(thinking=frozenset({"enabled", "disabled"}), efforts=())
 
 def test_references_are_what_has_to_be_looked_up() -> None:
     document = {"previous_response_id": "resp_1", "input": [REFERENCE, user("x"), {"id": "rs_1"}]}
-    assert responses.references(document) == ("resp_1", ("msg_1", "rs_1"))
-    assert responses.references({"input": "x"}) == (None, ())
+    assert responses.needs(document, Options())[:2] == ("resp_1", ("msg_1", "rs_1"))
+    assert responses.needs({"input": "x"}, Options())[:2] == (None, ())
     for fields, param in (
         ({"previous_response_id": 1}, "previous_response_id"),
         ({"input": [{"type": "item_reference", "id": 1}]}, "input[0].id"),
         ({"input": [{"type": "item_reference"}]}, "input[0].id"),
     ):
         with pytest.raises(InvalidRequest) as caught:
-            responses.references(fields)
+            responses.needs(fields, Options())
         assert caught.value.param == param
 
 
@@ -259,8 +259,8 @@ def test_default_limit_is_the_models_own_maximum() -> None:
 )
 def test_capabilities_are_looked_up_where_they_count(fields: Json, depends: bool) -> None:
     document = {"model": "m", "input": [user("x")], **fields}
-    assert responses.depends_on_capabilities(document, Options()) is depends
-    limited = responses.depends_on_capabilities(document, Options(default_max_tokens=5))
+    assert responses.needs(document, Options()).capabilities is depends
+    limited = responses.needs(document, Options(default_max_tokens=5)).capabilities
     assert limited is (depends and bool(fields))
 
 

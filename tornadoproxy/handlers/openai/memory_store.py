@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +24,7 @@ from tornadoproxy.handlers.openai.response_store import Losses
 from tornadoproxy.handlers.openai.stored_parts import (
     MAX_LINKS,
     Item,
+    Parts,
     item_of,
     items_of,
     parts_of,
@@ -33,7 +35,7 @@ from tornadoproxy.protocol.body_fields import IN_THREAD
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from tornadoproxy.handlers.admission import FairThread
     from tornadoproxy.handlers.openai.owned_responses import Owned
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 NEWCOMER = 16
 """What part of the store the only response of a principal may take at the cost of others."""
+
+Encoding = Generator[None, None, Parts]
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -74,11 +78,27 @@ class MemoryStore:
         self._oldest_first: dict[Owned, None] = {}
         self._largest_first: list[tuple[int, str]] = []  # a heap: the sizes are negative
 
-    async def put(
+    def put(
         self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
-    ) -> None:
-        output = await _encoded(response["output"])
-        parts = parts_of(response, await _encoded(own_input), output, previous)
+    ) -> Awaitable[None] | None:
+        encoding = _encode(response, own_input, previous)
+        try:
+            next(encoding)
+        except StopIteration as encoded:
+            self._add(principal, encoded.value)
+            return None
+        return self._put_by_and_by(principal, encoding)
+
+    async def _put_by_and_by(self, principal: str, encoding: Encoding) -> None:
+        while True:
+            await asyncio.sleep(0)
+            try:
+                next(encoding)
+            except StopIteration as encoded:
+                self._add(principal, encoded.value)
+                return
+
+    def _add(self, principal: str, parts: Parts) -> None:
         replaced = self._find(principal, parts.id)
         if replaced is not None:
             self._remove(replaced)
@@ -196,15 +216,17 @@ class MemoryStore:
                 return owner
 
 
-async def _encoded(items: Iterable[Json]) -> tuple[Item, ...]:
-    """Return items as they are stored. Others run between large ones."""
-    encoded = []
+def _encode(response: Json, own_input: Iterable[Json], previous: str | None) -> Encoding:
+    """Return the parts of a response; yield between large ones, so that others can run."""
     size = 0
-    for each in items:
-        item = item_of(each)
-        encoded.append(item)
-        size += len(item.body)
-        if size > IN_THREAD:
-            size = 0
-            await asyncio.sleep(0)
-    return tuple(encoded)
+    encoded: tuple[list[Item], list[Item]] = ([], [])
+    for items, parts in zip((own_input, response["output"]), encoded, strict=True):
+        for each in items:
+            item = item_of(each)
+            parts.append(item)
+            size += len(item.body)
+            if size > IN_THREAD:
+                size = 0
+                yield
+    given, made = encoded
+    return parts_of(response, tuple(given), tuple(made), previous)

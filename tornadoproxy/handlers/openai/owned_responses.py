@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from msgspec import Struct
+
 from tornadoproxy.handlers.openai.stored_parts import Item, Parts
 
 if TYPE_CHECKING:
@@ -19,29 +21,23 @@ BODY_OVERHEAD = 200
 LINK_OVERHEAD = 8
 
 
-class Owned:
+class Owned(Struct, eq=False, gc=False):
     """A response of an owner.
 
     :ivar parts: the response, of items and bodies that its owner holds once.
     :ivar expires: the time from which it no longer exists.
     """
 
-    __slots__ = ("expires", "owner", "parts")
-
-    def __init__(self, owner: Owner, parts: Parts, expires: float) -> None:
-        self.owner = owner
-        self.parts = parts
-        self.expires = expires
+    owner: Owner
+    parts: Parts
+    expires: float
 
 
-class _Held(Generic[T]):
+class _Held(Struct, Generic[T], gc=False):
     """What several responses have, and how many."""
 
-    __slots__ = ("uses", "value")
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-        self.uses = 0
+    value: T
+    uses: int = 0
 
 
 class Owner:

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Awaitable, Collection, Sequence
 
     from tornadoproxy.openai.reading import Json
 
@@ -37,16 +37,17 @@ class ResponseStore(Protocol):
     present.
     """
 
-    async def put(
+    def put(
         self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """Keep a response in place of one of the same id. Never raises: a failure is logged.
-
-        Other processes that share the store find it as soon as this returns.
 
         :param own_input: the input items of its own request, not of those before.
         :param previous: the id of the response that it continues.
+        :return: something to await, if keeping it has to wait. After that, other processes that
+            share the store find it.
         """
+        ...
 
     async def history(self, principal: str, response_id: str) -> list[Json] | None:
         """Return the items of a response and of all that it continues, the oldest first.

@@ -23,11 +23,11 @@ from tornadoproxy.openai.writing import encode
 from tornadoproxy.protocol.body_fields import IN_THREAD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.openai.reading import Json
-    from tornadoproxy.openai.responses import References
+    from tornadoproxy.openai.responses import Needs
 
 RETRY_AFTER = 5
 """The ``retry-after`` of a 429 that has none, in seconds: without it Codex does not try again."""
@@ -44,6 +44,9 @@ class _Found(NamedTuple):
 
     earlier: list[Json] | None
     items: dict[str, Json]
+
+
+_NOTHING = _Found(None, {})
 
 
 class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
@@ -63,10 +66,13 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
 
     async def serve_document(self, size: int, document: Json) -> None:
         requested = responses.requested_model(document)
-        wanted = await self.work_on(size, responses.references, document)
+        options = self.gateway.chat_options
+        wanted = await self.work_on(size, responses.needs, document, options)
         if wanted is None:
             return
-        found = await self._look_up(wanted)
+        found = _NOTHING
+        if wanted.previous is not None or wanted.items:
+            found = await self._look_up(wanted)
         if found.earlier or found.items:
             more = await self.work_on(IN_THREAD + 1, _size, found)
             if more is None:
@@ -76,7 +82,6 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
             self._held.resize(self._held.size + more)
         if self.ended:
             return
-        options = self.gateway.chat_options
         translate = partial(
             self.translate,
             document,
@@ -87,18 +92,13 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
             web_search=self.gateway.settings[RESPONSES_WEB_SEARCH] == "upstream",
             is_codex=self.request.headers.get("Originator", "").startswith("codex"),
         )
-        needs_models = await self.work_on(
-            size, responses.depends_on_capabilities, document, options
-        )
-        if needs_models is None:
-            return
-        await self.ask(size, requested, translate, needs_models=needs_models)
+        await self.ask(size, requested, translate, needs_models=wanted.capabilities)
 
     def translate(self, document: Json, **how: Any) -> Translation:  # Any: see the function below
         """Return the translation of the request."""
         return responses.translate_request(document, **how)
 
-    async def _look_up(self, wanted: References) -> _Found:
+    async def _look_up(self, wanted: Needs) -> _Found:
         """Return what is stored of what the request refers to."""
         store, principal = self.gateway.response_store, self._principal
         earlier, items = None, {}
@@ -174,15 +174,19 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
 
     def _store(self, response: Json, send: Callable[[], None]) -> None:
         """Store the response, then call `send`, unless the request ends before."""
-        self._is_storing = True
-        self._working = asyncio.ensure_future(self._send_stored(response, send))
-
-    async def _send_stored(self, response: Json, send: Callable[[], None]) -> None:
         store, translation = self.gateway.response_store, self._translation
         assert store is not None
         assert translation is not None
+        waiting = store.put(self._principal, response, translation.input, translation.previous)
+        if waiting is None:
+            send()
+            return
+        self._is_storing = True
+        self._working = asyncio.ensure_future(self._send_stored(waiting, send))
+
+    async def _send_stored(self, storing: Awaitable[None], send: Callable[[], None]) -> None:
         try:
-            await store.put(self._principal, response, translation.input, translation.previous)
+            await storing
             self._working = None
             self._is_storing = False
             if not self.ended:

@@ -8,7 +8,9 @@ without one gets another id each time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.handlers.openai.response_store import Stored
@@ -39,7 +41,8 @@ _OWN = (
 )
 
 
-class Item(NamedTuple):
+# of many: objects that the garbage collector need not look at
+class Item(Struct, frozen=True, gc=False):
     """An input or output item.
 
     :param id: its id; ``None`` if it has none.
@@ -50,7 +53,7 @@ class Item(NamedTuple):
     body: bytes
 
 
-class Parts(NamedTuple):
+class Parts(Struct, frozen=True, gc=False):
     """A response in its parts.
 
     :param own: the fields of the response object that are its own.

@@ -275,10 +275,10 @@ def _rows(
     """Yield the kind, key, id, digest and body of each part of a response."""
     yield SHARED, None, None, _digest(principal, parts.shared), parts.shared
     for kind, several in ((INPUT, parts.input), (OUTPUT, parts.output)):
-        for item_id, body in several:
-            key = None if item_id is None else _key(principal, item_id)
-            encoded = None if item_id is None else _encoded(item_id)
-            yield kind, key, encoded, _digest(principal, body), body
+        for item in several:
+            key = None if item.id is None else _key(principal, item.id)
+            encoded = None if item.id is None else _encoded(item.id)
+            yield kind, key, encoded, _digest(principal, item.body), item.body
 
 
 def _key(principal: str, of: str) -> bytes:

@@ -21,10 +21,9 @@ from tornadoproxy.openai.responses.items import ITEMS
 from tornadoproxy.openai.responses.output.response import translate_compaction, translate_message
 from tornadoproxy.openai.responses.output.stream import StreamTranslator
 from tornadoproxy.openai.responses.request import (
-    References,
+    Needs,
     compaction_request,
-    depends_on_capabilities,
-    references,
+    needs,
     translate_request,
 )
 from tornadoproxy.openai.responses.tools import TOOLS
@@ -34,15 +33,14 @@ __all__ = [
     "FIELDS",
     "ITEMS",
     "TOOLS",
+    "Needs",
     "Origin",
-    "References",
     "StreamTranslator",
     "ToolKind",
     "Translation",
     "compaction_request",
-    "depends_on_capabilities",
+    "needs",
     "parse",
-    "references",
     "requested_model",
     "translate_compaction",
     "translate_message",

@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create (``input
 
 from __future__ import annotations
 
-import uuid
+import random
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -150,7 +150,8 @@ def shown(listed: Listed) -> Json:
     item, kind, _ = listed
     whole = {**item, "type": kind}
     if not isinstance(item.get("id"), str) or not item["id"]:
-        whole["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
+        number = random.getrandbits(128)  # nobody else can name the item, so it may be guessed
+        whole["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{number:032x}"
     if kind == "message":
         whole.setdefault("status", "completed")
         content = item.get("content")

@@ -60,15 +60,17 @@ _COMPACTED = (
 )
 
 
-class References(NamedTuple):
-    """What a request names of earlier responses.
+class Needs(NamedTuple):
+    """What has to be looked up before a request is translated.
 
     :param previous: the id of the response that it continues.
     :param items: the ids of the items that it refers to.
+    :param capabilities: whether the translation depends on those of its model.
     """
 
     previous: str | None
     items: tuple[str, ...]
+    capabilities: bool
 
 
 class _Settings(NamedTuple):
@@ -84,32 +86,24 @@ class _Settings(NamedTuple):
     compacts: bool
 
 
-def references(document: Json) -> References:
+def needs(document: Json, options: Options) -> Needs:
     """Return what has to be looked up before a request is translated.
 
-    :raises InvalidRequest: a reference is not a string.
+    :raises InvalidRequest: an item is not one, or a reference is not a string.
     """
     previous = document.get("previous_response_id")
     if previous is not None:
         text(previous, "previous_response_id")
-    return References(
-        previous,
-        tuple(
-            text(item.get("id"), f"{param}.id")
-            for item, kind, param in own_items(document)
-            if kind == "item_reference"
-        ),
-    )
-
-
-def depends_on_capabilities(document: Json, options: Options) -> bool:
-    """Whether the translation of a request depends on its model's capabilities."""
-    if document.get("max_output_tokens") is None and options.default_max_tokens is None:
-        return True
-    return any(document.get(name) is not None for name in _BY_CAPABILITIES) or any(
-        item.get("type") == "configuration_update" or item.get("role") in ("system", "developer")
-        for item, _, _ in own_items(document)
-    )
+    capabilities = (
+        document.get("max_output_tokens") is None and options.default_max_tokens is None
+    ) or any(document.get(name) is not None for name in _BY_CAPABILITIES)
+    items = []
+    for item, kind, param in own_items(document):
+        if kind == "item_reference":
+            items.append(text(item.get("id"), f"{param}.id"))
+        elif kind == "configuration_update" or item.get("role") in ("system", "developer"):
+            capabilities = True
+    return Needs(previous, tuple(items), capabilities)
 
 
 def compaction_request(
@@ -192,10 +186,11 @@ def translate_request(
     stream = document.get("stream")
     stream = stream is not None and boolean(stream, "stream")
     wishes = Wishes(_LIMITS, reasoning, output, stream=stream)
-    upstreams = {name: value for name, value in document.items() if not _is_openais(name, value)}
+    if isinstance(document.get("context_management"), list):  # that of OpenAI, not of Anthropic
+        document = {**document, "context_management": None}
     if settings.compacts:  # without the tools' choice, the cache is not read again
         options = replace(options, cache="off")
-    body = messages_request(upstreams, talk, offer, wishes, options, able, ignored)
+    body = messages_request(document, talk, offer, wishes, options, able, ignored)
     store = document.get("store")
     kept = (store is None or boolean(store, "store")) and has_store
     return Translation(
@@ -272,11 +267,6 @@ def _format(
     sentences: list[Json] = []
     output = output_format(kind, wanted, param, sentences, able, grammar, ignored)
     return output, {"format": wanted}, sentences
-
-
-def _is_openais(name: str, value: object) -> bool:
-    """Whether a field of this name is not Anthropic's: both APIs have a ``context_management``."""
-    return name == "context_management" and isinstance(value, list)
 
 
 def _is_codex(document: Json) -> bool:
