@@ -19,7 +19,8 @@ The limits of requests and tokens are checked in `admit`, before the body is rea
 - `tornadoproxy_keys.store`: the tables
 - `tornadoproxy_keys.changes`: changes of keys, with the audit trail
 - `tornadoproxy_keys.api`, `wire`: the Admin API
-- `tornadoproxy_keys.command`: ``keys create``, ``list``, ``revoke``, ``rotate``, ``usage``
+- `tornadoproxy_keys.command`: ``keys create``, ``list``, ``revoke``, ``rotate``, ``audit`` and
+  ``usage``
 """
 
 from __future__ import annotations

@@ -38,6 +38,14 @@ _KEY_COLUMNS = {
     "revoked": "revoked",
     "last_used": "last used",
 }
+_AUDIT_COLUMNS = {
+    "time": "time",
+    "actor": "actor",
+    "action": "action",
+    "id": "id",
+    "name": "name",
+    "status": "status",
+}
 _USAGE_COLUMNS = {
     "day": "day",
     "id": "id",
@@ -117,6 +125,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time for which the old secret stays valid, such as 24h or 7d (default: none)",
     )
     rotate.set_defaults(do=_rotate)
+
+    audit = commands.add_parser("audit", help="list who changed which key, latest change first")
+    audit.add_argument(
+        "--limit",
+        type=tables.count,
+        default=100,
+        metavar="N",
+        help="number of changes (default: 100)",
+    )
+    tables.add_format(audit)
+    audit.set_defaults(do=_audit)
 
     usage = commands.add_parser("usage", help="show usage by key and day")
     usage.add_argument("name", nargs="?", metavar="NAME", help="only the keys of this owner")
@@ -222,6 +241,22 @@ def _rotate(arguments: argparse.Namespace, database: Database) -> None:
         _show_key(key)
     until = f"stays valid until {_time(now + grace)}" if grace else "is no longer valid"
     _remark(f"This is the new key of {row.name}. It is not shown again. The old one {until}.")
+
+
+def _audit(arguments: argparse.Namespace, database: Database) -> None:
+    with database.transaction() as connection:
+        events = store.TRAIL.read(connection, arguments.limit)
+    rows = [
+        (
+            tables.timestamp(event.time),
+            event.actor,
+            event.action,
+            event.subject,
+            *((event.after or {}).get(name) for name in ("name", "status")),
+        )
+        for event in events
+    ]
+    tables.write(_AUDIT_COLUMNS, rows, arguments.format)
 
 
 def _usage(arguments: argparse.Namespace, database: Database) -> None:

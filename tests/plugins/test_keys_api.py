@@ -287,6 +287,22 @@ async def test_command_and_api_change_the_same_keys(api: KeysApi) -> None:
     ]
 
 
+async def test_command_shows_the_audit_trail(api: KeysApi) -> None:
+    await api.start()
+    made = await api.create("ada")
+    await api.update(made["id"], status="archived")
+    api.run("create", "--name", "bob")
+    shown = json.loads(api.run("audit", "--format", "json"))
+    assert [(each["action"], each["name"], each["status"]) for each in shown] == [
+        ("create", "bob", "active"),
+        ("update", "ada", "archived"),
+        ("create", "ada", "active"),
+    ]
+    assert shown[1]["actor"] == "admin-key:ops"
+    assert shown[1]["id"] == made["id"]
+    assert len(json.loads(api.run("audit", "--limit", "1", "--format", "json"))) == 1
+
+
 async def test_concurrent_commands_and_requests_lose_no_change(api: KeysApi) -> None:
     await api.start()
     names = [f"n{number}" for number in range(8)]
