@@ -18,7 +18,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 
 pytest_plugins = ["tornadoproxy.testing", "program", "in_process", "postgres", "redis_server"]
-pytest_plugins += ["aws_cloud", "scene", "several", "tls", "clouds", "oidc_provider"]
+pytest_plugins += ["aws_cloud", "scene", "several", "tls", "clouds", "oidc_provider", "signing_in"]
 pytest.register_assert_rewrite(
     "admin_api",
     "admin_sdk",

@@ -97,3 +97,28 @@ def _is_text(value: object) -> TypeGuard[str]:
 def _shown(claims: Mapping[str, Any]) -> str | None:
     name = claims.get("name")
     return name if _is_text(name) else None
+
+
+def document_of(person: Person, subject: str) -> dict[str, Any]:
+    """Return a person as JSON, with the claims of a bearer.
+
+    :param subject: the provider's ``sub``, which stays the same.
+    """
+    document = {
+        "sub": person.principal,
+        "groups": list(person.groups),
+        "email": person.email,
+        "name": person.full_name,
+        "provider_sub": subject,
+    }
+    return {name: value for name, value in document.items() if value is not None}
+
+
+def person_of(document: Mapping[str, Any]) -> Person:
+    """Return the person of a document that `document_of` made."""
+    return Person(
+        document["sub"],
+        groups=tuple(document["groups"]),
+        email=document.get("email"),
+        full_name=document.get("name"),
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from joserfc import jws, jwt
 from joserfc.errors import ExpiredTokenError, JoseError
 
-from tornadoproxy import AuthenticationFailed, Denied, IncomingRequest, Secret
+from tornadoproxy import AuthenticationFailed, Denied
 from tornadoproxy_oidc.people import InvalidClaims
 from tornadoproxy_oidc.provider import RETRY, ProviderUnavailable
 
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     :param issuer: its claim ``iss``.
     """
 
-    token: Secret
+    token: bytes
     key_id: str | None
     issuer: object
 
@@ -78,22 +78,15 @@ class TokenReader:
             sub={"essential": True},
         )
 
-    def authenticate(
-        self, request: IncomingRequest
-    ) -> Person | Coroutine[None, None, Person | None] | None:
-        """Return who sends a request; ``None`` if it has no token of the provider.
+    def person(self, seen: Seen) -> Person | Coroutine[None, None, Person]:
+        """Return the holder of a token of the provider.
 
-        :raises AuthenticationFailed: its token is not valid.
-        :raises Denied: its holder is not accepted.
+        :raises AuthenticationFailed: the token is not valid.
+        :raises Denied: its holder is not accepted, or the provider cannot be asked.
         """
-        for candidate in request.candidates():
-            seen = unverified(candidate)
-            if seen is None or seen.issuer != self._provider.issuer:
-                continue
-            key = self._provider.key(seen.key_id)
-            # a coroutine only where the provider has to be asked
-            return self._wait(seen) if key is None else self._person(seen, key)
-        return None
+        key = self._provider.key(seen.key_id)
+        # a coroutine only where the provider has to be asked
+        return self._wait(seen) if key is None else self._person(seen, key)
 
     async def _wait(self, seen: Seen) -> Person:
         try:
@@ -106,7 +99,7 @@ class TokenReader:
 
     def _person(self, seen: Seen, key: Key) -> Person:
         try:
-            token = jwt.decode(seen.token.reveal(), key, algorithms=self._algorithms)
+            token = jwt.decode(seen.token, key, algorithms=self._algorithms)
             if str(token.header.get("typ", "JWT")).lower() not in TYPES:
                 raise AuthenticationFailed(REFUSED)
             self._registry.validate(token.claims)
@@ -129,9 +122,8 @@ class TokenReader:
         raise AuthenticationFailed(FOREIGN)
 
 
-def unverified(credential: Secret) -> Seen | None:
+def unverified(value: bytes) -> Seen | None:
     """Return what a credential says of itself; ``None`` if it is no signed JSON Web Token."""
-    value = credential.reveal()
     if value.count(b".") != 2:
         return None
     try:
@@ -142,4 +134,4 @@ def unverified(credential: Secret) -> Seen | None:
     if not isinstance(claims, dict):
         return None
     key_id = parts.headers().get("kid")
-    return Seen(credential, key_id if isinstance(key_id, str) else None, claims.get("iss"))
+    return Seen(value, key_id if isinstance(key_id, str) else None, claims.get("iss"))

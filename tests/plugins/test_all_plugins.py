@@ -21,7 +21,8 @@ async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> N
         *("KEYS_DB", "BUDGETS_DB", "LEDGER_DB", "LEDGER_SPOOL", "LEDGER_SPOOL_SIZE"),
         *("METRICS", "METRICS_PATH", "METRICS_PUBLIC", "OTEL_TRACES", "OTEL_SERVICE_NAME"),
         *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "RECORD_DIR"),
-        *("CONSOLE", "OIDC_ISSUER"),
+        *("CONSOLE", "OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_PUBLIC_URL", "OIDC_DB"),
+        *("OIDC_LOGIN_NOTICE", "OIDC_CONFIRM_EMAIL"),
     }
 
 

@@ -1,0 +1,167 @@
+"""The plugin in a running proxy: its parts, made of the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornadoproxy import ConfigurationError, Settings
+from tornadoproxy_oidc import settings as names
+from tornadoproxy_oidc.browser_pages import BrowserPages
+from tornadoproxy_oidc.device_api import DeviceApi
+from tornadoproxy_oidc.people import Claims
+from tornadoproxy_oidc.provider import Provider
+from tornadoproxy_oidc.relying_party import RelyingParty
+from tornadoproxy_oidc.sealing import Sealer
+from tornadoproxy_oidc.sessions import Sessions
+from tornadoproxy_oidc.tokens import TokenReader, unverified
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from tornadoproxy import DatabaseStatus, Identity, IncomingRequest, Page
+
+NEEDED = (names.OIDC_PUBLIC_URL, names.OIDC_SIGNING_KEY, names.OIDC_DB)
+"""The settings that a sign-in needs besides ``OIDC_CLIENT_ID``."""
+
+
+class Service:
+    """Everything of the plugin.
+
+    :raises ConfigurationError: there is no ``OIDC_ISSUER``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        issuer = settings[names.OIDC_ISSUER]
+        assert issuer is not None, "the plugin is active"
+        self._provider = Provider(issuer)
+        self._sessions: Sessions | None = None
+        self._pages: tuple[Page, ...] = ()
+        self._own_issuer: str | None = None
+
+    def configure(self, settings: Settings) -> str:
+        """Take the settings, and return a line that says who may enter.
+
+        :raises ConfigurationError: one is missing.
+        """
+        audiences = settings[names.OIDC_AUDIENCES]
+        workloads = settings[names.OIDC_WORKLOADS] or {}
+        if both := sorted(workloads.keys() & set(audiences)):
+            raise ConfigurationError(
+                f"OIDC_WORKLOADS: {both[0]} is in OIDC_AUDIENCES as well; remove it from one."
+            )
+        signs_in = settings[names.OIDC_CLIENT_ID] is not None
+        if not (audiences or workloads or signs_in):
+            raise ConfigurationError(
+                "OIDC_ISSUER is set, but nobody can use it: set OIDC_AUDIENCES to the audience of "
+                "the tokens that people send, or OIDC_CLIENT_ID to let them sign in."
+            )
+        claims = Claims(
+            name=settings[names.OIDC_NAME_CLAIM],
+            email=settings[names.OIDC_EMAIL_CLAIM],
+            groups=settings[names.OIDC_GROUPS_CLAIM],
+            domains=settings[names.OIDC_EMAIL_DOMAINS],
+        )
+        self._tokens = TokenReader(
+            self._provider,
+            claims,
+            audiences=audiences,
+            workloads=workloads,
+            algorithms=settings[names.OIDC_ALGORITHMS],
+            leeway=settings[names.OIDC_LEEWAY],
+        )
+        if not signs_in:
+            _check_unused(settings)
+            return f"clients with a token of {self._provider.issuer}"
+        self._configure_sessions(settings, claims)
+        return f"people who sign in at {self._provider.issuer}"
+
+    def pages(self) -> tuple[Page, ...]:
+        """Return the pages of the sign-in, if there is one."""
+        return self._pages
+
+    async def open(self, deadline: float) -> None:
+        """Begin to load what the provider publishes, and open the database.
+
+        :raises ConfigurationError: the database cannot be used.
+        """
+        self._provider.start()
+        if self._sessions is not None:
+            await self._sessions.open(deadline)
+
+    def database_status(self) -> list[DatabaseStatus]:
+        """Return the state of the database, if there is one."""
+        return [] if self._sessions is None else [self._sessions.status]
+
+    async def close(self) -> None:
+        """Finish what is in progress."""
+        await self._provider.close()
+        if self._sessions is not None:
+            await self._sessions.close()
+
+    def authenticate(
+        self, request: IncomingRequest
+    ) -> Identity | Coroutine[None, None, Identity] | None:
+        """Return who sends a request; ``None`` if it has no token of the provider or proxy."""
+        for candidate in request.candidates():
+            seen = unverified(candidate.reveal())
+            if seen is None:
+                continue
+            if self._sessions is not None and seen.issuer == self._own_issuer:
+                return self._sessions.person(seen)
+            if seen.issuer == self._provider.issuer:
+                return self._tokens.person(seen)
+        return None
+
+    def _configure_sessions(self, settings: Settings, claims: Claims) -> None:
+        if missing := [each.name for each in NEEDED if not settings[each]]:
+            raise ConfigurationError(
+                *(f"{name} is not set but OIDC_CLIENT_ID is; set both." for name in missing)
+            )
+        client_id, where = settings[names.OIDC_CLIENT_ID], settings[names.OIDC_DB]
+        assert client_id is not None
+        assert where is not None
+        base = str(settings[names.OIDC_PUBLIC_URL])
+        if base == self._provider.issuer:
+            raise ConfigurationError(
+                "OIDC_PUBLIC_URL is OIDC_ISSUER; set it to the URL of this proxy."
+            )
+        sealer = Sealer(settings[names.OIDC_SIGNING_KEY], base, settings[names.OIDC_BEARER_SECONDS])
+        parameters = settings[names.OIDC_PARAMETERS]
+        party = RelyingParty(
+            self._provider,
+            claims,
+            client_id=client_id,
+            client_secret=settings[names.OIDC_CLIENT_SECRET],
+            scopes=settings[names.OIDC_SCOPES],
+            parameters=parameters or {},
+            redirect_uri=f"{base}/oauth/callback",
+            algorithms=settings[names.OIDC_ALGORITHMS],
+            leeway=settings[names.OIDC_LEEWAY],
+        )
+        lifetime = settings[names.OIDC_SESSION_SECONDS]
+        if self._sessions is not None:
+            self._sessions.sealer, self._sessions.party = sealer, party
+            self._sessions.lifetime = lifetime
+            return
+        sessions = Sessions(where, sealer, party, lifetime)
+        sessions.check()
+        api = DeviceApi(
+            sessions,
+            base,
+            settings[names.OIDC_LOGIN_NOTICE],
+            tells_email=settings[names.OIDC_CONFIRM_EMAIL],
+        )
+        self._pages = (*api.pages(), *BrowserPages(sessions, base).pages())
+        self._sessions, self._own_issuer = sessions, base
+
+
+def _check_unused(settings: Settings) -> None:
+    """Refuse settings of a sign-in without ``OIDC_CLIENT_ID``, which would do nothing.
+
+    :raises ConfigurationError: one is set.
+    """
+    for each in (names.OIDC_PUBLIC_URL, names.OIDC_SIGNING_KEY, names.OIDC_CLIENT_SECRET):
+        if settings[each]:
+            raise ConfigurationError(
+                f"{each.name} is set but OIDC_CLIENT_ID is not; set it, or remove {each.name}."
+            )

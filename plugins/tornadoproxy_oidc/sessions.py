@@ -1,0 +1,394 @@
+"""People who are signed in: their grants, bearers and refresh tokens in a running proxy.
+
+A bearer is verified without the database. What each proxy keeps in memory is which sessions were
+revoked lately; about once a second it checks whether the database has more. As for keys, a database
+that cannot be read may contain a revocation: after `MAX_UNVERIFIED` seconds bearers are rejected
+with 503 until it is readable again.
+
+A refresh token is used once and replaced. Several Claude Codes of one person share it, so one that
+was replaced is accepted for `GRACE` seconds more; used after that, it was stolen from one side or
+the other, and the session is revoked. Only one of them asks the provider whether the person still
+may: providers that rotate their own tokens would take two questions for a theft.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from joserfc.errors import ExpiredTokenError, JoseError
+
+from tornadoproxy import AuthenticationFailed, DatabaseUnavailable, Denied
+from tornadoproxy_oidc import store
+from tornadoproxy_oidc.people import InvalidClaims, person_of
+from tornadoproxy_oidc.provider import ProviderUnavailable
+from tornadoproxy_oidc.relying_party import ProviderRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import TypeVar
+
+    from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
+    from tornadoproxy_oidc.people import Person
+    from tornadoproxy_oidc.relying_party import RelyingParty, SignedIn
+    from tornadoproxy_oidc.sealing import Sealer
+    from tornadoproxy_oidc.store import Document, Grant, Session
+    from tornadoproxy_oidc.tokens import Seen
+
+    T = TypeVar("T")
+
+REFRESH = 1.0  # seconds between two checks of the database
+MAX_UNVERIFIED = 30.0  # seconds
+GRANT_LIFE = 600  # seconds from the request of a code to the approval
+GRACE = 60  # seconds for which a replaced refresh token is accepted
+LEASE = 10  # seconds after which a proxy that asks the provider is taken for dead
+WAIT = 0.2  # seconds between two looks at whether another proxy has asked
+MAX_WAIT = 6.0  # seconds
+
+# without vowels and what is easily confused; 20 to the power of 8 is 25 billion
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+
+EXPIRED = "Your sign-in has expired: run /login."
+ENDED = "Your sign-in was ended: run /login."
+REFUSED = "This bearer is not valid here: run /login."
+
+_logger = logging.getLogger(__name__)
+
+
+class Tokens(NamedTuple):
+    """What a device gets: see RFC 6749 §5.1."""
+
+    bearer: str
+    refresh_token: str | None
+    person: Document
+
+
+class SessionEnded(Exception):
+    """A refresh token is unknown, expired, revoked, or its person may no longer."""
+
+
+class _Check(NamedTuple):
+    """What a refresh has to do next.
+
+    :param session: ``None`` if the refresh token is not valid.
+    :param ask: whether this proxy has to ask the provider; otherwise, if there are no `tokens`,
+        another one does.
+    """
+
+    session: Session | None
+    ask: bool = False
+    tokens: Tokens | None = None
+
+
+class Sessions:
+    """The sign-ins of one database in a running proxy.
+
+    :param lifetime: seconds after which a person has to sign in anew.
+    :ivar sealer: the keys.
+    :ivar party: the proxy as a client of the provider.
+    """
+
+    def __init__(
+        self, where: DatabaseLocation, sealer: Sealer, party: RelyingParty, lifetime: int
+    ) -> None:
+        self._database = store.database(where)
+        self.sealer = sealer
+        self.party = party
+        self.lifetime = lifetime
+        self._revoked: frozenset[str] = frozenset()
+        self._verified_at = 0.0
+        self._stale = True
+        self._refreshing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def check(self) -> None:
+        """Refuse an invalid setting.
+
+        :raises ConfigurationError: in one line.
+        """
+        self._database.check()
+
+    async def open(self, deadline: float) -> None:
+        """Open the database, and follow its revocations.
+
+        :raises ConfigurationError: the database cannot be used.
+        """
+        await self._database.start(self._follow, statement_timeout=deadline)
+        self._refreshing = asyncio.create_task(self._keep_following())
+
+    async def close(self) -> None:
+        """Finish what is in progress, and close the database."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=4)
+        await self._database.close()
+
+    @property
+    def status(self) -> DatabaseStatus:
+        """The database in figures."""
+        return self._database.status
+
+    # Bearers
+
+    def person(self, seen: Seen) -> Person:
+        """Return who has signed in.
+
+        :raises AuthenticationFailed: the bearer is not valid, or its session is revoked.
+        :raises DatabaseUnavailable: revocations cannot be verified.
+        """
+        person, session_id = self.verified(seen)
+        if time.monotonic() - self._verified_at > MAX_UNVERIFIED:
+            raise DatabaseUnavailable("OIDC_DB cannot be read: revocations cannot be verified")
+        if session_id in self._revoked:
+            raise AuthenticationFailed(ENDED)
+        return person
+
+    def verified(self, seen: Seen) -> tuple[Person, str]:
+        """Return who has signed in and the session's id, whether or not it is revoked.
+
+        :raises AuthenticationFailed: the bearer is not valid.
+        """
+        try:
+            claims = self.sealer.claims(seen.token, seen.key_id)
+        except ExpiredTokenError:
+            raise AuthenticationFailed(EXPIRED) from None
+        except (JoseError, ValueError):
+            raise AuthenticationFailed(REFUSED) from None
+        return person_of(claims), claims["sid"]
+
+    # A device's sign-in
+
+    async def begin(self, remote_ip: str, limit: int) -> tuple[str, Grant] | None:
+        """Begin a sign-in; return the device's code and the grant.
+
+        :param limit: how many an address may begin within `GRANT_LIFE`.
+        :return: ``None`` if it has begun too many.
+        """
+        device = secrets.token_urlsafe(32)
+        letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
+        now = int(time.time())
+        grant = store.Grant(
+            device=store.hashed(device),
+            user_code=f"{letters[:4]}-{letters[4:]}",
+            remote_ip=remote_ip,
+            created=now,
+            expires=now + GRANT_LIFE,
+            state="pending",
+        )
+
+        def work(connection: DatabaseConnection) -> bool:
+            if store.grants_of_ip(connection, remote_ip, now - GRANT_LIFE) >= limit:
+                return False
+            store.add_grant(connection, grant)
+            return True
+
+        return (device, grant) if await self._database.run(work) else None
+
+    async def pending(self, user_code: str) -> Grant | None:
+        """Return the grant that waits for the approval of this code."""
+        grant = await self._read(lambda on: store.grant_by_user_code(on, user_code))
+        waits = grant is not None and grant.state == "pending" and grant.expires > time.time()
+        return grant if waits else None
+
+    async def approve(self, device: bytes, signed_in: SignedIn) -> bool:
+        """Let a device in; return whether it still waited for that."""
+        sealed = None
+        if signed_in.refresh_token is not None:
+            sealed = self.sealer.seal("provider", {"token": signed_in.refresh_token})
+        now = int(time.time())
+        return await self._database.run(
+            lambda on: store.decide(on, device, "approved", now, signed_in.person, sealed)
+        )
+
+    async def deny(self, device: bytes) -> bool:
+        """Keep a device out; return whether it still waited."""
+        now = int(time.time())
+        return await self._database.run(lambda on: store.decide(on, device, "denied", now))
+
+    async def poll(self, device_code: str) -> Tokens | str:
+        """Return the tokens of an approved device, once; or else the error of RFC 8628 §3.5."""
+        device, now = store.hashed(device_code), int(time.time())
+        grant = await self._read(lambda on: store.grant_by_device(on, device))
+        if grant is None or grant.state == "redeemed":
+            return "expired_token"
+        if grant.state == "denied":
+            return "access_denied"
+        if grant.state == "pending":
+            return "authorization_pending" if grant.expires > now else "expired_token"
+        assert grant.person is not None, "an approved grant has one"
+        sealed = grant.provider_token
+        session = store.Session(
+            id=secrets.token_urlsafe(16),
+            person=grant.person,
+            provider_token=sealed,
+            created=now,
+            expires=now + (self.lifetime if sealed else self.sealer.lifetime),
+            checked=now,
+        )
+
+        def work(connection: DatabaseConnection) -> Tokens | str:
+            if not store.redeem(connection, device):
+                return "expired_token"
+            store.add_session(connection, session)
+            return self._issue(connection, session)
+
+        return await self._database.run(work)
+
+    # Refresh and revocation
+
+    async def refresh(self, token: str) -> Tokens:
+        """Return new tokens for a refresh token.
+
+        What has begun is finished if the client disconnects: the provider's token may be used up.
+
+        :raises SessionEnded: the person has to sign in anew.
+        :raises ProviderUnavailable: whether the person still may is unknown at present.
+        :raises DatabaseUnavailable: the database cannot be used.
+        """
+        return await self._finish(self._refresh_token(token))
+
+    async def _refresh_token(self, token: str) -> Tokens:
+        until = time.monotonic() + MAX_WAIT
+        while True:
+            found = await self._database.run(lambda on: self._look(on, token))
+            if found.session is None:
+                self._stale = True  # a theft revokes it
+                raise SessionEnded
+            if found.tokens is not None:
+                return found.tokens
+            if found.ask:
+                return await self._ask(token, found.session)
+            if time.monotonic() > until:
+                raise ProviderUnavailable
+            await asyncio.sleep(WAIT)
+
+    def _look(self, connection: DatabaseConnection, token: str) -> _Check:
+        now = int(time.time())
+        known = store.refresh_token(connection, token)
+        session = None if known is None else store.session_by_id(connection, known[0])
+        if known is None or session is None or session.expires <= now:
+            return _Check(None)
+        replaced = known[1]
+        if replaced is not None and replaced + GRACE < now:
+            _logger.warning(
+                "a replaced refresh token of %s was used: its session is revoked",
+                session.person["sub"],
+            )
+            store.revoke(connection, session.id, now)
+            return _Check(None)
+        if session.checked + GRACE > now and (replaced is not None or session.checking == 0):
+            store.replace_refresh_token(connection, token, now)
+            return _Check(session, tokens=self._issue(connection, session))
+        if session.checking + LEASE > now:
+            return _Check(session)
+        store.update_session(connection, replace(session, checking=now))
+        return _Check(session, ask=True)
+
+    async def _ask(self, token: str, session: Session) -> Tokens:
+        """Ask the provider, and note what it says."""
+        opened = self.sealer.opened("provider", session.provider_token or "")
+        signed_in = None
+        refusal: Exception | str = "the key of its token was removed from OIDC_SIGNING_KEY"
+        try:
+            if opened is not None:
+                signed_in = await self.party.refresh(opened["token"], session.person)
+        except ProviderUnavailable:
+            await self._database.run(
+                lambda on: store.update_session(on, replace(session, checking=0))
+            )
+            raise
+        except (ProviderRefused, InvalidClaims, Denied) as error:
+            refusal = error
+        now = int(time.time())
+        if signed_in is None:
+            _logger.warning("%s is signed out: %s", session.person["sub"], refusal)
+            await self._revoke(lambda on: store.revoke(on, session.id, now))
+            raise SessionEnded
+        sealed = self.sealer.seal("provider", {"token": signed_in.refresh_token})
+        checked = replace(
+            session, person=signed_in.person, provider_token=sealed, checked=now, checking=0
+        )
+
+        def work(connection: DatabaseConnection) -> Tokens | None:
+            if store.session_by_id(connection, session.id) is None:  # revoked meanwhile
+                return None
+            store.update_session(connection, checked)
+            store.replace_refresh_token(connection, token, now)
+            return self._issue(connection, checked)
+
+        tokens = await self._database.run(work)
+        if tokens is None:
+            raise SessionEnded
+        return tokens
+
+    async def revoke(self, token: str, seen: Seen | None) -> None:
+        """Revoke the session of a refresh token or bearer; do nothing if it has none.
+
+        :param seen: what a bearer says of itself; ``None`` if `token` is a refresh token.
+        :raises DatabaseUnavailable: the database cannot be used.
+        """
+        session_id = None
+        if seen is not None:
+            try:
+                session_id = self.verified(seen)[1]
+            except AuthenticationFailed:
+                return
+        now = int(time.time())
+
+        def work(connection: DatabaseConnection) -> None:
+            known = store.refresh_token(connection, token) if seen is None else None
+            found = session_id or (known and known[0])
+            if found:
+                store.revoke(connection, found, now)
+
+        await self._finish(self._revoke(work))
+
+    async def _revoke(self, work: Callable[[DatabaseConnection], None]) -> None:
+        await self._database.run(work)
+        self._stale = True
+        await self._follow()
+
+    def _issue(self, connection: DatabaseConnection, session: Session) -> Tokens:
+        refresh_token = None
+        if session.provider_token is not None:
+            refresh_token = secrets.token_urlsafe(32)
+            store.add_refresh_token(connection, refresh_token, session.id)
+        bearer = self.sealer.bearer({**session.person, "sid": session.id})
+        return Tokens(bearer, refresh_token, session.person)
+
+    # The database
+
+    async def _read(self, work: Callable[[DatabaseConnection], T]) -> T:
+        return await self._database.run(work, exclusive=False)
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _keep_following(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH)
+            try:
+                await self._follow()
+            except DatabaseUnavailable as error:
+                _logger.debug("revocations cannot be read: %s", error)
+            # whatever the error is, the next check may succeed
+            except Exception as error:
+                _logger.warning("revocations cannot be read: %s", type(error).__name__)
+
+    async def _follow(self) -> None:
+        asked_at = time.monotonic()
+        if await self._database.changed():
+            self._stale = True
+        if self._stale:
+            since = int(time.time()) - self.sealer.lifetime - 60
+            self._revoked = await self._read(lambda on: store.revoked(on, since))
+            self._stale = False
+        self._verified_at = asked_at
