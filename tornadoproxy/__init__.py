@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin import admin
     from tornadoproxy.plugin.command import tables
     from tornadoproxy.plugin.command.commands import Command
-    from tornadoproxy.plugin.decisions import Permit
+    from tornadoproxy.plugin.decisions import AllowedModels, Permit
     from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
     from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse, PluginState, RunningProxy
@@ -83,6 +83,7 @@ __all__ = [
     "SHARED_LIMITS",
     "SHARED_LIMITS_FAILURE",
     "UNKNOWN_MODEL",
+    "AllowedModels",
     "AuthenticationFailed",
     "BaseURL",
     "CloudWire",
@@ -154,6 +155,7 @@ _HOMES = {
     "SHARED_LIMITS": "config.core_settings",
     "SHARED_LIMITS_FAILURE": "config.core_settings",
     "UNKNOWN_MODEL": "protocol.usage",
+    "AllowedModels": "plugin.decisions",
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
     "CloudWire": "upstream.cloud_wire",

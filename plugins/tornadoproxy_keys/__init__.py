@@ -14,7 +14,6 @@ The limits of requests and tokens are checked in `admit`, before the body is rea
 
 - `tornadoproxy_keys.gate`: authentication in a running proxy
 - `tornadoproxy_keys.live_key`: the limits of one key
-- `tornadoproxy_keys.model_rules`: the models that a key may use
 - `tornadoproxy_keys.usage_count`: the usage of each key that is not written yet
 - `tornadoproxy_keys.store`: the tables
 - `tornadoproxy_keys.changes`: changes of keys, with the audit trail

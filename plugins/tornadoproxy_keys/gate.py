@@ -32,7 +32,7 @@ from tornadoproxy import (
     RequestRecord,
     tables,
 )
-from tornadoproxy_keys import model_rules, store
+from tornadoproxy_keys import store
 from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
 from tornadoproxy_keys.usage_count import UsageCount
 
@@ -214,7 +214,7 @@ class Gate:
             return None
         key = identity.key
         if key.models is not None:
-            model_rules.check(key.models, key.row.limits.models, request, model_request)
+            key.models.check(request, model_request)
         if model_request is None or key.row.limits.tokens_per_minute is None:
             return None
         return Permit(partial(self._count_tokens, key, model_request))

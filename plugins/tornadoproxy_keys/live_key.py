@@ -11,14 +11,12 @@ unknown compression or one that the client cut off, counts with its estimate.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
-from fnmatch import translate
 from math import ceil
 from typing import TYPE_CHECKING
 
-from tornadoproxy import Denied, Identity
+from tornadoproxy import AllowedModels, Denied, Identity
 from tornadoproxy_keys import store
 
 if TYPE_CHECKING:
@@ -97,8 +95,8 @@ class LiveKey:
         self.row = row
         self.identity = KeyIdentity(row.name, groups=row.groups, key=self)
         self.named_as_token = store.is_token_name(row.name)
-        patterns = "|".join(translate(pattern) for pattern in row.limits.models)
-        self.models = re.compile(patterns) if patterns else None
+        patterns = row.limits.models
+        self.models = AllowedModels(patterns, "This key is for") if patterns else None
 
     @property
     def is_limited(self) -> bool:

@@ -12,6 +12,8 @@ Web Token, is left to the other authenticators.
 - `tornadoproxy_oidc.relying_party`: the code flow
 - `tornadoproxy_oidc.sessions`: who is signed in
 - `tornadoproxy_oidc.store`, `sealing`: what is kept, and how bearers are signed
+- `tornadoproxy_oidc.policies`, `managed_settings`: what holds for groups
+- `tornadoproxy_oidc.service`: these parts in a running proxy
 - `tornadoproxy_oidc.device_api`: what Claude Code calls to sign in
 - `tornadoproxy_oidc.browser_pages`, `html`, `attempts`: what a person sees in the browser
 
@@ -29,6 +31,7 @@ from tornadoproxy import (
     Identity,
     Inactive,
     IncomingRequest,
+    ModelRequest,
     Setting,
     Settings,
     hookimpl,
@@ -103,6 +106,12 @@ class OpenIDConnect:
         self, request: IncomingRequest
     ) -> Identity | Coroutine[None, None, Identity] | None:
         return self._configured().authenticate(request)
+
+    @hookimpl
+    def authorize(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> None:
+        self._configured().authorize(request, identity, model_request)
 
     def _configured(self) -> Service:
         assert self._service is not None, "configure() has returned that this plugin is active"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tornadoproxy import Denied, Identity
+
+if TYPE_CHECKING:
+    from tornadoproxy_oidc.policies import Policies
 
 MAX_NAME = 200
 """The longest name, e-mail address or group, in characters."""
@@ -36,18 +39,21 @@ class Claims:
     :param email: the claim with the e-mail address.
     :param groups: the claim that lists the groups.
     :param domains: those that an e-mail address must have; without any, it is optional.
+    :param policies: those of groups, which may deny.
     """
 
     name: str
     email: str
     groups: str
     domains: Sequence[str]
+    policies: Policies
 
     def person(self, claims: Mapping[str, Any]) -> Person:  # Any: a claim may be any JSON
         """Return the person of these claims.
 
         :raises InvalidClaims: a claim is missing or malformed.
-        :raises Denied: 403, the e-mail address has another domain, or is not verified.
+        :raises Denied: 403, the e-mail address has another domain or is not verified, or a policy
+            denies one of the groups.
         """
         email = claims.get(self.email)
         if email is not None and not _is_text(email):
@@ -57,6 +63,7 @@ class Claims:
         groups = claims.get(self.groups, [])
         if not isinstance(groups, list) or not all(map(_is_text, groups)):
             raise InvalidClaims(f"its claim {self.groups} is not a list of names")
+        self.policies.check(groups)
         return Person(
             self._principal(claims), groups=tuple(groups), email=email, full_name=_shown(claims)
         )
@@ -65,7 +72,9 @@ class Claims:
         """Return the workload of these claims, whose only group is `group`.
 
         :raises InvalidClaims: there is no name.
+        :raises Denied: 403, a policy denies the group.
         """
+        self.policies.check((group,))
         return Person(_valid_name(claims.get("sub"), "sub"), groups=(group,))
 
     def _principal(self, claims: Mapping[str, Any]) -> str:

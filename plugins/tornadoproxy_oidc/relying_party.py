@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy import Secret
     from tornadoproxy_oidc.people import Claims
+    from tornadoproxy_oidc.policies import Policies
     from tornadoproxy_oidc.provider import Provider
 
 _logger = logging.getLogger(__name__)
@@ -88,6 +89,11 @@ class RelyingParty:
         self._redirect_uri = redirect_uri
         self._algorithms = algorithms
         self._leeway = leeway
+
+    @property
+    def policies(self) -> Policies:
+        """The policies of groups."""
+        return self._claims.policies
 
     async def begin(self) -> Begun:
         """Return where to send a browser.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tornadoproxy import ConfigurationError, Settings
 from tornadoproxy_oidc import settings as names
 from tornadoproxy_oidc.browser_pages import BrowserPages
 from tornadoproxy_oidc.device_api import DeviceApi
-from tornadoproxy_oidc.people import Claims
+from tornadoproxy_oidc.managed_settings import ManagedSettingsPage
+from tornadoproxy_oidc.people import Claims, Person
+from tornadoproxy_oidc.policies import Policies
 from tornadoproxy_oidc.provider import Provider
 from tornadoproxy_oidc.relying_party import RelyingParty
 from tornadoproxy_oidc.sealing import Sealer
@@ -18,7 +21,7 @@ from tornadoproxy_oidc.tokens import TokenReader, unverified
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from tornadoproxy import DatabaseStatus, Identity, IncomingRequest, Page
+    from tornadoproxy import DatabaseStatus, Identity, IncomingRequest, ModelRequest, Page
 
 NEEDED = (names.OIDC_PUBLIC_URL, names.OIDC_SIGNING_KEY, names.OIDC_DB)
 """The settings that a sign-in needs besides ``OIDC_CLIENT_ID``."""
@@ -37,6 +40,7 @@ class Service:
         self._sessions: Sessions | None = None
         self._pages: tuple[Page, ...] = ()
         self._own_issuer: str | None = None
+        self._policies = Policies({}, Path())
 
     def configure(self, settings: Settings) -> str:
         """Take the settings, and return a line that says who may enter.
@@ -55,11 +59,13 @@ class Service:
                 "OIDC_ISSUER is set, but nobody can use it: set OIDC_AUDIENCES to the audience of "
                 "the tokens that people send, or OIDC_CLIENT_ID to let them sign in."
             )
+        self._policies = settings[names.OIDC_POLICY_FILE] or Policies({}, Path())
         claims = Claims(
             name=settings[names.OIDC_NAME_CLAIM],
             email=settings[names.OIDC_EMAIL_CLAIM],
             groups=settings[names.OIDC_GROUPS_CLAIM],
             domains=settings[names.OIDC_EMAIL_DOMAINS],
+            policies=self._policies,
         )
         self._tokens = TokenReader(
             self._provider,
@@ -112,6 +118,18 @@ class Service:
                 return self._tokens.person(seen)
         return None
 
+    def authorize(
+        self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
+    ) -> None:
+        """Reject a person's request for models that the policy does not allow.
+
+        :raises Denied: 403.
+        """
+        if isinstance(identity, Person):
+            models = self._policies.of(identity.groups).models
+            if models is not None:
+                models.check(request, model_request)
+
     def _configure_sessions(self, settings: Settings, claims: Claims) -> None:
         if missing := [each.name for each in NEEDED if not settings[each]]:
             raise ConfigurationError(
@@ -151,7 +169,12 @@ class Service:
             settings[names.OIDC_LOGIN_NOTICE],
             tells_email=settings[names.OIDC_CONFIRM_EMAIL],
         )
-        self._pages = (*api.pages(), *BrowserPages(sessions, base).pages())
+        settings_page = ManagedSettingsPage(sessions, lambda: self._policies)
+        self._pages = (
+            *api.pages(),
+            *BrowserPages(sessions, base).pages(),
+            settings_page.page(),
+        )
         self._sessions, self._own_issuer = sessions, base
 
 

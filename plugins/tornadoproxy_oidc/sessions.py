@@ -139,11 +139,21 @@ class Sessions:
         """Return who has signed in.
 
         :raises AuthenticationFailed: the bearer is not valid, or its session is revoked.
+        :raises Denied: a policy denies one of the groups.
         :raises DatabaseUnavailable: revocations cannot be verified.
         """
-        person, session_id = self.verified(seen)
+        person = self.person_offline(seen)
+        self.party.policies.check(person.groups)
         if time.monotonic() - self._verified_at > MAX_UNVERIFIED:
             raise DatabaseUnavailable("OIDC_DB cannot be read: revocations cannot be verified")
+        return person
+
+    def person_offline(self, seen: Seen) -> Person:
+        """Return who has signed in, as far as is known without the database.
+
+        :raises AuthenticationFailed: the bearer is not valid, or its session is known as revoked.
+        """
+        person, session_id = self.verified(seen)
         if session_id in self._revoked:
             raise AuthenticationFailed(ENDED)
         return person

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tornadoproxy import BaseURL, DatabaseLocation, Secret
+    from tornadoproxy_oidc.policies import Policies
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -40,6 +41,17 @@ def _notice(value: str) -> str:
     if len(value) > 500 or not value.isprintable():
         raise ValueError("must be at most 500 printable characters")
     return value
+
+
+def _policies(value: str) -> Policies:
+    """Read the policy file at a path."""
+    from tornadoproxy_oidc.policies import Policies  # most starts have none
+
+    file = parsers.toml_file(value)
+    try:
+        return Policies(file.document, file.path.parent)
+    except ValueError as error:
+        raise ValueError(f"must name a valid file, but in '{value}' {error}") from None
 
 
 def _algorithms(value: str) -> tuple[str, ...]:
@@ -111,6 +123,12 @@ OIDC_LEEWAY: Setting[int] = Setting(
     parsers.integer(0, 300),
     default=30,
     help="seconds that the provider's clock may differ from the proxy's",
+)
+OIDC_POLICY_FILE: Setting[Policies | None] = Setting(
+    "OIDC_POLICY_FILE",
+    _policies,
+    default=None,
+    help="TOML file of what holds for groups: models, denial, and settings of Claude Code",
 )
 
 OIDC_CLIENT_ID: Setting[str | None] = Setting(
@@ -200,6 +218,7 @@ OIDC_CONFIRM_EMAIL: Setting[bool] = Setting(
 SETTINGS = (
     *(OIDC_ISSUER, OIDC_AUDIENCES, OIDC_WORKLOADS, OIDC_ALGORITHMS, OIDC_LEEWAY),
     *(OIDC_NAME_CLAIM, OIDC_EMAIL_CLAIM, OIDC_GROUPS_CLAIM, OIDC_EMAIL_DOMAINS),
+    OIDC_POLICY_FILE,
     *(OIDC_CLIENT_ID, OIDC_CLIENT_SECRET, OIDC_SCOPES, OIDC_PARAMETERS, OIDC_DB),
     *(OIDC_PUBLIC_URL, OIDC_SIGNING_KEY, OIDC_BEARER_SECONDS, OIDC_SESSION_SECONDS),
     *(OIDC_LOGIN_NOTICE, OIDC_CONFIRM_EMAIL),

@@ -1,10 +1,10 @@
-"""The deciding hooks: which results count, who awaits the plugins, and the permits they grant."""
+"""The deciding hooks: which results count, who awaits the plugins, and what plugins decide with."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tornadoproxy.errors import Denied
 from tornadoproxy.plugin.failures import Deadline, OurOwnError, Watched
 from tornadoproxy.plugin.request import Identity
+from tornadoproxy.protocol.usage import UNKNOWN_MODEL
 from tornadoproxy.protocol.wire import OutgoingRequest, is_sendable
 
 if TYPE_CHECKING:
-    from tornadoproxy.plugin.request import RequestRecord
+    from tornadoproxy.plugin.request import IncomingRequest, ModelRequest, RequestRecord
 
     Settle = Callable[[RequestRecord], None]
     Tell = Callable[[str, str, Settle, RequestRecord], object]
 
+MAX_MODEL_NAME = 100
+"""The longest name of a model in an error, in characters."""
+
+# creating a skill runs no model; the ids of skills have no other characters
+_SKILLS = r"/v1/skills(/[A-Za-z0-9_-]+/versions)?"
 _SHA256 = r"[0-9A-Fa-f]{64}"  # compiled when it is used: few credentials have a digest
 
 _Ended = tuple[object, BaseException | None]  # the result, and the exception instead of it
@@ -215,6 +222,61 @@ class Permit(Struct, frozen=True):
             # one in upper case would withhold nothing, an empty one every header
             if prefix != prefix.lower() or not prefix:
                 raise ValueError(f"a prefix of withheld_headers is in lower case, not {prefix!r}")
+
+
+class AllowedModels:
+    """The models that a client may use, for the hook `authorize`.
+
+    The models of a request for a message are known, and of OpenAI's chat completions and responses.
+    Of every other request only the headers are known, and its body may name models: a batch,
+    ``/v1/complete``, a future endpoint, or another spelling of ``/v1/messages`` that the upstream
+    accepts. Therefore a request is rejected unless it is known to run no model.
+
+    :param patterns: of their names, as in a shell: ``claude-haiku-*``; at least one.
+    :param holder: how an error begins, before the patterns: ``This key is for``.
+    :ivar patterns: the patterns.
+    """
+
+    __slots__ = ("_holder", "_pattern", "patterns")
+
+    def __init__(self, patterns: Sequence[str], holder: str) -> None:
+        from fnmatch import translate  # few clients are restricted
+
+        self.patterns = tuple(patterns)
+        self._holder = holder
+        self._pattern = re.compile("|".join(map(translate, patterns)))
+
+    def allows(self, model: str) -> bool:
+        """Return whether the client may use a model."""
+        return self._pattern.match(model) is not None
+
+    def check(self, request: IncomingRequest, model_request: ModelRequest | None) -> None:
+        """Reject a request that may use other models.
+
+        :raises Denied: 403, which names the allowed models.
+        """
+        if model_request is not None:
+            if model_request.model is None:
+                raise Denied(f"{self._listed()}, and the request names no model.")
+            for model in model_request.models:
+                if not self.allows(model):
+                    raise Denied(f"{self._listed()}, and the request {_asks(model)}.")
+        elif not request.costs_nothing and not re.fullmatch(_SKILLS, request.path):
+            raise Denied(
+                f"{self._listed()}: this path cannot be used, because models in the request's body "
+                "are not checked. Instead of a batch, send messages one by one."
+            )
+
+    def _listed(self) -> str:
+        kind = "model" if len(self.patterns) == 1 else "models"
+        return f"{self._holder} the {kind} {', '.join(self.patterns)}"
+
+
+def _asks(model: str) -> str:
+    if model == UNKNOWN_MODEL:
+        return "may use a model that it does not name: remove thread, and list models in fallbacks"
+    shown = model if model.isprintable() else model.encode("unicode_escape").decode("ascii")
+    return f"asks for {shown[:MAX_MODEL_NAME]}"
 
 
 class Permits:
