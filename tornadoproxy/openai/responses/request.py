@@ -6,7 +6,7 @@ https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from tornadoproxy.openai.messages_request import (
     SAMPLING,
     Wishes,
     messages_request,
-    requested_model,
 )
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.options import Options
@@ -154,7 +153,6 @@ def translate_request(
     """
     options = options or Options()
     able = capabilities or _NEW_MODEL
-    requested_model(document)
     if document.get("max_tool_calls") is not None:
         integer(document["max_tool_calls"], "max_tool_calls", 1)
     ignored = fields.ignored(document)
@@ -208,11 +206,11 @@ def translate_request(
     )
 
 
-def _settings(listed: Iterable[Listed]) -> _Settings:
-    found = _Settings([], {}, compacts=False)
-    compacts = False
+def _settings(listed: Sequence[Listed]) -> _Settings:
+    found = _Settings([], {}, listed[-1].kind == "compaction_trigger")
     for item, kind, param in listed:
-        compacts = kind == "compaction_trigger"
+        if kind == "message":
+            continue
         if kind == "additional_tools" or (
             kind == "tool_search_output" and item.get("tools") is not None
         ):
@@ -227,7 +225,7 @@ def _settings(listed: Iterable[Listed]) -> _Settings:
                     given = obj(item[name], f"{param}.{name}").get(key)
                     if given is not None:
                         found.updates[key] = (given, f"{param}.{name}.{key}")
-    return found._replace(compacts=compacts)
+    return found
 
 
 def _reasoning(document: Json, settings: _Settings) -> tuple[Reasoning | None, Json]:
