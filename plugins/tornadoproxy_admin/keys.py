@@ -77,9 +77,9 @@ class AdminKeys:
                 "one of the two."
             )
 
-    def may_change(self, name: str) -> bool:
-        """Return whether a key of this name may change what is administered."""
-        return any(key.name == name and may_change for key, may_change in self._keys)
+    def may_change(self, key: AdminKey) -> bool:
+        """Return whether a key may change what is administered."""
+        return (key, True) in self._keys
 
     def admit(self, request: IncomingRequest) -> AdminKey:
         """Return the key that a request presents.

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tornadoproxy_admin.keys import AdminKey, AdminKeys
 
 PATH = "/v1/organizations"
-ACTOR = "admin-key:"
 
 MAX_IDEMPOTENCY_KEY = 255  # characters
 LARGE = 100  # items that would hold up the event loop
@@ -48,7 +47,7 @@ class Service:
     def page(self, apis: Sequence[admin.Api]) -> Page:
         """Return the page that serves the resources of `apis`, and the service's own."""
         own: tuple[admin.Resource, ...] = (
-            admin.Resource("me", {"GET": self._organization}),
+            admin.Resource("me", {"GET": _organization}),
             admin.Resource("audit_events", {"GET": AuditEvents(apis).list}),
         )
         own += People(apis).resources()
@@ -85,7 +84,7 @@ class Service:
                 status=405,
                 headers={"Allow": ", ".join(resource.methods)},
             )
-        request = _request(page_request, method, key, arguments)
+        request = _request(page_request, method, key, arguments, self.keys.may_change(key))
         try:
             document = await serve(request)
         except DatabaseUnavailable:
@@ -108,22 +107,13 @@ class Service:
             )
         return found
 
-    async def _organization(self, request: admin.Request) -> admin.Document:
-        return {
-            "type": "organization",
-            "id": "00000000-0000-0000-0000-000000000000",
-            "name": "tornadoproxy",
-            "actor": request.actor,
-            "may_change": self.keys.may_change(request.actor.removeprefix(ACTOR)),
-        }
-
-
-def _dumped(document: admin.Document) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
-
 
 def _request(
-    page_request: PageRequest, method: str, key: AdminKey, arguments: tuple[str, ...]
+    page_request: PageRequest,
+    method: str,
+    key: AdminKey,
+    arguments: tuple[str, ...],
+    may_change: bool,
 ) -> admin.Request:
     headers, body = page_request.incoming.headers, page_request.body
     once, repeated = None, headers.get("Idempotency-Key", "").encode()
@@ -138,11 +128,26 @@ def _request(
         )
     return admin.Request(
         method=method,
-        actor=f"{ACTOR}{key.name}",
+        actor=f"admin-key:{key.name}",
         query=admin.Query(page_request.query),
         arguments=arguments,
         body=body,
+        may_change=may_change,
         if_match=headers.get("If-Match"),
         once=once,
         derive=None if once is None else lambda salt: key.derive(salt, repeated),
     )
+
+
+async def _organization(request: admin.Request) -> admin.Document:
+    return {
+        "type": "organization",
+        "id": "00000000-0000-0000-0000-000000000000",
+        "name": "tornadoproxy",
+        "actor": request.actor,
+        "may_change": request.may_change,
+    }
+
+
+def _dumped(document: admin.Document) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -9,7 +9,8 @@ shown and changed goes through the Admin API, in process, by the key that somebo
 - `tornadoproxy_console.rendering`: templates, and figures as text
 - `tornadoproxy_console.charts`: charts
 - `tornadoproxy_console.texts`: all texts
-- the views: `me`, `health`
+- `tornadoproxy_console.spending`: costs, summed for charts and tables
+- the views: `me`, `spend`, `people`, `requests`, `health`, `plugin_pages`
 """
 
 from __future__ import annotations

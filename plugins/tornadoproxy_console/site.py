@@ -250,6 +250,7 @@ class Visit:
             actor=getattr(self, "actor", None),
             root=self.root,
             version=self.site.version,
+            done=texts.DONE.get(self.query("done"), ""),
             form_token=self.session.form_token if self.session else "",
             navigation=views.navigation(self),
             **values,
@@ -265,6 +266,11 @@ class Visit:
         if cookie is not None:
             headers["Set-Cookie"] = sessions.cookie_header(cookie, self.root, secure=self._secure)
         return PageResponse(b"", "text/html; charset=utf-8", 303, headers)
+
+    def download(self, body: bytes, content_type: str, name: str) -> PageResponse:
+        """Return a file to save."""
+        disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return PageResponse(body, content_type, headers=HEADERS | disposition)
 
     def failure(self, error: ProxyError) -> PageResponse:
         """Return the page of an error."""

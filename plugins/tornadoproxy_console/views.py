@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy import Denied
-from tornadoproxy_console import health, me, plugin_pages, texts
+from tornadoproxy_console import health, me, people, plugin_pages, requests, spend, texts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,16 +20,24 @@ class View(NamedTuple):
 
     :param path: a regular expression for the whole path below the console's.
     :param title: in the navigation; empty if it is not there.
+    :param change: serves its forms.
     """
 
     path: str
     for_admins: bool
     title: str
     serve: Callable[..., Awaitable[PageResponse]]
+    change: Callable[..., Awaitable[PageResponse]] | None = None
 
 
 VIEWS = (
     View("/me", False, texts.ME, me.show),
+    View("/spend", True, texts.SPEND, spend.show, spend.change),
+    View("/spend[.]csv", True, "", spend.csv),
+    View("/people", True, texts.PEOPLE, people.show, people.create),
+    View("/people/person", True, "", people.person, people.change),
+    View("/requests", True, texts.REQUESTS, requests.show),
+    View("/requests/one", True, "", requests.one),
     View("/health", True, texts.HEALTH, health.show),
     View("/pages(/.*)", True, "", plugin_pages.show),
 )
@@ -40,7 +48,9 @@ async def serve(visit: Visit) -> PageResponse:
     for view in VIEWS:
         matched = re.fullmatch(view.path, visit.path)
         if matched and view.for_admins == visit.actor.is_admin:
-            return await view.serve(visit, *matched.groups())
+            serve_it = view.change if visit.is_post else view.serve
+            if serve_it is not None:
+                return await serve_it(visit, *matched.groups())
     if visit.path == "/me":
         return visit.redirect(next(each.path for each in VIEWS if each.for_admins))
     raise Denied(texts.NOT_FOUND, status=404)

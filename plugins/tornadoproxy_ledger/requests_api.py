@@ -91,6 +91,8 @@ def filters(query: admin.Query) -> tuple[list[str], list[object]]:
     if (outcome := query.value("outcome", OUTCOMES)) is not None:
         conditions.append("outcome = ?")
         values.append(outcome)
+    if query.value("has_principal", ("true",)) is not None:
+        conditions.append("principal IS NOT NULL")
     for field, comparison in (("starting_at", ">="), ("ending_at", "<")):
         if (moment := query.time(field)) is not None:
             conditions.append(f"time {comparison} ?")

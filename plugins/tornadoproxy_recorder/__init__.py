@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from pathlib import Path
 
+    from tornadoproxy import admin
     from tornadoproxy_recorder.recording import Recording
 
 
@@ -141,6 +142,13 @@ class Recorder:
         else:
             self._recording.use(rules)
         return rules.describe(directory)
+
+    @hookimpl
+    def admin_api(self) -> admin.Api:
+        from tornadoproxy_recorder.api import RecordingsApi  # few proxies serve the Admin API
+
+        assert self._recording is not None, "configured"
+        return RecordingsApi(self._recording.directory).api()
 
     @hookimpl
     def startup(self) -> None:

@@ -50,10 +50,13 @@ class Rules(NamedTuple):
 
 
 class Recording:
-    """The recording of one proxy."""
+    """The recording of one proxy.
+
+    :ivar directory: where the files are.
+    """
 
     def __init__(self, directory: Path, rules: Rules) -> None:
-        self._directory = directory
+        self.directory = directory
         self._rules = rules
         self._writer: Writer | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -70,10 +73,10 @@ class Recording:
         :raises ConfigurationError: it cannot be created.
         """
         try:
-            self._directory.mkdir(mode=0o700, exist_ok=True)
+            self.directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(
-                f"RECORD_DIR={self._directory} cannot be created: {error.strerror}; create it."
+                f"RECORD_DIR={self.directory} cannot be created: {error.strerror}; create it."
             ) from None
         self._writer = Writer(self._write)
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
@@ -105,11 +108,11 @@ class Recording:
         await asyncio.to_thread(self._writer.close, FLUSH_TIMEOUT)
 
     def _warn(self) -> None:
-        _logger.warning("%s", self._rules.describe(self._directory))
+        _logger.warning("%s", self._rules.describe(self.directory))
 
     def _write(self, exchange: Exchange, record: RequestRecord) -> None:
         """Write one exchange; called in the writer's thread."""
-        files.write(self._directory, redaction.document_of(exchange, record, self._rules.redact))
+        files.write(self.directory, redaction.document_of(exchange, record, self._rules.redact))
 
     async def _sweep(self) -> None:
         """Delete expired records, now and every hour."""
@@ -117,7 +120,7 @@ class Recording:
             if days := self._rules.days:
                 oldest = datetime.now(UTC).date() - timedelta(days=days)
                 try:
-                    await asyncio.to_thread(files.delete_before, self._directory, oldest)
+                    await asyncio.to_thread(files.delete_before, self.directory, oldest)
                 except OSError as error:
                     _logger.warning("expired records are not deleted: %s", error)
             await asyncio.sleep(SWEEP_INTERVAL)

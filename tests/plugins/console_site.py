@@ -49,10 +49,18 @@ class ConsoleSite(AdminApi):
         """Send a request for a message that costs this much, and wait until the ledger has it."""
         usage = {"input_tokens": 100, "output_tokens": cents}
         self.upstream.script(json_response(message_document("Hi", usage=usage)))
-        before = len((await self.call("GET", "/requests?limit=1000"))["data"])
+        before = await self._rows()
         assert (await self.request(MESSAGES, message(**fields), token=key)).status == 200
-        while len((await self.call("GET", "/requests?limit=1000"))["data"]) == before:
+        while (
+            len((await self.call("GET", "/requests?limit=1000&has_principal=true"))["data"])
+            == before
+        ):
             pass
+
+    async def _rows(self) -> int:
+        """Return the number of people's requests that the ledger has."""
+        found = await self.call("GET", "/requests?limit=1000&has_principal=true")
+        return len(found["data"])
 
     def visitor(self) -> Visitor:
         return Visitor(self)

@@ -57,6 +57,7 @@ def api(scene: Scene, where: DatabaseLocation) -> AdminApi:
         ("starting_at=2025-03-10T12:02:00Z", "5432"),
         ("ending_at=2025-03-10T12:02:00Z", "10"),
         ("principal=ada&status=error&model=claude-b", "4"),
+        ("has_principal=true", "43210"),
         ("principal=nobody", ""),
     ],
 )
@@ -100,7 +101,16 @@ async def test_one_request_is_shown_with_its_attempts(api: AdminApi) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["status=x", "status=1 OR 1", "outcome=x", "page=x", "starting_at=now", "limit=0"]
+    "query",
+    [
+        "status=x",
+        "status=1 OR 1",
+        "outcome=x",
+        "has_principal=x",
+        "page=x",
+        "starting_at=now",
+        "limit=0",
+    ],
 )
 async def test_invalid_search_is_refused(query: str, api: AdminApi) -> None:
     await api.start()

@@ -30,6 +30,7 @@ class Request(Struct, frozen=True):
     :param query: the query.
     :param arguments: the decoded groups of the resource's path.
     :param body: the body, at most 1 MiB.
+    :param may_change: whether the admin key may change anything, and not only read.
     :param if_match: the entity tag that the resource must have; ``None`` for any.
     :param once: what it has in common with its repetitions; ``None`` without an
         ``Idempotency-Key``.
@@ -43,6 +44,7 @@ class Request(Struct, frozen=True):
     query: Query
     arguments: tuple[str, ...] = ()
     body: bytes = b""
+    may_change: bool = False
     if_match: str | None = None
     once: Once | None = None
     derive: Callable[[bytes], bytes] | None = None
