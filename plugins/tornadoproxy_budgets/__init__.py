@@ -9,6 +9,7 @@ within two seconds. Prices come from the plugins that implement `price`.
 - `tornadoproxy_budgets.keeper`: requests
 - `tornadoproxy_budgets.sync`: the engine and the database
 - `tornadoproxy_budgets.shared_reservations`: the sums of several proxies together
+- `tornadoproxy_budgets.spend_headers`, `usage_page`: what Claude Code shows of a person's spend
 - `tornadoproxy_budgets.refusals`: the errors that clients get
 - `tornadoproxy_budgets.storage`: the tables
 - `tornadoproxy_budgets.api`, `wire`, `increases_api`: the Admin API
@@ -123,14 +124,20 @@ class Budgets:
 
     @hookimpl
     def pages(self) -> tuple[Page, ...]:
-        """Return the page on which people ask for higher caps, if somebody can grant them."""
+        """Return the page of a person's usage, and of requests for higher caps.
+
+        The latter is left out if nobody can grant them.
+        """
+        from tornadoproxy_budgets.usage_page import UsagePage
+
+        usage = UsagePage(self._opened().sync.engine).page()
         if not self._has_admins:
-            return ()
+            return (usage,)
         from tornadoproxy_budgets.api import SpendLimitsApi  # few proxies serve the Admin API
         from tornadoproxy_budgets.increases_api import IncreasesApi
 
         sync = self._opened().sync
-        return (IncreasesApi(sync, SpendLimitsApi(sync)).page(),)
+        return usage, IncreasesApi(sync, SpendLimitsApi(sync)).page()
 
     @hookimpl
     def admin_api(self) -> admin.Api:

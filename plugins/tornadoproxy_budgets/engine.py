@@ -50,6 +50,18 @@ class Applying(NamedTuple):
     nanos: int
 
 
+class Fullest(NamedTuple):
+    """The cap of a person that is spent the most, in parts of its amount.
+
+    :param spent: the sum spent, in nanos.
+    :param nanos: the amount of the cap.
+    """
+
+    cap: Cap
+    spent: int
+    nanos: int
+
+
 class CapReached(Exception):
     """A cap that leaves nothing to spend for now.
 
@@ -234,6 +246,19 @@ class Engine:
         """Return the personal cap that applies to a person, possibly one without a limit."""
         return _personal(self._personal.get(period, {}), principal, groups)
 
+    def fullest(self, applying: Iterable[Applying], now: float) -> Fullest | None:
+        """Return the cap that is spent the most; ``None`` without a cap.
+
+        :param applying: the result of `applying` for a person.
+        """
+        self._roll(now)
+        spent = self._spent
+        found = [
+            Fullest(cap, spent[cap.period].get(subject, 0), nanos)
+            for cap, subject, nanos in applying
+        ]
+        return max(found, key=_part, default=None)
+
     def spent(self, subject: Subject, period: Period, now: float) -> int:
         """Return the sum that `subject` has spent in the current `period`, in nanos."""
         self._roll(now)
@@ -330,6 +355,10 @@ class Engine:
             reset = reset_time(cap.period, self._day)
             refusals.append(CapReached(cap, spent, nanos, reset, held=spent < nanos))
         return max(refusals, key=lambda refusal: (not refusal.held, refusal.reset))
+
+
+def _part(fullest: Fullest) -> float:
+    return fullest.spent / fullest.nanos if fullest.nanos else 1.0
 
 
 @lru_cache(4096)  # most requests are of people who have asked before

@@ -8,6 +8,7 @@ refused with 503, those of people without a cap included, because they may have 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from tornadoproxy import (
     Permit,
     RequestRecord,
 )
-from tornadoproxy_budgets import refusals
+from tornadoproxy_budgets import refusals, spend_headers
 from tornadoproxy_budgets.engine import Applying, CapReached, Reservation, subjects_of
 from tornadoproxy_budgets.sync import Sync
 
@@ -39,6 +40,7 @@ A plugin may return any price, and the databases sum up to 2**63.
 # the upstream's quota is shared by everybody, so people with a cap do not see it
 WITHHELD = ("anthropic-ratelimit-unified-",)
 _WITHHOLDING = Permit(withheld_headers=WITHHELD)
+_NOTHING: Mapping[str, str] = {}
 
 
 class Keeper:
@@ -120,14 +122,29 @@ class Keeper:
         estimate = model_request.max_cost
         if applying and (estimate is None or model_request.model is None):
             raise refusals.price_unknown(model_request)
+        shown = self._shown(request, applying)
         if applying and self._shared is not None:
             return self._authorize_shared(
-                self._shared, identity, applying, estimate or 0, model_request
+                self._shared, identity, applying, estimate or 0, model_request, shown
             )
-        return self._authorize_here(identity, applying, estimate or 0, model_request)
+        return self._authorize_here(identity, applying, estimate or 0, model_request, shown)
+
+    def _shown(self, request: IncomingRequest, applying: Sequence[Applying]) -> Mapping[str, str]:
+        """Return the headers that show a person's spend, as it is before the request."""
+        if not applying or request.dialect is not Dialect.ANTHROPIC:
+            return _NOTHING
+        fullest = self._engine.fullest(applying, time.time())
+        if fullest is None or not fullest.nanos:  # a cap of nothing admits nothing
+            return _NOTHING
+        return spend_headers.of_success(fullest, self._engine.day)
 
     def _authorize_here(
-        self, identity: Identity, applying: Sequence[Applying], estimate: int, asked: ModelRequest
+        self,
+        identity: Identity,
+        applying: Sequence[Applying],
+        estimate: int,
+        asked: ModelRequest,
+        shown: Mapping[str, str],
     ) -> Permit:
         try:
             reservation = self._engine.reserve(
@@ -136,7 +153,7 @@ class Keeper:
         except CapReached as reached:
             raise refusals.cap_reached(reached) from None
         settle = partial(self._settle, reservation, asked)
-        return Permit(settle, WITHHELD) if applying else Permit(settle)
+        return Permit(settle, WITHHELD, shown) if applying else Permit(settle)
 
     async def _authorize_shared(
         self,
@@ -145,6 +162,7 @@ class Keeper:
         applying: Sequence[Applying],
         estimate: int,
         asked: ModelRequest,
+        shown: Mapping[str, str],
     ) -> Permit:
         subjects = subjects_of(identity.principal, identity.groups)
         try:
@@ -154,14 +172,14 @@ class Keeper:
         except DatabaseUnavailable:
             if not self._local:
                 raise
-            return self._authorize_here(identity, applying, estimate, asked)
+            return self._authorize_here(identity, applying, estimate, asked, shown)
         reservation = self._engine.hold(identity.principal, identity.groups, lease.nanos)
 
         def settle(record: RequestRecord) -> None:
             shared.settle(self._engine, lease, charge(record, asked), time.time())
             self._settle(reservation, asked, record)
 
-        return Permit(settle, WITHHELD)
+        return Permit(settle, WITHHELD, shown)
 
     async def _load(self) -> None:
         await self.sync.load(since=time.monotonic())

@@ -15,6 +15,8 @@ PERIODS: tuple[Period, ...] = get_args(Period)
 
 SECONDS_PER_DAY = 86_400
 
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
@@ -42,6 +44,12 @@ def reset_time(period: Period, day: int) -> int:
         # the longest month has 31 days
         following = first_day("monthly", first_day("monthly", day) + 31)
     return following * SECONDS_PER_DAY
+
+
+def day_text(time: float) -> str:
+    """Return the day of a time for people, in English whatever the locale is: ``Aug 8``."""
+    day = datetime.fromtimestamp(time, UTC)
+    return f"{_MONTHS[day.month - 1]} {day.day}"
 
 
 def minute_text(time: float) -> str:

@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from tornadoproxy import Denied, Usage, usd
-from tornadoproxy_budgets.periods import minute_text
+from tornadoproxy_budgets import spend_headers
+from tornadoproxy_budgets.periods import day_text, minute_text
 
 if TYPE_CHECKING:
     from tornadoproxy import IncomingRequest, ModelRequest
@@ -31,12 +32,15 @@ def cap_reached(reached: CapReached) -> Denied:
             retry_after=HELD_RETRY,
             headers={"X-Should-Retry": "true"},
         )
+    # Claude Code replaces a date in exactly these words by local time; a cap of nothing has none
+    resets = f" · resets {day_text(reached.reset)}" if reached.nanos else ""
+    spent = f"${usd(reached.spent)} of {amount}{scope} is spent"
     return Denied(
-        f"spend limit reached ({limit}): ${usd(reached.spent)} of {amount}{scope} is spent.",
+        f"spend limit reached{resets} · {spent} ({limit}).",
         status=429,
         error_type="billing_error",
         retry_after=max(reached.reset - time.time(), 1),
-        headers={"X-Should-Retry": "false"},
+        headers={"X-Should-Retry": "false", **spend_headers.of_refusal(reached)},
     )
 
 

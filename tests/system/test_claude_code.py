@@ -108,7 +108,7 @@ DOWN = {"UPSTREAM_BASE_URL": "http://127.0.0.1:9"}, {**TOKEN, "CLAUDE_CODE_MAX_R
         (({}, {"ANTHROPIC_API_KEY": "wrong"}), "401 The credential sent is not known"),
         (revoked_key, "API Error: 401 This key was revoked at "),
         (key_for_another_model, "API Error: 403 This key is for the model claude-haiku-*"),
-        (spent_budget, "spend limit reached (monthly; resets "),
+        (spent_budget, "spend limit reached · $0.00 of $0.00 is spent (monthly; resets "),
         (DOWN, "API Error: 502 The upstream cannot be reached"),
         # the scripted upstream answers 401 where there is no key
         (({"UPSTREAM_API_KEY": None}, TOKEN), "502 The upstream refused this proxy's own"),

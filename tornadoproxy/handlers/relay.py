@@ -110,6 +110,9 @@ class RelayHandler(UpstreamHandler):
         if self._shown:
             headers.pop("X-Tornadoproxy-Upstream", None)  # of another tornadoproxy behind this one
             add_fields(headers, self._shown)
+        permits = self.exchange.permits
+        if permits is not None and permits.added_headers and head.status == 200:
+            headers.update(permits.added_headers)
         self._headers = headers  # Tornado's `add_header` would validate each one again
         self.set_status(head.status, head.reason)
         if not head.reason:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
 from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,9 @@ MAX_MODEL_NAME = 100
 
 # creating a skill runs no model; the ids of skills have no other characters
 _SKILLS = r"/v1/skills(/[A-Za-z0-9_-]+/versions)?"
+_HEADER = r"[A-Z][a-z0-9]*(-[A-Z0-9][a-z0-9]*)*"
+_HEADER_VALUE = r"[\t\x20-\x7e]*"
+_NO_HEADERS: Mapping[str, str] = {}
 _SHA256 = r"[0-9A-Fa-f]{64}"  # compiled when it is used: few credentials have a digest
 
 _Ended = tuple[object, BaseException | None]  # the result, and the exception instead of it
@@ -207,11 +210,14 @@ class Permit(Struct, frozen=True):
         logged. It gives back what was reserved.
     :param withheld_headers: lower-case name prefixes of the upstream's response headers that this
         client does not get.
-    :raises ValueError: a prefix is invalid, or `settle` is async.
+    :param added_headers: headers that a relayed response of status 200 has as well, in
+        ``Http-Header-Case``; they replace the upstream's of the same name.
+    :raises ValueError: a prefix or header is invalid, or `settle` is async.
     """
 
     settle: Callable[[RequestRecord], None] | None = None
     withheld_headers: tuple[str, ...] = ()
+    added_headers: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
         if _is_async(self.settle):
@@ -222,6 +228,9 @@ class Permit(Struct, frozen=True):
             # one in upper case would withhold nothing, an empty one every header
             if prefix != prefix.lower() or not prefix:
                 raise ValueError(f"a prefix of withheld_headers is in lower case, not {prefix!r}")
+        for name, value in self.added_headers.items():
+            if not (re.fullmatch(_HEADER, name) and re.fullmatch(_HEADER_VALUE, value)):
+                raise ValueError(f"added_headers has an invalid header {name!r}")
 
 
 class AllowedModels:
@@ -284,15 +293,17 @@ class Permits:
 
     :param tell: `Plugins.tell`, which calls ``settle``.
     :ivar withheld_headers: lower-case name prefixes of response headers to withhold.
+    :ivar added_headers: response headers to add.
     """
 
-    __slots__ = ("_record", "_settlements", "_tell", "withheld_headers")
+    __slots__ = ("_record", "_settlements", "_tell", "added_headers", "withheld_headers")
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._settlements: list[tuple[str, Settle]] = []
         self._record: RequestRecord | None = None
         self.withheld_headers: tuple[str, ...] = ()
+        self.added_headers: Mapping[str, str] = _NO_HEADERS
 
     def add(self, plugin: str, result: object) -> bool:
         """Keep the result of `plugin` if it is a permit; return whether it is.
@@ -302,6 +313,8 @@ class Permits:
         if not isinstance(result, Permit):
             return False
         self.withheld_headers += result.withheld_headers
+        if result.added_headers:
+            self.added_headers = {**self.added_headers, **result.added_headers}
         if result.settle is None:
             return True
         if self._record is None:
