@@ -56,7 +56,7 @@ def _destination(value: str) -> str:
     """Return ``stdout``, ``stderr``, ``off``, or a file's path."""
     if value.lower() in (*_DESCRIPTORS, "off"):
         return value.lower()
-    # a path needs a slash, so that a misspelt word does not become a file
+    # a path needs a slash, so that a misspelled word does not become a file
     if "/" not in value:
         raise ValueError(
             f"must be stdout, stderr, off, or a file's path such as ./access.log, not {value!r}"

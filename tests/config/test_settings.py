@@ -211,11 +211,11 @@ def test_parser_of_a_plugin_that_crashes_is_a_fault(tmp_path: Path) -> None:
 def test_similar_name_is_reported(tmp_path: Path, name: str, meant: str) -> None:
     declared = [*CORE_SETTINGS, TOKENS]
     in_file = sources(tmp_path, file=f"PORT=1\n{name}=x\n")
-    assert in_file.misspelt(declared) == (
+    assert in_file.misspelled(declared) == (
         f"{tmp_path / '.env'}, line 2: unknown setting {name}: did you mean {meant}?",
     )
     in_environment = sources(tmp_path, environment={name: CANARY}, file="")
-    assert in_environment.misspelt(declared) == ()
+    assert in_environment.misspelled(declared) == ()
     assert list(in_environment.warnings(declared)) == [
         f"{name} in the environment is not read: did you mean {meant}?"
     ]
@@ -229,7 +229,7 @@ def test_names_of_other_programs_are_ignored_and_counted(tmp_path: Path) -> None
     declared = [*CORE_SETTINGS, *Plugins.load().declared_settings()]
     file = "\n".join(f"{name}=x" for name in names)
     read = sources(tmp_path, environment=dict.fromkeys(names, "x"), file=file)
-    assert read.misspelt(declared) == ()
+    assert read.misspelled(declared) == ()
     (line,) = read.warnings(declared)
     assert line.endswith(".env: 9 names that are no setting of tornadoproxy: ignored")
 

@@ -31,7 +31,7 @@ MODEL = "claude-sonnet-5-5"
 KEY = "a-key"
 MISSING = "missing"
 VERSION = {"anthropic-version": "2023-06-01"}
-TEXT = "This is a scripted answer, not Claude's. You said: "
+TEXT = "This is a scripted response, not Claude's. You said: "
 TOOL: Document = {
     "name": "get_weather",
     "input_schema": {
@@ -131,7 +131,7 @@ def test_controls_of_a_message() -> None:
     assert text_of(short) == "This is a"
     stopped = message(stop_sequences=["said", "Claude", "no such"])
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "Claude")
-    assert text_of(stopped) == "This is a scripted answer, not "
+    assert text_of(stopped) == "This is a scripted response, not "
     form = {"type": "json_schema", "schema": TOOL["input_schema"]}
     assert json.loads(text_of(message("Oslo", output_config={"format": form})))["city"] == "Oslo"
     block = {"type": "text", "text": "a b c d", "cache_control": {"type": "ephemeral"}}

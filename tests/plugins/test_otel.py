@@ -232,7 +232,7 @@ async def test_span_has_no_private_data(scene: Scene, collector: Collector) -> N
     sent = b"".join(request.raw_head + request.body for request in collector.requests)
     for each in (
         *(TEST_TOKEN, TEST_UPSTREAM_KEY, "in-the-query", "in-a-wrong-token", "in-a-wrong-body"),
-        *("nobody's business", "This is a scripted answer"),
+        *("nobody's business", "This is a scripted response"),
     ):
         assert each.encode() not in sent
 

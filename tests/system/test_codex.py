@@ -194,8 +194,8 @@ PIXEL = (
 PATCH = "*** Begin Patch\n*** Add File: hello.txt\n+Grüße\n*** End Patch\n"
 
 
-async def catalogue(upstream: ScriptedUpstream, directory: Path) -> str:
-    """Return the line of a configuration that names the catalogue, which is made anew."""
+async def catalog(upstream: ScriptedUpstream, directory: Path) -> str:
+    """Return the line of a configuration that names the catalog, which is made anew."""
     file = directory / "models.json"
     with file.open("wb") as written:
         process = await asyncio.create_subprocess_exec(
@@ -210,9 +210,9 @@ async def catalogue(upstream: ScriptedUpstream, directory: Path) -> str:
 
 @pytest.mark.parametrize("name", ["gpt-5.5", MODEL])
 async def test_codex_applies_a_patch(name: str, codex: Codex, scene: Scene) -> None:
-    """Codex has a tool for it with OpenAI's models, and with those of the catalogue."""
+    """Codex has a tool for it with OpenAI's models, and with those of the catalog."""
     codex.proxy = await scene.start(CHAT_MODELS=f"*={MODEL}")
-    listed = await catalogue(scene.upstream, codex.home) if name == MODEL else ""
+    listed = await catalog(scene.upstream, codex.home) if name == MODEL else ""
     await script(scene, turn(call("apply_patch", input=PATCH)), turn(text("Done.")))
     told = await codex("Patch it", model=name, config=listed)
     assert (told.status, told.text) == (0, "Done.")

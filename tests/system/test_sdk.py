@@ -21,7 +21,7 @@ from tornadoproxy.testing import TEST_TOKEN, Proxy, Records
 
 MODEL = "claude-sonnet-5-5"
 HELLO: list[MessageParam] = [{"role": "user", "content": "Grüße, 世界 und 😀!"}]
-RESPONSE = "This is a scripted answer, not Claude's. You said: Grüße, 世界 und 😀!"
+RESPONSE = "This is a scripted response, not Claude's. You said: Grüße, 世界 und 😀!"
 
 
 async def test_create_returns_message_and_headers(

@@ -1,8 +1,8 @@
-"""``codex-catalog``: the catalogue of models that the Codex CLI reads, ``model_catalog_json``.
+"""``codex-catalog``: the catalog of models that the Codex CLI reads, ``model_catalog_json``.
 
 For a model that Codex does not know it guesses the context window, shows no efforts, and offers no
-tool for patches. A catalogue tells it. It takes the place of the one that Codex comes with, so
-Codex then knows these models only.
+tool for patches. A catalog describes the models. It replaces the one in Codex, which then lists
+these models only.
 
 Source: https://github.com/openai/codex, ``codex-rs/protocol/src/openai_models.rs`` (``ModelInfo``)
 """
@@ -48,7 +48,7 @@ _COMMON: dict[str, Any] = {  # Any: JSON
 
 
 def catalog_text(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the catalogue as JSON.
+    """Return the catalog as JSON.
 
     :param models: the upstream's entry for each name of a model, the best first. Retired models are
         left out.

@@ -1,4 +1,4 @@
-"""The instructions that the catalogue for the Codex CLI gives each model.
+"""The instructions that the catalog for the Codex CLI gives each model.
 
 Codex sends them as the first message. Its setting ``model_instructions_file`` replaces them.
 """

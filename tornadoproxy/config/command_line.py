@@ -29,7 +29,7 @@ COMMANDS = {
     "plugins": "list the plugins, their hooks and settings; `plugins new NAME` creates one",
     "db": "show, migrate and copy the databases of plugins and responses",
     "token": "print a new random token",
-    "codex-catalog": "print the catalogue of models for the Codex CLI, from the upstream's list",
+    "codex-catalog": "print the catalog of models for the Codex CLI, from the upstream's list",
     "demo": "serve in front of a scripted upstream; needs no key, no network and no .env",
     "help": "list the commands; `help COMMAND` explains one, `help settings` lists the settings",
     "version": "print the version",

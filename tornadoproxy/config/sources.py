@@ -90,7 +90,7 @@ class Sources(Struct, frozen=True):
             raise ConfigurationError(*faults)
         return Settings(values, variables, self._text_of)
 
-    def misspelt(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
+    def misspelled(self, declared: Iterable[Setting[Any]]) -> tuple[str, ...]:
         """Return a fault for each name in ``.env`` that is similar to a declared setting's."""
         if not self.env_file.entries:
             return ()

@@ -26,7 +26,7 @@ _CUMULATIVE = (
 _STOP = ("stop_reason", "stop_sequence", "stop_details")
 _TOKEN = re.compile(r"\s*\S+|\s+")
 _MOST_DELTAS = 100
-_THOUGHT = "Somebody wants an answer. I am a script, so I repeat what I was told."
+_THOUGHT = "The client expects a response. I am a script, so I repeat its last message."
 
 
 def event(document: Document) -> bytes:
@@ -166,7 +166,7 @@ def _text(request: Document) -> str:
     if results:
         said = " ".join(_content_text(block.get("content", "")) for block in results)
     who = "The tool said" if results else "You said"
-    return f"This is a scripted answer, not Claude's. {who}: {said}"
+    return f"This is a scripted response, not Claude's. {who}: {said}"
 
 
 def _stopped(text: str, request: Document) -> tuple[str, str, str | None]:

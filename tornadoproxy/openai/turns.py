@@ -1,7 +1,7 @@
 """The turns of a conversation: what the translations of both of OpenAI's APIs build.
 
 OpenAI's lists are flat; Anthropic's alternates between user and assistant. Every message, call and
-result becomes blocks under one of two roles, and neighbours under the same role become one message,
+result becomes blocks under one of two roles, and adjacent ones of one role become one message,
 so that the results of parallel calls and the user's next words are one turn, results first.
 
 Clients send the proxy's responses back, so all that a response can hold is accepted: arguments of

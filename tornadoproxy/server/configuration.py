@@ -97,7 +97,7 @@ class Configuration(Struct, frozen=True):
         faults = (
             *arguments.faults,
             *sources.env_file.faults,
-            *sources.misspelt(declared),
+            *sources.misspelled(declared),
         )
         try:
             settings = sources.read(declared)

@@ -37,7 +37,7 @@ class Database:
     do. No other error of the engine's library is raised, except for a wrong statement.
 
     :param where: an SQLite file, or a ``postgresql://`` URL. A file is created if it is absent,
-        readable for the proxy's user only; its directory is not, because a path may be misspelt.
+        readable for the proxy's user only; its directory is not, because a path may be misspelled.
     :param schema: ``schema[i]`` is the SQL script that migrates version i to i + 1. A released
         script is never changed; new ones are appended. It is written in SQLite's types; on
         PostgreSQL, ``INTEGER`` is ``BIGINT``, ``REAL`` is ``DOUBLE PRECISION`` and ``BLOB`` is

@@ -212,7 +212,7 @@ def _configuration(variables: Mapping[str, object]) -> Configuration:
 
 
 def _refuse_unknown(variables: Mapping[str, object], plugins: Plugins) -> None:
-    """Raise for a misspelt setting, which the program would ignore in its environment."""
+    """Raise for a misspelled setting, which the program would ignore in its environment."""
     declared = (*CORE_SETTINGS, *plugins.declared_settings())
     known = {name for setting in declared for name in (setting.name, *setting.fallbacks)}
     given = {name for name, value in variables.items() if value is not None}

@@ -155,7 +155,7 @@ def test_interleaved_turn_keeps_its_order() -> None:
     ]
 
 
-def test_output_stands_first_in_the_turn_behind_its_call() -> None:
+def test_output_stands_first_in_the_turn_after_its_call() -> None:
     found = turns("Hi", call("a"), call("b"), output("b"), "Wait.", said("x"), output("a"), "y")
     assert found[2:] == [
         ("user", [tool_result("a"), tool_result("b"), text("Wait.")]),
@@ -175,18 +175,18 @@ def test_reused_ids_of_calls_pair_with_the_next_output() -> None:
 @pytest.mark.parametrize(
     ("items", "param", "complaint"),
     [
-        ([call("a")], "input[0]", "needs its output: no item behind it has the call_id 'a'"),
+        ([call("a")], "input[0]", "has no output: no item after it has the call_id 'a'"),
         (
             [output("a"), call("a")],
             "input[0]",
-            "answers no call: none before it has the call_id 'a'",
+            "has no call: no item before it has the call_id 'a'",
         ),
-        ([call("a"), output("a"), output("a")], "input[2]", "answers no call"),
+        ([call("a"), output("a"), output("a")], "input[2]", "has no call"),
         ([call("a"), output("a", 1)], "input[1].output", "must be a string or a list of parts"),
         ([{**call("a"), "call_id": None}], "input[0].call_id", "must be a string"),
         ([{"type": "computer_call"}], "input[0]", "(a computer_call) is not supported"),
         ([{"type": "compaction_trigger"}, "x"], "input[0]", "must be the last item"),
-        ([{"type": "novelty"}], "input[0].type", "(novelty) is not a type of items known here"),
+        ([{"type": "novelty"}], "input[0].type", "(novelty) is not a known type of item"),
         ([{}], "input[0].type", "must be a string"),
         ([message("tool", "x")], "input[0].role", "must be one of user, assistant"),
     ],

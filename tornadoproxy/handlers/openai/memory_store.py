@@ -1,9 +1,10 @@
 """Responses in memory, bounded: the store of one process.
 
-A response takes room: its bytes as JSON, and what Python's objects around them take. If no room is
-left, the principal that holds most loses its oldest response, until there is. So nobody can push
-out what others hold, unless these hold more. If that is the only response of a newcomer, and small,
-the oldest of all goes instead: where many hold little, those who come later would be kept out.
+A response takes memory: its bytes as JSON, and the Python objects around them. At the limit, the
+principal that holds most loses its oldest response, until the new one fits. So a principal can only
+displace responses of principals that hold more. If that oldest response is the new one itself, the
+only one of its principal, and small, the oldest of all is deleted instead: otherwise, where many
+hold little, later principals could store nothing.
 
 Each operation takes the same time however many responses there are. The owners are in a heap by
 their sizes: an owner that has grown is entered anew, and one that has shrunk is corrected when it
@@ -118,8 +119,8 @@ class MemoryStore:
             self._remove(oldest)
         if added not in self._oldest_first:
             self._losses.count(
-                "it takes more of RESPONSES_STORE_SIZE than others leave: raise that, or set "
-                "RESPONSES_STORE to a database"
+                "it takes more of RESPONSES_STORE_SIZE than the others leave free: raise it, or "
+                "set RESPONSES_STORE to a database"
             )
 
     async def history(self, principal: str, response_id: str) -> list[Json] | None:

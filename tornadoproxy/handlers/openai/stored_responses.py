@@ -1,4 +1,4 @@
-"""``/openai/v1/responses/{id}`` and below: responses that are stored. The upstream is not asked."""
+"""``/openai/v1/responses/{id}`` and below: responses that are stored. Nothing goes upstream."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CancelHandler(ExchangeHandler):
         if self.request.method != "POST":
             raise MethodNotAllowed("Use POST to cancel a response.", ["POST"])
         raise InvalidRequest(
-            "No response runs in the background here, so none can be cancelled by its id: close "
+            "No response runs in the background here, so none can be canceled by its id: close "
             "the connection of its request instead."
         )
 
@@ -73,7 +73,7 @@ class StoredHandler(ExchangeHandler):
         if document is None:
             raise NotFound(
                 f"Response with id '{response_id[:100]}' not found."
-                + (" RESPONSES_STORE is off, so that none is kept here." if store is None else "")
+                + (" This proxy stores none (RESPONSES_STORE is off)." if store is None else "")
             )
         self.set_header(self.dialect.request_id_header, self.request_id)
         self.set_header("Cache-Control", "no-store")

@@ -1,4 +1,4 @@
-"""Blocks of the upstream's, which a client carries in ``encrypted_content`` and sends back.
+"""The upstream's blocks, which a client keeps in ``encrypted_content`` and sends back.
 
 A block of thinking, or of a tool that the upstream runs, must go back unchanged, and an item of
 OpenAI's API has no place for it but ``encrypted_content``: clients return that as it is.
@@ -20,7 +20,7 @@ from tornadoproxy.openai.reading import Json, loads, refuse
 from tornadoproxy.openai.thinking import BLOCKS
 
 PREFIX = "tp1."
-"""The beginning of each carrier, which also tells its version."""
+"""The beginning of each carrier, with the version of its format."""
 
 MAX_ITEM = 8 * 1024 * 1024
 """The most bytes that one item may carry, decompressed."""

@@ -1,7 +1,7 @@
 """The translation of input items: turns, calls with their outputs, and carried blocks.
 
 The theory. The input is a flat list of items. User, system and developer messages and the outputs
-of calls are on the user's side, all else is on the assistant's; neighbours on one side become one
+of calls belong to the user, all else to the assistant; adjacent items of one role become one
 turn. A call and its output have the same ``call_id``. The upstream wants all results of a turn's
 calls first in the user's turn that follows, so an output stands there, wherever it is listed.
 
@@ -10,7 +10,7 @@ and so are calls of the upstream's own tools without a result: the upstream refu
 turn that stands last may end with such a call: the upstream goes on there (``pause_turn``).
 
 System and developer messages at the beginning are the system prompt. A later one is a system
-message behind the user's turn, where the model accepts that: what stands before it stays cached.
+message after the user's turn, if the model accepts that: what stands before it stays cached.
 Otherwise it joins the system prompt.
 
 Source: https://platform.claude.com/docs/en/build-with-claude/mid-conversation-system-messages
@@ -46,11 +46,11 @@ _KINDS = {
 }
 
 SUMMARIZE = """\
-Write a summary of the conversation so far. It replaces the conversation: whoever goes on has the \
-user's messages and your summary, and nothing else. Say what the user wants, with every constraint \
-and preference; what was decided, and why; what was done and found, with the exact spelling of \
-files, names, commands, results and errors; what remains, and the next step. Call no tool. Write \
-only the summary."""
+Write a summary of the conversation so far. It replaces the conversation: the model that goes on \
+has the user's messages and your summary, and nothing else. Say what the user wants, with every \
+constraint and preference; what was decided, and why; what was done and found, with the exact \
+spelling of files, names, commands, results and errors; what remains, and the next step. Call no \
+tool. Write only the summary."""
 
 SUMMARY = "Summary of the conversation before this point, which it replaces:\n\n"
 UNREADABLE = "(The conversation before this point was compacted by another model and is not known.)"
@@ -106,7 +106,7 @@ class _Translator:
         self._calls: list[_Call] = []  # of that turn
         self._is_carrying = False  # in that turn
         self._searches = 0  # that are shown, less those that are carried
-        self._instructions: list[Json] = []  # to stand behind the user's turn that is open
+        self._instructions: list[Json] = []  # for after the user's turn that is open
         self._outputs = _Outputs(listed)
 
     def take(self, position: int) -> None:
@@ -118,7 +118,7 @@ class _Translator:
         elif kind in OUTPUTS:
             self._close_assistant()
             if not self._outputs.is_taken(position):
-                refuse(param, f"answers no call: none before it has {_quoted_id(_call_id(item))}")
+                refuse(param, f"has no call: no item before it has {_quoted_id(_call_id(item))}")
         elif kind == "reasoning":
             self._take_reasoning(item, param)
         elif kind == "web_search_call":
@@ -191,7 +191,7 @@ class _Translator:
         self.turns.add("user", blocks)
 
     def _close_user(self) -> None:
-        """Put the instructions that came during the user's turn behind it."""
+        """Add the instructions that came during the user's turn after it."""
         if self._instructions:
             if self.turns.last_role != "user":
                 self.turns.add("user", [text_block(CONTINUING)])
@@ -214,7 +214,7 @@ class _Translator:
             self.turns.add("assistant", turn)
         for call in self._calls:
             if call.output is None:
-                refuse(call.param, f"needs its output: no item behind it has {call.quoted_id}")
+                refuse(call.param, f"has no output: no item after it has {call.quoted_id}")
             item, _, param = call.output
             found = output_of_item(item, param, self._ignored)
             self.turns.add("user", [tool_result(call.id, found)])
@@ -236,7 +236,7 @@ class _Outputs:
     def take(self, client_id: str) -> Listed | None:
         """Return the output of a call; ``None`` if there is none.
 
-        An output before its call was refused already, so the first that is left is behind it.
+        An output before its call was refused already, so the first that is left is after it.
         """
         positions = self._positions.get(client_id)
         if not positions:

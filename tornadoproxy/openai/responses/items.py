@@ -36,14 +36,14 @@ _TRANSLATED = {
 }
 
 _CARRIED = {
-    "reasoning": "the upstream's blocks in `encrypted_content`; ignored if missing or foreign",
-    "compaction": "the summary in `encrypted_content`, as a message of the user's",
+    "reasoning": "the upstream's blocks in `encrypted_content`; ignored if missing or from elsewhere",
+    "compaction": "the summary in `encrypted_content`, as a user message",
 }
 
 _STORED = {"item_reference": "the stored item of that `id`; unknown ones are refused"}
 
 _IGNORED = {
-    "web_search_call": "the `reasoning` item behind it has its blocks; named only without that item"
+    "web_search_call": "the `reasoning` item after it has its blocks; named only without that item"
 }
 
 _REFUSED = {
@@ -90,7 +90,7 @@ class Listed(NamedTuple):
 
 
 def own_items(document: Json) -> list[Listed]:
-    """Return the items in a request's ``input``; a text is a message of the user's.
+    """Return the items in a request's ``input``; a string is one user message.
 
     :raises InvalidRequest: an item is not an object, or of a type that is refused.
     """
@@ -179,7 +179,7 @@ def item_type(item: object, param: str) -> str:
     if kind in _REFUSED:
         refuse(param, f"(a {kind}) is not supported: {_REFUSED[kind]}; leave the item out")
     if kind not in ITEMS:
-        refuse(f"{param}.type", f"({kind[:MAX_QUOTED]}) is not a type of items known here")
+        refuse(f"{param}.type", f"({kind[:MAX_QUOTED]}) is not a known type of item")
     return kind
 
 
@@ -208,4 +208,4 @@ def _stored(listed: Listed, items: Mapping[str, Json], *, has_store: bool) -> Li
 def _why_unknown(has_store: bool) -> str:
     if has_store:
         return "It is unknown, was not stored, or has expired"
-    return "This gateway stores no responses (RESPONSES_STORE)"
+    return "This proxy stores no responses (RESPONSES_STORE is off)"

@@ -47,12 +47,12 @@ _TRANSLATED = {
 _NATIVE = "Anthropic's own can be used by POST /v1/messages"
 
 _REFUSED = {
-    "code_interpreter": f"runs in a container of OpenAI's; {_NATIVE}",
-    "computer": f"is a tool of OpenAI's models; {_NATIVE}",
-    "computer_use_preview": f"is a tool of OpenAI's models; {_NATIVE}",
+    "code_interpreter": f"runs in a container at OpenAI; {_NATIVE}",
+    "computer": f"is a tool of OpenAI models only; {_NATIVE}",
+    "computer_use_preview": f"is a tool of OpenAI models only; {_NATIVE}",
     "file_search": "searches files at OpenAI; offer a function that searches yours",
-    "image_generation": "makes images with a model of OpenAI's; leave it out",
-    "mcp": "is a connection of OpenAI's; let the client connect, and offer its tools as functions",
+    "image_generation": "makes images with an OpenAI model; leave it out",
+    "mcp": "connects from OpenAI; let the client connect, and offer its tools as functions",
     "programmatic_tool_calling": "runs programs at OpenAI; leave it out",
 }
 

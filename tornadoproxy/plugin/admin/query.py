@@ -148,7 +148,7 @@ def one_of(name: str, values: Sequence[str], known: Sequence[str]) -> None:
 
 
 def only(where: str, document: Mapping[str, object], known: Sequence[str]) -> None:
-    """Refuse a field that is not `known`: ignored, a misspelt one would do something else.
+    """Refuse a field that is not `known`: a misspelled one must not be ignored.
 
     :param where: what comes before its name in the message.
     :raises InvalidRequest: there is one.

@@ -51,7 +51,7 @@ EVENTS: Table = table(
                     "response.audio.transcript.delta",
                     "response.audio.transcript.done",
                 ),
-                "Claude does not speak",
+                "there is no audio output",
             ),
             **dict.fromkeys(
                 (
@@ -93,7 +93,7 @@ EVENTS: Table = table(
                 ),
                 "the client runs the commands",
             ),
-            "response.compaction.compacting": "the item is sent when its summary is whole",
+            "response.compaction.compacting": "the item is sent when its summary is complete",
             "response.queued": "responses in the background are refused",
             "response.reasoning_text.delta": "thinking is sent as a summary",
             "response.reasoning_text.done": "thinking is sent as a summary",
