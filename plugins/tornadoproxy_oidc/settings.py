@@ -95,15 +95,15 @@ OIDC_ALGORITHMS: Setting[tuple[str, ...]] = Setting(
     "OIDC_ALGORITHMS",
     _algorithms,
     default=("RS256", "PS256", "ES256", "EdDSA", "Ed25519"),
-    help="algorithms that the provider may sign with; all are asymmetric",
+    help="accepted signature algorithms; all are asymmetric",
 )
 OIDC_NAME_CLAIM: Setting[str] = Setting(
     "OIDC_NAME_CLAIM",
     parsers.text,
     default="sub",
     help=(
-        "claim that is a person's name in logs, limits and budgets. It must be unique, and no "
-        "person may choose it"
+        "claim that is a person's name in logs, limits and budgets. It must be unique, and people "
+        "must not be able to choose it."
     ),
 )
 OIDC_EMAIL_CLAIM: Setting[str] = Setting(
@@ -116,7 +116,7 @@ OIDC_EMAIL_DOMAINS: Setting[tuple[str, ...]] = Setting(
     "OIDC_EMAIL_DOMAINS",
     parsers.hosts,
     default=(),
-    help="domains of the e-mail addresses that are accepted; without any, an address is optional",
+    help="accepted domains of e-mail addresses; without any, an address is optional",
 )
 OIDC_LEEWAY: Setting[int] = Setting(
     "OIDC_LEEWAY",
@@ -128,21 +128,21 @@ OIDC_POLICY_FILE: Setting[Policies | None] = Setting(
     "OIDC_POLICY_FILE",
     _policies,
     default=None,
-    help="TOML file of what holds for groups: models, denial, and settings of Claude Code",
+    help="TOML file of policies for groups: models, denied access, and settings of Claude Code",
 )
 
 OIDC_CLIENT_ID: Setting[str | None] = Setting(
     "OIDC_CLIENT_ID",
     parsers.text,
     default=None,
-    help="the proxy's client id at the provider; with it, people sign in from Claude Code",
+    help="client id of the proxy at the provider; with it, people sign in from Claude Code",
     fixed=True,
 )
 OIDC_CLIENT_SECRET: Setting[Secret | None] = Setting(
     "OIDC_CLIENT_SECRET",
     parsers.secret,
     default=None,
-    help="the secret of OIDC_CLIENT_ID; a public client has none, and PKCE protects it",
+    help="secret of OIDC_CLIENT_ID; a public client has none, and PKCE protects it",
     secret=True,
 )
 OIDC_SCOPES: Setting[tuple[str, ...]] = Setting(
@@ -150,8 +150,8 @@ OIDC_SCOPES: Setting[tuple[str, ...]] = Setting(
     parsers.words,
     default=("openid", "profile", "email", "offline_access"),
     help=(
-        "scopes that are requested, separated by spaces. Without a refresh token of the provider, "
-        "people sign in again when their bearer ends"
+        "scopes to request from the provider, separated by spaces. Without a refresh token of the "
+        "provider, people sign in again when their bearer token expires."
     ),
 )
 OIDC_PARAMETERS: Setting[Mapping[str, str] | None] = Setting(
@@ -159,8 +159,8 @@ OIDC_PARAMETERS: Setting[Mapping[str, str] | None] = Setting(
     parsers.pairs,
     default=None,
     help=(
-        "name=value pairs, separated by spaces, that the request to the provider also has, such as "
-        "prompt=consent, without which some providers give no refresh token"
+        "name=value pairs, separated by spaces, to add to the authorization request, such as "
+        "prompt=consent, without which some providers issue no refresh token"
     ),
 )
 OIDC_PUBLIC_URL: Setting[BaseURL | None] = Setting(
@@ -183,8 +183,8 @@ OIDC_SIGNING_KEY: Setting[tuple[Secret, ...]] = Setting(
     _signing_keys,
     default=(),
     help=(
-        "secret of at least 32 characters that bearers are signed with, the same for all replicas. "
-        "Of several, separated by spaces, the first signs"
+        "secret of at least 32 characters that signs bearer tokens, the same for all replicas. Of "
+        "several, separated by spaces, the first signs and the others are accepted."
     ),
     secret=True,
 )
@@ -192,7 +192,7 @@ OIDC_BEARER_SECONDS: Setting[int] = Setting(
     "OIDC_BEARER_SECONDS",
     parsers.integer(600, 86_400),
     default=3600,
-    help="seconds until Claude Code has to refresh a bearer, whereupon the provider is asked again",
+    help="seconds until a bearer token expires; each refresh checks the person at the provider",
 )
 OIDC_SESSION_SECONDS: Setting[int] = Setting(
     "OIDC_SESSION_SECONDS",

@@ -36,7 +36,7 @@ _TRANSLATED = {
 }
 
 _CARRIED = {
-    "reasoning": "the upstream's blocks in `encrypted_content`; ignored if missing or from elsewhere",
+    "reasoning": "the upstream's blocks in `encrypted_content`; ignored if missing or another's",
     "compaction": "the summary in `encrypted_content`, as a user message",
 }
 
