@@ -10,20 +10,31 @@ shown and changed goes through the Admin API, in process, by the key that somebo
 - `tornadoproxy_console.charts`: charts
 - `tornadoproxy_console.texts`: all texts
 - `tornadoproxy_console.spending`: costs, summed for charts and tables
-- the views: `me`, `spend`, `people`, `requests`, `health`, `plugin_pages`
+- `tornadoproxy_console.live`: what happens at present
+- the views: `me`, `now`, `spend`, `people`, `requests`, `health`, `plugin_pages`
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornadoproxy import INACTIVE, Inactive, Page, Setting, Settings, Status, hookimpl, parsers
+from tornadoproxy import (
+    INACTIVE,
+    Inactive,
+    Page,
+    RequestRecord,
+    Setting,
+    Settings,
+    Status,
+    hookimpl,
+    parsers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tornadoproxy import RunningProxy, admin
-    from tornadoproxy_console.site import Site
+    from tornadoproxy_console.live import Live
 
 CONSOLE: Setting[bool] = Setting(
     "CONSOLE",
@@ -38,7 +49,7 @@ class Console:
     """The plugin: it serves the console."""
 
     def __init__(self) -> None:
-        self._site: Site | None = None
+        self._live: Live | None = None
         self._settings: Settings | None = None
 
     @hookimpl
@@ -50,21 +61,31 @@ class Console:
         if not settings[CONSOLE]:
             return INACTIVE
         self._settings = settings
+        if self._live is None:
+            from tornadoproxy_console.live import Live  # most starts serve no console
+
+            self._live = Live()
         return "a web console at /console/, for those who sign in with a key"
 
     @hookimpl
     def pages(
         self, admin_apis: Callable[[], Sequence[admin.Api]], proxy: RunningProxy
     ) -> tuple[Page, ...]:
-        from tornadoproxy_console.site import Site  # most starts serve no console
+        from tornadoproxy_console.site import Site  # as above serve no console
 
-        self._site = Site(admin_apis(), proxy, self._current_settings)
-        return (Page("/console(/.*)?", self._site.serve, ("GET", "POST"), public=True),)
+        assert self._live is not None, "configure() has returned that this plugin is active"
+        site = Site(admin_apis(), proxy, self._current_settings, self._live)
+        return (Page("/console(/.*)?", site.serve, ("GET", "POST"), public=True),)
 
     @hookimpl
     def startup(self, status: Callable[[], Status]) -> None:
-        assert self._site is not None, "pages() has been called"
-        self._site.status = status
+        assert self._live is not None, "configure() has returned that this plugin is active"
+        self._live.status = status
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> None:
+        if self._live is not None:
+            self._live.finished(record)
 
     def _current_settings(self) -> Settings:
         assert self._settings is not None, "configure() has returned that this plugin is active"

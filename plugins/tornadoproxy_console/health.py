@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 async def show(visit: Visit) -> PageResponse:
     """Show the state of the proxy."""
     site = visit.site
-    status = site.status()
+    status = site.live.status()
     settings = site.settings()
     return visit.page(
         "health.html",

@@ -18,7 +18,6 @@ from tornadoproxy import (
     PageResponse,
     ProxyError,
     Secret,
-    Status,
     admin,
 )
 from tornadoproxy_console import sessions, texts, views
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from tornadoproxy import PageRequest, RunningProxy, Settings
+    from tornadoproxy_console.live import Live
     from tornadoproxy_console.sessions import Session
 
 PATH = "/console"
@@ -55,17 +55,20 @@ class Site:
 
     :param apis: the parts of the Admin API.
     :param settings: returns the current settings.
-    :ivar status: returns the proxy's current figures.
+    :param live: what happens at present.
     """
 
-    status: Callable[[], Status]
-
     def __init__(
-        self, apis: Sequence[admin.Api], proxy: RunningProxy, settings: Callable[[], Settings]
+        self,
+        apis: Sequence[admin.Api],
+        proxy: RunningProxy,
+        settings: Callable[[], Settings],
+        live: Live,
     ) -> None:
         self.proxy = proxy
         self.settings = settings
         self._resources = admin.Resources(each for api in apis for each in api.resources)
+        self.live = live
         self._sessions = Sessions()
         self._attempts = admin.Attempts("keys")
         files = resources.files(__package__) / "static"
@@ -95,7 +98,7 @@ class Site:
         if session is None:
             return self._to_sign_in(visit)
         try:
-            visit.session, visit.actor = session, await self._actor(visit, session)
+            visit.session, visit.actor = session, await self.actor(visit, session)
         except AuthenticationFailed:
             self._sessions.end(token)
             return self._to_sign_in(visit)
@@ -106,7 +109,7 @@ class Site:
             return visit.redirect("/sign-in", cookie="")
         return await views.serve(visit)
 
-    async def _actor(self, visit: Visit, session: Session) -> Administrator | Person:
+    async def actor(self, visit: Visit, session: Session) -> Administrator | Person:
         """Return who is signed in.
 
         :raises AuthenticationFailed: the credential is not valid any more.
@@ -116,6 +119,14 @@ class Site:
         administrator = Administrator(self.proxy, visit.request, session.credential)
         await administrator.enter()
         return administrator
+
+    async def is_signed_in(self, visit: Visit) -> bool:
+        """Return whether the session of an earlier request still lasts."""
+        session = self._sessions.find(sessions.cookie_of(visit.request.incoming))
+        try:
+            return session is not None and bool(await self.actor(visit, session))
+        except ProxyError:
+            return False
 
     async def _person(self, visit: Visit, credential: Secret) -> Person:
         incoming = with_credential(visit.request.incoming, credential, "GET", ORGANIZATION)
@@ -266,6 +277,14 @@ class Visit:
         if cookie is not None:
             headers["Set-Cookie"] = sessions.cookie_header(cookie, self.root, secure=self._secure)
         return PageResponse(b"", "text/html; charset=utf-8", 303, headers)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of each response."""
+        return dict(HEADERS)
+
+    async def is_signed_in(self) -> bool:
+        """Return whether the session of this visit still lasts."""
+        return await self.site.is_signed_in(self)
 
     def download(self, body: bytes, content_type: str, name: str) -> PageResponse:
         """Return a file to save."""

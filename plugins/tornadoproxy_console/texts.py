@@ -66,6 +66,16 @@ PLUGIN_FAILURES = "Failed"
 # what was done
 DONE = {"saved": "Saved.", "removed": "Removed."}
 
+# Now
+NOW = "Now"
+IN_FLIGHT, WAITING = "In flight", "Waiting"
+PER_SECOND, ERRORS = "Requests a second", "Errors, last minute"
+FIRST_TOKEN, FIRST_BYTE = "Time to first token", "Time to first byte"
+UPSTREAMS, RESULTS = "Upstreams", "Results"
+ENDED_LAST = "Requests that ended last"
+LIVE, LOST_CONTACT = "live", "not live: trying to reach the proxy"
+TOO_MANY_READERS = "Too many live pages are open. Close one, or try again."
+
 # Spend
 SPEND = "Spend"
 BY_PERSON, BY_GROUP, BY_MODEL = "person", "group", "model"

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy import Denied
-from tornadoproxy_console import health, me, people, plugin_pages, requests, spend, texts
+from tornadoproxy_console import health, me, now, people, plugin_pages, requests, spend, texts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +32,8 @@ class View(NamedTuple):
 
 VIEWS = (
     View("/me", False, texts.ME, me.show),
+    View("/now", True, texts.NOW, now.show),
+    View("/now/events", True, "", now.events),
     View("/spend", True, texts.SPEND, spend.show, spend.change),
     View("/spend[.]csv", True, "", spend.csv),
     View("/people", True, texts.PEOPLE, people.show, people.create),

@@ -240,3 +240,26 @@ async def test_no_text_becomes_a_script(text: str, site: ConsoleSite) -> None:
         query = quote(text)
         for path in (f"/spend?by={query}", f"/people?name={query}", f"/requests?principal={query}"):
             await found.open(path)
+
+
+@long
+async def test_now_is_live_while_requests_run(site: ConsoleSite) -> None:
+    proxy = await site.start()
+    ada = await site.key("ada")
+    bob = await site.key("bob")
+    async with window(proxy.url, ADMIN) as found:
+        page = found.page
+        await found.open("/now?person=bob")
+        await page.get_by_text("live", exact=True).wait_for()
+        for _ in range(20):
+            assert (await site.request(MESSAGES, message(), token=ada)).status == 200
+            assert (await site.request(MESSAGES, message(), token=bob)).status == 200
+        rows = page.locator("#rows tr")
+        while await rows.count() < 20:
+            await page.wait_for_timeout(50)
+        assert await rows.filter(has_text="ada").count() == 0
+        await found.open("/now")
+        await page.get_by_text("live", exact=True).wait_for()
+        await found.shoot("now")
+        proxy.reload(ADMIN_KEY="x" * 32)
+        await page.get_by_role("heading", name="Sign in").wait_for()

@@ -50,6 +50,8 @@ T = TypeVar("T")
 class PageHandler(ExchangeHandler):
     """One request for a page. Its body is held until it is whole."""
 
+    _streaming: asyncio.Task[Any] | None = None  # Any: the task's result is not used
+
     def initialize(self, gateway: Gateway, found: FoundPage) -> None:  # type: ignore[override]  # called by the application
         super().initialize(gateway)
         self.exchange.request = replace(self.exchange.request, is_page=True)
@@ -136,6 +138,7 @@ class PageHandler(ExchangeHandler):
         async with contextlib.aclosing(pieces):
             if self.request.method == "HEAD":
                 return
+            self._streaming = asyncio.current_task()
             try:
                 while not self.ended:
                     async with asyncio.timeout(MAX_SILENCE):
@@ -147,6 +150,12 @@ class PageHandler(ExchangeHandler):
                 if not self.ended:
                     self.gateway.plugins.teller.count_failure(self._plugin, "pages", error)
                     self.end(PluginFailed("This page failed.", status=500))
+
+    def release(self) -> None:
+        """Release the body, and end the stream of a client that has disconnected."""
+        super().release()
+        if self._streaming is not None and self._streaming is not asyncio.current_task():
+            self._streaming.cancel()
 
     async def _call_page(
         self, function: Callable[[Any], object], argument: object, kind: type[T]

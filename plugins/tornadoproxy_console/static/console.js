@@ -11,3 +11,26 @@ for (const button of document.querySelectorAll("button.copy")) {
     setTimeout(() => { button.textContent = text; }, 2000);
   });
 }
+
+// Now: the server sends what has changed as HTML, made by the same templates as the page.
+const figures = document.getElementById("figures");
+if (figures && window.EventSource) {
+  const contact = document.getElementById("contact");
+  const rows = document.getElementById("rows");
+  const source = new EventSource(figures.dataset.events);
+  const say = (text) => { if (contact.textContent !== text) contact.textContent = text; };
+  source.addEventListener("figures", (event) => {
+    say(figures.dataset.live);
+    if (figures.contains(document.activeElement)) return;
+    figures.innerHTML = JSON.parse(event.data);
+  });
+  source.addEventListener("requests", (event) => {
+    const holder = document.createElement("tbody");
+    holder.innerHTML = JSON.parse(event.data);
+    rows.prepend(...holder.children);
+    while (rows.children.length > 100) rows.lastElementChild.remove();
+  });
+  source.addEventListener("ended", () => { source.close(); location.reload(); });
+  source.addEventListener("error", () => say(figures.dataset.lost));
+  window.addEventListener("pagehide", () => source.close());
+}
