@@ -118,7 +118,13 @@ def test_limit_of_request_without_one_is_above_its_budget(
         ({}, Options(default_max_tokens=5), False),
         *(
             ({"max_tokens": 5, name: "x"}, Options(), True)
-            for name in ("function_call", "reasoning_effort", "response_format", "tool_choice")
+            for name in (
+                "function_call",
+                "reasoning_effort",
+                "response_format",
+                "tool_choice",
+                "tools",
+            )
         ),
     ],
 )

@@ -62,7 +62,7 @@ def loads(document: bytes, errors: str = "strict") -> object:
     :raises ValueError: it is not JSON, or over a bound; the message says which.
     """
     at_most = _count_values(document)  # a cheap upper bound, low for most documents
-    if at_most > MAX_VALUES and _is_over(document, MAX_VALUES):
+    if at_most > MAX_VALUES and count_values(document, MAX_VALUES) > MAX_VALUES:
         raise ValueError(f"it holds more than {MAX_VALUES} values")
     if len(document) > MAX_BACKSLASHES and document.count(b"\\") > MAX_BACKSLASHES:
         raise ValueError(f"it holds more than {MAX_BACKSLASHES} backslashes")
@@ -80,6 +80,26 @@ def loads(document: bytes, errors: str = "strict") -> object:
     if at_most > MAX_DEPTH:
         _check_depth(value)
     return value
+
+
+def count_values(document: bytes, most: int) -> int:
+    """Return how many values JSON has, or a number above `most` if it has more than that.
+
+    It does so without the memory of decoding it, and in steps, since other threads can run between
+    steps only.
+    """
+    values = start = in_string = 0
+    while start < len(document) and values <= most:
+        # no cut within an escape
+        cut = _NO_BACKSLASH.search(document, start + _STEP)
+        end = len(document) if cut is None else cut.end()
+        if end - start > 2 * _STEP:
+            return most + 1
+        pieces = document[start:end].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        values += _count_values(b"".join(pieces[in_string::2]))
+        in_string ^= len(pieces) % 2 == 0
+        start = end
+    return values
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
@@ -164,27 +184,6 @@ def _without_halves(value: Any) -> Any:  # Any: JSON
     if isinstance(value, dict):
         return {_without_halves(name): _without_halves(each) for name, each in value.items()}
     return [_without_halves(each) for each in value] if isinstance(value, list) else value
-
-
-def _is_over(document: bytes, limit: int) -> bool:
-    """Whether JSON has more values than `limit`, without the memory of decoding it.
-
-    It counts in steps, since other threads can run between steps only.
-    """
-    values = start = in_string = 0
-    while start < len(document):
-        # no cut within an escape
-        cut = _NO_BACKSLASH.search(document, start + _STEP)
-        end = len(document) if cut is None else cut.end()
-        if end - start > 2 * _STEP:
-            return True
-        pieces = document[start:end].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        values += _count_values(b"".join(pieces[in_string::2]))
-        if values > limit:
-            return True
-        in_string ^= len(pieces) % 2 == 0
-        start = end
-    return False
 
 
 def _count_values(structure: bytes) -> int:

@@ -63,6 +63,8 @@ async def test_steps_with_references_go_through_any_proxy(
     proxies = [await started(scene, where), await started(scene, where)]
     items: list[Document] = [{"role": "user", "content": [{"type": "input_text", "text": "Go"}]}]
     steps: list[list[Document]] = []
+    for proxy in proxies:
+        await scene.ask("/openai/v1/models", to=proxy)  # it would ask for it before the first step
     for step, proxy in zip(range(4), cycle(proxies)):
         content: list[Document] = [
             {"type": "thinking", "thinking": f"Step {step}", "signature": f"c2ln{step}"},

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tornadoproxy.errors import InvalidRequest
+from tornadoproxy.openai.reading import MAX_VALUES
 from tornadoproxy.openai.responses import carrier
 from tornadoproxy.openai.responses.carrier import Room, pack, pack_summary, unpack, unpack_summary
 
@@ -100,6 +101,17 @@ def test_carrier_is_bounded_each_and_in_all(monkeypatch: pytest.MonkeyPatch) -> 
     assert unpack(pack([THINKING]), "second", room) == [THINKING]
     with pytest.raises(InvalidRequest, match="a request may carry 150 bytes") as caught:
         unpack(pack([THINKING]), "third", room)
+    assert caught.value.param == "third"
+
+
+def test_carriers_of_a_request_share_its_bound_of_values() -> None:
+    room = Room()
+    found = {**SEARCH[1], "content": [*range(MAX_VALUES // 2)]}
+    text = {**THINKING, "thinking": "[{," * MAX_VALUES}
+    for block in (found, text, THINKING):
+        assert unpack(pack([block]), "p", room) == [block]
+    with pytest.raises(InvalidRequest, match=f"a request may carry {MAX_VALUES} values") as caught:
+        unpack(pack([found]), "third", room)
     assert caught.value.param == "third"
 
 

@@ -14,7 +14,9 @@ from typed_values import values_of
 from typing_extensions import get_type_hints
 
 from tornadoproxy.errors import ClientError
+from tornadoproxy.openai import responses
 from tornadoproxy.openai.models import Capabilities
+from tornadoproxy.openai.options import Options
 from tornadoproxy.openai.responses.calls import CALLS, OUTPUTS
 from tornadoproxy.openai.responses.carrier import pack, pack_summary
 from tornadoproxy.openai.responses.items import ITEMS
@@ -30,7 +32,12 @@ MEANINGFUL: dict[str, list[Any]] = {
     "file_data": ["JVBERi0xLjcK", "data:text/plain;base64,aGk="],
     "arguments": ["{}", '{"a": 1}', "", "[", "null"],
     "call_id": ["a", "b", "call:1", "x" * 200],
-    "tools": [[], [{"type": "function", "name": "f"}], [{"type": "custom", "name": "exec"}]],
+    "tools": [
+        [],
+        [{"type": "function", "name": "f"}],
+        [{"type": "function", "name": "f", "strict": True}],
+        [{"type": "custom", "name": "exec"}],
+    ],
 }
 SUMMARY = pack_summary("So far.")
 
@@ -159,3 +166,13 @@ def test_any_fields_of_the_types_are_accepted_or_refused_by_name(
 ) -> None:
     error = error_of(able=able, **fields)
     assert error is None or str(error.param).partition(".")[0].partition("[")[0] in fields
+
+
+@holds_of(inputs(served=True), st.none() | st.sampled_from(MEANINGFUL["tools"]), ABLE)
+def test_translation_that_needs_no_capabilities_is_the_same_with_any(
+    items: list[Json], tools: list[Json] | None, able: Capabilities
+) -> None:
+    fields: Json = {"max_output_tokens": 5, "tools": tools}
+    document = {"model": "claude-test", "input": items, **fields}
+    if not responses.needs(document, Options()).capabilities:
+        assert translate(*items, able=able, **fields) == translate(*items, **fields)

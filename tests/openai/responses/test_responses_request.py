@@ -253,6 +253,8 @@ def test_default_limit_is_the_models_own_maximum() -> None:
         ({}, True),
         ({"max_output_tokens": 5}, False),
         ({"max_output_tokens": 5, "text": {}}, True),
+        ({"max_output_tokens": 5, "previous_response_id": "resp_1"}, True),
+        ({"max_output_tokens": 5, "input": [{"type": "item_reference", "id": "rs_1"}]}, True),
         ({"max_output_tokens": 5, "input": [developer("x")]}, True),
         ({"max_output_tokens": 5, "input": [{"type": "configuration_update"}]}, True),
     ],

@@ -35,7 +35,13 @@ _NEW_MODEL = Capabilities()
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 # The fields whose translation depends on the model's capabilities.
-_BY_CAPABILITIES = ("function_call", "reasoning_effort", "response_format", "tool_choice")
+_BY_CAPABILITIES = (
+    "function_call",
+    "reasoning_effort",
+    "response_format",
+    "tool_choice",
+    "tools",
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tornadoproxy.openai.reading import Json, loads, refuse
+from tornadoproxy.openai.reading import MAX_VALUES, Json, count_values, loads, refuse
 from tornadoproxy.openai.thinking import BLOCKS
 
 PREFIX = "tp1."
@@ -43,10 +43,16 @@ _OPTIONAL = {"caller": dict}
 
 
 class Room:
-    """The bytes that the rest of a request may carry."""
+    """What the rest of a request may carry.
+
+    :ivar left: bytes.
+    :ivar values: JSON values. All blocks of a request are in memory at once, and a short value
+        takes tens of times its length there; see `MAX_VALUES`.
+    """
 
     def __init__(self) -> None:
         self.left = MAX_REQUEST
+        self.values = MAX_VALUES
 
 
 def pack(blocks: Sequence[Json]) -> str:
@@ -62,7 +68,7 @@ def pack(blocks: Sequence[Json]) -> str:
 def unpack(carried: str, param: str, room: Room | None = None) -> list[Json] | None:
     """Return the blocks in a carrier; ``None`` if it is not one of this gateway's.
 
-    :param room: what the request's other items leave of `MAX_REQUEST`.
+    :param room: what the request's other items leave of `MAX_REQUEST` and `MAX_VALUES`.
     :raises InvalidRequest: the carrier is damaged, or too large.
     """
     return _blocks(carried, param, room or Room(), _FIELDS)
@@ -112,6 +118,9 @@ def _decompressed(packed: bytes, param: str, room: Room) -> bytes:
     if not decompressor.eof:
         raise zlib.error("cut, or grown beyond what is ever packed")
     room.left -= len(encoded)
+    room.values -= count_values(encoded, room.values)
+    if room.values < 0:
+        refuse(param, f"is too large: a request may carry {MAX_VALUES} values; leave the item out")
     return encoded
 
 

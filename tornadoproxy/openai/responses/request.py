@@ -43,7 +43,15 @@ _SUMMARIES = ("auto", "concise", "detailed")
 _VERBOSITIES = ("low", "medium", "high")
 
 # The fields whose translation depends on the model's capabilities.
-_BY_CAPABILITIES = ("reasoning", "text", "tool_choice")
+_BY_CAPABILITIES = ("previous_response_id", "reasoning", "text", "tool_choice", "tools")
+
+# The items whose translation does; what is stored may be any of them.
+_ITEMS_BY_CAPABILITIES = (
+    "additional_tools",
+    "configuration_update",
+    "item_reference",
+    "tool_search_output",
+)
 
 _TRIGGER: Json = {"type": "compaction_trigger"}
 
@@ -100,7 +108,7 @@ def needs(document: Json, options: Options) -> Needs:
     for item, kind, param in own_items(document):
         if kind == "item_reference":
             items.append(text(item.get("id"), f"{param}.id"))
-        elif kind == "configuration_update" or item.get("role") in ("system", "developer"):
+        if kind in _ITEMS_BY_CAPABILITIES or item.get("role") in ("system", "developer"):
             capabilities = True
     return Needs(previous, tuple(items), capabilities)
 
