@@ -1,4 +1,4 @@
-"""The Admin API at ``/v1/organizations/``, in Anthropic's own wire, for clients with an admin key.
+"""The Admin API at ``/v1/organizations/``, in Anthropic's format, for clients with an admin key.
 
 The plugins that own data declare its resources by the hook `admin_api`: ``keys`` the API keys,
 ``budgets`` the spend limits, ``ledger`` the usage and cost reports. This plugin does what they have
@@ -44,7 +44,7 @@ ADMIN_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     default=(),
     help=(
         "keys of the Admin API at /v1/organizations, separated by spaces: each NAME=KEY or KEY, "
-        "the key of at least 32 characters. That API is off without one."
+        "the key of at least 32 characters. Without a key there is no Admin API."
     ),
     secret=True,
     fallbacks=("BUDGETS_ADMIN_KEY",),
@@ -53,7 +53,7 @@ ADMIN_READ_KEY: Setting[tuple[AdminKey, ...]] = Setting(
     "ADMIN_READ_KEY",
     _parse_keys,
     default=(),
-    help="keys of the same API that may only read, in the same format",
+    help="keys of the Admin API that may only read, in the format of ADMIN_KEY",
     secret=True,
     fallbacks=("BUDGETS_ADMIN_READ_KEY",),
 )
@@ -85,7 +85,7 @@ class Admin:
         if self._service is None:
             self._service = Service(keys)
         self._service.keys = keys
-        return f"the Admin API at /v1/organizations for {len(write) + len(read)} admin keys"
+        return f"the Admin API at /v1/organizations; admin keys: {len(write) + len(read)}"
 
     @hookimpl
     def pages(self, admin_apis: Callable[[], Sequence[admin.Api]]) -> tuple[Page, ...]:
@@ -97,7 +97,7 @@ class Admin:
         apis = admin_apis()
         if not apis:
             raise ConfigurationError(
-                "ADMIN_KEY is set, but there is nothing to administer: set KEYS_DB, BUDGETS_DB or "
-                "LEDGER_DB to a database."
+                "ADMIN_KEY or ADMIN_READ_KEY is set, but there is nothing to administer: set "
+                "KEYS_DB, BUDGETS_DB or LEDGER_DB to a database."
             )
         return (self._service.page(apis),)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PATH = "/v1/organizations"
 
 MAX_IDEMPOTENCY_KEY = 255  # characters
-LARGE = 100  # items that would hold up the event loop
+LARGE = 100  # items; more are encoded in a thread, because they would block the event loop
 
 _ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 

@@ -61,7 +61,7 @@ class IncreasesApi:
     async def serve(self, request: PageRequest) -> PageResponse:
         """Serve the page of a person.
 
-        :raises Denied: nobody knows who they are.
+        :raises Denied: the request has no principal of its own.
         """
         identity = request.identity
         if identity is None or identity.anonymous:

@@ -1,7 +1,7 @@
 """The web console at ``/console/``; inactive unless ``CONSOLE`` is set.
 
-An administrator signs in with an admin key, and everybody else with their own credential. What is
-shown and changed goes through the Admin API, in process, by the key that somebody signed in with.
+Administrators sign in with an admin key, other people with their own credential. The console calls
+the Admin API in process, with the key of the session.
 
 - `tornadoproxy_console.site`: from a request to a view, and the headers of each response
 - `tornadoproxy_console.sessions`: who is signed in
@@ -40,7 +40,7 @@ CONSOLE: Setting[bool] = Setting(
     "CONSOLE",
     parsers.boolean,
     default=False,
-    help="serve a web console at /console/, for administrators and for everybody with a credential",
+    help="serve a web console at /console/, for administrators and each person with a credential",
     fixed=True,
 )
 
@@ -65,7 +65,7 @@ class Console:
             from tornadoproxy_console.live import Live  # most starts serve no console
 
             self._live = Live()
-        return "a web console at /console/, for those who sign in with a key"
+        return "a web console at /console/"
 
     @hookimpl
     def pages(

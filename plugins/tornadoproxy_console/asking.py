@@ -39,7 +39,7 @@ NOTHING: Mapping[str, Any] = {}  # Any: empty
 
 
 class Person:
-    """Somebody with a credential of their own, who sees what concerns themselves.
+    """A person with a credential of their own, who sees their own usage and limits.
 
     :param identity: who they are.
     """
@@ -77,7 +77,7 @@ class Person:
 
 
 class Administrator:
-    """Somebody with an admin key.
+    """A holder of an admin key.
 
     :param page_request: whose headers are replaced by the key's.
     """

@@ -151,7 +151,7 @@ def _filters(query: admin.Query) -> tuple[list[str], list[object]]:
 def _edge(connection: DatabaseConnection, name: str, id_: str) -> KeyRow:
     row = store.by_id(connection, id_)
     if row is None:
-        raise InvalidRequest(f"{name}: nothing in this list has this id.")
+        raise InvalidRequest(f"{name}: no item of this list has this id.")
     return row
 
 

@@ -43,7 +43,7 @@ class Service:
         self._policies = Policies({}, Path())
 
     def configure(self, settings: Settings) -> str:
-        """Take the settings, and return a line that says who may enter.
+        """Take the settings, and return the line that is shown at start.
 
         :raises ConfigurationError: one is missing.
         """

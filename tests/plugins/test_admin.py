@@ -150,7 +150,7 @@ async def test_invalid_keys_end_the_start(
 
 async def test_reload_changes_admin_keys(api: AdminApi) -> None:
     proxy = await api.start()
-    assert dict(proxy.lines)["admin"] == "the Admin API at /v1/organizations for 2 admin keys"
+    assert dict(proxy.lines)["admin"] == "the Admin API at /v1/organizations; admin keys: 2"
     proxy.reload(ADMIN_KEY="x" * 32)
     assert (await api.send("GET", key=ADMIN)).status == 401
     assert (await api.send("GET", key="x" * 32)).status == 200

@@ -37,7 +37,7 @@ async def test_admin_and_person_sign_in_and_out(site: ConsoleSite) -> None:
     key = await site.key("ada", groups=["engines"])
     for secret, path, seen in (
         (ADMIN, "/health", "ops · administrator"),
-        (READER, "/health", "viewer · may only read"),
+        (READER, "/health", "viewer · read-only"),
         (key, "/me", "ada"),
     ):
         visitor = site.visitor()
@@ -65,7 +65,7 @@ async def test_wrong_key_is_refused(key: str, site: ConsoleSite) -> None:
     visitor = site.visitor()
     response = await visitor.sign_in(key)
     assert response.status == 401
-    assert "This key is not known here" in visitor.page
+    assert "This key is unknown" in visitor.page
     assert visitor.cookie == ""
     assert not key or key not in visitor.page
 
@@ -206,7 +206,7 @@ async def test_form_of_another_site_is_refused(site: ConsoleSite) -> None:
     page = visitor.page
     for token in ("", "x", "é"):
         assert (await visitor.post("/sign-out", token=token)).status == 403
-        assert "not from your present session" in visitor.page
+        assert "does not belong to your session" in visitor.page
     visitor.page = page
     assert (await visitor.post("/sign-out", {}, ("Origin", "https://evil.example"))).status == 403
     visitor.page = page
@@ -286,7 +286,7 @@ async def test_health_shows_the_state_and_no_secret(site: ConsoleSite) -> None:
     await visitor.sign_in(ADMIN)
     await visitor.get("/health")
     text = visitor.page
-    for shown in ("LEDGER_DB", "a web console at /console/", "set, and not shown", "inactive"):
+    for shown in ("LEDGER_DB", "a web console at /console/", "set, not shown", "inactive"):
         assert shown in text
     assert not any(secret in text for secret in (ADMIN, READER, TEST_TOKEN, TEST_UPSTREAM_KEY))
 
@@ -312,8 +312,8 @@ async def test_me_without_stores_says_so(site: ConsoleSite) -> None:
     visitor = site.visitor()
     await visitor.sign_in(await site.key())
     await visitor.get("/me")
-    assert "This proxy keeps no ledger." in visitor.page
-    assert "This proxy has no budgets." in visitor.page
+    assert "This proxy has no ledger: LEDGER_DB is not set." in visitor.page
+    assert "This proxy has no budgets: BUDGETS_DB is not set." in visitor.page
 
 
 @pytest.mark.parametrize("name", [CANARY, "\"'><svg onload=alert(1)>", "a&amp;b"])

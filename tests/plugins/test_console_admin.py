@@ -338,16 +338,16 @@ async def test_recording_is_shown_to_those_who_may_change(
         visitor = await signed_in(site, key)
         assert (await visitor.get(f"/requests/one?id={id_}")).status == 200
         assert ("A prompt &lt;img" in visitor.page) == shown
-        assert ("has no recording of it" in visitor.page) != shown
+        assert ("no recording of this request" in visitor.page) != shown
 
 
 async def test_pages_without_stores_say_so(site: ConsoleSite) -> None:
     await site.start(LEDGER_DB=None, BUDGETS_DB=None)
     visitor = await signed_in(site)
     for path, text in (
-        ("/spend", "This proxy keeps no ledger."),
-        ("/spend", "This proxy has no budgets."),
-        ("/requests", "This proxy keeps no ledger."),
+        ("/spend", "This proxy has no ledger: LEDGER_DB is not set."),
+        ("/spend", "This proxy has no budgets: BUDGETS_DB is not set."),
+        ("/requests", "This proxy has no ledger: LEDGER_DB is not set."),
     ):
         assert (await visitor.get(path)).status == 200
         assert text in visitor.page

@@ -28,8 +28,8 @@ RESPONSES_STORE: Setting[str | Path | SecretURL] = Setting(
     store,
     default=MEMORY,
     help=(
-        "where prompts and responses of the Responses API are kept for later requests: memory (of "
-        "this process), off, an SQLite file, created if missing, or a postgresql:// URL, which "
+        "where prompts and responses of the Responses API are stored for later requests: memory "
+        "(of this process), off, an SQLite file, created if missing, or a postgresql:// URL, which "
         "several proxies can share"
     ),
 )
@@ -38,23 +38,23 @@ RESPONSES_STORE_SIZE: Setting[int] = Setting(
     parsers.size,
     default=64 << 20,
     help=(
-        "bytes that they may take with RESPONSES_STORE=memory; at the limit, the principal that "
-        "holds most loses its oldest response. A database has no limit."
+        "bytes that stored responses may take with RESPONSES_STORE=memory; at the limit, the "
+        "principal that holds most loses its oldest response. A database has no limit."
     ),
 )
 RESPONSES_STORE_TTL: Setting[float] = Setting(
     "RESPONSES_STORE_TTL",
     parsers.seconds(minimum=1.0),
     default=2_592_000.0,
-    help="seconds for which they are kept, then deleted",
+    help="seconds after which stored responses are deleted",
 )
 RESPONSES_WEB_SEARCH: Setting[str] = Setting(
     "RESPONSES_WEB_SEARCH",
     parsers.choice("upstream", "ignore"),
     default="upstream",
     help=(
-        "what becomes of the web_search tool of the Responses API: upstream (which runs and "
-        "charges the searches) or ignore (for an upstream without them: the tool is left out and "
+        "who runs the web_search tool of the Responses API: upstream (which runs and charges the "
+        "searches), or ignore (for an upstream without web search: the tool is left out and "
         "named in x-tornadoproxy-ignored)"
     ),
 )

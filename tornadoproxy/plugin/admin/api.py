@@ -79,7 +79,7 @@ class Request(Struct, frozen=True):
         tags = [tag.strip() for tag in (self.if_match or "").split(",")]
         if entity_tag(current) not in tags:
             raise Denied(
-                "If-Match: this resource has changed meanwhile; get it again and decide anew.",
+                "If-Match: this resource has changed meanwhile; get it again, then decide.",
                 status=412,
                 error_type="invalid_request_error",
             )

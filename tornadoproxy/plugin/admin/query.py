@@ -185,4 +185,4 @@ def _position(ids: Sequence[str], field: str, wanted: str) -> int:
     try:
         return ids.index(wanted)
     except ValueError:
-        raise InvalidRequest(f"{field}: nothing in this list has this id.") from None
+        raise InvalidRequest(f"{field}: no item of this list has this id.") from None
