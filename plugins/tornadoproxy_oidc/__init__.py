@@ -13,6 +13,7 @@ Web Token, is left to the other authenticators.
 - `tornadoproxy_oidc.sessions`: who is signed in
 - `tornadoproxy_oidc.store`, `sealing`: what is kept, and how bearers are signed
 - `tornadoproxy_oidc.policies`, `managed_settings`: what holds for groups
+- `tornadoproxy_oidc.telemetry`: OpenTelemetry of clients
 - `tornadoproxy_oidc.service`: these parts in a running proxy
 - `tornadoproxy_oidc.device_api`: what Claude Code calls to sign in
 - `tornadoproxy_oidc.browser_pages`, `html`, `attempts`: what a person sees in the browser

@@ -16,6 +16,7 @@ from tornadoproxy_oidc.provider import Provider
 from tornadoproxy_oidc.relying_party import RelyingParty
 from tornadoproxy_oidc.sealing import Sealer
 from tornadoproxy_oidc.sessions import Sessions
+from tornadoproxy_oidc.telemetry import Telemetry
 from tornadoproxy_oidc.tokens import TokenReader, unverified
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Service:
         self._provider = Provider(issuer)
         self._sessions: Sessions | None = None
         self._pages: tuple[Page, ...] = ()
+        self._telemetry = Telemetry()
         self._own_issuer: str | None = None
         self._policies = Policies({}, Path())
 
@@ -59,6 +61,8 @@ class Service:
                 "OIDC_ISSUER is set, but nobody can use it: set OIDC_AUDIENCES to the audience of "
                 "the tokens that people send, or OIDC_CLIENT_ID to let them sign in."
             )
+        collector = settings[names.OIDC_OTLP_ENDPOINT]
+        self._telemetry.endpoint = None if collector is None else str(collector)
         self._policies = settings[names.OIDC_POLICY_FILE] or Policies({}, Path())
         claims = Claims(
             name=settings[names.OIDC_NAME_CLAIM],
@@ -82,8 +86,8 @@ class Service:
         return f"people who sign in at {self._provider.issuer}"
 
     def pages(self) -> tuple[Page, ...]:
-        """Return the pages of the sign-in, if there is one."""
-        return self._pages
+        """Return the pages of telemetry, and of the sign-in if there is one."""
+        return (*self._telemetry.pages(), *self._pages)
 
     async def open(self, deadline: float) -> None:
         """Begin to load what the provider publishes, and open the database.
@@ -101,6 +105,7 @@ class Service:
     async def close(self) -> None:
         """Finish what is in progress."""
         await self._provider.close()
+        await self._telemetry.close()
         if self._sessions is not None:
             await self._sessions.close()
 
