@@ -15,6 +15,7 @@
     ├── Overloaded                  529, and 503 in the OpenAI dialect
     ├── PluginFailed                503  a deciding plugin raised, hung, or returned nonsense
     └── UpstreamError               the upstream's fault
+        ├── UpstreamReported        its own error, in place of a response or within one
         ├── CredentialRefused       502  it refused the proxy's own credential
         ├── UpstreamUnreachable     502  no connection
         ├── UpstreamProtocolError   502  its response is not HTTP
@@ -146,6 +147,13 @@ class UpstreamError(ProxyError):
     """The upstream's fault."""
 
     status = 502
+
+
+class UpstreamReported(UpstreamError):
+    """An error in the words of the upstream, or of the model.
+
+    They may quote the request, so they go to the client alone, and to no log.
+    """
 
 
 class CredentialRefused(UpstreamError):

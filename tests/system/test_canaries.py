@@ -426,6 +426,16 @@ CHAT_BODY = json.dumps(CHAT).encode()
 RESPONSES = f"/openai/v1/responses?key={QUERY}"
 RESPONSE = {"model": CHAT["model"], "input": SAID}
 RESPONSE_BODY = json.dumps(RESPONSE).encode()
+REFUSED_RESPONSES = [
+    (status, json.dumps({**RESPONSE, **fields}).encode())
+    for status, fields in (
+        (404, {"input": [{"type": "item_reference", "id": BODY}]}),
+        (400, {"previous_response_id": BODY}),
+        (400, {"input": [{"type": BODY}]}),
+        (400, {"tools": [{"type": "function", "name": BODY}] * 2, "tool_choice": {"type": BODY}}),
+    )
+]
+EVENTS = message_events(message_document())
 
 
 async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> None:
@@ -452,6 +462,19 @@ async def go_wrong(watched: Watched, upstream: ScriptedUpstream, token: str) -> 
         assert b" 400 " in await watched.ask(head % secrets), head
     for body in REFUSED_CHATS:
         await watched.check(400, "POST", COMPLETIONS, token, (), body)
+    for status, body in REFUSED_RESPONSES:
+        await watched.check(status, "POST", RESPONSES, token, (), body)
+    quoting = {"type": "error", "error": {"type": "invalid_request_error", "message": BODY}}
+    for begun in ([], EVENTS[:1]):
+        upstream.script(sse_response([*begun, event(quoting)]))
+        asked = b'{"stream":true,' + RESPONSE_BODY[1:]
+        await watched.ask(request_bytes("POST", RESPONSES, body=asked, token=token))
+    explained = {"type": "refusal", "explanation": BODY}
+    upstream.script(
+        json_response(message_document(BODY, stop_reason="refusal", stop_details=explained))
+    )
+    compact = RESPONSES.replace("?", "/compact?")
+    await watched.check(400, "POST", compact, token, (), RESPONSE_BODY)
     for status in (400, 429, 529):
         upstream.script(error_response(status, "some_error", f"{BODY} is wrong"))
         await watched.check(status, "POST", COMPLETIONS, token, (), CHAT_BODY)

@@ -20,7 +20,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tornadoproxy.config.core_settings import TRUSTED_PROXIES
-from tornadoproxy.errors import BodyTooLarge, ClientError, InvalidRequest, Overloaded
+from tornadoproxy.errors import (
+    BodyTooLarge,
+    ClientError,
+    InvalidRequest,
+    Overloaded,
+    UpstreamReported,
+)
 from tornadoproxy.handlers.base import BaseHandler
 from tornadoproxy.handlers.body_budget import HeldBody
 from tornadoproxy.handlers.body_digest import BodyDigest
@@ -313,7 +319,10 @@ def _outcome_of(error: ProxyError | None) -> Outcome:
 
 
 def _description(error: ProxyError) -> str:
-    """Return what the record says of `error`."""
-    # a message about a field may quote what the client put into it
-    about_field = isinstance(error, InvalidRequest) and error.param
-    return f"{type(error).__name__}: {f'at {error.param}' if about_field else error.message}"
+    """Return what the record says of `error`: no words that may quote the client's request."""
+    said = error.message
+    if isinstance(error, UpstreamReported):
+        said = f"status {error.status}"
+    elif error.param is not None:
+        said = f"at {error.param}"
+    return f"{type(error).__name__}: {said}"

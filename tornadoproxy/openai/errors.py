@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tornadoproxy.errors import ProxyError, UpstreamError
+from tornadoproxy.errors import ProxyError, UpstreamReported
 from tornadoproxy.protocol.dialects import error_of, read_error
 
 _STATUS_OF_TYPE = {
@@ -79,4 +79,4 @@ def _error(status: int, kind: str | None, message: str) -> ProxyError:
         code = "model_not_found"
     elif kind == "invalid_request_error" and message.startswith(_TOO_LONG):
         code = "context_length_exceeded"
-    return UpstreamError(message, status=status, error_type=_TYPES.get(kind or ""), code=code)
+    return UpstreamReported(message, status=status, error_type=_TYPES.get(kind or ""), code=code)

@@ -17,6 +17,7 @@ from served import EVENTS, RESPONSES_PATH, RESPONSES_STREAM, openai_error, reque
 
 from tornadoproxy import Identity, IncomingRequest, hookimpl
 from tornadoproxy.handlers.openai.memory_store import MemoryStore
+from tornadoproxy.openai.responses.carrier import pack
 from tornadoproxy.protocol.body_fields import IN_THREAD
 from tornadoproxy.testing import (
     Document,
@@ -111,6 +112,22 @@ async def test_history_is_held_like_a_body(scene: Scene, proxy: Proxy) -> None:
     assert (await client.response()).status == 200
     assert proxy.server.status().held_bytes == 0
     assert said(scene) == [large, "Hello", "Two"]
+
+
+async def test_what_items_carry_is_held_like_a_body(scene: Scene, proxy: Proxy) -> None:
+    thought = {"type": "thinking", "thinking": "%x" % 7**100_000, "signature": "c2ln"}
+    reasoning = {"type": "reasoning", "summary": [], "encrypted_content": pack([thought])}
+    asked = {"model": MODEL, "max_output_tokens": 9, "store": False}
+    asked["input"] = [reasoning, {"role": "assistant", "content": "Hello"}]
+    held = Held(json_response(message_document("Hi")))
+    scene.upstream.script(held)
+    body = json.dumps(asked).encode()
+    client = await scene.send(request("POST", RESPONSES_PATH, body=body))
+    received = await scene.upstream.received()
+    held_bytes = proxy.server.status().held_bytes
+    held.may_begin.set()
+    assert (await client.response()).status == 200
+    assert len(body) < held_bytes == received.body_length
 
 
 async def test_references_stand_for_stored_items(scene: Scene) -> None:

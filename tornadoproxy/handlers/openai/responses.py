@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tornadoproxy.config.responses_settings import RESPONSES_WEB_SEARCH
-from tornadoproxy.errors import MethodNotAllowed, UpstreamError
+from tornadoproxy.errors import MethodNotAllowed, UpstreamReported
 from tornadoproxy.handlers.openai.translating import TranslatingHandler
 from tornadoproxy.openai import responses
 from tornadoproxy.openai.responses import StreamTranslator, Translation
@@ -206,7 +206,7 @@ class CompactHandler(ResponsesHandler):
     def respond(self, translation: Translation, message: Json) -> None:
         try:
             compaction = responses.translate_compaction(message, translation)
-        except UpstreamError as error:
+        except UpstreamReported as error:
             self.end(error)
             return
         self.end_with(encode(compaction))

@@ -18,6 +18,7 @@ from tornadoproxy.errors import (
     UpstreamError,
     UpstreamProtocolError,
 )
+from tornadoproxy.handlers.body_budget import UNCHARGED_BODY
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.openai.errors import translate_error
@@ -196,6 +197,10 @@ class TranslatingHandler(UpstreamHandler, Generic[T, S]):
             return
         if self.asks_a_model() and not await self.ask_plugins(translation.body):
             return
+        held = self._held
+        assert held is not None
+        if len(translation.body) > max(held.size, UNCHARGED_BODY):  # what it carries is unpacked
+            held.resize(len(translation.body))
         self._translation = replace(translation, body=b"")  # a stream would keep it to its end
         self.send(
             self.target,

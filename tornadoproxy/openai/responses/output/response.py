@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from tornadoproxy.errors import UpstreamError
+from tornadoproxy.errors import UpstreamReported
 from tornadoproxy.openai.message import fields_of, refusal, token_counts
 from tornadoproxy.openai.responses.output.blocks import LIMITS, Output, Summary
 from tornadoproxy.openai.responses.output.events import EventWriter, NoEvents
@@ -55,13 +55,13 @@ def translate_compaction(
 
     It keeps the request's messages, but for the model's, and has the summary after them.
 
-    :raises UpstreamError: the model refused, or wrote nothing.
+    :raises UpstreamReported: the model refused, or wrote nothing.
     """
     response = translate_message(message, translation, created=created)
     error = response["error"]
     if error is not None:
         status = 400 if error["code"] == _REFUSED else None
-        raise UpstreamError(error["message"], status=status, code=error["code"])
+        raise UpstreamReported(error["message"], status=status, code=error["code"])
     return {
         "id": response["id"],
         "object": "response.compaction",
