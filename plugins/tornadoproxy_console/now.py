@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from tornadoproxy_console.site import Visit
 
 SHOWN = 50  # requests
+SHOWN_LIVE = 20  # of those that ended between two events
 HEARTBEAT = 10.0  # seconds
 CHECKED = 5.0  # seconds between two checks of the session
-MOST_READERS = 100
+MOST_READERS = 20
 
 
 async def show(visit: Visit) -> PageResponse:
@@ -74,7 +75,7 @@ async def _events(visit: Visit, live: Live, wanted: Wanted) -> AsyncGenerator[by
             if new := live.since(last, wanted):
                 rows = render(
                     "request_rows.html",
-                    requests=_documents(new),
+                    requests=_documents(new[:SHOWN_LIVE]),
                     root=visit.root,
                     show_person=True,
                 )

@@ -89,7 +89,7 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
     assert loaded >= {"tornadoproxy.server.server", "tornadoproxy_token"}
     assert not loaded & {
         *("argparse", "difflib", "dotenv", "importlib.metadata", "pathlib", "secrets", "shlex"),
-        *("sqlite3", "tomllib", "tornadoproxy_admin.keys"),
+        *("sqlite3", "tomllib", "tornadoproxy_admin.keys", "tornadoproxy_console.live"),
         *("opentelemetry", "prometheus_client", "hypothesis", "pytest", "openai", "anthropic"),
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
         *("tornadoproxy.handlers.openai", "tornadoproxy.openai", "tornadoproxy.testing"),
