@@ -82,7 +82,7 @@ class Provider:
     async def new_key(self, key_id: str | None) -> Key | None:
         """Return the key of this id, which was unknown; ``None`` if the provider has none.
 
-        :raises ProviderUnavailable: the provider cannot tell.
+        :raises ProviderUnavailable: the provider cannot be reached.
         """
         if self._loading is not None or self._tried_at + RETRY <= time.monotonic():
             await asyncio.shield(self._load_once())
@@ -104,7 +104,7 @@ class Provider:
         return self.metadata
 
     def _load_once(self) -> asyncio.Task[None]:
-        """Load once for everybody who waits, whatever deadline one of them reaches."""
+        """Load once for all requests that wait, even if one of them reaches its deadline."""
         if self._loading is None:
             self._tried_at = time.monotonic()
             self._loading = asyncio.create_task(self._load())

@@ -73,7 +73,7 @@ async def catalog(
     return {each["slug"]: each for each in entries}
 
 
-async def test_catalog_tells_what_the_models_can_do(
+async def test_catalog_has_the_capabilities_of_models(
     commands: Commands, upstream: ScriptedUpstream
 ) -> None:
     found = await catalog(commands, upstream, OPUS, PLAIN, BUDGET, RETIRED, UNKNOWN)

@@ -103,7 +103,7 @@ async def test_spend_is_shown_with_each_response_and_at_the_cap(team: Team) -> N
     assert error["message"].startswith(f"spend limit reached · resets {reset:%b} {reset.day} · ")
 
 
-async def test_cap_of_nothing_names_no_reset(team: Team) -> None:
+async def test_zero_cap_names_no_reset(team: Team) -> None:
     team.cap(ADA, 0)
     await team.start()
     refused = await team.ask()
@@ -112,7 +112,7 @@ async def test_cap_of_nothing_names_no_reset(team: Team) -> None:
 
 
 @pytest.mark.parametrize("who", ["ada", "bob"])
-async def test_headers_are_for_people_with_a_cap_and_messages_alone(who: str, team: Team) -> None:
+async def test_spend_headers_need_a_cap_and_a_message(who: str, team: Team) -> None:
     team.cap(ADA, 1000)
     await team.start()
     team.upstream.script(costing(1), costing(1))

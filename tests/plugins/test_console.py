@@ -291,7 +291,7 @@ async def test_health_shows_the_state_and_no_secret(site: ConsoleSite) -> None:
     assert not any(secret in text for secret in (ADMIN, READER, TEST_TOKEN, TEST_UPSTREAM_KEY))
 
 
-async def test_me_shows_a_person_their_own_alone(site: ConsoleSite) -> None:
+async def test_me_shows_only_the_persons_own_usage(site: ConsoleSite) -> None:
     await site.start()
     ada, bob = await site.key("ada"), await site.key("bob")
     await site.call("POST", "/spend_limits", {"scope": {"type": "organization"}, "amount": "200"})

@@ -306,7 +306,7 @@ async def test_revocation_of_another_token_does_nothing(token: str, signing_in: 
 
 
 @sqlite_only
-async def test_poll_is_never_answered_with_a_5xx(
+async def test_poll_never_returns_a_5xx(
     signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await signing_in.start()

@@ -215,7 +215,7 @@ async def test_person_signs_in_works_and_signs_out(desk: Desk) -> None:
 
 
 @LONG
-async def test_signed_in_person_gets_answers_and_is_refreshed(
+async def test_signed_in_person_gets_responses_and_new_tokens(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await desk.start()
@@ -276,7 +276,7 @@ async def test_spent_cap_is_shown_once(desk: Desk, tmp_path: Path) -> None:
 
 
 @LONG
-async def test_provider_that_is_down_leaves_people_at_work(desk: Desk) -> None:
+async def test_provider_outage_keeps_people_signed_in(desk: Desk) -> None:
     await desk.start()
     await desk.sign_in()
     await desk.signing_in.provider.stop()

@@ -335,7 +335,7 @@ async def test_codex_compacts(name: str, codex: Codex, scene: Scene) -> None:
     assert blocks(last, "assistant") == []
 
 
-async def test_codex_tries_again_after_the_time_that_it_is_told(codex: Codex, scene: Scene) -> None:
+async def test_codex_retries_after_retry_after(codex: Codex, scene: Scene) -> None:
     busy = error_response(429, "rate_limit_error", "Slow down", [("retry-after", "1")])
     await script(scene, busy, turn(text("Now.")))
     told = await codex("Say hello")
@@ -343,9 +343,7 @@ async def test_codex_tries_again_after_the_time_that_it_is_told(codex: Codex, sc
     assert len(told.errors) == 1
 
 
-async def test_codex_tries_a_cut_stream_again_without_what_was_cut(
-    codex: Codex, scene: Scene
-) -> None:
+async def test_codex_retries_a_cut_stream_without_partial_items(codex: Codex, scene: Scene) -> None:
     patch = call("apply_patch", input=PATCH)
     events = message_events(message_document(content=[patch], stop_reason="tool_use"))
     codex.proxy = await scene.start(CHAT_MODELS=f"*={MODEL}")

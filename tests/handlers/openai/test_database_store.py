@@ -112,7 +112,7 @@ async def test_what_has_expired_is_deleted_in_the_background(where: DatabaseLoca
 
 
 @sqlite_only
-async def test_file_that_is_gone_refuses_readers_and_counts_losses(
+async def test_missing_file_refuses_readers_and_counts_losses(
     where: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with database_store(where, Clock()) as store:
@@ -140,7 +140,7 @@ async def test_file_that_is_gone_refuses_readers_and_counts_losses(
     assert f"RESPONSES_STORE={where} cannot be used" in lost[0]
 
 
-async def test_server_that_does_not_respond_refuses_readers_and_counts_losses(
+async def test_stalled_server_refuses_readers_and_counts_losses(
     postgres: SecretURL, postgres_server: PostgreSQLServer
 ) -> None:
     store = DatabaseStore(postgres, LIFETIME, clock=Clock())

@@ -30,7 +30,7 @@ def test_memory_store_does_what_its_model_does(done: list[Any], limit: int) -> N
     asyncio.run(compare_with_model(done, limit, partial(memory_store, limit)))
 
 
-async def test_greedy_principal_pushes_out_its_own_responses() -> None:
+async def test_full_store_deletes_oldest_of_largest_principal() -> None:
     async with memory_store(100_000, Clock()) as store:
         for number in range(9):
             given = [message("msg", "a" * 1_000)]
@@ -72,7 +72,7 @@ async def test_principal_that_has_deleted_keeps_what_is_left() -> None:
         assert (await kept("third"))[-3:] == [9, 10, 11]
 
 
-async def test_newcomers_displace_the_oldest_of_those_who_hold_little() -> None:
+async def test_new_principal_displaces_oldest_if_all_hold_little() -> None:
     names = [f"{number:03}" for number in range(200)]
     async with memory_store(200_000, Clock()) as store:
         for number, name in enumerate(names):

@@ -198,7 +198,7 @@ async def test_more_items_than_a_request_holds_are_refused(
         assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")
 
 
-async def test_history_has_a_longest_chain(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_history_length_is_limited(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (in_memory, stored_rows):
         monkeypatch.setattr(module, "MAX_LINKS", 3)
     async with opened(Clock()) as store:

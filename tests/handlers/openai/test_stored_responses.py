@@ -217,7 +217,7 @@ async def test_unknown_id_is_refused(
     assert scene.upstream.requests == []
 
 
-async def test_what_is_not_to_be_stored_is_not(scene: Scene) -> None:
+async def test_response_with_store_false_is_not_stored(scene: Scene) -> None:
     for settings, fields in (({}, {"store": False}), (OFF, {}), (OFF, {"store": True})):
         await scene.start(**settings)
         created = await ask(scene, input="One", **fields)
@@ -244,7 +244,7 @@ async def test_other_peoples_responses_do_not_exist(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_end_goes_out_once_the_response_is_stored(
+async def test_last_event_is_sent_once_response_is_stored(
     stream: bool, scene: Scene, proxy: Proxy
 ) -> None:
     store = HeldStore(proxy)

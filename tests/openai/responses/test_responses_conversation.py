@@ -68,7 +68,7 @@ def test_messages_become_turns(items: list[Json | str], expected: list[tuple[str
     assert turns(*items) == expected
 
 
-def test_last_message_of_the_assistants_is_continued_with_chat_prefill() -> None:
+def test_last_assistant_message_is_continued_with_chat_prefill() -> None:
     options = Options(prefill=True)
     assert turns("a", said("b "), options=options) == [("user", "a"), ("assistant", "b")]
     ends = turns("a", call("c"), said("b"), output("c"), options=options)
@@ -288,7 +288,7 @@ def test_leading_instructions_are_the_system_prompt() -> None:
 LATER: list[Json | str] = ["Hi", said("x"), developer("Be brief."), developer("Be kind."), "y"]
 
 
-def test_later_instructions_follow_the_users_turn_if_the_model_takes_them() -> None:
+def test_later_instructions_follow_users_turn_if_model_accepts() -> None:
     body = sent(developer("a"), *LATER, able=TAKES_SYSTEM)
     assert body["system"] == "a"
     assert body["messages"][2:] == [
@@ -344,7 +344,7 @@ def test_compaction_item_becomes_the_summary() -> None:
     assert turns("Hi", item) == [("user", [text("Hi"), text(f"{SUMMARY}So far.")])]
 
 
-def test_compaction_of_another_model_is_told_and_named() -> None:
+def test_foreign_compaction_becomes_a_note_and_is_named() -> None:
     translation = translate("Hi", {"type": "compaction", "encrypted_content": "COMPACTED"})
     assert json.loads(translation.body)["messages"][0]["content"][-1] == text(UNREADABLE)
     assert translation.ignored == ("input.compaction",)

@@ -153,7 +153,7 @@ def test_served_items_become_a_request_that_the_upstream_accepts(
 
 
 @holds_of(inputs(served=False), ABLE)
-def test_any_items_of_the_types_are_accepted_or_refused_by_their_place(
+def test_items_of_any_type_are_accepted_or_refused_by_place(
     items: list[Json], able: Capabilities
 ) -> None:
     error = error_of(*items, able=able)
@@ -169,7 +169,7 @@ def test_any_fields_of_the_types_are_accepted_or_refused_by_name(
 
 
 @holds_of(inputs(served=True), st.none() | st.sampled_from(MEANINGFUL["tools"]), ABLE)
-def test_translation_that_needs_no_capabilities_is_the_same_with_any(
+def test_translation_ignores_capabilities_it_does_not_need(
     items: list[Json], tools: list[Json] | None, able: Capabilities
 ) -> None:
     fields: Json = {"max_output_tokens": 5, "tools": tools}

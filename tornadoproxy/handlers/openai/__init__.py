@@ -1,1 +1,1 @@
-"""OpenAI's API, below ``/openai/``, asked of the upstream as Anthropic messages."""
+"""OpenAI's APIs below ``/openai/``, sent upstream as Anthropic messages."""

@@ -1,7 +1,7 @@
 """Responses in an SQLite file or a PostgreSQL database, which several proxies can share.
 
-A response is in the database before its request ends, so that the next request finds it at
-whichever proxy. What has expired does not exist any more, and is deleted once an hour.
+A response is in the database before its request ends, so that the next request finds it through
+any proxy. An expired response does not exist for clients, and is deleted within the hour.
 
 While the database cannot be used, requests that need it are refused with 503; others are served,
 and their responses are lost, which is counted and logged.
@@ -48,7 +48,7 @@ T = TypeVar("T")
 NAME = "responses"
 """The name under which the database keeps its version, and others show it."""
 
-INTERVAL = 3_600.0  # seconds between two deletions of what has expired
+INTERVAL = 3_600.0  # seconds between two deletions of expired responses
 PAUSE = 0.1  # seconds between two steps of a deletion, so that other writers get their turn
 RETRY_AFTER = 5.0
 

@@ -22,7 +22,7 @@ COUNTED = frozenset(
         *("thinking", "tool_choice", "tools"),
     }
 )
-"""The fields of a messages request that the upstream takes to count its tokens; it refuses others.
+"""The fields of a messages request that the upstream counts tokens of; it refuses others.
 
 Source: https://docs.anthropic.com/en/api/messages-count-tokens
 """

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.openai.response_store import Stored
     from tornadoproxy.openai.reading import Json
 
-NEWCOMER = 16
-"""What part of the store the only response of a principal may take at the cost of others."""
+SMALL = 16
+"""The part of the store that the only response of a principal may take at the cost of others."""
 
 Encoding = Generator[None, None, Parts]
 
@@ -114,7 +114,7 @@ class MemoryStore:
         self._enter(owner)
         while self._used > self._limit:
             oldest = self._largest().oldest
-            if oldest is added and owner.size <= self._limit // NEWCOMER:
+            if oldest is added and owner.size <= self._limit // SMALL:
                 oldest = next(iter(self._oldest_first))
             self._remove(oldest)
         if added not in self._oldest_first:

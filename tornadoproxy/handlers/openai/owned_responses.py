@@ -1,4 +1,4 @@
-"""The responses of one principal in memory, equal parts once."""
+"""The responses of one principal in memory, with equal parts stored once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Owned(Struct, eq=False, gc=False):
 
 
 class _Held(Struct, Generic[T], gc=False):
-    """What several responses have, and how many."""
+    """A part that several responses have, and their number."""
 
     value: T
     uses: int = 0
@@ -45,7 +45,7 @@ class Owner:
 
     :ivar responses: by their ids, in the order in which they were put.
     :ivar size: the bytes that it takes with them.
-    :ivar entered: the size under which others know it; see `MemoryStore`.
+    :ivar entered: its size in the heap of `MemoryStore`.
     """
 
     def __init__(self, principal: str) -> None:
@@ -77,7 +77,7 @@ class Owner:
         return added
 
     def remove(self, owned: Owned) -> None:
-        """Remove a response, and what no other one has."""
+        """Remove a response, and the parts that no other response has."""
         parts = owned.parts
         del self.responses[parts.id]
         self.size -= _own_size(parts)
@@ -141,6 +141,6 @@ def _fitted(encoded: bytes) -> bytes:
 
 
 def _own_size(parts: Parts) -> int:
-    """Return the bytes that a response takes besides what others may have as well."""
+    """Return the bytes that a response takes, without the parts that others may have too."""
     links = len(parts.input) + len(parts.output)
     return RESPONSE_OVERHEAD + len(parts.own) + LINK_OVERHEAD * links

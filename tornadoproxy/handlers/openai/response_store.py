@@ -1,7 +1,7 @@
-"""What keeps responses and their items, so that later requests can name them.
+"""The store of responses and their items, which later requests can name.
 
 A response, and the items of its request and its own, belong to the principal whose request it was.
-For every other principal they do not exist: the same as an id that nobody has.
+For every other principal they do not exist: the same as an unknown id.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``POST /openai/v1/responses`` and ``/responses/compact``; see `tornadoproxy.openai.responses`.
 
 What a request refers to is looked up before it is translated. A stream begins with the upstream's
-first event, so that an error in place of one is an HTTP status. A response is stored before its end
-goes out, since a client may continue it at once, and through another process.
+first event, so that an earlier error is an HTTP status. A response is stored before its last event
+is sent, because a client may continue it immediately, through another process.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
 
 
 class CompactHandler(ResponsesHandler):
-    """One conversation that is made shorter: a summary stands for all but what users said."""
+    """One compaction: a summary replaces all items but user, system and developer messages."""
 
     def translate(self, document: Json, **how: Any) -> Translation:  # Any: as in the method above
         earlier, has_store = how.pop("earlier"), how["has_store"]

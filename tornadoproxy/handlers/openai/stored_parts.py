@@ -1,7 +1,7 @@
 """A response in the parts in which stores keep it, each as JSON.
 
-Clients that keep no state send all earlier items again with each turn, and the same tools: kept
-whole, a conversation would take space with the square of its length. Therefore stores keep equal
+Clients that keep no state send all earlier items again with each turn, and the same tools: stored
+whole, a conversation would take space in the square of its length. Therefore stores keep equal
 parts of one principal once. An item's id is kept beside the item, since a client that sends an item
 without one gets another id each time.
 """

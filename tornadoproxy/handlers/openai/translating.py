@@ -1,4 +1,4 @@
-"""A request of OpenAI's that is asked of the upstream as a message, whichever of its APIs it is of.
+"""A request of either of OpenAI's APIs, which is sent upstream as an Anthropic message.
 
 The translation itself is in `tornadoproxy.openai`. A request's body is held until it is whole,
 since only a whole one can be translated; a stream is translated piece by piece.
@@ -109,7 +109,7 @@ S = TypeVar("S", bound=EventTranslator[Any])  # Any: the state of a block
 
 
 class TranslatingHandler(UpstreamHandler, Generic[T, S]):
-    """A request that is translated, as is its response."""
+    """A request whose body and response are translated."""
 
     # not in the object's dictionary, which is full: see `UpstreamHandler`
     __slots__ = ("_decompress", "_response", "_response_size", "_response_status", "_stream")

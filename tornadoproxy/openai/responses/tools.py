@@ -1,7 +1,7 @@
 """The translation of a request's tools, and of its choice among them.
 
 The theory. A client's tool is known by its `Origin`: its kind, name and namespace. The upstream has
-one flat list, so each gets a name of its own there, and a call finds its way back by that name.
+one flat list, so each gets a unique name there, which leads from a call back to the client's tool.
 Tools come from three places: the request, `additional_tools` items, and the outputs of searches for
 tools. They are listed in that order, and a tool that is loaded again stays in its place. So the
 list of one turn begins like that of the turn before, which prompt caching depends on.

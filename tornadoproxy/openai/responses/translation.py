@@ -1,4 +1,4 @@
-"""What a translated request hands to the translation of its response."""
+"""A translated request, with what the translation of its response needs."""
 
 from __future__ import annotations
 

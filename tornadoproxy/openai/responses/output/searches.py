@@ -1,7 +1,7 @@
 """The web searches in a response's output, which the upstream has run.
 
-A search is an item to read, and a reasoning item carries its blocks: clients change an item of the
-first kind before they send it back, and the upstream takes back only what it has sent.
+A search becomes two items: one to show, and a reasoning item that carries its blocks. Clients
+change the first before they send it back, and the upstream accepts its own blocks only unchanged.
 
 Sources: https://platform.openai.com/docs/guides/tools-web-search and
 https://docs.anthropic.com/en/docs/agents-and-tools/tool-use/web-search-tool
