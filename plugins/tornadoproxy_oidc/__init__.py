@@ -15,6 +15,7 @@ Web Token, is left to the other authenticators.
 - `tornadoproxy_oidc.policies`, `managed_settings`: what holds for groups
 - `tornadoproxy_oidc.telemetry`: OpenTelemetry of clients
 - `tornadoproxy_oidc.service`: these parts in a running proxy
+- `tornadoproxy_oidc.command`: ``sign-ins list``, ``end``
 - `tornadoproxy_oidc.device_api`: what Claude Code calls to sign in
 - `tornadoproxy_oidc.browser_pages`, `html`, `attempts`: what a person sees in the browser
 
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from tornadoproxy import (
     DATABASE_TIMEOUT,
     INACTIVE,
+    Command,
     ConfigurationError,
     Identity,
     Inactive,
@@ -40,6 +42,7 @@ from tornadoproxy import (
 from tornadoproxy_oidc import settings as names
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Coroutine
 
     from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, Page
@@ -56,6 +59,17 @@ class OpenIDConnect:
     @hookimpl
     def declare_settings(self) -> tuple[Setting[Any], ...]:  # Any: values of several types
         return names.SETTINGS
+
+    @hookimpl
+    def commands(self) -> tuple[Command]:
+        return (
+            Command(
+                "sign-ins",
+                "list the sign-ins of OIDC_DB, and end those of a person",
+                _add_arguments,
+                _run,
+            ),
+        )
 
     @hookimpl
     def databases(
@@ -117,3 +131,15 @@ class OpenIDConnect:
     def _configured(self) -> Service:
         assert self._service is not None, "configure() has returned that this plugin is active"
         return self._service
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from tornadoproxy_oidc import command
+
+    command.add_arguments(parser)
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    from tornadoproxy_oidc import command
+
+    return command.run(arguments, settings[names.OIDC_DB])

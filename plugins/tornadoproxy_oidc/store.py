@@ -216,6 +216,22 @@ def session_by_id(connection: DatabaseConnection, id_: str) -> Session | None:
     return None if row is None else Session(row[0], json.loads(row[1]), *row[2:])
 
 
+def live_sessions(
+    connection: DatabaseConnection, now: int, principal: str | None = None
+) -> list[Session]:
+    """Return the sessions that have neither ended nor been revoked, the oldest first.
+
+    :param principal: whose; ``None`` is everybody's.
+    """
+    rows = connection.execute(
+        "SELECT id, person, provider_token, created, expires, checked, checking FROM oidc_session "
+        "WHERE expires > :now AND (principal = :principal OR :everybody = 1) "
+        "AND id NOT IN (SELECT session_id FROM oidc_revocation) ORDER BY created, id",
+        {"now": now, "principal": principal or "", "everybody": int(principal is None)},
+    )
+    return [Session(row[0], json.loads(row[1]), *row[2:]) for row in rows]
+
+
 def update_session(connection: DatabaseConnection, session: Session) -> None:
     """Write what a check has changed."""
     connection.execute(
