@@ -155,7 +155,7 @@ class Worker:
             except BaseException as error:
                 self._failed(self._engine.unavailable(_where(error)), jobs)
             else:
-                self.failures.end(f"; {self.lost} items were lost so far")
+                self._recovered()
         if self._unknown is not None:
             _, act = self._unknown
             act(False)
@@ -238,8 +238,10 @@ class Worker:
                 self._unknown = unknown.committed, partial(_end, job, unknown)
                 raise unknown.error from None
             except BaseException as error:
+                self._recovered()
                 job.done.set_exception(error)
             else:
+                self._recovered()  # before the job is done, so that the status is true by then
                 job.done.set_result(result)
             del jobs[0]
 
@@ -249,6 +251,9 @@ class Worker:
             committed, act = self._unknown
             act(committed())
             self._unknown = None
+
+    def _recovered(self) -> None:
+        self.failures.end(f"; {self.lost} items were lost so far")
 
     def _failed(self, error: DatabaseUnavailable, jobs: list[_Job]) -> None:
         """Count a failure, and fail all waiting jobs, so that none waits for the next."""
