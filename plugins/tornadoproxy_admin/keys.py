@@ -50,7 +50,7 @@ def parse_keys(value: str) -> tuple[AdminKey, ...]:
         if len(secret.reveal()) < MIN_LENGTH:
             raise ValueError(
                 f"must contain only keys of at least {MIN_LENGTH} characters; "
-                "`python -m tornadoproxy token` creates one"
+                "`tornadoproxy token` prints one"
             )
         keys.append(AdminKey(name, secret))
     if len({key.name for key in keys}) < len(keys):
@@ -95,7 +95,9 @@ class AdminKeys:
                 if key.secret.matches(candidate):
                     found = key, may_change
         if found is None:
-            raise request.authentication_failed("an admin key of this proxy's ADMIN_KEY")
+            raise request.authentication_failed(
+                "an admin key of this proxy's ADMIN_KEY, without its name"
+            )
         key, may_change = found
         if not may_change and request.method not in ("GET", "HEAD"):
             raise Denied("This admin key may only read. Use one of ADMIN_KEY.")

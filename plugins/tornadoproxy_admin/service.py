@@ -80,7 +80,7 @@ class Service:
         serve = resource.methods.get(method)
         if serve is None:
             raise Denied(
-                "This resource does not support this method.",
+                f"This resource supports only {', '.join(resource.methods)}.",
                 status=405,
                 headers={"Allow": ", ".join(resource.methods)},
             )

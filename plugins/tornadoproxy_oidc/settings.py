@@ -33,7 +33,9 @@ def _public_url(value: str) -> BaseURL:
 def _signing_keys(value: str) -> tuple[Secret, ...]:
     found = parsers.secrets(value)
     if any(len(each.reveal()) < 32 for each in found):
-        raise ValueError("must be at least 32 characters each: `tornadoproxy token` prints one")
+        raise ValueError(
+            "must contain only keys of at least 32 characters; `tornadoproxy token` prints one"
+        )
     return found
 
 
@@ -60,7 +62,7 @@ def _algorithms(value: str) -> tuple[str, ...]:
     for name in found:
         # an HMAC would take the provider's public key as its secret
         if name not in SIGNATURES:
-            raise ValueError(f"must be out of {', '.join(SIGNATURES)}, not {name!r}")
+            raise ValueError(f"must contain only {', '.join(SIGNATURES)}, not {name!r}")
     return found
 
 

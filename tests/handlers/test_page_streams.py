@@ -134,7 +134,7 @@ async def test_page_asks_other_pages_and_who_sends_a_request(scene: Scene) -> No
     refusals: list[tuple[Callable[[], Any], str]] = [
         (lambda: running.ask(to("/closed")), "Not now"),
         (lambda: running.ask(to("/none")), "There is no page at /none"),
-        (lambda: running.ask(to("/one/x", method="POST")), "does not support this method"),
+        (lambda: running.ask(to("/one/x", method="POST")), "supports only GET"),
         (lambda: running.authenticate(to("/", headers=HTTPHeaders()).incoming), "No credential"),
     ]
     for ask, text in refusals:

@@ -76,7 +76,7 @@ class PageHandler(ExchangeHandler):
         methods = self._page.methods
         allowed = (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else methods
         if self.request.method not in allowed:
-            raise MethodNotAllowed("This page does not support this method.", allowed)
+            raise MethodNotAllowed(f"This page supports only {', '.join(allowed)}.", allowed)
         if self.request.method in ("GET", "HEAD"):
             self.refuse_body()
         self.check_body_is_plain()

@@ -269,7 +269,9 @@ class RunningProxy:
             raise NotFound(f"There is no page at {incoming.path[:200]}.")
         page = found.page
         if incoming.method not in page.methods:
-            raise MethodNotAllowed("This page does not support this method.", page.methods)
+            raise MethodNotAllowed(
+                f"This page supports only {', '.join(page.methods)}.", page.methods
+            )
         if page.admit is not None:
             admitted = page.admit(incoming)
             if inspect.isawaitable(admitted):

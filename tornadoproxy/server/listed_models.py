@@ -43,7 +43,10 @@ async def listed_models(settings: Settings, plugins: Plugins) -> dict[str, Model
             f"the upstream responded to GET /v1/models with {refused.status}: {message}"
         ) from None
     except UpstreamError as error:
-        raise ConfigurationError(f"the upstream's models are unknown: {error.message}") from None
+        raise ConfigurationError(
+            f"the upstream's models are unknown: {error.message} "
+            "Find the cause with `tornadoproxy check --online`."
+        ) from None
     finally:
         pool.close()
     names = {**settings[MODELS], **settings[CHAT_MODELS]}
