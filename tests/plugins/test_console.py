@@ -281,14 +281,20 @@ async def test_page_of_a_plugin_is_in_the_frame(site: ConsoleSite) -> None:
 
 
 async def test_health_shows_the_state_and_no_secret(site: ConsoleSite) -> None:
-    await site.start()
+    secret = "a-password-of-a-setting"
+    await site.start(
+        HTTPS_PROXY=f"http://user:{secret}@127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_HEADERS=f"authorization={secret}",
+    )
     visitor = site.visitor()
     await visitor.sign_in(ADMIN)
     await visitor.get("/health")
     text = visitor.page
     for shown in ("LEDGER_DB", "a web console at /console/", "set, not shown", "inactive"):
         assert shown in text
-    assert not any(secret in text for secret in (ADMIN, READER, TEST_TOKEN, TEST_UPSTREAM_KEY))
+    assert not any(
+        secret in text for secret in (secret, ADMIN, READER, TEST_TOKEN, TEST_UPSTREAM_KEY)
+    )
 
 
 async def test_me_shows_only_the_persons_own_usage(site: ConsoleSite) -> None:

@@ -130,7 +130,7 @@ async def test_spend_people_and_requests_look_right(site: ConsoleSite) -> None:
         await found.open("/people")
         await found.page.get_by_label("Name").last.fill("eve")
         await found.page.get_by_role("button", name="Create a key").click()
-        await found.page.get_by_text("it is shown this once").wait_for()
+        await found.page.get_by_text("cannot be shown again").wait_for()
         await found.shoot("key")
 
 
