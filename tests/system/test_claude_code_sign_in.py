@@ -26,6 +26,9 @@ from signing_in import SigningIn
 from tornado.testing import bind_unused_port
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
+from tornadoproxy_budgets.engine import Batch, Subject
+from tornadoproxy_budgets.money import NANOS_PER_CENT
+from tornadoproxy_budgets.periods import day_of
 from tornadoproxy_oidc import sessions
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
@@ -282,3 +285,23 @@ async def test_provider_outage_keeps_people_signed_in(desk: Desk) -> None:
     await desk.signing_in.provider.stop()
     status, printed = await desk.say_hello()
     assert (status, printed.endswith("Say hello\n")) == (0, True), printed
+
+
+@LONG
+async def test_person_is_warned_before_the_cap(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "budgets.db"
+    now = time.time()
+    with budgets.database(path) as database, database.transaction() as connection:
+        budgets.set_cap(connection, Scope("user", "ada"), "monthly", 100_000, actor="test", now=now)
+        ada: Subject = ("user", "ada")
+        budgets.save(connection, Batch({(day_of(now), ada): 82_000 * NANOS_PER_CENT}))
+    await desk.start(BUDGETS_DB=path)
+    await desk.sign_in()
+    state = {
+        "hasCompletedOnboarding": True,
+        "theme": "dark",
+        "projects": {str(desk.home): {"hasTrustDialogAccepted": True}},
+    }
+    (desk.home / ".claude.json").write_text(json.dumps(state))
+    terminal = Terminal(desk)
+    await terminal.until("You've used 82% of your usage credits")
