@@ -2,8 +2,8 @@
 
 With ``OIDC_ISSUER``, a token of that provider whose audience is in ``OIDC_AUDIENCES`` or
 ``OIDC_WORKLOADS`` is a credential of the proxy. With ``OIDC_CLIENT_ID``, people sign in from Claude
-Code, and get bearers of the proxy. A token of another issuer, and every credential that is no JSON
-Web Token, is left to the other authenticators.
+Code, and get bearer tokens of the proxy. Other plugins authenticate tokens of other issuers, and
+credentials that are not JSON Web Tokens.
 
 - `tornadoproxy_oidc.settings`: the settings
 - `tornadoproxy_oidc.provider`: what the provider publishes
@@ -11,7 +11,7 @@ Web Token, is left to the other authenticators.
 - `tornadoproxy_oidc.people`: the identity that follows from claims
 - `tornadoproxy_oidc.relying_party`: the code flow
 - `tornadoproxy_oidc.sessions`: who is signed in
-- `tornadoproxy_oidc.store`, `sealing`: what is kept, and how bearers are signed
+- `tornadoproxy_oidc.store`, `sealing`: what is kept, and how bearer tokens are signed
 - `tornadoproxy_oidc.policies`, `managed_settings`: what holds for groups
 - `tornadoproxy_oidc.telemetry`: OpenTelemetry of clients
 - `tornadoproxy_oidc.service`: these parts in a running proxy
