@@ -45,12 +45,14 @@ class ConsoleSite(AdminApi):
         key: str = made["key"]
         return key
 
-    async def spend(self, key: str, cents: int = 25, **fields: Any) -> None:
+    async def spend(self, key: str, cents: int = 25, agent: str = "test", **fields: Any) -> None:
         """Send a request for a message that costs this much, and wait until the ledger has it."""
         usage = {"input_tokens": 100, "output_tokens": cents}
         self.upstream.script(json_response(message_document("Hi", usage=usage)))
         before = await self._rows()
-        assert (await self.request(MESSAGES, message(**fields), token=key)).status == 200
+        headers = [("User-Agent", agent)]
+        response = await self.request(MESSAGES, message(**fields), token=key, headers=headers)
+        assert response.status == 200
         while (
             len((await self.call("GET", "/requests?limit=1000&has_principal=true"))["data"])
             == before

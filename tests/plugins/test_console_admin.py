@@ -322,7 +322,7 @@ async def test_recording_is_shown_to_those_who_may_change(
 ) -> None:
     await site.start(RECORD_DIR=tmp_path / "records", RECORD_PRINCIPALS="ada")
     ada, bob = await site.key("ada"), await site.key("bob")
-    await site.spend(ada, content=f"A prompt {CANARY}")
+    await site.spend(ada, agent=CANARY, content=f"A prompt {CANARY}")
     await site.spend(bob)
     found = (await site.call("GET", "/requests?has_principal=true"))["data"]
     bobs, adas = (each["id"] for each in found)
@@ -338,6 +338,8 @@ async def test_recording_is_shown_to_those_who_may_change(
         visitor = await signed_in(site, key)
         assert (await visitor.get(f"/requests/one?id={id_}")).status == 200
         assert ("A prompt &lt;img" in visitor.page) == shown
+        assert ("User-Agent: &lt;img" in visitor.page) == shown
+        assert CANARY not in visitor.page
         assert ("no recording of this request" in visitor.page) != shown
 
 
