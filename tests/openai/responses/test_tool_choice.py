@@ -130,6 +130,17 @@ def test_invalid_choice_is_refused(wanted: object, param: str) -> None:
     assert refused(CLOCK, RUN, tool_choice=wanted).param == param
 
 
+def test_choice_of_an_unknown_type_is_told_those_that_are_served() -> None:
+    _, _, listed = str(refused(CLOCK, tool_choice={"type": "x"})).partition("must be one of ")
+    served = [
+        kind
+        for kind, (treatment, _) in CHOICES.items()
+        if treatment is Treatment.TRANSLATED
+        and kind not in ("none", "auto", "required", "allowed_tools")
+    ]
+    assert listed == ", ".join(served) + "."
+
+
 def test_choice_that_forces_a_call_needs_tools() -> None:
     assert refused(tool_choice="required").param == "tool_choice"
     assert refused(CLOCK, parallel_tool_calls="no").param == "parallel_tool_calls"

@@ -29,14 +29,14 @@ _REFUSED = (
     "programmatic_tool_calling",
 )
 
-_WORDS = frozenset({"none", "auto", "required", "allowed_tools"})
+_TYPES = (*_NAMED, *_BUILT_IN)
 
 CHOICES: Table = {
     "none": (Treatment.TRANSLATED, "same"),
     "auto": (Treatment.TRANSLATED, "same"),
     "required": (Treatment.TRANSLATED, "`any`"),
     "allowed_tools": (Treatment.TRANSLATED, "only these tools go upstream"),
-    **dict.fromkeys((*_NAMED, *_BUILT_IN), (Treatment.TRANSLATED, "`tool`, if it is offered")),
+    **dict.fromkeys(_TYPES, (Treatment.TRANSLATED, "`tool`, if it is offered")),
     **dict.fromkeys(_REFUSED, (Treatment.REFUSED, "the tool is refused, too")),
 }
 """The treatment of each ``tool_choice``, with a note for the documentation."""
@@ -94,9 +94,10 @@ def _names(
     tool: Json, param: str, origins: Mapping[str, Origin], left_out: Collection[str]
 ) -> list[str]:
     """Return the upstream's names of the tool that a client means; empty if it is left out."""
-    kind = one_of(tool.get("type"), f"{param}.type", CHOICES.keys() - _WORDS)
-    if CHOICES[kind][0] is Treatment.REFUSED:
+    kind = tool.get("type")
+    if kind in _REFUSED:
         refuse(f"{param}.type", f"must not be {kind}: there is no such tool here; choose another")
+    kind = one_of(kind, f"{param}.type", _TYPES)
     if kind in _BUILT_IN:
         found = [name for name, origin in origins.items() if origin.kind is _BUILT_IN[kind]]
         if not found and NAMES[_BUILT_IN[kind]] not in left_out:
