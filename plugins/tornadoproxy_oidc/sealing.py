@@ -1,8 +1,8 @@
 """Bearers and sealed texts, made with keys that follow from ``OIDC_SIGNING_KEY``. Without I/O.
 
 The key that signs changes each day at 00:00 UTC. It is derived from the setting, so that every
-replica has it, no store holds it, and bearers can be verified while every store is down. With two
-values of the setting the first signs, and both verify, so that it can be rotated too.
+replica has it, no store holds it, and bearer tokens can be verified while every store is down. With
+two values of the setting the first signs, and both verify, so that it can be rotated too.
 
 A sealed text (a JWE, RFC 7516) is readable for this proxy alone: the cookie of a browser that signs
 in, and the provider's refresh tokens in the database.
@@ -36,7 +36,7 @@ class Sealer:
     """The keys of one proxy and its replicas.
 
     :param secrets: the values of ``OIDC_SIGNING_KEY``.
-    :param issuer: the issuer and audience of the bearers: the public URL.
+    :param issuer: the issuer and audience of the bearer tokens: the public URL.
     :param lifetime: the seconds for which a bearer is valid.
     """
 

@@ -1,9 +1,9 @@
-"""People who are signed in: their grants, bearers and refresh tokens in a running proxy.
+"""People who are signed in: their grants, bearer and refresh tokens in a running proxy.
 
-A bearer is verified without the database. What each proxy keeps in memory is which sessions were
-revoked lately; about once a second it checks whether the database has more. As for keys, a database
-that cannot be read may contain a revocation: after `MAX_UNVERIFIED` seconds bearers are rejected
-with 503 until it is readable again.
+A bearer token is verified without the database. Each proxy keeps the sessions that were revoked
+lately in memory; about once a second it checks whether the database has more. As for keys, a
+database that cannot be read may contain a revocation: after `MAX_UNVERIFIED` seconds bearer tokens
+are rejected with 503 until it is readable again.
 
 A refresh token is used once and replaced. Several Claude Codes of one person share it, so one that
 was replaced is accepted for `GRACE` seconds more; used after that, it was stolen from one side or

@@ -269,7 +269,7 @@ def replace_refresh_token(connection: DatabaseConnection, token: str, now: int) 
 
 
 def revoke(connection: DatabaseConnection, session_id: str, now: int) -> None:
-    """Revoke a session: its refresh tokens at once, its bearers as soon as replicas know."""
+    """Revoke a session: its refresh tokens immediately, its bearer tokens once replicas know."""
     connection.execute(
         "INSERT INTO oidc_revocation VALUES (?, ?) ON CONFLICT (session_id) DO NOTHING",
         (session_id, now),
