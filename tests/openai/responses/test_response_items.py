@@ -342,6 +342,13 @@ def test_search_without_result_is_carried_if_it_goes_on(reason: str, is_carried:
     assert [carried(each) for each in hidden] == ([[used("srv_1", "x")]] if is_carried else [])
 
 
+def test_result_of_a_search_that_paused_before_is_carried() -> None:
+    late = found(0, "srv_0", PAGES[:1])
+    hidden, message = output_of(START, *late, opened(1, text="So."), closed(1), *END)
+    assert carried(hidden) == [result("srv_0", PAGES[:1])]
+    assert message["type"] == "message"
+
+
 def cited(url: str | None) -> Json:
     fields = {"url": url, "title": None, "encrypted_index": "x", "cited_text": "y"}
     return {"type": "web_search_result_location", **fields}

@@ -251,7 +251,7 @@ def test_unknown_events_blocks_and_deltas_are_skipped() -> None:
         *(opened(0, "of the future", text="x"), text(0, "y"), closed(0)),
         opened(1, "server_tool_use", id="srvtoolu_1", name="web_fetch", input={}),
         *(fragment(1, '{"url":"x"}'), closed(1)),
-        *(opened(2, "web_search_tool_result", tool_use_id="srvtoolu_1", content=[]), closed(2)),
+        *(opened(2, "web_fetch_tool_result", tool_use_id="srvtoolu_1", content={}), closed(2)),
         *(opened(3), delta(3, "of the future", text="z"), text(3, "a"), fragment(3, "{}")),
         {"type": "content_block_delta", "index": 3, "delta": "x"},
         *(closed(3), closed(9), fragment(9, "{}"), *END),

@@ -243,6 +243,8 @@ def test_paused_search_goes_on_unless_the_user_speaks() -> None:
         {"role": "assistant", "content": [THOUGHT, SEARCHED[0]]}
     ]
     assert translation.ignored == ()
+    goes_on = turns("Hi", SEARCH, paused, reasoning(SEARCHED[1]), said("x"), "y")
+    assert goes_on[1] == ("assistant", [THOUGHT, *SEARCHED, text("x")])
     assert turns("Hi", SEARCH, said("x"), paused, "y")[1:] == [("assistant", "x"), ("user", "y")]
 
 

@@ -74,7 +74,7 @@ class Output:
             text = Text(self._messages, given)
             return out + text.open(), text
         if kind == "web_search_tool_result":
-            return out + self._searches.find(given), Block()
+            return out + self._messages.finish("completed") + self._searches.find(given), Block()
         block = self._block(kind, given)
         if block is None:
             return out, Block()

@@ -95,16 +95,21 @@ class Searches:
         return search
 
     def find(self, given: Json) -> bytes:
-        """Finish a search with its result, a block of the type ``web_search_tool_result``."""
+        """Finish a search with its result, a block of the type ``web_search_tool_result``.
+
+        The result of a search that paused in the response before is only carried.
+        """
         content, wanted = given.get("content"), given.get("tool_use_id")
-        search = next((each for each in self._open if each.block["id"] == wanted), None)
-        if search is None or not isinstance(content, (list, dict)):
+        if not isinstance(content, (list, dict)) or not isinstance(wanted, str):
             return b""
-        self._open.remove(search)
         self._carried.append({name: given[name] for name in ("type", "tool_use_id", "content")})
-        # an error is an object in place of the list
-        status = "completed" if isinstance(content, list) else "failed"
-        out = search.finish(status, content)
+        out = b""
+        search = next((each for each in self._open if each.block["id"] == wanted), None)
+        if search is not None:
+            self._open.remove(search)
+            # an error is an object in place of the list
+            status = "completed" if isinstance(content, list) else "failed"
+            out = search.finish(status, content)
         return out if self._open else out + self._carry()
 
     def end(self, *, paused: bool) -> bytes:
