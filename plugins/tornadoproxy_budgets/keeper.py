@@ -7,6 +7,7 @@ refused with 503, those of people without a cap included, because they may have 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy import (
     DatabaseUnavailable,
+    Denied,
     Dialect,
     Identity,
     IncomingRequest,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from tornadoproxy import DatabaseLocation, DatabaseStatus
-    from tornadoproxy_budgets.shared_reservations import SharedReservations
+    from tornadoproxy_budgets.shared_reservations import Lease, SharedReservations
 
 MAX_CHARGE = 10**15
 """The highest charge for one request, in nanos: a million dollars.
@@ -155,7 +157,7 @@ class Keeper:
         settle = partial(self._settle, reservation, asked)
         return Permit(settle, WITHHELD, shown) if applying else Permit(settle)
 
-    async def _authorize_shared(
+    def _authorize_shared(
         self,
         shared: SharedReservations,
         identity: Identity,
@@ -163,21 +165,45 @@ class Keeper:
         estimate: int,
         asked: ModelRequest,
         shown: Mapping[str, str],
-    ) -> Permit:
+    ) -> asyncio.Future[Permit]:
+        permit: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+
+        def done(lease: Lease | None, failed: BaseException | None) -> None:
+            if permit.cancelled():
+                if lease is not None:
+                    shared.settle(self._engine, lease, 0, time.time())
+            elif lease is not None:
+                permit.set_result(self._permit_of(lease, shared, identity, asked, shown))
+            elif isinstance(failed, CapReached):
+                permit.set_exception(refusals.cap_reached(failed))
+            elif self._local and isinstance(failed, DatabaseUnavailable):
+                try:
+                    permit.set_result(
+                        self._authorize_here(identity, applying, estimate, asked, shown)
+                    )
+                except Denied as refused:
+                    permit.set_exception(refused)
+            elif failed is not None:
+                permit.set_exception(failed)
+
         subjects = subjects_of(identity.principal, identity.groups)
-        try:
-            lease = await shared.reserve(self._engine, applying, subjects, estimate, self._load)
-        except CapReached as reached:
-            raise refusals.cap_reached(reached) from None
-        except DatabaseUnavailable:
-            if not self._local:
-                raise
-            return self._authorize_here(identity, applying, estimate, asked, shown)
+        shared.reserve(self._engine, applying, subjects, estimate, self._load, done)
+        return permit
+
+    def _permit_of(
+        self,
+        lease: Lease,
+        shared: SharedReservations,
+        identity: Identity,
+        asked: ModelRequest,
+        shown: Mapping[str, str],
+    ) -> Permit:
         reservation = self._engine.hold(identity.principal, identity.groups, lease.nanos)
 
         def settle(record: RequestRecord) -> None:
-            shared.settle(self._engine, lease, charge(record, asked), time.time())
-            self._settle(reservation, asked, record)
+            cost, now = charge(record, asked), time.time()
+            shared.settle(self._engine, lease, cost, now)
+            self._engine.settle(reservation, cost, now)
 
         return Permit(settle, WITHHELD, shown)
 

@@ -11,11 +11,12 @@ after `LEASE` seconds. All names have one word in braces, so that a cluster keep
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import secrets
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tornadoproxy import Script
@@ -126,6 +127,20 @@ class Lease(NamedTuple):
     applying: Sequence[Applying]
 
 
+class _Asked(NamedTuple):
+    """The parameters of `SharedReservations.reserve`.
+
+    :param first: the first arguments of the script: the lease, its seconds, the amount, whom it
+        counts for.
+    """
+
+    engine: Engine
+    applying: Sequence[Applying]
+    first: tuple[str, int, int, str]
+    load: Callable[[], Awaitable[None]]
+    done: Callable[[Lease | None, BaseException | None], None]
+
+
 class SharedReservations:
     """The reservations of all proxies.
 
@@ -135,6 +150,7 @@ class SharedReservations:
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
         self._leases: set[str] = set()
+        self._loading: set[asyncio.Task[None]] = set()
         # the ids of leases differ from those of other processes
         self._process = f"{secrets.token_hex(8)}:"
         self._numbers = itertools.count()
@@ -160,58 +176,71 @@ class SharedReservations:
         """Whether there is no connection."""
         return self._counters.failing
 
-    async def reserve(
+    def reserve(
         self,
         engine: Engine,
         applying: Sequence[Applying],
         subjects: tuple[Subject, ...],
         nanos: int,
         load: Callable[[], Awaitable[None]],
-    ) -> Lease:
+        done: Callable[[Lease | None, BaseException | None], None],
+    ) -> None:
         """Reserve what a request may cost, or what the person has left of it.
 
         :param applying: the caps that apply.
         :param subjects: whom the reservation counts for.
         :param load: loads the sums into `engine`; called if the server does not have them.
-        :raises CapReached: a cap is reached.
-        :raises DatabaseUnavailable: the server cannot be used.
+        :param done: called once, with the lease, or with an error: `CapReached`, or
+            `DatabaseUnavailable` if the server cannot be used; it must not raise.
         """
         lease = f"{self._process}{next(self._numbers)}"
-        first = (lease, LEASE, nanos, _texts(subjects))
-        # known before the server is asked, since it may have reserved when the caller is cancelled
         self._leases.add(lease)
-        try:
-            result = await self._reserve(engine, applying, *first, 0)
-            if result[0] == _UNKNOWN:
-                await load()
-                result = await self._reserve(engine, applying, *first, 1)
-        except BaseException:
-            self._end(lease)
-            raise
-        if result[0] == _RESERVED_IT:
-            return Lease(lease, int(result[1]), applying)
-        self._leases.discard(lease)
-        reached = []
-        for place, spent in result[1]:
-            engine.learn(applying[place], int(spent), time.time())
-            reached.append(applying[place])
-        raise engine.refusal(reached)
+        first = (lease, LEASE, nanos, _texts(subjects))
+        self._ask(_Asked(engine, applying, first, load, done), are_loaded=0)
 
-    async def _reserve(
-        self, engine: Engine, applying: Sequence[Applying], *first: str | int
-    ) -> Any:  # the script's result
+    def _ask(self, asked: _Asked, *, are_loaded: int) -> None:
+        engine = asked.engine
         now = time.time()
         day = engine.roll(now)
-        names: list[str] = []
+        names = [_LEASES, _RESERVED, _HELD]
         values: list[str | int] = []
-        for cap, subject, most in applying:
+        for cap, subject, most in asked.applying:
             names.append(_spent(cap.period, day, subject))
-            values += [
+            values += (
                 *(_text(subject), most, int(not cap.scope.shared)),
                 *(engine.spent(subject, cap.period, now), _end(cap.period, day)),
-            ]
-        keys = [_LEASES, _RESERVED, _HELD, *names]
-        return await self._counters.run(_RESERVE, keys, *first, *values)
+            )
+        decided = partial(self._decided, asked)
+        self._counters.ask(decided, _RESERVE, names, *asked.first, are_loaded, *values)
+
+    # Any: the script's result
+    def _decided(self, asked: _Asked, result: Any, failed: BaseException | None) -> None:
+        lease = asked.first[0]
+        if failed is not None:
+            self._end(lease)  # the script may have run
+            asked.done(None, failed)
+        elif result[0] == _RESERVED_IT:
+            asked.done(Lease(lease, int(result[1]), asked.applying), None)
+        elif result[0] == _UNKNOWN:
+            loading = asyncio.create_task(self._load(asked))
+            self._loading.add(loading)
+            loading.add_done_callback(self._loading.discard)
+        else:
+            self._leases.discard(lease)
+            reached = []
+            for place, spent in result[1]:
+                asked.engine.learn(asked.applying[place], int(spent), time.time())
+                reached.append(asked.applying[place])
+            asked.done(None, asked.engine.refusal(reached))
+
+    async def _load(self, asked: _Asked) -> None:
+        """Load the sums, and ask again."""
+        try:
+            await asked.load()
+        except Exception as error:
+            self._decided(asked, None, error)
+        else:
+            self._ask(asked, are_loaded=1)
 
     def settle(self, engine: Engine, lease: Lease, cost: int, now: float) -> None:
         """Replace a reservation by the cost; to be called before the engine counts it.
@@ -219,13 +248,15 @@ class SharedReservations:
         The cost is added to the sums of the caps that applied. What else the person's spending
         counts for is learned from the database.
         """
+        if not cost:
+            self._end(lease.id)
+            return
         names = [_LEASES, _RESERVED, _HELD]
         values: list[str | int] = []
-        if cost:
-            day = engine.roll(now)
-            for cap, subject, _ in lease.applying:
-                names.append(_spent(cap.period, day, subject))
-                values += [engine.spent(subject, cap.period, now), _end(cap.period, day)]
+        day = engine.roll(now)
+        for cap, subject, _ in lease.applying:
+            names.append(_spent(cap.period, day, subject))
+            values += (engine.spent(subject, cap.period, now), _end(cap.period, day))
         self._leases.discard(lease.id)
         self._counters.send_joined(_SETTLE, tuple(names), lease.id, cost, *values)
 

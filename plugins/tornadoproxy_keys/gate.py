@@ -25,6 +25,7 @@ from tornadoproxy import (
     AuthenticationFailed,
     ConfigurationError,
     DatabaseUnavailable,
+    Denied,
     Identity,
     IncomingRequest,
     ModelRequest,
@@ -219,21 +220,42 @@ class Gate:
             return None
         return Permit(partial(self._count_tokens, key, model_request))
 
-    async def _admit_shared(self, key: LiveKey, shared: SharedLimits) -> Permit:
-        try:
-            lease = await shared.admit(key)
-        except DatabaseUnavailable:
-            if not self._local:
-                raise
-            key.admit(time.monotonic())
-            return Permit(partial(self._settle, key))
-        key.in_flight += 1
+    def _admit_shared(self, key: LiveKey, shared: SharedLimits) -> asyncio.Future[Permit]:
+        permit: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+        shared.admit(key, partial(self._decided, key, shared, permit))
+        return permit
 
-        def settle(record: RequestRecord) -> None:
+    def _decided(
+        self,
+        key: LiveKey,
+        shared: SharedLimits,
+        permit: asyncio.Future[Permit],
+        lease: str,
+        failed: BaseException | None,
+    ) -> None:
+        if permit.cancelled():
             shared.release(key.row.id, lease)
-            self._settle(key, record)
+        elif failed is None:
+            key.in_flight += 1
+            permit.set_result(Permit(partial(self._settle_shared, key, shared, lease)))
+        elif self._local and isinstance(failed, DatabaseUnavailable):
+            self._admit_alone(key, permit)
+        else:
+            permit.set_exception(failed)
 
-        return Permit(settle)
+    def _admit_alone(self, key: LiveKey, permit: asyncio.Future[Permit]) -> None:
+        try:
+            key.admit(time.monotonic())
+        except Denied as refused:
+            permit.set_exception(refused)
+        else:
+            permit.set_result(Permit(partial(self._settle, key)))
+
+    def _settle_shared(
+        self, key: LiveKey, shared: SharedLimits, lease: str, record: RequestRecord
+    ) -> None:
+        shared.release(key.row.id, lease)
+        self._settle(key, record)
 
     def _count_tokens(self, key: LiveKey, asked: ModelRequest, record: RequestRecord) -> None:
         tokens = key.count_tokens(asked, record)

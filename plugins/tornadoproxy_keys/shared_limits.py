@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from tornadoproxy import Script
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tornadoproxy import DatabaseStatus, SharedCounters
     from tornadoproxy_keys.live_key import LiveKey
 
@@ -117,33 +119,42 @@ class SharedLimits:
         """Close the connection."""
         await self._counters.close()
 
-    async def admit(self, key: LiveKey) -> str:
-        """Count one more request of a key, unless a limit is reached; return its lease.
+    def admit(self, key: LiveKey, done: Callable[[str, BaseException | None], None]) -> None:
+        """Count one more request of a key, unless a limit is reached.
 
-        :raises Denied: 429.
-        :raises DatabaseUnavailable: the server cannot be used.
+        :param done: called once, with its lease, and with the error if it is not admitted: `Denied`
+            with 429, or `DatabaseUnavailable` if the server cannot be used; it must not raise.
         """
         limits = key.row.limits
-        id_ = key.row.id
         lease = f"{self._process}{next(self._numbers)}"
-        most = (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency)
-        try:
-            limit, wait = await self._counters.run(
-                _ADMIT,
-                _names(id_, "requests", "tokens", "leases"),
-                *(-1 if each is None else each for each in most),
-                lease,
-                LEASE,
-            )
-        except BaseException:
-            if limits.concurrency is not None:
-                self._end(id_, lease)  # the script may have run
-            raise
-        if limit:
-            raise key.denied(limit.decode(), wait / 1000)
-        if limits.concurrency is not None:
-            self._leases.setdefault(id_, set()).add(lease)
-        return lease
+        self._counters.ask(
+            partial(self._decided, key, limits.concurrency is not None, lease, done),
+            _ADMIT,
+            _names(key.row.id, "requests", "tokens", "leases"),
+            -1 if limits.requests_per_minute is None else limits.requests_per_minute,
+            -1 if limits.tokens_per_minute is None else limits.tokens_per_minute,
+            -1 if limits.concurrency is None else limits.concurrency,
+            lease,
+            LEASE,
+        )
+
+    def _decided(
+        self,
+        key: LiveKey,
+        leased: bool,
+        lease: str,
+        done: Callable[[str, BaseException | None], None],
+        result: tuple[bytes, int],
+        failed: BaseException | None,
+    ) -> None:
+        if failed is not None:
+            if leased:
+                self._end(key.row.id, lease)  # the script may have run
+        elif result[0]:
+            failed = key.denied(result[0].decode(), result[1] / 1000)
+        elif leased:
+            self._leases.setdefault(key.row.id, set()).add(lease)
+        done(lease, failed)
 
     def release(self, key_id: str, lease: str) -> None:
         """End the lease of a request that has ended, if its key had a limit of concurrency."""

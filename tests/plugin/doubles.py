@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from tornado.httputil import HTTPHeaders
 
@@ -20,6 +20,8 @@ REQUEST = IncomingRequest(
 )
 RECORD = request_record()
 
+Awaited: TypeAlias = Literal[False, True, "future"]
+
 
 class Plugin:
     """A plugin whose hooks are these functions."""
@@ -30,9 +32,14 @@ class Plugin:
 
 
 class Authenticator:
-    """A plugin that blocks for `seconds`, then returns `result` or raises it if it is an error."""
+    """A plugin that blocks for `seconds`, then returns `result` or raises it if it is an error.
 
-    def __init__(self, result: object = None, *, awaited: bool = False, seconds: float = 0) -> None:
+    :param awaited: whether it returns a coroutine, or a future.
+    """
+
+    def __init__(
+        self, result: object = None, *, awaited: Awaited = False, seconds: float = 0
+    ) -> None:
         self.asked = 0
         self.result = result
         self.awaited = awaited
@@ -41,6 +48,8 @@ class Authenticator:
     @hookimpl
     def authenticate(self, request: IncomingRequest) -> Any:  # Any: what is tested
         self.asked += 1
+        if self.awaited == "future":
+            return asyncio.ensure_future(self._later())
         return self._later() if self.awaited else self._now()
 
     def _now(self) -> object:

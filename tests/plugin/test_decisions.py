@@ -12,7 +12,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-from doubles import CANARY, RECORD, REQUEST, Authenticator, Plugin, ask, plugins_of, with_timeout
+from doubles import (
+    CANARY,
+    RECORD,
+    REQUEST,
+    Authenticator,
+    Awaited,
+    Plugin,
+    ask,
+    plugins_of,
+    with_timeout,
+)
 
 from tornadoproxy import (
     AuthenticationFailed,
@@ -28,14 +38,14 @@ from tornadoproxy.plugin.decisions import Permits
 from tornadoproxy.plugin.manager import Plugins
 
 ME = Identity("me", groups=("x",))
-sync_and_async = pytest.mark.parametrize("awaited", [False, True])
+sync_and_async = pytest.mark.parametrize("awaited", [False, True, "future"])
 
 
 # -- results that count
 
 
 @sync_and_async
-async def test_first_identity_counts_unchanged(*, awaited: bool) -> None:
+async def test_first_identity_counts_unchanged(*, awaited: Awaited) -> None:
     class Employee(Identity, frozen=True):
         desk: int = 0
 
@@ -58,7 +68,7 @@ async def test_plugin_may_return_future_and_take_no_argument() -> None:
 
 
 @sync_and_async
-async def test_request_without_identity_is_401(*, awaited: bool) -> None:
+async def test_request_without_identity_is_401(*, awaited: Awaited) -> None:
     with pytest.raises(AuthenticationFailed, match="The credential sent is not known here"):
         await ask(plugins_of(a=Authenticator(awaited=awaited)))
 
@@ -67,7 +77,7 @@ async def test_request_without_identity_is_401(*, awaited: bool) -> None:
 @pytest.mark.parametrize(
     "refused", [AuthenticationFailed("bad"), Denied("no", status=400), Denied("no", status=599)]
 )
-async def test_refusal_is_final(refused: ClientError, *, awaited: bool) -> None:
+async def test_refusal_is_final(refused: ClientError, *, awaited: Awaited) -> None:
     second = Authenticator(ME)
     with pytest.raises(type(refused)) as caught:
         await ask(plugins_of(a=Authenticator(refused, awaited=awaited), b=second))
@@ -125,7 +135,7 @@ make: Any = Identity  # as careless as a plugin
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 async def test_invalid_result_or_exception_fails_closed(
-    result: object, said: str, caplog: pytest.LogCaptureFixture, *, awaited: bool
+    result: object, said: str, caplog: pytest.LogCaptureFixture, *, awaited: Awaited
 ) -> None:
     assert await fails_closed(Authenticator(result, awaited=awaited), caplog) == said
 
@@ -182,6 +192,13 @@ async def test_late_result_is_cancelled_and_fails_closed(
     await plugin.cancelled.wait()
 
 
+async def test_late_future_is_cancelled_and_fails_closed(caplog: pytest.LogCaptureFixture) -> None:
+    future = asyncio.get_running_loop().create_future()
+    plugin = Plugin(authenticate=lambda: future)
+    assert await fails_closed(plugin, caplog, limit=0.02) == "no result within 0.02 s"
+    assert future.cancelled()
+
+
 async def test_deadline_is_each_plugins_own() -> None:
     slow = Plugin(authenticate=lambda: asyncio.sleep(0.12))
     other = Plugin(authenticate=lambda: asyncio.sleep(0.12))
@@ -202,10 +219,11 @@ BLOCKED = r"it blocked the event loop for 0\.\d+ s, PLUGIN_TIMEOUT is 0\.02"
         (None, False, BLOCKED),
         (Denied("no"), False, BLOCKED),
         (ME, True, r"no result within 0\.02 s"),
+        (ME, "future", r"no result within 0\.02 s"),
     ],
 )
 async def test_blocking_plugin_fails_closed(
-    result: object, said: str, caplog: pytest.LogCaptureFixture, *, awaited: bool
+    result: object, said: str, caplog: pytest.LogCaptureFixture, *, awaited: Awaited
 ) -> None:
     plugin = Authenticator(result, awaited=awaited, seconds=0.03)
     assert re.fullmatch(said, await fails_closed(plugin, caplog, limit=0.02))
@@ -238,7 +256,7 @@ async def authorize(plugins: Plugins, permits: Permits) -> None:
         await waiting
 
 
-def authorizers(*results: object, awaited: bool, seconds: float = 0) -> Plugins:
+def authorizers(*results: object, awaited: Awaited, seconds: float = 0) -> Plugins:
     """Return plugins that authorize with these results, and one that authenticates."""
 
     def authorizer(result: object) -> Plugin:
@@ -250,7 +268,7 @@ def authorizers(*results: object, awaited: bool, seconds: float = 0) -> Plugins:
 
 
 @sync_and_async
-async def test_permits_of_all_authorizers_are_settled_once(*, awaited: bool) -> None:
+async def test_permits_of_all_authorizers_are_settled_once(*, awaited: Awaited) -> None:
     settled: list[RequestRecord] = []
     permit = Permit(settle=settled.append, withheld_headers=("x-a",))
     plugins = authorizers(permit, None, permit, Permit(withheld_headers=("x-b",)), awaited=awaited)
@@ -265,7 +283,7 @@ async def test_permits_of_all_authorizers_are_settled_once(*, awaited: bool) -> 
 
 @sync_and_async
 async def test_invalid_authorization_fails_closed(
-    caplog: pytest.LogCaptureFixture, *, awaited: bool
+    caplog: pytest.LogCaptureFixture, *, awaited: Awaited
 ) -> None:
     settled: list[RequestRecord] = []
     plugins = authorizers(Permit(settle=settled.append), True, awaited=awaited)
@@ -279,7 +297,7 @@ async def test_invalid_authorization_fails_closed(
 
 
 @sync_and_async
-async def test_permit_of_blocking_authorizer_is_settled(*, awaited: bool) -> None:
+async def test_permit_of_blocking_authorizer_is_settled(*, awaited: Awaited) -> None:
     settled: list[RequestRecord] = []
     plugins = authorizers(Permit(settle=settled.append), awaited=awaited, seconds=0.03)
     permits = Permits(plugins.teller.tell)

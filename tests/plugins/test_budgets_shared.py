@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 
 import pytest
 from budget_team import ADA, CENT, EACH, TOGETHER, Team, asking, costing
-from people import Held, error_of
+from people import Held, error_of, until
 from redis_server import RedisServer
 from tornadoproxy_budgets import shared_reservations, storage
 
@@ -75,6 +76,24 @@ async def test_reservation_of_a_killed_proxy_ends_by_itself(
     team.upstream.script(costing(1))
     assert (await team.ask(to=proxies[1])).status == (429 if is_renewed else 200)
     held.cancel()
+
+
+async def test_client_that_disconnects_while_it_waits_reserves_nothing(
+    team: Team, redis_server: RedisServer
+) -> None:
+    team.cap(ADA, 20)
+    proxy, *_ = await start(team, redis_server, DATABASE_TIMEOUT=5)
+    redis_server.send(signal.SIGSTOP)
+    asking_for_it_all = asyncio.create_task(team.ask("ada", asking(50), to=proxy))
+    async with asyncio.timeout(10):
+        while not proxy.server.status().in_flight:
+            await asyncio.sleep(0.005)
+        asking_for_it_all.cancel()
+        while proxy.server.status().in_flight:
+            await asyncio.sleep(0.005)
+    redis_server.send(signal.SIGCONT)
+    team.upstream.script(costing(1))
+    await until(200, lambda: team.ask(to=proxy))
 
 
 async def test_lost_sums_are_loaded_before_anything_is_spent(

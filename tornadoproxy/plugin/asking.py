@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections import Counter
 from functools import partial
@@ -60,7 +61,7 @@ class Asker:
                 failed = held_the_loop(took, timeout)
             elif result is None or take(plugin, result):
                 pass
-            elif inspect.isawaitable(result):
+            elif asyncio.isfuture(result) or inspect.isawaitable(result):
                 # a late result does not count, but a permit must be settled
                 result, failed = yield Waiting(result, self.deadline, partial(take, plugin))
                 if result is not None and not take(plugin, result):

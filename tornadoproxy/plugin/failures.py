@@ -15,7 +15,7 @@ import logging
 import traceback
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ConfigurationError
 
@@ -43,7 +43,9 @@ async def failure(function: Callable[[], object], seconds: float) -> BaseExcepti
 
 
 class Watched:
-    """An awaitable that can be given up, in a task of its own: one that ignores this is abandoned.
+    """An awaitable that can be given up; one that ignores this is abandoned.
+
+    It runs in a task of its own, unless it is a future.
 
     :param seconds: after which a result is late.
     :param ended: called once, with its result and the exception that it ended with.
@@ -51,7 +53,7 @@ class Watched:
     :ivar due: when it is to be given up, in the time of the loop.
     """
 
-    __slots__ = ("_ended", "_late", "_seconds", "_task", "due")
+    __slots__ = ("_ended", "_future", "_late", "_seconds", "_since", "due")
 
     def __init__(
         self,
@@ -63,9 +65,14 @@ class Watched:
         loop = asyncio.get_running_loop()
         self.due = loop.time() + seconds
         self._seconds = seconds
+        self._since = monotonic()
         self._ended: Callable[[object, BaseException | None], None] | None = ended
         self._late = late
-        self._task = loop.create_task(self._run(waiting))
+        if asyncio.isfuture(waiting):
+            self._future: asyncio.Future[Any] = waiting
+            waiting.add_done_callback(self._take)
+        else:
+            self._future = loop.create_task(self._run(waiting))
 
     @property
     def has_ended(self) -> bool:
@@ -75,26 +82,35 @@ class Watched:
     def give_up(self) -> None:
         """End it with a missed deadline, unless it has ended."""
         if self._ended is not None:
-            self._task.cancel()
+            self._future.cancel()
             self._end(None, _no_result_within(self._seconds))
 
     async def _run(self, waiting: Awaitable[object]) -> None:
         """Await it. This never raises: asyncio would log the exception's text."""
         result: object = None
         failed: BaseException | None = None
-        began = monotonic()
+        self._since = monotonic()
         try:
             result = await waiting
         except BaseException as error:
             failed = error
-        if self._ended is not None:
-            # a plugin that blocked the loop also kept it from being given up
-            if monotonic() - began <= self._seconds:
-                self._late = None  # it may refer to the request
-                self._end(result, failed)
-                return
+        self._came(result, failed)
+
+    def _take(self, future: asyncio.Future[object]) -> None:
+        if future.cancelled():
+            self._came(None, asyncio.CancelledError())
+        else:
+            failed = future.exception()
+            self._came(None if failed else future.result(), failed)
+
+    def _came(self, result: object, failed: BaseException | None) -> None:
+        # a plugin that blocked the loop also kept it from being given up
+        if self._ended is not None and monotonic() - self._since > self._seconds:
             self._end(None, _no_result_within(self._seconds))
-        if self._late is not None:
+        if self._ended is not None:
+            self._late = None  # it may refer to the request
+            self._end(result, failed)
+        elif self._late is not None:
             self._late(result)
 
     def _end(self, result: object, failed: BaseException | None) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
@@ -38,9 +39,8 @@ _INCOMPLETE = object()
 _UNASKED = hiredis.PushNotification
 _TURNS = 3
 
-_Waits: TypeAlias = "asyncio.Future[Any] | Callable[[Exception], None]"
-_Waiting: TypeAlias = tuple[_Waits, float]
-"""What waits for a response, or for an error alone, and since when."""
+_Waiting: TypeAlias = "tuple[Callable[[Any], None], float]"
+"""What is called with a response, and since when it waits. Any: what a script returns."""
 
 _UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
 _CERTIFICATE = "TLS fails, or its certificate is not accepted: see ssl_ca_certs"
@@ -118,36 +118,47 @@ class Line(asyncio.Protocol):
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
 
-    def command(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
-    ) -> tuple[str | int, ...]:
-        """Return the command that runs a script: with its text, the first time."""
+    def run(
+        self,
+        done: Callable[[Any], None],
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[str | int],
+    ) -> None:
+        """Run a script; its text is sent the first time. See `send`."""
         if script.digest in self._known:
-            return ("EVALSHA", script.digest, len(keys), *keys, *arguments)
-        self._known.add(script.digest)
-        return ("EVAL", script.source, len(keys), *keys, *arguments)
+            self.send(done, "EVALSHA", script.digest, len(keys), *keys, *arguments)
+        else:
+            self._known.add(script.digest)
+            self.send(done, "EVAL", script.source, len(keys), *keys, *arguments)
 
     def ask(self, *command: str | int) -> asyncio.Future[Any]:
         """Send a command; the future has its response or an error of `FAILURES`."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue(command, future)
+        self.send(partial(_end, future), *command)
         return future
 
-    def tell(self, failed: Callable[[Exception], None], *command: str | int) -> None:
-        """Send a command whose response is of no interest.
+    def send(self, done: Callable[[Any], None], *command: str | int) -> None:
+        """Send a command.
 
-        :param failed: called with an error that the server responds with.
+        :param done: called once, with the response or an error of `FAILURES`; it must not raise.
         """
-        self._queue(command, failed)
+        if not self._unsent:
+            # with all others of this turn of the loop
+            self._loop.call_soon(self._send)
+            self._queued_at = self._loop.time()
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
+        self._waiting.append((done, self._queued_at))
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(self._timeout, self._watch, _TURNS)
 
     async def close(self) -> None:
         """Close the connection; commands without a response fail."""
         self._broken = _ignore
-        for future, _ in self._waiting:
-            if isinstance(future, asyncio.Future) and not future.done():
-                future.set_exception(exceptions.ConnectionError("closed"))
-                future.exception()  # nobody may be waiting for it
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for done, _ in waiting:
+            done(exceptions.ConnectionError("closed"))
         with contextlib.suppress(*FAILURES):
             await self._connection.disconnect(nowait=True)
 
@@ -157,9 +168,10 @@ class Line(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (response := read()) is not _INCOMPLETE:
-                # what the server says unasked is no response
-                if not isinstance(response, _UNASKED):
-                    self._end(response)
+                # what the server says unasked is no response; without a caller, it has been closed
+                if not isinstance(response, _UNASKED) and self._waiting:
+                    done, _ = self._waiting.popleft()
+                    done(response)
         except hiredis.ProtocolError as error:
             self.connection_lost(exceptions.ConnectionError(str(error)))
 
@@ -167,17 +179,6 @@ class Line(asyncio.Protocol):
         """Report that the connection is lost, once."""
         broken, self._broken = self._broken, _ignore
         broken(error or exceptions.ConnectionError("closed by the server"))
-
-    def _queue(self, command: tuple[str | int, ...], waiting: _Waits) -> None:
-        if not self._unsent:
-            # with all others of this turn of the loop
-            self._loop.call_soon(self._send)
-            self._queued_at = self._loop.time()
-        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
-        self._waiting.append((waiting, self._queued_at))
-        if not self._watching:
-            self._watching = True
-            self._loop.call_later(self._timeout, self._watch, _TURNS)
 
     def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -201,19 +202,15 @@ class Line(asyncio.Protocol):
         else:
             self.connection_lost(TimeoutError())
 
-    def _end(self, response: object) -> None:
-        if not self._waiting:
-            return  # it has been closed
-        waiting, _ = self._waiting.popleft()
-        if not isinstance(waiting, asyncio.Future):
-            if isinstance(response, Exception):
-                waiting(response)
-        elif waiting.done():
-            pass  # its caller has been cancelled
-        elif isinstance(response, Exception):
-            waiting.set_exception(response)
-        else:
-            waiting.set_result(response)
+
+def _end(future: asyncio.Future[Any], response: object) -> None:
+    if future.done():
+        return  # its caller has been cancelled
+    if isinstance(response, Exception):
+        future.set_exception(response)
+        future.exception()  # nobody may be waiting for it
+    else:
+        future.set_result(response)
 
 
 def _ignore(_: Exception) -> None:

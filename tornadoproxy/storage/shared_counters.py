@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
 from tornadoproxy.storage.contract import DatabaseStatus
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tornadoproxy.storage.redis_line import Line
     from tornadoproxy.storage.redis_nodes import Node
     from tornadoproxy.storage.script import Script
+
+Done: TypeAlias = "Callable[[Any, BaseException | None], None]"
+"""What is called with the result of a script, or with the error instead. Any: see `run`."""
 
 PAUSE = 0.5  # seconds between two attempts to connect
 MOVING_PAUSE = 0.02  # seconds until a node of a cluster is asked again for keys that it moves
@@ -102,29 +105,37 @@ class SharedCounters:
         :param keys: what the script uses; in a cluster, all have the same word in braces.
         :raises DatabaseUnavailable: the server cannot be used; the script may have run.
         """
+        ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def end(result: Any, failed: BaseException | None) -> None:
+            if ended.cancelled():
+                return
+            if failed is None:
+                ended.set_result(result)
+            else:
+                ended.set_exception(failed)
+
+        self.ask(end, script, keys, *arguments)
+        return await ended
+
+    def ask(self, done: Done, script: Script, keys: Sequence[str], *arguments: str | int) -> None:
+        """Run a script as `run` does, without a task; two of these take a tenth of a request.
+
+        :param done: called once with the result and the error, possibly before this returns; it
+            must not raise.
+        """
         node = self._servers.node_of(keys)
         line = None if node is None else node.line
         if node is None or line is None:
-            raise self._unavailable()
-        try:
-            try:
-                return await line.ask(*line.command(script, keys, arguments))
-            except self._library.NoScriptError:
-                return await line.ask("EVAL", script.source, len(keys), *keys, *arguments)
-        except self._library.MOVES as error:
-            return await self._follow(error, script, keys, arguments)
-        except self._library.FAILURES as error:
-            if self._library.reason(error) is None:
-                raise
-            self._lost(node, line, error)
-            raise self._unavailable() from None
+            done(None, self._unavailable())
+            return
+        line.run(
+            partial(self._end, done, node, line, script, keys, arguments), script, keys, arguments
+        )
 
     def send(self, script: Script, keys: Sequence[str], *arguments: str | int) -> None:
         """Run a script without waiting for it; it is lost if the server cannot be used."""
-        node = self._servers.node_of(keys)
-        if node is not None and (line := node.line) is not None:
-            failed = partial(self._not_done, script, keys, arguments)
-            line.tell(failed, *line.command(script, keys, arguments))
+        self.ask(_ignore, script, keys, *arguments)
 
     def send_joined(self, script: Script, keys: tuple[str, ...], *arguments: str | int) -> None:
         """Run a script as `send` does, once for all calls with these keys in a turn of the loop.
@@ -156,6 +167,32 @@ class SharedCounters:
         for (script, keys), arguments in joined.items():
             self.send(script, keys, *arguments)
 
+    def _end(
+        self,
+        done: Done,
+        node: Node,
+        line: Line,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[str | int],
+        response: Any,  # a result, or an error
+    ) -> None:
+        if not isinstance(response, Exception):
+            done(response, None)
+        elif isinstance(response, self._library.NoScriptError):
+            end = partial(self._end, done, node, line, script, keys, arguments)
+            line.send(end, "EVAL", script.source, len(keys), *keys, *arguments)
+        elif isinstance(response, self._library.MOVES):
+            following = asyncio.create_task(self._follow(response, script, keys, arguments))
+            self._following.add(following)
+            following.add_done_callback(self._following.discard)
+            following.add_done_callback(partial(_pass_on, done))
+        elif self._library.reason(response) is None:
+            done(None, response)
+        else:
+            self._lost(node, line, response)
+            done(None, self._unavailable())
+
     async def _follow(
         self,
         moved: Exception,
@@ -185,7 +222,7 @@ class SharedCounters:
             line = await node.connect()
             if not isinstance(moved, self._library.MovedError):
                 # for the next command alone, so that the caller must not wait before it
-                line.tell(_ignore, "ASKING")
+                line.send(_ignore, "ASKING")
             return line
         # the slot's keys are at two nodes at the moment
         await asyncio.sleep(MOVING_PAUSE)
@@ -193,20 +230,6 @@ class SharedCounters:
         if node_of_keys is None:
             raise self._library.ClusterDownError("")
         return await node_of_keys.connect()
-
-    def _not_done(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[str | int],
-        error: Exception,
-    ) -> None:
-        """Run a script elsewhere if need be; nobody waits for it."""
-        if isinstance(error, self._library.MOVES):
-            following = asyncio.create_task(self._follow(error, script, keys, arguments))
-            self._following.add(following)
-            following.add_done_callback(self._following.discard)
-            following.add_done_callback(_take_error)
 
     async def _stay_connected(self) -> None:
         while True:
@@ -250,11 +273,10 @@ async def _repeat(function: Callable[[], None], every: float) -> None:
         function()
 
 
-def _take_error(done: asyncio.Future[Any]) -> None:
-    """Note an error that nobody waits for; the connection's are logged."""
-    if not done.cancelled():
-        done.exception()
+def _pass_on(done: Done, following: asyncio.Task[Any]) -> None:
+    failed = following.exception()
+    done(following.result() if failed is None else None, failed)
 
 
-def _ignore(_: Exception) -> None:
-    """Ignore the error: the next response is one as well."""
+def _ignore(_result: Any, _failed: BaseException | None = None) -> None:
+    """Ignore what nobody waits for; the connection's errors are logged."""
