@@ -86,7 +86,7 @@ def read_fields(body: bytes) -> dict[str, bytes]:
 
     :raises InvalidRequest: it is no JSON object, has a field twice, or is too complex.
     """
-    members, _ = _members_or_refusal(body)
+    members = _members_or_refusal(body)
     return {name: bytes(value) for name, value in members.items()}
 
 
@@ -100,8 +100,8 @@ def with_model(body: bytes, name: str) -> bytes:
 
     :raises InvalidRequest: it has a field twice, or is too complex.
     """
-    members, starts = _members_or_refusal(body)
-    named = _NAME.match(body, starts[[*members].index("model")])
+    members = _members_or_refusal(body)
+    named = _NAME.match(body, _starts(body, members)[[*members].index("model")])
     assert named is not None
     return b"%b%b%b" % (
         body[: named.end()],
@@ -110,8 +110,8 @@ def with_model(body: bytes, name: str) -> bytes:
     )
 
 
-def members_of(body: bytes) -> tuple[dict[str, Raw], list[int]]:
-    """Return the fields of the object in `body`, and where the text of each begins.
+def members_of(body: bytes) -> dict[str, Raw]:
+    """Return the fields of the object in `body`.
 
     :raises InvalidRequest: a field occurs twice, or the body is too complex.
     :raises msgspec.DecodeError: it is not JSON, or not an object.
@@ -120,7 +120,18 @@ def members_of(body: bytes) -> tuple[dict[str, Raw], list[int]]:
         _check_complexity(body)
     found = _decode_members(body)
     # The decoder keeps the last of two fields with one name. So the body has no field twice if it
-    # consists of the fields that the decoder kept, in their order, and of nothing else.
+    # consists of the fields that the decoder kept, in their order, and of nothing else. Most
+    # clients send what the encoder makes of these, without whitespace: a fifth of the time.
+    if len(body) > MAX_OTHER_FIELDS or _encode(found) != body:
+        _starts(body, found)
+    return found
+
+
+def _starts(body: bytes, found: Mapping[str, Raw]) -> list[int]:
+    """Return where the text of each field begins.
+
+    :raises InvalidRequest: there is more than these fields.
+    """
     place = 0
     starts = []
     for value in found.values():
@@ -131,10 +142,10 @@ def members_of(body: bytes) -> tuple[dict[str, Raw], list[int]]:
         place = begin.end() + len(value)
     if b"".join(body[place:].split()) != (b"}" if found else b"{}"):
         raise ambiguous()
-    return found, starts
+    return starts
 
 
-def _members_or_refusal(body: bytes) -> tuple[dict[str, Raw], list[int]]:
+def _members_or_refusal(body: bytes) -> dict[str, Raw]:
     try:
         return members_of(body)
     except msgspec.ValidationError:

@@ -159,7 +159,7 @@ def _members(body: bytes) -> dict[str, Raw]:
     :raises InvalidRequest: a field occurs twice or in another case, or the body is too complex.
     :raises msgspec.DecodeError: it is not JSON, or not an object.
     """
-    found, _ = members_of(body)
+    found = members_of(body)
     for name in found:
         if name not in _READ and name.casefold() in _READ:
             raise ambiguous()
