@@ -58,7 +58,7 @@ def team(scene: Scene, tmp_path: Path, redis_server: RedisServer) -> Team:
 
 
 async def test_requests_of_all_proxies_count(team: Team) -> None:
-    key = await team.start_all(Limits(requests_per_minute=60))
+    key = await team.start_all(Limits(requests_per_minute=60), DATABASE_TIMEOUT=5)
     assert await team.statuses(key, 500) == {200: 60, 429: 440}
     refused = await team.ask_at(3, key)
     assert 58 <= int(refused.header("retry-after") or 0) <= 61

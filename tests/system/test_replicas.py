@@ -119,6 +119,8 @@ class Replicas:
     async def statuses(self, key: str, count: int) -> Counter[int]:
         """Return how often each status came in `count` parallel requests."""
         responses = await asyncio.gather(*(self.ask(key) for _ in range(count)))
+        failed = [(each.headers, each.body) for each in responses if each.status >= 500]
+        assert not failed, failed[0]  # which shows who has sent it
         return Counter(response.status for response in responses)
 
 

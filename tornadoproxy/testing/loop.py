@@ -18,8 +18,9 @@ T = TypeVar("T")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark every coroutine test for pytest-tornado."""
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+    """Mark every coroutine test for pytest-tornado, unless its module does, with a timeout."""
+    is_coroutine = isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj)
+    if is_coroutine and item.get_closest_marker("gen_test") is None:
         item.add_marker(pytest.mark.gen_test)
 
 
