@@ -13,6 +13,7 @@ import trustme
 from given import CANARY
 
 from tornadoproxy import Secret, parsers
+from tornadoproxy.config import responses_settings
 from tornadoproxy.config.urls import EgressProxy
 
 LONGEST_HOST = ".".join(["a" * 63] * 4)[:253]
@@ -90,6 +91,7 @@ NOT_HOSTS = [
         ),
         (parsers.boolean, ["", "2", "truee"], "must be yes or no, not "),
         (parsers.choice("a", "b"), ["", "c", "a b"], "must be one of a, b, not "),
+        (responses_settings.store, ["no", "None", "yes", "0"], "must be memory, off, a file or "),
         (parsers.words, ["a\nb"], "must be one line"),
         (parsers.secret, ["a b", "a\nb"], "must be one value, without spaces inside it"),
         (parsers.secret, ["a\0b", "a\x7f"], "must contain no control characters"),

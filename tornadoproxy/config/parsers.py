@@ -87,10 +87,11 @@ _SIZE = r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt]?)(?:i?b)?)"
 _CONTROLS = r"[\x00-\x1f\x7f]"
 _DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _MULTIPLES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_BOOLEANS = {
+BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
+"""What the words for yes and no mean, in lower case."""
 
 
 def text(value: str) -> str:
@@ -164,7 +165,7 @@ def size(value: str) -> int:
 def boolean(value: str) -> bool:
     """Parse ``1``, ``true``, ``yes``, ``on``, or ``0``, ``false``, ``no``, ``off``, in any case."""
     try:
-        return _BOOLEANS[value.lower()]
+        return BOOLEANS[value.lower()]
     except KeyError:
         raise ValueError(f"must be yes or no, not {value!r}") from None
 

@@ -17,9 +17,15 @@ OFF = "off"
 
 
 def store(value: str) -> str | Path | SecretURL:
-    """Parse ``memory``, ``off``, or what `parsers.database` does."""
-    if value.lower() in (MEMORY, OFF):
-        return value.lower()
+    """Parse ``memory``, ``off``, or what `parsers.database` does.
+
+    A word for yes or no is no file: whoever means ``off`` must not find prompts on the disk.
+    """
+    word = value.lower()
+    if word in (MEMORY, OFF):
+        return word
+    if word in parsers.BOOLEANS or word == "none":
+        raise ValueError(f"must be memory, off, a file or a postgresql:// URL, not {value!r}")
     return parsers.database(value)
 
 
