@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.openai.caching import cache_request
 from tornadoproxy.openai.content import text_block
@@ -52,6 +54,26 @@ def requested_model(document: Json) -> str:
     if not name.strip():
         refuse("model", "must not be empty")
     return name
+
+
+class TranslatedRequest(Struct, frozen=True, kw_only=True):
+    """A messages request, and what the translation of its response needs.
+
+    :param body: the request's body, JSON.
+    :param stream: whether the response is streamed.
+    :param samples: whether the body has a sampling parameter, which ``anthropic-version``
+        2026-10-21 refuses.
+    :param ignored: the names of dropped fields, each once.
+    """
+
+    body: bytes
+    stream: bool
+    samples: bool
+    ignored: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        # no content of requests
+        return f"{type(self).__name__}(stream={self.stream}, ignored={self.ignored})"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -49,7 +48,9 @@ class InputTokensHandler(ResponsesHandler):
         translation = super().translate(document, **how)
         fields = read_fields(translation.body)
         counted = {name: value for name, value in fields.items() if name in COUNTED}
-        return replace(translation, body=write_fields(counted), stream=False, samples=False)
+        return msgspec.structs.replace(
+            translation, body=write_fields(counted), stream=False, samples=False
+        )
 
     def take_message(self, body: bytes) -> None:
         try:

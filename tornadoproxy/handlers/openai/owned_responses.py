@@ -97,8 +97,10 @@ class Owner:
             self.size += ITEM_OVERHEAD
         held.uses += 1
         if item.id is not None:
-            same = self._by_id.setdefault(item.id, [])
-            if not same or same[-1] is not held.value:
+            same = self._by_id.get(item.id)
+            if same is None:
+                self._by_id[item.id] = [held.value]
+            elif same[-1] is not held.value:
                 if held.uses > 1:
                     same.remove(item)
                 same.append(held.value)

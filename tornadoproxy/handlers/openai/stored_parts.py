@@ -39,6 +39,7 @@ _OWN = (
     "status",
     "usage",
 )
+_NOT_SHARED = frozenset((*_OWN, "output"))
 
 
 # of many: objects that the garbage collector need not look at
@@ -87,9 +88,8 @@ def parts_of(
     response: Json, own_input: tuple[Item, ...], output: tuple[Item, ...], previous: str | None
 ) -> Parts:
     """Return the parts of a response; see `ResponseStore.put`."""
-    shared = response.copy()
-    del shared["output"]
-    own = {name: shared.pop(name) for name in _OWN if name in shared}
+    own = {name: response[name] for name in _OWN if name in response}
+    shared = {name: value for name, value in response.items() if name not in _NOT_SHARED}
     encoded = reading.dump(own), reading.dump(shared)
     return Parts(response["id"], previous, *encoded, own_input, output)
 

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
 
 from tornadoproxy.config.core_settings import MAX_BODY_SIZE
 from tornadoproxy.errors import (
@@ -23,6 +25,7 @@ from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.openai.errors import translate_error
 from tornadoproxy.openai.message import MAX_RESPONSE, EventTranslator, read_message
+from tornadoproxy.openai.messages_request import TranslatedRequest
 from tornadoproxy.openai.models import Capabilities
 from tornadoproxy.openai.reading import parse
 from tornadoproxy.protocol import usage_fields
@@ -33,8 +36,6 @@ from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader
 
 if TYPE_CHECKING:
-    from dataclasses import Field
-
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.openai.reading import Json
@@ -80,28 +81,6 @@ def _is_read(name: str) -> bool:
 @lru_cache(128)
 def _is_kept(name: str) -> bool:
     return _KEPT.fullmatch(name) is not None
-
-
-class TranslatedRequest(Protocol):
-    """A messages request, and what the translation of its response needs. A dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # Any: of each field
-
-    @property
-    def body(self) -> bytes:
-        """The request's body, JSON."""
-
-    @property
-    def stream(self) -> bool:
-        """Whether the response is streamed."""
-
-    @property
-    def samples(self) -> bool:
-        """Whether the body has a sampling parameter, which needs `SAMPLING_VERSION`."""
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """The names of dropped fields, each once."""
 
 
 T = TypeVar("T", bound=TranslatedRequest)
@@ -201,7 +180,9 @@ class TranslatingHandler(UpstreamHandler, Generic[T, S]):
         assert held is not None
         if len(translation.body) > max(held.size, UNCHARGED_BODY):  # what it carries is unpacked
             held.resize(len(translation.body))
-        self._translation = replace(translation, body=b"")  # a stream would keep it to its end
+        self._translation = msgspec.structs.replace(
+            translation, body=b""
+        )  # a stream would keep it to its end
         self.send(
             self.target,
             translation.body,

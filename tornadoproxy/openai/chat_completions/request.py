@@ -6,12 +6,11 @@ https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from tornadoproxy.errors import InvalidRequest
 from tornadoproxy.openai.chat_completions import conversation, fields, tools
 from tornadoproxy.openai.messages_request import (
     SAMPLING,
+    TranslatedRequest,
     Wishes,
     messages_request,
 )
@@ -44,25 +43,15 @@ _BY_CAPABILITIES = (
 )
 
 
-@dataclass(frozen=True)
-class Translation:
-    """A messages request, and the settings for the translation of its response.
+class Translation(TranslatedRequest, frozen=True, kw_only=True):
+    """See `TranslatedRequest`.
 
-    :param body: the request's body, JSON.
-    :param stream: whether the response is streamed.
     :param include_usage: whether a stream ends with a chunk that holds the usage.
     :param legacy_functions: whether calls are returned as ``function_call``.
-    :param samples: whether the body has a sampling parameter, which ``anthropic-version``
-        2026-10-21 refuses.
-    :param ignored: the names of dropped fields, each once.
     """
 
-    body: bytes = field(repr=False)
-    stream: bool
     include_usage: bool
     legacy_functions: bool
-    samples: bool
-    ignored: tuple[str, ...]
 
 
 def depends_on_capabilities(document: Json, options: Options) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
+
+from tornadoproxy.openai.messages_request import TranslatedRequest
 
 if TYPE_CHECKING:
     from tornadoproxy.openai.reading import Json
@@ -34,15 +35,9 @@ class Origin(NamedTuple):
     namespace: str | None = None
 
 
-@dataclass(frozen=True)
-class Translation:
-    """A messages request, and the settings for the translation of its response.
+class Translation(TranslatedRequest, frozen=True, kw_only=True):
+    """See `TranslatedRequest`.
 
-    :param body: the request's body, JSON.
-    :param stream: whether the response is streamed.
-    :param samples: whether the body has a sampling parameter, which ``anthropic-version``
-        2026-10-21 refuses.
-    :param ignored: the names of dropped fields, each once.
     :param origins: the client's tool for each name of an upstream's tool; a name that is not here
         is that of a function.
     :param echo: the fields of the response object that repeat the request or are constant; all but
@@ -57,14 +52,10 @@ class Translation:
     :param compacts: whether the response is one compaction item.
     """
 
-    body: bytes = field(repr=False)
-    stream: bool
-    samples: bool
-    ignored: tuple[str, ...]
     origins: Mapping[str, Origin]
-    echo: Json = field(repr=False)
+    echo: Json
     kept: bool
     previous: str | None
-    input: tuple[Json, ...] = field(repr=False)
+    input: tuple[Json, ...]
     for_codex: bool
     compacts: bool
