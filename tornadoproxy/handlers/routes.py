@@ -91,7 +91,7 @@ def _handler_class(method: str, path: str) -> type[BaseHandler]:
         return ChatHandler if is_chat else ModelsHandler
     segments = of_responses(path)
     if segments is not None:
-        from tornadoproxy.handlers.openai import responses_routes
+        from tornadoproxy.handlers.openai.responses_routes import handler_class
 
-        return responses_routes.handler_class(method, segments)
+        return handler_class(method, segments)
     return NotFoundHandler

@@ -26,20 +26,8 @@ if TYPE_CHECKING:
 MAX_LINKS = 5_000
 """The most responses that continue one another."""
 
-# The fields of a response object that differ from turn to turn; the rest repeats the request.
-_OWN = (
-    "completed_at",
-    "created_at",
-    "error",
-    "id",
-    "incomplete_details",
-    "metadata",
-    "model",
-    "previous_response_id",
-    "status",
-    "usage",
-)
-_NOT_SHARED = frozenset((*_OWN, "output"))
+# The fields of a response object that may be large, and that a client repeats in each turn.
+_REPEATED = ("instructions", "text", "tools")
 
 
 # of many: objects that the garbage collector need not look at
@@ -57,8 +45,8 @@ class Item(Struct, frozen=True, gc=False):
 class Parts(Struct, frozen=True, gc=False):
     """A response in its parts.
 
-    :param own: the fields of the response object that are its own.
-    :param shared: those that repeat its request, except for its output.
+    :param own: the fields of the response object, but for its output and those in `shared`.
+    :param shared: the fields that other responses are likely to have as well.
     """
 
     id: str
@@ -88,8 +76,9 @@ def parts_of(
     response: Json, own_input: tuple[Item, ...], output: tuple[Item, ...], previous: str | None
 ) -> Parts:
     """Return the parts of a response; see `ResponseStore.put`."""
-    own = {name: response[name] for name in _OWN if name in response}
-    shared = {name: value for name, value in response.items() if name not in _NOT_SHARED}
+    own = response.copy()
+    del own["output"]
+    shared = {name: own.pop(name) for name in _REPEATED if name in own}
     encoded = reading.dump(own), reading.dump(shared)
     return Parts(response["id"], previous, *encoded, own_input, output)
 

@@ -43,7 +43,7 @@ _SUMMARIES = ("auto", "concise", "detailed")
 _VERBOSITIES = ("low", "medium", "high")
 
 # The fields whose translation depends on the model's capabilities.
-_BY_CAPABILITIES = ("previous_response_id", "reasoning", "text", "tool_choice", "tools")
+_BY_CAPABILITIES = frozenset({"previous_response_id", "reasoning", "text", "tool_choice", "tools"})
 
 # The items whose translation does; what is stored may be any of them.
 _ITEMS_BY_CAPABILITIES = (
@@ -101,9 +101,11 @@ def needs(document: Json, options: Options) -> Needs:
     previous = document.get("previous_response_id")
     if previous is not None:
         text(previous, "previous_response_id")
-    capabilities = (
-        document.get("max_output_tokens") is None and options.default_max_tokens is None
-    ) or any(document.get(name) is not None for name in _BY_CAPABILITIES)
+    has_limit = document.get("max_output_tokens") is not None
+    named = _BY_CAPABILITIES.intersection(document)
+    capabilities = (not has_limit and options.default_max_tokens is None) or (
+        bool(named) and any(document[name] is not None for name in named)
+    )
     items = []
     for item, kind, param in own_items(document):
         if kind == "item_reference":
