@@ -54,6 +54,9 @@ class Company:
         self.directory = tmp_path
 
     async def open(self) -> None:
+        # first, since it skips the test where there is no browser
+        self._browsing = browsing()
+        self._browser = await self._browsing.__aenter__()
         self.node = await asyncio.create_subprocess_exec(
             *(str(NODE), str(HERE / "provider.mjs"), f"{self.url}/oauth/callback"),
             stdout=asyncio.subprocess.PIPE,
@@ -61,8 +64,6 @@ class Company:
         )
         assert self.node.stdout is not None
         self.issuer = (await self.node.stdout.readline()).decode().strip()
-        self._browsing = browsing()
-        self._browser = await self._browsing.__aenter__()
 
     async def close(self) -> None:
         await self._browsing.__aexit__(None, None, None)
