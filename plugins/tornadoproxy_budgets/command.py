@@ -91,13 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(do=_show)
 
     audit = commands.add_parser("audit", help="list who changed which cap, latest change first")
-    audit.add_argument(
-        "--limit",
-        type=tables.count,
-        default=100,
-        metavar="N",
-        help="number of changes (default: 100)",
-    )
+    tables.add_limit(audit, 100, "number of changes")
     audit.add_argument(
         "--since",
         type=tables.since,

@@ -125,7 +125,7 @@ class Administrator:
         self,
         method: str,
         path: str,
-        query: Query = {},  # noqa: B006
+        query: Query = {},  # noqa: B006  # nobody changes it
         document: object = None,
         headers: Mapping[str, str] = {},
     ) -> admin.Document:

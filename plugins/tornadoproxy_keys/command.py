@@ -127,13 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rotate.set_defaults(do=_rotate)
 
     audit = commands.add_parser("audit", help="list who changed which key, latest change first")
-    audit.add_argument(
-        "--limit",
-        type=tables.count,
-        default=100,
-        metavar="N",
-        help="number of changes (default: 100)",
-    )
+    tables.add_limit(audit, 100, "number of changes")
     tables.add_format(audit)
     audit.set_defaults(do=_audit)
 

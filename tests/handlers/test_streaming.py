@@ -88,7 +88,7 @@ async def test_open_stream_keeps_small_handler(request_: bytes, scene: Scene) ->
     assert gateway is not None
     (handler,) = gateway.in_flight
     assert len(vars(handler)) < 30
-    assert not [*handler.request.headers]  # type: ignore[attr-defined]
+    assert not [*handler.request.headers]  # type: ignore[attr-defined]  # a handler
 
 
 # -- streams that break; tests/system has the ways in which an upstream breaks one

@@ -89,7 +89,7 @@ def test_figures_are_computed_at_most_twice_a_second(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     present = watched()
     asked = []
-    present.status = lambda: asked.append(clock) or STATUS  # type: ignore[func-returns-value]
+    present.status = lambda: asked.append(clock) or STATUS  # type: ignore[func-returns-value]  # None
     for _ in range(100):
         present.figures()
     clock += live.PAUSE

@@ -29,7 +29,7 @@ async def test_sign_ins_of_a_person_are_listed_and_ended(signing_in: SigningIn) 
     for tokens in (first, second):
         bearer = tokens["access_token"]
         async with asyncio.timeout(2):
-            await until(401, lambda bearer=bearer: signing_in.get(bearer))  # type: ignore[misc]
+            await until(401, lambda bearer=bearer: signing_in.get(bearer))  # type: ignore[misc]  # no type
         assert (await signing_in.refresh(tokens["refresh_token"])).status == 401
     assert (await signing_in.get(other["access_token"])).status == 200
 

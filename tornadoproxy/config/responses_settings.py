@@ -19,7 +19,7 @@ OFF = "off"
 def store(value: str) -> str | Path | SecretURL:
     """Parse ``memory``, ``off``, or what `parsers.database` does.
 
-    A word for yes or no is no file: whoever means ``off`` must not find prompts on the disk.
+    A word for yes or no is no file: an operator who means ``off`` must not find prompts on disk.
     """
     word = value.lower()
     if word in (MEMORY, OFF):

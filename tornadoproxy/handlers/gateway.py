@@ -103,7 +103,7 @@ class Gateway:
         self.allowed_hosts = frozenset(own.union(settings[ALLOWED_HOSTS]))
         self.allowed_origins = frozenset(settings[ALLOWED_ORIGINS])
 
-    # what follows is not loaded at the start
+    # the rest is not loaded at the start
 
     @cached_property
     def admission(self) -> Admission:

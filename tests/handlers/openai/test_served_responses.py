@@ -79,7 +79,7 @@ async def test_stream_is_the_same_response(openai_client: AsyncOpenAI, scene: Sc
     assert len(deltas) > 1
     assert "".join(deltas) == streamed.output_text == whole.output_text
     record = await scene.records.finished(2)
-    assert record.usage.output_tokens == streamed.usage.output_tokens  # type: ignore[union-attr]
+    assert record.usage.output_tokens == streamed.usage.output_tokens  # type: ignore[union-attr]  # it has a usage
 
 
 class Town(BaseModel):
@@ -136,7 +136,7 @@ async def test_error_of_upstream_keeps_status_and_id(
     lines = {**headers, "request-id": "req_up"}
     scene.upstream.script(error_response(status, "any_error", "so it is", lines))
     with pytest.raises(raised, match="so it is") as error:
-        await openai_client.responses.create(**HELLO)  # type: ignore[call-overload]
+        await openai_client.responses.create(**HELLO)  # type: ignore[call-overload]  # a dict of any type
     assert (error.value.status_code, error.value.request_id) == (status, "req_up")
     assert error.value.response.headers.get("retry-after") == retry_after
     record = await scene.records.finished()
@@ -150,7 +150,7 @@ async def test_first_event_with_an_error_is_a_status(
     ping = event({"type": "ping"})
     scene.upstream.script(sse_response([ping, event(error)]))
     with pytest.raises(openai.RateLimitError, match="Slow down") as raised:
-        await openai_client.responses.create(**HELLO, stream=True)  # type: ignore[call-overload]
+        await openai_client.responses.create(**HELLO, stream=True)  # type: ignore[call-overload]  # a dict of any type
     assert raised.value.code == "rate_limit_exceeded"
     assert raised.value.response.headers["retry-after"] == str(RETRY_AFTER)
     assert (await scene.records.finished()).outcome == "failed"
@@ -184,7 +184,7 @@ async def test_stream_that_fails_raises_in_the_sdk(
     openai_client: AsyncOpenAI, scene: Scene
 ) -> None:
     scene.upstream.script(BROKEN["an error"])
-    stream = await openai_client.responses.create(**HELLO, stream=True)  # type: ignore[call-overload]
+    stream = await openai_client.responses.create(**HELLO, stream=True)  # type: ignore[call-overload]  # a dict of any type
     with pytest.raises(openai.APIError, match="Overloaded"):
         [each async for each in stream]
 

@@ -83,21 +83,24 @@ class MemoryStore:
         self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
     ) -> Awaitable[None] | None:
         encoding = _encode(response, own_input, previous)
+        if self._go_on(principal, encoding):
+            return None
+        return self._put_in_steps(principal, encoding)
+
+    async def _put_in_steps(self, principal: str, encoding: Encoding) -> None:
+        is_added = False
+        while not is_added:
+            await asyncio.sleep(0)
+            is_added = self._go_on(principal, encoding)
+
+    def _go_on(self, principal: str, encoding: Encoding) -> bool:
+        """Encode some items; return whether these were the last, and the response is added."""
         try:
             next(encoding)
         except StopIteration as encoded:
             self._add(principal, encoded.value)
-            return None
-        return self._put_by_and_by(principal, encoding)
-
-    async def _put_by_and_by(self, principal: str, encoding: Encoding) -> None:
-        while True:
-            await asyncio.sleep(0)
-            try:
-                next(encoding)
-            except StopIteration as encoded:
-                self._add(principal, encoded.value)
-                return
+            return True
+        return False
 
     def _add(self, principal: str, parts: Parts) -> None:
         replaced = self._find(principal, parts.id)

@@ -102,9 +102,8 @@ def needs(document: Json, options: Options) -> Needs:
     if previous is not None:
         text(previous, "previous_response_id")
     has_limit = document.get("max_output_tokens") is not None
-    named = _BY_CAPABILITIES.intersection(document)
-    capabilities = (not has_limit and options.default_max_tokens is None) or (
-        bool(named) and any(document[name] is not None for name in named)
+    capabilities = (not has_limit and options.default_max_tokens is None) or any(
+        document[name] is not None for name in _BY_CAPABILITIES.intersection(document)
     )
     items = []
     for item, kind, param in own_items(document):

@@ -61,6 +61,20 @@ def add_format(parser: argparse.ArgumentParser, *more: str) -> None:
     )
 
 
+def add_limit(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    """Add the flag ``--limit`` to the parser of a command that lists something.
+
+    :param what: the help: ``number of changes``.
+    """
+    parser.add_argument(
+        "--limit",
+        type=count,
+        default=default,
+        metavar="N",
+        help=f"{what} (default: {default})",
+    )
+
+
 def write(columns: Mapping[str, str], rows: Rows, form: str) -> None:
     """Write a table to standard output.
 
