@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.decisions import AllowedModels, Permit
     from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
     from tornadoproxy.plugin.observing import Observer
-    from tornadoproxy.plugin.pages import Page, PageRequest, PageResponse, PluginState, RunningProxy
     from tornadoproxy.plugin.pricing import usd
     from tornadoproxy.plugin.request import (
         Identity,
@@ -54,6 +53,14 @@ if TYPE_CHECKING:
         RequestRecord,
     )
     from tornadoproxy.plugin.shared_limits import shared_counters
+    from tornadoproxy.plugin.web.attempts import Attempts
+    from tornadoproxy.plugin.web.pages import (
+        Page,
+        PageRequest,
+        PageResponse,
+        PluginState,
+        RunningProxy,
+    )
     from tornadoproxy.protocol.body_fields import read_fields, write_fields
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
     from tornadoproxy.server.line_writer import LineWriter
     from tornadoproxy.storage.contract import DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy.storage.database import Database
+    from tornadoproxy.storage.follower import Follower
     from tornadoproxy.storage.script import Script
     from tornadoproxy.storage.shared_counters import SharedCounters
     from tornadoproxy.upstream.cloud_wire import CloudWire, TokenWire
@@ -84,6 +92,7 @@ __all__ = [
     "SHARED_LIMITS_FAILURE",
     "UNKNOWN_MODEL",
     "AllowedModels",
+    "Attempts",
     "AuthenticationFailed",
     "BaseURL",
     "CloudWire",
@@ -98,6 +107,7 @@ __all__ = [
     "Dialect",
     "EgressProxy",
     "ErrorDecoder",
+    "Follower",
     "Identity",
     "Inactive",
     "IncomingRequest",
@@ -156,6 +166,7 @@ _HOMES = {
     "SHARED_LIMITS_FAILURE": "config.core_settings",
     "UNKNOWN_MODEL": "protocol.usage",
     "AllowedModels": "plugin.decisions",
+    "Attempts": "plugin.web.attempts",
     "AuthenticationFailed": "errors",
     "BaseURL": "config.urls",
     "CloudWire": "upstream.cloud_wire",
@@ -170,6 +181,7 @@ _HOMES = {
     "Dialect": "protocol.dialects",
     "EgressProxy": "config.urls",
     "ErrorDecoder": "protocol.wire",
+    "Follower": "storage.follower",
     "Identity": "plugin.request",
     "Inactive": "plugin.hookspecs",
     "IncomingRequest": "plugin.request",
@@ -180,18 +192,18 @@ _HOMES = {
     "Observer": "plugin.observing",
     "Outcome": "plugin.request",
     "OutgoingRequest": "protocol.wire",
-    "Page": "plugin.pages",
-    "PageAnswer": "plugin.pages",
-    "PageRequest": "plugin.pages",
-    "PageResponse": "plugin.pages",
+    "Page": "plugin.web.pages",
+    "PageAnswer": "plugin.web.pages",
+    "PageRequest": "plugin.web.pages",
+    "PageResponse": "plugin.web.pages",
     "Permit": "plugin.decisions",
-    "PluginState": "plugin.pages",
+    "PluginState": "plugin.web.pages",
     "ProxyError": "errors",
     "RefreshedCredential": "upstream.credential",
     "RequestRecord": "plugin.request",
     "ResponseDecoder": "protocol.wire",
     "ResponseHead": "protocol.wire",
-    "RunningProxy": "plugin.pages",
+    "RunningProxy": "plugin.web.pages",
     "Script": "storage.script",
     "Secret": "secret",
     "SecretURL": "secret",

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from tornadoproxy import (
+    Attempts,
     AuthenticationFailed,
     DatabaseUnavailable,
     Denied,
@@ -41,7 +42,7 @@ class Service:
 
     def __init__(self, keys: AdminKeys) -> None:
         self.keys = keys
-        self._attempts = admin.Attempts("admin keys")
+        self._attempts = Attempts("wrong admin keys")
         self._resources = admin.Resources(())
 
     def page(self, apis: Sequence[admin.Api]) -> Page:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from tornadoproxy import (
+    Attempts,
     AuthenticationFailed,
     Denied,
     InvalidRequest,
@@ -70,7 +71,7 @@ class Site:
         self._resources = admin.Resources(each for api in apis for each in api.resources)
         self.live = live
         self._sessions = Sessions()
-        self._attempts = admin.Attempts("keys")
+        self._attempts = Attempts("wrong keys")
         files = resources.files(__package__) / "static"
         self._static = {name: (files / name).read_bytes() for name in STATIC_TYPES}
         self.version = hashlib.sha256(b"".join(self._static.values())).hexdigest()[:12]

@@ -1,12 +1,9 @@
 """Authentication by keys in a running proxy.
 
-The keys are held in memory. About once a second the gate checks whether the database has changed,
-and reloads it then, in the database's own thread. A key that a command creates or revokes takes
-effect within two seconds, and no request waits for the disk.
-
-An unreadable database may contain a revocation. The gate therefore uses its keys for
-`MAX_UNVERIFIED` seconds without verifying them, so that a short lock rejects nobody; after that it
-rejects all keys with 503 until the database is readable again.
+The keys are held in memory; a `Follower` loads them again, in the database's own thread, when
+another process has changed them. A key that a command creates or revokes takes effect within two
+seconds, and no request waits for the disk. While the database cannot be read for longer, all keys
+are rejected with 503.
 
 A key is looked up by its SHA-256 hash in a dict. The duration reveals nothing useful: a client
 without a key cannot choose the beginning of its hash, and cannot guess a secret of 32 random bytes.
@@ -16,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -26,6 +22,7 @@ from tornadoproxy import (
     ConfigurationError,
     DatabaseUnavailable,
     Denied,
+    Follower,
     Identity,
     IncomingRequest,
     ModelRequest,
@@ -46,17 +43,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REFRESH = 1.0  # seconds between two checks of the database
 # Many proxies add to the usage of a key, one after the other, and would wait until a statement's
 # deadline: one that waits for others for longer than this does it less often.
 SHORT = 0.05  # seconds
 REST = 30  # times as long as it takes beyond that, the proxy waits before the next time
 MAX_REST = 10.0  # seconds
-MAX_UNVERIFIED = 30.0  # seconds
 
 _PREFIX = store.PREFIX.encode()
-
-_logger = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
@@ -84,16 +77,13 @@ class Gate:
         self._local = local
         self.has_token = False
         self._database = store.database(where)
+        self._follower = Follower(self._database, self._reload, "keys")
         self._rows: store.Rows | None = None
-        self._stale = True
-        self._verified_at = 0.0
-        self._reason = "it has not been checked for too long"
-        self._refused = False
         self._entries: dict[bytes, _Entry] = {}
         self._keys: dict[str, LiveKey] = {}
         self._usage = UsageCount()
         self._adding_time = 0.0  # seconds; set by the database's thread
-        self._refreshing: asyncio.Task[None] | None = None
+        self._handed_over_at = 0.0
 
     def check(self) -> None:
         """Refuse an invalid setting.
@@ -120,7 +110,7 @@ class Gate:
         :raises ConfigurationError: the database cannot be used.
         """
         await self._database.start(self._load, statement_timeout=deadline)
-        self._refreshing = asyncio.create_task(self._keep_fresh())
+        self._follower.start(self._hand_over_if_rested)
 
     def database_status(self) -> list[DatabaseStatus]:
         """Return the state of the database, and of the server of ``SHARED_LIMITS`` if it is set."""
@@ -131,8 +121,7 @@ class Gate:
 
     async def close(self) -> None:
         """Write the usage, and close the database."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        self._follower.stop()
         self._hand_over_usage()
         await self._database.close()
         if self._shared is not None:
@@ -171,8 +160,7 @@ class Gate:
             if not key.startswith(_PREFIX):
                 others = True
                 continue
-            if time.monotonic() - self._verified_at > MAX_UNVERIFIED:
-                raise DatabaseUnavailable(self._reason)
+            self._follower.check()
             entry = self._entries.get(store.hashed(key))
             refusal = _refusal(entry, time.time())
             if entry is not None and refusal is None:
@@ -270,44 +258,20 @@ class Gate:
         result = await self._database.run(work)
         # a failure is the next check's: the change itself is made
         with contextlib.suppress(DatabaseUnavailable):
-            await self._reload()
+            await self._follower.reload()
         return result
 
     async def _load(self) -> None:
-        await self._refresh()
+        await self._follower.follow()
         if self._shared is not None:
             await self._shared.open()
 
-    async def _keep_fresh(self) -> None:
-        handed_over_at = 0.0
-        while True:
-            await asyncio.sleep(REFRESH)
-            rest = min(max(self._adding_time - SHORT, 0) * REST, MAX_REST)
-            # while the database fails, the sums are kept here, where they do not grow
-            if not self._database.failing and time.monotonic() >= handed_over_at + rest:
-                handed_over_at = time.monotonic()
-                self._hand_over_usage()
-            try:
-                await self._refresh()
-            except DatabaseUnavailable as error:
-                self._reason = str(error)
-            # whatever the error is, the keys are not verified, and the next check may succeed
-            except Exception as error:
-                self._reason = f"{self.where} cannot be read: {type(error).__name__}"
-            self._log_whether_refused()
-
-    async def _refresh(self) -> None:
-        """Reload the keys if the database has changed.
-
-        :raises DatabaseUnavailable: the database cannot be used.
-        """
-        asked_at = time.monotonic()
-        if await self._database.changed():
-            self._stale = True
-        if self._stale:
-            await self._reload()
-            self._stale = False
-        self._verified_at = asked_at
+    def _hand_over_if_rested(self) -> None:
+        rest = min(max(self._adding_time - SHORT, 0) * REST, MAX_REST)
+        # while the database fails, the sums are kept here, where they do not grow
+        if not self._database.failing and time.monotonic() >= self._handed_over_at + rest:
+            self._handed_over_at = time.monotonic()
+            self._hand_over_usage()
 
     async def _reload(self) -> None:
         anew = await self._database.run(self._read, exclusive=False)
@@ -334,17 +298,6 @@ class Gate:
         self._entries = {
             row.hash: _Entry(self._keys[row.key_id], row.expires) for row in content.secrets
         }
-
-    def _log_whether_refused(self) -> None:
-        refused = time.monotonic() - self._verified_at > MAX_UNVERIFIED
-        if refused and not self._refused:
-            _logger.error(
-                "rejecting all keys: revocations cannot be verified: %s",
-                self._reason,
-            )
-        elif self._refused and not refused:
-            _logger.warning("accepting keys again: %s is readable", self.where)
-        self._refused = refused
 
     def _hand_over_usage(self) -> None:
         for row in self._usage.take():

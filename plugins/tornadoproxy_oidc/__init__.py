@@ -17,7 +17,7 @@ credentials that are not JSON Web Tokens.
 - `tornadoproxy_oidc.service`: these parts in a running proxy
 - `tornadoproxy_oidc.command`: ``sign-ins list``, ``end``
 - `tornadoproxy_oidc.device_api`: what Claude Code calls to sign in
-- `tornadoproxy_oidc.browser_pages`, `html`, `attempts`: what a person sees in the browser
+- `tornadoproxy_oidc.browser_pages`, `html`: what a person sees in the browser
 
 The plugin needs Authlib, joserfc and httpx2, which ``pip install 'tornadoproxy[oidc]'`` installs.
 """

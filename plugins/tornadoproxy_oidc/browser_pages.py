@@ -15,9 +15,8 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tornadoproxy import DatabaseUnavailable, Denied, Page, PageRequest, PageResponse
+from tornadoproxy import Attempts, DatabaseUnavailable, Denied, Page, PageRequest, PageResponse
 from tornadoproxy_oidc import html
-from tornadoproxy_oidc.attempts import Attempts
 from tornadoproxy_oidc.device_api import form_of
 from tornadoproxy_oidc.people import InvalidClaims
 from tornadoproxy_oidc.provider import ProviderUnavailable
@@ -59,7 +58,7 @@ class BrowserPages:
         # the prefix keeps other hosts of the domain from setting it (RFC 6265bis §4.1.3.2)
         self._cookie = "__Host-tp-device" if secure else "tp-device"
         self._attributes = f"Path=/; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}"
-        self._codes = Attempts(MAX_CODES, GRANT_LIFE)
+        self._codes = Attempts("codes", MAX_CODES, GRANT_LIFE)
 
     def pages(self) -> tuple[Page, ...]:
         """Return the pages, all of them public."""
@@ -121,10 +120,11 @@ class BrowserPages:
         return await self._waiting(request, user_code)
 
     async def _waiting(self, request: PageRequest, user_code: str) -> Grant | PageResponse:
-        if not self._codes.take(request.incoming.remote_ip):
+        if self._codes.wait(request.incoming.remote_ip):
             return html.message(
                 "Too many codes", "Wait ten minutes before you try another one.", status=429
             )
+        self._codes.count(request.incoming.remote_ip)
         try:
             grant = await self._sessions.pending(user_code)
         except DatabaseUnavailable:

@@ -13,8 +13,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
-from tornadoproxy import DatabaseUnavailable, Page, PageRequest, PageResponse
-from tornadoproxy_oidc.attempts import Attempts
+from tornadoproxy import Attempts, DatabaseUnavailable, Page, PageRequest, PageResponse
 from tornadoproxy_oidc.provider import ProviderUnavailable
 from tornadoproxy_oidc.sessions import GRANT_LIFE, SessionEnded, Tokens
 from tornadoproxy_oidc.tokens import unverified
@@ -57,7 +56,7 @@ class DeviceApi:
         self._notice = notice
         self._tells_email = tells_email
         # a poll may come early by what the network varies
-        self._polls = Attempts(2, 2 * INTERVAL - 2)
+        self._polls = Attempts("polls", 2, 2 * INTERVAL - 2)
 
     def pages(self) -> tuple[Page, ...]:
         """Return the endpoints, all of them public."""
@@ -120,8 +119,9 @@ class DeviceApi:
         return _error("unsupported_grant_type", f"Use {DEVICE_GRANT} or refresh_token.")
 
     async def _poll(self, code: str) -> PageResponse:
-        if not self._polls.take(code[:64]):
+        if self._polls.wait(code[:64]):
             return _error("slow_down", status=429)
+        self._polls.count(code[:64])
         try:
             async with asyncio.timeout(POLL_TIMEOUT):
                 found = await self._sessions.poll(code)

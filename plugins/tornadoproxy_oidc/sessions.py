@@ -1,9 +1,8 @@
 """People who are signed in: their grants, bearer and refresh tokens in a running proxy.
 
-A bearer token is verified without the database. Each proxy keeps the sessions that were revoked
-lately in memory; about once a second it checks whether the database has more. As for keys, a
-database that cannot be read may contain a revocation: after `MAX_UNVERIFIED` seconds bearer tokens
-are rejected with 503 until it is readable again.
+A bearer token is verified without the database. Each proxy holds the sessions that were revoked
+lately in memory, and a `Follower` keeps them up to date. While the database cannot be read for
+longer, bearer tokens are rejected with 503.
 
 A refresh token is used once and replaced. Several Claude Codes of one person share it, so one that
 was replaced is accepted for `GRACE` seconds more; used after that, it was stolen from one side or
@@ -14,6 +13,7 @@ may: providers that rotate their own tokens would take two questions for a theft
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from joserfc.errors import ExpiredTokenError, JoseError
 
-from tornadoproxy import AuthenticationFailed, DatabaseUnavailable, Denied
+from tornadoproxy import AuthenticationFailed, DatabaseUnavailable, Denied, Follower
 from tornadoproxy_oidc import store
 from tornadoproxy_oidc.people import InvalidClaims, person_of
 from tornadoproxy_oidc.provider import ProviderUnavailable
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-REFRESH = 1.0  # seconds between two checks of the database
-MAX_UNVERIFIED = 30.0  # seconds
 GRANT_LIFE = 600  # seconds from the request of a code to the approval
 GRACE = 60  # seconds for which a replaced refresh token is accepted
 LEASE = 10  # seconds after which a proxy that asks the provider is taken for dead
@@ -77,11 +75,13 @@ class _Check(NamedTuple):
     :param session: ``None`` if the refresh token is not valid.
     :param ask: whether this proxy has to ask the provider; otherwise, if there are no `tokens`,
         another one does.
+    :param stolen: whether the session was revoked because of this use of the token.
     """
 
     session: Session | None
     ask: bool = False
     tokens: Tokens | None = None
+    stolen: bool = False
 
 
 class Sessions:
@@ -100,9 +100,7 @@ class Sessions:
         self.party = party
         self.lifetime = lifetime
         self._revoked: frozenset[str] = frozenset()
-        self._verified_at = 0.0
-        self._stale = True
-        self._refreshing: asyncio.Task[None] | None = None
+        self._follower = Follower(self._database, self._load, "sign-ins")
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def check(self) -> None:
@@ -117,13 +115,12 @@ class Sessions:
 
         :raises ConfigurationError: the database cannot be used.
         """
-        await self._database.start(self._follow, statement_timeout=deadline)
-        self._refreshing = asyncio.create_task(self._keep_following())
+        await self._database.start(self._follower.follow, statement_timeout=deadline)
+        self._follower.start()
 
     async def close(self) -> None:
         """Finish what is in progress, and close the database."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        self._follower.stop()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=4)
         await self._database.close()
@@ -144,8 +141,7 @@ class Sessions:
         """
         person = self.person_offline(seen)
         self.party.policies.check(person.groups)
-        if time.monotonic() - self._verified_at > MAX_UNVERIFIED:
-            raise DatabaseUnavailable("OIDC_DB cannot be read: revocations cannot be verified")
+        self._follower.check()
         return person
 
     def person_offline(self, seen: Seen) -> Person:
@@ -267,7 +263,8 @@ class Sessions:
         while True:
             found = await self._database.run(lambda on: self._look(on, token))
             if found.session is None:
-                self._stale = True  # a theft revokes it
+                if found.stolen:
+                    await self._apply_revocations()
                 raise SessionEnded
             if found.tokens is not None:
                 return found.tokens
@@ -290,7 +287,7 @@ class Sessions:
                 session.person["sub"],
             )
             store.revoke(connection, session.id, now)
-            return _Check(None)
+            return _Check(None, stolen=True)
         if session.checked + GRACE > now and (replaced is not None or session.checking == 0):
             store.replace_refresh_token(connection, token, now)
             return _Check(session, tokens=self._issue(connection, session))
@@ -360,8 +357,12 @@ class Sessions:
 
     async def _revoke(self, work: Callable[[DatabaseConnection], None]) -> None:
         await self._database.run(work)
-        self._stale = True
-        await self._follow()
+        await self._apply_revocations()
+
+    async def _apply_revocations(self) -> None:
+        # a failure is the next load's: the session is revoked
+        with contextlib.suppress(DatabaseUnavailable):
+            await self._follower.reload()
 
     def _issue(self, connection: DatabaseConnection, session: Session) -> Tokens:
         refresh_token = None
@@ -382,23 +383,6 @@ class Sessions:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _keep_following(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH)
-            try:
-                await self._follow()
-            except DatabaseUnavailable as error:
-                _logger.debug("revocations cannot be read: %s", error)
-            # whatever the error is, the next check may succeed
-            except Exception as error:
-                _logger.warning("revocations cannot be read: %s", type(error).__name__)
-
-    async def _follow(self) -> None:
-        asked_at = time.monotonic()
-        if await self._database.changed():
-            self._stale = True
-        if self._stale:
-            since = int(time.time()) - self.sealer.lifetime - 60
-            self._revoked = await self._read(lambda on: store.revoked(on, since))
-            self._stale = False
-        self._verified_at = asked_at
+    async def _load(self) -> None:
+        since = int(time.time()) - self.sealer.lifetime - 60
+        self._revoked = await self._read(lambda on: store.revoked(on, since))

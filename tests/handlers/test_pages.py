@@ -24,7 +24,7 @@ from tornadoproxy import (
     hookimpl,
 )
 from tornadoproxy.errors import Overloaded
-from tornadoproxy.plugin.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageFinder
+from tornadoproxy.plugin.web.pages import MAX_PAGE_BODY, MAX_PUBLIC_BODY, PageFinder
 from tornadoproxy.testing import request_bytes
 
 

@@ -28,11 +28,17 @@ from people import (
 )
 from postgres import sqlite_only
 from scene import Scene
-from tornadoproxy_keys import KEYS_DB, Keys, changes, gate, store
+from tornadoproxy_keys import KEYS_DB, Keys, changes, store
 from tornadoproxy_keys.changes import By
 from tornadoproxy_keys.store import Limits, UsageRow
 
-from tornadoproxy import ConfigurationError, DatabaseConnection, DatabaseLocation, Settings
+from tornadoproxy import (
+    ConfigurationError,
+    DatabaseConnection,
+    DatabaseLocation,
+    Follower,
+    Settings,
+)
 from tornadoproxy.testing import (
     TEST_TOKEN,
     TEST_UPSTREAM_KEY,
@@ -106,8 +112,8 @@ def keyed(scene: Scene, where: DatabaseLocation) -> Keyed:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check the database often, and rely on memory for a short time only."""
-    monkeypatch.setattr(gate, "REFRESH", 0.02)
-    monkeypatch.setattr(gate, "MAX_UNVERIFIED", 0.3)
+    monkeypatch.setattr(Follower, "INTERVAL", 0.02)
+    monkeypatch.setattr(Follower, "MAX_UNVERIFIED", 0.3)
 
 
 # Authentication
@@ -354,12 +360,12 @@ async def test_lost_database_rejects_keys_until_it_is_back(
     assert (await keyed.get(TEST_TOKEN)).status == 200
 
     def logged() -> list[str]:
-        return [each.getMessage() for each in caplog.records if each.name == gate.__name__]
+        return [each.getMessage() for each in caplog.records if each.name == Follower.__module__]
 
     while not logged():
         await keyed.get(key)
     assert re.match("rejecting all keys: .*it was deleted or moved", logged()[0])
-    await asyncio.sleep(5 * gate.REFRESH)  # during which nothing more is logged
+    await asyncio.sleep(5 * Follower.INTERVAL)  # during which nothing more is logged
     away.rename(keyed.path)
     await keyed.until(200, key)
     assert len(logged()) == 2

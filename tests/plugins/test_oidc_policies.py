@@ -14,7 +14,7 @@ from signing_in import MESSAGE, SigningIn, document
 from tornadoproxy_oidc import sessions
 from tornadoproxy_oidc.policies import Policies
 
-from tornadoproxy import ConfigurationError
+from tornadoproxy import ConfigurationError, Follower
 from tornadoproxy.testing import RawResponse
 
 POLICIES = """
@@ -114,7 +114,7 @@ async def test_settings_need_no_store_and_no_provider(
     assert isinstance(signing_in.where, Path)
     signing_in.where.rename(signing_in.where.with_name("away"))
     await signing_in.provider.stop()
-    monkeypatch.setattr(sessions, "MAX_UNVERIFIED", 0.0)
+    monkeypatch.setattr(Follower, "MAX_UNVERIFIED", 0.0)
     file.unlink()
     assert (await signing_in.get(bearer)).status == 503
     for _ in range(50):  # no limit of rate

@@ -16,14 +16,14 @@ from scene import Scene
 from signing_in import BASE, SIGNING_KEY, SigningIn, document
 from tornadoproxy_oidc import relying_party, sessions
 
-from tornadoproxy import ConfigurationError
+from tornadoproxy import ConfigurationError, Follower
 from tornadoproxy.testing import UpstreamExchange, json_response, silent_response
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Follow revocations often, and take every refresh token for an old one."""
-    monkeypatch.setattr(sessions, "REFRESH", 0.02)
+    monkeypatch.setattr(Follower, "INTERVAL", 0.02)
     monkeypatch.setattr(sessions, "GRACE", -1)
     monkeypatch.setattr(sessions, "WAIT", 0.01)
 
@@ -325,7 +325,7 @@ async def test_poll_never_returns_a_5xx(
     assert (await signing_in.submit(begun["user_code"])).status == 503
     # a bearer needs no database, until a revocation may have been missed for too long
     assert (await signing_in.get(tokens["access_token"])).status == 200
-    monkeypatch.setattr(sessions, "MAX_UNVERIFIED", 0.0)
+    monkeypatch.setattr(Follower, "MAX_UNVERIFIED", 0.0)
     assert (await signing_in.get(tokens["access_token"])).status == 503
 
 

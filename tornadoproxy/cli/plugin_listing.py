@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.sources import Sources
     from tornadoproxy.plugin.discovery import PluginInfo
-    from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.web.pages import Page
 
 _WIDTH = 80
 _INDENT = 12

@@ -28,7 +28,7 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
-from tornadoproxy.plugin.pages import (
+from tornadoproxy.plugin.web.pages import (
     MAX_PAGE_BODY,
     MAX_PUBLIC_BODY,
     MAX_SILENCE,
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from tornadoproxy.handlers.gateway import Gateway
-    from tornadoproxy.plugin.pages import FoundPage
     from tornadoproxy.plugin.request import IncomingRequest
+    from tornadoproxy.plugin.web.pages import FoundPage
 
 T = TypeVar("T")
 

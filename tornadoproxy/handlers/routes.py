@@ -17,7 +17,7 @@ from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.handlers.plugin_pages import PageHandler
 from tornadoproxy.handlers.probes import PROBE_HANDLERS
 from tornadoproxy.handlers.relay import RelayHandler
-from tornadoproxy.plugin.pages import PageFinder
+from tornadoproxy.plugin.web.pages import PageFinder
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_target import (
     CHAT,

@@ -15,7 +15,7 @@ from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder, default_upst
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 from tornadoproxy.plugin.hookspecs import INACTIVE
-from tornadoproxy.plugin.pages import Page, RunningProxy, hidden_paths
+from tornadoproxy.plugin.web.pages import Page, RunningProxy, hidden_paths
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.plugin.entry_points import Point
     from tornadoproxy.plugin.implementations import PluginCall
-    from tornadoproxy.plugin.pages import Page
+    from tornadoproxy.plugin.web.pages import Page
 
 
 class PluginInfo(Struct, frozen=True):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.command.commands import Command
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.observing import Observer
-    from tornadoproxy.plugin.pages import Page, RunningProxy
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
+    from tornadoproxy.plugin.web.pages import Page, RunningProxy
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
     from tornadoproxy.storage.contract import DatabaseLocation, DatabaseStatus

@@ -56,8 +56,8 @@ from tornadoproxy.plugin.declarations import (
 from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import failure, faults_of, log_failure
 from tornadoproxy.plugin.observing import Teller, observers_of
-from tornadoproxy.plugin.pages import PluginState, RunningProxy
 from tornadoproxy.plugin.pricing import Pricing
+from tornadoproxy.plugin.web.pages import PluginState, RunningProxy
 from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase, Status
     from tornadoproxy.plugin.implementations import PluginCall
     from tornadoproxy.plugin.observing import Observers
-    from tornadoproxy.plugin.pages import Page
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
+    from tornadoproxy.plugin.web.pages import Page
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
     from tornadoproxy.storage.contract import DatabaseStatus

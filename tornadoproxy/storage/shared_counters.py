@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tornadoproxy.secret import SecretURL
-    from tornadoproxy.storage.redis_line import Line
-    from tornadoproxy.storage.redis_nodes import Node
+    from tornadoproxy.storage.redis.line import Line
+    from tornadoproxy.storage.redis.nodes import Node
     from tornadoproxy.storage.script import Script
 
 Done: TypeAlias = "Callable[[Any, BaseException | None], None]"
@@ -34,7 +34,7 @@ MOVING_PAUSE = 0.02  # seconds until a node of a cluster is asked again for keys
 class SharedCounters:
     """The counters in one server or cluster, over connections that several plugins share.
 
-    :param url: see `tornadoproxy.storage.redis_url.parse`.
+    :param url: see `tornadoproxy.storage.redis.url.parse`.
     :param setting: the setting that names the server, for messages.
     :param timeout: seconds that the server may take for a script.
     :raises ConfigurationError: the URL is not valid, or the library is not installed.
@@ -44,13 +44,13 @@ class SharedCounters:
         self._setting = setting
         self._title = f"{setting}={url}"
         try:
-            from tornadoproxy.storage import redis_line, redis_nodes
+            from tornadoproxy.storage.redis import line, nodes
         except ImportError:
             raise ConfigurationError(
                 f"{self._title} needs redis: install it with `pip install 'tornadoproxy[redis]'`."
             ) from None
         try:
-            self._servers = redis_nodes.servers_of(url.reveal(), self._lost, timeout)
+            self._servers = nodes.servers_of(url.reveal(), self._lost, timeout)
         except ValueError:  # its text quotes the URL
             raise ConfigurationError(
                 f"{self._title} is not valid: write redis://user:password@host:6379/0, with the "
@@ -61,7 +61,7 @@ class SharedCounters:
                 f"{self._title} names a file for TLS that cannot be read: correct ssl_ca_certs, "
                 "ssl_certfile or ssl_keyfile."
             ) from None
-        self._library = redis_line
+        self._library = line
         self._timeout = timeout
         self._users = 0  # how many have it open
         self._tasks: list[asyncio.Task[None]] = []

@@ -32,7 +32,6 @@ from tornadoproxy.plugin.admin.api import (
     Trail,
     entity_tag,
 )
-from tornadoproxy.plugin.admin.attempts import Attempts
 from tornadoproxy.plugin.admin.query import (
     Document,
     Query,
@@ -48,7 +47,6 @@ from tornadoproxy.plugin.admin.trail import AuditTable, Event, Once, command_lin
 
 __all__ = [
     "Api",
-    "Attempts",
     "AuditTable",
     "Document",
     "Event",

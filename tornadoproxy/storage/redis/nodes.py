@@ -15,8 +15,8 @@ from redis import exceptions
 from redis.asyncio.connection import ConnectionPool
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from tornadoproxy.storage import redis_url
-from tornadoproxy.storage.redis_line import FAILURES, Line, NodeError
+from tornadoproxy.storage.redis.line import FAILURES, Line, NodeError
+from tornadoproxy.storage.redis.url import ClusterURL, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -122,15 +122,15 @@ class Servers(Protocol):
 def servers_of(
     url: str, broken: Callable[[Node, Line, Exception], None], timeout: float
 ) -> Servers:
-    """Return the servers of a URL, without connecting to them; see `redis_url.parse`.
+    """Return the servers of a URL, without connecting to them; see `parse`.
 
     :param broken: called with a connection that was lost, its server and the error.
     :param timeout: seconds that a server may take for a response.
     :raises ValueError: the URL is not valid.
     :raises OSError: a file that it names for TLS cannot be read.
     """
-    parsed = redis_url.parse(url)
-    if isinstance(parsed, redis_url.ClusterURL):
+    parsed = parse(url)
+    if isinstance(parsed, ClusterURL):
         return Cluster(parsed, broken, timeout)
     return OneServer(parsed, broken, timeout)
 
@@ -175,7 +175,7 @@ class Cluster:
 
     def __init__(
         self,
-        url: redis_url.ClusterURL,
+        url: ClusterURL,
         broken: Callable[[Node, Line, Exception], None],
         timeout: float,
     ) -> None:

@@ -1,0 +1,1 @@
+"""What plugins serve to browsers and clients: pages, and ways to sign in."""
