@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Outcome,
         RequestRecord,
     )
+    from tornadoproxy.plugin.responding import ModelResponse
     from tornadoproxy.plugin.shared_limits import shared_counters
     from tornadoproxy.plugin.web.attempts import Attempts
     from tornadoproxy.plugin.web.pages import (
@@ -114,6 +115,7 @@ __all__ = [
     "InvalidRequest",
     "LineWriter",
     "ModelRequest",
+    "ModelResponse",
     "ModelUsage",
     "Observer",
     "Outcome",
@@ -188,6 +190,7 @@ _HOMES = {
     "InvalidRequest": "errors",
     "LineWriter": "server.line_writer",
     "ModelRequest": "plugin.request",
+    "ModelResponse": "plugin.responding",
     "ModelUsage": "protocol.usage",
     "Observer": "plugin.observing",
     "Outcome": "plugin.request",

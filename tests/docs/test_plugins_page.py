@@ -309,6 +309,15 @@ async def test_upstreams_example(scene: Scene, tmp_path: Path) -> None:
     )
 
 
+async def test_respond_example(scene: Scene) -> None:
+    await scene.start(plugins={"retired": load("respond")})
+    assert (await scene.ask(MESSAGES, MESSAGE)).status == 200
+    assert len(scene.upstream.requests) == 1
+    retired = await scene.ask(MESSAGES, {**MESSAGE, "model": "claude-opus-4-0"})
+    assert (retired.status, b"use claude-opus-5-5, with /model." in retired.body) == (200, True)
+    assert len(scene.upstream.requests) == 1
+
+
 def test_choose_upstream_example() -> None:
     plugin = load("choose_upstream")
     identity = tornadoproxy.Identity("counsel", groups=("legal",))

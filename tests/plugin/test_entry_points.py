@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tornadoproxy.plugin.entry_points import Point, installed
+from tornadoproxy.plugin.loading.entry_points import Point, installed
 
 GROUP = "acme.plugins"
 PLAIN = f"[{GROUP}]\none = package.module:object.attribute\n"

@@ -11,7 +11,7 @@ from tornadoproxy import ConfigurationError
 
 OPTIONAL = {
     *("keys", "ledger", "budgets", "metrics", "otel", "recorder"),
-    *("admin", "aws", "console", "google", "foundry", "oidc"),
+    *("admin", "aws", "console", "google", "foundry", "oidc", "quota_probe"),
 }
 
 
@@ -22,7 +22,7 @@ async def test_settings_that_only_a_restart_applies_are_fixed(scene: Scene) -> N
         *("METRICS", "METRICS_PATH", "METRICS_PUBLIC", "OTEL_TRACES", "OTEL_SERVICE_NAME"),
         *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "RECORD_DIR"),
         *("CONSOLE", "OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_PUBLIC_URL", "OIDC_DB"),
-        *("OIDC_LOGIN_NOTICE", "OIDC_CONFIRM_EMAIL"),
+        *("OIDC_LOGIN_NOTICE", "OIDC_CONFIRM_EMAIL", "ANSWER_QUOTA_PROBE"),
     }
 
 

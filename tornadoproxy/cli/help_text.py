@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from tornadoproxy.config.setting import Setting
-    from tornadoproxy.plugin.discovery import PluginInfo
+    from tornadoproxy.plugin.loading.discovery import PluginInfo
 
 _WIDTH = 80
 _COMMANDS = """\

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.command.commands import Command
-    from tornadoproxy.plugin.discovery import PluginInfo
+    from tornadoproxy.plugin.loading.discovery import PluginInfo
 
 BROKEN_PIPE = 141  # the status that a shell reports for SIGPIPE, 128 + 13
 

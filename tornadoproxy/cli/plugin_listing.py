@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.sources import Sources
-    from tornadoproxy.plugin.discovery import PluginInfo
+    from tornadoproxy.plugin.loading.discovery import PluginInfo
     from tornadoproxy.plugin.web.pages import Page
 
 _WIDTH = 80

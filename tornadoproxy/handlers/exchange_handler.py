@@ -17,6 +17,7 @@ What a route adds is in its own module; the relay is in `tornadoproxy.handlers.r
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tornadoproxy.config.core_settings import TRUSTED_PROXIES
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import ModelRequest
+    from tornadoproxy.protocol.wire import ResponseHead
 
 T = TypeVar("T")
 
@@ -141,6 +143,22 @@ class ExchangeHandler(BaseHandler):
             await admission
         return not self.ended
 
+    async def response_of_plugin(self, body: bytes) -> tuple[ResponseHead, bytes] | None:
+        """Ask the plugins for a response in place of the upstream's; see the hook `respond`.
+
+        :param body: in the form of the Messages API; plugins have authorized the request.
+        """
+        exchange, asked = self.exchange, self.exchange.model_request
+        if asked is None:  # it runs no model
+            return None
+        assert exchange.identity is not None
+        found = self.gateway.plugins.respond(exchange.request, exchange.identity, asked, body)
+        if inspect.isawaitable(found):
+            found = await found
+        if found is None:
+            return None
+        return found.in_http(asked.model, self.request_id, stream=asked.stream)
+
     async def _admit_by_plugins(self, identity: Identity) -> bool:
         """Ask the plugins whether the body may be read; see `authorize`.
 
@@ -176,6 +194,12 @@ class ExchangeHandler(BaseHandler):
         request, trusted = self.request, self.gateway.settings[TRUSTED_PROXIES]
         prefix = client_prefix(request.remote_ip or "", request.headers, trusted)
         return f"{self.exchange.scheme}://{request.host}{prefix}"
+
+    @property
+    def withheld_headers(self) -> tuple[str, ...]:
+        """Lower-case name prefixes of response headers that plugins withhold from this client."""
+        permits = self.exchange.permits
+        return () if permits is None else permits.withheld_headers
 
     # -- the request's body
 

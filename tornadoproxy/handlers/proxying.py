@@ -184,7 +184,7 @@ class UpstreamHandler(ExchangeHandler):
         """
         plugins = self.gateway.plugins
         chooses = plugins.chooses and len(self.gateway.upstreams.targets) > 1
-        if not (plugins.authorizes or chooses):
+        if not (plugins.authorizes or plugins.responds or chooses):
             return True
         fields = await self.work_on(len(body), read_request, body)
         if fields is None:
@@ -201,6 +201,16 @@ class UpstreamHandler(ExchangeHandler):
         longest = models.max_tokens(fields.models) or MAX_OUTPUT
         exchange.model_request = ModelRequest.of(fields, exchange.bytes_in, longest, plugins.price)
         return not plugins.authorizes or await self.authorize(exchange.model_request)
+
+    async def respond_by_plugin(self, body: bytes) -> bool:
+        """Send a plugin's response, if one has one; return whether the request is served."""
+        found = await self.response_of_plugin(body)
+        if found is not None and not self.ended:
+            head, content = found
+            self.begin_response(head)
+            self.on_data(content)
+            self.on_end()
+        return self.ended or found is not None
 
     async def work_on(self, size: int, work: Callable[..., T], *arguments: object) -> T | None:
         """Return what `work` returns. It runs in a thread for a body larger than `IN_THREAD`.
@@ -324,12 +334,6 @@ class UpstreamHandler(ExchangeHandler):
     def on_failed_attempt(self, reason: str) -> None:
         """See `FailoverReceiver`."""
         self.exchange.failed_attempts = (*self.exchange.failed_attempts, reason)
-
-    @property
-    def withheld_headers(self) -> tuple[str, ...]:
-        """Lower-case name prefixes of response headers that plugins withhold from this client."""
-        permits = self.exchange.permits
-        return () if permits is None else permits.withheld_headers
 
     def pass_on(self, chunk: bytes) -> None:
         """Write and flush `chunk`, and read on from the upstream once the client has taken it."""

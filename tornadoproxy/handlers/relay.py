@@ -67,8 +67,9 @@ class RelayHandler(UpstreamHandler):
         super().initialize(gateway)
         method, path = self.request.method or "", self.request.path
         self._asks_a_model = asks_a_model(method, path)
-        authorizes = gateway.plugins.authorizes and self._asks_a_model
-        if authorizes or (gateway.routes_by_body and names_a_model(method, path)):
+        plugins = gateway.plugins
+        decided = self._asks_a_model and (plugins.authorizes or plugins.responds)
+        if decided or (gateway.routes_by_body and names_a_model(method, path)):
             self._reads_body = self._needs_whole_body = True
         elif gateway.upstreams.sole is None and gateway.upstreams.needs_body(method, path):
             self._needs_whole_body = True
@@ -102,6 +103,8 @@ class RelayHandler(UpstreamHandler):
                     return
                 body = routed
             if self._asks_a_model and not await self.ask_plugins(body):
+                return
+            if self.gateway.plugins.responds and await self.respond_by_plugin(body):
                 return
         self._send(body)
 

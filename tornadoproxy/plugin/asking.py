@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tornadoproxy.errors import ProxyError
-    from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.loading.implementations import PluginCall
 
 
 class Asker:

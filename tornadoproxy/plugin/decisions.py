@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tornadoproxy.errors import Denied
 from tornadoproxy.plugin.failures import Deadline, OurOwnError, Watched
 from tornadoproxy.plugin.request import Identity
+from tornadoproxy.plugin.responding import ModelResponse
 from tornadoproxy.protocol.usage import UNKNOWN_MODEL
 from tornadoproxy.protocol.wire import OutgoingRequest, is_sendable
 
@@ -81,6 +82,12 @@ MAY_ENTER = Question(
     unavailable="Authorization is temporarily unavailable: try again.",
 )
 MAY = replace(MAY_ENTER, hook="authorize")
+WHAT = Question(
+    "respond",
+    first_counts=True,
+    result="a ModelResponse",
+    unavailable="Whether this proxy responds itself cannot be decided: try again.",
+)
 WHERE = Question(
     "choose_upstream",
     first_counts=True,
@@ -148,6 +155,11 @@ def run(asking: Asking) -> Any | Pass:  # Any: what `asking` returns
 def is_valid_identity(_plugin: str, result: object) -> bool:
     """Return whether `result` is a valid result of `WHO`."""
     return isinstance(result, Identity) and _fault_of(result) is None
+
+
+def is_valid_response(_plugin: str, result: object) -> bool:
+    """Return whether `result` is a valid result of `WHAT`."""
+    return isinstance(result, ModelResponse)
 
 
 def is_valid_route(upstreams: tuple[str, ...], _plugin: str, result: object) -> bool:

@@ -5,6 +5,7 @@ An invalid declaration raises a `ConfigurationError` with the faults of all plug
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder, default_upst
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 from tornadoproxy.plugin.hookspecs import INACTIVE
-from tornadoproxy.plugin.web.pages import Page, RunningProxy, hidden_paths
+from tornadoproxy.plugin.web.pages import Page, PluginState, RunningProxy, hidden_paths
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.plugin.admin.api import Api
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
-    from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.loading.discovery import PluginInfo
+    from tornadoproxy.plugin.loading.implementations import PluginCall
     from tornadoproxy.storage.contract import DatabaseStatus
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 def configure_all(
@@ -40,6 +44,26 @@ def configure_all(
         raise ConfigurationError(*faults)
     lines = tuple((plugin, line) for plugin, line in results if isinstance(line, str))
     return lines, frozenset(plugin for plugin, line in results if line is INACTIVE)
+
+
+def configure_again(calls: list[PluginCall], settings: Settings) -> None:
+    """Configure every plugin with the earlier settings, because the new ones were refused."""
+    try:
+        configure_all(calls, settings)
+    except ConfigurationError as error:
+        faults = "; ".join(error.faults)
+        # TRY400 wants a traceback, which would say nothing more here
+        _logger.error("the earlier settings are refused as well: %s", faults)  # noqa: TRY400
+
+
+def states_of(infos: Iterable[PluginInfo], lines: Mapping[str, str]) -> tuple[PluginState, ...]:
+    """Return what pages can see of the plugins, in the order asked.
+
+    :param lines: what each plugin's `configure` returned.
+    """
+    return tuple(
+        PluginState(info.name, info.state, info.version, lines.get(info.name)) for info in infos
+    )
 
 
 def check_fixed(before: Settings, after: Settings, declared: Iterable[Setting[Any]]) -> None:

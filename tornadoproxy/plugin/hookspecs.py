@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.decisions import Permit
     from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
+    from tornadoproxy.plugin.responding import ModelResponse
     from tornadoproxy.plugin.web.pages import Page, RunningProxy
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
@@ -287,6 +288,25 @@ def authorize(
       returns nevertheless is settled.
 
     Without a plugin that implements it, bodies are not parsed for it.
+    """
+
+
+@hookspec
+def respond(
+    request: IncomingRequest, identity: Identity, model_request: ModelRequest, body: bytes
+) -> Awaitable[ModelResponse | None] | ModelResponse | None:
+    """Respond to a request for a model in place of the upstream. Deciding; the first counts.
+
+    Runs once such a request is authorized: for a message, a chat completion or a response of
+    OpenAI's. ``body`` is in the form of the Messages API, whatever the client's is. Sync or async,
+    within ``PLUGIN_TIMEOUT`` seconds for each plugin.
+
+    - ``None``: no response of this plugin's; the next plugin is asked. If every plugin returns
+      ``None``, the request goes upstream.
+    - a `ModelResponse`: sent to the client, as a stream if it asked for one, in the form of its
+      API. Nothing goes upstream, and the request costs nothing.
+    - raise `Denied`: refused, as in `authorize`.
+    - any other exception or result, or a missed deadline: 503, and nothing goes upstream.
     """
 
 

@@ -1,8 +1,8 @@
 """The plugins of one proxy, and the calls to their hooks.
 
 The calls are ours and not pluggy's: pluggy takes a coroutine for a result, and one plugin's
-exception keeps the others from running. `tornadoproxy.plugin.discovery` finds the plugins and their
-order.
+exception keeps the others from running. `tornadoproxy.plugin.loading.discovery` finds the plugins
+and their order.
 
 *Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other,
 failing closed: a plugin that raises, returns an invalid result or misses its deadline refuses the
@@ -21,7 +21,6 @@ Any exception of a plugin is its failure. `SystemExit` must not end the proxy, n
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +34,12 @@ from tornadoproxy.plugin.decisions import (
     HOW,
     MAY,
     MAY_ENTER,
+    WHAT,
     WHERE,
     WHO,
     is_valid_identity,
     is_valid_request,
+    is_valid_response,
     is_valid_route,
     run,
 )
@@ -47,17 +48,19 @@ from tornadoproxy.plugin.declarations import (
     check_fixed,
     check_unchanged,
     checked_states,
+    configure_again,
     configure_all,
     credential_headers_of,
     databases_of,
     pages_of,
+    states_of,
     upstreams_of,
 )
-from tornadoproxy.plugin.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.failures import failure, faults_of, log_failure
+from tornadoproxy.plugin.loading.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.observing import Teller, observers_of
 from tornadoproxy.plugin.pricing import Pricing
-from tornadoproxy.plugin.web.pages import PluginState, RunningProxy
+from tornadoproxy.plugin.web.pages import RunningProxy
 from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
 
 if TYPE_CHECKING:
@@ -67,11 +70,12 @@ if TYPE_CHECKING:
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.upstreams import Upstream
     from tornadoproxy.plugin.decisions import Permits
-    from tornadoproxy.plugin.entry_points import Point
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase, Status
-    from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.loading.entry_points import Point
+    from tornadoproxy.plugin.loading.implementations import PluginCall
     from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
+    from tornadoproxy.plugin.responding import ModelResponse
     from tornadoproxy.plugin.web.pages import Page
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
@@ -79,8 +83,6 @@ if TYPE_CHECKING:
 
 STARTUP_TIMEOUT = 30.0  # seconds, for each plugin
 SHUTDOWN_TIMEOUT = 5.0  # seconds, for each plugin
-
-_logger = logging.getLogger(__name__)
 
 
 class Plugins:
@@ -91,6 +93,7 @@ class Plugins:
     :ivar refusals: failures by plugin that refused a request.
     :ivar admits: whether any plugin implements `admit`.
     :ivar authorizes: whether any plugin implements `authorize`.
+    :ivar responds: whether any plugin implements `respond`.
     :ivar chooses: whether any plugin implements `choose_upstream`.
     :ivar prepares: whether any plugin implements `prepare_request`.
     :ivar observes: whether any plugin implements `observe`.
@@ -193,7 +196,7 @@ class Plugins:
             self.credential_headers |= credential_headers_of(self._header_namers)
         except ConfigurationError:
             if self._settings is not None:
-                self._restore(self._settings)
+                configure_again(self._configurers, self._settings)
             raise
         self._settings = settings
         self._lines = lines
@@ -276,6 +279,16 @@ class Plugins:
         asked = (request, identity, model_request)
         return run(self._asker.ask(MAY, self._authorizers, asked, permits.add))
 
+    def respond(
+        self, request: IncomingRequest, identity: Identity, asked: ModelRequest, body: bytes
+    ) -> Awaitable[ModelResponse | None] | ModelResponse | None:
+        """Ask for a response in place of the upstream's; ``None`` if no plugin has one.
+
+        :return: the response, or an awaitable; it raises as `authorize` does.
+        """
+        asking = (request, identity, asked, body)
+        return run(self._asker.ask(WHAT, self._responders, asking, is_valid_response))
+
     def choose_upstream(
         self,
         request: IncomingRequest,
@@ -325,15 +338,13 @@ class Plugins:
     def _declared_pages(self) -> tuple[tuple[str, Page], ...]:
         if not self._page_makers:
             return ()
-        proxy = RunningProxy(self.authenticate, self.pages, self._states, lambda: self.warnings)
-        return pages_of(self._page_makers, partial(admin_apis_of, self._admin_api_makers), proxy)
-
-    def _states(self) -> tuple[PluginState, ...]:
-        lines = dict(self._lines)
-        return tuple(
-            PluginState(info.name, info.state, info.version, lines.get(info.name))
-            for info in self._infos
+        proxy = RunningProxy(
+            self.authenticate,
+            self.pages,
+            lambda: states_of(self._infos, dict(self._lines)),
+            lambda: self.warnings,
         )
+        return pages_of(self._page_makers, partial(admin_apis_of, self._admin_api_makers), proxy)
 
     def _list_calls(self, inactive: frozenset[str] = frozenset()) -> None:
         """List, for each hook, the implementations of the plugins that are not inactive."""
@@ -349,6 +360,7 @@ class Plugins:
         self._admitters = active("admit")
         self._authorizers = active("authorize")
         self._upstream_makers = active("upstreams")
+        self._responders = active("respond")
         self._choosers = active("choose_upstream")
         self._preparers = active("prepare_request")
         self._watchers = active("observe")
@@ -358,6 +370,7 @@ class Plugins:
         self._database_owners = active("database_status")
         self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
+        self.responds = bool(self._responders)
         self.chooses = bool(self._choosers)
         self.prepares = bool(self._preparers)
         self.observes = bool(self._watchers)
@@ -375,11 +388,3 @@ class Plugins:
         at_rest = [replace(each, state="inactive") for each in self._infos if each.name in inactive]
         others = [each for each in self._infos if each.name not in inactive]
         self._infos = in_order([*at_rest, *others])
-
-    def _restore(self, settings: Settings) -> None:
-        try:
-            configure_all(self._configurers, settings)
-        except ConfigurationError as error:
-            faults = "; ".join(error.faults)
-            # TRY400 wants a traceback, which would say nothing more here
-            _logger.error("the earlier settings are refused as well: %s", faults)  # noqa: TRY400

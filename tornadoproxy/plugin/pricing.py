@@ -12,11 +12,12 @@ from msgspec import structs
 
 from tornadoproxy.config.core_settings import PLUGIN_TIMEOUT
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop
+from tornadoproxy.protocol.usage import NOTHING_USED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.loading.implementations import PluginCall
     from tornadoproxy.protocol.usage import Usage
 
 MAX_COST = 2**63 - 1  # the largest integer of a database
@@ -59,6 +60,8 @@ class Pricing:
     def _price_of_one(self, model: str | None, usage: Usage) -> int | None:
         if model is None or (usage.input_tokens is None and usage.output_tokens is None):
             return None
+        if usage.output_tokens == 0 and usage == NOTHING_USED:
+            return 0
         for plugin, ask in self._calls:
             began = monotonic()
             try:

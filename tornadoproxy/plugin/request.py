@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tornadoproxy.errors import AuthenticationFailed
 from tornadoproxy.protocol.request_target import INPUT_TOKENS
-from tornadoproxy.protocol.usage import ModelUsage, Usage
+from tornadoproxy.protocol.usage import NOTHING_USED, ModelUsage, Usage
 from tornadoproxy.secret import Secret
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class ModelRequest(Struct, frozen=True):
         :param record: the record of this request.
         """
         if record.upstream_time is None or (record.status or 0) >= 400:
-            return Usage(0, 0)
+            return NOTHING_USED
         broken = record.outcome in (Outcome.FAILED, Outcome.DRAINED)
         if broken or record.time_to_first_byte is None:
             return Usage(self.input_tokens, 0)

@@ -55,6 +55,9 @@ class ModelUsage(Struct, frozen=True):
 NOTHING_REPORTED = Usage()
 """The usage of an exchange whose response has reported none."""
 
+NOTHING_USED = Usage(0, 0)
+"""The usage of a response for which no model ran, or which is not charged."""
+
 UNKNOWN_MODEL = "(unknown)"
 """Stands in `ModelRequest.models` for a model that cannot be read from the request.
 

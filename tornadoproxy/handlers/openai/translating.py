@@ -183,6 +183,8 @@ class TranslatingHandler(UpstreamHandler, Generic[T, S]):
         self._translation = msgspec.structs.replace(
             translation, body=b""
         )  # a stream would keep it to its end
+        if self.gateway.plugins.responds and await self.respond_by_plugin(translation.body):
+            return
         self.send(
             self.target,
             translation.body,

@@ -28,7 +28,7 @@ SYNC_HOOKS = (
     *("admin_api", "configure", "databases", "observe", "price", "request_finished"),
 )
 
-_ORDINARY = frozenset({"admit", "observe", "pages", "price"})
+_ORDINARY = frozenset({"admit", "observe", "pages", "price", "respond"})
 
 _MARK = f"{hookspecs.PROJECT}_impl"
 _SPECIFIED = f"{hookspecs.PROJECT}_spec"

@@ -19,9 +19,9 @@ from tornadoproxy.config.setting import Setting
 from tornadoproxy.config.sources import nearest
 from tornadoproxy.plugin import hookspecs
 from tornadoproxy.plugin.command.commands import Command
-from tornadoproxy.plugin.entry_points import installed
 from tornadoproxy.plugin.failures import discard
-from tornadoproxy.plugin.implementations import (
+from tornadoproxy.plugin.loading.entry_points import installed
+from tornadoproxy.plugin.loading.implementations import (
     Implementations,
     RefusedError,
     instantiate,
@@ -31,8 +31,8 @@ from tornadoproxy.plugin.implementations import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from tornadoproxy.plugin.entry_points import Point
-    from tornadoproxy.plugin.implementations import PluginCall
+    from tornadoproxy.plugin.loading.entry_points import Point
+    from tornadoproxy.plugin.loading.implementations import PluginCall
     from tornadoproxy.plugin.web.pages import Page
 
 
