@@ -21,7 +21,6 @@ from tornadoproxy import (
     Identity,
     Inactive,
     IncomingRequest,
-    Observer,
     Setting,
     Settings,
     hookimpl,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from pathlib import Path
 
-    from tornadoproxy import admin
+    from tornadoproxy import Observer, admin
     from tornadoproxy_recorder.recording import Recording
 
 

@@ -57,7 +57,7 @@ def test_output_to_a_full_device_is_a_fault(tmp_path: Path) -> None:
 
 
 SERVE = """
-import os, sys
+import asyncio, os, sys
 from tornadoproxy.__main__ import main
 from tornadoproxy.server.server import Server
 
@@ -65,6 +65,9 @@ start = Server.start
 
 async def start_and_list(self):
     await start(self)
+    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+    writer.write(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    assert await reader.readline() == b"HTTP/1.1 200 OK\\r\\n"
     print(*sys.modules, flush=True)
     os._exit(0)
 
@@ -94,6 +97,7 @@ def test_start_loads_only_what_serving_needs(tmp_path: Path) -> None:
         *("tornadoproxy.cli.help_text", "tornadoproxy.cli.own_parser", "tornadoproxy.fakes"),
         *("tornadoproxy.handlers.openai", "tornadoproxy.openai", "tornadoproxy.testing"),
         *("tornadoproxy.handlers.admission", "tornadoproxy.handlers.routes", "httptools"),
+        *("tornado.web", "tornadoproxy.plugin.observing"),
         *("tornadoproxy.protocol.sse", "tornadoproxy.upstream.client", "tornadoproxy_ledger.rows"),
         *("tornadoproxy.storage", "tornadoproxy.plugin.command.tables"),
         *("tornadoproxy_budgets.engine", "tornadoproxy_keys.store", "tornadoproxy_ledger.sums"),

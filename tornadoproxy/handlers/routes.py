@@ -3,24 +3,28 @@
 Tornado's own routing has a rule for each route, three delegates one behind the other, and two turns
 of the event loop: a fifth of a small request's time. Here the path selects the handler.
 
-This module is not loaded at the start, nor is what relays requests, since probes need neither: see
-`tornadoproxy.server.app`.
+This module is not loaded at the start, nor are Tornado's handlers and what relays requests, since
+probes need none of them: see `tornadoproxy.server.app`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tornado.web import Application
+
 from tornadoproxy.errors import NotFound
+from tornadoproxy.handlers.base import BaseHandler
 from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_preflight
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.handlers.plugin_pages import PageHandler
-from tornadoproxy.handlers.probes import PROBE_HANDLERS
+from tornadoproxy.handlers.probes import PROBE_HEADERS, PROBE_METHODS, probe_response
 from tornadoproxy.handlers.relay import RelayHandler
 from tornadoproxy.plugin.web.pages import PageFinder
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_target import (
     CHAT,
+    PROBES,
     RELAY,
     is_of_models,
     of_responses,
@@ -28,17 +32,15 @@ from tornadoproxy.protocol.request_target import (
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
-    from tornado.web import Application
 
-    from tornadoproxy.handlers.base import BaseHandler
     from tornadoproxy.handlers.gateway import Gateway
 
 
 class Routes:
     """The routes of one proxy, those to its plugins' pages included."""
 
-    def __init__(self, app: Application, gateway: Gateway) -> None:
-        self._app = app
+    def __init__(self, gateway: Gateway) -> None:
+        self._app = Application(log_function=lambda handler: None)  # the access log is a plugin's
         self._gateway = gateway
         self._origins = gateway.allowed_origins
         pages = gateway.plugins.pages()
@@ -58,6 +60,23 @@ class Routes:
             return PageHandler(self._app, request, gateway=self._gateway, found=found)
         handler_class = _handler_class(request.method or "", request.path)
         return handler_class(self._app, request, gateway=self._gateway)
+
+
+class ProbeHandler(BaseHandler):
+    """A probe that `tornadoproxy.server.app` does not respond to by itself, and its errors."""
+
+    SUPPORTED_METHODS = PROBE_METHODS
+
+    def prepare(self) -> None:
+        self.refuse_body()
+
+    async def serve(self) -> None:
+        status, body = probe_response(self.gateway, self.request.path)
+        self.set_status(status)
+        for name, value in PROBE_HEADERS.items():
+            self.set_header(name, value)
+        self.write(body)
+        self.end()
 
 
 class NotFoundHandler(ExchangeHandler):
@@ -80,8 +99,8 @@ def _handler_class(method: str, path: str) -> type[BaseHandler]:
         # the client has added /v1 to a base URL that ends in it
         is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
         return NotFoundHandler if is_double else RelayHandler
-    if path in PROBE_HANDLERS:
-        return PROBE_HANDLERS[path]
+    if path in PROBES:
+        return ProbeHandler
     is_chat = path in CHAT
     if is_chat or is_of_models(path):
         # not loaded with this module: the translation takes as long as all the rest

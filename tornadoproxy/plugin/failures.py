@@ -1,6 +1,7 @@
 """Plugin failures: how they are contained and reported.
 
-`failure` and `outcome` return what a plugin raised, or that it missed its deadline.
+`failure` and `outcome` return what a plugin raised, or that it missed its deadline. `Teller` calls
+plugins whose failures end nothing.
 
 A failure is reported by the exception's type and where it was raised, never by its text: a plugin's
 exception may hold a credential (``KeyError: 'sk-…'``). Only a plugin that cannot be loaded is
@@ -13,7 +14,7 @@ import asyncio
 import inspect
 import logging
 import traceback
-from collections import deque
+from collections import Counter, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,45 @@ class Watched:
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(result, failed)
+
+
+class Teller:
+    """Tells the plugins of one proxy. No failure of a plugin leaves it.
+
+    :ivar timeout: ``PLUGIN_TIMEOUT``, in seconds.
+    :ivar failures: failures by plugin that were only logged.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.failures: Counter[str] = Counter()
+
+    def tell(
+        self, plugin: str, hook: str, function: Callable[..., object], *what: object
+    ) -> object:
+        """Call `function`, which must be sync and must not block.
+
+        :return: its result; ``None`` if it failed, which counts as a failure of `plugin` in `hook`.
+        """
+        began = monotonic()
+        try:
+            result = function(*what)
+        except BaseException as error:
+            self.count_failure(plugin, hook, error)
+            return None
+        if (took := monotonic() - began) > self.timeout:
+            self.count_failure(plugin, hook, held_the_loop(took, self.timeout))
+        if result is not None and inspect.isawaitable(result):
+            discard(result)
+            nothing_awaits = OurOwnError("it returned an awaitable, which nothing awaits")
+            self.count_failure(plugin, hook, nothing_awaits)
+            return None
+        return result
+
+    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
+        """Count and log a failure of `plugin` in `hook` that refused no request."""
+        self.failures[plugin] += 1
+        log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
 
 
 class Deadline:

@@ -56,9 +56,8 @@ from tornadoproxy.plugin.declarations import (
     states_of,
     upstreams_of,
 )
-from tornadoproxy.plugin.failures import failure, faults_of, log_failure
+from tornadoproxy.plugin.failures import Teller, failure, faults_of, log_failure
 from tornadoproxy.plugin.loading.discovery import FoundPlugins, PluginInfo, find, in_order
-from tornadoproxy.plugin.observing import Teller, observers_of
 from tornadoproxy.plugin.pricing import Pricing
 from tornadoproxy.plugin.web.pages import RunningProxy
 from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
@@ -316,6 +315,8 @@ class Plugins:
 
     def observe(self, request: IncomingRequest, identity: Identity) -> Observers | None:
         """Return the observers of a request; ``None`` if no plugin observes it. Never raises."""
+        from tornadoproxy.plugin.observing import observers_of  # few proxies have an observer
+
         names = CLIENT_CREDENTIALS | self.credential_headers
         return observers_of(self._watchers, request, identity, names, self.teller)
 

@@ -1,20 +1,12 @@
-"""The observing hooks: how plugins are told, each isolated, and the observers of one request."""
+"""The observers of one request. A start loads this only for a plugin that observes."""
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from tornado.web import OutputTransform
 
-from tornadoproxy.plugin.failures import (
-    OurOwnError,
-    discard,
-    held_the_loop,
-    log_now_and_then,
-)
+from tornadoproxy.plugin.failures import OurOwnError
 from tornadoproxy.protocol.headers import request_headers
 
 if TYPE_CHECKING:
@@ -22,46 +14,8 @@ if TYPE_CHECKING:
 
     from tornado.httputil import HTTPHeaders
 
+    from tornadoproxy.plugin.failures import Teller
     from tornadoproxy.plugin.request import Identity, IncomingRequest, RequestRecord
-
-
-class Teller:
-    """Tells the plugins of one proxy. No failure of a plugin leaves it.
-
-    :ivar timeout: ``PLUGIN_TIMEOUT``, in seconds.
-    :ivar failures: failures by plugin that were only logged.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self.failures: Counter[str] = Counter()
-
-    def tell(
-        self, plugin: str, hook: str, function: Callable[..., object], *what: object
-    ) -> object:
-        """Call `function`, which must be sync and must not block.
-
-        :return: its result; ``None`` if it failed, which counts as a failure of `plugin` in `hook`.
-        """
-        began = monotonic()
-        try:
-            result = function(*what)
-        except BaseException as error:
-            self.count_failure(plugin, hook, error)
-            return None
-        if (took := monotonic() - began) > self.timeout:
-            self.count_failure(plugin, hook, held_the_loop(took, self.timeout))
-        if result is not None and inspect.isawaitable(result):
-            discard(result)
-            nothing_awaits = OurOwnError("it returned an awaitable, which nothing awaits")
-            self.count_failure(plugin, hook, nothing_awaits)
-            return None
-        return result
-
-    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
-        """Count and log a failure of `plugin` in `hook` that refused no request."""
-        self.failures[plugin] += 1
-        log_now_and_then(f"plugin %r failed in {hook}", self.failures[plugin], plugin, error)
 
 
 class Observer:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from tornadoproxy.errors import InvalidRequest
 
 RELAY = "/v1/"
-PROBES = ("/", "/api/hello", "/health", "/ready")
+PROBES = frozenset({"/", "/api/hello", "/health", "/ready"})
 
 # some clients add /v1 to a base URL that already ends in it, others leave it out
 _OPENAI = ("/openai", "/openai/v1", "/openai/v1/v1")

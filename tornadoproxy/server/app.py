@@ -5,32 +5,34 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import cached_property
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 
-from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, RequestStartLine
-from tornado.web import Application
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerRequest,
+    RequestStartLine,
+    ResponseStartLine,
+)
 
-from tornadoproxy.handlers.probes import PROBE_HANDLERS
+from tornadoproxy.handlers.probes import PROBE_HEADERS, PROBE_METHODS, probe_response
+from tornadoproxy.protocol.request_target import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
-    from tornado.httputil import (
-        HTTPConnection,
-        HTTPHeaders,
-        ResponseStartLine,
-    )
+    from tornado.httputil import HTTPConnection
 
-    from tornadoproxy.handlers.base import BaseHandler
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.handlers.routes import Routes
+    from tornadoproxy.server.request_connection import RequestConnection
 
 
-class GatewayApplication(Application):
-    """The Tornado application of one proxy. Two can live in one process."""
+class GatewayApplication:
+    """What serves the requests of one proxy. Two can live in one process."""
 
     def __init__(self, gateway: Gateway) -> None:
-        super().__init__(log_function=lambda handler: None)  # the access log is a plugin's
         self._gateway = gateway
         # a plugin's page may override a probe, and pages of web sites need headers of their own
         self._has_plain_probes = not (gateway.plugins.pages() or gateway.allowed_origins)
@@ -40,18 +42,18 @@ class GatewayApplication(Application):
         """The routes of all requests; they are loaded with the first one that is not a probe."""
         from tornadoproxy.handlers.routes import Routes
 
-        return Routes(self, self._gateway)
+        return Routes(self._gateway)
 
-    def start_request(
-        self, server_conn: object, request_conn: HTTPConnection
-    ) -> HTTPMessageDelegate:
-        return _RequestDelegate(self, request_conn)
-
-    def make_handler(self, request: HTTPServerRequest) -> BaseHandler:
-        """Return the handler of `request`."""
-        if self._has_plain_probes and request.path in PROBE_HANDLERS:
-            return PROBE_HANDLERS[request.path](self, request, gateway=self._gateway)
-        return self.routes.handler_of(request)
+    def start_request(self, connection: RequestConnection) -> HTTPMessageDelegate:
+        """Return what takes the parts of a request."""
+        if (
+            connection.target in PROBES
+            and self._has_plain_probes
+            and connection.method in PROBE_METHODS
+            and connection.has_come
+        ):
+            return _ProbeDelegate(self._gateway, connection)
+        return _RequestDelegate(self, connection)
 
 
 class _Request(HTTPServerRequest):
@@ -78,6 +80,25 @@ class _Request(HTTPServerRequest):
         return f"{type(self).__name__}({self.method} {self.path})"
 
 
+class _ProbeDelegate(HTTPMessageDelegate):
+    """The response to a probe without a body, for which Tornado's handlers need not be loaded."""
+
+    def __init__(self, gateway: Gateway, connection: RequestConnection) -> None:
+        self._gateway = gateway
+        self._connection = connection
+
+    def finish(self) -> None:
+        connection = self._connection
+        status, body = probe_response(self._gateway, connection.target)
+        headers = HTTPHeaders({**PROBE_HEADERS, "Content-Length": str(len(body))})
+        connection.write_headers(
+            ResponseStartLine("HTTP/1.1", status, responses[status]),
+            headers,
+            None if connection.method == "HEAD" else body,
+        )
+        connection.finish()
+
+
 class _RequestDelegate(HTTPMessageDelegate):
     """The way of one request's parts to its handler."""
 
@@ -90,7 +111,7 @@ class _RequestDelegate(HTTPMessageDelegate):
     ) -> Awaitable[None]:
         assert isinstance(start_line, RequestStartLine)
         loop = asyncio.get_running_loop()
-        handler = self._handler = self._app.make_handler(
+        handler = self._handler = self._app.routes.handler_of(
             _Request(start_line, headers, self._connection)
         )
         body: asyncio.Future[bool] = loop.create_future()

@@ -232,11 +232,11 @@ class ClientConnection(ClientTransport):
         self._deadline = None
         self._host.became_busy(self)
         request = self._request = RequestConnection(self, head, self._peer)
-        request.delegate = self._host.app.start_request(self, request)
+        request.delegate = self._host.app.start_request(request)
         start_line = RequestStartLine(head.method, head.target, head.version)
         prepared = request.delegate.headers_received(start_line, head.headers)
-        assert isinstance(prepared, asyncio.Future), "handlers take bodies as they come"
-        if prepared.done():
+        assert prepared is None or isinstance(prepared, asyncio.Future), "bodies come in pieces"
+        if prepared is None or prepared.done():
             self._begin_body(request)
         else:
             prepared.add_done_callback(lambda _: self._begin_body_later(request))

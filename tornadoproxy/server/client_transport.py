@@ -13,16 +13,13 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
-from tornado.iostream import StreamClosedError
-
 from tornadoproxy.handlers.body_budget import Holding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tornado.httputil import HTTPServerConnectionDelegate
-
     from tornadoproxy.handlers.body_budget import BodyBudget
+    from tornadoproxy.server.app import GatewayApplication
     from tornadoproxy.server.hangup import HangupWatch
     from tornadoproxy.server.request_connection import Peer
 
@@ -48,7 +45,7 @@ State: TypeAlias = Literal[
 class Host(Protocol):
     """What a connection needs of the listener that accepted it."""
 
-    app: HTTPServerConnectionDelegate
+    app: GatewayApplication
     idle_timeout: float
     body_timeout: float
     min_body_rate: int
@@ -184,6 +181,8 @@ class ClientTransport(asyncio.Protocol):
         if self._is_paused:
             self._host.hangups.remove(self._fd(), self._hung_up)
         if not self._flushed.done():
+            from tornado.iostream import StreamClosedError  # a start does without it
+
             self._flushed.set_exception(StreamClosedError(exc))
             self._flushed.exception()  # retrieved here: it need not be awaited
 

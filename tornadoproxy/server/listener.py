@@ -28,9 +28,8 @@ from tornadoproxy.server.client_connection import ClientConnection
 from tornadoproxy.server.hangup import HangupWatch
 
 if TYPE_CHECKING:
-    from tornado.httputil import HTTPServerConnectionDelegate
-
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.server.app import GatewayApplication
     from tornadoproxy.server.client_transport import ClientTransport
     from tornadoproxy.server.request_connection import Peer
 
@@ -52,7 +51,7 @@ class Listener:
     def __init__(
         self,
         gateway: Gateway,
-        app: HTTPServerConnectionDelegate,
+        app: GatewayApplication,
         sockets: list[socket.socket],
         *,
         tls: ssl.SSLContext | None,
