@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.command import tables
     from tornadoproxy.plugin.command.commands import Command
     from tornadoproxy.plugin.decisions import AllowedModels, Permit
-    from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, Status, hookimpl
+    from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, hookimpl
     from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.pricing import usd
     from tornadoproxy.plugin.request import (
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from tornadoproxy.plugin.responding import ModelResponse
     from tornadoproxy.plugin.shared_limits import shared_counters
+    from tornadoproxy.plugin.status import Status
     from tornadoproxy.plugin.web.attempts import Attempts
     from tornadoproxy.plugin.web.pages import (
         Page,
@@ -213,7 +214,7 @@ _HOMES = {
     "Setting": "config.setting",
     "Settings": "config.settings",
     "SharedCounters": "storage.shared_counters",
-    "Status": "plugin.hookspecs",
+    "Status": "plugin.status",
     "TokenWire": "upstream.cloud_wire",
     "Unsupported": "upstream.unsupported",
     "Upstream": "config.upstreams",

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
-    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, admin
+    from tornadoproxy import AllowedModels, Database, DatabaseLocation, DatabaseStatus, admin
     from tornadoproxy_keys.gate import Gate
 
 
@@ -166,6 +166,10 @@ class Keys:
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | None:
         return self._opened().authorize(request, identity, model_request)
+
+    @hookimpl
+    def allowed_models(self, identity: Identity) -> AllowedModels | None:
+        return self._opened().allowed_models(identity)
 
     def _opened(self) -> Gate:
         assert self._gate is not None, "configure() has returned that this plugin is active"

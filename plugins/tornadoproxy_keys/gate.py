@@ -37,7 +37,7 @@ from tornadoproxy_keys.usage_count import UsageCount
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tornadoproxy import DatabaseConnection, DatabaseLocation, DatabaseStatus
+    from tornadoproxy import AllowedModels, DatabaseConnection, DatabaseLocation, DatabaseStatus
     from tornadoproxy_keys.shared_limits import SharedLimits
     from tornadoproxy_keys.store import KeyRow
 
@@ -202,11 +202,16 @@ class Gate:
         if not isinstance(identity, KeyIdentity):
             return None
         key = identity.key
-        if key.models is not None:
-            key.models.check(request, model_request)
+        models = self.allowed_models(identity)
+        if models is not None:
+            models.check(request, model_request)
         if model_request is None or key.row.limits.tokens_per_minute is None:
             return None
         return Permit(partial(self._count_tokens, key, model_request))
+
+    def allowed_models(self, identity: Identity) -> AllowedModels | None:
+        """Return the models of the request's key; ``None`` is all."""
+        return identity.key.models if isinstance(identity, KeyIdentity) else None
 
     def _admit_shared(self, key: LiveKey, shared: SharedLimits) -> asyncio.Future[Permit]:
         permit: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()

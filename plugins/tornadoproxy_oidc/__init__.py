@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
 
-    from tornadoproxy import Database, DatabaseLocation, DatabaseStatus, Page
+    from tornadoproxy import AllowedModels, Database, DatabaseLocation, DatabaseStatus, Page
     from tornadoproxy_oidc.service import Service
 
 
@@ -127,6 +127,10 @@ class OpenIDConnect:
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> None:
         self._configured().authorize(request, identity, model_request)
+
+    @hookimpl
+    def allowed_models(self, identity: Identity) -> AllowedModels | None:
+        return self._configured().allowed_models(identity)
 
     def _configured(self) -> Service:
         assert self._service is not None, "configure() has returned that this plugin is active"

@@ -22,7 +22,14 @@ from tornadoproxy_oidc.tokens import TokenReader, unverified
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from tornadoproxy import DatabaseStatus, Identity, IncomingRequest, ModelRequest, Page
+    from tornadoproxy import (
+        AllowedModels,
+        DatabaseStatus,
+        Identity,
+        IncomingRequest,
+        ModelRequest,
+        Page,
+    )
 
 NEEDED = (names.OIDC_PUBLIC_URL, names.OIDC_SIGNING_KEY, names.OIDC_DB)
 """The settings that a sign-in needs besides ``OIDC_CLIENT_ID``."""
@@ -130,10 +137,15 @@ class Service:
 
         :raises Denied: 403.
         """
-        if isinstance(identity, Person):
-            models = self._policies.of(identity.groups).models
-            if models is not None:
-                models.check(request, model_request)
+        models = self.allowed_models(identity)
+        if models is not None:
+            models.check(request, model_request)
+
+    def allowed_models(self, identity: Identity) -> AllowedModels | None:
+        """Return the models that the policy allows a person; ``None`` is all."""
+        if not isinstance(identity, Person):
+            return None
+        return self._policies.of(identity.groups).models
 
     def _configure_sessions(self, settings: Settings, claims: Claims) -> None:
         if missing := [each.name for each in NEEDED if not settings[each]]:

@@ -24,6 +24,7 @@ from scene import Scene
 import tornadoproxy
 from tornadoproxy import Outcome, RequestRecord, Setting, parsers, testing
 from tornadoproxy.plugin import hookspecs, manager
+from tornadoproxy.plugin.loading.discovery import find
 
 pytest_plugins = ["pytester"]
 
@@ -309,6 +310,19 @@ async def test_upstreams_example(scene: Scene, tmp_path: Path) -> None:
     )
 
 
+async def test_allowed_models_example(scene: Scene) -> None:
+    class Interns:
+        @tornadoproxy.hookimpl
+        def authenticate(self) -> tornadoproxy.Identity:
+            return tornadoproxy.Identity("kim", groups=("interns",))
+
+    await scene.start(plugins={"small": load("allowed_models"), "interns": Interns()})
+    listed = json.loads((await scene.ask(MODELS)).body)
+    assert [model["id"] for model in listed["data"]] == ["claude-haiku-5-5"]
+    assert (await scene.ask(MESSAGES, MESSAGE)).status == 403
+    assert (await scene.ask(MESSAGES, {**MESSAGE, "model": "claude-haiku-5-5"})).status == 200
+
+
 async def test_respond_example(scene: Scene) -> None:
     await scene.start(plugins={"retired": load("respond")})
     assert (await scene.ask(MESSAGES, MESSAGE)).status == 200
@@ -380,5 +394,5 @@ def test_entry_point_example_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     vars(module)["Acme"] = load("startup")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     point = importlib.metadata.EntryPoint(name, value, hookspecs.PROJECT)
-    (info,) = manager.Plugins.survey((), [point])
+    (info,) = find((), [point]).described()
     assert (info.name, info.state) == ("acme", "active")

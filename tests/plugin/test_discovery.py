@@ -10,6 +10,7 @@ import pytest
 from doubles import REQUEST, Authenticator, Plugin, Point, plugins_of, points_of
 
 from tornadoproxy import ConfigurationError, Identity, hookimpl
+from tornadoproxy.plugin.loading.discovery import find
 from tornadoproxy.plugin.manager import Plugins
 
 
@@ -50,7 +51,7 @@ def test_two_plugins_of_one_name_are_refused() -> None:
     points: Any = [Point("acme", Authenticator(), installed_as(name)) for name in ("one", "two")]
     (fault,) = faults_of(points)
     assert "'acme' cannot be used: one 1.2 and two 1.2 each have" in fault
-    assert [info.state for info in Plugins.survey((), points)] == ["broken", "broken"]
+    assert [info.state for info in find((), points).described()] == ["broken", "broken"]
 
 
 def test_no_entry_points_suggest_installing_checkout() -> None:
@@ -204,7 +205,7 @@ def test_survey_describes_broken_plugins_too() -> None:
         Point("bad", ValueError("reason"), installed_as("bad")),
         Point("off", ValueError("it is not even imported")),
     ]
-    active, disabled, broken = Plugins.survey(["off"], points)
+    active, disabled, broken = find(["off"], points).described()
     assert (active.name, active.state, active.order) == ("acme", "active", 1)
     assert (disabled.name, disabled.state, disabled.order) == ("off", "disabled", None)
     assert (broken.name, broken.state, broken.version) == ("bad", "broken", "1.2")

@@ -146,6 +146,9 @@ async def test_group_may_use_its_models_alone(
                 "Your group may use the model claude-sonnet-*, and the request asks for "
                 "claude-opus-5-5."
             )
+        listed = document(await signing_in.scene.ask("/v1/models", token=token))
+        allowed = [each["id"] for each in listed["data"]]
+        assert allowed == ["claude-sonnet-5-5", "claude-sonnet-4-5-20250929"]
     batch = await signing_in.scene.ask("/v1/messages/batches", {"requests": []}, token=bearer)
     assert (batch.status, b"one by one" in batch.body) == (403, True)
 

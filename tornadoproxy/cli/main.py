@@ -198,13 +198,14 @@ def _plugins(configuration: Configuration) -> int:
         return _new_plugin(arguments)
     from tornadoproxy.cli.plugin_command import validate
     from tornadoproxy.cli.plugin_listing import listing
+    from tornadoproxy.plugin.loading.discovery import find
 
     form: str = arguments.own.format
     disabled = configuration.disabled()
     try:
         plugins = Plugins.load(disabled)
     except ConfigurationError:
-        _print(listing(Plugins.survey(disabled), None, form, configured=False).rstrip())
+        _print(listing(find(disabled).described(), None, form, configured=False).rstrip())
         raise
     sources, configured = None, False
     try:

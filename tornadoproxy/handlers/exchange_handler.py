@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.plugin.decisions import AllowedModels
     from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import ModelRequest
     from tornadoproxy.protocol.wire import ResponseHead
@@ -158,6 +159,16 @@ class ExchangeHandler(BaseHandler):
         if found is None:
             return None
         return found.in_http(asked.model, self.request_id, stream=asked.stream)
+
+    async def allowed_models(self) -> list[AllowedModels]:
+        """Ask the plugins for rules about the client's models, all of which hold."""
+        rules: list[AllowedModels] = []
+        if self.gateway.plugins.restricts:
+            assert self.exchange.identity is not None
+            waiting = self.gateway.plugins.allowed_models(self.exchange.identity, rules)
+            if waiting is not None:
+                await waiting
+        return rules
 
     async def _admit_by_plugins(self, identity: Identity) -> bool:
         """Ask the plugins whether the body may be read; see `authorize`.

@@ -12,8 +12,10 @@ that it can read (`tornadoproxy.protocol.decompression`).
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote
 
 from tornadoproxy.config.core_settings import (
     MAX_BODY_SIZE,
@@ -21,9 +23,11 @@ from tornadoproxy.config.core_settings import (
     REWRITE_RESULTS_URL,
     SSE_KEEPALIVE_INTERVAL,
 )
-from tornadoproxy.errors import UpstreamClosed
+from tornadoproxy.errors import NotFound, UpstreamClosed
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
+from tornadoproxy.plugin.admin.query import Query
+from tornadoproxy.plugin.decisions import MAX_MODEL_NAME
 from tornadoproxy.protocol import results_url
 from tornadoproxy.protocol.decompression import readable_codings
 from tornadoproxy.protocol.headers import (
@@ -34,13 +38,17 @@ from tornadoproxy.protocol.headers import (
     response_headers,
 )
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY, MESSAGE_HINT
-from tornadoproxy.protocol.request_target import asks_a_model
+from tornadoproxy.protocol.request_target import MODELS_PATH, asks_a_model
 from tornadoproxy.protocol.usage import Usage
 from tornadoproxy.protocol.usage_reader import UsageReader
+from tornadoproxy.upstream.model_list import UpstreamRefused
 from tornadoproxy.upstream.routing import keeps, made_id, names_a_model
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
     from tornadoproxy.handlers.gateway import Gateway
+    from tornadoproxy.plugin.decisions import AllowedModels
     from tornadoproxy.protocol.wire import ResponseHead
 
 HELD_BODY = 1024 * 1024
@@ -197,3 +205,56 @@ class RelayHandler(UpstreamHandler):
         if "Content-Length" in self._headers and self.request.method != "HEAD":
             self._headers["Content-Length"] = str(len(body))
         self.pass_on(body)
+
+
+class RelayedModelsHandler(RelayHandler):
+    """The upstream's models, or one of them: those that the client may use.
+
+    Without a rule about the client's models, the request is relayed as it is.
+    """
+
+    _rules: Sequence[AllowedModels] | None = None
+    """The rules, if the response is made here."""
+
+    def admit(self) -> Awaitable[None] | None:
+        return self._admit() if self.request.method in {"GET", "HEAD"} else super().admit()
+
+    async def _admit(self) -> None:
+        rules = await self.allowed_models()
+        if rules and self.request.path == MODELS_PATH:
+            self.refuse_body()
+            self._rules = rules
+            return
+        name = unquote(self.request.path.removeprefix(f"{MODELS_PATH}/"))
+        if not all(rule.allows(name) for rule in rules):
+            raise NotFound(f"model: {name[:MAX_MODEL_NAME]}")
+        waiting = super().admit()
+        if waiting is not None:
+            await waiting
+
+    async def serve(self) -> None:
+        if self._rules is None:
+            await super().serve()
+            return
+        try:
+            models = await self.gateway.models.models()
+        except UpstreamRefused as refused:
+            self._write_page(refused.status, refused.body)
+            return
+        allowed = [name for name in models if all(rule.allows(name) for rule in self._rules)]
+        shown, has_more = Query(parse_qs(self.request.query)).shown(allowed)
+        page = {
+            "data": [models[name] for name in shown],
+            "has_more": has_more,
+            "first_id": shown[0] if shown else None,
+            "last_id": shown[-1] if shown else None,
+        }
+        self._write_page(200, json.dumps(page).encode())
+
+    def _write_page(self, status: int, body: bytes) -> None:
+        if self.ended:
+            return
+        self.set_status(status)
+        self.set_header(self.dialect.request_id_header, self.request_id)
+        self.write(body)
+        self.end()

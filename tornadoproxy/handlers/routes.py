@@ -19,11 +19,12 @@ from tornadoproxy.handlers.cors import PreflightHandler, ResponseToPages, is_pre
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.handlers.plugin_pages import PageHandler
 from tornadoproxy.handlers.probes import PROBE_HEADERS, PROBE_METHODS, probe_response
-from tornadoproxy.handlers.relay import RelayHandler
+from tornadoproxy.handlers.relay import RelayedModelsHandler, RelayHandler
 from tornadoproxy.plugin.web.pages import PageFinder
 from tornadoproxy.protocol.dialects import Dialect
 from tornadoproxy.protocol.request_target import (
     CHAT,
+    MODELS_PATH,
     PROBES,
     RELAY,
     is_of_models,
@@ -98,7 +99,9 @@ def _handler_class(method: str, path: str) -> type[BaseHandler]:
     if path.startswith(RELAY):
         # the client has added /v1 to a base URL that ends in it
         is_double = path.startswith("/v1/v1/") or path == "/v1/v1"
-        return NotFoundHandler if is_double else RelayHandler
+        if is_double:
+            return NotFoundHandler
+        return RelayedModelsHandler if path.startswith(MODELS_PATH) else RelayHandler
     if path in PROBES:
         return ProbeHandler
     is_chat = path in CHAT

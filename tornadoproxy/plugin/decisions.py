@@ -82,6 +82,12 @@ MAY_ENTER = Question(
     unavailable="Authorization is temporarily unavailable: try again.",
 )
 MAY = replace(MAY_ENTER, hook="authorize")
+WHICH = Question(
+    "allowed_models",
+    first_counts=False,
+    result="AllowedModels",
+    unavailable="The models that you may use are temporarily unknown: try again.",
+)
 WHAT = Question(
     "respond",
     first_counts=True,
@@ -155,6 +161,14 @@ def run(asking: Asking) -> Any | Pass:  # Any: what `asking` returns
 def is_valid_identity(_plugin: str, result: object) -> bool:
     """Return whether `result` is a valid result of `WHO`."""
     return isinstance(result, Identity) and _fault_of(result) is None
+
+
+def takes_rules(rules: list[AllowedModels], _plugin: str, result: object) -> bool:
+    """Return whether `result` is a valid result of `WHICH`, and add it to `rules`."""
+    if not isinstance(result, AllowedModels):
+        return False
+    rules.append(result)
+    return True
 
 
 def is_valid_response(_plugin: str, result: object) -> bool:

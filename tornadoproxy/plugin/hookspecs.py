@@ -21,19 +21,19 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pluggy
-from msgspec import Struct
 
 if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
-    from tornadoproxy.config.upstreams import Upstream, UpstreamStatus
+    from tornadoproxy.config.upstreams import Upstream
     from tornadoproxy.config.upstreams_file import UpstreamEntries
     from tornadoproxy.plugin.admin.api import Api
     from tornadoproxy.plugin.command.commands import Command
-    from tornadoproxy.plugin.decisions import Permit
+    from tornadoproxy.plugin.decisions import AllowedModels, Permit
     from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.plugin.responding import ModelResponse
+    from tornadoproxy.plugin.status import Status
     from tornadoproxy.plugin.web.pages import Page, RunningProxy
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
@@ -54,36 +54,6 @@ class Inactive(Enum):
 
 INACTIVE: Final = Inactive.INACTIVE
 """The result of `configure` for a plugin that the settings do not use."""
-
-
-class Status(Struct, frozen=True):
-    """The figures of one moment.
-
-    :param in_flight: requests that have not ended, including queued ones; probes do not count.
-    :param waiting: queued requests.
-    :param held_bytes: request bodies and incomplete request headers held in memory, in bytes.
-    :param client_connections: open connections from clients.
-    :param upstream_connections: open upstream connections that serve a request.
-    :param idle_upstream_connections: open upstream connections kept for the next request.
-    :param plugin_failures: failures by plugin that were only logged; 0 for a plugin without any.
-    :param plugin_refusals: failures by plugin that refused a request; likewise.
-    :param draining: whether the proxy is stopping.
-    :param databases: by plugin, what `database_status` has returned; nothing for a plugin without.
-        The database of stored responses is under ``responses``.
-    :param upstreams: the figures of each upstream.
-    """
-
-    in_flight: int
-    waiting: int
-    held_bytes: int
-    client_connections: int
-    upstream_connections: int
-    idle_upstream_connections: int
-    plugin_failures: Mapping[str, int]
-    plugin_refusals: Mapping[str, int]
-    draining: bool
-    databases: Mapping[str, tuple[DatabaseStatus, ...]] = {}
-    upstreams: tuple[UpstreamStatus, ...] = ()
 
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -288,6 +258,23 @@ def authorize(
       returns nevertheless is settled.
 
     Without a plugin that implements it, bodies are not parsed for it.
+    """
+
+
+@hookspec
+def allowed_models(
+    identity: Identity,
+) -> Awaitable[AllowedModels | None] | AllowedModels | None:
+    """Return the models that a client may use, for the list of models. Deciding; all must agree.
+
+    Runs when a client asks for the list of models or for one of them: it gets the models that all
+    results allow. Return what the plugin's own `authorize` checks, so that both agree. Sync or
+    async, within ``PLUGIN_TIMEOUT`` seconds for each plugin.
+
+    - ``None``: all models; the next plugin is asked. If every plugin returns ``None``, the request
+      is relayed as it is.
+    - an `AllowedModels`: those.
+    - any exception or other result, or a missed deadline: 503.
     """
 
 

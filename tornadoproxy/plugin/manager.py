@@ -36,12 +36,14 @@ from tornadoproxy.plugin.decisions import (
     MAY_ENTER,
     WHAT,
     WHERE,
+    WHICH,
     WHO,
     is_valid_identity,
     is_valid_request,
     is_valid_response,
     is_valid_route,
     run,
+    takes_rules,
 )
 from tornadoproxy.plugin.declarations import (
     admin_apis_of,
@@ -68,13 +70,14 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.upstreams import Upstream
-    from tornadoproxy.plugin.decisions import Permits
-    from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase, Status
+    from tornadoproxy.plugin.decisions import AllowedModels, Permits
+    from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.loading.entry_points import Point
     from tornadoproxy.plugin.loading.implementations import PluginCall
     from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.plugin.responding import ModelResponse
+    from tornadoproxy.plugin.status import Status
     from tornadoproxy.plugin.web.pages import Page
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
@@ -92,6 +95,7 @@ class Plugins:
     :ivar refusals: failures by plugin that refused a request.
     :ivar admits: whether any plugin implements `admit`.
     :ivar authorizes: whether any plugin implements `authorize`.
+    :ivar restricts: whether any plugin implements `allowed_models`.
     :ivar responds: whether any plugin implements `respond`.
     :ivar chooses: whether any plugin implements `choose_upstream`.
     :ivar prepares: whether any plugin implements `prepare_request`.
@@ -138,13 +142,6 @@ class Plugins:
         if found.faults:
             raise ConfigurationError(*found.faults)
         return cls(found)
-
-    @classmethod
-    def survey(
-        cls, disabled: Collection[str] = (), entry_points: Iterable[Point] | None = None
-    ) -> tuple[PluginInfo, ...]:
-        """Return what `load` would find as `describe` does, then the broken plugins."""
-        return find(disabled, entry_points).described()
 
     def describe(self) -> tuple[PluginInfo, ...]:
         """Return the active plugins in the order asked, then the inactive, then the disabled."""
@@ -278,6 +275,14 @@ class Plugins:
         asked = (request, identity, model_request)
         return run(self._asker.ask(MAY, self._authorizers, asked, permits.add))
 
+    def allowed_models(
+        self, identity: Identity, rules: list[AllowedModels]
+    ) -> Awaitable[object] | None:
+        """Add to `rules` those of the plugins on the models of a client; see `authorize`."""
+        return run(
+            self._asker.ask(WHICH, self._restricters, (identity,), partial(takes_rules, rules))
+        )
+
     def respond(
         self, request: IncomingRequest, identity: Identity, asked: ModelRequest, body: bytes
     ) -> Awaitable[ModelResponse | None] | ModelResponse | None:
@@ -361,6 +366,7 @@ class Plugins:
         self._admitters = active("admit")
         self._authorizers = active("authorize")
         self._upstream_makers = active("upstreams")
+        self._restricters = active("allowed_models")
         self._responders = active("respond")
         self._choosers = active("choose_upstream")
         self._preparers = active("prepare_request")
@@ -371,6 +377,7 @@ class Plugins:
         self._database_owners = active("database_status")
         self.admits = bool(self._admitters)
         self.authorizes = bool(self._authorizers)
+        self.restricts = bool(self._restricters)
         self.responds = bool(self._responders)
         self.chooses = bool(self._choosers)
         self.prepares = bool(self._preparers)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from tornadoproxy.errors import InvalidRequest
 
 RELAY = "/v1/"
+MODELS_PATH = "/v1/models"
 PROBES = frozenset({"/", "/api/hello", "/health", "/ready"})
 
 # some clients add /v1 to a base URL that already ends in it, others leave it out

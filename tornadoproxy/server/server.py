@@ -30,7 +30,7 @@ from tornadoproxy.config.core_settings import (
 )
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.handlers.gateway import Gateway
-from tornadoproxy.plugin.hookspecs import Status
+from tornadoproxy.plugin.status import Status
 from tornadoproxy.server.app import GatewayApplication
 from tornadoproxy.server.listener import Listener
 from tornadoproxy.server.listening import UNIX, SocketFile, open_sockets

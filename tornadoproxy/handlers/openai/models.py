@@ -21,6 +21,11 @@ class ModelsHandler(ExchangeHandler):
         self.refuse_body()
 
     async def serve(self) -> None:
+        rules = await self.allowed_models()
+
+        def allowed(model: str) -> bool:
+            return all(rule.allows(model) for rule in rules)
+
         try:
             models = await self.gateway.models.models()
         except UpstreamRefused as refused:
@@ -31,11 +36,14 @@ class ModelsHandler(ExchangeHandler):
         if self.ended:
             return
         options = self.gateway.chat_options
+        found = [model for name, model in models.items() if allowed(name)]
+        names = {name: model for name, model in options.models.items() if allowed(model)}
         wanted = unquote(self.request.path.partition("/models")[2][1:])
-        if wanted:
-            shown = find_model(models.values(), wanted, options)
-        else:
-            shown = translate_models(models.values(), options.models)
+        shown = None
+        if not wanted:
+            shown = translate_models(found, names)
+        elif allowed(options.model(wanted)):
+            shown = find_model(found, wanted, options)
         if shown is None:
             raise NotFound(
                 f"The model '{wanted[:100]}' does not exist or you do not have access to it.",

@@ -186,7 +186,7 @@ class FoundPlugins:
         return declared
 
 
-def find(disabled: Collection[str], entry_points: Iterable[Point] | None) -> FoundPlugins:
+def find(disabled: Collection[str], entry_points: Iterable[Point] | None = None) -> FoundPlugins:
     """Load the plugins of `entry_points`, or of the installed ones; see `Plugins.load`."""
     if entry_points is None:
         entry_points = installed(hookspecs.PROJECT)
