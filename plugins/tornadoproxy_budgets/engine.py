@@ -253,11 +253,13 @@ class Engine:
         """
         self._roll(now)
         spent = self._spent
-        found = [
-            Fullest(cap, spent[cap.period].get(subject, 0), nanos)
-            for cap, subject, nanos in applying
-        ]
-        return max(found, key=_part, default=None)
+        fullest, most = None, -1.0
+        for cap, subject, nanos in applying:
+            used = spent[cap.period].get(subject, 0)
+            part = used / nanos if nanos else 1.0
+            if part > most:
+                fullest, most = Fullest(cap, used, nanos), part
+        return fullest
 
     def spent(self, subject: Subject, period: Period, now: float) -> int:
         """Return the sum that `subject` has spent in the current `period`, in nanos."""
@@ -355,10 +357,6 @@ class Engine:
             reset = reset_time(cap.period, self._day)
             refusals.append(CapReached(cap, spent, nanos, reset, held=spent < nanos))
         return max(refusals, key=lambda refusal: (not refusal.held, refusal.reset))
-
-
-def _part(fullest: Fullest) -> float:
-    return fullest.spent / fullest.nanos if fullest.nanos else 1.0
 
 
 @lru_cache(4096)  # most requests are of people who have asked before

@@ -7,6 +7,7 @@ each at 00:00 UTC.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 Period: TypeAlias = Literal["daily", "weekly", "monthly"]
@@ -34,6 +35,7 @@ def first_day(period: Period, day: int) -> int:
     return date.fromordinal(day + _EPOCH).replace(day=1).toordinal() - _EPOCH
 
 
+@lru_cache(64)  # that of today is asked for with each request
 def reset_time(period: Period, day: int) -> int:
     """Return when the period that contains `day` ends, in seconds since the epoch."""
     if period == "daily":

@@ -277,7 +277,6 @@ def _spent(period: Period, day: int, subject: Subject) -> str:
     return f"{_PREFIX}spent:{period}:{first_day(period, day)}:{_text(subject)}"
 
 
-@lru_cache(64)
 def _end(period: Period, day: int) -> int:
     return reset_time(period, day) + _DAY
 

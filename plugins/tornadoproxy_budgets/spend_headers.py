@@ -6,6 +6,7 @@ warns at 75 and 95 per cent, and takes a 429 for a spent cap only with ``overage
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tornadoproxy_budgets.periods import reset_time
@@ -31,16 +32,23 @@ def of_success(fullest: Fullest, day: int) -> Mapping[str, str]:
     :param day: today.
     """
     part = fullest.spent / fullest.nanos
-    passed = next((each for each in THRESHOLDS if part >= each), None)
+    passed = None
+    if part >= THRESHOLDS[-1]:
+        passed = next(each for each in THRESHOLDS if part >= each)
+    shown = _number(min(part, MAX_SHOWN))
+    return _of_success(shown, passed, reset_time(fullest.cap.period, day))
+
+
+@lru_cache(1024)  # they change with every hundredth of a cap
+def _of_success(utilization: str, passed: float | None, reset: int) -> Mapping[str, str]:
     status = "allowed" if passed is None else "allowed_warning"
-    reset = str(reset_time(fullest.cap.period, day))
     headers = {
         "Status": status,
         "Overage-Status": status,
         "Representative-Claim": "overage",
-        "Reset": reset,
-        "Overage-Reset": reset,
-        "Overage-Utilization": _number(min(part, MAX_SHOWN)),
+        "Reset": str(reset),
+        "Overage-Reset": str(reset),
+        "Overage-Utilization": utilization,
     }
     if passed is not None:
         headers["Overage-Surpassed-Threshold"] = _number(passed)

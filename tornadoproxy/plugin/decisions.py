@@ -254,15 +254,15 @@ class Permit(Struct, frozen=True):
             if prefix != prefix.lower() or not prefix:
                 raise ValueError(f"a prefix of withheld_headers is in lower case, not {prefix!r}")
         for name, value in self.added_headers.items():
-            # a tab is printable in a header only
-            if not (_is_header(name) and value.isascii() and value.replace("\t", "").isprintable()):
+            if not _is_header(name, value):
                 raise ValueError(f"added_headers has an invalid header {name!r}")
 
 
-@lru_cache(64)
-def _is_header(name: str) -> bool:
-    # cached, since plugins add the same headers to each response
-    return re.fullmatch(_HEADER, name) is not None
+@lru_cache(1024)  # plugins add the same headers to many responses
+def _is_header(name: str, value: str) -> bool:
+    # a tab is printable in a header only
+    printable = value.isascii() and value.replace("\t", "").isprintable()
+    return printable and re.fullmatch(_HEADER, name) is not None
 
 
 class AllowedModels:
