@@ -56,13 +56,9 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.shared_limits import shared_counters
     from tornadoproxy.plugin.status import Status
     from tornadoproxy.plugin.web.attempts import Attempts
-    from tornadoproxy.plugin.web.pages import (
-        Page,
-        PageRequest,
-        PageResponse,
-        PluginState,
-        RunningProxy,
-    )
+    from tornadoproxy.plugin.web.pages import Page, PageRequest, PageResponse
+    from tornadoproxy.plugin.web.running_proxy import PluginState, RunningProxy
+    from tornadoproxy.plugin.web.sign_in import SignedIn, SignInWay
     from tornadoproxy.protocol.body_fields import read_fields, write_fields
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.usage import UNKNOWN_MODEL, ModelUsage, Usage
@@ -138,6 +134,8 @@ __all__ = [
     "Setting",
     "Settings",
     "SharedCounters",
+    "SignInWay",
+    "SignedIn",
     "Status",
     "TokenWire",
     "Unsupported",
@@ -201,19 +199,21 @@ _HOMES = {
     "PageRequest": "plugin.web.pages",
     "PageResponse": "plugin.web.pages",
     "Permit": "plugin.decisions",
-    "PluginState": "plugin.web.pages",
+    "PluginState": "plugin.web.running_proxy",
     "ProxyError": "errors",
     "RefreshedCredential": "upstream.credential",
     "RequestRecord": "plugin.request",
     "ResponseDecoder": "protocol.wire",
     "ResponseHead": "protocol.wire",
-    "RunningProxy": "plugin.web.pages",
+    "RunningProxy": "plugin.web.running_proxy",
     "Script": "storage.script",
     "Secret": "secret",
     "SecretURL": "secret",
     "Setting": "config.setting",
     "Settings": "config.settings",
     "SharedCounters": "storage.shared_counters",
+    "SignInWay": "plugin.web.sign_in",
+    "SignedIn": "plugin.web.sign_in",
     "Status": "plugin.status",
     "TokenWire": "upstream.cloud_wire",
     "Unsupported": "upstream.unsupported",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tornadoproxy import ConfigurationError, Denied, Secret, parsers
+from tornadoproxy import ConfigurationError, Secret, parsers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,10 +25,6 @@ class AdminKey(NamedTuple):
 
     name: str
     secret: Secret
-
-    def derive(self, *parts: bytes) -> bytes:
-        """Return 32 bytes that only this key gives with `parts` (HMAC, RFC 2104)."""
-        return hmac.digest(self.secret.reveal(), b"\0".join(parts), hashlib.sha256)
 
 
 def parse_keys(value: str) -> tuple[AdminKey, ...]:
@@ -77,28 +71,16 @@ class AdminKeys:
                 "one of the two."
             )
 
-    def may_change(self, key: AdminKey) -> bool:
-        """Return whether a key may change what is administered."""
-        return (key, True) in self._keys
-
-    def admit(self, request: IncomingRequest) -> AdminKey:
-        """Return the key that a request presents.
+    def find(self, request: IncomingRequest) -> tuple[AdminKey, bool] | None:
+        """Return the key that a request presents, and whether it may change anything.
 
         Every candidate is compared with every key, so that the duration reveals nothing.
 
-        :raises AuthenticationFailed: the request presents none of the keys.
-        :raises Denied: the key may only read, and the request changes something.
+        :return: ``None`` if it presents none of the keys.
         """
         found: tuple[AdminKey, bool] | None = None
         for candidate in request.candidates():
             for key, may_change in self._keys:
                 if key.secret.matches(candidate):
                     found = key, may_change
-        if found is None:
-            raise request.authentication_failed(
-                "an admin key of this proxy's ADMIN_KEY, without its name"
-            )
-        key, may_change = found
-        if not may_change and request.method not in ("GET", "HEAD"):
-            raise Denied("This admin key may only read. Use one of ADMIN_KEY.")
-        return key
+        return found

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tornadoproxy import IncomingRequest, PageRequest
-    from tornadoproxy_admin.keys import AdminKey, AdminKeys
+    from tornadoproxy_admin.administrators import Administrator, Administrators
 
 PATH = "/v1/organizations"
 
@@ -37,11 +37,11 @@ _ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 class Service:
     """The whole Admin API.
 
-    :ivar keys: the admin keys.
+    :ivar administrators: who may use it.
     """
 
-    def __init__(self, keys: AdminKeys) -> None:
-        self.keys = keys
+    def __init__(self, administrators: Administrators) -> None:
+        self.administrators = administrators
         self._attempts = Attempts("wrong admin keys")
         self._resources = admin.Resources(())
 
@@ -63,11 +63,11 @@ class Service:
             admit=self._admit,
         )
 
-    def _admit(self, request: IncomingRequest) -> None:
-        """Refuse a request without an admin key before its body is read."""
+    async def _admit(self, request: IncomingRequest) -> None:
+        """Refuse a request of anybody else before its body is read."""
         self._attempts.check(request.remote_ip)
         try:
-            self.keys.admit(request)
+            await self.administrators.admit(request)
         except AuthenticationFailed:
             if request.candidates():
                 self._attempts.count(request.remote_ip)
@@ -75,7 +75,7 @@ class Service:
 
     async def _serve(self, page_request: PageRequest) -> PageResponse:
         incoming = page_request.incoming
-        key = self.keys.admit(incoming)
+        administrator = await self.administrators.admit(incoming)
         resource, arguments = self._find(incoming.path.removeprefix(PATH))
         method = "GET" if incoming.method == "HEAD" else incoming.method
         serve = resource.methods.get(method)
@@ -85,7 +85,7 @@ class Service:
                 status=405,
                 headers={"Allow": ", ".join(resource.methods)},
             )
-        request = _request(page_request, method, key, arguments, self.keys.may_change(key))
+        request = _request(page_request, method, administrator, arguments)
         try:
             document = await serve(request)
         except DatabaseUnavailable:
@@ -110,11 +110,7 @@ class Service:
 
 
 def _request(
-    page_request: PageRequest,
-    method: str,
-    key: AdminKey,
-    arguments: tuple[str, ...],
-    may_change: bool,
+    page_request: PageRequest, method: str, administrator: Administrator, arguments: tuple[str, ...]
 ) -> admin.Request:
     headers, body = page_request.incoming.headers, page_request.body
     once, repeated = None, headers.get("Idempotency-Key", "").encode()
@@ -124,19 +120,19 @@ def _request(
                 f"Idempotency-Key: must be at most {MAX_IDEMPOTENCY_KEY} characters."
             )
         once = admin.Once(
-            hashlib.sha256(key.name.encode() + b"\0" + repeated).hexdigest(),
+            hashlib.sha256(administrator.actor.encode() + b"\0" + repeated).hexdigest(),
             hashlib.sha256(page_request.incoming.path.encode() + b"\0" + body).hexdigest(),
         )
     return admin.Request(
         method=method,
-        actor=f"admin-key:{key.name}",
+        actor=administrator.actor,
         query=admin.Query(page_request.query),
         arguments=arguments,
         body=body,
-        may_change=may_change,
+        may_change=administrator.may_change,
         if_match=headers.get("If-Match"),
         once=once,
-        derive=None if once is None else lambda salt: key.derive(salt, repeated),
+        derive=None if once is None else lambda salt: administrator.derive(salt, repeated),
     )
 
 

@@ -105,7 +105,7 @@ class Budgets:
         if where is None:
             return INACTIVE
         self._timeout = settings[DATABASE_TIMEOUT]
-        self._has_admins = settings.is_set("ADMIN_KEY")
+        self._has_admins = settings.is_set("ADMIN_KEY") or settings.is_set("OIDC_ADMIN_GROUPS")
         if self._keeper is None:
             from tornadoproxy_budgets.keeper import Keeper
             from tornadoproxy_budgets.shared_reservations import SharedReservations

@@ -1,7 +1,8 @@
 """The web console at ``/console/``; inactive unless ``CONSOLE`` is set.
 
-Administrators sign in with an admin key, other people with their own credential. The console calls
-the Admin API in process, with the key of the session.
+Administrators sign in with an admin key, other people with their own credential, and everybody in
+the ways that plugins offer. The console calls the Admin API in process, with the credential of the
+session.
 
 - `tornadoproxy_console.site`: from a request to a view, and the headers of each response
 - `tornadoproxy_console.sessions`: who is signed in

@@ -1,7 +1,8 @@
 """Who is signed in. The sessions of one proxy, in memory: a restart ends them.
 
-A session holds the credential that it began with, which is checked again with each request. So it
-ends when the credential is revoked, and can do nothing that the credential cannot.
+A session holds the credential that it began with, or a sign-in that gives one, which is checked
+again with each request. So it ends when the credential is revoked, and can do nothing that the
+credential cannot.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from tornadoproxy import SignedIn
+
 if TYPE_CHECKING:
     from tornadoproxy import IncomingRequest, Secret
 
@@ -27,14 +30,14 @@ MOST = 10_000  # sessions; beyond it, the oldest ends
 class Session(Struct, frozen=True):
     """One session.
 
-    :param credential: what its holder signed in with.
-    :param is_admin: whether that is an admin key.
+    :param signed_in: gives the credential of its holder.
+    :param is_admin_key: whether that is an admin key, which no plugin authenticates.
     :param form_token: the token that each of its forms sends, against forged requests.
     :param until: when it ends, in monotonic seconds.
     """
 
-    credential: Secret
-    is_admin: bool
+    signed_in: SignedIn
+    is_admin_key: bool
     form_token: str
     until: float
 
@@ -49,12 +52,12 @@ class Sessions:
     def __init__(self) -> None:
         self._by_hash: OrderedDict[bytes, Session] = OrderedDict()
 
-    def begin(self, credential: Secret, *, is_admin: bool) -> str:
+    def begin(self, signed_in: SignedIn, *, is_admin_key: bool) -> str:
         """Begin a session, and return what its cookie holds."""
         token = secrets.token_urlsafe(32)
         until = time.monotonic() + LIFETIME
         self._by_hash[_hash(token)] = Session(
-            credential, is_admin, secrets.token_urlsafe(32), until
+            signed_in, is_admin_key, secrets.token_urlsafe(32), until
         )
         if len(self._by_hash) > MOST:
             self._by_hash.popitem(last=False)
@@ -68,9 +71,21 @@ class Sessions:
             return None
         return found
 
-    def end(self, token: str) -> None:
-        """End the session of a cookie, if there is one."""
-        self._by_hash.pop(_hash(token), None)
+    def end(self, token: str) -> Session | None:
+        """End the session of a cookie, and return it, if there is one."""
+        return self._by_hash.pop(_hash(token), None)
+
+
+def holder_of(key: Secret) -> SignedIn:
+    """Return the sign-in of whoever has typed a key, which ends with the session alone."""
+
+    async def credential() -> Secret:
+        return key
+
+    async def end() -> None:
+        pass
+
+    return SignedIn(credential, end)
 
 
 def cookie_of(request: IncomingRequest) -> str:

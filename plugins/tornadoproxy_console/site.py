@@ -6,6 +6,7 @@ from this site alone, and with the token of its session.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from tornadoproxy import (
     Attempts,
     AuthenticationFailed,
+    DatabaseUnavailable,
     Denied,
     InvalidRequest,
     PageResponse,
@@ -29,7 +31,7 @@ from tornadoproxy_console.sessions import Sessions
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tornadoproxy import PageRequest, RunningProxy, Settings
+    from tornadoproxy import Identity, PageRequest, RunningProxy, Settings
     from tornadoproxy_console.live import Live
     from tornadoproxy_console.sessions import Session
 
@@ -94,6 +96,8 @@ class Site:
             visit.check_origin()
         if visit.path == "/sign-in":
             return await self._sign_in(visit)
+        if visit.path.startswith("/sign-in/"):
+            return await self._sign_in_by(visit, visit.path.removeprefix("/sign-in/"))
         token = sessions.cookie_of(visit.request.incoming)
         session = self._sessions.find(token)
         if session is None:
@@ -106,7 +110,7 @@ class Site:
         if visit.is_post and not session.has_form_token(visit.field("form_token")):
             raise Denied(texts.FORGED)
         if visit.path == "/sign-out" and visit.is_post:
-            self._sessions.end(token)
+            await self._end(token)
             return visit.redirect("/sign-in", cookie="")
         return await views.serve(visit)
 
@@ -115,9 +119,12 @@ class Site:
 
         :raises AuthenticationFailed: the credential is not valid any more.
         """
-        if not session.is_admin:
-            return await self._person(visit, session.credential)
-        administrator = Administrator(self.proxy, visit.request, session.credential)
+        credential = await session.signed_in.credential()
+        if not session.is_admin_key:
+            identity = await self._identity(visit, credential)
+            if identity.admin_access is None:
+                return Person(identity, self._resources)
+        administrator = Administrator(self.proxy, visit.request, credential)
         await administrator.enter()
         return administrator
 
@@ -129,17 +136,17 @@ class Site:
         except ProxyError:
             return False
 
-    async def _person(self, visit: Visit, credential: Secret) -> Person:
+    async def _identity(self, visit: Visit, credential: Secret) -> Identity:
         incoming = with_credential(visit.request.incoming, credential, "GET", ORGANIZATION)
         identity = await self.proxy.authenticate(incoming)
         if identity.anonymous:
             raise AuthenticationFailed(texts.WRONG_KEY)
-        return Person(identity, self._resources)
+        return identity
 
     async def _sign_in(self, visit: Visit) -> PageResponse:
         following = visit.field("next") if visit.is_post else visit.query("next")
         if not visit.is_post:
-            return visit.page("sign_in.html", texts.SIGN_IN, following=following, fault="")
+            return self._sign_in_page(visit, following)
         address = visit.request.incoming.remote_ip
         try:
             self._attempts.check(address)
@@ -148,15 +155,54 @@ class Site:
             if isinstance(error, AuthenticationFailed):
                 self._attempts.count(address)
             fault = texts.WRONG_KEY if error.status == 401 else error.message
-            return visit.page(
-                "sign_in.html",
-                texts.SIGN_IN,
-                status=error.status,
-                following=following,
-                fault=fault,
-            )
-        self._sessions.end(sessions.cookie_of(visit.request.incoming))
+            return self._sign_in_page(visit, following, fault, error.status)
+        return await self._enter(visit, session, following)
+
+    async def _sign_in_by(self, visit: Visit, name: str) -> PageResponse:
+        """Sign in by one of the ways that plugins offer: lead the browser away, and take it back.
+
+        :raises Denied: 404, there is no such way.
+        """
+        following = visit.field("next") if visit.is_post else visit.query("next")
+        for way in self.proxy.sign_in_ways():
+            if way.name == name:
+                break
+        else:
+            raise Denied(texts.NOT_FOUND, status=404)
+        try:
+            if visit.is_post:
+                back = f"{visit.root}{visit.path}?next={quote(own_path(following))}"
+                return await way.begin(visit.request, back)
+            signed_in = await way.finish(visit.request, int(sessions.LIFETIME))
+        except ProxyError as error:
+            return self._sign_in_page(visit, following, error.message, error.status)
+        session = self._sessions.begin(signed_in, is_admin_key=False)
+        return await self._enter(visit, session, following)
+
+    def _sign_in_page(
+        self, visit: Visit, following: str, fault: str = "", status: int = 200
+    ) -> PageResponse:
+        ways = self.proxy.sign_in_ways()
+        return visit.page(
+            "sign_in.html",
+            texts.SIGN_IN,
+            status=status,
+            following=following,
+            fault=fault,
+            ways=ways,
+        )
+
+    async def _enter(self, visit: Visit, session: str, following: str) -> PageResponse:
+        """Show a page in a new session, and end an earlier one of the browser."""
+        await self._end(sessions.cookie_of(visit.request.incoming))
         return visit.redirect(own_path(following), cookie=session)
+
+    async def _end(self, token: str) -> None:
+        session = self._sessions.end(token)
+        # a sign-in that cannot be ended now ends with the session's lifetime
+        with contextlib.suppress(DatabaseUnavailable):
+            if session is not None:
+                await session.signed_in.end()
 
     async def _begin(self, visit: Visit, key: str) -> str:
         """Begin a session, and return what its cookie holds.
@@ -167,13 +213,14 @@ class Site:
             raise AuthenticationFailed(texts.WRONG_KEY)
         credential = Secret(key)
         try:
-            await self._person(visit, credential)
-            is_admin = False
+            await self._identity(visit, credential)
+            is_admin_key = False
         except AuthenticationFailed:
             # after the others: a wrong admin key counts for the Admin API's own limit as well
             await Administrator(self.proxy, visit.request, credential).enter()
-            is_admin = True
-        return self._sessions.begin(credential, is_admin=is_admin)
+            is_admin_key = True
+        signed_in = sessions.holder_of(credential)
+        return self._sessions.begin(signed_in, is_admin_key=is_admin_key)
 
     def _to_sign_in(self, visit: Visit) -> PageResponse:
         following = "" if visit.is_post else f"?next={quote(visit.path)}"

@@ -8,6 +8,7 @@ NAVIGATION = "Pages"
 
 # signing in
 SIGN_IN = "Sign in"
+SIGN_IN_WITH = "Sign in with {}"
 SIGN_OUT = "Sign out"
 KEY = "Key"
 KEY_HINT = "An admin key, or the key with which you use the API."

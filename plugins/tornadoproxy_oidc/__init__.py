@@ -17,6 +17,7 @@ credentials that are not JSON Web Tokens.
 - `tornadoproxy_oidc.service`: these parts in a running proxy
 - `tornadoproxy_oidc.command`: ``sign-ins list``, ``end``
 - `tornadoproxy_oidc.device_api`: what Claude Code calls to sign in
+- `tornadoproxy_oidc.browser_session`: a person who has signed in with a browser alone
 - `tornadoproxy_oidc.browser_pages`, `html`: what a person sees in the browser
 
 The plugin needs Authlib, joserfc and httpx2, which ``pip install 'tornadoproxy[oidc]'`` installs.
@@ -45,7 +46,14 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine
 
-    from tornadoproxy import AllowedModels, Database, DatabaseLocation, DatabaseStatus, Page
+    from tornadoproxy import (
+        AllowedModels,
+        Database,
+        DatabaseLocation,
+        DatabaseStatus,
+        Page,
+        SignInWay,
+    )
     from tornadoproxy_oidc.service import Service
 
 
@@ -86,6 +94,11 @@ class OpenIDConnect:
         :raises ConfigurationError: a setting or a library is missing.
         """
         if settings[names.OIDC_ISSUER] is None:
+            for each in (names.OIDC_ADMIN_GROUPS, names.OIDC_ADMIN_READ_GROUPS):
+                if settings[each]:
+                    raise ConfigurationError(
+                        f"{each.name} is set but OIDC_ISSUER is not; set it, or remove {each.name}."
+                    )
             return INACTIVE
         try:
             from tornadoproxy_oidc.service import Service
@@ -103,6 +116,10 @@ class OpenIDConnect:
     @hookimpl
     def pages(self) -> tuple[Page, ...]:
         return self._configured().pages()
+
+    @hookimpl
+    def sign_in_ways(self) -> tuple[SignInWay, ...]:
+        return self._configured().sign_in_ways()
 
     @hookimpl
     async def startup(self) -> None:

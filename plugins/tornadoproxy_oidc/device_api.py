@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 INTERVAL = 5
 """Seconds between two polls."""
 
-MAX_BEGUN = 30
-"""Sign-ins that an address may begin within `GRANT_LIFE` seconds, at all proxies together."""
-
 POLL_TIMEOUT = 4.0
 """Seconds for a poll, less than ``PLUGIN_TIMEOUT``, after which the sign-in is pending."""
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+
+# without vowels and what is easily confused; 20 to the power of 8 is 25 billion
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
 _DESCRIPTIONS = {
     "authorization_pending": "Nobody has approved this sign-in yet.",
@@ -86,7 +87,7 @@ class DeviceApi:
 
     async def _begin(self, request: PageRequest) -> PageResponse:
         try:
-            begun = await self._sessions.begin(request.incoming.remote_ip, MAX_BEGUN)
+            begun = await self._sessions.begin(request.incoming.remote_ip, _user_code())
         except DatabaseUnavailable:
             return _unavailable()
         if begun is None:
@@ -158,6 +159,11 @@ class DeviceApi:
         if self._tells_email and (email := tokens.person.get("email")):
             response["email"] = email
         return _json(response)
+
+
+def _user_code() -> str:
+    letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
+    return f"{letters[:4]}-{letters[4:]}"
 
 
 def form_of(request: PageRequest) -> dict[str, str]:

@@ -65,16 +65,17 @@ def form(action: str, grant: Grant | None, browser_ip: str) -> PageResponse:
     )
 
 
-def leave(url: str, cookie: str) -> PageResponse:
-    """Return the page that leads to the provider.
+def leave(url: str, cookie: str | None = None) -> PageResponse:
+    """Return the page that leads to the provider, or back from it to a page of this proxy.
 
-    It is no redirect: browsers apply ``form-action`` to those that follow a form, and the provider
-    may redirect anywhere.
+    It is no redirect. Browsers apply ``form-action`` to those that follow a form, and the provider
+    may redirect anywhere; and they send no cookies with ``SameSite=Strict`` along a chain of
+    redirects that the provider began.
     """
     target = escape(url)
     return _page(
         "Sign in",
-        f'<p><a href="{target}">Continue to your identity provider</a></p>',
+        f'<p><a href="{target}">Continue</a></p>',
         head=f'<meta http-equiv="refresh" content="0;url={target}">',
         cookie=cookie,
     )

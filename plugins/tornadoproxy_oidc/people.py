@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from tornadoproxy import Denied, Identity
 
@@ -40,6 +40,8 @@ class Claims:
     :param groups: the claim that lists the groups.
     :param domains: those that an e-mail address must have; without any, it is optional.
     :param policies: those of groups, which may deny.
+    :param admins: the groups whose people may use the Admin API.
+    :param admin_readers: the groups whose people may read it.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Claims:
     groups: str
     domains: Sequence[str]
     policies: Policies
+    admins: frozenset[str] = frozenset()
+    admin_readers: frozenset[str] = frozenset()
 
     def person(self, claims: Mapping[str, Any]) -> Person:  # Any: a claim may be any JSON
         """Return the person of these claims.
@@ -65,8 +69,18 @@ class Claims:
             raise InvalidClaims(f"its claim {self.groups} is not a list of names")
         self.policies.check(groups)
         return Person(
-            self._principal(claims), groups=tuple(groups), email=email, full_name=_shown(claims)
+            self._principal(claims),
+            groups=tuple(groups),
+            admin_access=self.admin_access(groups),
+            email=email,
+            full_name=_shown(claims),
         )
+
+    def admin_access(self, groups: Iterable[str]) -> Literal["write", "read"] | None:
+        """Return what a person of these groups may do in the Admin API."""
+        if not self.admins.isdisjoint(groups):
+            return "write"
+        return None if self.admin_readers.isdisjoint(groups) else "read"
 
     def workload(self, claims: Mapping[str, Any], group: str) -> Person:
         """Return the workload of these claims, whose only group is `group`.
@@ -123,11 +137,13 @@ def document_of(person: Person, subject: str) -> dict[str, Any]:
     return {name: value for name, value in document.items() if value is not None}
 
 
-def person_of(document: Mapping[str, Any]) -> Person:
+def person_of(document: Mapping[str, Any], claims: Claims) -> Person:
     """Return the person of a document that `document_of` made."""
+    groups = tuple(document["groups"])
     return Person(
         document["sub"],
-        groups=tuple(document["groups"]),
+        groups=groups,
+        admin_access=claims.admin_access(groups),
         email=document.get("email"),
         full_name=document.get("name"),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import ssl
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -57,6 +58,7 @@ class Provider:
         self._keys: list[Key] = []
         self._loaded_at = self._tried_at = -math.inf
         self._loading: asyncio.Task[None] | None = None
+        self._tls: ssl.SSLContext | None = None
 
     def start(self) -> None:
         """Begin to load metadata and keys."""
@@ -103,6 +105,16 @@ class Provider:
             raise ProviderUnavailable
         return self.metadata
 
+    async def tls(self) -> ssl.SSLContext:
+        """Return the context of connections to the provider.
+
+        It is made once, in a thread: it reads the certificates of all authorities, which would
+        block the event loop for 50 ms with each client.
+        """
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(httpx2.create_ssl_context)
+        return self._tls
+
     def _load_once(self) -> asyncio.Task[None]:
         """Load once for all requests that wait, even if one of them reaches its deadline."""
         if self._loading is None:
@@ -113,7 +125,8 @@ class Provider:
     async def _load(self) -> None:
         """Replace metadata and keys; a failure leaves them as they are."""
         try:
-            async with asyncio.timeout(TIMEOUT), httpx2.AsyncClient(timeout=TIMEOUT) as client:
+            client = httpx2.AsyncClient(timeout=TIMEOUT, verify=await self.tls())
+            async with asyncio.timeout(TIMEOUT), client:
                 url = get_well_known_url(self.issuer, external=True)
                 metadata = _valid(await _fetch(client, url), self.issuer)
                 keys = _signing(await _fetch(client, metadata["jwks_uri"]))

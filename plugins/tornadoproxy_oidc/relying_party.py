@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from tornadoproxy import Secret
     from tornadoproxy_oidc.people import Claims
-    from tornadoproxy_oidc.policies import Policies
     from tornadoproxy_oidc.provider import Provider
 
 _logger = logging.getLogger(__name__)
@@ -62,6 +61,7 @@ class SignedIn(NamedTuple):
 class RelyingParty:
     """The proxy as a client of the provider.
 
+    :ivar claims: who is accepted.
     :param client_secret: ``None`` for a public client, which PKCE alone protects.
     :param parameters: further ones of the authorization request.
     :param redirect_uri: where the provider sends the browser.
@@ -81,7 +81,7 @@ class RelyingParty:
         leeway: int,
     ) -> None:
         self._provider = provider
-        self._claims = claims
+        self.claims = claims
         self._client_id = client_id
         self._secret = client_secret
         self._scope = " ".join(scopes)
@@ -90,11 +90,6 @@ class RelyingParty:
         self._algorithms = algorithms
         self._leeway = leeway
 
-    @property
-    def policies(self) -> Policies:
-        """The policies of groups."""
-        return self._claims.policies
-
     async def begin(self) -> Begun:
         """Return where to send a browser.
 
@@ -102,7 +97,7 @@ class RelyingParty:
         """
         metadata = await self._provider.loaded()
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        async with self._client(metadata) as client:
+        async with await self._client(metadata) as client:
             own = {"state": state, "code_verifier": verifier, "nonce": nonce}
             url, _ = client.create_authorization_url(
                 _endpoint(metadata, "authorization_endpoint"), **{**self._parameters, **own}
@@ -147,7 +142,7 @@ class RelyingParty:
     ) -> SignedIn:
         metadata = await self._provider.loaded()
         try:
-            async with asyncio.timeout(TIMEOUT), self._client(metadata) as client:
+            async with asyncio.timeout(TIMEOUT), await self._client(metadata) as client:
                 tokens = await client.fetch_token(_endpoint(metadata, "token_endpoint"), **grant)
                 claims = await self._id_claims(tokens, nonce)
                 if claims is None and before is None:
@@ -168,7 +163,7 @@ class RelyingParty:
         if before is not None and not claims:
             person = before
         else:
-            person = document_of(self._claims.person(claims), str(subject))
+            person = document_of(self.claims.person(claims), str(subject))
         return SignedIn(person, tokens.get("refresh_token"))
 
     async def _id_claims(self, tokens: Mapping[str, Any], nonce: str | None) -> Document | None:
@@ -203,7 +198,7 @@ class RelyingParty:
         self, client: AsyncOAuth2Client, metadata: Mapping[str, Any], claims: Document, subject: str
     ) -> Document:
         """Return the claims together with those that the provider tells separately."""
-        wanted = {self._claims.name, self._claims.email, self._claims.groups}
+        wanted = {self.claims.name, self.claims.email, self.claims.groups}
         url = metadata.get("userinfo_endpoint")
         if url is None or wanted <= claims.keys():
             return claims
@@ -218,7 +213,7 @@ class RelyingParty:
             raise ProviderRefused("its userinfo endpoint does not say who signed in")
         return {**told, **claims}
 
-    def _client(self, metadata: Mapping[str, Any]) -> AsyncOAuth2Client:
+    async def _client(self, metadata: Mapping[str, Any]) -> AsyncOAuth2Client:
         methods = metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         method = "none"
         if self._secret is not None:
@@ -232,6 +227,7 @@ class RelyingParty:
             token_endpoint_auth_method=method,
             code_challenge_method="S256",
             timeout=TIMEOUT,
+            verify=await self._provider.tls(),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tornadoproxy import ConfigurationError, Settings
 from tornadoproxy_oidc import settings as names
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         IncomingRequest,
         ModelRequest,
         Page,
+        SignInWay,
     )
 
 NEEDED = (names.OIDC_PUBLIC_URL, names.OIDC_SIGNING_KEY, names.OIDC_DB)
@@ -47,6 +49,7 @@ class Service:
         self._provider = Provider(issuer)
         self._sessions: Sessions | None = None
         self._pages: tuple[Page, ...] = ()
+        self._ways: tuple[SignInWay, ...] = ()
         self._telemetry = Telemetry()
         self._own_issuer: str | None = None
         self._policies = Policies({}, Path())
@@ -77,6 +80,8 @@ class Service:
             groups=settings[names.OIDC_GROUPS_CLAIM],
             domains=settings[names.OIDC_EMAIL_DOMAINS],
             policies=self._policies,
+            admins=frozenset(settings[names.OIDC_ADMIN_GROUPS]),
+            admin_readers=frozenset(settings[names.OIDC_ADMIN_READ_GROUPS]),
         )
         self._tokens = TokenReader(
             self._provider,
@@ -95,6 +100,10 @@ class Service:
     def pages(self) -> tuple[Page, ...]:
         """Return the pages of telemetry, and of the sign-in if there is one."""
         return (*self._telemetry.pages(), *self._pages)
+
+    def sign_in_ways(self) -> tuple[SignInWay, ...]:
+        """Return the way to sign in at the provider, if people sign in."""
+        return self._ways
 
     async def open(self, deadline: float) -> None:
         """Begin to load what the provider publishes, and open the database.
@@ -186,12 +195,14 @@ class Service:
             settings[names.OIDC_LOGIN_NOTICE],
             tells_email=settings[names.OIDC_CONFIRM_EMAIL],
         )
+        browser = BrowserPages(sessions, base)
         settings_page = ManagedSettingsPage(sessions, lambda: self._policies)
         self._pages = (
             *api.pages(),
-            *BrowserPages(sessions, base).pages(),
+            *browser.pages(),
             settings_page.page(),
         )
+        self._ways = (browser.way(urlsplit(self._provider.issuer).netloc),)
         self._sessions, self._own_issuer = sessions, base
 
 

@@ -42,13 +42,12 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 GRANT_LIFE = 600  # seconds from the request of a code to the approval
+MAX_BEGUN = 30
+"""Sign-ins that an address may begin within `GRANT_LIFE` seconds, at all proxies together."""
 GRACE = 60  # seconds for which a replaced refresh token is accepted
 LEASE = 10  # seconds after which a proxy that asks the provider is taken for dead
 WAIT = 0.2  # seconds between two looks at whether another proxy has asked
 MAX_WAIT = 6.0  # seconds
-
-# without vowels and what is easily confused; 20 to the power of 8 is 25 billion
-_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
 EXPIRED = "Your sign-in has expired: run /login."
 ENDED = "Your sign-in was ended: run /login."
@@ -63,6 +62,7 @@ class Tokens(NamedTuple):
     bearer: str
     refresh_token: str | None
     person: Document
+    session_id: str
 
 
 class SessionEnded(Exception):
@@ -140,7 +140,7 @@ class Sessions:
         :raises DatabaseUnavailable: revocations cannot be verified.
         """
         person = self.person_offline(seen)
-        self.party.policies.check(person.groups)
+        self.party.claims.policies.check(person.groups)
         self._follower.check()
         return person
 
@@ -165,22 +165,21 @@ class Sessions:
             raise AuthenticationFailed(EXPIRED) from None
         except (JoseError, ValueError):
             raise AuthenticationFailed(REFUSED) from None
-        return person_of(claims), claims["sid"]
+        return person_of(claims, self.party.claims), claims["sid"]
 
     # A device's sign-in
 
-    async def begin(self, remote_ip: str, limit: int) -> tuple[str, Grant] | None:
+    async def begin(self, remote_ip: str, user_code: str) -> tuple[str, Grant] | None:
         """Begin a sign-in; return the device's code and the grant.
 
-        :param limit: how many an address may begin within `GRANT_LIFE`.
-        :return: ``None`` if it has begun too many.
+        :param user_code: the code that a person types; anything else if none is to be typed.
+        :return: ``None`` if the address has begun `MAX_BEGUN` within `GRANT_LIFE` seconds.
         """
         device = secrets.token_urlsafe(32)
-        letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
         now = int(time.time())
         grant = store.Grant(
             device=store.hashed(device),
-            user_code=f"{letters[:4]}-{letters[4:]}",
+            user_code=user_code,
             remote_ip=remote_ip,
             created=now,
             expires=now + GRANT_LIFE,
@@ -188,7 +187,7 @@ class Sessions:
         )
 
         def work(connection: DatabaseConnection) -> bool:
-            if store.grants_of_ip(connection, remote_ip, now - GRANT_LIFE) >= limit:
+            if store.grants_of_ip(connection, remote_ip, now - GRANT_LIFE) >= MAX_BEGUN:
                 return False
             store.add_grant(connection, grant)
             return True
@@ -216,8 +215,11 @@ class Sessions:
         now = int(time.time())
         return await self._database.run(lambda on: store.decide(on, device, "denied", now))
 
-    async def poll(self, device_code: str) -> Tokens | str:
-        """Return the tokens of an approved device, once; or else the error of RFC 8628 §3.5."""
+    async def poll(self, device_code: str, most: int | None = None) -> Tokens | str:
+        """Return the tokens of an approved device, once; or else the error of RFC 8628 §3.5.
+
+        :param most: seconds after which the session ends at the latest.
+        """
         device, now = store.hashed(device_code), int(time.time())
         grant = await self._read(lambda on: store.grant_by_device(on, device))
         if grant is None or grant.state == "redeemed":
@@ -228,12 +230,13 @@ class Sessions:
             return "authorization_pending" if grant.expires > now else "expired_token"
         assert grant.person is not None, "an approved grant has one"
         sealed = grant.provider_token
+        lifetime = self.lifetime if sealed else self.sealer.lifetime
         session = store.Session(
             id=secrets.token_urlsafe(16),
             person=grant.person,
             provider_token=sealed,
             created=now,
-            expires=now + (self.lifetime if sealed else self.sealer.lifetime),
+            expires=now + min(most or self.lifetime, lifetime),
             checked=now,
         )
 
@@ -355,6 +358,14 @@ class Sessions:
 
         await self._finish(self._revoke(work))
 
+    async def end(self, tokens: Tokens) -> None:
+        """Revoke the session of these tokens.
+
+        :raises DatabaseUnavailable: the database cannot be used.
+        """
+        now = int(time.time())
+        await self._finish(self._revoke(lambda on: store.revoke(on, tokens.session_id, now)))
+
     async def _revoke(self, work: Callable[[DatabaseConnection], None]) -> None:
         await self._database.run(work)
         await self._apply_revocations()
@@ -370,7 +381,7 @@ class Sessions:
             refresh_token = secrets.token_urlsafe(32)
             store.add_refresh_token(connection, refresh_token, session.id)
         bearer = self.sealer.bearer({**session.person, "sid": session.id})
-        return Tokens(bearer, refresh_token, session.person)
+        return Tokens(bearer, refresh_token, session.person, session.id)
 
     # The database
 

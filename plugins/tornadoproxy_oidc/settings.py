@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from tornadoproxy import Setting, parsers
@@ -54,6 +55,17 @@ def _policies(value: str) -> Policies:
         return Policies(file.document, file.path.parent)
     except ValueError as error:
         raise ValueError(f"must name a valid file, but in '{value}' {error}") from None
+
+
+def _groups(value: str) -> tuple[str, ...]:
+    """Parse names separated by spaces, of which those that contain one are in quotation marks."""
+    try:
+        found = shlex.split(value)
+    except ValueError:
+        raise ValueError("has a quotation mark without its counterpart") from None
+    if not all(found):
+        raise ValueError("must not contain an empty name")
+    return tuple(found)
 
 
 def _algorithms(value: str) -> tuple[str, ...]:
@@ -119,6 +131,21 @@ OIDC_EMAIL_DOMAINS: Setting[tuple[str, ...]] = Setting(
     parsers.hosts,
     default=(),
     help="accepted domains of e-mail addresses; without any, an address is optional",
+)
+OIDC_ADMIN_GROUPS: Setting[tuple[str, ...]] = Setting(
+    "OIDC_ADMIN_GROUPS",
+    _groups,
+    default=(),
+    help=(
+        "groups of the provider, separated by spaces, whose people are administrators, in the "
+        "Admin API and in the web console; a name that contains a space is in quotation marks"
+    ),
+)
+OIDC_ADMIN_READ_GROUPS: Setting[tuple[str, ...]] = Setting(
+    "OIDC_ADMIN_READ_GROUPS",
+    _groups,
+    default=(),
+    help="the same for people who may see what administrators see, and change nothing",
 )
 OIDC_LEEWAY: Setting[int] = Setting(
     "OIDC_LEEWAY",
@@ -227,7 +254,7 @@ OIDC_OTLP_ENDPOINT: Setting[BaseURL | None] = Setting(
 SETTINGS = (
     *(OIDC_ISSUER, OIDC_AUDIENCES, OIDC_WORKLOADS, OIDC_ALGORITHMS, OIDC_LEEWAY),
     *(OIDC_NAME_CLAIM, OIDC_EMAIL_CLAIM, OIDC_GROUPS_CLAIM, OIDC_EMAIL_DOMAINS),
-    OIDC_POLICY_FILE,
+    *(OIDC_ADMIN_GROUPS, OIDC_ADMIN_READ_GROUPS, OIDC_POLICY_FILE),
     *(OIDC_CLIENT_ID, OIDC_CLIENT_SECRET, OIDC_SCOPES, OIDC_PARAMETERS, OIDC_DB),
     *(OIDC_PUBLIC_URL, OIDC_SIGNING_KEY, OIDC_BEARER_SECONDS, OIDC_SESSION_SECONDS),
     *(OIDC_LOGIN_NOTICE, OIDC_CONFIRM_EMAIL, OIDC_OTLP_ENDPOINT),

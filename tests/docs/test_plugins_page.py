@@ -237,6 +237,32 @@ async def test_admin_api_example(scene: Scene) -> None:
     assert (await scene.ask("/v1/organizations/rooms")).status == 401
 
 
+async def test_sign_in_ways_example(scene: Scene) -> None:
+    gateway = load("sign_in_ways")()
+    await scene.start(plugins=[gateway], CONSOLE="yes")
+    shown = await scene.ask("/console/sign-in", token=None)
+    assert b"Sign in with the company&#x27;s gateway" in shown.body
+    by = "/console/sign-in/gateway"
+    away = await scene.ask(by, method="POST", token=None)
+    assert (away.status, away.header("location")) == (303, f"{by}?next=/")
+    assert (await scene.ask(by, token=None)).status == 401
+    entered = await scene.ask(by, headers={"X-Gateway-User": "ann"}, token=None)
+    cookie = (entered.header("set-cookie") or "").partition(";")[0]
+    page = await scene.ask("/console/me", headers={"Cookie": cookie}, token=None)
+    assert b"<span>ann</span>" in page.body
+    (token,) = gateway.people
+    assert (await scene.ask(MODELS, token=token.reveal().decode())).status == 200
+    (form_token,) = re.findall(rb'name="form_token" value="([^"]+)"', page.body)
+    await scene.ask(
+        "/console/sign-out",
+        method="POST",
+        headers={"Cookie": cookie, "Content-Type": "application/x-www-form-urlencoded"},
+        body=b"form_token=" + form_token,
+        token=None,
+    )
+    assert gateway.people == {}
+
+
 async def test_startup_example(scene: Scene) -> None:
     await scene.start(plugins={"busy": load("startup")})
     assert json.loads((await scene.ask("/busy", token=None)).body) == {"in_flight": 1}

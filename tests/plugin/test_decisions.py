@@ -125,6 +125,10 @@ make: Any = Identity  # as careless as a plugin
         (make("x", groups=[CANARY]), "its Identity's groups must be a tuple of str, not a list"),
         (make("x", groups=(CANARY, 7)), "its Identity's groups must be non-empty str"),
         (make("x", groups=(CANARY, "")), "its Identity's groups must be non-empty str"),
+        (
+            make("x", admin_access=CANARY),
+            "its Identity's admin_access must be 'write', 'read' or None",
+        ),
         (KeyError(CANARY), "KeyError"),
         (ExceptionGroup(CANARY, [ValueError(CANARY)]), "ExceptionGroup"),
         (Overloaded(CANARY), "Overloaded"),

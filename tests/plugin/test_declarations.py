@@ -15,6 +15,7 @@ from tornadoproxy import (
     PageResponse,
     Setting,
     Settings,
+    SignInWay,
     Status,
     Usage,
     hookimpl,
@@ -36,6 +37,12 @@ def faults_of(plugins: Plugins, settings: Settings = DEFAULTS) -> tuple[str, ...
 
 def page(path: str, **fields: Any) -> Page:
     return Page(path, lambda request: PageResponse(b""), **fields)
+
+
+def way(name: str) -> SignInWay:
+    """Return a way to sign in that nobody takes."""
+    unused: Any = None
+    return SignInWay(name, "a title", unused, unused)
 
 
 def fault_of(hook: str, result: Any) -> str:
@@ -79,12 +86,22 @@ def fault_of(hook: str, result: Any) -> str:
         ("pages", [page("/a"), page("/a")], "are for the same path"),
         ("pages", ["/metrics"], "its str is not a Page"),
         ("pages", None, "plugin 'b' failed in pages: TypeError"),
+        ("sign_in_ways", [page("/a")], "its Page is not a SignInWay"),
+        ("sign_in_ways", [way("Door")], "the name 'Door' has other than a-z, 0-9 and dashes"),
+        ("sign_in_ways", [way("")], "the name '' has other than a-z, 0-9 and dashes"),
+        ("sign_in_ways", None, "plugin 'b' failed in sign_in_ways: TypeError"),
         ("databases", {TEAM: "file"}, "must return a dict: a declared setting, and a function"),
         ("databases", {OTHER: list}, "must return a dict: a declared setting, and a function"),
     ],
 )
 def test_invalid_declaration_ends_start(hook: str, result: Any, said: str) -> None:
     assert said in fault_of(hook, result)
+
+
+def test_name_of_a_way_to_sign_in_is_unique() -> None:
+    a, b = (Plugin(sign_in_ways=lambda: [way("door")]) for _ in range(2))
+    (fault,) = faults_of(plugins_of(a=a, b=b, c=Authenticator()))
+    assert fault == "there are several ways to sign in of the name 'door': rename one"
 
 
 # -- configure

@@ -186,7 +186,7 @@ async def test_session_ends_after_its_lifetime(
 def test_sessions_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MOST", 2)
     kept = sessions.Sessions()
-    tokens = [kept.begin(Secret("x"), is_admin=False) for _ in range(3)]
+    tokens = [kept.begin(sessions.holder_of(Secret("x")), is_admin_key=False) for _ in range(3)]
     assert [kept.find(token) is not None for token in tokens] == [False, True, True]
 
 

@@ -14,7 +14,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 from oidc_provider import KEYS
 from signing_in import BASE, SIGNING_KEY, SigningIn, document
-from tornadoproxy_oidc import device_api, sealing, store
+from tornadoproxy_oidc import sealing, sessions, store
 
 from tornadoproxy import Secret
 
@@ -93,7 +93,7 @@ async def test_codes_cannot_be_guessed(signing_in: SigningIn) -> None:
 async def test_address_can_begin_few_sign_ins_at_all_proxies(
     signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_api, "MAX_BEGUN", 3)
+    monkeypatch.setattr(sessions, "MAX_BEGUN", 3)
     a, b = await signing_in.start(), await signing_in.start()
     for to in (a, b, a):
         await signing_in.begin(to)

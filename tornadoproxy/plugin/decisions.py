@@ -220,6 +220,8 @@ def _fault_of(identity: Identity) -> str | None:
     digest: object = identity.body_sha256
     if digest is not None and not (isinstance(digest, str) and re.fullmatch(_SHA256, digest)):
         return "its Identity's body_sha256 must be 64 hexadecimal digits"
+    if identity.admin_access is not None and identity.admin_access not in ("write", "read"):
+        return "its Identity's admin_access must be 'write', 'read' or None"
     if not isinstance(groups, tuple):
         return f"its Identity's groups must be a tuple of str, not a {type(groups).__name__}"
     if groups and not all(isinstance(group, str) and group for group in groups):

@@ -16,7 +16,8 @@ from tornadoproxy.config.upstreams import Upstream, UpstreamsOrder, default_upst
 from tornadoproxy.errors import ConfigurationError
 from tornadoproxy.plugin.failures import OurOwnError, discard, faults_of
 from tornadoproxy.plugin.hookspecs import INACTIVE
-from tornadoproxy.plugin.web.pages import Page, PluginState, RunningProxy, hidden_paths
+from tornadoproxy.plugin.web.pages import Page, hidden_paths
+from tornadoproxy.plugin.web.running_proxy import PluginState, RunningProxy
 from tornadoproxy.protocol.headers import credential_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.loading.discovery import PluginInfo
     from tornadoproxy.plugin.loading.implementations import PluginCall
+    from tornadoproxy.plugin.web.sign_in import SignInWay
     from tornadoproxy.storage.contract import DatabaseStatus
 
 T = TypeVar("T")
@@ -113,6 +115,18 @@ def pages_of(
         raise ConfigurationError(*faults)
     pages.sort(key=lambda each: not each[1].overrides)
     return tuple(pages)
+
+
+def sign_in_ways_of(calls: list[PluginCall]) -> tuple[SignInWay, ...]:
+    """Return the ways to sign in with a browser."""
+    results, faults = _ask_all("sign_in_ways", calls, _checked_ways)
+    ways = tuple(way for _, made in results for way in made)
+    for name, count in Counter(way.name for way in ways).items():
+        if count > 1:
+            faults.append(f"there are several ways to sign in of the name {name!r}: rename one")
+    if faults:
+        raise ConfigurationError(*faults)
+    return ways
 
 
 def upstreams_of(
@@ -205,6 +219,19 @@ def _checked_api(_plugin: str, api: object) -> Api | None:
     if api is not None and not isinstance(api, Api):
         raise OurOwnError(f"its {type(api).__name__} is not an admin.Api")
     return api
+
+
+def _checked_ways(_plugin: str, ways: Iterable[object]) -> list[SignInWay]:
+    from tornadoproxy.plugin.web.sign_in import SignInWay  # few proxies have one
+
+    made = []
+    for way in ways:
+        if not isinstance(way, SignInWay):
+            raise OurOwnError(f"its {type(way).__name__} is not a SignInWay")
+        if not re.fullmatch("[a-z0-9-]+", way.name):
+            raise OurOwnError(f"the name {way.name!r} has other than a-z, 0-9 and dashes")
+        made.append(way)
+    return made
 
 
 def _checked_line(plugin: str, line: object) -> object:

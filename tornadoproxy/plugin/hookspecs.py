@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.request import Identity, IncomingRequest, ModelRequest, RequestRecord
     from tornadoproxy.plugin.responding import ModelResponse
     from tornadoproxy.plugin.status import Status
-    from tornadoproxy.plugin.web.pages import Page, RunningProxy
+    from tornadoproxy.plugin.web.pages import Page
+    from tornadoproxy.plugin.web.running_proxy import RunningProxy
+    from tornadoproxy.plugin.web.sign_in import SignInWay
     from tornadoproxy.protocol.usage import Usage
     from tornadoproxy.protocol.wire import OutgoingRequest
     from tornadoproxy.storage.contract import DatabaseLocation, DatabaseStatus
@@ -163,6 +165,17 @@ def admin_api() -> Api | None:
     requests; a resource is called for those that an admin key permits, within ``PLUGIN_TIMEOUT``
     seconds. Return ``None`` if there is nothing to administer. An exception, or another result,
     ends the start.
+    """
+
+
+@hookspec
+def sign_in_ways() -> Iterable[SignInWay]:  # type: ignore[empty-body]  # a specification
+    """Return ways in which people can sign in with a browser. Declaring.
+
+    Runs once, after every `configure` and before `pages`. See `SignInWay`. A page with sessions of
+    its own gets all ways by ``proxy.sign_in_ways()``, offers them, and calls the one that a person
+    chooses: the web console does. An exception, a name that another plugin has, or anything but
+    those ends the start.
     """
 
 

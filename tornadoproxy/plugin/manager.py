@@ -55,13 +55,14 @@ from tornadoproxy.plugin.declarations import (
     credential_headers_of,
     databases_of,
     pages_of,
+    sign_in_ways_of,
     states_of,
     upstreams_of,
 )
 from tornadoproxy.plugin.failures import Teller, failure, faults_of, log_failure
 from tornadoproxy.plugin.loading.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.pricing import Pricing
-from tornadoproxy.plugin.web.pages import RunningProxy
+from tornadoproxy.plugin.web.running_proxy import RunningProxy
 from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
 
 if TYPE_CHECKING:
@@ -342,13 +343,13 @@ class Plugins:
             self.teller.tell(plugin, "request_finished", function, record)
 
     def _declared_pages(self) -> tuple[tuple[str, Page], ...]:
-        if not self._page_makers:
-            return ()
+        ways = sign_in_ways_of(self._way_makers)
         proxy = RunningProxy(
             self.authenticate,
             self.pages,
             lambda: states_of(self._infos, dict(self._lines)),
             lambda: self.warnings,
+            lambda: ways,
         )
         return pages_of(self._page_makers, partial(admin_apis_of, self._admin_api_makers), proxy)
 
@@ -361,6 +362,7 @@ class Plugins:
         self._header_namers = active("credential_headers")
         self._page_makers = active("pages")
         self._admin_api_makers = active("admin_api")
+        self._way_makers = active("sign_in_ways")
         self._starters = active("startup")
         self._authenticators = active("authenticate")
         self._admitters = active("admit")

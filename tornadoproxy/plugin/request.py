@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -73,12 +73,15 @@ class Identity(Struct, frozen=True):
     :param groups: the groups that the principal belongs to.
     :param body_sha256: the SHA-256 digest that the request's body must have, in hexadecimal, where
         the credential is valid for one body only; ``None`` for any body.
+    :param admin_access: what its holder may do in the Admin API: ``write`` is everything, ``read``
+        changes nothing; ``None`` is nothing.
     """
 
     principal: str
     anonymous: bool = False
     groups: tuple[str, ...] = ()
     body_sha256: str | None = None
+    admin_access: Literal["write", "read"] | None = None
 
 
 class IncomingRequest(Struct, frozen=True):

@@ -1,11 +1,10 @@
-"""A plugin's own pages, as the hook ``pages`` declares them, how they are found, and asked.
+"""A plugin's own pages, as the hook ``pages`` declares them, and how they are found.
 
 Their handler is `tornadoproxy.handlers.plugin_pages.PageHandler`.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import (
     AsyncGenerator,
@@ -16,14 +15,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
-from tornadoproxy.errors import MethodNotAllowed, NotFound, PluginFailed
 from tornadoproxy.protocol.request_target import SAMPLES, is_served
 
 if TYPE_CHECKING:
@@ -207,82 +203,3 @@ class PageFinder:
             if match is not None and (page.overrides or not is_served(path)):
                 return FoundPage(plugin, page, tuple(map(unquote, match.groups(""))))
         return None
-
-
-class PluginState(Struct, frozen=True):
-    """A plugin of a running proxy.
-
-    :param name: as ``DISABLED_PLUGINS`` takes it.
-    :param state: ``active``, ``inactive``, or ``disabled``.
-    :param version: of its package, if known.
-    :param line: what its `configure` returned.
-    """
-
-    name: str
-    state: str
-    version: str | None
-    line: str | None
-
-
-class RunningProxy:
-    """What a page can ask of its proxy once requests are served.
-
-    :param authenticate: asks the plugins who sends a request.
-    :param pages: returns all pages with their plugins' names.
-    :param plugins: returns the plugins, in the order asked.
-    :param warnings: returns what the start warned of.
-    """
-
-    def __init__(
-        self,
-        authenticate: Callable[[IncomingRequest], Identity | Awaitable[Identity]],
-        pages: Callable[[], Sequence[tuple[str, Page]]],
-        plugins: Callable[[], Sequence[PluginState]],
-        warnings: Callable[[], Sequence[str]],
-    ) -> None:
-        self._authenticate = authenticate
-        self.pages = pages
-        self.plugins = plugins
-        self.warnings = warnings
-
-    async def authenticate(self, request: IncomingRequest) -> Identity:
-        """Return who sends `request`, as the plugins authenticate it; see `authenticate`.
-
-        :raises ClientError: its credential is refused.
-        :raises PluginFailed: a plugin failed.
-        """
-        found = self._authenticate(request)
-        return await found if inspect.isawaitable(found) else found
-
-    async def ask(self, request: PageRequest) -> PageResponse:
-        """Return the response of the page at the path of ``request.incoming``.
-
-        Its `Page.admit` is called as for a client's request, so that the page decides by the
-        headers. The identity of a page that is not public is the one in `request`: who asks has
-        authenticated it.
-
-        :raises ProxyError: the page's own, or there is no page.
-        """
-        incoming = request.incoming
-        found = self._finder.find(incoming.path)
-        if found is None:
-            raise NotFound(f"There is no page at {incoming.path[:200]}.")
-        page = found.page
-        if incoming.method not in page.methods:
-            raise MethodNotAllowed(
-                f"This page supports only {', '.join(page.methods)}.", page.methods
-            )
-        if page.admit is not None:
-            admitted = page.admit(incoming)
-            if inspect.isawaitable(admitted):
-                await admitted
-        response = page.serve(replace(request, arguments=found.arguments))
-        if inspect.isawaitable(response):
-            response = await response
-        if not isinstance(response, PageResponse):
-            raise PluginFailed(f"The page of {found.plugin} returned no response.", status=500)
-        return response
-
-    @cached_property
-    def _finder(self) -> PageFinder:
-        return PageFinder(self.pages())
