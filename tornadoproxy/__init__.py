@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.status import Status
     from tornadoproxy.plugin.web.attempts import Attempts
     from tornadoproxy.plugin.web.pages import Page, PageRequest, PageResponse
-    from tornadoproxy.plugin.web.running_proxy import PluginState, RunningProxy
+    from tornadoproxy.plugin.web.running_proxy import PluginState, RequestInFlight, RunningProxy
     from tornadoproxy.plugin.web.sign_in import SignedIn, SignInWay
     from tornadoproxy.protocol.body_fields import read_fields, write_fields
     from tornadoproxy.protocol.dialects import Dialect
@@ -124,6 +124,7 @@ __all__ = [
     "PluginState",
     "ProxyError",
     "RefreshedCredential",
+    "RequestInFlight",
     "RequestRecord",
     "ResponseDecoder",
     "ResponseHead",
@@ -202,6 +203,7 @@ _HOMES = {
     "PluginState": "plugin.web.running_proxy",
     "ProxyError": "errors",
     "RefreshedCredential": "upstream.credential",
+    "RequestInFlight": "plugin.web.running_proxy",
     "RequestRecord": "plugin.request",
     "ResponseDecoder": "protocol.wire",
     "ResponseHead": "protocol.wire",

@@ -1,8 +1,7 @@
 """What happens at present: the figures of the view Now, and the requests that ended last.
 
 A request costs one appended reference. Everything else is computed when somebody looks, at most
-twice a second for all of them together. Nothing is queued for a reader: each gets what is new since
-their last piece, so that a slow one gets less, and one that reads nothing is disconnected.
+twice a second for all of them together.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tornadoproxy import RequestRecord, Status, UpstreamStatus
+    from tornadoproxy import RequestInFlight, RequestRecord, Status, UpstreamStatus
 
 KEPT = 1000  # requests
 WINDOW = 60.0  # seconds
@@ -54,13 +53,25 @@ class Wanted(Struct, frozen=True):
 
     def has(self, record: RequestRecord) -> bool:
         """Return whether a request is one of them."""
-        if self.person and self.person != record.principal:
+        return self._concerns(record) and self._is_status(record.status, is_error(record))
+
+    def has_in_flight(self, request: RequestInFlight) -> bool:
+        """Return whether a request in flight is one of them; its status may not be known yet."""
+        failed = (request.status or 0) >= 400
+        return self._concerns(request) and (
+            not self.status
+            or (request.status is not None and self._is_status(request.status, failed))
+        )
+
+    def _concerns(self, request: RequestRecord | RequestInFlight) -> bool:
+        if self.person and self.person != request.principal:
             return False
-        if self.model and self.model not in (record.model, record.requested_model):
-            return False
+        return not self.model or self.model in (request.model, request.requested_model)
+
+    def _is_status(self, status: int | None, failed: bool) -> bool:
         if self.status in ("success", "error"):
-            return is_error(record) == (self.status == "error")
-        return not self.status or self.status == str(record.status)
+            return failed == (self.status == "error")
+        return not self.status or self.status == str(status)
 
 
 class Live:
@@ -68,11 +79,12 @@ class Live:
 
     :ivar status: returns the proxy's figures.
     :ivar readers: how many live pages are open.
+    :ivar own: how many other requests for the console are being served.
     """
 
     def __init__(self) -> None:
         self.status: Callable[[], Status]
-        self.readers = 0
+        self.readers = self.own = 0
         self._recent: deque[RequestRecord] = deque(maxlen=KEPT)
         self.finished = self._recent.append
         self._figures: Figures | None = None
@@ -110,7 +122,7 @@ class Live:
         tokens = [each.time_to_first_token for each in own if each.time_to_first_token is not None]
         status = self.status()
         return Figures(
-            in_flight=status.in_flight - self.readers,
+            in_flight=max(status.in_flight - self.readers - self.own, 0),
             waiting=status.waiting,
             per_second=len(own) / window,
             errors=100 * sum(map(is_error, own)) / len(own) if own else 0.0,

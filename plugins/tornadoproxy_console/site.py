@@ -25,6 +25,7 @@ from tornadoproxy import (
 )
 from tornadoproxy_console import sessions, texts, views
 from tornadoproxy_console.asking import ORGANIZATION, Administrator, Person, with_credential
+from tornadoproxy_console.feeds import Feeds
 from tornadoproxy_console.rendering import render
 from tornadoproxy_console.sessions import Sessions
 
@@ -72,6 +73,7 @@ class Site:
         self.settings = settings
         self._resources = admin.Resources(each for api in apis for each in api.resources)
         self.live = live
+        self.feeds = Feeds(live, proxy.in_flight)
         self._sessions = Sessions()
         self._attempts = Attempts("wrong keys")
         files = resources.files(__package__) / "static"
@@ -81,10 +83,13 @@ class Site:
     async def serve(self, page_request: PageRequest) -> PageResponse:
         """Return the response to a request for the console."""
         visit = Visit(self, page_request)
+        self.live.own += 1
         try:
             response = await self._respond(visit)
         except ProxyError as error:
             response = visit.failure(error)
+        finally:
+            self.live.own -= 1
         return response
 
     async def _respond(self, visit: Visit) -> PageResponse:

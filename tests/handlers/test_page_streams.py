@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
+from held_stream import EVENT_STREAM, Held
 from msgspec.structs import replace
 from scene import Scene
 from served import request
@@ -21,7 +23,16 @@ from tornadoproxy import (
     RunningProxy,
     hookimpl,
 )
-from tornadoproxy.testing import TEST_TOKEN
+from tornadoproxy.handlers import plugin_pages
+from tornadoproxy.testing import (
+    TEST_TOKEN,
+    RawConnection,
+    UpstreamExchange,
+    json_response,
+    message_document,
+    message_events,
+    request_bytes,
+)
 
 
 class Streams:
@@ -90,6 +101,21 @@ async def test_stream_of_a_client_that_disconnected_is_closed(scene: Scene) -> N
     await streams.closed.wait()
 
 
+async def test_client_that_takes_nothing_is_disconnected(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_pages, "MAX_SILENCE", 0.05)
+    streams = Streams()
+    proxy = await scene.start(plugins=[streams])
+    client = await scene.send(request("GET", "/live"), receive_buffer=4096)
+    for _ in range(100):
+        streams.pieces.put_nowait(bytes(100_000))
+    assert (await scene.records.finished()).outcome == "abandoned"
+    await streams.closed.wait()
+    assert not any(proxy.server.status().plugin_failures.values()), "it is not the plugin's fault"
+    await client.close()
+
+
 class Asking:
     """A page that lets the test ask the proxy."""
 
@@ -142,7 +168,64 @@ async def test_page_asks_other_pages_and_who_sends_a_request(scene: Scene) -> No
             await ask()
     headers = HTTPHeaders({"X-Api-Key": TEST_TOKEN})
     assert (await running.authenticate(to("/", headers=headers).incoming)).principal == "token"
+    assert list(running.in_flight()) == []
     states = {each.name: each for each in running.plugins()}
     assert [each for each in states.values() if each.line == "asks"]
     assert states["otel"] == PluginState("otel", "inactive", states["otel"].version, None)
     assert running.warnings() == ()
+
+
+class Counting:
+    """A stream that stops after 400 bytes of content, and goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.may_go_on = asyncio.Event()
+
+    async def __call__(self, exchange: UpstreamExchange) -> None:
+        await exchange.read_all()
+        await exchange.head(200, EVENT_STREAM)
+        events = message_events(message_document("word " * 80))
+        await exchange.chunk(b"".join(events[:-3]))
+        await self.may_go_on.wait()
+        await exchange.chunk(b"".join(events[-3:]))
+        await exchange.last_chunk()
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/openai/v1/chat/completions"])
+async def test_page_sees_the_requests_in_flight(path: str, scene: Scene) -> None:
+    asking, stream = Asking(), Counting()
+    held = Held(json_response(message_document("Hi")))
+    await scene.start(plugins=[asking])
+    assert asking.proxy is not None
+    clients: list[RawConnection] = []
+    for response in (stream, held):
+        scene.upstream.script(response)
+        client = await scene.raw()
+        body = json.dumps(
+            {
+                "model": "claude-sonnet-5-5",
+                "max_tokens": 9,
+                "stream": response is stream,
+                "messages": [{"role": "user", "content": "Hi"}],
+            }
+        ).encode()
+        await client.send(request_bytes("POST", path, body=body, token=TEST_TOKEN))
+        await scene.upstream.received(len(clients) + 1)
+        clients.append(client)
+    while next(asking.proxy.in_flight()).usage.output_tokens != 100:
+        await asyncio.sleep(0)
+    first, second = asking.proxy.in_flight()
+    assert (first.principal, first.method, first.route) == ("token", "POST", path)
+    assert (first.status, first.upstream, first.model) == (200, "default", "claude-sonnet-5-5")
+    assert first.usage.partial
+    assert (second.status, second.model, second.usage.output_tokens) == (None, None, None)
+    assert first.time <= second.time
+    assert first.duration >= second.duration > 0
+    assert first.request_id != second.request_id
+    stream.may_go_on.set()
+    held.may_begin.set()
+    for client in clients:
+        assert (await client.response()).status == 200
+    assert list(asking.proxy.in_flight()) == []
+    for number in (1, 2):
+        assert not (await scene.records.finished(number)).usage.partial

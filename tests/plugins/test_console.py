@@ -36,8 +36,8 @@ async def test_admin_and_person_sign_in_and_out(site: ConsoleSite) -> None:
     await site.start()
     key = await site.key("ada", groups=["engines"])
     for secret, path, seen in (
-        (ADMIN, "/health", "ops · administrator"),
-        (READER, "/health", "viewer · read-only"),
+        (ADMIN, "/health", 'ops<span class="role"> · administrator</span>'),
+        (READER, "/health", 'viewer<span class="role"> · read-only</span>'),
         (key, "/me", "ada"),
     ):
         visitor = site.visitor()
@@ -307,7 +307,7 @@ async def test_me_shows_only_the_persons_own_usage(site: ConsoleSite) -> None:
     await visitor.sign_in(ada)
     assert (await visitor.get("/me")).status == 200
     assert "$0.26" in visitor.page, "25 cents, and a cent of input"
-    assert "Left $1.74 / $2.00" in visitor.page
+    assert "$1.74 left of $2.00" in visitor.page
     assert "bob" not in visitor.page
     assert "$0.76" not in visitor.page
     assert "ANTHROPIC_BASE_URL=http://127.0.0.1" in visitor.page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import re
 import time
@@ -12,10 +14,12 @@ from budget_team import ADMIN
 from console_site import ConsoleSite, Visitor
 from people import MESSAGES, Held, message
 from scene import Scene
-from tornadoproxy_console import live, now
+from tornadoproxy_console import Console, feeds, live, now
+from tornadoproxy_console.feeds import Feeds
 from tornadoproxy_console.live import Live, Wanted
+from tornadoproxy_console.rendering import render
 
-from tornadoproxy import DatabaseLocation, Outcome, Status
+from tornadoproxy import DatabaseLocation, Outcome, RequestInFlight, Status, Usage
 from tornadoproxy.testing import (
     Proxy,
     RawConnection,
@@ -133,6 +137,158 @@ def test_requests_since_the_last_one_are_new() -> None:
     assert present.since(last, Wanted()) == [records[3], records[2]]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (Wanted(), (True, True)),
+        (Wanted(person="ada"), (True, True)),
+        (Wanted(person="bob"), (False, False)),
+        (Wanted(model="asked"), (True, True)),
+        (Wanted(model="other"), (False, False)),
+        (Wanted(status="200"), (False, True)),
+        (Wanted(status="success"), (False, True)),
+        (Wanted(status="error"), (False, False)),
+    ],
+)
+def test_requests_in_flight_are_filtered(wanted: Wanted, found: tuple[bool, bool]) -> None:
+    assert tuple(wanted.has_in_flight(running(status=status)) for status in (None, 200)) == found
+
+
+def running(**changes: Any) -> RequestInFlight:
+    fields: dict[str, Any] = {
+        "time": time.time(),
+        "request_id": "req_1",
+        "principal": "ada",
+        "method": "POST",
+        "route": MESSAGES,
+        "status": None,
+        "upstream": None,
+        "requested_model": "asked",
+        "model": None,
+        "usage": Usage(),
+        "duration": 1.0,
+    }
+    return RequestInFlight(**{**fields, **changes})
+
+
+# -- what is sent to live pages
+
+
+async def test_pieces_come_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert live.PAUSE >= 0.5
+    for module in (live, feeds):
+        monkeypatch.setattr(module, "PAUSE", 0.02)
+    present, times = watched(), list[float]()
+    clock = asyncio.get_running_loop().time
+    present.status = lambda: times.append(clock()) or STATUS  # type: ignore[func-returns-value]  # None
+    pages = Feeds(present, lambda: iter(()))
+    feed = pages.join(Wanted(), "/console")
+    number = feed.number
+    for _ in range(5):
+        await pages.moved()
+        present.finished(request_record())
+    pages.leave(feed)
+    assert feed.number == number + 5
+    assert len(times) >= 5
+    # the clock's own resolution is finer than that
+    assert all(later - earlier > 0.02 - 1e-6 for earlier, later in itertools.pairwise(times))
+
+
+async def test_pages_of_one_filter_share_what_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "PAUSE", 0.01)
+    present, rendered = watched(), list[str]()
+
+    def counting(template: str, **values: Any) -> bytes:
+        rendered.append(template)
+        return render(template, **values)
+
+    monkeypatch.setattr(feeds, "render", counting)
+    pages = Feeds(present, lambda: iter([running()]))
+    everyone = [pages.join(Wanted(), "/console") for _ in range(50)]
+    adas = pages.join(Wanted(person="ada"), "/console")
+    assert {id(feed) for feed in everyone} == {id(everyone[0])}
+    number = adas.number
+    present.finished(request_record(principal="ada"))
+    rendered.clear()
+    await pages.moved()
+    assert sorted(rendered) == [
+        *("figures.html", "in_flight_rows.html", "in_flight_rows.html", "request_rows.html"),
+    ]
+    assert b"ada" in (adas.after(number) or b"")
+    assert everyone[0].after(number) is everyone[1].after(number)
+    for feed in (*everyone, adas):
+        pages.leave(feed)
+    assert present.readers == 0
+
+
+async def test_page_gets_what_it_missed_until_that_is_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feeds, "PAUSE", 0.001)
+    present = watched()
+    pages = Feeds(present, lambda: iter(()))
+    feed = pages.join(Wanted(), "/console")
+    number = feed.number
+    for each in ("ada", "bob"):
+        present.finished(request_record(principal=each))
+        await pages.moved()
+    missed = feed.after(number) or b""
+    assert 0 < missed.index(b">ada</a>") < missed.index(b">bob</a>")
+    while feed.number - number <= feeds.KEPT:
+        await pages.moved()
+    assert feed.after(number) is None
+    pages.leave(feed)
+
+
+async def test_quiet_page_gets_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "PAUSE", 0.001)
+    monkeypatch.setattr(feeds, "HEARTBEAT", 0.0)
+    pages = Feeds(watched(), lambda: iter(()))
+    feed = pages.join(Wanted(), "/console")
+    await pages.moved()
+    number = feed.number
+    await pages.moved()
+    assert feed.after(number) == b":\n\n"
+    pages.leave(feed)
+
+
+async def test_page_learns_that_a_piece_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "PAUSE", 0.001)
+    present = watched()
+    pages = Feeds(present, lambda: iter(()))
+    feed = pages.join(Wanted(), "/console")
+    present.finished("no record")  # type: ignore[arg-type]  # that is the fault
+    with pytest.raises(AttributeError):
+        await pages.moved()
+    pages.leave(feed)
+    present._recent.clear()
+    again = pages.join(Wanted(), "/console")
+    await pages.moved()
+    pages.leave(again)
+
+
+async def test_slow_page_is_dropped_and_others_go_on(
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "PAUSE", 0.001)
+    console = Console()
+    await site.start(plugins=[console], DISABLED_PLUGINS="prices console")
+    visitor = await signed_in(site)
+    slow = await watch(site, visitor, receive_buffer=4096)
+    quick = await watch(site, visitor)
+    reading = asyncio.create_task(quick.end())
+    for _ in range(20):  # more than the system's buffers take, and then more than is kept
+        for _ in range(feeds.SHOWN_AT_ONCE):
+            console.request_finished(request_record(principal="a" * 20_000))
+        before = quick.size
+        while quick.size == before:
+            await asyncio.sleep(0)
+    assert (await slow.end()).endswith(b"\n\n"), "it ends between two events"
+    assert not reading.done()
+    await quick.client.close()
+    reading.cancel()
+
+
 # -- the page and its events
 
 
@@ -154,7 +310,7 @@ async def test_now_shows_the_present_without_scripts(site: ConsoleSite) -> None:
     assert ">ada</a>" in visitor.page
     assert CANARY not in visitor.page
     assert "&lt;img src=x" in visitor.page
-    assert re.search(r"<td>default</td><td><span class=.state good.>well", visitor.page)
+    assert re.search(r">default</td>\s*<td[^>]*><span class=.state good.>works<", visitor.page)
     await visitor.get("/now?person=ada&status=success")
     assert "&lt;img src=x" not in visitor.page
     await visitor.get("/now?status=error")
@@ -167,6 +323,16 @@ class Events:
     def __init__(self, client: RawConnection) -> None:
         self.client = client
         self._text = b""
+
+    @property
+    def size(self) -> int:
+        """How much came so far, in bytes."""
+        return len(self._text)
+
+    @property
+    def text(self) -> str:
+        """All that came so far."""
+        return self._text.decode()
 
     async def until(self, name: str, shown: str) -> str:
         """Wait for an event of this name that shows a text, and return its data."""
@@ -188,8 +354,10 @@ class Events:
         return self._text
 
 
-async def watch(site: ConsoleSite, visitor: Visitor, query: str = "") -> Events:
-    client = await site.raw()
+async def watch(
+    site: ConsoleSite, visitor: Visitor, query: str = "", receive_buffer: int | None = None
+) -> Events:
+    client = await site.raw(receive_buffer=receive_buffer)
     await client.send(
         request_bytes("GET", f"/console/now/events{query}", [("Cookie", visitor.cookie)])
     )
@@ -209,20 +377,25 @@ async def test_events_show_requests_as_they_end(site: ConsoleSite) -> None:
     site.upstream.script(held)
     begun = await site.begin(bob)
     await everyone.until("figures", ">In flight</dt><dd><strong>1<")
+    assert CANARY not in await everyone.until("in-flight", "&lt;img")
     held.released.set()
     await begun.response()
-    rows = await everyone.until("requests", "&lt;img")
+    rows = await everyone.until("ended", "&lt;img")
     assert CANARY not in rows
+    await everyone.until("in-flight", "There are no requests in flight.")
     await site.request(MESSAGES, message(), token=ada)
-    assert "&lt;img" not in await adas.until("requests", ">ada</a>")
+    assert "&lt;img" not in await adas.until("ended", ">ada</a>")
+    assert "&lt;img" not in adas.text
     assert proxy.server.status().in_flight == 2
+    later = await watch(site, visitor)
+    assert ">ada</a>" in await later.until("recent", "&lt;img"), "those before it was opened"
 
 
 async def test_events_end_with_the_session(
     site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(now, "CHECKED", 0.0)
-    monkeypatch.setattr(now, "PAUSE", 0.01)
+    monkeypatch.setattr(feeds, "PAUSE", 0.01)
     proxy = await site.start()
     out, revoked = await signed_in(site), await signed_in(site)
     for visitor in (out, revoked):
@@ -235,7 +408,7 @@ async def test_events_end_with_the_session(
             visitor.cookie = cookie
         else:
             proxy.reload(ADMIN_KEY="x" * 32)
-        assert b"event: ended" in await events.end()
+        assert b"event: signed-out" in await events.end()
 
 
 async def test_events_need_an_administrator(site: ConsoleSite) -> None:

@@ -11,11 +11,11 @@ import pytest
 from browsers import Window, browsing
 from budget_team import ADMIN
 from console_site import ConsoleSite
-from people import MESSAGES, message
+from people import MESSAGES, Held, message
 from scene import Scene
 
 from tornadoproxy import DatabaseLocation
-from tornadoproxy.testing import error_response
+from tornadoproxy.testing import error_response, json_response, message_document
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 long = pytest.mark.gen_test(timeout=150)
@@ -158,6 +158,7 @@ async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
         await button("Rotate").click()
         await page.locator("code.secret").wait_for()
         await page.get_by_role("link", name="ada").click()
+        await page.get_by_text("Revoke this key").click()
         await button("Revoke").click()
         await page.get_by_text("revoked", exact=True).wait_for()
 
@@ -258,8 +259,17 @@ async def test_now_is_live_while_requests_run(site: ConsoleSite) -> None:
         while await rows.count() < 20:
             await page.wait_for_timeout(50)
         assert await rows.filter(has_text="ada").count() == 0
+        held = Held(json_response(message_document("Hi")))
+        site.upstream.script(held)
+        begun = await site.begin(bob)
+        running = page.locator("#in-flight tr")
+        await running.filter(has_text="bob").wait_for()
+        assert await running.filter(has_text="no response yet").count() == 1
         await found.open("/now")
         await page.get_by_text("live", exact=True).wait_for()
         await found.shoot("now")
+        held.released.set()
+        await begun.response()
+        await page.get_by_text("There are no requests in flight.").wait_for()
         proxy.reload(ADMIN_KEY="x" * 32)
         await page.get_by_role("heading", name="Sign in").wait_for()

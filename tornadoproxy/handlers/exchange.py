@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tornadoproxy.plugin.request import Identity, IncomingRequest, Outcome, RequestRecord
+from tornadoproxy.plugin.web.running_proxy import RequestInFlight
 from tornadoproxy.protocol.usage import NOTHING_REPORTED, Usage
 
 if TYPE_CHECKING:
     from tornadoproxy.plugin.decisions import Permits
     from tornadoproxy.plugin.request import ModelRequest
+    from tornadoproxy.protocol.usage_reader import UsageReader
 
 
 class Exchange:
@@ -91,6 +93,33 @@ class Exchange:
         if self.stop_reason == "refusal" and self.usage.output_tokens == 0:
             return Usage(0, 0, others=self.usage.others)
         return self.usage
+
+    def read(self, reader: UsageReader) -> None:
+        """Take in what a reader has read of the response so far."""
+        self.model = reader.model
+        self.usage = reader.usage
+        self.stop_reason = reader.stop_reason
+        self.first_token_at = reader.first_token_at
+
+    def snapshot(self, status: int | None) -> RequestInFlight:
+        """Return this exchange as it is at present.
+
+        :param status: of the response, if that has begun.
+        """
+        request = self.request
+        return RequestInFlight(
+            time=self.started,
+            request_id=self.request_id,
+            principal=self.identity.principal if self.identity else None,
+            method=request.method,
+            route=request.path,
+            status=status,
+            upstream=self.upstream,
+            requested_model=self.requested_model,
+            model=self.model,
+            usage=self.usage,
+            duration=time.monotonic() - self.started_at,
+        )
 
     def record(self, outcome: Outcome, cost: int | None) -> RequestRecord:
         """Return the record of this exchange, which ends now.

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.decisions import AllowedModels
     from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import ModelRequest
+    from tornadoproxy.plugin.web.running_proxy import RequestInFlight
+    from tornadoproxy.protocol.usage_reader import UsageReader
     from tornadoproxy.protocol.wire import ResponseHead
 
 T = TypeVar("T")
@@ -61,6 +63,8 @@ class ExchangeHandler(BaseHandler):
     """What `authorize` waits for, before the request goes on: plugins that are still asked."""
 
     _observers: Observers | None = None
+    _usage: UsageReader | None = None
+    """What reads the usage in the response, if anything does."""
 
     def initialize(self, gateway: Gateway) -> None:
         super().initialize(gateway)
@@ -299,6 +303,12 @@ class ExchangeHandler(BaseHandler):
     def error_event(self, error: ProxyError) -> bytes:
         """Return the event that ends a stream that has begun."""
         return self.dialect.stream_error(error, self.request_id)
+
+    def snapshot(self) -> RequestInFlight:
+        """Return the state of the request at present."""
+        if self._usage is not None:
+            self.exchange.read(self._usage)
+        return self.exchange.snapshot(self.get_status() if self.response_began else None)
 
     def on_finish(self) -> None:
         self._close()

@@ -40,10 +40,12 @@ if TYPE_CHECKING:
 
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.handlers.admission import Admission, FairThread
+    from tornadoproxy.handlers.exchange import Exchange
     from tornadoproxy.handlers.openai.database_store import DatabaseStore
     from tornadoproxy.handlers.openai.response_store import ResponseStore
     from tornadoproxy.openai.chat_completions import Options
     from tornadoproxy.plugin.manager import Plugins
+    from tornadoproxy.plugin.web.running_proxy import RequestInFlight
     from tornadoproxy.storage.contract import DatabaseStatus
     from tornadoproxy.upstream.model_list import ModelList
     from tornadoproxy.upstream.pool import UpstreamPool
@@ -66,12 +68,22 @@ def request_ids() -> Iterator[str]:
 class Request(Protocol):
     """A request that is being served."""
 
+    exchange: Exchange
+
+    def snapshot(self) -> RequestInFlight:
+        """Return its state at present."""
+
     def end(self, error: ProxyError | None = None, outcome: Outcome | None = None) -> None:
         """End it now."""
 
 
 class InFlight(set[Request]):
     """The protected requests that have not ended, queued ones included."""
+
+    def snapshots(self) -> Iterator[RequestInFlight]:
+        """Yield the state of each request at present, the oldest first."""
+        for request in sorted(self, key=lambda each: each.exchange.started_at):
+            yield request.snapshot()
 
     def end_all(self) -> None:
         """End all of them now, since the process stops."""

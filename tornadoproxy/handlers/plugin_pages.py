@@ -28,6 +28,7 @@ from tornadoproxy.errors import (
 )
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.plugin.failures import OurOwnError, discard, held_the_loop, outcome
+from tornadoproxy.plugin.request import Outcome
 from tornadoproxy.plugin.web.pages import (
     MAX_PAGE_BODY,
     MAX_PUBLIC_BODY,
@@ -140,9 +141,8 @@ class PageHandler(ExchangeHandler):
                 return
             self._streaming = asyncio.current_task()
             try:
-                while not self.ended:
+                while await self._is_taken():
                     async with asyncio.timeout(MAX_SILENCE):
-                        await self.flush()
                         self.write(await anext(pieces))
             except StopAsyncIteration:
                 pass
@@ -150,6 +150,21 @@ class PageHandler(ExchangeHandler):
                 if not self.ended:
                     self.gateway.plugins.teller.count_failure(self._plugin, "pages", error)
                     self.end(PluginFailed("This page failed.", status=500))
+
+    async def _is_taken(self) -> bool:
+        """Wait until the client has taken what was sent, or disconnect it if that takes too long.
+
+        :returns: whether the response goes on.
+        """
+        flushed = self.flush()
+        if not flushed.done():
+            try:
+                async with asyncio.timeout(MAX_SILENCE):
+                    await flushed
+            except TimeoutError:
+                self.request.connection.abort()  # type: ignore[union-attr]  # ours
+                self.end(outcome=Outcome.ABANDONED)
+        return not self.ended
 
     def release(self) -> None:
         """Release the body, and end the stream of a client that has disconnected."""

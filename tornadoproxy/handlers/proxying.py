@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from tornadoproxy.handlers.event_stream import EventStream
     from tornadoproxy.handlers.gateway import Gateway
     from tornadoproxy.plugin.request import Outcome
-    from tornadoproxy.protocol.usage_reader import UsageReader
     from tornadoproxy.protocol.wire import OutgoingRequest, ResponseHead
     from tornadoproxy.upstream.failover import Failover
     from tornadoproxy.upstream.target import Target
@@ -64,7 +63,6 @@ class UpstreamHandler(ExchangeHandler):
         super().initialize(gateway)
         self._call: Call | Failover | None = None
         self._has_place = False
-        self._usage: UsageReader | None = None
 
     def holds(self, length: int, *, chunked: bool) -> bool:
         """Decide whether the body is held until it is whole.
@@ -390,10 +388,7 @@ class UpstreamHandler(ExchangeHandler):
             self._working.cancel()
         if self._usage is not None:
             self._usage.finish()
-            self.exchange.model = self._usage.model
-            self.exchange.usage = self._usage.usage
-            self.exchange.stop_reason = self._usage.stop_reason
-            self.exchange.first_token_at = self._usage.first_token_at
+            self.exchange.read(self._usage)
         own, there = self._routing.model, self.exchange.model
         # a name that only the settings give to a model has no price
         if own and there and self._target and self._target.upstream.model(own) == there:

@@ -6,15 +6,12 @@ and their order.
 
 *Asking* (`Plugins.authenticate`, `Plugins.admit`, `Plugins.authorize`): one plugin after the other,
 failing closed: a plugin that raises, returns an invalid result or misses its deadline refuses the
-request, and no other is asked. While all results are synchronous no coroutine is created. A hook
-that blocks the event loop for longer than its timeout delays every client, so its result does not
-count either.
+request, and no other is asked. While all results are synchronous no coroutine is created. The
+result of a hook that blocks the event loop for longer than its timeout does not count either.
 
-*Telling* (`Plugins.request_finished`, `Plugins.database_status`, `Plugins.shutdown`): every plugin,
-each isolated.
+*Telling* (`request_finished`, `database_status`, `shutdown`): every plugin, each isolated.
 
 A plugin that `configure` declared inactive is neither asked nor told.
-
 Any exception of a plugin is its failure. `SystemExit` must not end the proxy, nor a
 `KeyboardInterrupt`: while the loop runs, the real one arrives as a signal.
 """
@@ -62,11 +59,11 @@ from tornadoproxy.plugin.declarations import (
 from tornadoproxy.plugin.failures import Teller, failure, faults_of, log_failure
 from tornadoproxy.plugin.loading.discovery import FoundPlugins, PluginInfo, find, in_order
 from tornadoproxy.plugin.pricing import Pricing
-from tornadoproxy.plugin.web.running_proxy import RunningProxy
+from tornadoproxy.plugin.web.running_proxy import RequestInFlight, RunningProxy
 from tornadoproxy.protocol.headers import CLIENT_CREDENTIALS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
@@ -104,6 +101,7 @@ class Plugins:
     :ivar upstreams: the upstreams of the settings and of the plugins, and their order.
     :ivar credential_headers: request headers that do not go upstream, in ``Http-Header-Case``.
     :ivar warnings: what the start warned of.
+    :ivar in_flight: yields the requests in flight; set by the server.
     """
 
     def __init__(self, found: FoundPlugins) -> None:
@@ -125,6 +123,7 @@ class Plugins:
         self.upstreams_order = UpstreamsOrder()
         self._lines: tuple[tuple[str, str], ...] = ()
         self.warnings: tuple[str, ...] = ()
+        self.in_flight: Callable[[], Iterator[RequestInFlight]] = lambda: iter(())
 
     @classmethod
     def load(
@@ -346,6 +345,7 @@ class Plugins:
         ways = sign_in_ways_of(self._way_makers)
         proxy = RunningProxy(
             self.authenticate,
+            lambda: self.in_flight(),
             self.pages,
             lambda: states_of(self._infos, dict(self._lines)),
             lambda: self.warnings,

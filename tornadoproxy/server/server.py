@@ -81,6 +81,7 @@ class Server:
             plugins=self._plugins,
             instance=os.urandom(8).hex(),
         )
+        self._plugins.in_flight = self._gateway.in_flight.snapshots
         await self._plugins.startup(self.status)
         host = self._settings[HOST]
         try:

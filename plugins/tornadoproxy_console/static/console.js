@@ -17,20 +17,25 @@ const figures = document.getElementById("figures");
 if (figures && window.EventSource) {
   const contact = document.getElementById("contact");
   const rows = document.getElementById("rows");
+  const inFlight = document.getElementById("in-flight");
   const source = new EventSource(figures.dataset.events);
   const say = (text) => { if (contact.textContent !== text) contact.textContent = text; };
   source.addEventListener("figures", (event) => {
     say(figures.dataset.live);
-    if (figures.contains(document.activeElement)) return;
-    figures.innerHTML = JSON.parse(event.data);
+    if (!figures.contains(document.activeElement)) figures.innerHTML = JSON.parse(event.data);
   });
-  source.addEventListener("requests", (event) => {
+  const replace = (body) => (event) => {
+    if (!body.contains(document.activeElement)) body.innerHTML = JSON.parse(event.data);
+  };
+  source.addEventListener("in-flight", replace(inFlight));
+  source.addEventListener("recent", replace(rows));
+  source.addEventListener("ended", (event) => {
     const holder = document.createElement("tbody");
     holder.innerHTML = JSON.parse(event.data);
     rows.prepend(...holder.children);
     while (rows.children.length > 100) rows.lastElementChild.remove();
   });
-  source.addEventListener("ended", () => { source.close(); location.reload(); });
+  source.addEventListener("signed-out", () => { source.close(); location.reload(); });
   source.addEventListener("error", () => say(figures.dataset.lost));
   window.addEventListener("pagehide", () => source.close());
 }

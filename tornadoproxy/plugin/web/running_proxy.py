@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tornadoproxy.plugin.web.pages import Page, PageFinder, PageRequest, PageRes
 if TYPE_CHECKING:
     from tornadoproxy.plugin.request import Identity, IncomingRequest
     from tornadoproxy.plugin.web.sign_in import SignInWay
+    from tornadoproxy.protocol.usage import Usage
 
 
 class PluginState(Struct, frozen=True):
@@ -33,10 +34,37 @@ class PluginState(Struct, frozen=True):
     line: str | None
 
 
+class RequestInFlight(Struct, frozen=True, kw_only=True):
+    """A request that has not ended, as it is at a moment. The fields are a `RequestRecord`'s.
+
+    :param principal: ``None`` until it is authenticated.
+    :param status: ``None`` until the response begins.
+    :param upstream: ``None`` until one is asked.
+    :param model: ``None`` until the response names it.
+    :param usage: what the response has reported or, of a stream's output, an estimate.
+    :param duration: so far, in seconds.
+    """
+
+    time: float
+    request_id: str
+    principal: str | None
+    method: str
+    route: str
+    status: int | None
+    upstream: str | None
+    requested_model: str | None
+    model: str | None
+    usage: Usage
+    duration: float
+
+
 class RunningProxy:
     """What a page can ask of its proxy once requests are served.
 
     :param authenticate: asks the plugins who sends a request.
+    :param in_flight: yields the requests that have not ended, the oldest first. Each is read when
+        it is yielded, so that those that are not taken cost nothing; nothing may be awaited
+        in between.
     :param pages: returns all pages with their plugins' names.
     :param plugins: returns the plugins, in the order asked.
     :param warnings: returns what the start warned of.
@@ -46,12 +74,14 @@ class RunningProxy:
     def __init__(
         self,
         authenticate: Callable[[IncomingRequest], Identity | Awaitable[Identity]],
+        in_flight: Callable[[], Iterator[RequestInFlight]],
         pages: Callable[[], Sequence[tuple[str, Page]]],
         plugins: Callable[[], Sequence[PluginState]],
         warnings: Callable[[], Sequence[str]],
         sign_in_ways: Callable[[], Sequence[SignInWay]],
     ) -> None:
         self._authenticate = authenticate
+        self.in_flight = in_flight
         self.pages = pages
         self.plugins = plugins
         self.warnings = warnings
