@@ -229,7 +229,9 @@ class Site:
 
     def _to_sign_in(self, visit: Visit) -> PageResponse:
         following = "" if visit.is_post else f"?next={quote(visit.path)}"
-        return visit.redirect(f"/sign-in{following}", cookie="")
+        # a browser that followed a link of another site has a cookie, and has not sent it
+        sent = sessions.cookie_of(visit.request.incoming)
+        return visit.redirect(f"/sign-in{following}", cookie="" if sent else None)
 
     def _file(self, name: str) -> PageResponse:
         if name not in self._static:

@@ -156,6 +156,13 @@ async def test_session_cookie_is_strict_and_new_with_each_sign_in(site: ConsoleS
     assert "<h1>Sign in</h1>" in visitor.page, "a new sign-in ends the earlier session"
 
 
+async def test_request_without_a_cookie_removes_none(site: ConsoleSite) -> None:
+    """A browser that follows a link of another site sends no strict cookie, and keeps it."""
+    await site.start()
+    response = await site.visitor().get("/health", follow=False)
+    assert (response.status, response.header("set-cookie")) == (303, None)
+
+
 async def test_session_ends_when_its_key_is_revoked(site: ConsoleSite) -> None:
     proxy = await site.start()
     key = await site.key()

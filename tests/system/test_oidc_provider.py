@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from browsers import browsing
+from browsers import Window, browsing
 from oidc_provider import CLIENT, CLIENT_SECRET
 from scene import Scene
 from signing_in import SIGNING_KEY, document
@@ -121,12 +121,16 @@ class Company:
         await page.goto(begun["verification_uri_complete"])
         assert begun["user_code"] in await page.inner_text("body")
         await page.click("button:has-text('Continue')")
+        await self.log_in(page, name)
+        await page.wait_for_url(f"{self.url}/oauth/callback*")
+        return page
+
+    async def log_in(self, page: Any, name: str) -> None:
+        """Do what a person does at the provider."""
         await page.fill("input[name=login]", name)
         await page.fill("input[name=password]", "any")
         await page.click("button[type=submit]")
         await page.click("button:has-text('Continue')")
-        await page.wait_for_url(f"{self.url}/oauth/callback*")
-        return page
 
 
 @pytest.fixture
@@ -201,3 +205,54 @@ async def test_person_of_another_domain_is_told_why(company: Company) -> None:
     page = await company.approve(begun)
     assert "of a domain that is not accepted here" in await page.inner_text("body")
     assert document(await company.poll(begun))["error"] == "access_denied"
+
+
+async def test_person_signs_in_to_the_console_and_out(company: Company) -> None:
+    await company.start(
+        CONSOLE="yes", BUDGETS_DB=company.directory / "b.db", OIDC_ADMIN_GROUPS="lab"
+    )
+    window = Window(page := await company.page())
+    await page.goto(f"{company.url}/console/health")
+    host = company.issuer.removeprefix("http://")
+    await window.shoot("sign-in-by-provider")
+    assert window.faults == []
+    await page.click(f"text=Sign in with {host}")
+    await company.log_in(page, "ada")
+    await page.wait_for_url(f"{company.url}/console/health")
+    window.faults.clear()  # those of the provider's pages
+    assert await page.inner_text("form.who span") == "ada · administrator"
+    found = await page.context.cookies(f"{company.url}/console/")
+    cookies = {each["name"]: each for each in found}
+    session = cookies["tornadoproxy_console"]
+    assert (session["sameSite"], session["httpOnly"]) == ("Strict", True)
+    await page.goto(f"{company.url}/console/spend")
+    await page.fill("#amount", "5")
+    await page.click("button:has-text('Set a limit')")
+    await page.wait_for_selector("text=Saved.")
+    assert window.faults == []
+
+    # the browser sends no cookie along a link of another site, and keeps it
+    await page.goto(company.issuer.replace("127.0.0.1", "localhost") + "/.well-known/x")
+    await page.set_content(f'<a href="{company.url}/console/spend">Spend</a>')
+    await page.click("text=Spend")
+    await page.wait_for_selector("h1:has-text('Sign in')")
+    await page.goto(f"{company.url}/console/spend")
+    assert await page.inner_text("h1") == "Spend"
+
+    await page.click("text=Sign out")
+    await page.wait_for_selector("h1:has-text('Sign in')")
+    await page.goto(f"{company.url}/console/health")
+    assert await page.inner_text("h1") == "Sign in"
+
+
+async def test_form_on_another_site_begins_no_sign_in_to_the_console(company: Company) -> None:
+    await company.start(CONSOLE="yes")
+    page = await company.page()
+    await page.goto(company.issuer.replace("127.0.0.1", "localhost") + "/.well-known/x")
+    await page.set_content(
+        f'<form method="post" action="{company.url}/console/sign-in/oidc">'
+        "<button>Win</button></form>"
+    )
+    await page.click("text=Win")
+    await page.wait_for_selector("text=This form does not belong to your session")
+    assert await page.context.cookies(company.url) == []
