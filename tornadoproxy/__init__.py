@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tornadoproxy.plugin.command.commands import Command
     from tornadoproxy.plugin.decisions import AllowedModels, Permit
     from tornadoproxy.plugin.hookspecs import INACTIVE, Inactive, hookimpl
+    from tornadoproxy.plugin.limits import Allowance, shared_counters
     from tornadoproxy.plugin.observing import Observer
     from tornadoproxy.plugin.pricing import usd
     from tornadoproxy.plugin.request import (
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
         RequestRecord,
     )
     from tornadoproxy.plugin.responding import ModelResponse
-    from tornadoproxy.plugin.shared_limits import shared_counters
     from tornadoproxy.plugin.status import Status
     from tornadoproxy.plugin.web.attempts import Attempts
     from tornadoproxy.plugin.web.pages import Page, PageRequest, PageResponse
@@ -89,6 +89,7 @@ __all__ = [
     "SHARED_LIMITS",
     "SHARED_LIMITS_FAILURE",
     "UNKNOWN_MODEL",
+    "Allowance",
     "AllowedModels",
     "Attempts",
     "AuthenticationFailed",
@@ -167,6 +168,7 @@ _HOMES = {
     "SHARED_LIMITS": "config.core_settings",
     "SHARED_LIMITS_FAILURE": "config.core_settings",
     "UNKNOWN_MODEL": "protocol.usage",
+    "Allowance": "plugin.limits",
     "AllowedModels": "plugin.decisions",
     "Attempts": "plugin.web.attempts",
     "AuthenticationFailed": "errors",
@@ -231,7 +233,7 @@ _HOMES = {
     "hookimpl": "plugin.hookspecs",
     "parsers": "config.parsers",
     "read_fields": "protocol.body_fields",
-    "shared_counters": "plugin.shared_limits",
+    "shared_counters": "plugin.limits",
     "tables": "plugin.command.tables",
     "usd": "plugin.pricing",
     "write_fields": "protocol.body_fields",

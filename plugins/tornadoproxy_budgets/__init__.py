@@ -5,7 +5,7 @@ does the Admin API at ``/v1/organizations/spend_limits``. A cap takes effect in 
 within two seconds. Prices come from the plugins that implement `price`.
 
 - `tornadoproxy_budgets.engine`: the decision, and the sums spent and reserved
-- `tornadoproxy_budgets.caps`, `periods`, `money`: its values
+- `tornadoproxy_budgets.caps`, `periods`, `money`, `state`: its values
 - `tornadoproxy_budgets.keeper`: requests
 - `tornadoproxy_budgets.sync`: the engine and the database
 - `tornadoproxy_budgets.shared_reservations`: the sums of several proxies together

@@ -147,8 +147,8 @@ class SpendLimitsApi:
 
     def _summary(self, principal: str, period: Period) -> admin.Document:
         engine = self._sync.engine
-        groups = engine.groups(principal)
-        cap = engine.personal(principal, groups, period)
+        groups, allowance = engine.seen(principal)
+        cap = engine.personal(principal, groups, period, allowance)
         spent = engine.spent(("user", principal), period, time.time())
         return wire.summary_document(principal, groups, period, cap, spent)
 

@@ -2,7 +2,8 @@
 
 A *personal* cap limits each person in its scope: one user, each member of a group, or everyone.
 For each period one personal cap applies to a person: the user's own; otherwise the lowest of those
-of the user's groups; otherwise everyone's. Anthropic's own gateway has the same rules
+of the user's groups; otherwise the one in the user's `Allowance`, which the authenticator knows;
+otherwise everyone's. Anthropic's own gateway has the same rules, but for the allowance
 (https://code.claude.com/docs/en/claude-apps-gateway-spend-limits).
 
 A *shared* cap limits the sum that all members of a group, or everyone, spend. It applies in
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from tornadoproxy_budgets.money import NANOS_PER_CENT
 
 if TYPE_CHECKING:
+    from tornadoproxy import Allowance
     from tornadoproxy_budgets.periods import Period
 
 # the names of the Admin API
@@ -54,7 +56,7 @@ class Scope:
 class Cap:
     """The amount that may be spent in each period.
 
-    :param id: ``spl_…``.
+    :param id: ``spl_…``; empty if it is that of an `Allowance`.
     :param cents: the amount; ``None`` is no limit, which overrides a wider cap.
     :param created: when the cap was created, in seconds since the epoch.
     :param updated: when the cap was last set.
@@ -70,6 +72,16 @@ class Cap:
     @property
     def nanos(self) -> int | None:
         return None if self.cents is None else self.cents * NANOS_PER_CENT
+
+
+def cap_of(allowance: Allowance, period: Period) -> Cap | None:
+    """Return the cap of an allowance; ``None`` if it has none in this period."""
+    cents: int | None = getattr(allowance, period)
+    if cents is None:
+        return None
+    group = allowance.group
+    scope = Scope("organization") if group is None else Scope("rbac_group", group)
+    return Cap("", scope, period, cents, 0.0, 0.0)
 
 
 def check_name(name: str) -> str:

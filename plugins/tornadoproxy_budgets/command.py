@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from tornadoproxy import ConfigurationError, Database, admin, tables, usd
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Cap, Scope, check_name
-from tornadoproxy_budgets.engine import EVERYONE, Engine, Subject
+from tornadoproxy_budgets.engine import Engine
 from tornadoproxy_budgets.money import NANOS_PER_CENT, parse_dollars
 from tornadoproxy_budgets.periods import PERIODS, Period, reset_time
+from tornadoproxy_budgets.state import EVERYONE, Subject
 
 if TYPE_CHECKING:
     from tornadoproxy import DatabaseLocation
@@ -182,9 +183,9 @@ def _show(arguments: argparse.Namespace, database: Database) -> None:
     engine = _loaded(database, now)
     rows: list[Sequence[str | None]] = []
     for name in engine.principals() if arguments.name is None else [arguments.name]:
-        groups = engine.groups(name)
+        groups, allowance = engine.seen(name)
         for period in PERIODS:
-            cap = engine.personal(name, groups, period)
+            cap = engine.personal(name, groups, period, allowance)
             rows.append(_row(engine, f"user {name}", ("user", name), period, cap, now))
     shared = [cap for cap in engine.caps if cap.scope.shared]
     for cap in shared:
@@ -247,7 +248,7 @@ def _concerns(cap: Cap, name: str | None, engine: Engine) -> bool:
     """Return whether a shared cap limits the person `name`; every one does if that is ``None``."""
     if name is None or (cap.scope.type, cap.scope.name) == EVERYONE:
         return True
-    return cap.scope.name in engine.groups(name)
+    return cap.scope.name in engine.seen(name).groups
 
 
 def _described(cap: Cap) -> str:

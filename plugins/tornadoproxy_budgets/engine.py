@@ -26,16 +26,17 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
-from tornadoproxy_budgets.caps import Cap, Scope, ScopeType
+from tornadoproxy_budgets.caps import Cap, Scope, cap_of
 from tornadoproxy_budgets.periods import PERIODS, Period, day_of, first_day, reset_time
+from tornadoproxy_budgets.state import EVERYONE, Batch, Seen, State, Subject
 
-Subject: TypeAlias = tuple[ScopeType, str]
+if TYPE_CHECKING:
+    from tornadoproxy import Allowance
 
-EVERYONE: Subject = ("organization", "")
+_UNSEEN = Seen(())
 
 
 class Applying(NamedTuple):
@@ -89,36 +90,6 @@ class Reservation(NamedTuple):
     nanos: int
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """The content of a database.
-
-    :param day: the day on which it was read.
-    :param spent: the sum that each subject but everyone spent in the periods of `day`.
-    :param groups: the groups of each user's last request.
-    """
-
-    day: int
-    caps: tuple[Cap, ...]
-    spent: Mapping[Period, Mapping[Subject, int]]
-    groups: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(slots=True)
-class Batch:
-    """The sums that are not saved yet.
-
-    :param spent: the sum that each subject but everyone spent on a day, in nanos.
-    :param groups: the groups of users that have changed.
-    """
-
-    spent: dict[tuple[int, Subject], int] = field(default_factory=dict)
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.spent or self.groups)
-
-
 class Engine:
     """The caps, and the sums spent and reserved under them.
 
@@ -132,10 +103,10 @@ class Engine:
         # the same, indexed for the look-ups of a request
         self._personal: dict[Period, dict[Subject, Cap]] = {}
         self._shared: list[Applying] = []
-        self._applying: dict[tuple[str, tuple[str, ...]], Sequence[Applying]] = {}
+        self._applying: dict[tuple[str, tuple[str, ...], Allowance | None], Sequence[Applying]] = {}
         self._spent: dict[Period, dict[Subject, int]] = {period: {} for period in PERIODS}
         self._reserved: dict[Subject, int] = {}
-        self._groups: dict[str, tuple[str, ...]] = {}
+        self._seen: dict[str, Seen] = {}
         self._unsaved = Batch()
 
     @property
@@ -155,17 +126,25 @@ class Engine:
 
     # -- a request's life
 
-    def applying(self, principal: str, groups: tuple[str, ...]) -> Sequence[Applying]:
-        """Return the caps that limit a person."""
-        found = self._applying.get((principal, groups))
+    def applying(
+        self, principal: str, groups: tuple[str, ...], allowance: Allowance | None = None
+    ) -> Sequence[Applying]:
+        """Return the caps that limit a person.
+
+        :param allowance: what the person's authenticator allows.
+        """
+        key = principal, groups, allowance
+        found = self._applying.get(key)
         if found is None:
-            found = self._applying[principal, groups] = self._find_applying(principal, groups)
+            found = self._applying[key] = self._find_applying(*key)
         return found
 
-    def _find_applying(self, principal: str, groups: tuple[str, ...]) -> Sequence[Applying]:
+    def _find_applying(
+        self, principal: str, groups: tuple[str, ...], allowance: Allowance | None
+    ) -> Sequence[Applying]:
         found = []
-        for caps in self._personal.values():
-            cap = _personal(caps, principal, groups)
+        for period in PERIODS:
+            cap = self.personal(principal, groups, period, allowance)
             if cap is not None and (nanos := cap.nanos) is not None:
                 found.append(Applying(cap, ("user", principal), nanos))
         for shared in self._shared:
@@ -195,6 +174,7 @@ class Engine:
         applying: Iterable[Applying],
         nanos: int,
         now: float,
+        allowance: Allowance | None = None,
     ) -> Reservation:
         """Admit a request that may cost `nanos`, and reserve at most what the person has left.
 
@@ -213,12 +193,18 @@ class Engine:
                 nanos = min(nanos, left)
         if reached:
             raise self.refusal(reached)
-        return self.hold(principal, groups, nanos)
+        return self.hold(principal, groups, nanos, allowance)
 
-    def hold(self, principal: str, groups: tuple[str, ...], nanos: int) -> Reservation:
+    def hold(
+        self,
+        principal: str,
+        groups: tuple[str, ...],
+        nanos: int,
+        allowance: Allowance | None = None,
+    ) -> Reservation:
         """Reserve `nanos` whatever the caps are."""
-        if self._groups.get(principal) != groups:
-            self._groups[principal] = self._unsaved.groups[principal] = groups
+        if self._seen.get(principal) != (groups, allowance):
+            self._seen[principal] = self._unsaved.seen[principal] = Seen(groups, allowance)
         subjects = subjects_of(principal, groups)
         for subject in subjects:
             self._reserved[subject] = self._reserved.get(subject, 0) + nanos
@@ -242,9 +228,19 @@ class Engine:
 
     # -- views
 
-    def personal(self, principal: str, groups: tuple[str, ...], period: Period) -> Cap | None:
+    def personal(
+        self,
+        principal: str,
+        groups: tuple[str, ...],
+        period: Period,
+        allowance: Allowance | None = None,
+    ) -> Cap | None:
         """Return the personal cap that applies to a person, possibly one without a limit."""
-        return _personal(self._personal.get(period, {}), principal, groups)
+        caps = self._personal.get(period, {})
+        cap = _narrow(caps, principal, groups)
+        if cap is None and allowance is not None:
+            cap = cap_of(allowance, period)
+        return caps.get(EVERYONE) if cap is None else cap
 
     def fullest(self, applying: Iterable[Applying], now: float) -> Fullest | None:
         """Return the cap that is spent the most; ``None`` without a cap.
@@ -270,14 +266,14 @@ class Engine:
         """Return the sum that requests in flight have reserved for `subject`, in nanos."""
         return self._reserved.get(subject, 0)
 
-    def groups(self, principal: str) -> tuple[str, ...]:
-        """Return the groups of a user's last request."""
-        return self._groups.get(principal, ())
+    def seen(self, principal: str) -> Seen:
+        """Return what is known of a user from the last request."""
+        return self._seen.get(principal, _UNSEEN)
 
     def principals(self) -> list[str]:
         """Return every user who was ever admitted or has a cap, sorted by name."""
         capped = {scope.name for scope in self._caps if scope.type == "user"}
-        return sorted(capped.union(self._groups))
+        return sorted(capped.union(self._seen))
 
     # -- the database
 
@@ -297,7 +293,7 @@ class Engine:
                     spent[subject] = spent.get(subject, 0) + nanos
             spent[EVERYONE] = sum(nanos for (kind, _), nanos in spent.items() if kind == "user")
             self._spent[period] = spent
-        self._groups = {**state.groups, **self._unsaved.groups}
+        self._seen = {**state.seen, **self._unsaved.seen}
         return True
 
     def load_caps(self, caps: Iterable[Cap]) -> None:
@@ -334,7 +330,7 @@ class Engine:
         """Take back a batch that could not be saved."""
         for key, nanos in batch.spent.items():
             self._unsaved.spent[key] = self._unsaved.spent.get(key, 0) + nanos
-        self._unsaved.groups = {**batch.groups, **self._unsaved.groups}
+        self._unsaved.seen = {**batch.seen, **self._unsaved.seen}
 
     def _roll(self, now: float) -> None:
         if now < self._day_ends:
@@ -366,8 +362,8 @@ def subjects_of(principal: str, groups: tuple[str, ...]) -> tuple[Subject, ...]:
     return (("user", principal), EVERYONE, *of_groups)
 
 
-def _personal(caps: Mapping[Subject, Cap], principal: str, groups: tuple[str, ...]) -> Cap | None:
-    """Return the personal cap of one period that applies to a person."""
+def _narrow(caps: Mapping[Subject, Cap], principal: str, groups: tuple[str, ...]) -> Cap | None:
+    """Return the cap of one period that is the person's own, or of a group of theirs."""
     own = caps.get(("user", principal))
     if own is not None:
         return own
@@ -375,4 +371,4 @@ def _personal(caps: Mapping[Subject, Cap], principal: str, groups: tuple[str, ..
         of_groups = [cap for each in groups if (cap := caps.get(("rbac_group", each))) is not None]
         if of_groups:
             return min(of_groups, key=lambda cap: (cap.cents is None, cap.cents or 0, cap.created))
-    return caps.get(EVERYONE)
+    return None

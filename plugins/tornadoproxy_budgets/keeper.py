@@ -101,7 +101,7 @@ class Keeper:
         """
         if request.costs_nothing:
             return
-        applying = self._engine.applying(identity.principal, identity.groups)
+        applying = self._applying(identity)
         try:
             self._engine.check(applying, time.time())
         except CapReached as reached:
@@ -111,8 +111,7 @@ class Keeper:
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | Awaitable[Permit] | None:
         """Admit or refuse a request; see the hook `authorize`."""
-        principal, groups = identity.principal, identity.groups
-        applying = self._engine.applying(principal, groups)
+        applying = self._applying(identity)
         if model_request is None:
             if not applying:
                 return None
@@ -130,6 +129,9 @@ class Keeper:
                 self._shared, identity, applying, estimate or 0, model_request, shown
             )
         return self._authorize_here(identity, applying, estimate or 0, model_request, shown)
+
+    def _applying(self, identity: Identity) -> Sequence[Applying]:
+        return self._engine.applying(identity.principal, identity.groups, identity.allowance)
 
     def _shown(self, request: IncomingRequest, applying: Sequence[Applying]) -> Mapping[str, str]:
         """Return the headers that show a person's spend, as it is before the request."""
@@ -150,7 +152,12 @@ class Keeper:
     ) -> Permit:
         try:
             reservation = self._engine.reserve(
-                identity.principal, identity.groups, applying, estimate, time.time()
+                identity.principal,
+                identity.groups,
+                applying,
+                estimate,
+                time.time(),
+                identity.allowance,
             )
         except CapReached as reached:
             raise refusals.cap_reached(reached) from None
@@ -198,7 +205,9 @@ class Keeper:
         asked: ModelRequest,
         shown: Mapping[str, str],
     ) -> Permit:
-        reservation = self._engine.hold(identity.principal, identity.groups, lease.nanos)
+        reservation = self._engine.hold(
+            identity.principal, identity.groups, lease.nanos, identity.allowance
+        )
 
         def settle(record: RequestRecord) -> None:
             cost, now = charge(record, asked), time.time()

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from tornadoproxy import DatabaseStatus, SharedCounters
-    from tornadoproxy_budgets.engine import Applying, Engine, Subject
+    from tornadoproxy_budgets.engine import Applying, Engine
+    from tornadoproxy_budgets.state import Subject
 
 LEASE = 30  # seconds
 RENEWAL = 10.0  # seconds between two renewals

@@ -11,13 +11,16 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy import Database, admin
+import msgspec
+
+from tornadoproxy import Allowance, Database, admin
 from tornadoproxy_budgets import increases
 from tornadoproxy_budgets.caps import Cap, Scope
-from tornadoproxy_budgets.engine import Batch, State, Subject
 from tornadoproxy_budgets.periods import PERIODS, SECONDS_PER_DAY, Period, day_of, first_day
+from tornadoproxy_budgets.state import Batch, Seen, State, Subject
 
 if TYPE_CHECKING:
     from tornadoproxy import DatabaseConnection, DatabaseLocation
@@ -56,6 +59,7 @@ SCHEMA = (
     INSERT INTO budgets_revision VALUES (0);
     """,
     increases.SCHEMA,
+    "ALTER TABLE budgets_seen ADD COLUMN allowance TEXT NOT NULL DEFAULT '';",
 )
 
 
@@ -108,26 +112,42 @@ def load(connection: DatabaseConnection, day: int) -> State:
         for period, nanos in zip(PERIODS, sums, strict=True):
             if nanos:
                 spent[period][scope_type, name] = nanos
-    seen = connection.execute("SELECT principal, groups FROM budgets_seen")
-    groups = {principal: tuple(json.loads(names)) for principal, names in seen}
-    return State(day, tuple(read_caps(connection)), spent, groups)
+    rows = connection.execute("SELECT principal, groups, allowance FROM budgets_seen")
+    seen = {
+        principal: Seen(tuple(json.loads(groups)), _allowance(text))
+        for principal, groups, text in rows
+    }
+    return State(day, tuple(read_caps(connection)), spent, seen)
 
 
 def save(connection: DatabaseConnection, batch: Batch) -> None:
     """Add the sums of `batch`."""
     # in one order everywhere, so that no two processes wait for each other's rows
-    if batch.groups:
+    if batch.seen:
         connection.executemany(
-            "INSERT INTO budgets_seen VALUES (?, ?)"
-            " ON CONFLICT (principal) DO UPDATE SET groups = excluded.groups"
-            " WHERE budgets_seen.groups <> excluded.groups",
-            [(principal, json.dumps(groups)) for principal, groups in sorted(batch.groups.items())],
+            "INSERT INTO budgets_seen (principal, groups, allowance) VALUES (?, ?, ?)"
+            " ON CONFLICT (principal)"
+            " DO UPDATE SET groups = excluded.groups, allowance = excluded.allowance"
+            " WHERE budgets_seen.groups <> excluded.groups"
+            " OR budgets_seen.allowance <> excluded.allowance",
+            [
+                (principal, json.dumps(seen.groups), _allowance_text(seen.allowance))
+                for principal, seen in sorted(batch.seen.items(), key=itemgetter(0))
+            ],
         )
     if batch.spent:
         connection.executemany(
             ADD_SPENT,
             [(day, *subject, nanos) for (day, subject), nanos in sorted(batch.spent.items())],
         )
+
+
+def _allowance(text: str) -> Allowance | None:
+    return msgspec.json.decode(text, type=Allowance) if text else None
+
+
+def _allowance_text(allowance: Allowance | None) -> str:
+    return "" if allowance is None else msgspec.json.encode(allowance).decode()
 
 
 def read_caps(connection: DatabaseConnection) -> list[Cap]:

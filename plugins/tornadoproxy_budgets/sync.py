@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from tornadoproxy import DatabaseUnavailable
 from tornadoproxy_budgets import refusals, storage
-from tornadoproxy_budgets.engine import Batch, Engine, State
+from tornadoproxy_budgets.engine import Engine
+from tornadoproxy_budgets.state import Batch, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

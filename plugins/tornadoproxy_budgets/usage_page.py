@@ -18,8 +18,9 @@ from tornadoproxy_budgets.spend_headers import THRESHOLDS
 
 if TYPE_CHECKING:
     from tornadoproxy import PageRequest
-    from tornadoproxy_budgets.engine import Engine, Fullest, Subject
+    from tornadoproxy_budgets.engine import Engine, Fullest
     from tornadoproxy_budgets.periods import Period
+    from tornadoproxy_budgets.state import Subject
 
 PATH = "/api/oauth/usage"
 
@@ -39,7 +40,7 @@ class UsagePage:
         if identity is None or identity.anonymous:
             raise Denied("Usage is shown to people with a credential of their own.")
         now = time.time()
-        applying = self._engine.applying(identity.principal, identity.groups)
+        applying = self._engine.applying(identity.principal, identity.groups, identity.allowance)
         fullest = self._engine.fullest(applying, now)
         subject: Subject = ("user", identity.principal)
         document = self._uncapped(subject, now) if fullest is None else self._capped(fullest)

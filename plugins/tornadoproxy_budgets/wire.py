@@ -135,7 +135,7 @@ def summary_document(
         "actor": actor(principal),
         "scope": {"type": "user", "user_id": principal},
         "source": None if cap is None else scope_document(cap.scope),
-        "spend_limit_id": None if cap is None else cap.id,
+        "spend_limit_id": None if cap is None else cap.id or None,
         "amount": None if cap is None else _amount_text(cap),
         "currency": "USD",
         "period": period,

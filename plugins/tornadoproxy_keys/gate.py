@@ -31,7 +31,7 @@ from tornadoproxy import (
     tables,
 )
 from tornadoproxy_keys import store
-from tornadoproxy_keys.live_key import KeyIdentity, LiveKey
+from tornadoproxy_keys.live_key import KeyIdentity, Limited, LiveKey, LivePerson, People
 from tornadoproxy_keys.usage_count import UsageCount
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Gate:
         self._rows: store.Rows | None = None
         self._entries: dict[bytes, _Entry] = {}
         self._keys: dict[str, LiveKey] = {}
+        self._people = People()
         self._usage = UsageCount()
         self._adding_time = 0.0  # seconds; set by the database's thread
         self._handed_over_at = 0.0
@@ -177,20 +178,21 @@ class Gate:
     def admit(
         self, request: IncomingRequest, identity: Identity
     ) -> Permit | Awaitable[Permit] | None:
-        """Apply a key's limits of requests and tokens, and reject anonymous identities.
+        """Apply the limits of a key or person, and reject anonymous identities.
 
         :raises AuthenticationFailed: the identity is anonymous.
         :raises Denied: 429.
         """
         if identity.anonymous:
             raise request.authentication_failed("a key of this proxy")
-        if not isinstance(identity, KeyIdentity):
+        limited = self._limited(identity)
+        # telemetry and other pages cost nothing, and a person's program sends them by itself
+        if limited is None or (request.is_page and isinstance(limited, LivePerson)):
             return None
-        key = identity.key
-        if self._shared is not None and key.is_limited:
-            return self._admit_shared(key, self._shared)
-        key.admit(time.monotonic())
-        return Permit(partial(self._settle, key))
+        if self._shared is not None and limited.is_limited:
+            return self._admit_shared(limited, self._shared)
+        limited.admit(time.monotonic())
+        return Permit(partial(self._settle, limited))
 
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
@@ -199,65 +201,74 @@ class Gate:
 
         :raises Denied: 403.
         """
-        if not isinstance(identity, KeyIdentity):
+        limited = self._limited(identity)
+        if limited is None:
             return None
-        key = identity.key
         models = self.allowed_models(identity)
         if models is not None:
             models.check(request, model_request)
-        if model_request is None or key.row.limits.tokens_per_minute is None:
+        if model_request is None or limited.limits.tokens_per_minute is None:
             return None
-        return Permit(partial(self._count_tokens, key, model_request))
+        return Permit(partial(self._count_tokens, limited, model_request))
 
     def allowed_models(self, identity: Identity) -> AllowedModels | None:
         """Return the models of the request's key; ``None`` is all."""
         return identity.key.models if isinstance(identity, KeyIdentity) else None
 
-    def _admit_shared(self, key: LiveKey, shared: SharedLimits) -> asyncio.Future[Permit]:
+    def _limited(self, identity: Identity) -> Limited | None:
+        if isinstance(identity, KeyIdentity):
+            return identity.key
+        allowance = identity.allowance
+        if allowance is None or not allowance.has_limits:
+            return None
+        return self._people.get(identity.principal, allowance, time.monotonic())
+
+    def _admit_shared(self, limited: Limited, shared: SharedLimits) -> asyncio.Future[Permit]:
         permit: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        shared.admit(key, partial(self._decided, key, shared, permit))
+        shared.admit(limited, partial(self._decided, limited, shared, permit))
         return permit
 
     def _decided(
         self,
-        key: LiveKey,
+        limited: Limited,
         shared: SharedLimits,
         permit: asyncio.Future[Permit],
         lease: str,
         failed: BaseException | None,
     ) -> None:
         if permit.cancelled():
-            shared.release(key.row.id, lease)
+            shared.release(limited.id, lease)
         elif failed is None:
-            key.in_flight += 1
-            permit.set_result(Permit(partial(self._settle_shared, key, shared, lease)))
+            limited.in_flight += 1
+            permit.set_result(Permit(partial(self._settle_shared, limited, shared, lease)))
         elif self._local and isinstance(failed, DatabaseUnavailable):
-            self._admit_alone(key, permit)
+            self._admit_alone(limited, permit)
         else:
             permit.set_exception(failed)
 
-    def _admit_alone(self, key: LiveKey, permit: asyncio.Future[Permit]) -> None:
+    def _admit_alone(self, limited: Limited, permit: asyncio.Future[Permit]) -> None:
         try:
-            key.admit(time.monotonic())
+            limited.admit(time.monotonic())
         except Denied as refused:
             permit.set_exception(refused)
         else:
-            permit.set_result(Permit(partial(self._settle, key)))
+            permit.set_result(Permit(partial(self._settle, limited)))
 
     def _settle_shared(
-        self, key: LiveKey, shared: SharedLimits, lease: str, record: RequestRecord
+        self, limited: Limited, shared: SharedLimits, lease: str, record: RequestRecord
     ) -> None:
-        shared.release(key.row.id, lease)
-        self._settle(key, record)
+        shared.release(limited.id, lease)
+        self._settle(limited, record)
 
-    def _count_tokens(self, key: LiveKey, asked: ModelRequest, record: RequestRecord) -> None:
-        tokens = key.count_tokens(asked, record)
+    def _count_tokens(self, limited: Limited, asked: ModelRequest, record: RequestRecord) -> None:
+        tokens = limited.count_tokens(asked, record)
         if self._shared is not None and tokens:
-            self._shared.count_tokens(key.row.id, tokens)
+            self._shared.count_tokens(limited.id, tokens)
 
-    def _settle(self, key: LiveKey, record: RequestRecord) -> None:
-        key.in_flight -= 1
-        self._usage.add(key.row.id, record)
+    def _settle(self, limited: Limited, record: RequestRecord) -> None:
+        limited.in_flight -= 1
+        if isinstance(limited, LiveKey):
+            self._usage.add(limited.id, record)
 
     async def _change(self, work: Callable[[DatabaseConnection], T]) -> T:
         result = await self._database.run(work)

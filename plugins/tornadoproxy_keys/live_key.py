@@ -1,4 +1,4 @@
-"""One key in a running proxy: its identity and its limits.
+"""Keys and people in a running proxy: their limits, and a key's identity.
 
 The last minute is counted to the second: in any 60 seconds no more requests are accepted than the
 limit allows, and a place becomes free at most one second late.
@@ -11,6 +11,7 @@ unknown compression or one that the client cut off, counts with its estimate.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from math import ceil
@@ -20,8 +21,11 @@ from tornadoproxy import AllowedModels, Denied, Identity
 from tornadoproxy_keys import store
 
 if TYPE_CHECKING:
-    from tornadoproxy import ModelRequest, RequestRecord
-    from tornadoproxy_keys.store import KeyRow
+    from tornadoproxy import Allowance, ModelRequest, RequestRecord
+    from tornadoproxy_keys.store import KeyRow, Limits
+
+MANY = 1000
+"""How many people there are before those are forgotten who have sent nothing for a minute."""
 
 _MINUTE = 60.0  # seconds
 _STEP = 1.0  # seconds that are counted together
@@ -60,6 +64,10 @@ class Window:
             left -= amount
         return min(free_at - now, _MINUTE)  # a sum of floats may be a little more
 
+    def is_empty(self, now: float) -> bool:
+        """Return whether nothing was used."""
+        return not self._used or self._used[-1][1] <= now
+
 
 class KeyIdentity(Identity, frozen=True, kw_only=True):
     """The identity of a request with a key.
@@ -70,38 +78,33 @@ class KeyIdentity(Identity, frozen=True, kw_only=True):
     key: LiveKey
 
 
-class LiveKey:
-    """A key, from its first load until the proxy stops.
+class Limited:
+    """Somebody with limits, and what they have used of them.
 
-    :ivar row: its row at the last load.
-    :ivar identity: the identity of its requests.
-    :ivar named_as_token: whether its name is the principal of clients with ``AUTH_TOKEN``.
-    :ivar models: a pattern of the models that it may use; ``None`` is all.
-    :ivar in_flight: the number of its requests that have not ended.
+    :ivar id: the name in the counters that several proxies share.
+    :ivar limits: the limits.
+    :ivar in_flight: the number of requests that have not ended.
     """
 
-    __slots__ = (
-        "_requests", "_tokens", "identity", "in_flight", "models", "named_as_token", "row"
-    )  # fmt: skip
+    __slots__ = ("_requests", "_tokens", "id", "in_flight", "limits")
 
-    def __init__(self, row: KeyRow) -> None:
+    limits: Limits | Allowance
+
+    def __init__(self, name: str) -> None:
+        self.id = name
         self.in_flight = 0
         self._requests = Window()
         self._tokens = Window()
-        self.update(row)
 
-    def update(self, row: KeyRow) -> None:
-        """Replace the row; the amounts used are kept."""
-        self.row = row
-        self.identity = KeyIdentity(row.name, groups=row.groups, key=self)
-        self.named_as_token = store.is_token_name(row.name)
-        patterns = row.limits.models
-        self.models = AllowedModels(patterns, "This key is for") if patterns else None
+    @property
+    def reached(self) -> str:
+        """How a refusal begins."""
+        raise NotImplementedError
 
     @property
     def is_limited(self) -> bool:
-        """Whether it has any limit that counts."""
-        limits = self.row.limits
+        """Whether there is any limit that counts."""
+        limits = self.limits
         return not (
             limits.requests_per_minute is None
             and limits.tokens_per_minute is None
@@ -113,7 +116,7 @@ class LiveKey:
 
         :raises Denied: 429, with the seconds after which a retry may succeed.
         """
-        limits = self.row.limits
+        limits = self.limits
         if limits.concurrency is not None and self.in_flight >= limits.concurrency:
             raise self.denied("concurrency", 1.0)
         if limits.tokens_per_minute is not None:
@@ -142,19 +145,89 @@ class LiveKey:
         :param limit: the limit that is reached: ``requests``, ``tokens`` or ``concurrency``.
         :param wait: seconds after which a retry may succeed.
         """
-        limits = self.row.limits
+        limits = self.limits
         reached = {
             "concurrency": f"{limits.concurrency} requests at once",
             "tokens": f"{limits.tokens_per_minute} tokens a minute",
             "requests": f"{limits.requests_per_minute} requests a minute",
         }[limit]
         return Denied(
-            f"The key {self.row.id} has reached its limit of {reached}: try again in "
-            f"{ceil(wait)} s.",
+            f"{self.reached} of {reached}: try again in {ceil(wait)} s.",
             status=429,
             code="rate_limit_exceeded",
             retry_after=wait,
         )
+
+
+class LiveKey(Limited):
+    """A key, from its first load until the proxy stops.
+
+    :ivar row: its row at the last load.
+    :ivar identity: the identity of its requests.
+    :ivar named_as_token: whether its name is the principal of clients with ``AUTH_TOKEN``.
+    :ivar models: a pattern of the models that it may use; ``None`` is all.
+    """
+
+    __slots__ = ("identity", "models", "named_as_token", "row")
+
+    def __init__(self, row: KeyRow) -> None:
+        super().__init__(row.id)
+        self.update(row)
+
+    def update(self, row: KeyRow) -> None:
+        """Replace the row; the amounts used are kept."""
+        self.row = row
+        self.limits = row.limits
+        self.identity = KeyIdentity(row.name, groups=row.groups, key=self)
+        self.named_as_token = store.is_token_name(row.name)
+        patterns = row.limits.models
+        self.models = AllowedModels(patterns, "This key is for") if patterns else None
+
+    @property
+    def reached(self) -> str:
+        return f"The key {self.id} has reached its limit"
+
+
+class LivePerson(Limited):
+    """A person whose authenticator has set limits."""
+
+    __slots__ = ()
+
+    def __init__(self, principal: str) -> None:
+        # a principal may have braces, by which a cluster of the counters finds a name's place
+        super().__init__(f"person:{hashlib.sha256(principal.encode()).hexdigest()[:32]}")
+
+    @property
+    def reached(self) -> str:
+        return "You have reached your limit"
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether nothing is in flight, and nothing was used in the last minute."""
+        return not self.in_flight and self._requests.is_empty(now) and self._tokens.is_empty(now)
+
+
+class People:
+    """The people with limits who have sent requests lately."""
+
+    def __init__(self) -> None:
+        self._people: dict[str, LivePerson] = {}
+        self._check_at = MANY
+
+    def get(self, principal: str, limits: Allowance, now: float) -> LivePerson:
+        """Return a person, who has these limits from now on."""
+        person = self._people.get(principal)
+        if person is None:
+            if len(self._people) >= self._check_at:
+                self._forget(now)
+            person = self._people[principal] = LivePerson(principal)
+        person.limits = limits
+        return person
+
+    def _forget(self, now: float) -> None:
+        self._people = {
+            name: person for name, person in self._people.items() if not person.is_idle(now)
+        }
+        self._check_at = max(MANY, 2 * len(self._people))
 
 
 def _used(record: RequestRecord, asked: ModelRequest) -> int:

@@ -1,10 +1,10 @@
-"""The limits of keys for several proxies together, in the server of ``SHARED_LIMITS``.
+"""The limits of keys and people for several proxies together, in the server of ``SHARED_LIMITS``.
 
 The server's clock counts, so the clocks of the proxies do not matter. A request in flight is a
 lease, which its proxy renews; the leases of a proxy that was killed end by themselves after
 `LEASE` seconds.
 
-The keys of one API key have its id in braces, so that a cluster keeps them together.
+The keys of one API key or person have its id in braces, so that a cluster keeps them together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tornadoproxy import DatabaseStatus, SharedCounters
-    from tornadoproxy_keys.live_key import LiveKey
+    from tornadoproxy_keys.live_key import Limited
 
 LEASE = 30  # seconds
 RENEWAL = 10.0  # seconds between two renewals
@@ -91,14 +91,14 @@ redis.call('EXPIRE', KEYS[1], 61)
 
 
 class SharedLimits:
-    """The limits of all keys.
+    """The limits of all keys and people.
 
     :param counters: the server.
     """
 
     def __init__(self, counters: SharedCounters) -> None:
         self._counters = counters
-        self._leases: dict[str, set[str]] = {}  # of this process, by the id of their key
+        self._leases: dict[str, set[str]] = {}  # of this process, by whom they are of
         # the ids of leases differ from those of other processes
         self._process = f"{secrets.token_hex(8)}:"
         self._numbers = itertools.count()
@@ -119,18 +119,18 @@ class SharedLimits:
         """Close the connection."""
         await self._counters.close()
 
-    def admit(self, key: LiveKey, done: Callable[[str, BaseException | None], None]) -> None:
-        """Count one more request of a key, unless a limit is reached.
+    def admit(self, limited: Limited, done: Callable[[str, BaseException | None], None]) -> None:
+        """Count one more request, unless a limit is reached.
 
         :param done: called once, with its lease, and with the error if it is not admitted: `Denied`
             with 429, or `DatabaseUnavailable` if the server cannot be used; it must not raise.
         """
-        limits = key.row.limits
+        limits = limited.limits
         lease = f"{self._process}{next(self._numbers)}"
         self._counters.ask(
-            partial(self._decided, key, limits.concurrency is not None, lease, done),
+            partial(self._decided, limited, limits.concurrency is not None, lease, done),
             _ADMIT,
-            _names(key.row.id, "requests", "tokens", "leases"),
+            _names(limited.id, "requests", "tokens", "leases"),
             -1 if limits.requests_per_minute is None else limits.requests_per_minute,
             -1 if limits.tokens_per_minute is None else limits.tokens_per_minute,
             -1 if limits.concurrency is None else limits.concurrency,
@@ -140,7 +140,7 @@ class SharedLimits:
 
     def _decided(
         self,
-        key: LiveKey,
+        limited: Limited,
         leased: bool,
         lease: str,
         done: Callable[[str, BaseException | None], None],
@@ -149,35 +149,35 @@ class SharedLimits:
     ) -> None:
         if failed is not None:
             if leased:
-                self._end(key.row.id, lease)  # the script may have run
+                self._end(limited.id, lease)  # the script may have run
         elif result[0]:
-            failed = key.denied(result[0].decode(), result[1] / 1000)
+            failed = limited.denied(result[0].decode(), result[1] / 1000)
         elif leased:
-            self._leases.setdefault(key.row.id, set()).add(lease)
+            self._leases.setdefault(limited.id, set()).add(lease)
         done(lease, failed)
 
-    def release(self, key_id: str, lease: str) -> None:
-        """End the lease of a request that has ended, if its key had a limit of concurrency."""
-        leases = self._leases.get(key_id, set())
+    def release(self, owner: str, lease: str) -> None:
+        """End the lease of a request that has ended, if there was a limit of concurrency."""
+        leases = self._leases.get(owner, set())
         if lease not in leases:
             return
         leases.remove(lease)
         if not leases:
-            del self._leases[key_id]
-        self._end(key_id, lease)
+            del self._leases[owner]
+        self._end(owner, lease)
 
-    def count_tokens(self, key_id: str, tokens: int) -> None:
+    def count_tokens(self, owner: str, tokens: int) -> None:
         """Count the tokens of a request that has ended."""
-        self._counters.send_joined(_COUNT_TOKENS, _names(key_id, "tokens"), tokens)
+        self._counters.send_joined(_COUNT_TOKENS, _names(owner, "tokens"), tokens)
 
-    def _end(self, key_id: str, lease: str) -> None:
-        self._counters.send_joined(_RELEASE, _names(key_id, "leases"), lease)
+    def _end(self, owner: str, lease: str) -> None:
+        self._counters.send_joined(_RELEASE, _names(owner, "leases"), lease)
 
     def _renew(self) -> None:
-        for key_id, leases in self._leases.items():
-            self._counters.send(_RENEW, _names(key_id, "leases"), LEASE, *leases)
+        for owner, leases in self._leases.items():
+            self._counters.send(_RENEW, _names(owner, "leases"), LEASE, *leases)
 
 
 @lru_cache(4096)  # most requests are of keys that were used before
-def _names(key_id: str, *counters: str) -> tuple[str, ...]:
-    return tuple(f"tornadoproxy:{{{key_id}}}:{counter}" for counter in counters)
+def _names(owner: str, *counters: str) -> tuple[str, ...]:
+    return tuple(f"tornadoproxy:{{{owner}}}:{counter}" for counter in counters)

@@ -11,20 +11,25 @@ import hashlib
 import json
 import tomllib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tornadoproxy import AllowedModels, Denied
+from tornadoproxy import Allowance, AllowedModels, Denied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
 
 MAX_SETTINGS = 1024 * 1024  # bytes of a file
+MAX_CENTS = 10**12
+MAX_LIMIT = 10**12
+ROUNDING = 1e-4  # cents that a float may be away from a whole number of them
 
-_FIELDS = ("groups", "settings", "models", "denied")
+_FIELDS = ("groups", "settings", "models", "denied", "caps", "limits")
+_CAPS = ("daily", "weekly", "monthly")
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +64,29 @@ class Policy:
     :param settings: for Claude Code; ``None`` if there are none.
     :param models: those that may be used; ``None`` is all.
     :param denied: the message for people who may not use the proxy; ``None`` if they may.
+    :param allowances: the limits and caps of each person, by the group in the order of the file;
+        by ``None`` for everybody; empty if there are none.
     """
 
     groups: frozenset[str] | None = None
     settings: ManagedSettings | None = None
     models: AllowedModels | None = None
     denied: str | None = None
+    allowances: Mapping[str | None, Allowance] = field(default_factory=dict)
+
+    def allowance(self, groups: Iterable[str]) -> Allowance | None:
+        """Return the limits and caps of a person to whom this policy applies, if there are any."""
+        for group, allowance in self.allowances.items():
+            if group is None or group in groups:
+                return allowance
+        return None
 
 
 class Policies:
     """The policies of a file, in its order.
 
+    :ivar limited: the first policy with limits, in words; ``None`` if there is none.
+    :ivar capped: likewise the first with caps.
     :raises ValueError: the document is wrong; the message ends a sentence.
     """
 
@@ -80,6 +97,8 @@ class Policies:
             _policy(_of(dict, each, f"policy {number}", "table"), f"policy {number}", directory)
             for number, each in enumerate(given, 1)
         ]
+        self.limited = _first(given, "limits")
+        self.capped = _first(given, "caps")
 
     def of(self, groups: Iterable[str]) -> Policy:
         """Return the policy of a person; an empty one if none applies."""
@@ -100,6 +119,10 @@ class Policies:
 _NONE = Policy()
 
 
+def _first(given: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    return next((f"policy {number}" for number, each in enumerate(given, 1) if name in each), None)
+
+
 def _policy(given: Mapping[str, Any], where: str, directory: Path) -> Policy:
     _known(given, _FIELDS, where)
     groups = _names(given, "groups", where)
@@ -112,7 +135,49 @@ def _policy(given: Mapping[str, Any], where: str, directory: Path) -> Policy:
         settings=_settings(given.get("settings"), f"{where}: settings", directory),
         models=None if models is None else AllowedModels(tuple(models), "Your group may use"),
         denied=denied,
+        allowances=_allowances(given, groups, where),
     )
+
+
+def _allowances(
+    given: Mapping[str, Any], groups: Sequence[str] | None, where: str
+) -> dict[str | None, Allowance]:
+    found = {
+        **_numbers(given, "caps", _CAPS, _cents, where),
+        **_numbers(given, "limits", _LIMITS, _limit, where),
+    }
+    return {group: Allowance(**found, group=group) for group in groups or (None,)} if found else {}
+
+
+def _numbers(
+    given: Mapping[str, Any],
+    name: str,
+    known: Sequence[str],
+    read: Callable[[object, str], int],
+    where: str,
+) -> dict[str, int]:
+    """Return the numbers of a table, which has at least one; empty if there is no such table."""
+    if name not in given:
+        return {}
+    where = f"{where}: {name}"
+    table = _of(dict, given[name], where, f"table with {', '.join(known)}")
+    _known(table, known, where)
+    if not table:
+        raise ValueError(f"{where} must have at least one of {', '.join(known)}")
+    return {each: read(value, f"{where}: {each}") for each, value in table.items()}
+
+
+def _cents(value: object, where: str) -> int:
+    cents = value * 100 if type(value) is int or type(value) is float else -1
+    if not 0 <= cents <= MAX_CENTS or abs(cents - round(cents)) > ROUNDING:
+        raise ValueError(f"{where} must be an amount in US dollars, such as 20 or 12.50")
+    return round(cents)
+
+
+def _limit(value: object, where: str) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_LIMIT:
+        raise ValueError(f"{where} must be a whole number from 1 on")
+    return value
 
 
 def _settings(given: object, where: str, directory: Path) -> ManagedSettings | None:
@@ -142,12 +207,12 @@ def _read(path: Path, where: str) -> object:
     return found
 
 
-def _names(given: Mapping[str, Any], field: str, where: str) -> Sequence[str] | None:
-    if field not in given:
+def _names(given: Mapping[str, Any], name: str, where: str) -> Sequence[str] | None:
+    if name not in given:
         return None
-    found = _of(list, given[field], f"{where}: {field}", "list of names")
-    if not found or not all(isinstance(name, str) and name for name in found):
-        raise ValueError(f"{where}: {field} must be a list of at least one name")
+    found = _of(list, given[name], f"{where}: {name}", "list of names")
+    if not found or not all(isinstance(each, str) and each for each in found):
+        raise ValueError(f"{where}: {name} must be a list of at least one name")
     return found
 
 

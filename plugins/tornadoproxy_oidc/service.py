@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from tornadoproxy import ConfigurationError, Settings
 from tornadoproxy_oidc import settings as names
 from tornadoproxy_oidc.browser_pages import BrowserPages
@@ -74,6 +76,7 @@ class Service:
         collector = settings[names.OIDC_OTLP_ENDPOINT]
         self._telemetry.endpoint = None if collector is None else str(collector)
         self._policies = settings[names.OIDC_POLICY_FILE] or Policies({}, Path())
+        self._check_applied(settings)
         claims = Claims(
             name=settings[names.OIDC_NAME_CLAIM],
             email=settings[names.OIDC_EMAIL_CLAIM],
@@ -96,6 +99,21 @@ class Service:
             return f"clients with a token of {self._provider.issuer}"
         self._configure_sessions(settings, claims)
         return f"people who sign in at {self._provider.issuer}"
+
+    def _check_applied(self, settings: Settings) -> None:
+        """Refuse limits and caps that no plugin would apply.
+
+        :raises ConfigurationError: the plugin is not active.
+        """
+        for where, what, needed in (
+            (self._policies.limited, "limits", "KEYS_DB"),
+            (self._policies.capped, "caps", "BUDGETS_DB"),
+        ):
+            if where is not None and not settings.is_set(needed):
+                raise ConfigurationError(
+                    f"OIDC_POLICY_FILE: {where} has {what}, which nothing applies without "
+                    f"{needed}; set {needed} or DATABASE_URL, or remove {what}."
+                )
 
     def pages(self) -> tuple[Page, ...]:
         """Return the pages of telemetry, and of the sign-in if there is one."""
@@ -134,10 +152,19 @@ class Service:
             if seen is None:
                 continue
             if self._sessions is not None and seen.issuer == self._own_issuer:
-                return self._sessions.person(seen)
+                return self._allowed(self._sessions.person(seen))
             if seen.issuer == self._provider.issuer:
-                return self._tokens.person(seen)
+                person = self._tokens.person(seen)
+                return self._allowed(person) if isinstance(person, Person) else self._later(person)
         return None
+
+    def _allowed(self, person: Person) -> Person:
+        """Return a person with what the policy allows them."""
+        allowance = self._policies.of(person.groups).allowance(person.groups)
+        return person if allowance is None else replace(person, allowance=allowance)
+
+    async def _later(self, person: Coroutine[None, None, Person]) -> Person:
+        return self._allowed(await person)
 
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None

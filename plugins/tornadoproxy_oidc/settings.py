@@ -157,7 +157,10 @@ OIDC_POLICY_FILE: Setting[Policies | None] = Setting(
     "OIDC_POLICY_FILE",
     _policies,
     default=None,
-    help="TOML file of policies for groups: models, denied access, and settings of Claude Code",
+    help=(
+        "TOML file of policies for groups: models, caps, limits, denied access, and settings of "
+        "Claude Code"
+    ),
 )
 
 OIDC_CLIENT_ID: Setting[str | None] = Setting(

@@ -15,7 +15,7 @@ from people import CHAT, MESSAGES, MODEL, RESPONSES, Held, error_of, locked, mes
 from postgres import sqlite_only
 from tornadoproxy_budgets import keeper, storage, sync
 from tornadoproxy_budgets.caps import Scope
-from tornadoproxy_budgets.engine import Batch, Subject
+from tornadoproxy_budgets.state import Batch, Subject
 
 from tornadoproxy import (
     ConfigurationError,

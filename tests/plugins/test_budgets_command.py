@@ -14,8 +14,8 @@ import pytest
 from people import run_command
 from postgres import sqlite_only
 from tornadoproxy_budgets import BUDGETS_DB, Budgets, storage
-from tornadoproxy_budgets.engine import Batch, Subject
 from tornadoproxy_budgets.periods import day_of
+from tornadoproxy_budgets.state import Batch, Seen, Subject
 from tornadoproxy_keys import KEYS_DB
 
 from tornadoproxy import DatabaseLocation
@@ -82,7 +82,7 @@ def test_show_has_spending_and_the_rest(where: DatabaseLocation, budgets: Budget
         (today, ("user", "ada")): 37_037_034,
         (today, ("user", "bob")): 12_345_678,
     }
-    save(where, Batch(spent=spent, groups={"ada": ("team",), "bob": ()}))
+    save(where, Batch(spent=spent, seen={"ada": Seen(("team",)), "bob": Seen(())}))
     rows = table(budgets, "show", "ada")
     assert [row[:6] for row in rows] == [
         ["user ada", "daily", None, None, "$0.037037034", None],

@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.caps import Cap, Scope
-from tornadoproxy_budgets.engine import (
-    EVERYONE,
-    Batch,
-    CapReached,
-    Engine,
-    Reservation,
-    State,
-    Subject,
-)
+from tornadoproxy_budgets.engine import CapReached, Engine, Reservation
 from tornadoproxy_budgets.money import cents_text, parse_cents, parse_dollars
 from tornadoproxy_budgets.periods import PERIODS, Period, day_of, first_day, reset_time
+from tornadoproxy_budgets.state import EVERYONE, Batch, State, Subject
 
 CENT = 10_000_000
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp()  # a Tuesday
@@ -221,7 +214,7 @@ def test_groups_are_those_of_the_last_request() -> None:
     made = engine(cap(Scope("user", "eve"), 1))
     for groups in (("a",), ("b", "b")):
         made.settle(admit(made, "ada", 1, groups=groups), 2, NOON)
-    assert made.groups("ada") == ("b", "b")
+    assert made.seen("ada").groups == ("b", "b")
     assert made.principals() == ["ada", "eve"]
     assert made.spent(("rbac_group", "b"), "daily", NOON) == 2, "once, though named twice"
 

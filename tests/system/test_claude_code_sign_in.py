@@ -17,9 +17,9 @@ from desk import DOWN, ENTER, LONG, NEEDED, UP, Desk, Terminal
 from signing_in import SigningIn
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
-from tornadoproxy_budgets.engine import Batch, Subject
 from tornadoproxy_budgets.money import NANOS_PER_CENT
 from tornadoproxy_budgets.periods import day_of
+from tornadoproxy_budgets.state import Batch, Subject
 from tornadoproxy_oidc import sessions
 
 pytestmark = NEEDED

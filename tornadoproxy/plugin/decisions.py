@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tornadoproxy.errors import Denied
 from tornadoproxy.plugin.failures import Deadline, OurOwnError, Watched
+from tornadoproxy.plugin.limits import Allowance
 from tornadoproxy.plugin.request import Identity
 from tornadoproxy.plugin.responding import ModelResponse
 from tornadoproxy.protocol.usage import UNKNOWN_MODEL
@@ -213,10 +214,13 @@ def _fault_of(identity: Identity) -> str | None:
     principal: object = identity.principal
     anonymous: object = identity.anonymous
     groups: object = identity.groups
+    allowance: object = identity.allowance
     if not isinstance(principal, str) or not principal:
         return "its Identity's principal must be a non-empty str"
     if not isinstance(anonymous, bool):
         return f"its Identity's anonymous must be a bool, not a {type(anonymous).__name__}"
+    if allowance is not None and not isinstance(allowance, Allowance):
+        return f"its Identity's allowance must be an Allowance, not a {type(allowance).__name__}"
     digest: object = identity.body_sha256
     if digest is not None and not (isinstance(digest, str) and re.fullmatch(_SHA256, digest)):
         return "its Identity's body_sha256 must be 64 hexadecimal digits"

@@ -24,6 +24,7 @@ from tornadoproxy.secret import Secret
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
+    from tornadoproxy.plugin.limits import Allowance
     from tornadoproxy.protocol.dialects import Dialect
     from tornadoproxy.protocol.request_fields import Fields
 
@@ -75,6 +76,7 @@ class Identity(Struct, frozen=True):
         the credential is valid for one body only; ``None`` for any body.
     :param admin_access: what its holder may do in the Admin API: ``write`` is everything, ``read``
         changes nothing; ``None`` is nothing.
+    :param allowance: what the principal may use, besides what other plugins know; ``None`` is all.
     """
 
     principal: str
@@ -82,6 +84,7 @@ class Identity(Struct, frozen=True):
     groups: tuple[str, ...] = ()
     body_sha256: str | None = None
     admin_access: Literal["write", "read"] | None = None
+    allowance: Allowance | None = None
 
 
 class IncomingRequest(Struct, frozen=True):
