@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from tornadoproxy import Setting, parsers
@@ -59,6 +58,8 @@ def _policies(value: str) -> Policies:
 
 def _groups(value: str) -> tuple[str, ...]:
     """Parse names separated by spaces, of which those that contain one are in quotation marks."""
+    import shlex  # most starts have none
+
     try:
         found = shlex.split(value)
     except ValueError:

@@ -226,7 +226,7 @@ def test_state_has_the_sums_of_each_period() -> None:
     spent = {(today - days, ada): int(10**at) for at, days in enumerate((0, 1, 2, 23, 24))}
     connection: Any  # sqlite3's does without the method `insert`, which nothing here needs
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(storage.SCHEMA[0])
+        connection.executescript("".join(storage.SCHEMA))
         storage.save(connection, Batch(spent=spent))
         loaded = storage.load(connection, today).spent
     assert {period: sums[ada] for period, sums in loaded.items()} == {
