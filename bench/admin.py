@@ -8,6 +8,7 @@ evenly over people, models, groups and the 31 days of a report, which is the wor
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tornadoproxy_keys import changes
 from tornadoproxy_keys import store as keys
 from tornadoproxy_ledger import rows as ledger
+from tornadoproxy_ledger.summing import Summing
 
 from bench.servers import free_port, shared_servers
 from tornadoproxy import Database, DatabaseLocation, ModelUsage, SecretURL, Usage
@@ -61,6 +63,7 @@ def main() -> int:
         for title, where in places.items():
             sys.stderr.write(f"{title}: filling\n")
             _fill(where, given.rows, given.keys, end)
+            asyncio.run(_sum(where))
             with _proxy(where, Path(name)) as port:
                 columns.append(_measured(port, end, given.times))
     sys.stdout.write(f"| ms | {' | '.join(places)} |\n|---{'|---' * len(places)}|\n")
@@ -84,6 +87,16 @@ def _fill(where: DatabaseLocation, rows: int, people: int, end: int) -> None:
                     for number in range(first, min(first + TOGETHER, rows))
                 ]
                 ledger.insert(records, connection)
+
+
+async def _sum(where: DatabaseLocation) -> None:
+    """Sum the hours and days, as a proxy does in the background."""
+    database, reader = (Database(where, ledger.SCHEMA, name="ledger") for _ in range(2))
+    await database.start()
+    began = time.monotonic()
+    await Summing(database, reader).catch_up()
+    sys.stderr.write(f"summed in {time.monotonic() - began:.0f} s\n")
+    await database.close()
 
 
 def _record(number: int, people: int, at: float) -> RequestRecord:

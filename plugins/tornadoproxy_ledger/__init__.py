@@ -82,7 +82,7 @@ class Ledger:
         self._timeout = DATABASE_TIMEOUT.default
         self._database: Database | None = None
         self._write: Callable[[RequestRecord], None] | None = None
-        self._deleting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._spool: Spool | None = None
 
     @hookimpl
@@ -145,6 +145,7 @@ class Ledger:
         :raises ConfigurationError: the database cannot be used.
         """
         from tornadoproxy_ledger.rows import insert
+        from tornadoproxy_ledger.summing import Summing
 
         assert self._where is not None, "configure() has returned that this plugin is active"
         database = _ledger(self._where, self._spool)
@@ -152,7 +153,10 @@ class Ledger:
         await database.start(open_spool, statement_timeout=self._timeout)
         self._database = database
         self._write = partial(database.write_behind, insert)
-        self._deleting = asyncio.create_task(self._delete_daily(database))
+        summing = Summing(database, _ledger(self._where))
+        self._tasks = [
+            asyncio.create_task(each) for each in (self._delete_daily(database), summing.keep_up())
+        ]
 
     @hookimpl
     def request_finished(self, record: RequestRecord) -> None:
@@ -167,8 +171,8 @@ class Ledger:
     @hookimpl
     async def shutdown(self) -> None:
         """Write the rows that are held."""
-        if self._deleting is not None:
-            self._deleting.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._database is not None:
             await self._database.close()
         if self._spool is not None:

@@ -186,7 +186,7 @@ class ReportsApi:
 def _read(database: Database, selection: Selection) -> Report:
     try:
         with database.reading() as connection:
-            return reports.read(selection, connection, database.dialect)
+            return reports.read(selection, connection, database.dialect, reports.MAX_ROWS)
     except ConfigurationError as error:  # what a command would end with
         _logger.warning("a report cannot be made: %s", error)
         raise DatabaseUnavailable(str(error)) from None

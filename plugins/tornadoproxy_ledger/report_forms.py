@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from tornadoproxy import InvalidRequest, admin
+from tornadoproxy_ledger.relations import USED
 from tornadoproxy_ledger.reports import DIMENSIONS, Counts, Key, Selection
 
 HOUR, DAY = 3600, 86_400  # seconds
@@ -22,6 +23,9 @@ WIDTHS = {"1m": 60, "1h": HOUR, "1d": DAY}
 MAX_RANGE = 31 * DAY  # seconds
 MAX_GROUPS = 100  # of a bucket, as in Anthropic's
 MAX_GROUPED = 5  # dimensions
+
+_COST = ("requests", "unpriced", "cost_nanos")
+_USAGE = ("requests", *USED)
 
 NANOS_PER_CENT = 10_000_000
 
@@ -180,7 +184,10 @@ def asked(form: Form, query: admin.Query, ending_at: int | None = None) -> Asked
     if form.person:
         by.add("principal")
     only = _filters(form, query)
-    selection = None if only is None else Selection(start, until, width, frozenset(by), only)
+    selection = None
+    if only is not None:
+        counts = _COST if form.costs else _USAGE
+        selection = Selection(start, until, width, frozenset(by), only, counts=counts)
     return Asked(form, selection, start, until, width, grouped)
 
 

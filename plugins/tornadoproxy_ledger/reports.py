@@ -1,44 +1,45 @@
-"""The usage that reports show, summed by time bucket and by what requests have in common.
+"""Usage summed by time and by what requests have in common: the one piece for all reports.
 
-Only requests that used tokens count. A request on several models has its counts in the row for the
-model that responded, and those of the other calls in ``other_models``. Therefore two statements are
-asked: one sums all rows as they are, and the other, which finds few rows by their own index, sums
-the calls to other models, whose cost the rows include.
+The Admin API's reports and the command ``usage`` read with it. It takes earlier sums where there
+are some, and rows elsewhere; see `tornadoproxy_ledger.summed`.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tornadoproxy import InvalidRequest
-from tornadoproxy_ledger.sums import FUNCTIONS
+from tornadoproxy_ledger import relations, summed
+from tornadoproxy_ledger.summed import DAY, HOUR
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tornadoproxy import DatabaseConnection
-    from tornadoproxy_ledger.sums import Functions
+    from tornadoproxy_ledger.summed import Segment
 
 # each dimension of a report in SQL; a row for each of a request's groups is made from "groups"
 _EXPRESSIONS = {
     "model": "model",
     "principal": "principal",
     "group": '"groups"',
-    "product": "CASE WHEN session_id IS NULL THEN 'messages_api' ELSE 'claude_code' END",
+    "product": "CASE WHEN claude_code = 1 THEN 'claude_code' ELSE 'messages_api' END",
     "actor_type": "CASE WHEN principal IS NULL THEN NULL ELSE 'user_actor' END",
 }
 DIMENSIONS = tuple(_EXPRESSIONS)
 
+_SUMMED_BY = {
+    "models": frozenset({"model", "product"}),
+    "people": frozenset({"principal", "group", "actor_type"}),
+}
+"""The dimensions that each kind of sums has."""
+
 MAX_ROWS = 100_000
 """The most rows of a report, which are held in memory."""
-
-_COUNTS = (
-    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
-    "cache_creation_1h_input_tokens", "web_search_requests", "cost_nanos",
-)  # fmt: skip
-_USED = "(input_tokens IS NOT NULL OR output_tokens IS NOT NULL OR other_models IS NOT NULL)"
 
 Key: TypeAlias = tuple[str | None, ...]
 """A value for each dimension, in the order of `DIMENSIONS`; ``None`` is none, or unknown."""
@@ -46,34 +47,51 @@ Key: TypeAlias = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The rows to sum, and how.
+    """The requests to sum, and how.
 
-    :param since: the first moment, in seconds since the epoch.
-    :param until: the moment after the last one.
+    :param since: the first moment, in seconds since the epoch; ``None`` is the first request's.
+    :param until: the moment after the last one; ``None`` is after the last request.
     :param width: of a time bucket in seconds; ``None`` is one bucket.
     :param by: the dimensions to sum by.
     :param only: for a dimension, the values that count.
+    :param used: whether only requests count that used tokens.
+    :param counts: what is summed, of `relations.COUNTS`; the others are 0.
+    :param widths: the seconds of the sums that a bucket may be made of, the longest first;
+        ``None`` is those that divide its width.
     """
 
-    since: int
-    until: int
+    since: float | None
+    until: float | None
     width: int | None
     by: frozenset[str]
     only: Mapping[str, frozenset[str]]
+    used: bool = True
+    counts: tuple[str, ...] = relations.COUNTS
+    widths: tuple[int, ...] | None = None
 
     def __hash__(self) -> int:
         only = frozenset(self.only.items())
-        return hash((self.since, self.until, self.width, self.by, only))
+        shown = self.used, self.counts, self.widths
+        return hash((self.since, self.until, self.width, self.by, only, shown))
 
 
 @dataclass(slots=True)
 class Counts:
-    """What requests used.
+    """What requests used, in the order of `relations.COUNTS`.
 
-    :param cost_nanos: the known costs, in billionths of a US dollar.
+    :param errors: requests that were rejected or failed, or had a status from 400 on; those that
+        the client abandoned are not counted.
     :param unpriced: requests whose cost is unknown.
+    :param partial: responses that were cut off, so that more tokens may have been used.
+    :param priced: more than 0 if a cost is known.
+    :param cost_nanos: the known costs, in billionths of a US dollar.
     """
 
+    requests: int = 0
+    errors: int = 0
+    unpriced: int = 0
+    partial: int = 0
+    priced: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_input_tokens: int = 0
@@ -81,8 +99,6 @@ class Counts:
     cache_creation_1h_input_tokens: int = 0
     web_search_requests: int = 0
     cost_nanos: int = 0
-    requests: int = 0
-    unpriced: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -106,88 +122,83 @@ Report: TypeAlias = dict[tuple[int, Key], Counts]
 """The counts by the start of the bucket, in seconds since the epoch, and the key."""
 
 
-def read(selection: Selection, connection: DatabaseConnection, dialect: str) -> Report:
-    """Return the counts of each bucket and combination of values with usage.
+def read(
+    selection: Selection, connection: DatabaseConnection, dialect: str, most: int | None = None
+) -> Report:
+    """Return the counts of each bucket and combination of values with requests.
 
     :param dialect: see `Database.dialect`.
-    :raises InvalidRequest: they are too many.
+    :param most: how many may be returned.
+    :raises InvalidRequest: they are more.
     """
-    functions = FUNCTIONS[dialect]
     # what is filtered must be known of each sum as well
-    columns = [name for name in DIMENSIONS if name in selection.by or name in selection.only]
-    report: Report = defaultdict(Counts)
-    for bucket, values, counts in (
-        *_rows(connection, selection, columns, functions),
-        *_other_calls(connection, selection, columns, functions),
-    ):
+    needed = selection.by | selection.only.keys()
+    columns = [name for name in DIMENSIONS if name in needed]
+    found: dict[tuple[int, Key], Sequence[int]] = {}
+    for bucket, values, counts in _summed(connection, selection, columns, dialect):
         named = dict(zip(columns, values, strict=True))
-        start = selection.since if bucket is None else bucket * (selection.width or 0)
+        start = int(selection.since or 0) if bucket is None else bucket * (selection.width or 0)
         for key in _keys(named, selection):
-            report[start, key].add(counts)
-        if len(report) > MAX_ROWS:
+            place = start, key
+            known = found.get(place)
+            found[place] = counts if known is None else list(map(add, known, counts))
+        if most is not None and len(found) > most:
             raise InvalidRequest(
-                f"group_by: the report has more than {MAX_ROWS} rows; ask for fewer dimensions, "
+                f"group_by: the report has more than {most} rows; ask for fewer dimensions, "
                 "wider buckets or a shorter range."
             )
-    return report
+    return {place: Counts(*counts) for place, counts in found.items()}
 
 
-def _rows(
-    connection: DatabaseConnection,
-    selection: Selection,
-    columns: Sequence[str],
-    functions: Functions,
-) -> Iterator[tuple[int | None, Sequence[Any], Counts]]:
-    """Yield the sums of the rows as they are."""
-    where, values = _condition(selection)
-    keys = [_bucket(selection, functions), *(_EXPRESSIONS[name] for name in columns)]
-    # SQLite would sort all rows even by a constant
-    grouping = f"GROUP BY {_positions(keys)}" if columns or selection.width else ""
-    statement = f"""
-        SELECT {", ".join(keys)}, {", ".join(map(_sum, _COUNTS))},
-            count(*), count(*) - count(cost_nanos)
-        FROM requests WHERE {_USED} AND {where} {grouping}
-    """  # noqa: S608  # constants; values are bound
-    for bucket, *row in connection.execute(statement, values):
-        counts = Counts(*row[len(columns) :])
-        if counts.requests:  # without GROUP BY, no rows have a sum as well
-            yield bucket, row[: len(columns)], counts
+def _summed(
+    connection: DatabaseConnection, selection: Selection, columns: Sequence[str], dialect: str
+) -> Iterator[tuple[int | None, Sequence[Any], Sequence[int]]]:
+    """Yield a bucket, the values of `columns`, and counts; several times, if in several parts."""
+    functions = relations.FUNCTIONS[dialect]
+    where, parameters = _conditions(selection)
+    bucket = [] if selection.width is None else [functions.bucket.format(selection.width)]
+    keys = [*bucket, *(_EXPRESSIONS[name] for name in columns)]
+    kind, widths = _kind(selection, columns)
+    for part in _parts(connection, selection, widths):
+        if part.seconds is None:
+            read = relations.rows(functions)
+        else:
+            read = (relations.sums(kind, part.seconds),)
+        for relation in read:
+            statement = relations.sums_of(
+                relation, keys, by_model="model" in columns, where=where, counts=selection.counts
+            )
+            bounds = {"since": part.since, "until": part.until}
+            for row in connection.execute(statement, parameters | bounds):
+                at = len(bucket)
+                counted = at + len(columns)
+                yield row[0] if bucket else None, row[at:counted], row[counted:]
 
 
-def _other_calls(
-    connection: DatabaseConnection,
-    selection: Selection,
-    columns: Sequence[str],
-    functions: Functions,
-) -> Iterator[tuple[int | None, Sequence[Any], Counts]]:
-    """Yield the sums of the calls to other models, and what the rows have of them taken away."""
-    where, values = _condition(selection)
-    model = functions.text.format("part", "model")
-    counts = [
-        _sum(functions.number.format("part", name))
-        for name in (*_COUNTS[:5], "cost_nanos")  # an API's own tools are those of the request
-    ]
-    keys = [_bucket(selection, functions), *(_EXPRESSIONS[name] for name in columns), model]
-    known = "cost_nanos IS NOT NULL"
-    statement = f"""
-        SELECT {", ".join(keys)}, {known}, count(DISTINCT requests.id), {", ".join(counts)}
-        FROM requests {functions.hint}, {functions.objects.format("other_models", "part")}
-        WHERE other_models IS NOT NULL AND {where} GROUP BY {_positions([*keys, known])}
-    """  # noqa: S608  # constants; values are bound
-    at = columns.index("model") if "model" in columns else None
-    for bucket, *row in connection.execute(statement, values):
-        own, (other, priced, requests, *tokens, cost) = row[: len(columns)], row[len(columns) :]
-        others = list(own)
-        is_another = False
-        if at is not None:
-            others[at], is_another = other, other != own[at]
-        yield bucket, own, Counts(cost_nanos=-cost if priced else 0)
-        counted = dict(zip(_COUNTS, tokens, strict=False))
-        if priced:
-            counted["cost_nanos"] = cost
-        if is_another:  # a request counts for each of its models
-            counted |= {"requests": requests, "unpriced": 0 if priced else requests}
-        yield bucket, others, Counts(**counted)
+def _kind(selection: Selection, columns: Collection[str]) -> tuple[str, Collection[int]]:
+    """Return the kind of sums that answer a report, and the seconds of those that do."""
+    kind = next((kind for kind, known in _SUMMED_BY.items() if known.issuperset(columns)), None)
+    if kind is None:
+        return "", ()
+    if (usable := selection.widths) is None:
+        width = selection.width or DAY
+        usable = tuple(each for each in (DAY, HOUR) if width % each == 0)
+    return kind, [each for each in summed.WIDTHS[kind] if each in usable]
+
+
+def _parts(
+    connection: DatabaseConnection, selection: Selection, widths: Collection[int]
+) -> Sequence[Segment]:
+    since, until = selection.since, selection.until
+    if since is None or until is None:
+        first, last = connection.execute(
+            "SELECT (SELECT min(time) FROM requests), (SELECT max(time) FROM requests)"
+        ).fetchone()
+        if first is None:
+            return ()
+        since = summed.start_of(first, DAY) if since is None else since
+        until = summed.start_of(last, HOUR) + HOUR if until is None else until
+    return summed.segments(since, until, widths, connection)
 
 
 def _keys(named: Mapping[str, str | None], selection: Selection) -> Iterator[Key]:
@@ -207,25 +218,11 @@ def _keys(named: Mapping[str, str | None], selection: Selection) -> Iterator[Key
         yield tuple(values[name] if name in selection.by else None for name in DIMENSIONS)
 
 
-def _bucket(selection: Selection, functions: Functions) -> str:
-    return "NULL" if selection.width is None else functions.bucket.format(selection.width)
-
-
-def _condition(selection: Selection) -> tuple[str, dict[str, object]]:
-    where = "time >= :since AND time < :until"
-    values: dict[str, object] = {"since": selection.since, "until": selection.until}
-    principals = sorted(selection.only.get("principal", ()))
-    if "principal" in selection.only:
-        names = [f"principal_{number}" for number in range(len(principals))]
-        where += f" AND principal IN ({', '.join(f':{name}' for name in names) or 'NULL'})"
-        values.update(zip(names, principals, strict=True))
-    return where, values
-
-
-def _sum(expression: str) -> str:
-    # the engines have different types for a sum of whole numbers
-    return f"CAST(coalesce(sum({expression}), 0) AS BIGINT)"
-
-
-def _positions(keys: Sequence[str]) -> str:
-    return ", ".join(str(number) for number in range(1, len(keys) + 1))
+def _conditions(selection: Selection) -> tuple[Sequence[str], dict[str, object]]:
+    where = ["used = 1"] if selection.used else []
+    if "principal" not in selection.only:
+        return where, {}
+    principals = sorted(selection.only["principal"])
+    names = [f"principal_{number}" for number in range(len(principals))]
+    where.append(f"principal IN ({', '.join(f':{name}' for name in names) or 'NULL'})")
+    return where, dict(zip(names, principals, strict=True))

@@ -10,12 +10,17 @@ each failed that did not respond in the end.
 The token counts are those of ``model``. ``other_models`` is a JSON array with an object for each
 other call to a model (`Usage.others`), ``NULL`` without any: its ``model``, its counts under the
 names of the columns, and its ``cost_nanos``, which the row's ``cost_nanos`` includes.
+
+``usage_sums``, ``usage_summed`` and ``usage_state`` are described in `tornadoproxy_ledger.summed`.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tornadoproxy_ledger import summed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +85,40 @@ SCHEMA = (
     CREATE INDEX requests_by_status ON requests (status, time);
     CREATE INDEX requests_failed ON requests (time) WHERE status >= 400 OR status IS NULL;
     """,
+    """
+    CREATE TABLE usage_sums (
+        kind TEXT NOT NULL,
+        seconds INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        principal TEXT,
+        "groups" TEXT,
+        model TEXT,
+        claude_code INTEGER,
+        used INTEGER NOT NULL,
+        other_call INTEGER NOT NULL,
+        requests INTEGER NOT NULL,
+        errors INTEGER NOT NULL,
+        unpriced INTEGER NOT NULL,
+        partial INTEGER NOT NULL,
+        priced INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        cache_read_input_tokens INTEGER NOT NULL,
+        cache_creation_input_tokens INTEGER NOT NULL,
+        cache_creation_1h_input_tokens INTEGER NOT NULL,
+        web_search_requests INTEGER NOT NULL,
+        cost_nanos INTEGER NOT NULL,
+        PRIMARY KEY (kind, seconds, start, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE usage_summed (
+        start INTEGER NOT NULL,
+        seconds INTEGER NOT NULL,
+        PRIMARY KEY (start, seconds)
+    ) WITHOUT ROWID;
+    CREATE TABLE usage_state (generation INTEGER NOT NULL, summing_until REAL NOT NULL);
+    INSERT INTO usage_state VALUES (0, 0);
+    """,
 )
 
 _COLUMNS = (
@@ -95,7 +134,7 @@ _COLUMNS = (
 
 def insert(records: Sequence[RequestRecord], connection: DatabaseConnection) -> None:
     """Write the rows of `records`."""
-    connection.insert("requests", _COLUMNS, [_row(record) for record in records])
+    _insert([_row(record) for record in records], connection)
 
 
 def oldest(connection: DatabaseConnection) -> list[Row]:
@@ -114,12 +153,20 @@ def insert_missing(rows: Sequence[Row], connection: DatabaseConnection) -> None:
     )
     known = {tuple(each) for each in there}
     missing = [row[1:] for row in rows if (row[1], row[2]) not in known]
-    connection.insert("requests", _COLUMNS, missing)
+    _insert(missing, connection)
 
 
 def delete(rows: Sequence[Row], connection: DatabaseConnection) -> None:
     """Delete rows that `oldest` has returned."""
     connection.executemany("DELETE FROM requests WHERE id = ?", [(row[0],) for row in rows])
+
+
+def _insert(rows: Sequence[Row], connection: DatabaseConnection) -> None:
+    """Write rows with the values of `_COLUMNS`."""
+    connection.insert("requests", _COLUMNS, rows)
+    current = summed.start_of(time.time() - summed.LATE, summed.HOUR)
+    if late := [row[0] for row in rows if row[0] < current]:
+        summed.forget(late, connection)
 
 
 def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
@@ -178,16 +225,17 @@ def _part(other: ModelUsage) -> dict[str, str | int | None]:
 
 
 def delete_some(before: float, connection: DatabaseConnection) -> bool:
-    """Delete up to `STEP` rows that are older than `before`, the oldest first.
+    """Delete up to `STEP` rows that are older than `before`, and sums of them, the oldest first.
 
-    :return: whether more such rows may exist.
+    :return: whether more of them may exist.
     """
     deleted = connection.execute(
         "DELETE FROM requests WHERE id IN "
         "(SELECT id FROM requests WHERE time < ? ORDER BY time LIMIT ?)",
         (before, STEP),
     )
-    return deleted.rowcount == STEP
+    more = summed.delete_some(before, connection)
+    return more or deleted.rowcount == STEP
 
 
 def _text(value: str | None) -> str | None:
