@@ -57,7 +57,7 @@ class Desk:
         self.terminals: list[Terminal] = []
 
     async def start(self, **given: Any) -> None:
-        await self.signing_in.start(PORT=self.port, OIDC_PUBLIC_URL=self.url, **given)
+        await self.signing_in.start(**{"PORT": self.port, "OIDC_PUBLIC_URL": self.url, **given})
 
     def command(self, *arguments: str) -> list[str]:
         inner = 'mount --bind "$0" /etc && exec "$@"'
@@ -84,6 +84,11 @@ class Desk:
         :param left: seconds until the bearer ends, as Claude Code knows it.
         """
         tokens = await self.signing_in.sign_in()
+        self.keep(tokens, left=left)
+        return tokens
+
+    def keep(self, tokens: dict[str, Any], *, left: float) -> None:
+        """Keep tokens where Claude Code keeps them."""
         self.credentials.parent.mkdir(exist_ok=True)
         gateway = {
             "url": self.url,
@@ -96,7 +101,6 @@ class Desk:
         }
         kept = {"gatewayTrust": {"127.0.0.1": "http-loopback"}}
         self.credentials.write_text(json.dumps({**kept, "enterpriseGateway": gateway}))
-        return tokens
 
     def skip_first_screens(self) -> None:
         """Have an interactive start show the prompt at once."""
@@ -104,17 +108,26 @@ class Desk:
         state = {"hasCompletedOnboarding": True, "theme": "dark", "projects": trusted}
         (self.home / ".claude.json").write_text(json.dumps(state))
 
-    async def say_hello(self, model: str = "claude-sonnet-5-5") -> tuple[int, str]:
-        """Run one prompt in print mode; return the exit status and what is printed."""
+    async def say_hello(
+        self, model: str = "claude-sonnet-5-5", **variables: str
+    ) -> tuple[int, str]:
+        """Run one prompt in print mode; return the exit status and what is printed.
+
+        :param variables: of its environment, besides those of the desk.
+        """
         process = await asyncio.create_subprocess_exec(
             *self.command("-p", "Say hello", "--model", model),
             cwd=self.home,
-            env=self.environment(),
+            env={**self.environment(), **variables},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        printed, _ = await process.communicate()
+        try:
+            printed, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
         return process.returncode or 0, printed.decode()
 
     def asked(self, path: str) -> list[int | None]:
@@ -125,14 +138,14 @@ class Desk:
 class Terminal:
     """Claude Code in a terminal."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, **variables: str) -> None:
         desk.terminals.append(self)
         self._text = ""
         self.process, self._file = pty.fork()
         if self.process == 0:
             os.chdir(desk.home)
             command = desk.command()
-            os.execvpe(command[0], command, desk.environment())
+            os.execvpe(command[0], command, {**desk.environment(), **variables})
         fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 140, 0, 0))
         os.set_blocking(self._file, False)
         asyncio.get_running_loop().add_reader(self._file, self._read)
@@ -156,6 +169,13 @@ class Terminal:
             ) from None
         text, self._text = ANSI.sub("", self._text), ""
         return text
+
+    async def until_code(self) -> str:
+        """Wait for the code of a sign-in, and return it."""
+        screen = await self.until("Waiting for sign-in")
+        found = re.search(r"[A-Z]{4}-[A-Z]{4}", screen)
+        assert found, screen
+        return found[0]
 
     async def press(self, *keys: bytes) -> None:
         for key in keys:

@@ -109,7 +109,7 @@ async def test_refused_model_is_one_request(desk: Desk, tmp_path: Path) -> None:
     file.write_text('[[policy]]\nmodels = ["claude-haiku-*"]\nsettings = {cleanupPeriodDays = 9}')
     await desk.start(OIDC_POLICY_FILE=file)
     await desk.sign_in()
-    status, printed = await desk.say_hello()
+    status, printed = await desk.say_hello(CLAUDE_CODE_MAX_RETRIES="")
     assert status == 1
     assert "403 Your group may use the model claude-haiku-*, and the request asks for" in printed
     assert desk.asked("/v1/messages") == [403]
