@@ -6,6 +6,7 @@ credentials of its fixtures. A test in which one turns up where it does not belo
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -31,6 +32,16 @@ pytest.register_assert_rewrite(
 )
 
 
+# nothing that is imported or collected becomes garbage
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, except among the modules and the tests."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_configure() -> None:
     """Log everything of ours, so that what few would see is looked through as well."""
     for name in ("tornadoproxy", "tornado"):
@@ -39,16 +50,17 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Run one file, one test or the tests marked `alone` in this process, else two workers a core.
+    """Run one file, one test or the tests marked `alone` in this process, else three on two cores.
 
-    Many tests wait for a deadline or a process while another worker can use the core. Those
-    marked `long` compute, so one worker a core is enough.
+    Some tests wait for a deadline or a process while another worker can use the core; but each
+    worker imports and collects everything first. Those marked `long` get one worker a core.
     """
     given = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
     one = len(given) == 1 and ("::" in given[0] or given[0].endswith(".py"))
     if one or config.option.markexpr == "alone":
         return 0
-    return None if config.option.markexpr == "long" else 2 * (os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    return cores if config.option.markexpr == "long" else cores + (cores + 1) // 2
 
 
 @pytest.fixture

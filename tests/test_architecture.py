@@ -81,6 +81,7 @@ def imports(tree: ast.AST, *, for_types: bool) -> Iterator[tuple[str, str | None
             yield from imports(node, for_types=for_types)
 
 
+@cache
 def core_imports(name: str, *, for_types: bool) -> set[str]:
     """The core's modules that the core's module `name` imports."""
     found = set()

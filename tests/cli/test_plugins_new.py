@@ -88,6 +88,7 @@ def test_package_installed_is_a_plugin(installed: str, tmp_path: Path) -> None:
     assert "TEAM_BUDGET_MODELS  none   by default" in listed.partition("\n\n")[0]
 
 
+@pytest.mark.long
 def test_package_tests_pass(package: Path, installed: str) -> None:
     ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", directory=package, path=installed)
     assert re.search(r"^[4-9] passed", ran, re.MULTILINE)

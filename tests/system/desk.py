@@ -26,6 +26,7 @@ from tornado.testing import bind_unused_port
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
 NEEDED = [
+    pytest.mark.long,
     pytest.mark.skipif(not CLAUDE.exists(), reason="skipped: needs Claude Code, installed by npm"),
     pytest.mark.skipif(
         os.getuid() != 0 or shutil.which("unshare") is None,

@@ -30,6 +30,7 @@ from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not CLAUDE.exists(), reason="needs Claude Code, installed with npm"),
     pytest.mark.gen_test(timeout=50),  # it takes long to start while other tests run
 ]

@@ -35,6 +35,7 @@ from tornadoproxy.testing import (
 CODEX = Path(__file__).parent / "codex" / "node_modules" / ".bin" / "codex"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not CODEX.exists(), reason="needs Codex, installed with npm"),
     pytest.mark.gen_test(timeout=60),  # it takes long to start while other tests run
 ]

@@ -39,7 +39,7 @@ IN_THE_IMAGE = (
 )  # extras
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PLUGINS = {"token", "access_log", "prices", "keys", "ledger", "budgets", "metrics", "otel"}
-PLUGINS |= {"admin", "aws", "console", "foundry", "google", "oidc", "recorder"}
+PLUGINS |= {"admin", "aws", "console", "foundry", "google", "oidc", "quota_probe", "recorder"}
 UPSTREAMS = """
 [[upstream]]
 name = "aws"

@@ -21,6 +21,7 @@ from tornadoproxy.testing import TEST_TOKEN, Proxy, error_response
 TYPESCRIPT = Path(__file__).parent / "typescript"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(
         shutil.which("node") is None or not (TYPESCRIPT / "node_modules").is_dir(),
         reason="needs node, and npm install --prefix tests/system/typescript",
