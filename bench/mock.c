@@ -9,7 +9,8 @@
  *     rate=R          so many of these a second; without it as fast as they are taken
  *     idle            after them silence, until the client leaves
  *
- * Any other request gets a message of about 800 bytes, when all of it has been read.
+ * Any other request gets a message of about 800 bytes, when all of it has been read. Each message
+ * has an id of its own.
  */
 #include "http.h"
 
@@ -32,6 +33,7 @@ struct connection {
 static int poller;
 static struct connection *paced;
 static double phase;
+static unsigned long messages;
 
 #define HEADERS \
     "HTTP/1.1 200 OK\r\n" \
@@ -61,7 +63,7 @@ static const char TEXT[] =
     "so always, also when one of the two sides is slow, is silent, or goes away.";
 
 static const char MESSAGE[] =
-    "{\"model\":\"claude-sonnet-5-5\",\"id\":\"msg_01benchbenchbenchbench\",\"type\":\"message\","
+    "{\"model\":\"claude-sonnet-5-5\",\"id\":\"msg_01bench%017lu\",\"type\":\"message\","
     "\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"%s\"}],"
     "\"stop_reason\":\"end_turn\",\"stop_sequence\":null,\"usage\":{\"input_tokens\":42,"
     "\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":0,\"output_tokens\":96,"
@@ -69,12 +71,12 @@ static const char MESSAGE[] =
 
 #define EVENT(type, data) "event: " type "\ndata: {\"type\":\"" type "\"" data "}\n\n"
 
+static const char START[] = EVENT("message_start",
+    ",\"message\":{\"model\":\"claude-sonnet-5-5\",\"id\":\"msg_01bench%017lu\","
+    "\"type\":\"message\",\"role\":\"assistant\",\"content\":[],\"stop_reason\":null,"
+    "\"stop_sequence\":null,\"usage\":{\"input_tokens\":42,\"cache_creation_input_tokens\":0,"
+    "\"cache_read_input_tokens\":0,\"output_tokens\":1,\"service_tier\":\"standard\"}}");
 static const char *const BEGINNING[] = {
-    EVENT("message_start",
-          ",\"message\":{\"model\":\"claude-sonnet-5-5\",\"id\":\"msg_01benchbenchbenchbench\","
-          "\"type\":\"message\",\"role\":\"assistant\",\"content\":[],\"stop_reason\":null,"
-          "\"stop_sequence\":null,\"usage\":{\"input_tokens\":42,\"cache_creation_input_tokens\":0,"
-          "\"cache_read_input_tokens\":0,\"output_tokens\":1,\"service_tier\":\"standard\"}}"),
     EVENT("content_block_start", ",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}"),
     EVENT("ping", ""),
 };
@@ -144,6 +146,7 @@ static long asked(const struct connection *c, const char *word)
 
 static void begin_stream(struct connection *c)
 {
+    char start[512];
     long rate = asked(c, "rate=");
 
     c->streaming = true;
@@ -152,6 +155,8 @@ static void begin_stream(struct connection *c)
     c->out_length = (size_t)sprintf(c->out, HEADERS "Cache-Control: no-cache\r\n"
                                     "Transfer-Encoding: chunked\r\n\r\n",
                                     "text/event-stream; charset=utf-8");
+    snprintf(start, sizeof start, START, ++messages);
+    put_chunk(c, start);
     for (size_t i = 0; i < sizeof BEGINNING / sizeof *BEGINNING; i++)
         put_chunk(c, BEGINNING[i]);
     if (c->events < 1)
@@ -182,7 +187,7 @@ static void response(struct connection *c)
         begin_stream(c);
         return;
     }
-    int length = snprintf(body, sizeof body, MESSAGE, TEXT);
+    int length = snprintf(body, sizeof body, MESSAGE, ++messages, TEXT);
     c->out_length = (size_t)sprintf(c->out, HEADERS "Content-Length: %d\r\n\r\n%s",
                                     "application/json", length, body);
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from tornadoproxy.errors import InvalidRequest
@@ -112,6 +112,14 @@ def dump(document: Mapping[str, Any]) -> bytes:
         return json_codec.dump(document)
     except UnicodeEncodeError:
         return json_codec.dump(_without_halves(document))
+
+
+def dump_each(documents: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """Return each of the `documents` as JSON to be kept; see `dump`."""
+    try:
+        return json_codec.dump_each(documents)
+    except UnicodeEncodeError:
+        return [dump(each) for each in documents]
 
 
 def text(value: object, param: str) -> str:

@@ -7,6 +7,7 @@ reads four times and writes five times as fast, and keeps whole numbers of any s
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -59,3 +60,11 @@ def dump(value: object) -> bytes:
     :raises UnicodeEncodeError: a string holds half of a surrogate pair.
     """
     return _encode(value)
+
+
+def dump_each(values: Iterable[object]) -> list[bytes]:
+    """Return each of the values as JSON to be kept; see `dump`.
+
+    These are copies: what msgspec writes keeps its buffer, which may be half as long again.
+    """
+    return [bytes(memoryview(_encode(each))) for each in values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +14,14 @@ from tornadoproxy.handlers.admission import FairThread
 from tornadoproxy.handlers.openai.database_store import DatabaseStore
 from tornadoproxy.handlers.openai.memory_store import MemoryStore
 from tornadoproxy.handlers.openai.owned_responses import (
-    BODY_OVERHEAD,
-    ITEM_OVERHEAD,
+    ID_OVERHEAD,
     LINK_OVERHEAD,
     OWNER_OVERHEAD,
+    PART_OVERHEAD,
     RESPONSE_OVERHEAD,
 )
 from tornadoproxy.handlers.openai.response_store import ResponseStore, Stored
-from tornadoproxy.handlers.openai.stored_parts import Parts, item_of, parts_of
+from tornadoproxy.handlers.openai.stored_parts import Parts, parts_of
 from tornadoproxy.openai.reading import Json
 
 PRINCIPALS = ("ada", "bob", "cy")
@@ -52,9 +52,16 @@ def response(response_id: str, *output: Json, instructions: str | None = None) -
     }
 
 
-async def put(store: ResponseStore, *arguments: Any) -> None:
+async def put(
+    store: ResponseStore,
+    principal: str,
+    document: Json,
+    given: Sequence[Json],
+    previous: str | None,
+    size: int = 0,
+) -> None:
     """Put a response into a store, and wait until it is kept."""
-    waiting = store.put(*arguments)
+    waiting = store.put(principal, document, given, previous, size)
     if waiting is not None:
         await waiting
 
@@ -86,9 +93,7 @@ class Put:
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
-        several = (self.own_input, self.document["output"])
-        given, made = (tuple(map(item_of, each)) for each in several)
-        self.parts = parts_of(self.document, given, made, self.previous)
+        self.parts = parts_of(self.document, self.own_input, self.previous)
 
     @property
     def items(self) -> list[Json]:
@@ -113,16 +118,13 @@ class Model:
 
     def _size(self, principal: str) -> int:
         own = [each.parts for each in self._of(principal)]
-        items = {item for parts in own for item in (*parts.input, *parts.output)}
-        bodies = {item.body for item in items} | {parts.shared for parts in own}
-        links = sum(len(parts.input) + len(parts.output) for parts in own)
+        different = {part for parts in own for part in (parts.shared, *parts.items)}
         return (
             bool(own) * OWNER_OVERHEAD
             + len(own) * RESPONSE_OVERHEAD
-            + sum(len(parts.own) for parts in own)
-            + links * LINK_OVERHEAD
-            + len(items) * ITEM_OVERHEAD
-            + sum(len(body) + BODY_OVERHEAD for body in bodies)
+            + sum(len(parts.own) + len(parts.items) * LINK_OVERHEAD for parts in own)
+            + len(different) * PART_OVERHEAD
+            + sum(len(part.id or "") * ID_OVERHEAD + len(part.body) for part in different)
         )
 
     def put(

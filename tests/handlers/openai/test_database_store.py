@@ -43,7 +43,7 @@ def rows(where: DatabaseLocation) -> list[int]:
 async def put(store: DatabaseStore, number: int, text: str = "Hi", principal: str = "ada") -> None:
     given = [message(f"msg_{number}_{place}", f"{text} {place}") for place in range(3)]
     previous = f"resp_{number - 1}" if number else None
-    await store.put(principal, response(f"resp_{number}"), given, previous)
+    await store.put(principal, response(f"resp_{number}"), given, previous, 0)
 
 
 # Any: see `operations`

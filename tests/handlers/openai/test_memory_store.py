@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from properties import holds_of
 from stored import (
+    LIFETIME,
     UNLIMITED,
     Clock,
     compare_with_model,
@@ -21,6 +23,9 @@ from stored import (
     response,
 )
 
+from tornadoproxy.handlers import admission
+from tornadoproxy.handlers.admission import FairThread
+from tornadoproxy.handlers.openai.memory_store import MemoryStore
 from tornadoproxy.openai.reading import Json
 
 
@@ -55,7 +60,7 @@ async def test_principal_that_has_deleted_keeps_what_is_left() -> None:
     async def kept(who: str) -> list[int]:
         return [number for number in range(50) if await store.get(who, f"resp_{number}")]
 
-    async with memory_store(100_000, Clock()) as store:
+    async with memory_store(80_000, Clock()) as store:
         await fill("deletes", range(30))
         for number in range(3, 30):
             await store.delete("deletes", f"resp_{number}")
@@ -98,11 +103,36 @@ async def test_response_larger_than_the_store_is_logged(caplog: pytest.LogCaptur
 
 async def test_history_that_is_sent_with_each_turn_is_held_once() -> None:
     history: list[Json] = []
-    async with memory_store(500_000, Clock()) as store:
+    async with memory_store(250_000, Clock()) as store:
         for turn in range(100):
-            history.append(message("", f"{turn:03}" * 200))
-            # a client that does not send ids gets new ones each time
-            given = [{**item, "id": f"msg_{turn}_{place}"} for place, item in enumerate(history)]
+            history.append({"role": "user", "content": f"{turn:03}" * 200})
             document = response(f"resp_{turn}", instructions="x" * 10_000)
-            await put(store, "ada", document, given[-9:], None)
-        assert await store.get("ada", "resp_20") is not None
+            await put(store, "ada", document, history, None)
+        assert await store.get("ada", "resp_0") is not None
+
+
+async def test_large_response_is_kept_after_its_turn(caplog: pytest.LogCaptureFixture) -> None:
+    given = [message("msg_1", "x" * 400_000)]
+    async with memory_store(UNLIMITED, Clock()) as store:
+        waiting = store.put("ada", response("resp_1"), given, None, 400_000)
+        assert waiting is not None
+        assert await store.get("ada", "resp_1") is None
+        await waiting
+        assert await store.history("ada", "resp_1") == given
+    assert caplog.records == []
+
+
+async def test_large_response_without_a_turn_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(admission, "THREAD_TIMEOUT", 0.01)
+    thread, may_end = FairThread(), threading.Event()
+    store = MemoryStore(UNLIMITED, LIFETIME, thread)
+    other = asyncio.ensure_future(thread.run("bob", may_end.wait))
+    await asyncio.sleep(0)  # it begins
+    await put(store, "ada", response("resp_1"), [], None, size=400_000)
+    may_end.set()
+    await other
+    thread.close()
+    assert await store.get("ada", "resp_1") is None
+    assert [each.levelno for each in caplog.records] == [logging.ERROR]

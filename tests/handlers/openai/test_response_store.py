@@ -24,6 +24,7 @@ from tornadoproxy import InvalidRequest
 from tornadoproxy.handlers.openai import memory_store as in_memory
 from tornadoproxy.handlers.openai import stored_rows
 from tornadoproxy.handlers.openai.response_store import ResponseStore, Stored
+from tornadoproxy.openai.responses import made_id
 
 Opened: TypeAlias = Callable[[Clock], AbstractAsyncContextManager[ResponseStore]]
 
@@ -125,6 +126,16 @@ async def test_last_item_of_an_id_wins(opened: Opened) -> None:
         assert await store.items("ada", ["msg_1"]) == {"msg_1": message("msg_1", "b")}
         assert await store.delete("ada", "resp_1")
         assert await store.items("ada", ["msg_1"]) == {}
+
+
+async def test_input_item_without_id_is_found_by_its_place(opened: Opened) -> None:
+    bare = [{"role": "user", "content": text} for text in "aba"]
+    async with opened(Clock()) as store:
+        await put(store, "ada", response("resp_1", {"type": "x"}), [*bare, message("c")], None)
+        ids = [made_id("resp_1", index) for index in range(6)]
+        found = await store.items("ada", [*ids, made_id("resp_2", 0), "item_"])
+        assert found == {made: {"id": made, **item} for made, item in zip(ids, bare, strict=False)}
+        assert await store.items("bob", ids) == {}
 
 
 async def test_deleted_response_leaves_what_others_have(opened: Opened) -> None:

@@ -70,7 +70,7 @@ def test_input_of_a_client_is_accepted_upstream(client: str, carried: bool) -> N
     fields = fields_of(client, carried=carried)
     translation = translate(**fields, **history_of(fields))
     ignored = set(translation.ignored) - {"tools.format"}
-    if not carried and any(item["type"] == "reasoning" for item in translation.input):
+    if not carried and any(item.get("type") == "reasoning" for item in translation.input):
         assert "input.reasoning" in ignored
     named = {name for name, clients in IGNORED.items() if client in clients}
     assert ignored - {"input.reasoning"} == named
@@ -132,4 +132,5 @@ def test_invalid_request_is_refused_or_translated(document: Json, has_store: boo
     kinds = [type(body[name]) for name in ("model", "messages", "max_tokens")]
     assert kinds == [str, list, int]
     assert all(name.isascii() and name.isprintable() for name in translation.ignored)
-    assert {type(item["id"]) for item in translation.input} <= {str}
+    listed = [responses.shown(item, "resp_1", at) for at, item in enumerate(translation.input)]
+    assert {type(item["id"]) for item in listed} <= {str}

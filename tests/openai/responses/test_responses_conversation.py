@@ -78,7 +78,7 @@ def test_last_assistant_message_is_continued_with_chat_prefill() -> None:
 def test_input_that_is_a_string_is_a_message_of_the_users() -> None:
     translation = translate(input="Hi", has_store=True)
     assert json.loads(translation.body)["messages"] == [{"role": "user", "content": "Hi"}]
-    assert translation.input[0]["content"] == [{"type": "input_text", "text": "Hi"}]
+    assert translation.input == ({"type": "message", "role": "user", "content": "Hi"},)
 
 
 @pytest.mark.parametrize(

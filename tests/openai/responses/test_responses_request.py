@@ -92,8 +92,10 @@ def test_earlier_responses_come_before_the_input() -> None:
 def test_input_items_are_whole_and_have_ids() -> None:
     bare = {"role": "assistant", "content": "c"}
     items = [{"role": "user", "content": "a"}, said("b"), bare, user("d"), call("e"), output("e")]
-    shown = translate(*items, has_store=True).input
     assert translate(*items).input == ()
+    given = translate(*items, has_store=True).input
+    assert given == tuple(items)
+    shown = [responses.shown(item, "resp_1", index) for index, item in enumerate(given)]
     assert shown[1] == said("b")
     assert [each["type"] for each in shown][:4] == ["message"] * 4
     assert [each["content"][0]["type"] for each in shown[:4]] == [
@@ -101,7 +103,7 @@ def test_input_items_are_whole_and_have_ids() -> None:
     ]
     ids = [each["id"] for each in shown]
     assert len(set(ids)) == len(ids)
-    assert ids[0].startswith("msg_")
+    assert responses.place_of(ids[3]) == ("resp_1", 3)
 
 
 @pytest.mark.parametrize(

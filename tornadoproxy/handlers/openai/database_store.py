@@ -22,7 +22,6 @@ from tornadoproxy.errors import DatabaseUnavailable, ProxyError
 from tornadoproxy.handlers.openai import stored_rows
 from tornadoproxy.handlers.openai.response_store import Losses
 from tornadoproxy.handlers.openai.stored_parts import (
-    item_of,
     items_of,
     parts_of,
     put_together,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from tornadoproxy.handlers.openai.response_store import Stored
-    from tornadoproxy.handlers.openai.stored_parts import Item
+    from tornadoproxy.handlers.openai.stored_parts import Part
     from tornadoproxy.openai.reading import Json
     from tornadoproxy.storage.contract import (
         DatabaseConnection,
@@ -95,14 +94,18 @@ class DatabaseStore:
         return replace(self._database.status, lost=self._losses.total)
 
     async def put(
-        self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
+        self,
+        principal: str,
+        response: Json,
+        own_input: Sequence[Json],
+        previous: str | None,
+        size: int,
     ) -> None:
         now = self._clock()
         lifetime = stored_rows.Lifetime(int(now), int(now + self._lifetime))
 
         def write(connection: DatabaseConnection) -> None:
-            given, made = tuple(map(item_of, own_input)), tuple(map(item_of, response["output"]))
-            parts = parts_of(response, given, made, previous)
+            parts = parts_of(response, own_input, previous)
             stored_rows.put(principal, parts, lifetime, connection)
 
         try:
@@ -119,7 +122,7 @@ class DatabaseStore:
 
     async def items(self, principal: str, ids: Collection[str]) -> dict[str, Json]:
         wanted = list(dict.fromkeys(ids))
-        found: dict[str, Item] = {}
+        found: dict[str, Part] = {}
         # each step a transaction, so that others get their turn
         for start in range(0, len(wanted), stored_rows.PARAMETERS):
             some = wanted[start : start + stored_rows.PARAMETERS]

@@ -8,25 +8,24 @@ hold little, later principals could store nothing.
 
 Each operation takes the same time however many responses there are. The owners are in a heap by
 their sizes: an owner that has grown is entered anew, and one that has shrunk is corrected when it
-comes first.
+comes first. The first entry of a plain `dict` is found by passing over all that were deleted before
+it; `OrderedDict` has it at once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import time
-from collections.abc import Generator
+from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from tornadoproxy.errors import Overloaded
 from tornadoproxy.handlers.openai.owned_responses import Owner
 from tornadoproxy.handlers.openai.response_store import Losses
 from tornadoproxy.handlers.openai.stored_parts import (
     MAX_LINKS,
-    Item,
     Parts,
-    item_of,
     items_of,
     parts_of,
     put_together,
@@ -36,7 +35,7 @@ from tornadoproxy.protocol.body_fields import IN_THREAD
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from tornadoproxy.handlers.admission import FairThread
     from tornadoproxy.handlers.openai.owned_responses import Owned
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 
 SMALL = 16
 """The part of the store that the only response of a principal may take at the cost of others."""
-
-Encoding = Generator[None, None, Parts]
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -57,7 +54,7 @@ class MemoryStore:
 
     :param limit: the most bytes that all responses may take together.
     :param lifetime: seconds for which they are kept.
-    :param thread: decodes what would block the event loop.
+    :param thread: encodes and decodes what would block the event loop.
     :param clock: returns the time in seconds.
     """
 
@@ -76,45 +73,46 @@ class MemoryStore:
         self._losses = Losses()
         self._used = 0
         self._owners: dict[str, Owner] = {}
-        self._oldest_first: dict[Owned, None] = {}
+        self._oldest_first: OrderedDict[Owned, None] = OrderedDict()
         self._largest_first: list[tuple[int, str]] = []  # a heap: the sizes are negative
 
     def put(
-        self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
+        self,
+        principal: str,
+        response: Json,
+        own_input: Sequence[Json],
+        previous: str | None,
+        size: int,
     ) -> Awaitable[None] | None:
-        encoding = _encode(response, own_input, previous)
-        if self._go_on(principal, encoding):
-            return None
-        return self._put_in_steps(principal, encoding)
+        if size > IN_THREAD:
+            return self._put_later(principal, partial(_hashed, response, own_input, previous))
+        self._add(principal, parts_of(response, own_input, previous))
+        return None
 
-    async def _put_in_steps(self, principal: str, encoding: Encoding) -> None:
-        is_added = False
-        while not is_added:
-            await asyncio.sleep(0)
-            is_added = self._go_on(principal, encoding)
-
-    def _go_on(self, principal: str, encoding: Encoding) -> bool:
-        """Encode some items; return whether these were the last, and the response is added."""
+    async def _put_later(self, principal: str, encode: Callable[[], Parts]) -> None:
         try:
-            next(encoding)
-        except StopIteration as encoded:
-            self._add(principal, encoded.value)
-            return True
-        return False
+            parts = await self._thread.run(principal, encode)
+        except Overloaded as error:
+            self._losses.count(str(error))
+        else:
+            self._add(principal, parts)
 
     def _add(self, principal: str, parts: Parts) -> None:
-        replaced = self._find(principal, parts.id)
-        if replaced is not None:
-            self._remove(replaced)
-        owner, before = self._owners.get(principal), 0
+        self._expire()
+        owner = self._owners.get(principal)
         if owner is None:
             owner = self._owners[principal] = Owner(principal)
-        else:
-            before = owner.size
+            self._used += owner.size
+        before = owner.size
+        replaced = owner.responses.get(parts.id)
+        if replaced is not None:
+            owner.remove(replaced)
+            del self._oldest_first[replaced]
         added = owner.add(parts, self._clock() + self._lifetime)
         self._used += owner.size - before
         self._oldest_first[added] = None
-        self._enter(owner)
+        if owner.size > owner.entered:
+            self._enter(owner)
         while self._used > self._limit:
             oldest = self._largest().oldest
             if oldest is added and owner.size <= self._limit // SMALL:
@@ -139,7 +137,7 @@ class MemoryStore:
             if size > MAX_MESSAGE_BODY or len(chain) > MAX_LINKS:
                 raise too_large("previous_response_id")
             following = link.parts.previous
-        items = [item for each in reversed(chain) for item in (*each.input, *each.output)]
+        items = [item for each in reversed(chain) for item in each.items]
         return await self._decoded(
             principal, size, partial(items_of, "previous_response_id"), items
         )
@@ -196,8 +194,6 @@ class MemoryStore:
 
     def _enter(self, owner: Owner) -> None:
         """Enter an owner that has grown into the heap."""
-        if owner.size <= owner.entered:
-            return
         owner.entered = owner.size
         heapq.heappush(self._largest_first, (-owner.size, owner.principal))
         if len(self._largest_first) > 2 * len(self._owners) + 100:
@@ -220,17 +216,8 @@ class MemoryStore:
                 return owner
 
 
-def _encode(response: Json, own_input: Iterable[Json], previous: str | None) -> Encoding:
-    """Return the parts of a response; yield between large ones, so that others can run."""
-    size = 0
-    encoded: tuple[list[Item], list[Item]] = ([], [])
-    for items, parts in zip((own_input, response["output"]), encoded, strict=True):
-        for each in items:
-            item = item_of(each)
-            parts.append(item)
-            size += len(item.body)
-            if size > IN_THREAD:
-                size = 0
-                yield
-    given, made = encoded
-    return parts_of(response, tuple(given), tuple(made), previous)
+def _hashed(response: Json, own_input: Sequence[Json], previous: str | None) -> Parts:
+    """Return the parts of a large response."""
+    parts = parts_of(response, own_input, previous)
+    hash(parts)  # bytes keep their hash, so that the event loop need not read them
+    return parts

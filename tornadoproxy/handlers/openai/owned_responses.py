@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from tornadoproxy.handlers.openai.stored_parts import Item, Parts
+from tornadoproxy.handlers.openai.stored_parts import Part, Parts
+from tornadoproxy.openai.responses import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-T = TypeVar("T")
-
 # bytes that Python's objects take besides those of JSON, measured with tracemalloc
-OWNER_OVERHEAD = 1000
+OWNER_OVERHEAD = 1200
 RESPONSE_OVERHEAD = 600
-ITEM_OVERHEAD = 300
-BODY_OVERHEAD = 200
+PART_OVERHEAD = 220
+ID_OVERHEAD = 4  # for each character
 LINK_OVERHEAD = 8
 
 
 class Owned(Struct, eq=False, gc=False):
     """A response of an owner.
 
-    :ivar parts: the response, of items and bodies that its owner holds once.
+    :ivar parts: the response, of parts that its owner holds once.
+    :ivar size: the bytes that it takes, without the parts that others may have too.
     :ivar expires: the time from which it no longer exists.
     """
 
     owner: Owner
     parts: Parts
+    size: int
     expires: float
 
 
-class _Held(Struct, Generic[T], gc=False):
-    """A part that several responses have, and their number."""
+class _Held(Struct, gc=False):
+    """A part, and how often the responses of its owner have it."""
 
-    value: T
+    part: Part
     uses: int = 0
 
 
@@ -50,12 +52,11 @@ class Owner:
 
     def __init__(self, principal: str) -> None:
         self.principal = principal
-        self.responses: dict[str, Owned] = {}
+        self.responses: OrderedDict[str, Owned] = OrderedDict()
         self.size = OWNER_OVERHEAD
         self.entered = 0
-        self._bodies: dict[bytes, _Held[bytes]] = {}
-        self._items: dict[Item, _Held[Item]] = {}
-        self._by_id: dict[str, list[Item]] = {}
+        self._parts: dict[Part, _Held] = {}
+        self._by_id: dict[str, tuple[Part, ...]] = {}  # the one put last comes last
 
     @property
     def oldest(self) -> Owned:
@@ -64,85 +65,72 @@ class Owner:
 
     def add(self, parts: Parts, expires: float) -> Owned:
         """Add a response, whose id is new, and return it."""
-        held = Parts(
-            parts.id,
-            parts.previous,
-            _fitted(parts.own),
-            self._take_body(parts.shared),
-            tuple(map(self._take, parts.input)),
-            tuple(map(self._take, parts.output)),
-        )
-        added = self.responses[parts.id] = Owned(self, held, expires)
-        self.size += _own_size(held)
+        shared, items = self._take(parts.shared), tuple(map(self._take, parts.items))
+        held = Parts(parts.id, parts.previous, parts.own, shared, items, parts.inputs)
+        size = RESPONSE_OVERHEAD + len(parts.own) + LINK_OVERHEAD * len(items)
+        self.size += size
+        added = self.responses[parts.id] = Owned(self, held, size, expires)
         return added
 
     def remove(self, owned: Owned) -> None:
         """Remove a response, and the parts that no other response has."""
         parts = owned.parts
         del self.responses[parts.id]
-        self.size -= _own_size(parts)
-        self._release_body(parts.shared)
-        for item in (*parts.input, *parts.output):
-            self._release(item)
+        self.size -= owned.size
+        self._release(parts.shared)
+        for each in parts.items:
+            self._release(each)
 
-    def items(self, ids: Iterable[str]) -> dict[str, Item]:
+    def items(self, ids: Iterable[str]) -> dict[str, Part]:
         """Return the items of these ids; of two with one id, the one put last."""
-        return {each: self._by_id[each][-1] for each in ids if each in self._by_id}
+        found = {}
+        for each in ids:
+            same = self._by_id.get(each)
+            item = self._unnamed(each) if same is None else same[-1]
+            if item is not None:
+                found[each] = item
+        return found
 
-    def _take(self, item: Item) -> Item:
-        held = self._items.get(item)
+    def _unnamed(self, item_id: str) -> Part | None:
+        """Return the input item that has no id, and was given this one."""
+        response_id, index = place_of(item_id) or ("", 0)
+        owned = self.responses.get(response_id)
+        if owned is None or index >= owned.parts.inputs:
+            return None
+        item = owned.parts.items[index]
+        return Part(item_id, item.body) if item.id is None else None
+
+    def _take(self, part: Part) -> Part:
+        held = self._parts.get(part)
         if held is None:
-            item = Item(item.id, self._take_body(item.body))
-            held = self._items[item] = _Held(item)
-            self.size += ITEM_OVERHEAD
+            held = self._parts[part] = _Held(part)
+            self.size += _size(part)
         held.uses += 1
-        if item.id is not None:
-            same = self._by_id.get(item.id)
-            if same is None:
-                self._by_id[item.id] = [held.value]
-            elif same[-1] is not held.value:
-                if held.uses > 1:
-                    same.remove(item)
-                same.append(held.value)
-        return held.value
+        part = held.part
+        if part.id is not None:
+            same = self._by_id.get(part.id, ())
+            if not same or same[-1] is not part:
+                self._by_id[part.id] = (*_without(part, same), part)
+        return part
 
-    def _release(self, item: Item) -> None:
-        held = self._items[item]
+    def _release(self, part: Part) -> None:
+        held = self._parts[part]
         held.uses -= 1
         if held.uses:
             return
-        del self._items[item]
-        self.size -= ITEM_OVERHEAD
-        self._release_body(item.body)
-        if item.id is not None:
-            same = self._by_id[item.id]
-            same.remove(item)
-            if not same:
-                del self._by_id[item.id]
-
-    def _take_body(self, body: bytes) -> bytes:
-        held = self._bodies.get(body)
-        if held is None:
-            body = _fitted(body)
-            held = self._bodies[body] = _Held(body)
-            self.size += len(body) + BODY_OVERHEAD
-        held.uses += 1
-        return held.value
-
-    def _release_body(self, body: bytes) -> None:
-        held = self._bodies[body]
-        held.uses -= 1
-        if not held.uses:
-            del self._bodies[body]
-            self.size -= len(body) + BODY_OVERHEAD
+        del self._parts[part]
+        self.size -= _size(part)
+        if part.id is not None:
+            same = _without(part, self._by_id[part.id])
+            if same:
+                self._by_id[part.id] = same
+            else:
+                del self._by_id[part.id]
 
 
-def _fitted(encoded: bytes) -> bytes:
-    """Return a copy: what msgspec has encoded keeps its buffer, which may be half as long again."""
-    return bytes(memoryview(encoded))
+def _size(part: Part) -> int:
+    return PART_OVERHEAD + ID_OVERHEAD * len(part.id or "") + len(part.body)
 
 
-def _own_size(parts: Parts) -> int:
-    """Return the bytes that a response takes, without the parts that others may have too."""
-    links = len(parts.input) + len(parts.output)
-    return RESPONSE_OVERHEAD + len(parts.own) + LINK_OVERHEAD * links
+def _without(part: Part, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return tuple([each for each in parts if each is not part])

@@ -38,12 +38,18 @@ class ResponseStore(Protocol):
     """
 
     def put(
-        self, principal: str, response: Json, own_input: Sequence[Json], previous: str | None
+        self,
+        principal: str,
+        response: Json,
+        own_input: Sequence[Json],
+        previous: str | None,
+        size: int,
     ) -> Awaitable[None] | None:
         """Keep a response in place of one of the same id. Never raises: a failure is logged.
 
         :param own_input: the input items of its own request, not of those before.
         :param previous: the id of the response that it continues.
+        :param size: of the request and the response, in bytes; what is large takes a thread.
         :return: something to await, if keeping it has to wait. After that, other processes that
             share the store find it.
         """
@@ -60,6 +66,8 @@ class ResponseStore(Protocol):
 
     async def items(self, principal: str, ids: Collection[str]) -> dict[str, Json]:
         """Return the items of these ids that are kept; of two with one id, the one put last.
+
+        An input item without an id is found by the one that `responses.made_id` gives it.
 
         :raises InvalidRequest: they are too large for a request.
         """

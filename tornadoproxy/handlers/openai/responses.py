@@ -52,6 +52,9 @@ _NOTHING = _Found(None, {})
 class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
     """One response."""
 
+    # not in the object's dictionary: see `TranslatingHandler`
+    __slots__ = ("_request_size",)
+
     # what waits until the response is stored
     _is_storing = False
     _last = b""
@@ -82,6 +85,7 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
             self._held.resize(self._held.size + more)
         if self.ended:
             return
+        self._request_size = size
         translate = partial(
             self.translate,
             document,
@@ -120,7 +124,7 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
         response = self._stream.response
         if response is not None and self._is_stored(response):
             self._last = chunk
-            self._store(response, self._pass_on_last)
+            self._store(response, len(chunk), self._pass_on_last)
             return
         is_first = not self.response_began
         super().pass_on(chunk)
@@ -141,9 +145,10 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
 
     def respond(self, translation: Translation, message: Json) -> None:
         response = responses.translate_message(message, translation)
-        send = partial(self.end_with, encode(response))
+        encoded = encode(response)
+        send = partial(self.end_with, encoded)
         if self._is_stored(response):
-            self._store(response, send)
+            self._store(response, len(encoded), send)
         else:
             send()
 
@@ -172,12 +177,21 @@ class ResponsesHandler(TranslatingHandler[Translation, StreamTranslator]):
         assert self._translation is not None
         return self._translation.kept and response["status"] in _STORED
 
-    def _store(self, response: Json, send: Callable[[], None]) -> None:
-        """Store the response, then call `send`, unless the request ends before."""
+    def _store(self, response: Json, size: int, send: Callable[[], None]) -> None:
+        """Store the response, then call `send`, unless the request ends before.
+
+        :param size: of the response, in bytes.
+        """
         store, translation = self.gateway.response_store, self._translation
         assert store is not None
         assert translation is not None
-        waiting = store.put(self._principal, response, translation.input, translation.previous)
+        waiting = store.put(
+            self._principal,
+            response,
+            translation.input,
+            translation.previous,
+            self._request_size + size,
+        )
         if waiting is None:
             send()
             return

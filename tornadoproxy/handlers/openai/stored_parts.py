@@ -2,8 +2,8 @@
 
 Clients that keep no state send all earlier items again with each turn, and the same tools: stored
 whole, a conversation would take space in the square of its length. Therefore stores keep equal
-parts of one principal once. An item's id is kept beside the item, since a client that sends an item
-without one gets another id each time.
+parts of one principal once. Items are kept as they were sent: one without an id gets its id when it
+is listed, see `responses.made_id`, since random ids would make equal items differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tornadoproxy.protocol import json_codec
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tornadoproxy.openai.reading import Json
 
@@ -31,11 +31,11 @@ _REPEATED = ("instructions", "text", "tools")
 
 
 # of many: objects that the garbage collector need not look at
-class Item(Struct, frozen=True, gc=False):
-    """An input or output item.
+class Part(Struct, frozen=True, gc=False):
+    """A part of a response, which other responses may have as well.
 
-    :param id: its id; ``None`` if it has none.
-    :param body: the item without its id.
+    :param id: the item's id; ``None`` for what has none.
+    :param body: the item without its id, or the fields of a response object.
     """
 
     id: str | None
@@ -47,50 +47,55 @@ class Parts(Struct, frozen=True, gc=False):
 
     :param own: the fields of the response object, but for its output and those in `shared`.
     :param shared: the fields that other responses are likely to have as well.
+    :param items: its input items, then its output items.
+    :param inputs: how many of `items` are input items.
     """
 
     id: str
     previous: str | None
     own: bytes
-    shared: bytes
-    input: tuple[Item, ...]
-    output: tuple[Item, ...]
+    shared: Part
+    items: tuple[Part, ...]
+    inputs: int
 
     @property
     def size(self) -> int:
         """The bytes of its items."""
-        return sum(len(item.body) for item in (*self.input, *self.output))
+        return sum(len(item.body) for item in self.items)
 
 
-def item_of(item: Json) -> Item:
-    """Return an item as it is stored."""
-    item_id = item.get("id")
-    if not isinstance(item_id, str):
-        return Item(None, reading.dump(item))
-    body = item.copy()
-    del body["id"]
-    return Item(item_id, reading.dump(body))
-
-
-def parts_of(
-    response: Json, own_input: tuple[Item, ...], output: tuple[Item, ...], previous: str | None
-) -> Parts:
+def parts_of(response: Json, own_input: Sequence[Json], previous: str | None) -> Parts:
     """Return the parts of a response; see `ResponseStore.put`."""
     own = response.copy()
-    del own["output"]
+    output: Sequence[Json] = own.pop("output")
     shared = {name: own.pop(name) for name in _REPEATED if name in own}
-    encoded = reading.dump(own), reading.dump(shared)
-    return Parts(response["id"], previous, *encoded, own_input, output)
+    ids: list[str | None] = []
+    bodies = []
+    for item in (*own_input, *output):
+        item_id = item.get("id")
+        if isinstance(item_id, str):
+            item = item.copy()
+            del item["id"]
+        else:
+            item_id = None
+        ids.append(item_id)
+        bodies.append(item)
+    encoded = reading.dump_each([own, shared, *bodies])
+    items = tuple(map(Part, ids, encoded[2:]))
+    return Parts(
+        response["id"], previous, encoded[0], Part(None, encoded[1]), items, len(own_input)
+    )
 
 
 def put_together(parts: Parts) -> Stored:
     """Return the response of these parts."""
-    output = _loads(parts.output)
-    response = {**json_codec.loads(parts.own), **json_codec.loads(parts.shared), "output": output}
-    return Stored(response, tuple(_loads(parts.input)), parts.previous)
+    items = json_codec.loads(_joined(parts.items))
+    own, shared = json_codec.loads(parts.own), json_codec.loads(parts.shared.body)
+    response = {**own, **shared, "output": items[parts.inputs :]}
+    return Stored(response, tuple(items[: parts.inputs]), parts.previous)
 
 
-def items_of(param: str, items: Iterable[Item]) -> list[Json]:
+def items_of(param: str, items: Iterable[Part]) -> list[Json]:
     """Return stored items.
 
     :param param: the field of the request that names them.
@@ -115,16 +120,11 @@ def too_large(param: str) -> InvalidRequest:
     )
 
 
-def _loads(items: Iterable[Item]) -> list[Json]:
-    found: list[Json] = json_codec.loads(_joined(items))
-    return found
-
-
-def _joined(items: Iterable[Item]) -> bytes:
+def _joined(items: Iterable[Part]) -> bytes:
     return b"[%b]" % b",".join(map(_whole, items))
 
 
-def _whole(item: Item) -> bytes:
+def _whole(item: Part) -> bytes:
     if item.id is None:
         return item.body
     comma = b"," if len(item.body) > len(b"{}") else b""

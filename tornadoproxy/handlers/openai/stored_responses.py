@@ -10,6 +10,7 @@ from tornadoproxy.config import parsers
 from tornadoproxy.errors import ClientError, InvalidRequest, MethodNotAllowed, NotFound
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.openai.reading import one_of, refuse
+from tornadoproxy.openai.responses import shown
 from tornadoproxy.openai.writing import encode
 from tornadoproxy.protocol.request_target import of_responses
 
@@ -119,9 +120,11 @@ class InputItemsHandler(StoredHandler):
         stored = await store.get(principal, response_id)
         if stored is None:
             return None
-        items = stored.input if order == "asc" else stored.input[::-1]
+        items = [shown(item, response_id, index) for index, item in enumerate(stored.input)]
+        if order == "desc":
+            items.reverse()
         if (after := query.get("after")) is not None:
-            ids = [item.get("id") for item in items]
+            ids = [item["id"] for item in items]
             if after not in ids:
                 refuse("after", "must be the id of an item of this response")
             items = items[ids.index(after) + 1 :]
@@ -129,8 +132,8 @@ class InputItemsHandler(StoredHandler):
         return {
             "object": "list",
             "data": page,
-            "first_id": page[0].get("id") if page else None,
-            "last_id": page[-1].get("id") if page else None,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
             "has_more": len(items) > limit,
         }
 

@@ -18,7 +18,8 @@ from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tornadoproxy.handlers.openai.stored_parts import MAX_LINKS, Item, Parts, too_large
+from tornadoproxy.handlers.openai.stored_parts import MAX_LINKS, Part, Parts, too_large
+from tornadoproxy.openai.responses import made_id
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def put(principal: str, parts: Parts, lifetime: Lifetime, connection: DatabaseCo
 
 def history(
     principal: str, response_id: str, now: float, connection: DatabaseConnection
-) -> list[Item] | None:
+) -> list[Part] | None:
     """Return the items of a response and of all that it continues; see `ResponseStore.history`.
 
     :raises InvalidRequest: they are too large for a request.
@@ -150,7 +151,7 @@ def history(
 
 def items(
     principal: str, ids: Sequence[str], now: float, connection: DatabaseConnection
-) -> dict[str, Item]:
+) -> dict[str, Part]:
     """Return the items of at most `PARAMETERS` ids; see `ResponseStore.items`.
 
     :raises InvalidRequest: they are too large for a request.
@@ -178,7 +179,7 @@ def items(
             digests,
         ).fetchall()
     )
-    return {by_key[key]: Item(by_key[key], bodies[digest]) for key, digest, _ in found}
+    return {by_key[key]: Part(by_key[key], bodies[digest]) for key, digest, _ in found}
 
 
 def get(
@@ -197,12 +198,10 @@ def get(
         " WHERE response = ? ORDER BY position",
         (number,),
     ).fetchall()
-    ((shared,),) = ([body for kind, _, body in parts if kind == SHARED],)
-    given, made = (
-        tuple(_item(item_id, body) for kind, item_id, body in parts if kind == wanted)
-        for wanted in (INPUT, OUTPUT)
-    )
-    return Parts(response_id, _decoded(previous), own, shared, given, made)
+    (_, _, shared), *items = parts  # it has the first position
+    inputs = [kind for kind, _, _ in items].count(INPUT)
+    whole = tuple(_item(item_id, body) for _, item_id, body in items)
+    return Parts(response_id, _decoded(previous), own, Part(None, shared), whole, inputs)
 
 
 def delete(principal: str, response_id: str, now: float, connection: DatabaseConnection) -> bool:
@@ -273,12 +272,15 @@ def _rows(
     principal: str, parts: Parts
 ) -> Iterator[tuple[int, bytes | None, bytes | None, bytes, bytes]]:
     """Yield the kind, key, id, digest and body of each part of a response."""
-    yield SHARED, None, None, _digest(principal, parts.shared), parts.shared
-    for kind, several in ((INPUT, parts.input), (OUTPUT, parts.output)):
-        for item in several:
-            key = None if item.id is None else _key(principal, item.id)
-            encoded = None if item.id is None else _encoded(item.id)
-            yield kind, key, encoded, _digest(principal, item.body), item.body
+    shared = parts.shared.body
+    yield SHARED, None, None, _digest(principal, shared), shared
+    for index, item in enumerate(parts.items):
+        is_input = index < parts.inputs
+        encoded = None if item.id is None else _encoded(item.id)
+        name = made_id(parts.id, index) if item.id is None and is_input else item.id
+        key = None if name is None else _key(principal, name)
+        kind = INPUT if is_input else OUTPUT
+        yield kind, key, encoded, _digest(principal, item.body), item.body
 
 
 def _key(principal: str, of: str) -> bytes:
@@ -304,8 +306,8 @@ def _decoded(text: bytes | None) -> str | None:
     return None if text is None else text.decode("utf-8", "surrogatepass")
 
 
-def _item(item_id: bytes | None, body: bytes) -> Item:
-    return Item(_decoded(item_id), body)
+def _item(item_id: bytes | None, body: bytes) -> Part:
+    return Part(_decoded(item_id), body)
 
 
 def _text(principal: str) -> str:

@@ -17,7 +17,7 @@ Source: https://platform.openai.com/docs/api-reference/responses
 from tornadoproxy.openai.messages_request import requested_model
 from tornadoproxy.openai.reading import parse
 from tornadoproxy.openai.responses.fields import FIELDS
-from tornadoproxy.openai.responses.items import ITEMS
+from tornadoproxy.openai.responses.items import ITEMS, made_id, place_of, shown
 from tornadoproxy.openai.responses.output.response import translate_compaction, translate_message
 from tornadoproxy.openai.responses.output.stream import StreamTranslator
 from tornadoproxy.openai.responses.request import (
@@ -39,9 +39,12 @@ __all__ = [
     "ToolKind",
     "Translation",
     "compaction_request",
+    "made_id",
     "needs",
     "parse",
+    "place_of",
     "requested_model",
+    "shown",
     "translate_compaction",
     "translate_message",
     "translate_request",

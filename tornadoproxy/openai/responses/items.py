@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create (``input
 
 from __future__ import annotations
 
-import random
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -72,13 +72,7 @@ ITEMS: Table = table(
 """The treatment of each type of item, with a note for the documentation."""
 
 
-_ID_PREFIXES = {
-    "message": "msg",
-    "function_call": "fc",
-    "custom_tool_call": "ctc",
-    "reasoning": "rs",
-    "compaction": "cmp",
-}
+_MADE_ID = re.compile(r"item_(.+)_([0-9]{1,6})")
 
 
 class Listed(NamedTuple):
@@ -145,13 +139,16 @@ def continued(document: Json, earlier: Iterable[Json] | None, *, has_store: bool
     return [each for each in found[:compacted] if _outlives(each)] + found[compacted:]
 
 
-def shown(listed: Listed) -> Json:
-    """Return an input item as the response's list of input items has it: whole, with an id."""
-    item, kind, _ = listed
+def shown(item: Json, response_id: str, index: int) -> Json:
+    """Return an input item as the list of a response's input items has it: whole, with an id.
+
+    :param response_id: the id of the response.
+    :param index: the item's place in the input.
+    """
+    kind = item_type(item, "input")
     whole = {**item, "type": kind}
     if not isinstance(item.get("id"), str) or not item["id"]:
-        number = random.getrandbits(128)  # nobody else can name the item, so it may be guessed
-        whole["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{number:032x}"
+        whole["id"] = made_id(response_id, index)
     if kind == "message":
         whole.setdefault("status", "completed")
         content = item.get("content")
@@ -161,6 +158,17 @@ def shown(listed: Listed) -> Json:
                 part = {"type": "output_text", "text": content, "annotations": []}
             whole["content"] = [part]
     return whole
+
+
+def made_id(response_id: str, index: int) -> str:
+    """Return the id of an input item that came without one; see `place_of`."""
+    return f"item_{response_id.removeprefix('resp_')}_{index}"
+
+
+def place_of(item_id: str) -> tuple[str, int] | None:
+    """Return the response and the place in its input that `made_id` made an id of, if it did."""
+    made = _MADE_ID.fullmatch(item_id)
+    return None if made is None else (f"resp_{made[1]}", int(made[2]))
 
 
 def item_type(item: object, param: str) -> str:

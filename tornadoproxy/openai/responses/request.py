@@ -31,7 +31,7 @@ from tornadoproxy.openai.reading import (
 )
 from tornadoproxy.openai.responses import conversation, fields, tools
 from tornadoproxy.openai.responses.echo import echo
-from tornadoproxy.openai.responses.items import Listed, continued, own_items, resolved, shown
+from tornadoproxy.openai.responses.items import Listed, continued, own_items, resolved
 from tornadoproxy.openai.responses.translation import Translation
 from tornadoproxy.openai.schema import FORMATS, Grammar, output_format
 from tornadoproxy.openai.thinking import Reasoning
@@ -209,7 +209,7 @@ def translate_request(
         echo=echo(document, wanted_reasoning, wanted_format, kept=kept),
         kept=kept,
         previous=document.get("previous_response_id"),
-        input=tuple(map(shown, own)) if kept or settings.compacts else (),
+        input=tuple([each.item for each in own]) if kept or settings.compacts else (),
         for_codex=is_codex or _is_codex(document),
         compacts=settings.compacts,
     )

@@ -45,8 +45,8 @@ class Translation(TranslatedRequest, frozen=True, kw_only=True):
         ``error`` and ``incomplete_details``.
     :param kept: whether the response is to be stored.
     :param previous: the id of the response that this one continues.
-    :param input: the request's own input items, references resolved, each with an id; empty unless
-        the response is `kept` or `compacts`.
+    :param input: the request's own input items, references resolved; empty unless the response is
+        `kept` or `compacts`.
     :param for_codex: whether a refusal that comes before any other content is a failed response,
         the only form that Codex shows.
     :param compacts: whether the response is one compaction item.

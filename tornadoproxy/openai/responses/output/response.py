@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tornadoproxy.errors import UpstreamReported
 from tornadoproxy.openai.message import fields_of, refusal, token_counts
+from tornadoproxy.openai.responses.items import shown
 from tornadoproxy.openai.responses.output.blocks import LIMITS, Output, Summary
 from tornadoproxy.openai.responses.output.events import EventWriter, NoEvents
 from tornadoproxy.openai.responses.output.items import Block, Items
@@ -62,11 +63,13 @@ def translate_compaction(
     if error is not None:
         status = 400 if error["code"] == _REFUSED else None
         raise UpstreamReported(error["message"], status=status, code=error["code"])
+    response_id = response["id"]
+    given = [shown(item, response_id, at) for at, item in enumerate(translation.input)]
     return {
-        "id": response["id"],
+        "id": response_id,
         "object": "response.compaction",
         "created_at": response["created_at"],
-        "output": [*filter(None, map(_kept, translation.input)), *response["output"]],
+        "output": [*filter(None, map(_kept, given)), *response["output"]],
         "usage": response["usage"],
     }
 
@@ -188,9 +191,6 @@ def _usage(reported: object) -> Json:
 
 def _kept(item: Json) -> Json | None:
     """Return an input item as a compaction keeps it; ``None`` for what its summary replaces."""
-    if item.get("type", "message") != "message" or item.get("role") not in _KEPT_ROLES:
+    if item["type"] != "message" or item["role"] not in _KEPT_ROLES:
         return None
-    content = item.get("content")
-    if isinstance(content, str):
-        content = [{"type": "input_text", "text": content}]
-    return {**item, "type": "message", "status": "completed", "content": content}
+    return {**item, "status": "completed"}
