@@ -13,7 +13,7 @@ credentials that are not JSON Web Tokens.
 - `tornadoproxy_oidc.sessions`: who is signed in
 - `tornadoproxy_oidc.store`, `sealing`: what is kept, and how bearer tokens are signed
 - `tornadoproxy_oidc.policies`, `managed_settings`: what holds for groups
-- `tornadoproxy_oidc.telemetry`: OpenTelemetry of clients
+- `tornadoproxy_oidc.telemetry`, `otlp`: OpenTelemetry of clients
 - `tornadoproxy_oidc.service`: these parts in a running proxy
 - `tornadoproxy_oidc.command`: ``sign-ins list``, ``end``
 - `tornadoproxy_oidc.device_api`: what Claude Code calls to sign in

@@ -1,8 +1,9 @@
 """OpenTelemetry of clients: ``POST /v1/metrics``, ``/v1/logs`` and ``/v1/traces``.
 
 It is taken with 200 whatever happens, so that no client sends it again, and never goes to the model
-provider. With ``OIDC_OTLP_ENDPOINT`` it goes on to a collector, without the client's credential,
-and with headers that say who sent it. What clients themselves write into it is not verified.
+provider. With ``OIDC_OTLP_ENDPOINT`` it goes on to a collector, without the client's credential.
+Headers and the attributes of each resource say who sent it, whatever the client has written there;
+its other attributes, such as those of a log record, are not verified.
 
 Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp
 """
@@ -17,6 +18,7 @@ from urllib.parse import quote
 import httpx2
 
 from tornadoproxy import Page, PageRequest, PageResponse
+from tornadoproxy_oidc.otlp import stamp_json, stamp_protobuf
 from tornadoproxy_oidc.people import Person
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
 SIGNALS = ("metrics", "logs", "traces")
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
+
+ATTRIBUTES = ("identity.source", "user.id", "user.email", "user.groups")
+"""The attributes of a resource that the proxy writes, and nobody else."""
+
+IN_THREAD = 64 * 1024
+"""The largest body that is changed at once, in bytes; a larger one is in a thread."""
+
+UNUSABLE = "OIDC_OTLP_ENDPOINT cannot be used"
 
 MAX_IN_FLIGHT = 32
 """Requests to the collector at once; what comes beyond that is dropped."""
@@ -66,29 +76,52 @@ class Telemetry:
             if len(self._sending) < MAX_IN_FLIGHT:
                 url = f"{self.endpoint}{request.incoming.path}"
                 headers = {"Content-Type": kind, **_who(request.identity)}
-                task = asyncio.create_task(self._send(url, headers, request.body))
+                task = asyncio.create_task(
+                    self._send(url, headers, request.body, _attributes(request.identity))
+                )
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
             else:
-                self._tell("it is too slow")
+                self._tell(f"{UNUSABLE}: it is too slow")
         return PageResponse(b"{}" if kind == JSON else b"", kind)
 
-    async def _send(self, url: str, headers: dict[str, str], body: bytes) -> None:
+    async def _send(
+        self, url: str, headers: dict[str, str], body: bytes, attributes: dict[str, str]
+    ) -> None:
+        stamp = stamp_json if headers["Content-Type"] == JSON else stamp_protobuf
+        try:
+            if len(body) > IN_THREAD:
+                body = await asyncio.to_thread(stamp, body, ATTRIBUTES, attributes)
+            else:
+                body = stamp(body, ATTRIBUTES, attributes)
+        except ValueError as error:
+            self._tell(f"what a client has sent is dropped: {error}")
+            return
         if self._client is None:
             self._client = httpx2.AsyncClient(timeout=TIMEOUT)
         try:
             async with asyncio.timeout(TIMEOUT):
                 response = await self._client.post(url, content=body, headers=headers)
         except (httpx2.HTTPError, TimeoutError) as error:
-            self._tell(type(error).__name__)
+            self._tell(f"{UNUSABLE}: {type(error).__name__}")
             return
-        self._tell(None if response.is_success else f"it responds {response.status_code}")
+        fault = None if response.is_success else f"{UNUSABLE}: it responds {response.status_code}"
+        self._tell(fault)
 
     def _tell(self, fault: str | None) -> None:
         """Log that telemetry is lost, once until it arrives again."""
         if fault is not None and not self._failing:
-            _logger.warning("telemetry is lost: OIDC_OTLP_ENDPOINT cannot be used: %s", fault)
+            _logger.warning("telemetry is lost: %s", fault)
         self._failing = fault is not None
+
+
+def _attributes(identity: Identity) -> dict[str, str]:
+    """Return the attributes that say who sends something, as Claude Code itself writes them."""
+    said = {"user.id": identity.principal, "user.groups": ",".join(identity.groups)}
+    if isinstance(identity, Person):
+        said["identity.source"] = "gateway-oidc"
+        said["user.email"] = identity.email or ""
+    return {name: value for name, value in said.items() if value}
 
 
 def _who(identity: Identity) -> dict[str, str]:

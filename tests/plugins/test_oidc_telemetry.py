@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from signing_in import SigningIn
 from tornado.ioloop import IOLoop
 from tornadoproxy_oidc import telemetry
@@ -20,7 +25,19 @@ from tornadoproxy.testing import (
 )
 
 PROTOBUF = "application/x-protobuf"
-BODY = b"\x0a\x00binary\xff"
+BODY = ExportLogsServiceRequest(
+    resource_logs=[
+        ResourceLogs(
+            resource=Resource(
+                attributes=[
+                    KeyValue(key="user.id", value=AnyValue(string_value="root")),
+                    KeyValue(key="host.arch", value=AnyValue(string_value="arm64")),
+                ]
+            ),
+            schema_url="kept",
+        )
+    ]
+).SerializeToString()
 
 
 @pytest.fixture
@@ -53,7 +70,16 @@ async def test_telemetry_goes_to_the_collector_with_who_sent_it(
     await collector.received()
     (request,) = collector.requests
     await request.complete()
-    assert (request.method, request.path, request.body) == ("POST", f"/otlp/v1/{signal}", BODY)
+    assert (request.method, request.path) == ("POST", f"/otlp/v1/{signal}")
+    (logs,) = ExportLogsServiceRequest.FromString(request.body).resource_logs
+    assert logs.schema_url == "kept"
+    assert {each.key: each.value.string_value for each in logs.resource.attributes} == {
+        "host.arch": "arm64",
+        "identity.source": "gateway-oidc",
+        "user.id": "ada lovelace ü",
+        "user.email": "ada@acme.example",
+        "user.groups": "lab,a,b",
+    }
     assert request.header("content-type") == PROTOBUF
     assert request.header("authorization") is None
     assert request.header("x-user-id") == "ada%20lovelace%20%C3%BC"
@@ -94,3 +120,34 @@ async def test_collector_that_fails_is_no_clients_fault(
             await asyncio.sleep(0.01)
     assert [response.status for response in responses] == [200] * 3
     assert caplog.text.count("telemetry is lost") == 1
+
+
+@pytest.mark.parametrize("kind", [PROTOBUF, "application/json"])
+async def test_body_that_is_no_telemetry_is_dropped(
+    kind: str, signing_in: SigningIn, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await signing_in.start(OIDC_OTLP_ENDPOINT=collector.url)
+    response = await signing_in.scene.ask(
+        "/v1/logs", method="POST", headers={"Content-Type": kind}, body=b"{\x00", token=TEST_TOKEN
+    )
+    assert response.status == 200
+    while "what a client has sent is dropped" not in caplog.text:
+        await asyncio.sleep(0.01)
+    assert collector.requests == []
+
+
+async def test_large_body_is_stamped_as_well(
+    signing_in: SigningIn, collector: ScriptedServer
+) -> None:
+    await signing_in.start(OIDC_OTLP_ENDPOINT=collector.url)
+    collector.script(json_response({}))
+    body = b'{"resourceLogs":[{"x":"%b"}]}' % (b"x" * telemetry.IN_THREAD)
+    headers = {"Content-Type": "application/json"}
+    await signing_in.scene.ask(
+        "/v1/logs", method="POST", headers=headers, body=body, token=TEST_TOKEN
+    )
+    await collector.received()
+    (request,) = collector.requests
+    await request.complete()
+    (logs,) = json.loads(request.body)["resourceLogs"]
+    assert logs["resource"]["attributes"] == [{"key": "user.id", "value": {"stringValue": "token"}}]

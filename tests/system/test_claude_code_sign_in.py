@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from desk import DOWN, ENTER, LONG, NEEDED, UP, Desk, Terminal
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from signing_in import SigningIn
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
@@ -21,6 +22,8 @@ from tornadoproxy_budgets.money import NANOS_PER_CENT
 from tornadoproxy_budgets.periods import day_of
 from tornadoproxy_budgets.state import Batch, Subject
 from tornadoproxy_oidc import sessions
+
+from tornadoproxy.testing import ScriptedServer, json_response
 
 pytestmark = NEEDED
 
@@ -160,3 +163,43 @@ async def test_person_is_warned_before_the_cap(
     await terminal.until("You've used 82% of your usage credits")
     assert desk.asked("/v1/messages") == [200]
     assert len(desk.signing_in.scene.upstream.requests) == (not answers)
+
+
+@LONG
+async def test_telemetry_says_who_sent_it(desk: Desk, tmp_path: Path) -> None:
+    collector = ScriptedServer()
+    await collector.start()
+    telemetry = {
+        "CLAUDE_CODE_ENABLE_TELEMETRY": "1",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": desk.url,
+    }
+    (tmp_path / "settings.json").write_text(json.dumps({"env": telemetry}))
+    file = tmp_path / "policies.toml"
+    file.write_text('[[policy]]\nsettings = "settings.json"')
+    desk.signing_in.provider.person["groups"] = ["lab", "staff"]
+    await desk.start(OIDC_POLICY_FILE=file, OIDC_OTLP_ENDPOINT=collector.url)
+    await desk.sign_in()
+    collector.script(json_response({}))
+    status, printed = await desk.say_hello()
+    assert status == 0, printed
+    await collector.received()
+    await collector.requests[0].complete()
+    sent = ExportLogsServiceRequest.FromString(collector.requests[0].body)
+    await collector.stop()
+    expected = [
+        ("identity.source", "gateway-oidc"),
+        ("user.email", "ada@acme.example"),
+        ("user.groups", "lab,staff"),
+        ("user.id", "ada"),
+    ]
+    names = [name for name, _ in expected]
+    for logs in sent.resource_logs:
+        # what the proxy writes is what Claude Code itself writes into each record
+        records = [record for scope in logs.scope_logs for record in scope.log_records]
+        for attributes in (logs.resource.attributes, *(each.attributes for each in records)):
+            said = [(each.key, each.value.string_value) for each in attributes]
+            assert sorted(each for each in said if each[0] in names) == expected
+        assert records
+    assert sent.resource_logs

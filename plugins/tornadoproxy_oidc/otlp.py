@@ -1,0 +1,143 @@
+"""The resource attributes of OTLP requests, in protobuf and JSON. Without I/O.
+
+A request has resources, each with attributes, at the same place for metrics, logs and traces: in
+protobuf ``repeated ResourceX = 1`` of ``Resource resource = 1`` of ``repeated KeyValue attributes =
+1``; in JSON ``resourceMetrics`` and so on. Everything else is kept as it is.
+
+Sources: https://github.com/open-telemetry/opentelemetry-proto (``collector``, ``resource``),
+https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding and
+https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+_RESOURCES = ("resourceMetrics", "resourceLogs", "resourceSpans")
+
+# the types of a field on the wire
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT = 10  # bytes
+
+# each of these is field 1 of what it is in; a text is field 1 of a value, which is field 2
+_FIRST, _SECOND = (1 << 3) | _DELIMITED, (2 << 3) | _DELIMITED
+
+
+def stamp_json(body: bytes, names: Collection[str], attributes: Mapping[str, str]) -> bytes:
+    """Return a request whose resources have these attributes.
+
+    :param names: of the attributes that are removed before.
+    :raises ValueError: it is no such request.
+    """
+    added = [{"key": name, "value": {"stringValue": text}} for name, text in attributes.items()]
+    try:
+        document = json.loads(body)
+        for resources in _RESOURCES:
+            for each in document.get(resources, ()):
+                resource = each.setdefault("resource", {})
+                given = resource.get("attributes", ())
+                kept = [attribute for attribute in given if attribute.get("key") not in names]
+                resource["attributes"] = kept + added
+    except (AttributeError, TypeError, RecursionError):
+        raise ValueError("it is no OTLP request in JSON") from None
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+
+
+def stamp_protobuf(body: bytes, names: Collection[str], attributes: Mapping[str, str]) -> bytes:
+    """Return the same for a request in protobuf; see `stamp_json`."""
+    removed = {name.encode() for name in names}
+    added = b"".join(_attribute(name.encode(), text.encode()) for name, text in attributes.items())
+    return b"".join(
+        _field(_FIRST, _with_attributes(each.value, removed, added))
+        if each.number == 1
+        else each.whole
+        for each in _fields(body)
+    )
+
+
+def _with_attributes(data: bytes, removed: Collection[bytes], added: bytes) -> bytes:
+    """Return a resource's metrics, logs or spans with other attributes of the resource."""
+    resource, rest = b"", b""
+    for each in _fields(data):
+        if each.number == 1:
+            resource += each.value  # several are one, in this order
+        else:
+            rest += each.whole
+    kept = b"".join(
+        each.whole
+        for each in _fields(resource)
+        if each.number != 1 or _key(each.value) not in removed
+    )
+    return _field(_FIRST, kept + added) + rest
+
+
+def _attribute(name: bytes, text: bytes) -> bytes:
+    return _field(_FIRST, _field(_FIRST, name) + _field(_SECOND, _field(_FIRST, text)))
+
+
+def _key(attribute: bytes) -> bytes:
+    key = b""
+    for each in _fields(attribute):
+        if each.number == 1:
+            key = each.value
+    return key
+
+
+class _Field(NamedTuple):
+    """A field of a message.
+
+    :param whole: the field as it is.
+    :param value: what it holds; empty if that is a number.
+    """
+
+    number: int
+    whole: bytes
+    value: bytes
+
+
+def _fields(data: bytes) -> Iterator[_Field]:
+    """Yield the fields of a message.
+
+    :raises ValueError: it is no message, or its field 1 is a number.
+    """
+    at = 0
+    while at < len(data):
+        begin = at
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        value = at
+        if kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind == _DELIMITED:
+            size, value = _varint(data, at)
+            at = value + size
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:  # a group, which no message of OTLP has
+            at = len(data) + 1
+        if not number or at > len(data) or (number == 1 and kind != _DELIMITED):
+            raise ValueError("it is no OTLP request in protobuf")
+        yield _Field(number, data[begin:at], data[value:at] if kind == _DELIMITED else b"")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at `at`, and where it ends."""
+    number = 0
+    for shift, byte in enumerate(data[at : at + _MAX_VARINT]):
+        number |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return number, at + shift + 1
+    raise ValueError("it is no OTLP request in protobuf")
+
+
+def _field(tag: int, value: bytes) -> bytes:
+    """Return a field that is bytes, with its length."""
+    length, size = bytearray(), len(value)
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes((tag, *length, size)) + value
