@@ -104,7 +104,7 @@ class Service:
         found = self._resources.find(path.removeprefix("/"))
         if found is None:
             raise Denied(
-                f"The Admin API of this proxy has nothing at {PATH}{path[:200]}.", status=404
+                f"The Admin API of this proxy does not serve {PATH}{path[:200]}.", status=404
             )
         return found
 

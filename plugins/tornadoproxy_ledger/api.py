@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
@@ -17,18 +16,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from tornadoproxy import ConfigurationError, DatabaseUnavailable, InvalidRequest, admin, tables
+from tornadoproxy import InvalidRequest, admin, tables
 from tornadoproxy_ledger import report_forms, reports
+from tornadoproxy_ledger.reading import read_for_request
 from tornadoproxy_ledger.report_forms import FORMS, Asked, Form
 from tornadoproxy_ledger.requests_api import RequestsApi
+from tornadoproxy_ledger.summaries import SummariesApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tornadoproxy import Database
     from tornadoproxy_ledger.reports import Counts, Key, Report, Selection
-
-_logger = logging.getLogger(__name__)
 
 # the metrics that rows can be ranked by, the default first
 _RANKED_BY = {
@@ -80,6 +79,7 @@ class ReportsApi:
             "ledger",
             (
                 *RequestsApi(self._database).resources(),
+                SummariesApi(self._database).resource(),
                 *(
                     admin.Resource(
                         form.path,
@@ -174,22 +174,19 @@ class ReportsApi:
 
     async def _read_alone(self, selection: Selection) -> Report:
         async with self._reading:
-            return await asyncio.to_thread(_read, self._database, selection)
+            work = partial(
+                reports.read,
+                selection,
+                dialect=self._database.dialect,
+                most=reports.MAX_ROWS,
+            )
+            return await read_for_request(self._database, work)
 
     def _forget(self, selection: Selection, task: asyncio.Task[Report]) -> None:
         if not task.cancelled() and task.exception() is None:
             asyncio.get_running_loop().call_later(REPEATED, self._tasks.pop, selection, None)
         else:
             self._tasks.pop(selection, None)
-
-
-def _read(database: Database, selection: Selection) -> Report:
-    try:
-        with database.reading() as connection:
-            return reports.read(selection, connection, database.dialect, reports.MAX_ROWS)
-    except ConfigurationError as error:  # what a command would end with
-        _logger.warning("a report cannot be made: %s", error)
-        raise DatabaseUnavailable(str(error)) from None
 
 
 def _ranking(asked: Asked, query: admin.Query) -> Callable[[int, Counts], tuple[int, int]]:

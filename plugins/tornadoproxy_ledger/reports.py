@@ -34,7 +34,7 @@ DIMENSIONS = tuple(_EXPRESSIONS)
 
 _SUMMED_BY = {
     "models": frozenset({"model", "product"}),
-    "people": frozenset({"principal", "group", "actor_type"}),
+    "people": frozenset({"principal", "group", "actor_type", "product"}),
 }
 """The dimensions that each kind of sums has."""
 

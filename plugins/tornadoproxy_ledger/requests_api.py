@@ -5,17 +5,15 @@ An extension of this proxy. A search reads an index backwards, and stops at the 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy import ConfigurationError, DatabaseUnavailable, Denied, admin
+from tornadoproxy import Denied, admin
+from tornadoproxy_ledger.reading import read_for_request
 from tornadoproxy_ledger.report_forms import cents_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tornadoproxy import Database, DatabaseConnection
 
 OUTCOMES = ("completed", "denied", "failed", "abandoned", "drained")
@@ -50,7 +48,9 @@ class RequestsApi:
         limit = request.query.limit()
         conditions, values = filters(request.query)
         # one more than the page shows, to know whether another page follows
-        rows = await self._read(partial(select, conditions, values, limit + 1))
+        rows = await read_for_request(
+            self._database, partial(select, conditions, values, limit + 1)
+        )
         has_more = len(rows) > limit
         next_page = admin.cursor(rows[limit - 1][1], rows[limit - 1][0]) if has_more else None
         return admin.list_document(
@@ -58,25 +58,12 @@ class RequestsApi:
         )
 
     async def _get(self, request: admin.Request) -> admin.Document:
-        rows = await self._read(partial(select, ["request_id = ?"], [request.arguments[0]], 1))
+        rows = await read_for_request(
+            self._database, partial(select, ["request_id = ?"], [request.arguments[0]], 1)
+        )
         if not rows:
             raise Denied("The ledger has no request with this id.", status=404)
         return _document(rows[0])
-
-    async def _read(
-        self, read: Callable[[DatabaseConnection], list[tuple[Any, ...]]]
-    ) -> list[tuple[Any, ...]]:  # Any: each column has a type of its own
-        return await asyncio.to_thread(_within, self._database, read)
-
-
-def _within(
-    database: Database, read: Callable[[DatabaseConnection], list[tuple[Any, ...]]]
-) -> list[tuple[Any, ...]]:
-    try:
-        with database.reading() as connection:
-            return read(connection)
-    except ConfigurationError as error:  # what a command would end with
-        raise DatabaseUnavailable(str(error)) from None
 
 
 def filters(query: admin.Query) -> tuple[list[str], list[object]]:

@@ -94,7 +94,7 @@ SCHEMA = (
         principal TEXT,
         "groups" TEXT,
         model TEXT,
-        claude_code INTEGER,
+        claude_code INTEGER NOT NULL,
         used INTEGER NOT NULL,
         other_call INTEGER NOT NULL,
         requests INTEGER NOT NULL,

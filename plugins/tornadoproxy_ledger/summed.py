@@ -1,9 +1,9 @@
 """Which hours and days have sums in the table ``usage_sums``, so that reports need not read rows.
 
 ``usage_summed`` lists them. There are two kinds of sums, each of what reports group by: ``models``
-by model and product, of each hour, and ``people`` by principal and groups, of each hour and each
-day in UTC. A report reads sums where they exist and answer its question, and rows elsewhere, as of
-one moment, so that it is always exactly what the rows add up to.
+by model and product, of each hour, and ``people`` by principal, groups and product, of each hour
+and each day in UTC. A report reads sums where they exist and answer its question, and rows
+elsewhere, as of one moment, so that it is always exactly what the rows add up to.
 
 An hour is summed once it has settled, when `SETTLED` seconds have passed since its end. Code that
 writes, changes or deletes rows of an hour that ended more than `LATE` seconds ago calls `forget` in
@@ -31,7 +31,7 @@ WIDTHS = {"models": (HOUR,), "people": (DAY, HOUR)}
 
 KEYS = {
     "models": ("model", "claude_code", "used", "other_call"),
-    "people": ("principal", '"groups"', "used"),
+    "people": ("principal", '"groups"', "claude_code", "used"),
 }
 """The columns that the sums of a kind are grouped by."""
 

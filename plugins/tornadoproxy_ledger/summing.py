@@ -15,8 +15,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tornadoproxy import ConfigurationError, DatabaseUnavailable
-from tornadoproxy_ledger import relations
+from tornadoproxy import DatabaseUnavailable
+from tornadoproxy_ledger import reading, relations
 from tornadoproxy_ledger.summed import DAY, HOUR, KEYS, SETTLED, WIDTHS, start_of
 
 if TYPE_CHECKING:
@@ -106,15 +106,7 @@ class Summing:
         await asyncio.sleep(PAUSE)
 
     async def _read(self, read: Callable[[DatabaseConnection], T]) -> T:
-        return await asyncio.to_thread(_within, self._reader, read)
-
-
-def _within(database: Database, read: Callable[[DatabaseConnection], T]) -> T:
-    try:
-        with database.reading() as connection:
-            return read(connection)
-    except ConfigurationError as error:  # what a command would end with
-        raise DatabaseUnavailable(str(error)) from None
+        return await reading.read(self._reader, read)
 
 
 def due(now: float, connection: DatabaseConnection) -> list[Step]:

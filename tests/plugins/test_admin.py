@@ -176,7 +176,7 @@ async def test_sdk_gets_the_organization(api: AdminApi, sdk: Sdk) -> None:
                 lambda client: client.beta.organization.spend_limits.delete("spl_1"),
                 key=key,
             )
-    with pytest.raises(NotFoundError, match="has nothing at /v1/organizations/workspaces"):
+    with pytest.raises(NotFoundError, match="does not serve /v1/organizations/workspaces"):
         await sdk(proxy.url, lambda client: client.organization.workspaces.retrieve("wrkspc_1"))
 
 

@@ -303,9 +303,9 @@ async def test_requests_for_one_report_share_its_reading(
     readings = []
     read = reports.read
 
-    def counted(*given: Any) -> reports.Report:
+    def counted(*given: Any, **named: Any) -> reports.Report:
         readings.append(given)
-        return read(*given)
+        return read(*given, **named)
 
     monkeypatch.setattr(reports, "read", counted)
     asked = {"starting_at": at(0), "ending_at": at(48)}
@@ -380,3 +380,53 @@ async def test_sdk_reads_the_older_reports(api: Reports, sdk: Sdk) -> None:
 
         found = await sdk(url, get, checked=False)
         assert len(found["data"]) == 7
+
+
+async def test_summaries_count_active_people(api: Reports, sdk: Sdk) -> None:
+    day = 24
+    write(
+        api.where,
+        used(-29 * day, "cy", groups=("leads",)),
+        used(-30 * day, "long ago"),
+        used(3 * day, "ada", session_id="s"),
+        used(3 * day, "dee", usage=Usage(), cost=None, model=None),
+    )
+    url = await api.started()
+
+    def listed(**query: Any) -> Any:
+        given = {"starting_date": "2025-03-10", "ending_date": "2025-03-14", **query}
+        return sdk(url, lambda client: client.beta.organization.analytics.summaries.list(**given))
+
+    def active(found: Any, product: str = "") -> list[tuple[int, ...]]:
+        periods = [f"{product}{each}_active_user_count" for each in ("daily", "weekly", "monthly")]
+        return [tuple(getattr(each, name) for name in periods) for each in found]
+
+    found = await listed()
+    assert active(found) == [(2, 2, 3), (1, 2, 2), (0, 2, 2), (1, 2, 2)]
+    assert active(found, "claude_code_") == [(1, 1, 1), (0, 1, 1), (0, 1, 1), (1, 1, 1)]
+    assert [each.starting_at.day for each in found] == [10, 11, 12, 13]
+    assert {(each.assigned_seat_count, each.cowork_daily_active_user_count) for each in found} == {
+        (None, 0)
+    }
+    leads = await listed(filter=["rbac_group_id:leads"], ending_date="2025-03-12")
+    assert active(leads) == [(1, 1, 2), (0, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({}, "starting_date"),
+        ({"starting_date": "2025-02-30"}, "starting_date"),
+        ({"starting_date": "2025-03-10T00:00:00Z"}, "starting_date"),
+        ({"starting_date": "2999-01-01"}, "starting_date"),
+        ({"starting_date": "2025-03-10", "ending_date": "2025-03-10"}, "starting_date"),
+        ({"starting_date": "2025-03-10", "ending_date": "2026-03-12"}, "ending_date"),
+        ({"starting_date": "2025-03-10", "ending_date": "2025-03-11", "page": "x"}, "page"),
+        ({"starting_date": "2025-03-10", "filter": "user_id:ada"}, "filter"),
+        ({"starting_date": "2025-03-10", "filter": ["rbac_group_id:a"] * 101}, "filter"),
+    ],
+)
+async def test_invalid_query_of_summaries_is_refused(
+    query: dict[str, Any], field: str, api: Reports
+) -> None:
+    assert (await api.refused("analytics/summaries", **query)).startswith(field)

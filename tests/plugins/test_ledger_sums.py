@@ -136,7 +136,7 @@ def any_selection(chance: random.Random) -> Selection:
     by = chance.choice(
         (
             {"model", "product"},
-            {"principal", "group", "actor_type"},
+            {"principal", "group", "actor_type", "product"},
             {"model"},
             {"group"},
             {"principal"},
