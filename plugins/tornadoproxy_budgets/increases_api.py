@@ -1,12 +1,14 @@
 """The requests for higher caps: people make them, and the Admin API resolves them.
 
 https://platform.claude.com/docs/en/api/admin/spend_limits has all but the creation of a request,
-which is an extension of this proxy: a person posts it to `PATH` with their own credential.
+which is an extension of this proxy: a person posts it to `PATH` with their own credential. The log
+has a line for each new request and each decision.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,6 +29,8 @@ PATH = "/v1/spend_limit_increase_requests"
 RESOURCE = "spend_limit_increase_requests"
 
 MAX_REASON = 1000  # characters
+
+_logger = logging.getLogger(__name__)
 
 
 class IncreasesApi:
@@ -95,15 +99,19 @@ class IncreasesApi:
         if reason is not None and not (isinstance(reason, str) and len(reason) <= MAX_REASON):
             raise InvalidRequest(f"reason: must be a text of at most {MAX_REASON} characters.")
 
-        def create(connection: DatabaseConnection) -> Increase:
+        def create(connection: DatabaseConnection) -> tuple[Increase, bool]:
             now = time.time()
             made = increases.create(connection, principal, period, cents, reason, now)
-            if made.created == now:
+            is_new = made.created == now
+            if is_new:
                 after = _document(made)
                 increases.TRAIL.record(connection, request.actor, "create", made.id, None, after)
-            return made
+            return made, is_new
 
-        return self._shown(await self._sync.change(create))
+        made, is_new = await self._sync.change(create)
+        if is_new:
+            _logger.info("%s is pending: %s asks for a higher %s limit", made.id, principal, period)
+        return self._shown(made)
 
     async def _list(self, request: admin.Request) -> admin.Document:
         statuses = request.query.values("status", increases.STATUSES)
@@ -141,33 +149,38 @@ class IncreasesApi:
         document = request.document("amount", "period", "suppress_notification")
         cents = wire.amount(document)
 
-        def approve(connection: DatabaseConnection) -> tuple[Increase, Cap | None]:
+        def approve(connection: DatabaseConnection) -> tuple[Increase, Cap | None, bool]:
             increase = _existing(increases.find(connection, request.arguments[0]))
             repeats = increases.TRAIL.earlier(connection, request.once) is not None
             period = wire.period(document, increase.period)
             scope = Scope("user", increase.principal)
             if repeats:
-                return increase, storage.find_cap(connection, scope, period)
+                return increase, storage.find_cap(connection, scope, period), False
             _check_pending(request, increase)
             now = time.time()
             cap = storage.set_cap(connection, scope, period, cents, actor=request.actor, now=now)
-            return _resolved(connection, request, increase, "approved"), cap
+            return _resolved(connection, request, increase, "approved"), cap, True
 
-        increase, cap = await self._sync.change(approve)
+        increase, cap, is_new = await self._sync.change(approve)
+        if is_new:
+            _log_decision(increase)
         limit = None if cap is None else wire.cap_document(cap)
         return {**self._shown(increase, always=True), "spend_limit": limit}
 
     async def _deny(self, request: admin.Request) -> admin.Document:
         request.document("suppress_notification")
 
-        def deny(connection: DatabaseConnection) -> Increase:
+        def deny(connection: DatabaseConnection) -> tuple[Increase, bool]:
             increase = _existing(increases.find(connection, request.arguments[0]))
             if increase.status == "denied":
-                return increase
+                return increase, False
             _check_pending(request, increase)
-            return _resolved(connection, request, increase, "denied")
+            return _resolved(connection, request, increase, "denied"), True
 
-        return self._shown(await self._sync.change(deny))
+        increase, is_new = await self._sync.change(deny)
+        if is_new:
+            _log_decision(increase)
+        return self._shown(increase)
 
     def _shown(self, increase: Increase, *, always: bool = False) -> admin.Document:
         """Return the document of a request, with what its person has spent.
@@ -197,6 +210,13 @@ def _resolved(
         once=request.once,
     )
     return resolved
+
+
+def _log_decision(increase: Increase) -> None:
+    _logger.info(
+        "%s is %s by %s: %s had asked for a higher %s limit",
+        increase.id, increase.status, increase.resolver, increase.principal, increase.period,
+    )  # fmt: skip
 
 
 def _document(increase: Increase) -> admin.Document:

@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="AGE|DATE",
         help="first day or moment: 7d, 24h, 2026-11-30 (default: the first request's)",
     )
-    listing.add_argument(
-        "--limit", type=tables.count, default=50, help="most requests to list (default: 50)"
-    )
+    tables.add_limit(listing, 50, "number of requests")
     tables.add_format(listing)
     listing.set_defaults(act=_list)
 

@@ -7,6 +7,7 @@ Sources: https://platform.claude.com/docs/en/api/admin/spend_limits, ``…/users
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -97,6 +98,28 @@ async def test_blocked_person_asks_and_goes_on_once_approved(api: Increases) -> 
         ("spend_limit_increase_request", "create", "user:ada"),
         ("spend_limit", "set", "admin-key:ops"),
     ]
+
+
+async def test_new_requests_and_decisions_are_logged_once(
+    api: Increases, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await api.start()
+    made = [await api.ask(who, reason="our secret plan") for who in ("ada", "bob", "ada")]
+    ada, bob, again = (each["id"] for each in made)
+    assert again == ada
+    once = {"Idempotency-Key": "once"}
+    for _ in range(2):
+        await api.call("POST", f"{REQUESTS}/{ada}/approve", {"amount": "1"}, **once)
+        await api.call("POST", f"{REQUESTS}/{bob}/deny")
+    logged = [each.getMessage() for each in caplog.records if "limit" in each.getMessage()]
+    assert [line for line in logged if "slir_" in line and "/v1/" not in line] == [
+        f"{ada} is pending: ada asks for a higher monthly limit",
+        f"{bob} is pending: bob asks for a higher monthly limit",
+        f"{ada} is approved by admin-key:ops: ada had asked for a higher monthly limit",
+        f"{bob} is denied by admin-key:ops: bob had asked for a higher monthly limit",
+    ]
+    assert "our secret plan" not in caplog.text
 
 
 async def test_denied_request_stays_denied(api: Increases) -> None:

@@ -422,8 +422,18 @@ async def test_summaries_count_active_people(api: Reports, sdk: Sdk) -> None:
         ({"starting_date": "2025-03-10", "ending_date": "2025-03-10"}, "starting_date"),
         ({"starting_date": "2025-03-10", "ending_date": "2026-03-12"}, "ending_date"),
         ({"starting_date": "2025-03-10", "ending_date": "2025-03-11", "page": "x"}, "page"),
-        ({"starting_date": "2025-03-10", "filter": "user_id:ada"}, "filter"),
-        ({"starting_date": "2025-03-10", "filter": ["rbac_group_id:a"] * 101}, "filter"),
+        (
+            {"starting_date": "2025-03-10", "ending_date": "2025-03-11", "filter": "user_id:ada"},
+            "filter",
+        ),
+        (
+            {
+                "starting_date": "2025-03-10",
+                "ending_date": "2025-03-11",
+                "filter": ["rbac_group_id:a"] * 101,
+            },
+            "filter",
+        ),
     ],
 )
 async def test_invalid_query_of_summaries_is_refused(
