@@ -27,6 +27,7 @@ pytest.register_assert_rewrite(
     "budget_team",
     "console_site",
     "held_stream",
+    "oidc_console",
     "people",
     "served",
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -37,6 +38,8 @@ class ScriptedProvider(ScriptedServer):
     :ivar changed: metadata that differ.
     :ivar person: the claims of whoever signs in.
     :ivar id_claims: claims of its next ID tokens that differ.
+    :ivar forge: changes its next ID tokens.
+    :ivar userinfo: what its endpoint ``/userinfo`` tells.
     :ivar disabled: whether the person may no longer.
     :ivar refreshes: how often a refresh token was used.
     """
@@ -47,14 +50,19 @@ class ScriptedProvider(ScriptedServer):
         self.changed: dict[str, Any] = {}
         self.person: dict[str, Any] = {"sub": "ada", "email": "ada@acme.example", "groups": ["lab"]}
         self.id_claims: dict[str, Any] = {}
+        self.forge: Callable[[str], str] = str
+        self.userinfo: dict[str, Any] = {}
         self.disabled = False
         self.refreshes = 0
         self._codes: dict[str, dict[str, str]] = {}
+        self._numbers = itertools.count()
         self._refresh_token = "refresh-0"
 
     async def default_response(self, exchange: UpstreamExchange) -> None:
         if exchange.request.path == "/jwks":
             document: Any = {"keys": [key.as_dict(private=False) for key in self.keys]}
+        elif exchange.request.path == "/userinfo":
+            document = self.userinfo
         elif exchange.request.path == "/token":
             await exchange.read_all()
             await json_response(*self._redeem(exchange.request))(exchange)
@@ -74,7 +82,7 @@ class ScriptedProvider(ScriptedServer):
         """Do what a browser does at `url`; return the query of the URL that it is sent back to."""
         asked = {name: value for name, (value,) in parse_qs(urlsplit(url).query).items()}
         assert asked["code_challenge_method"] == "S256"
-        code = f"code-{len(self._codes)}"
+        code = f"code-{next(self._numbers)}"
         self._codes[code] = asked
         return urlencode({"code": code, "state": asked["state"], "iss": self.url})
 
@@ -97,7 +105,7 @@ class ScriptedProvider(ScriptedServer):
         self._refresh_token = f"refresh-{self.refreshes}"
         claims = {"aud": CLIENT, "iat": int(time.time()), "nonce": nonce, **self.person}
         id_token = self.token(self.keys[0], **{**claims, **self.id_claims})
-        tokens = {"access_token": "x", "token_type": "Bearer", "id_token": id_token}
+        tokens = {"access_token": "x", "token_type": "Bearer", "id_token": self.forge(id_token)}
         return {**tokens, "refresh_token": self._refresh_token}, 200
 
     @property

@@ -4,6 +4,9 @@ The key that signs changes each day at 00:00 UTC. It is derived from the setting
 replica has it, no store holds it, and bearer tokens can be verified while every store is down. With
 two values of the setting the first signs, and both verify, so that it can be rotated too.
 
+A refresh token names its session, and is authenticated (HMAC, RFC 2104): one that was replaced long
+ago is known as such after the database has forgotten it.
+
 A sealed text (a JWE, RFC 7516) is readable for this proxy alone: the cookie of a browser that signs
 in, and the provider's refresh tokens in the database.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import secrets
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from tornadoproxy import Secret
 
 DAY = 86_400  # seconds
+SESSION_ID = 22  # characters
 LEEWAY = 10
 """Seconds that the clocks of replicas may differ."""
 
@@ -82,6 +87,19 @@ class Sealer:
         self._registry.validate(token.claims)
         return token.claims
 
+    def refresh_token(self, session_id: str) -> str:
+        """Return a new refresh token of a session."""
+        body = session_id + secrets.token_urlsafe(32)
+        return f"{body}.{_mac(self._by_id[self._first], body)}"
+
+    def session_of(self, refresh_token: str) -> str | None:
+        """Return the id of the session that was given a refresh token; ``None`` if none was."""
+        body, _, mac = refresh_token.partition(".")
+        for secret in self._by_id.values():
+            if hmac.compare_digest(_mac(secret, body).encode(), mac.encode()):
+                return body[:SESSION_ID]
+        return None
+
     def seal(self, purpose: str, document: dict[str, Any]) -> str:
         """Return `document` as a text that only `opened` with the same purpose can read."""
         head = {"alg": "dir", "enc": "A256GCM", "kid": self._first}
@@ -104,6 +122,10 @@ class Sealer:
     @lru_cache(maxsize=64)
     def _key(secret: Secret, purpose: str) -> OctKey:
         return OctKey.import_key(_derived(secret, purpose))
+
+
+def _mac(secret: Secret, body: str) -> str:
+    return hmac.digest(_derived(secret, "refresh"), body.encode(), "sha256").hex()
 
 
 def _derived(secret: Secret, purpose: str) -> bytes:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from joserfc.errors import ExpiredTokenError, JoseError
 
-from tornadoproxy import AuthenticationFailed, DatabaseUnavailable, Denied, Follower
+from tornadoproxy import Attempts, AuthenticationFailed, DatabaseUnavailable, Denied, Follower
 from tornadoproxy_oidc import store
 from tornadoproxy_oidc.people import InvalidClaims, person_of
 from tornadoproxy_oidc.provider import ProviderUnavailable
 from tornadoproxy_oidc.relying_party import ProviderRefused
+from tornadoproxy_oidc.sealing import SESSION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 GRANT_LIFE = 600  # seconds from the request of a code to the approval
 MAX_BEGUN = 30
-"""Sign-ins that an address may begin within `GRANT_LIFE` seconds, at all proxies together."""
+"""Sign-ins that a client may begin within `GRANT_LIFE` seconds, at all proxies together."""
 GRACE = 60  # seconds for which a replaced refresh token is accepted
 LEASE = 10  # seconds after which a proxy that asks the provider is taken for dead
 WAIT = 0.2  # seconds between two looks at whether another proxy has asked
@@ -181,13 +182,14 @@ class Sessions:
             device=store.hashed(device),
             user_code=user_code,
             remote_ip=remote_ip,
+            client=Attempts.client_of(remote_ip),
             created=now,
             expires=now + GRANT_LIFE,
             state="pending",
         )
 
         def work(connection: DatabaseConnection) -> bool:
-            if store.grants_of_ip(connection, remote_ip, now - GRANT_LIFE) >= MAX_BEGUN:
+            if store.grants_of_client(connection, grant.client, now - GRANT_LIFE) >= MAX_BEGUN:
                 return False
             store.add_grant(connection, grant)
             return True
@@ -232,7 +234,7 @@ class Sessions:
         sealed = grant.provider_token
         lifetime = self.lifetime if sealed else self.sealer.lifetime
         session = store.Session(
-            id=secrets.token_urlsafe(16),
+            id=secrets.token_urlsafe(SESSION_ID * 3 // 4),
             person=grant.person,
             provider_token=sealed,
             created=now,
@@ -279,12 +281,12 @@ class Sessions:
 
     def _look(self, connection: DatabaseConnection, token: str) -> _Check:
         now = int(time.time())
-        known = store.refresh_token(connection, token)
-        session = None if known is None else store.session_by_id(connection, known[0])
-        if known is None or session is None or session.expires <= now:
+        session_id = self.sealer.session_of(token)
+        session = None if session_id is None else store.session_by_id(connection, session_id)
+        if session is None or session.expires <= now:
             return _Check(None)
-        replaced = known[1]
-        if replaced is not None and replaced + GRACE < now:
+        known, replaced = store.refresh_token(connection, token)
+        if not known or (replaced is not None and replaced + GRACE < now):
             _logger.warning(
                 "a replaced refresh token of %s was used: its session is revoked",
                 session.person["sub"],
@@ -342,19 +344,17 @@ class Sessions:
         :param seen: what a bearer says of itself; ``None`` if `token` is a refresh token.
         :raises DatabaseUnavailable: the database cannot be used.
         """
-        session_id = None
-        if seen is not None:
-            try:
-                session_id = self.verified(seen)[1]
-            except AuthenticationFailed:
-                return
+        try:
+            session_id = self.sealer.session_of(token) if seen is None else self.verified(seen)[1]
+        except AuthenticationFailed:
+            return
+        if session_id is None:
+            return
         now = int(time.time())
 
         def work(connection: DatabaseConnection) -> None:
-            known = store.refresh_token(connection, token) if seen is None else None
-            found = session_id or (known and known[0])
-            if found:
-                store.revoke(connection, found, now)
+            if seen is not None or store.refresh_token(connection, token)[0]:
+                store.revoke(connection, session_id, now)
 
         await self._finish(self._revoke(work))
 
@@ -378,7 +378,8 @@ class Sessions:
     def _issue(self, connection: DatabaseConnection, session: Session) -> Tokens:
         refresh_token = None
         if session.provider_token is not None:
-            refresh_token = secrets.token_urlsafe(32)
+            refresh_token = self.sealer.refresh_token(session.id)
+            store.forget_refresh_tokens(connection, session.id, int(time.time()) - GRACE)
             store.add_refresh_token(connection, refresh_token, session.id)
         bearer = self.sealer.bearer({**session.person, "sid": session.id})
         return Tokens(bearer, refresh_token, session.person, session.id)

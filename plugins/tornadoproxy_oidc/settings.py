@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tornadoproxy import BaseURL, DatabaseLocation, Secret
     from tornadoproxy_oidc.policies import Policies
 
+MAX_BEARER = 86_400
+"""The highest `OIDC_BEARER_SECONDS`."""
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -223,7 +226,7 @@ OIDC_SIGNING_KEY: Setting[tuple[Secret, ...]] = Setting(
 )
 OIDC_BEARER_SECONDS: Setting[int] = Setting(
     "OIDC_BEARER_SECONDS",
-    parsers.integer(600, 86_400),
+    parsers.integer(600, MAX_BEARER),
     default=3600,
     help="seconds until a bearer token expires; each refresh checks the person at the provider",
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tornadoproxy import Database
+from tornadoproxy_oidc.settings import MAX_BEARER
 
 if TYPE_CHECKING:
     from tornadoproxy import DatabaseConnection, DatabaseLocation
@@ -53,6 +54,11 @@ CREATE TABLE oidc_revocation (
     revoked INTEGER NOT NULL
 );
 """,
+    """
+ALTER TABLE oidc_grant ADD COLUMN client TEXT NOT NULL DEFAULT '';
+DROP INDEX oidc_grant_by_ip;
+CREATE INDEX oidc_grant_by_client ON oidc_grant (client, created);
+""",
 )
 
 Document: TypeAlias = dict[str, Any]  # Any: JSON
@@ -62,6 +68,7 @@ Document: TypeAlias = dict[str, Any]  # Any: JSON
 class Grant:
     """One sign-in of a device.
 
+    :param client: whose attempts it counts to; see `Attempts.client_of`.
     :param state: ``pending``, ``approved``, ``denied`` or ``redeemed``.
     :param person: who approved it; see `tornadoproxy_oidc.people.document_of`.
     """
@@ -69,6 +76,7 @@ class Grant:
     device: bytes
     user_code: str
     remote_ip: str
+    client: str
     created: int
     expires: int
     state: str
@@ -108,24 +116,27 @@ def hashed(token: str) -> bytes:
 
 def add_grant(connection: DatabaseConnection, grant: Grant) -> None:
     """Write a new grant, and delete what has long expired."""
-    for table in ("oidc_grant", "oidc_session"):
-        connection.execute(f"DELETE FROM {table} WHERE expires < ?", (grant.created - 3600,))  # noqa: S608  # constants
+    old = (grant.created - 3600,)
     connection.execute(
-        "DELETE FROM oidc_refresh WHERE session_id NOT IN (SELECT id FROM oidc_session)"
+        "DELETE FROM oidc_refresh WHERE session_id IN "
+        "(SELECT id FROM oidc_session WHERE expires < ?)",
+        old,
     )
+    connection.execute("DELETE FROM oidc_session WHERE expires < ?", old)
+    connection.execute("DELETE FROM oidc_grant WHERE expires < ?", old)
     connection.execute(
-        "INSERT INTO oidc_grant VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)",
+        "INSERT INTO oidc_grant VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, ?)",
         (
             *(grant.device, grant.user_code, grant.remote_ip),
-            *(grant.created, grant.expires, grant.state),
+            *(grant.created, grant.expires, grant.state, grant.client),
         ),
     )
 
 
-def grants_of_ip(connection: DatabaseConnection, remote_ip: str, since: int) -> int:
-    """Return how many sign-ins an address has begun since then."""
+def grants_of_client(connection: DatabaseConnection, client: str, since: int) -> int:
+    """Return how many sign-ins a client has begun since then."""
     row = connection.execute(
-        "SELECT count(*) FROM oidc_grant WHERE remote_ip = ? AND created > ?", (remote_ip, since)
+        "SELECT count(*) FROM oidc_grant WHERE client = ? AND created > ?", (client, since)
     ).fetchone()
     return int(row[0])
 
@@ -141,18 +152,21 @@ def grant_by_device(connection: DatabaseConnection, device: bytes) -> Grant | No
 
 
 def _grant(connection: DatabaseConnection, column: str, value: object) -> Grant | None:
-    columns = "device, user_code, remote_ip, created, expires, state, person, provider_token"
+    columns = (
+        "device, user_code, remote_ip, client, created, expires, state, person, provider_token"
+    )
     row = connection.execute(
         f"SELECT {columns} FROM oidc_grant WHERE {column} = ?",  # noqa: S608  # constants
         (value,),
     ).fetchone()
     if row is None:
         return None
-    device, user_code, remote_ip, created, expires, state, person, provider_token = row
+    device, user_code, remote_ip, client, created, expires, state, person, provider_token = row
     return Grant(
         device=bytes(device),
         user_code=user_code,
         remote_ip=remote_ip,
+        client=client,
         created=created,
         expires=expires,
         state=state,
@@ -207,10 +221,10 @@ def add_session(connection: DatabaseConnection, session: Session) -> None:
 
 
 def session_by_id(connection: DatabaseConnection, id_: str) -> Session | None:
-    """Return a session that is not revoked."""
+    """Return a session; ``None`` if it was revoked."""
     row = connection.execute(
         "SELECT id, person, provider_token, created, expires, checked, checking FROM oidc_session "
-        "WHERE id = ? AND id NOT IN (SELECT session_id FROM oidc_revocation)",
+        "WHERE id = ?",
         (id_,),
     ).fetchone()
     return None if row is None else Session(row[0], json.loads(row[1]), *row[2:])
@@ -226,7 +240,7 @@ def live_sessions(
     rows = connection.execute(
         "SELECT id, person, provider_token, created, expires, checked, checking FROM oidc_session "
         "WHERE expires > :now AND (principal = :principal OR :everybody = 1) "
-        "AND id NOT IN (SELECT session_id FROM oidc_revocation) ORDER BY created, id",
+        "ORDER BY created, id",
         {"now": now, "principal": principal or "", "everybody": int(principal is None)},
     )
     return [Session(row[0], json.loads(row[1]), *row[2:]) for row in rows]
@@ -249,12 +263,19 @@ def add_refresh_token(connection: DatabaseConnection, token: str, session_id: st
     connection.execute("INSERT INTO oidc_refresh VALUES (?, ?, NULL)", (hashed(token), session_id))
 
 
-def refresh_token(connection: DatabaseConnection, token: str) -> tuple[str, int | None] | None:
-    """Return the session of a refresh token, and when the token was replaced."""
+def refresh_token(connection: DatabaseConnection, token: str) -> tuple[bool, int | None]:
+    """Return whether a refresh token is stored, and when it was replaced."""
     row = connection.execute(
-        "SELECT session_id, replaced FROM oidc_refresh WHERE hash = ?", (hashed(token),)
+        "SELECT replaced FROM oidc_refresh WHERE hash = ?", (hashed(token),)
     ).fetchone()
-    return None if row is None else (row[0], row[1])
+    return (False, None) if row is None else (True, row[0])
+
+
+def forget_refresh_tokens(connection: DatabaseConnection, session_id: str, before: int) -> None:
+    """Delete the refresh tokens of a session that were replaced before then."""
+    connection.execute(
+        "DELETE FROM oidc_refresh WHERE session_id = ? AND replaced < ?", (session_id, before)
+    )
 
 
 def replace_refresh_token(connection: DatabaseConnection, token: str, now: int) -> None:
@@ -269,7 +290,12 @@ def replace_refresh_token(connection: DatabaseConnection, token: str, now: int) 
 
 
 def revoke(connection: DatabaseConnection, session_id: str, now: int) -> None:
-    """Revoke a session: its refresh tokens immediately, its bearer tokens once replicas know."""
+    """Delete a session: it ends immediately, and its bearer tokens once replicas know.
+
+    Earlier revocations, which no bearer outlives, are deleted.
+    """
+    connection.execute("DELETE FROM oidc_revocation WHERE revoked < ?", (now - MAX_BEARER - 3600,))
+    connection.execute("DELETE FROM oidc_session WHERE id = ?", (session_id,))
     connection.execute(
         "INSERT INTO oidc_revocation VALUES (?, ?) ON CONFLICT (session_id) DO NOTHING",
         (session_id, now),

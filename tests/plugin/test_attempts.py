@@ -34,6 +34,15 @@ def test_attempts_are_limited_within_any_minute(clock: list[float]) -> None:
     attempts.check("192.0.2.1")
 
 
+def test_attempts_of_one_ipv6_network_count_together() -> None:
+    attempts = Attempts("codes", 2, 60.0)
+    for address in ("2001:db8:0:1::5", "2001:db8:0:1:a:b:c:d"):
+        attempts.count(address)
+    assert attempts.wait("2001:db8:0:1:ffff::") > 0
+    for other in ("2001:db8:0:2::5", "192.0.2.1", "unknown", "2001:db8:0:1"):
+        assert attempts.wait(other) == 0
+
+
 def test_attempts_of_many_clients_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Attempts, "CLIENTS", 2)
     attempts = Attempts("polls", 1, 60.0)

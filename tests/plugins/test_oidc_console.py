@@ -1,108 +1,23 @@
-"""The plugin oidc: people sign in to the web console, and administrators use the Admin API."""
+"""The plugin oidc: people sign in to the web console."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
-from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from budget_team import ADMIN
+from oidc_console import SIGN_IN, Browser, start
 from postgres import sqlite_only
-from signing_in import BASE, FORM, SigningIn, document
+from signing_in import BASE, SigningIn, document
 from tornadoproxy_console.sessions import COOKIE
 from tornadoproxy_oidc import browser_session, provider, relying_party, sessions, store
 
-from tornadoproxy import ConfigurationError
-from tornadoproxy.testing import Proxy, RawResponse, silent_response
+from tornadoproxy.testing import silent_response
 
-HOST = BASE.removeprefix("http://")
-LIMIT = {"scope": {"type": "organization"}, "amount": "100"}
-LIMITS = "/v1/organizations/spend_limits"
-SIGN_IN = "/console/sign-in/oidc"
-
-
-async def start(signing_in: SigningIn, **given: Any) -> Proxy:
-    settings = {"CONSOLE": "yes", "BUDGETS_DB": signing_in.where, "OIDC_ADMIN_GROUPS": "root"}
-    return await signing_in.start(**{**settings, **given})
-
-
-class Browser:
-    """A browser with cookies, and without JavaScript.
-
-    :ivar cookies: by name.
-    :ivar set: the last header ``Set-Cookie`` of each name.
-    :ivar page: the last page.
-    """
-
-    def __init__(self, signing_in: SigningIn, host: str = HOST) -> None:
-        self._signing_in = signing_in
-        self._host = host
-        self.cookies: dict[str, str] = {}
-        self.set: dict[str, str] = {}
-        self.page = ""
-
-    async def send(
-        self,
-        path: str,
-        fields: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> RawResponse:
-        """Ask for a path; with fields, send a form of the last page."""
-        cookies = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        given = {"Host": self._host, **({"Cookie": cookies} if cookies else {}), **(headers or {})}
-        body, method = b"", "GET"
-        if fields is not None:
-            token = re.search(r'name="form_token" value="([^"]+)"', self.page)
-            fields = {**({"form_token": token[1]} if token else {}), **fields}
-            body, method = urlencode(fields).encode(), "POST"
-            given = {"Content-Type": FORM, "Origin": f"http://{self._host}", **given}
-        response = await self._signing_in.scene.ask(
-            path, method=method, headers=given, body=body, token=None
-        )
-        if (line := response.header("set-cookie")) is not None:
-            name, _, value = line.partition(";")[0].partition("=")
-            self.set[name] = line
-            self.cookies.pop(name, None)
-            if value:
-                self.cookies[name] = value
-        self.page = response.body.decode()
-        return response
-
-    async def get(self, path: str) -> RawResponse:
-        """Ask for a path, and follow redirects."""
-        response = await self.send(path)
-        while response.status == 303:
-            response = await self.send(response.header("location") or "")
-        return response
-
-    def target(self) -> str:
-        """Return where the last page leads."""
-        found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', self.page)
-        assert found, self.page
-        return unescape(found[1])
-
-    async def to_provider(self, following: str = "/") -> str:
-        """Begin to sign in; return the query with which the provider sends the browser back."""
-        left = await self.send(SIGN_IN, {"next": following})
-        assert left.status == 200, left.body
-        return self._signing_in.provider.authorize(self.target())
-
-    async def sign_in(self, following: str = "/") -> RawResponse:
-        query = await self.to_provider(following)
-        came_back = await self.send(f"/oauth/callback?{query}")
-        assert came_back.status == 200, came_back.body
-        return await self.get(self.target())
-
-
-@pytest.fixture
-def browser(signing_in: SigningIn) -> Browser:
-    return Browser(signing_in)
+pytest_plugins = ("oidc_console",)
 
 
 async def test_sign_in_page_offers_the_provider(browser: Browser, signing_in: SigningIn) -> None:
@@ -122,10 +37,11 @@ async def test_person_sees_me_and_an_administrator_all(
     browser: Browser, signing_in: SigningIn
 ) -> None:
     await start(signing_in, OIDC_ADMIN_READ_GROUPS='staff "Audit, internal"')
+    role = '<span class="role"> · '
     for groups, path, shown in (
         (["lab"], "/console/me", "<span>ada</span>"),
-        (["lab", "root"], "/console/health", "<span>ada · administrator</span>"),
-        (["Audit, internal"], "/console/health", "<span>ada · read-only</span>"),
+        (["lab", "root"], "/console/health", f"<span>ada{role}administrator</span></span>"),
+        (["Audit, internal"], "/console/health", f"<span>ada{role}read-only</span></span>"),
     ):
         signing_in.provider.person["groups"] = groups
         assert (await browser.sign_in()).status == 200
@@ -413,98 +329,3 @@ async def test_database_that_is_down_is_reported(browser: Browser, signing_in: S
     for fields in (None, {"next": "/"}):
         assert (await browser.send(SIGN_IN, fields)).status == 503
         assert "Sign-in is not possible at present" in browser.page
-
-
-# The Admin API
-
-
-async def admin_api(
-    signing_in: SigningIn, bearer: str, path: str = LIMITS, **given: Any
-) -> RawResponse:
-    body = json.dumps(given["document"]).encode() if "document" in given else b""
-    return await signing_in.scene.ask(
-        path, token=bearer, method="POST" if body else "GET", body=body
-    )
-
-
-async def test_bearer_of_an_administrator_opens_the_admin_api(signing_in: SigningIn) -> None:
-    await start(signing_in, OIDC_ADMIN_READ_GROUPS="staff")
-    statuses = []
-    for groups in (["root", "staff"], ["staff"], ["lab"], []):
-        signing_in.provider.person["groups"] = groups
-        bearer = (await signing_in.sign_in())["access_token"]
-        plain = signing_in.provider.token(groups=groups)
-        for each in (bearer, plain):
-            read = await admin_api(signing_in, each)
-            changed = await admin_api(signing_in, each, document=LIMIT)
-            statuses.append((read.status, changed.status))
-    assert statuses == [(200, 200)] * 2 + [(200, 403)] * 2 + [(401, 401)] * 4
-    me = document(
-        await admin_api(
-            signing_in, signing_in.provider.token(groups=["root"]), "/v1/organizations/me"
-        )
-    )
-    assert (me["actor"], me["may_change"]) == ("user:ada", True)
-
-
-async def test_audit_trail_names_the_person(browser: Browser, signing_in: SigningIn) -> None:
-    await start(signing_in)
-    signing_in.provider.person["groups"] = ["root"]
-    bearer = (await signing_in.sign_in())["access_token"]
-    await admin_api(signing_in, bearer, document=LIMIT)
-    signing_in.provider.person["sub"] = "bob"
-    await browser.sign_in()
-    await browser.get("/console/spend")
-    cap = {"type": "user", "name": "eve", "period": "daily", "amount": "5"}
-    cap["if_match"] = unescape(re.findall(r'name="if_match" value="([^"]+)"', browser.page)[-1])
-    assert (await browser.send("/console/spend", cap)).status == 303, browser.page
-    trail = document(await admin_api(signing_in, bearer, "/v1/organizations/audit_events"))
-    assert [event["actor"] for event in trail["data"]] == ["user:bob", "user:ada"]
-
-
-async def test_group_of_another_plugin_administers_nothing(signing_in: SigningIn) -> None:
-    """A workload's group, and the groups of keys, are other names than the provider's."""
-    await start(signing_in, OIDC_WORKLOADS="ci=root", ADMIN_KEY=ADMIN, KEYS_DB=signing_in.where)
-    token = signing_in.provider.token(aud="ci", groups=["root"])
-    made = await admin_api(
-        signing_in, ADMIN, "/v1/organizations/api_keys", document={"name": "x", "groups": ["root"]}
-    )
-    for credential in (token, document(made)["key"]):
-        assert (await signing_in.get(credential)).status == 200
-        assert (await admin_api(signing_in, credential)).status == 401
-
-
-async def test_repeated_creation_by_a_person_gives_the_same_key(signing_in: SigningIn) -> None:
-    await start(signing_in, KEYS_DB=signing_in.where)
-    keys: list[str] = []
-    for sub in ("ada", "ada", "bob"):
-        bearer = signing_in.provider.token(groups=["root"], sub=sub, jti=str(len(keys)))
-        response = await signing_in.scene.ask(
-            "/v1/organizations/api_keys",
-            token=bearer,
-            method="POST",
-            headers={"Idempotency-Key": "once"},
-            body=json.dumps({"name": f"of {sub}"}).encode(),
-        )
-        keys.append(document(response)["key"])
-    assert keys[0] == keys[1] != keys[2]
-
-
-async def test_reload_changes_who_administers(signing_in: SigningIn) -> None:
-    proxy = await start(signing_in)
-    signing_in.provider.person["groups"] = ["lab"]
-    bearer = (await signing_in.sign_in())["access_token"]
-    assert (await admin_api(signing_in, bearer)).status == 401
-    proxy.reload(OIDC_ADMIN_GROUPS="lab")
-    assert (await admin_api(signing_in, bearer)).status == 200
-
-
-async def test_invalid_admin_groups_end_the_start(signing_in: SigningIn) -> None:
-    for given, said in (
-        ({"OIDC_ADMIN_GROUPS": '"root'}, "without its counterpart"),
-        ({"OIDC_ADMIN_GROUPS": "''"}, "empty name"),
-        ({"OIDC_ISSUER": None, "ADMIN_KEY": ADMIN}, "OIDC_ADMIN_GROUPS is set but OIDC_ISSUER"),
-        ({"BUDGETS_DB": None}, "nothing to administer"),
-    ):
-        with pytest.raises(ConfigurationError, match=said):
-            await start(signing_in, **given)

@@ -14,7 +14,7 @@ from people import until
 from postgres import sqlite_only
 from scene import Scene
 from signing_in import BASE, SIGNING_KEY, SigningIn, document
-from tornadoproxy_oidc import relying_party, sessions
+from tornadoproxy_oidc import relying_party, sessions, store
 
 from tornadoproxy import ConfigurationError, Follower
 from tornadoproxy.testing import UpstreamExchange, json_response, silent_response
@@ -26,6 +26,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Follower, "INTERVAL", 0.02)
     monkeypatch.setattr(sessions, "GRACE", -1)
     monkeypatch.setattr(sessions, "WAIT", 0.01)
+
+
+def rows(signing_in: SigningIn) -> dict[str, int]:
+    """Return the number of rows of each table."""
+    tables = ("oidc_grant", "oidc_session", "oidc_refresh", "oidc_revocation")
+    with store.database(signing_in.where).reading() as connection:
+        return {
+            name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+            for name in tables
+        }
 
 
 def claims_of(bearer: str) -> dict[str, Any]:
@@ -209,6 +219,43 @@ async def test_stolen_refresh_token_ends_the_session(signing_in: SigningIn, quic
     assert (response.status, document(response)["error"]) == (401, "invalid_grant")
     assert (await signing_in.refresh(current["refresh_token"])).status == 401
     await until(401, lambda: signing_in.get(current["access_token"]))
+
+
+async def test_token_stolen_long_ago_ends_the_session(signing_in: SigningIn, quick: None) -> None:
+    """It is known as the session's although the database has forgotten it."""
+    await signing_in.start()
+    stolen = token = (await signing_in.sign_in())["refresh_token"]
+    for _ in range(3):
+        token = document(await signing_in.refresh(token))["refresh_token"]
+    assert rows(signing_in)["oidc_refresh"] == 1
+    assert (await signing_in.refresh(stolen)).status == 401
+    assert (await signing_in.refresh(token)).status == 401
+
+
+async def test_what_has_expired_is_deleted(
+    signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await signing_in.start(OIDC_SESSION_SECONDS=3600)
+    for _ in range(3):
+        token = (await signing_in.sign_in())["refresh_token"]
+        await signing_in.refresh(token)
+    await signing_in.post("/oauth/revoke", token=token)
+    assert rows(signing_in) == {
+        "oidc_grant": 3,
+        "oidc_session": 2,
+        "oidc_refresh": 4,
+        "oidc_revocation": 1,
+    }
+    clock = time.time() + 2 * 86_400
+    monkeypatch.setattr(time, "time", lambda: clock)
+    tokens = await signing_in.sign_in()
+    await signing_in.post("/oauth/revoke", token=tokens["refresh_token"])
+    assert rows(signing_in) == {
+        "oidc_grant": 1,
+        "oidc_session": 0,
+        "oidc_refresh": 0,
+        "oidc_revocation": 1,
+    }
 
 
 async def test_person_disabled_at_the_provider_is_signed_out(
