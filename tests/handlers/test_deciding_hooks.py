@@ -269,6 +269,25 @@ async def test_authorize_refusal_settles_and_stays_here(
 # -- how permits are settled
 
 
+@each_api
+async def test_authorize_refusal_settles_admit_that_waits(
+    page: str, fields: Document, scene: Scene
+) -> None:
+    settled, may_decide = Settled(), asyncio.Event()
+
+    async def admit() -> Permit:
+        await may_decide.wait()
+        return settled.permit()
+
+    await scene.start(plugins={"a": Admitter(admit), "b": Authorizer(refuse)})
+    assert (await scene.ask(page, fields)).status == 429
+    record = await scene.records.finished()
+    assert settled.records == []
+    may_decide.set()
+    await scene.ask("/v1/models")
+    assert settled.records == [record, await scene.records.finished(2)]
+
+
 @pytest.mark.parametrize("page", ["/v1/messages", CHAT_PATH, "/v1/files"])
 async def test_permits_are_settled_once(page: str, scene: Scene) -> None:
     settled = Settled()

@@ -312,6 +312,47 @@ async def test_permit_of_blocking_authorizer_is_settled(*, awaited: Awaited) -> 
     assert settled == [RECORD]
 
 
+async def test_permit_for_cancelled_request_is_settled() -> None:
+    settled: list[RequestRecord] = []
+    result: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+    plugins = plugins_of(a=Plugin(authorize=lambda: result), z=Authenticator())
+    permits = Permits(plugins.teller.tell)
+    waiting = asyncio.ensure_future(authorize(plugins, permits))
+    await asyncio.sleep(0)  # it waits
+    result.set_result(Permit(settle=settled.append))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    permits.settle(RECORD)
+    assert settled == [RECORD]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_pass_left_alone_settles_its_permits(
+    caplog: pytest.LogCaptureFixture, *, refused: bool
+) -> None:
+    settled: list[RequestRecord] = []
+    permit = Permit(settle=settled.append)
+    first: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+    last = Authenticator(Denied(CANARY) if refused else permit, awaited=True)
+    plugins = plugins_of(
+        a=Plugin(admit=lambda: first), b=Plugin(admit=lambda: last.authenticate(REQUEST)), z=last
+    )
+    permits = Permits(plugins.teller.tell)
+    waiting = plugins.admit(REQUEST, ME, permits)
+    assert waiting is not None
+    waiting.leave()
+    permits.settle(RECORD)
+    first.set_result(permit)
+    (left,) = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.wait([left])
+    assert last.asked == 1
+    assert settled == [RECORD] * (1 if refused else 2)
+    del left
+    gc.collect(1)  # an exception that nothing retrieved is logged by now
+    assert caplog.text == ""
+
+
 class Later:
     async def settle(self, record: RequestRecord) -> None: ...
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from tornadoproxy.errors import ProxyError
     from tornadoproxy.handlers.gateway import Gateway
-    from tornadoproxy.plugin.decisions import AllowedModels
+    from tornadoproxy.plugin.decisions import AllowedModels, Pass
     from tornadoproxy.plugin.observing import Observers
     from tornadoproxy.plugin.request import ModelRequest
     from tornadoproxy.plugin.web.running_proxy import RequestInFlight
@@ -59,7 +59,7 @@ class ExchangeHandler(BaseHandler):
     exchange: Exchange
     _authenticating: asyncio.Task[Any] | None = None  # Any: the task's result is not used
     _held: HeldBody | None = None
-    _admission: Awaitable[object] | None = None
+    _admission: Pass | None = None
     """What `authorize` waits for, before the request goes on: plugins that are still asked."""
 
     _observers: Observers | None = None
@@ -141,10 +141,10 @@ class ExchangeHandler(BaseHandler):
         waiting = self.gateway.plugins.authorize(
             exchange.request, exchange.identity, model_request, self._permits()
         )
-        admission, self._admission = self._admission, None
         if waiting is not None:
             await waiting
-        if admission is not None:
+        if self._admission is not None:
+            admission, self._admission = self._admission, None
             await admission
         return not self.ended
 
@@ -338,6 +338,9 @@ class ExchangeHandler(BaseHandler):
         self.gateway.in_flight.discard(self)
         if self._authenticating is not None:
             self._authenticating.cancel()
+        if self._admission is not None:
+            self._admission.leave()
+            self._admission = None
         exchange, plugins = self.exchange, self.gateway.plugins
         if self.response_began:
             exchange.status = self.get_status()

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tornadoproxy.errors import ClientError, PluginFailed
-from tornadoproxy.plugin.decisions import WHO, Asking, Question, Waiting, invalid_result
+from tornadoproxy.plugin.decisions import WHO, Asking, Question, invalid_result
 from tornadoproxy.plugin.failures import Deadline, discard, held_the_loop, log_now_and_then
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Asker:
                 pass
             elif asyncio.isfuture(result) or inspect.isawaitable(result):
                 # a late result does not count, but a permit must be settled
-                result, failed = yield Waiting(result, self.deadline, partial(take, plugin))
+                result, failed = yield self.deadline.watch(result, partial(take, plugin))
                 if result is not None and not take(plugin, result):
                     discard(result)
                     failed = invalid_result(question, result)

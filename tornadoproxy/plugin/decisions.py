@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import lru_cache, partial
 from inspect import CO_COROUTINE
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tornadoproxy.errors import Denied
-from tornadoproxy.plugin.failures import Deadline, OurOwnError, Watched
+from tornadoproxy.plugin.failures import OurOwnError, Watched
 from tornadoproxy.plugin.limits import Allowance
 from tornadoproxy.plugin.request import Identity
 from tornadoproxy.plugin.responding import ModelResponse
@@ -37,19 +37,7 @@ _SHA256 = r"[0-9A-Fa-f]{64}"  # compiled when it is used: few credentials have a
 
 _Ended = tuple[object, BaseException | None]  # the result, and the exception instead of it
 
-
-class Waiting(NamedTuple):
-    """An awaitable result of a plugin.
-
-    :param late: called with what it becomes after the deadline.
-    """
-
-    result: Awaitable[object]
-    deadline: Deadline
-    late: Callable[[object], object]
-
-
-Asking = Generator[Waiting, _Ended, Any]  # Any: a result that was accepted
+Asking = Generator[Watched, _Ended, Any]  # Any: a result that was accepted
 """A pass over the plugins: it yields each awaitable result, and is sent what that has become."""
 
 
@@ -113,50 +101,42 @@ HOW = Question(
 class Pass:
     """The rest of a pass over the plugins, from the first that has to be awaited.
 
-    It goes on by itself, whether it is awaited or not; it ends if its awaiter is cancelled.
+    It is awaited once, or else left, since permits must be settled. What the plugin waits for goes
+    on meanwhile; it ends if the awaiter is cancelled.
     """
 
-    __slots__ = ("_asking", "_done", "_watched")
+    __slots__ = ("_asking", "_watched")
 
-    def __init__(self, asking: Asking, waiting: Waiting) -> None:
+    def __init__(self, asking: Asking, watched: Watched) -> None:
         self._asking = asking
-        self._done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._watch(*waiting)
+        self._watched = watched
 
     def __await__(self) -> Generator[Any, None, Any]:
-        try:
-            return (yield from self._done)
-        finally:
-            if self._done.cancelled():
-                self._watched.give_up()
+        while True:
+            ended = yield from self._watched.__await__()
+            try:
+                self._watched = self._asking.send(ended)
+            except StopIteration as done:
+                return done.value
 
-    def _go_on(self, result: object, failed: BaseException | None) -> None:
-        if self._done.cancelled():
-            return
-        try:
-            waiting = self._asking.send((result, failed))
-        except StopIteration as ended:
-            self._done.set_result(ended.value)
-        except Exception as refused:
-            self._done.set_exception(refused)
-            self._done.exception()  # asyncio would log it if the request has ended meanwhile
-        else:
-            self._watch(*waiting)
+    def leave(self) -> None:
+        """Go on without an awaiter."""
+        # whatever the task waits for keeps the task alive
+        asyncio.ensure_future(self).add_done_callback(_ignore)
 
-    def _watch(
-        self, result: Awaitable[object], deadline: Deadline, late: Callable[[object], object]
-    ) -> None:
-        self._watched = Watched(result, deadline.seconds, self._go_on, late)
-        deadline.watch(self._watched)
+
+def _ignore(left: asyncio.Future[object]) -> None:
+    if not left.cancelled():
+        left.exception()  # asyncio would log it
 
 
 def run(asking: Asking) -> Any | Pass:  # Any: what `asking` returns
     """Return what `asking` returns, or what to await for it once a plugin has to be awaited."""
     try:
-        waiting = next(asking)
+        watched = next(asking)
     except StopIteration as done:
         return done.value
-    return Pass(asking, waiting)
+    return Pass(asking, watched)
 
 
 def is_valid_identity(_plugin: str, result: object) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tornadoproxy.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
 _logger = logging.getLogger(__name__)
 
@@ -46,78 +46,86 @@ async def failure(function: Callable[[], object], seconds: float) -> BaseExcepti
 class Watched:
     """An awaitable that can be given up; one that ignores this is abandoned.
 
-    It runs in a task of its own, unless it is a future.
+    It runs in a task of its own, unless it is a future, which cannot ignore it. Its awaiter gets
+    its result and the exception that it ended with; if the awaiter is cancelled, it is given up.
 
     :param seconds: after which a result is late.
-    :param ended: called once, with its result and the exception that it ended with.
     :param late: called with a result that is late.
     :ivar due: when it is to be given up, in the time of the loop.
     """
 
-    __slots__ = ("_ended", "_future", "_late", "_seconds", "_since", "due")
+    __slots__ = ("_future", "_is_late", "_late", "_seconds", "_task", "due")
 
     def __init__(
         self,
         waiting: Awaitable[object],
         seconds: float,
-        ended: Callable[[object, BaseException | None], None],
         late: Callable[[object], object] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.due = loop.time() + seconds
         self._seconds = seconds
-        self._since = monotonic()
-        self._ended: Callable[[object, BaseException | None], None] | None = ended
+        self._is_late = False
         self._late = late
-        if asyncio.isfuture(waiting):
+        self._task: asyncio.Task[None] | None = None
+        if type(waiting) is asyncio.Future:
             self._future: asyncio.Future[Any] = waiting
-            waiting.add_done_callback(self._take)
         else:
-            self._future = loop.create_task(self._run(waiting))
+            self._future = loop.create_future()
+            self._task = loop.create_task(self._run(waiting))
 
     @property
     def has_ended(self) -> bool:
         """Whether it has ended or was given up."""
-        return self._ended is None
+        return self._future.done()
 
     def give_up(self) -> None:
-        """End it with a missed deadline, unless it has ended."""
-        if self._ended is not None:
-            self._future.cancel()
-            self._end(None, _no_result_within(self._seconds))
+        """End it with a missed deadline, unless it has ended; its result does not count then."""
+        future = self._future
+        future.cancel()
+        if future.cancelled():
+            self._is_late = True
+            if self._task is not None:
+                self._task.cancel()
+        elif future.exception() is None and self._late is not None:
+            self._late(future.result())
+
+    def __await__(self) -> Generator[Any, None, tuple[object, BaseException | None]]:
+        result: object = None
+        failed: BaseException | None = None
+        try:
+            result = yield from self._future
+        except asyncio.CancelledError as error:
+            awaiter = asyncio.current_task()
+            if awaiter is not None and awaiter.cancelling():
+                self.give_up()
+                raise
+            failed = error
+        except BaseException as error:
+            failed = error
+        if self._is_late:
+            return None, _no_result_within(self._seconds)
+        self._late = None  # it may refer to the request
+        return result, failed
 
     async def _run(self, waiting: Awaitable[object]) -> None:
         """Await it. This never raises: asyncio would log the exception's text."""
         result: object = None
         failed: BaseException | None = None
-        self._since = monotonic()
+        since = monotonic()
         try:
             result = await waiting
         except BaseException as error:
             failed = error
-        self._came(result, failed)
-
-    def _take(self, future: asyncio.Future[object]) -> None:
-        if future.cancelled():
-            self._came(None, asyncio.CancelledError())
+        if not self.has_ended and monotonic() - since > self._seconds:
+            self.give_up()  # a plugin that blocked the loop also kept it from being given up
+        if self.has_ended:
+            if self._late is not None:
+                self._late(result)
+        elif failed is None:
+            self._future.set_result(result)
         else:
-            failed = future.exception()
-            self._came(None if failed else future.result(), failed)
-
-    def _came(self, result: object, failed: BaseException | None) -> None:
-        # a plugin that blocked the loop also kept it from being given up
-        if self._ended is not None and monotonic() - self._since > self._seconds:
-            self._end(None, _no_result_within(self._seconds))
-        if self._ended is not None:
-            self._late = None  # it may refer to the request
-            self._end(result, failed)
-        elif self._late is not None:
-            self._late(result)
-
-    def _end(self, result: object, failed: BaseException | None) -> None:
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended(result, failed)
+            self._future.set_exception(failed)
 
 
 class Teller:
@@ -172,8 +180,12 @@ class Deadline:
         self._watched: deque[Watched] = deque()
         self._has_timer = False
 
-    def watch(self, watched: Watched) -> None:
-        """Give up `watched` when it is due."""
+    def watch(self, awaitable: Awaitable[object], late: Callable[[object], object]) -> Watched:
+        """Return `awaitable` to be awaited in its place; it is given up when it is due.
+
+        :param late: called with a result that is late.
+        """
+        watched = Watched(awaitable, self.seconds, late)
         waiting = self._watched
         while waiting and waiting[0].has_ended:
             waiting.popleft()
@@ -181,11 +193,14 @@ class Deadline:
         if not self._has_timer:
             self._has_timer = True
             asyncio.get_running_loop().call_at(watched.due, self._give_up)
+        return watched
 
     def _give_up(self) -> None:
         loop, waiting = asyncio.get_running_loop(), self._watched
         while waiting and (waiting[0].has_ended or waiting[0].due <= loop.time()):
-            waiting.popleft().give_up()
+            watched = waiting.popleft()
+            if not watched.has_ended:
+                watched.give_up()
         self._has_timer = bool(waiting)
         if waiting:
             loop.call_at(waiting[0].due, self._give_up)
@@ -195,20 +210,12 @@ async def outcome(
     waiting: Awaitable[object], seconds: float
 ) -> tuple[object, BaseException | None]:
     """Return the result of `waiting`, or the exception that it ended with; see `Watched`."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[object, BaseException | None]] = loop.create_future()
-
-    def end(result: object, failed: BaseException | None) -> None:
-        if not done.done():
-            done.set_result((result, failed))
-
-    watched = Watched(waiting, seconds, end)
-    timer = loop.call_at(watched.due, watched.give_up)
+    watched = Watched(waiting, seconds)
+    timer = asyncio.get_running_loop().call_at(watched.due, watched.give_up)
     try:
-        return await done
+        return await watched
     finally:
         timer.cancel()
-        watched.give_up()
 
 
 def _no_result_within(seconds: float) -> OurOwnError:

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from tornadoproxy.config.setting import Setting
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.upstreams import Upstream
-    from tornadoproxy.plugin.decisions import AllowedModels, Permits
+    from tornadoproxy.plugin.decisions import AllowedModels, Pass, Permits
     from tornadoproxy.plugin.hookspecs import DatabaseSetting, OpenDatabase
     from tornadoproxy.plugin.loading.entry_points import Point
     from tornadoproxy.plugin.loading.implementations import PluginCall
@@ -248,9 +248,7 @@ class Plugins:
         """
         return run(self._asker.ask(WHO, self._authenticators, (request,), is_valid_identity))
 
-    def admit(
-        self, request: IncomingRequest, identity: Identity, permits: Permits
-    ) -> Awaitable[object] | None:
+    def admit(self, request: IncomingRequest, identity: Identity, permits: Permits) -> Pass | None:
         """Ask whether a request's body may be read; add the plugins' permits to `permits`.
 
         :return: an awaitable of that once a plugin has to be awaited.
