@@ -20,6 +20,7 @@ AXE = ROOT / "tests" / "system" / "axe" / "node_modules" / "axe-core" / "axe.min
 
 WIDE = {"width": 1280, "height": 900}
 NARROW = {"width": 375, "height": 740}
+PHONE = {"width": 390, "height": 844}
 
 
 def chromium() -> str:
@@ -90,3 +91,42 @@ class Window:
                 await self.check_accessible()
         await self.page.emulate_media(color_scheme="light")
         await self.page.set_viewport_size(WIDE)
+
+    async def picture(self, name: str, *, dark: bool = False, phone: bool = False) -> None:
+        """Save what a window shows of the page for the documentation, if that is asked for."""
+        folder = os.environ.get("SCREENSHOTS")
+        if folder is None:
+            return
+        await self.page.emulate_media(color_scheme="dark" if dark else "light")
+        await self.page.set_viewport_size(PHONE if phone else WIDE)
+        await self.page.screenshot(path=Path(folder, f"{name}.png"))
+
+
+class Browser(Window):
+    """A window in which somebody is signed in."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        super().__init__(page)
+        self.url = f"{url}/console"
+
+    async def open(self, path: str) -> None:
+        response = await self.page.goto(self.url + path)
+        assert response.status == 200, await self.page.content()
+
+    async def sign_in(self, key: str) -> None:
+        await self.page.goto(f"{self.url}/sign-in")
+        await self.page.get_by_label("Key").fill(key)
+        await self.page.get_by_role("button", name="Sign in").click()
+        await self.page.get_by_role("button", name="Sign out").wait_for()
+
+
+@contextlib.asynccontextmanager
+async def window(url: str, key: str = "", **options: Any) -> AsyncIterator[Browser]:
+    """A window, signed in with `key`, in which nothing may go wrong."""
+    async with browsing() as browser:
+        context = await browser.new_context(**options)
+        found = Browser(await context.new_page(), url)
+        if key:
+            await found.sign_in(key)
+        yield found
+        assert found.faults == []

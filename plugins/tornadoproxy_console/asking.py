@@ -42,15 +42,25 @@ class Person:
     """A person with a credential of their own, who sees their own usage and limits.
 
     :param identity: who they are.
+    :param page_request: where it comes from is taken from this.
     """
 
     is_admin = False
     may_change = False
 
-    def __init__(self, identity: Identity, resources: admin.Resources) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        resources: admin.Resources,
+        proxy: RunningProxy,
+        page_request: PageRequest,
+    ) -> None:
         self.name = identity.principal
         self.groups = identity.groups
+        self._identity = identity
         self._resources = resources
+        self._proxy = proxy
+        self._page_request = page_request
 
     async def get(self, path: str, field: str, query: Query = NOTHING) -> admin.Document | None:
         """Return the document of a resource about this person; ``None`` if there is no such one.
@@ -74,6 +84,27 @@ class Person:
             raise Denied(
                 "The database is temporarily unavailable. Try again.", status=503, retry_after=5
             ) from None
+
+    async def ask(self, method: str, path: str, document: object = None) -> admin.Document | None:
+        """Return the document of a page for people; ``None`` if this proxy has no such page.
+
+        :raises ProxyError: the page's own.
+        """
+        incoming = replace(
+            self._page_request.incoming, method=method, path=path, headers=HTTPHeaders()
+        )
+        body = b"" if document is None else json.dumps(document).encode()
+        request = replace(
+            self._page_request, incoming=incoming, identity=self._identity, query={}, body=body
+        )
+        try:
+            response = await self._proxy.ask(request)
+        except ProxyError as error:
+            if error.status != 404:
+                raise
+            return None
+        found: admin.Document = json.loads(response.body)
+        return found
 
 
 class Administrator:

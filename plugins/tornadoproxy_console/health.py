@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import tornado
@@ -51,6 +52,8 @@ def _shown(setting: Setting[Any], value: object) -> str:
         return texts.SECRET
     if isinstance(value, bool):
         return texts.YES if value else texts.NO
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
     if isinstance(value, (tuple, frozenset)):
         return ", ".join(map(str, value))
     return str(value)

@@ -44,6 +44,8 @@ def usd(cents: str | float | None) -> str:
     if cents is None:
         return texts.NONE
     dollars = Decimal(cents) / 100
+    if 0 < dollars < Decimal("0.0001"):
+        return "<$0.0001"
     if 0 < dollars < Decimal("0.01"):
         return f"${dollars.quantize(Decimal('0.0001'), ROUND_HALF_UP)}"
     return f"${dollars.quantize(Decimal('0.01'), ROUND_HALF_UP):,}"

@@ -128,7 +128,7 @@ class Site:
         if not session.is_admin_key:
             identity = await self._identity(visit, credential)
             if identity.admin_access is None:
-                return Person(identity, self._resources)
+                return Person(identity, self._resources, self.proxy, visit.request)
         administrator = Administrator(self.proxy, visit.request, credential)
         await administrator.enter()
         return administrator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 from tornadoproxy import InvalidRequest, PageResponse, ProxyError, admin, tables
@@ -35,6 +34,7 @@ async def show(visit: Visit, fault: ProxyError | None = None) -> PageResponse:
         "analytics/cost", range_.query() | {"group_by[]": DIMENSIONS[by], "limit": "1000"}
     )
     caps = await get("spend_limits", {"limit": "100"} | _if_given(page=visit.query("caps_page")))
+    increases = await get("spend_limit_increase_requests", {"status[]": "pending", "limit": "100"})
     people = await get(
         "spend_limits/effective", {"period[]": period, "sort": "spend_desc", "limit": TOP}
     )
@@ -53,6 +53,10 @@ async def show(visit: Visit, fault: ProxyError | None = None) -> PageResponse:
         caps=caps and [(cap, admin.entity_tag(cap)) for cap in caps["data"]],
         caps_page=caps and caps["next_page"],
         absent=admin.entity_tag({}),
+        increases=[
+            (each, admin.entity_tag({**each, "spend_summary": None}))
+            for each in (increases["data"] if increases else ())
+        ],
         people=people
         and [
             (row["actor"]["user_id"], limit)
@@ -95,6 +99,22 @@ async def change(visit: Visit) -> PageResponse:
     return visit.redirect("/spend?done=saved#caps")
 
 
+async def resolve(visit: Visit) -> PageResponse:
+    """Approve or deny a person's request for a higher limit."""
+    path = f"spend_limit_increase_requests/{visit.field('id')}"
+    match = {"If-Match": visit.field("if_match")}
+    try:
+        if visit.field("action") == "deny":
+            await visit.administrator.ask("POST", f"{path}/deny", document={}, headers=match)
+            return visit.redirect("/spend?done=denied#increases")
+        amount = spending.cents_of(visit.field("amount"))
+        document = {"amount": amount}
+        await visit.administrator.ask("POST", f"{path}/approve", document=document, headers=match)
+    except ProxyError as error:
+        return await show(visit, error)
+    return visit.redirect("/spend?done=approved#increases")
+
+
 def _wanted(visit: Visit) -> admin.Document:
     """Return the cap that a form asks for, as the Admin API takes it."""
     kind, name = visit.field("type"), visit.field("name").strip()
@@ -110,25 +130,8 @@ def _wanted(visit: Visit) -> admin.Document:
     return {
         "scope": scope,
         "period": visit.field("period"),
-        "amount": cents_of(visit.field("amount")),
+        "amount": spending.cents_of(visit.field("amount")),
     }
-
-
-def cents_of(text: str) -> str | None:
-    """Return an amount in dollars as whole cents; ``None`` if it is blank.
-
-    :raises InvalidRequest: it is none.
-    """
-    plain = text.strip().removeprefix("$").replace(",", "")
-    if not plain:
-        return None
-    try:
-        cents = Decimal(plain) * 100
-        if cents.is_finite() and cents >= 0 and cents == cents.to_integral_value():
-            return str(int(cents))
-    except InvalidOperation:
-        pass
-    raise InvalidRequest(texts.WRONG_AMOUNT)
 
 
 def _range(visit: Visit) -> Range:

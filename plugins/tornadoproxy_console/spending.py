@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
-from tornadoproxy import admin
+from tornadoproxy import InvalidRequest, admin
 from tornadoproxy_console import texts
 
 DAY = 86_400  # seconds
@@ -97,3 +97,20 @@ def by_day(rows: Sequence[admin.Document], range_: Range) -> list[Cost]:
         cents[day] += Decimal(row["cost"]["amount"])
         requests[day] += row["cost"]["requests"] or 0
     return [Cost(day, cents[day], requests[day]) for day in range_.days()]
+
+
+def cents_of(text: str) -> str | None:
+    """Return an amount in dollars as whole cents; ``None`` if it is blank.
+
+    :raises InvalidRequest: it is none.
+    """
+    plain = text.strip().removeprefix("$").replace(",", "")
+    if not plain:
+        return None
+    try:
+        cents = Decimal(plain) * 100
+        if cents.is_finite() and cents >= 0 and cents == cents.to_integral_value():
+            return str(int(cents))
+    except InvalidOperation:
+        pass
+    raise InvalidRequest(texts.WRONG_AMOUNT)

@@ -30,7 +30,6 @@ LIMIT, SPENT, LEFT, NO_LIMIT = "Limit", "Spent", "Left", "no limit"
 LEFT_OF = "{0} left of {1}"
 TIME, STATUS, DURATION, TOKENS = "Time (UTC)", "Status", "Duration", "Tokens in / out"
 RANGE = "{0} to {1}"
-NO_MODEL = "no model"
 NO_REQUESTS = "There are no requests."
 NO_COSTS = "There are no costs in this period."
 AS_TABLE = "As a table"
@@ -45,6 +44,11 @@ GROUPS = "Groups"
 SET_UP = "Set up a client"
 SET_UP_HINT = "Replace YOUR_KEY with your key, which this page does not show."
 COPY, COPIED = "Copy", "Copied"
+ASK_FOR_MORE = "Ask for a higher limit"
+ASK = "Send"
+WANTED, REASON = "Wanted limit in dollars", "Reason"
+OPTIONAL = "optional"
+INCREASE_STATES = {"pending": "not answered yet", "approved": "approved", "denied": "denied"}
 NO_LEDGER = "This proxy has no ledger: LEDGER_DB is not set."
 NO_BUDGETS = "This proxy has no budgets: BUDGETS_DB is not set."
 
@@ -67,7 +71,13 @@ DRAINING = "This proxy is stopping: it accepts no new requests."
 PLUGIN_FAILURES = "Failed"
 
 # what was done
-DONE = {"saved": "Saved.", "removed": "Removed."}
+DONE = {
+    "saved": "Saved.",
+    "removed": "Removed.",
+    "asked": "Your request was sent to the administrators.",
+    "approved": "Approved.",
+    "denied": "Denied.",
+}
 
 # Now
 NOW = "Now"
@@ -84,7 +94,6 @@ TOO_MANY_READERS = "Too many live pages are open. Close one, or try again."
 
 # Spend
 SPEND = "Spend"
-BY_PERSON, BY_GROUP, BY_MODEL = "person", "group", "model"
 BY = "By"
 PERSON, GROUP, NAME = "Person", "Group", "Name"
 SPEND_BY = {"person": "Spend by person", "group": "Spend by group", "model": "Spend by model"}
@@ -98,11 +107,14 @@ WRONG_AMOUNT = "Limit: an amount in dollars with at most two decimals, or nothin
 NAME_OF_EVERYONE = "Name: leave it empty for everybody."
 CAPS = "Limits"
 CAPS_HINT = "A person's own limit takes precedence over a group's, and a group's over everybody's."
-SCOPE, SHARED, AMOUNT = "For", "Shared", "Limit in dollars"
+SCOPE, AMOUNT = "For", "Limit in dollars"
 SHARED_HINT = "one limit for the whole group together"
 CAP_NAME_HINT = "of the person or group"
 SCOPES = {"organization": "Everybody", "rbac_group": "Group", "user": "Person"}
 EVERY = {"daily": "a day", "weekly": "a week", "monthly": "a month"}
+INCREASES = "Requests for a higher limit"
+ASKED_FOR, NEW_LIMIT = "Asks for", "New limit in dollars"
+APPROVE, DENY = "Approve", "Deny"
 NO_CAPS = "There are no limits."
 SAVE, REMOVE, SET_CAP = "Save", "Remove", "Set a limit"
 TOP_PEOPLE = "Highest spend"
@@ -113,6 +125,7 @@ TOGETHER = "shared"
 PEOPLE = "People"
 CREATE = "Create a key"
 NEW_KEY = "The new key"
+OPEN_PERSON = "Open the page of {0}"
 SHOWN_ONCE = "Copy it now: it is not stored, and cannot be shown again."
 STATUSES = {
     "active": "active",
@@ -142,16 +155,15 @@ REVOKE_IT = "Revoke this key"
 REVOKE_HINT = "Requests with this key are refused at once. A revoked key cannot be enabled again."
 GRACE = "The old key stays valid for"
 GRACES = {0: "no time", 3600: "an hour", 86_400: "a day", 604_800: "a week"}
-CHANGE = "Change"
 ALL_THEIR_REQUESTS = "All their requests"
 
 # Requests
 REQUEST = "Request"
-REQUEST_ID, SESSION = "Request id", "Session"
+REQUEST_ID = "Request id"
 ALL_REQUESTS = "include requests without a person"
 STATUS_HINT = "200, success, error"
 ATTEMPTS, UPSTREAM = "Attempts", "Upstream"
-ATTEMPT_FAILED = "Failed"
+NO_ATTEMPTS = "This request was sent to no upstream."
 ATTEMPT_SENT = "Responded"
 DETAILS = "Details"
 RECORDING = "Recording"

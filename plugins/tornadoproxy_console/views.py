@@ -31,11 +31,12 @@ class View(NamedTuple):
 
 
 VIEWS = (
-    View("/me", False, texts.ME, me.show),
+    View("/me", False, texts.ME, me.show, me.ask_for_more),
     View("/now", True, texts.NOW, now.show),
     View("/now/events", True, "", now.events),
     View("/spend", True, texts.SPEND, spend.show, spend.change),
     View("/spend[.]csv", True, "", spend.csv),
+    View("/spend/increases", True, "", spend.show, spend.resolve),
     View("/people", True, texts.PEOPLE, people.show, people.create),
     View("/people/person", True, "", people.person, people.change),
     View("/requests", True, texts.REQUESTS, requests.show),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,6 +17,7 @@ from scene import Scene
 from tornadoproxy import DatabaseLocation
 from tornadoproxy.testing import Proxy, RawResponse, json_response, message_document
 
+CANARY = "<img src=x onerror=alert(1)>"
 FORM = ("Content-Type", "application/x-www-form-urlencoded")
 
 
@@ -115,3 +117,11 @@ class Visitor:
             self.cookie = "" if value.endswith("=") else value
         self.page = response.body.decode()
         return response
+
+
+def hidden(page: str, near: str) -> dict[str, str]:
+    """The fields of the form that has this text."""
+    form = next(each for each in re.findall(r"<form.*?</form>", page, re.DOTALL) if near in each)
+    inputs = [each for each in re.findall(r"<input [^>]*>", form) if "checkbox" not in each]
+    found = [re.findall(r'\b(name|value)="([^"]*)"', each) for each in inputs]
+    return {fields["name"]: unescape(fields.get("value", "")) for fields in map(dict, found)}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from budget_team import ADMIN, READER
-from console_site import ConsoleSite
+from console_site import CANARY, FORM, ConsoleSite
 from scene import Scene
-from tornadoproxy_console import sessions
+from tls import OwnTLS
+from tornadoproxy_console import sessions, texts
 from tornadoproxy_console import site as console
 from tornadoproxy_console.site import own_path
 
 from tornadoproxy import DatabaseLocation, Page, PageRequest, PageResponse, Secret, hookimpl
-from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY
-
-CANARY = "<img src=x onerror=alert(1)>"
+from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY, request_bytes
 
 
 @pytest.fixture
@@ -161,6 +162,17 @@ async def test_request_without_a_cookie_removes_none(site: ConsoleSite) -> None:
     await site.start()
     response = await site.visitor().get("/health", follow=False)
     assert (response.status, response.header("set-cookie")) == (303, None)
+
+
+async def test_session_cookie_is_secure_under_tls(site: ConsoleSite, own_tls: OwnTLS) -> None:
+    await site.start(**own_tls.settings)
+    client = await site.raw(ssl=own_tls.trusting)
+    body = urlencode({"key": ADMIN}).encode()
+    await client.send(request_bytes("POST", "/console/sign-in", [FORM], body=body))
+    response = await client.response()
+    assert response.status == 303
+    assert (response.header("set-cookie") or "").endswith("; HttpOnly; SameSite=Strict; Secure")
+    await client.close()
 
 
 async def test_session_ends_when_its_key_is_revoked(site: ConsoleSite) -> None:
@@ -336,3 +348,12 @@ async def test_names_are_text(name: str, site: ConsoleSite) -> None:
     await visitor.sign_in(await site.key(name))
     assert (await visitor.get("/me")).status == 200
     assert name not in visitor.page
+
+
+def test_each_text_is_used() -> None:
+    folder = Path(texts.__file__).parent
+    files = [*folder.glob("*.py"), *folder.glob("templates/*")]
+    written = "".join(file.read_text() for file in files)
+    names = [name for name in vars(texts) if name.isupper()]
+    assert len(names) > 100
+    assert [name for name in names if len(re.findall(rf"\b{name}\b", written)) < 2] == []

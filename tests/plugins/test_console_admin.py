@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 from budget_team import ADMIN, READER
-from console_site import ConsoleSite, Visitor
+from console_site import CANARY, ConsoleSite, Visitor, hidden
 from people import MESSAGES, message
 from scene import Scene
 
 from tornadoproxy import DatabaseLocation
 from tornadoproxy.testing import error_response
 
-CANARY = "<img src=x onerror=alert(1)>"
 KEY = re.compile(r"tp-[0-9a-f]{12}-[A-Za-z0-9_-]{43}")
 
 
@@ -28,14 +27,6 @@ async def signed_in(site: ConsoleSite, key: str = ADMIN) -> Visitor:
     visitor = site.visitor()
     await visitor.sign_in(key)
     return visitor
-
-
-def hidden(page: str, near: str) -> dict[str, str]:
-    """The fields of the form that has this text."""
-    form = next(each for each in re.findall(r"<form.*?</form>", page, re.DOTALL) if near in each)
-    inputs = [each for each in re.findall(r"<input [^>]*>", form) if "checkbox" not in each]
-    found = [re.findall(r'\b(name|value)="([^"]*)"', each) for each in inputs]
-    return {fields["name"]: unescape(fields.get("value", "")) for fields in map(dict, found)}
 
 
 # -- Spend

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from budget_team import ADMIN
-from console_site import ConsoleSite, Visitor
+from console_site import CANARY, ConsoleSite, Visitor
 from people import MESSAGES, Held, message
 from scene import Scene
 from tornadoproxy_console import Console, feeds, live, now
@@ -29,7 +29,6 @@ from tornadoproxy.testing import (
     request_record,
 )
 
-CANARY = "<img src=x onerror=alert(1)>"
 STATUS = Status(
     in_flight=3,
     waiting=1,

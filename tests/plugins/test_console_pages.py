@@ -2,79 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browsers import Window, browsing
+from browsers import browsing, window
 from budget_team import ADMIN
-from console_site import ConsoleSite
+from console_site import CANARY, ConsoleSite
 from people import MESSAGES, Held, message
 from scene import Scene
+from tls import OwnTLS
 
 from tornadoproxy import DatabaseLocation
-from tornadoproxy.testing import error_response, json_response, message_document
+from tornadoproxy.testing import json_response, message_document
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 long = pytest.mark.gen_test(timeout=150)
-
-CANARY = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
 def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
     return ConsoleSite(scene, where)
-
-
-class Browser(Window):
-    """A window in which somebody is signed in."""
-
-    def __init__(self, page: Any, url: str) -> None:
-        super().__init__(page)
-        self.url = f"{url}/console"
-
-    async def open(self, path: str) -> None:
-        response = await self.page.goto(self.url + path)
-        assert response.status == 200, await self.page.content()
-
-    async def sign_in(self, key: str) -> None:
-        await self.page.goto(f"{self.url}/sign-in")
-        await self.page.get_by_label("Key").fill(key)
-        await self.page.get_by_role("button", name="Sign in").click()
-        await self.page.get_by_role("button", name="Sign out").wait_for()
-
-
-@contextlib.asynccontextmanager
-async def window(url: str, key: str = "", **options: Any) -> AsyncIterator[Browser]:
-    """A window, signed in with `key`, in which nothing may go wrong."""
-    async with browsing() as browser:
-        context = await browser.new_context(**options)
-        found = Browser(await context.new_page(), url)
-        if key:
-            await found.sign_in(key)
-        yield found
-        assert found.faults == []
-
-
-@long
-async def test_sign_in_health_and_me_look_right(site: ConsoleSite) -> None:
-    proxy = await site.start()
-    ada = await site.key("ada", groups=["engines"])
-    await site.call("POST", "/spend_limits", {"scope": {"type": "organization"}, "amount": "200"})
-    for cents in (5, 20, 40):
-        await site.spend(ada, cents)
-    async with window(proxy.url) as found:
-        await found.open("/sign-in")
-        await found.shoot("sign-in")
-        await found.sign_in(ada)
-        await found.shoot("me")
-        await found.page.get_by_role("button", name="Copy").first.wait_for()
-        await found.page.get_by_role("button", name="Sign out").click()
-        await found.sign_in(ADMIN)
-        await found.open("/health")
-        await found.shoot("health")
 
 
 @long
@@ -92,48 +40,6 @@ async def test_sign_in_and_out(scripts: bool, site: ConsoleSite) -> None:
         await page.get_by_role("heading", name="Sign in").wait_for()
 
 
-async def filled(site: ConsoleSite) -> None:
-    """Two people with keys, caps, spend and a failed request."""
-    ada = await site.key("ada", groups=["engines"], models=["claude-*"], requests_per_minute=100)
-    bob = await site.key("bob@example.org", groups=["engines", "operations"])
-    everyone = {"type": "organization"}
-    await site.call("POST", "/spend_limits", {"scope": everyone, "amount": "500"})
-    together = {"type": "rbac_group", "rbac_group_id": "engines", "shared": True}
-    await site.call("POST", "/spend_limits", {"scope": together, "amount": "100000"})
-    await site.call(
-        "POST",
-        "/spend_limits",
-        {"scope": {"type": "user", "user_id": "ada"}, "amount": None, "period": "daily"},
-    )
-    for key, cents in ((ada, 25), (bob, 5), (bob, 75), (ada, 12)):
-        await site.spend(key, cents)
-    site.upstream.script(error_response(529, "overloaded_error", "Busy"))
-    await site.request(MESSAGES, message(), token=bob)
-
-
-@long
-async def test_spend_people_and_requests_look_right(site: ConsoleSite) -> None:
-    proxy = await site.start()
-    await filled(site)
-    async with window(proxy.url, ADMIN) as found:
-        for path, name in (
-            ("/spend", "spend"),
-            ("/people", "people"),
-            ("/people/person?name=ada", "person"),
-            ("/requests", "requests"),
-        ):
-            await found.open(path)
-            await found.shoot(name)
-        await found.page.locator("tbody a").first.click()
-        await found.page.get_by_role("heading", name="Attempts").wait_for()
-        await found.shoot("request")
-        await found.open("/people")
-        await found.page.get_by_label("Name").last.fill("eve")
-        await found.page.get_by_role("button", name="Create a key").click()
-        await found.page.get_by_text("cannot be shown again").wait_for()
-        await found.shoot("key")
-
-
 @long
 @pytest.mark.parametrize("scripts", [True, False])
 async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
@@ -149,7 +55,7 @@ async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
         await page.get_by_label("Tokens a minute").fill("1000")
         await button("Create a key").click()
         await page.locator("code.secret").wait_for()
-        await page.get_by_role("link", name="ada").click()
+        await page.get_by_role("link", name="Open the page of ada").click()
         await page.get_by_label("Requests at once").fill("7")
         await button("Save").click()
         await page.get_by_text("Saved.").wait_for()
@@ -157,7 +63,7 @@ async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
         await page.get_by_label("The old key stays valid for").select_option("a day")
         await button("Rotate").click()
         await page.locator("code.secret").wait_for()
-        await page.get_by_role("link", name="ada").click()
+        await page.get_by_role("link", name="Open the page of ada").click()
         await page.get_by_text("Revoke this key").click()
         await button("Revoke").click()
         await page.get_by_text("revoked", exact=True).wait_for()
@@ -175,6 +81,38 @@ async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
         await button("Remove").click()
         await page.get_by_text("Removed.").wait_for()
         assert await cap.count() == 0
+
+
+@long
+async def test_session_and_live_page_under_tls(site: ConsoleSite, own_tls: OwnTLS) -> None:
+    proxy = await site.start(**own_tls.settings)
+    async with window(proxy.url, ADMIN, ignore_https_errors=True) as found:
+        await found.open("/now")
+        await found.page.get_by_text("live", exact=True).wait_for()
+        (cookie,) = await found.page.context.cookies()
+        assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
+
+
+@long
+async def test_person_asks_for_a_higher_limit(site: ConsoleSite) -> None:
+    proxy = await site.start()
+    key = await site.key("ada")
+    async with window(proxy.url, key, java_script_enabled=False) as found:
+        page = found.page
+        await page.get_by_text("Ask for a higher limit").click()
+        await page.get_by_label("Wanted limit in dollars").fill("40")
+        await page.get_by_label("Reason").fill("Release week")
+        await page.get_by_role("button", name="Send").click()
+        await page.get_by_text("not answered yet").wait_for()
+    async with window(proxy.url, ADMIN) as found:
+        page = found.page
+        await found.open("/spend")
+        await page.get_by_text("Release week").wait_for()
+        await page.get_by_label("New limit in dollars: ada a month").fill("30")
+        await page.get_by_role("button", name="Approve").click()
+        await page.get_by_text("Approved.").wait_for()
+        limit = page.get_by_label("Limit in dollars: Person ada a month")
+        assert await limit.input_value() == "30.00"
 
 
 @long

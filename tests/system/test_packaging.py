@@ -121,6 +121,10 @@ def test_wheel_names_plugins_version_license_and_python(wheel: zipfile.ZipFile) 
     assert "\nLicense-Expression: MIT\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert of_wheel(wheel, "licenses/LICENSE")
+    description = metadata.partition("\n\n")[2]
+    assert description.startswith("# tornadoproxy\n")
+    assert "![" in (ROOT / "README.md").read_text()
+    assert "![" not in description, "no package holds the pictures"
 
 
 def test_sdist_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
@@ -132,6 +136,7 @@ def test_sdist_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> 
     rebuilt = zipfile.ZipFile(build("wheel", source, tmp_path / "wheel"))
     assert set(rebuilt.namelist()) == set(wheel.namelist())
     assert (source / "tests" / "system" / "test_packaging.py").exists()
+    assert not list(source.rglob("*.png"))
 
 
 def test_imported_package_is_the_installed_one() -> None:

@@ -24,6 +24,9 @@ class TomlFile(Struct, frozen=True):
     text: str
     document: dict[str, Any]  # Any: TOML
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"TomlFile({self.path})"
 
