@@ -216,7 +216,7 @@ class BrowserPages:
         device = bytes.fromhex(kept["device"])
         party = self._sessions.party
         try:
-            party.check_issuer(query.get("iss"))
+            await party.check_issuer(query.get("iss"))
             if "error" in query or "code" not in query:
                 await self._sessions.deny(device)
                 return "Not signed in", "Your identity provider did not sign you in.", 403

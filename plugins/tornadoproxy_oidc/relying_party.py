@@ -104,13 +104,15 @@ class RelyingParty:
             )
         return Begun(url, state, nonce, verifier)
 
-    def check_issuer(self, issuer: str | None) -> None:
+    async def check_issuer(self, issuer: str | None) -> None:
         """Refuse a code of another provider, which would be a mix-up (RFC 9207).
 
         :param issuer: the parameter ``iss`` with which the browser comes back.
         :raises ProviderRefused: it is another issuer, or absent although the provider sends it.
+        :raises ProviderUnavailable: whether the provider sends it is unknown.
         """
-        sent = self._provider.metadata.get("authorization_response_iss_parameter_supported")
+        metadata = await self._provider.loaded()
+        sent = metadata.get("authorization_response_iss_parameter_supported")
         if (issuer is None and sent is True) or issuer not in (None, self._provider.issuer):
             raise ProviderRefused("the response is of another issuer")
 

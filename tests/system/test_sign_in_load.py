@@ -35,8 +35,8 @@ pytestmark = [pytest.mark.alone, pytest.mark.gen_test(timeout=1500), pytest.mark
 PEOPLE = 10_000
 AT_ONCE = 8  # people
 SEVERAL = 200  # of the people have ten Claude Codes each
-MAX_GROWTH = 40e6  # bytes of memory
-MAX_STORED = 4_000  # bytes of the database for each person
+MAX_GROWTH = 25e6  # bytes of memory
+MAX_STORED = 2_500  # bytes of the database for each person
 
 
 class Provider:
