@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests: one for each test process, with a new database for each test."""
+"""A PostgreSQL server for tests: one for each process, with an empty database for each test."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ from tornado.testing import bind_unused_port
 from bench import postgresql
 from tornadoproxy import DatabaseLocation, SecretURL
 
+EMPTY = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid();
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public;
+GRANT USAGE ON SCHEMA public TO PUBLIC;
+"""
+
 USER, PASSWORD = "tornadoproxy", "p%40ss%2Fword-of-the-database"
 
 
@@ -32,6 +40,7 @@ class PostgreSQLServer(postgresql.Server):
         listener.close()
         super().__init__(directory, port, USER, password=unquote(PASSWORD))
         self._numbers = itertools.count()
+        self._unused: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str) -> None:
@@ -74,11 +83,22 @@ class PostgreSQLServer(postgresql.Server):
     def url(self, database: str, port: int | None = None) -> SecretURL:
         return SecretURL(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port or self.port}/{database}")
 
-    def new_database(self) -> SecretURL:
-        name = f"test_{next(self._numbers)}"
-        with contextlib.closing(self.connect("postgres")) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return self.url(name)
+    @contextlib.contextmanager
+    def empty_database(self) -> Iterator[SecretURL]:
+        """Yield the URL of an empty database, which a later test gets again.
+
+        To empty one takes a tenth of what a new one takes.
+        """
+        if self._unused:
+            name = self._unused.pop()
+            with contextlib.closing(self.connect(name)) as connection:
+                connection.execute(EMPTY)
+        else:
+            name = f"test_{next(self._numbers)}"
+            with contextlib.closing(self.connect("postgres")) as connection:
+                connection.execute(f"CREATE DATABASE {name}")
+        yield self.url(name)
+        self._unused.append(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -102,14 +122,15 @@ def postgres_server() -> Iterator[PostgreSQLServer]:
 
 
 @pytest.fixture
-def postgres(postgres_server: PostgreSQLServer) -> SecretURL:
-    """The URL of a new database."""
-    return postgres_server.new_database()
+def postgres(postgres_server: PostgreSQLServer) -> Iterator[SecretURL]:
+    """The URL of an empty database."""
+    with postgres_server.empty_database() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseLocation:
-    """An SQLite file that does not exist yet, or a new PostgreSQL database."""
+    """An SQLite file that does not exist yet, or an empty PostgreSQL database."""
     if request.param == "sqlite":
         return tmp_path / "plugin.db"
     url: SecretURL = request.getfixturevalue("postgres")
