@@ -33,8 +33,9 @@ class Range(NamedTuple):
         }
 
     def text(self) -> str:
-        """Return the first and the last day: ``2026-11-01 to 2026-11-30``."""
-        return texts.RANGE.format(*self.days()[:: max(len(self.days()) - 1, 1)])
+        """Return the first and the last day: ``2026-11-01 to 2026-11-30``; a single one alone."""
+        first, last = self.days()[0], self.days()[-1]
+        return first if first == last else texts.RANGE.format(first, last)
 
     def days(self) -> list[str]:
         """Return the days, as ``2026-11-30``."""

@@ -47,6 +47,8 @@ async def test_spend_is_shown_by_person_group_and_model(site: ConsoleSite) -> No
         assert [text for text in shown if text not in visitor.page] == []
     day = re.search(r'name="to" type="date" value="([0-9-]+)"', visitor.page)
     assert day
+    assert (await visitor.get(f"/spend?from={day[1]}&to={day[1]}")).status == 200
+    assert f"<title>Cost, {day[1]}</title>" in visitor.page
     response = await visitor.get(f"/spend.csv?from={day[1]}&to={day[1]}&by=person")
     assert response.header("content-type") == "text/csv; charset=utf-8"
     assert visitor.page.split() == [

@@ -60,6 +60,10 @@ async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
         await button("Save").click()
         await page.get_by_text("Saved.").wait_for()
         assert await page.get_by_label("Requests at once").input_value() == "7"
+        await button("Disable").click()
+        await page.get_by_text("disabled", exact=True).wait_for()
+        await button("Enable").click()
+        await page.get_by_text("active", exact=True).wait_for()
         await page.get_by_label("The old key stays valid for").select_option("a day")
         await button("Rotate").click()
         await page.locator("code.secret").wait_for()
@@ -81,6 +85,79 @@ async def test_each_form_works(scripts: bool, site: ConsoleSite) -> None:
         await button("Remove").click()
         await page.get_by_text("Removed.").wait_for()
         assert await cap.count() == 0
+
+
+@long
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_each_search_works(scripts: bool, site: ConsoleSite) -> None:
+    proxy = await site.start()
+    ada, bob = await site.key("ada", groups=["engines"]), await site.key("bob")
+    for key in (ada, bob):
+        await site.spend(key)
+    async with window(proxy.url, ADMIN, java_script_enabled=scripts) as found:
+        page = found.page
+
+        async def show(button: str = "Show") -> None:
+            await page.get_by_role("button", name=button, exact=True).first.click()
+
+        async def people(shown: str, heading: str) -> None:
+            await page.get_by_role("region", name=heading).get_by_text(shown).first.wait_for()
+
+        await found.open("/now")
+        await page.get_by_label("Person").fill("bob")
+        await show()
+        await page.locator("#rows").get_by_text("bob").wait_for()
+        assert await page.locator("#rows").get_by_text("ada").count() == 0
+
+        await found.open("/requests")
+        await page.get_by_label("Person", exact=True).fill("ada")
+        await page.get_by_label("Status").fill("success")
+        await page.get_by_label("include requests without a person").check()
+        await show("Search")
+        await people("ada", "Requests")
+        assert await page.locator("#rows").get_by_text("bob").count() == 0
+
+        await found.open("/people")
+        await page.locator("#search").fill("ada")
+        await page.get_by_label("State").select_option("active")
+        await show("Search")
+        await people("ada", "Keys")
+        assert await page.get_by_role("link", name="bob").count() == 0
+
+        await found.open("/spend")
+        await page.get_by_label("By").select_option("Group")
+        await show()
+        await people("engines", "Group")
+        today = await page.get_by_label("To", exact=True).input_value()
+        await page.get_by_label("From").fill(today)
+        await show()
+        await page.get_by_text("As a table").click()
+        await people("$0.52", "Day")
+        await page.locator("#top-period").select_option("Today")
+        await show()
+        await people("bob", "Highest spend")
+        async with page.expect_download() as download:
+            await page.get_by_role("link", name="Download CSV").click()
+        assert (await download.value).suggested_filename.endswith(".csv")
+
+
+@long
+async def test_second_of_two_administrators_sees_the_limit_of_the_first(site: ConsoleSite) -> None:
+    proxy = await site.start()
+    await site.call("POST", "/spend_limits", {"scope": {"type": "organization"}, "amount": "100"})
+    label = "Limit in dollars: Everybody a month"
+    async with window(proxy.url, ADMIN) as first, window(proxy.url, ADMIN) as second:
+        for each in (first, second):
+            await each.open("/spend")
+        for each, amount in ((first, "2"), (second, "3")):
+            await each.page.get_by_label(label).fill(amount)
+            await each.page.get_by_role("button", name="Save").click()
+            await each.page.get_by_role("heading", name="Spend", exact=True).wait_for()
+        await first.page.get_by_text("Saved.").wait_for()
+        await second.page.get_by_text("has changed meanwhile").wait_for()
+        assert await second.page.get_by_label(label).input_value() == "2.00"
+        assert [each for each in second.faults if "412" not in each] == []
+        second.faults.clear()  # the browser notes the 412
 
 
 @long
@@ -166,13 +243,26 @@ async def test_no_text_becomes_a_script(text: str, site: ConsoleSite) -> None:
     proxy = await site.start()
     key = await site.key(text, groups=[text])
     await site.call(
-        "POST", "/spend_limits", {"scope": {"type": "user", "user_id": text}, "amount": "9"}
+        "POST", "/spend_limits", {"scope": {"type": "user", "user_id": text}, "amount": "9000"}
     )
     await site.spend(key, model=text)
     async with window(proxy.url, ADMIN) as found:
         for path in ("/people", "/spend", "/requests"):
             await found.open(path)
             await found.page.get_by_text(text).first.wait_for()
+        await found.open("/now")
+        await found.page.get_by_text("live", exact=True).wait_for()
+        held = Held(json_response(message_document("Hi", model=text)))
+        site.upstream.script(held)
+        begun = await site.begin(key)
+        for rows in ("#in-flight", "#rows"):
+            await found.page.locator(rows).get_by_text(text).first.wait_for()
+        shown = await found.page.locator("#rows tr").count()
+        held.released.set()
+        await begun.response()
+        while await found.page.locator("#rows tr").count() == shown:
+            await found.page.wait_for_timeout(20)
+        await found.open("/requests")
         await found.page.locator("tbody a").first.click()
         await found.page.get_by_role("link", name=text).click()
         await found.page.get_by_role("heading", name=text).wait_for()
