@@ -94,6 +94,7 @@ def test_price_of_several_models_is_their_sum_or_unknown(
         ("POST /v1/files", True),
         ("POST /openai/v1/responses/input_tokens", True),
         ("POST /v1/messages/batches/msgbatch_-1/cancel", True),
+        ("POST /openai/v1/responses/resp_1/cancel", True),
         ("POST /v1/messages", False),
         ("PUT /v1/messages/batches", False),
         ("get /v1/messages", False),
@@ -102,6 +103,9 @@ def test_price_of_several_models_is_their_sum_or_unknown(
         ("POST /v1/messages/count_tokens/", False),
         ("POST /v1/of-the-future", False),
         ("POST /openai/v1/responses", False),
+        ("POST /openai/v1/responses/cancel", False),
+        ("POST /openai/v1/responses/x/y/cancel", False),
+        ("POST /v1/responses/resp_1/cancel", False),
     ],
 )
 def test_request_that_may_cost_is_told_from_one_that_cannot(line: str, *, free: bool) -> None:

@@ -247,6 +247,8 @@ async def test_models_of_a_key_hold_for_responses(keyed: Keyed) -> None:
     path = f"{RESPONSES}/{json.loads(created.body)['id']}"
     assert (await keyed.get(key, target=path)).status == 200
     assert (await keyed.ask(key, f"{RESPONSES}/input_tokens", response())).status == 200
+    refused = await keyed.ask(key, f"{path}/cancel", {})
+    assert (refused.status, error_of(refused)["type"]) == (400, "invalid_request_error")
     for target in (RESPONSES, f"{RESPONSES}/compact"):
         refused = await keyed.ask(key, target, response(model="claude-opus-5-5"))
         assert (refused.status, error_of(refused)["type"]) == (403, "permission_error")

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tornadoproxy.errors import AuthenticationFailed
-from tornadoproxy.protocol.request_target import INPUT_TOKENS
+from tornadoproxy.protocol.request_target import INPUT_TOKENS, of_responses
 from tornadoproxy.protocol.usage import NOTHING_USED, ModelUsage, Usage
 from tornadoproxy.secret import Secret
 
@@ -124,7 +124,11 @@ class IncomingRequest(Struct, frozen=True):
         """
         if self.method in _UNSPENDING_METHODS or self.path in _UNSPENDING_PATHS or self.is_page:
             return True
-        return self.path.endswith("/cancel") and bool(re.fullmatch(_CANCELED_BATCH, self.path))
+        if not self.path.endswith("/cancel"):
+            return False
+        # a response that is canceled is refused without the upstream
+        is_of_response = len(of_responses(self.path) or ()) == 2
+        return is_of_response or bool(re.fullmatch(_CANCELED_BATCH, self.path))
 
     def candidates(self) -> tuple[Secret, ...]:
         """Return the credentials that the request presents; one valid credential is enough.
