@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
@@ -76,8 +75,7 @@ class TranslatedRequest(Struct, frozen=True, kw_only=True):
         return f"{type(self).__name__}(stream={self.stream}, ignored={self.ignored})"
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What a request of either API asks for, beside its conversation and its tools.
 
     :param limits: the fields that can name the response's limit; the first that is there counts.

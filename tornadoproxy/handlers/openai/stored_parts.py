@@ -26,8 +26,19 @@ if TYPE_CHECKING:
 MAX_LINKS = 5_000
 """The most responses that continue one another."""
 
-# The fields of a response object that may be large, and that a client repeats in each turn.
-_REPEATED = ("instructions", "text", "tools")
+# The fields of a response object, besides its output, that differ from turn to turn. All others
+# repeat what a client sends with each turn, or are constant.
+_OWN = (
+    "id",
+    "created_at",
+    "completed_at",
+    "status",
+    "error",
+    "incomplete_details",
+    "usage",
+    "previous_response_id",
+    "metadata",
+)
 
 
 # of many: objects that the garbage collector need not look at
@@ -45,7 +56,7 @@ class Part(Struct, frozen=True, gc=False):
 class Parts(Struct, frozen=True, gc=False):
     """A response in its parts.
 
-    :param own: the fields of the response object, but for its output and those in `shared`.
+    :param own: the fields of the response object that no other response has.
     :param shared: the fields that other responses are likely to have as well.
     :param items: its input items, then its output items.
     :param inputs: how many of `items` are input items.
@@ -66,9 +77,9 @@ class Parts(Struct, frozen=True, gc=False):
 
 def parts_of(response: Json, own_input: Sequence[Json], previous: str | None) -> Parts:
     """Return the parts of a response; see `ResponseStore.put`."""
-    own = response.copy()
-    output: Sequence[Json] = own.pop("output")
-    shared = {name: own.pop(name) for name in _REPEATED if name in own}
+    shared = response.copy()
+    output: Sequence[Json] = shared.pop("output")
+    own = {name: shared.pop(name) for name in _OWN if name in shared}
     ids: list[str | None] = []
     bodies = []
     for item in (*own_input, *output):

@@ -37,6 +37,9 @@ _CONSTANT: dict[str, object] = {
     "truncation": "disabled",
 }
 
+_DEFAULTS: Json = {**_CONSTANT, **_REPEATED}
+_NAMES = frozenset({*_REPEATED, "user"})
+
 # What a client may leave out of a function, and read in the response all the same.
 _FUNCTION: dict[str, object] = {"description": None, "parameters": None, "strict": False}
 
@@ -48,22 +51,17 @@ def echo(document: Json, reasoning: Json, text: Json, *, kept: bool) -> Json:
     :param text: the ``format`` that counts, if any.
     :param kept: whether the response is stored.
     """
-    repeated = {
-        name: default if document.get(name) is None else document[name]
-        for name, default in _REPEATED.items()
-    }
+    fields = _DEFAULTS.copy()
+    for name in _NAMES.intersection(document):
+        if document[name] is not None:
+            fields[name] = document[name]
     given = document.get("text") or {}
     verbosity = {"verbosity": given["verbosity"]} if given.get("verbosity") is not None else {}
-    user = {"user": document["user"]} if document.get("user") is not None else {}
-    return {
-        **_CONSTANT,
-        **repeated,
-        **user,
-        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-        "store": kept,
-        "text": {"format": text.get("format") or {"type": "text"}, **verbosity},
-        "tools": [_tool(tool) for tool in document.get("tools") or ()],
-    }
+    fields["reasoning"] = reasoning
+    fields["store"] = kept
+    fields["text"] = {"format": text.get("format") or {"type": "text"}, **verbosity}
+    fields["tools"] = [_tool(tool) for tool in document.get("tools") or ()]
+    return fields
 
 
 def _tool(tool: Json) -> Json:

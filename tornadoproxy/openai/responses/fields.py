@@ -80,6 +80,8 @@ _REFUSED = {
     "top_logprobs": "more than 0 is refused: there are no log probabilities",
 }
 
+REFUSED = frozenset(_REFUSED)
+
 _PASSED = {name: note for name, note in PASSED.items() if name != "context_management"}
 
 FIELDS: Table = table(

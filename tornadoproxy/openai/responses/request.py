@@ -102,9 +102,9 @@ def needs(document: Json, options: Options) -> Needs:
     if previous is not None:
         text(previous, "previous_response_id")
     has_limit = document.get("max_output_tokens") is not None
-    capabilities = (not has_limit and options.default_max_tokens is None) or any(
-        document[name] is not None for name in _BY_CAPABILITIES.intersection(document)
-    )
+    capabilities = not has_limit and options.default_max_tokens is None
+    for name in _BY_CAPABILITIES.intersection(document):
+        capabilities = capabilities or document[name] is not None
     items = []
     for item, kind, param in own_items(document):
         if kind == "item_reference":
@@ -165,7 +165,8 @@ def translate_request(
     if document.get("max_tool_calls") is not None:
         integer(document["max_tool_calls"], "max_tool_calls", 1)
     ignored = fields.ignored(document)
-    fields.refuse_impossible(document)
+    if not fields.REFUSED.isdisjoint(document):
+        fields.refuse_impossible(document)
     if document.get("input") is None and document.get("previous_response_id") is None:
         raise InvalidRequest("'input' is required.", param="input")
     own = resolved(own_items(document), items or {}, has_store=has_store)
@@ -185,10 +186,10 @@ def translate_request(
         listed, able, origins, ignored, instructions, prefill=options.prefill
     )
     talk.system += sentences
-    if not offer.tools:
-        offer = offer_of_called(talk.called)
-    elif settings.compacts:
+    if offer.tools and settings.compacts:
         offer = Offer(offer.tools, {"type": "none"})
+    elif talk.called and not offer.tools:
+        offer = offer_of_called(talk.called)
     reasoning, wanted_reasoning = _reasoning(document, settings)
     stream = document.get("stream")
     stream = stream is not None and boolean(stream, "stream")
@@ -240,6 +241,8 @@ def _settings(listed: Sequence[Listed]) -> _Settings:
 def _reasoning(document: Json, settings: _Settings) -> tuple[Reasoning | None, Json]:
     """Return the reasoning that is wanted, and the same as the response repeats it."""
     given = document.get("reasoning")
+    if given is None and not settings.updates:
+        return None, {"effort": None, "summary": None}
     given = {} if given is None else obj(given, "reasoning")
     effort, param = settings.updates.get("effort", (given.get("effort"), "reasoning.effort"))
     name = "generate_summary" if given.get("summary") is None else "summary"  # the older name
@@ -261,6 +264,8 @@ def _format(
 ) -> tuple[Json | None, Json, list[Json]]:
     """Return the upstream's format, the client's, and what the system prompt says instead."""
     given = document.get("text")
+    if given is None and not settings.updates:
+        return None, {}, []
     given = {} if given is None else obj(given, "text")
     if given.get("verbosity") is not None:
         one_of(given["verbosity"], "text.verbosity", _VERBOSITIES)

@@ -11,7 +11,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from tornadoproxy.openai.caching import cache_control
@@ -68,6 +68,7 @@ _ACTIONS = {
     "local_shell": ToolKind.LOCAL_SHELL,
     "apply_patch": ToolKind.APPLY_PATCH,
 }
+_FIELDS = frozenset({"parallel_tool_calls", "tool_choice", "tools"})
 _WEB_SEARCH = Origin(ToolKind.WEB_SEARCH, NAMES[ToolKind.WEB_SEARCH])
 
 # Fields of functions and custom tools that say nothing to Claude, with values that request nothing.
@@ -99,7 +100,7 @@ class ToolOffer(NamedTuple):
 
 def translate(
     document: Json,
-    additional: Iterable[tuple[object, str]],
+    additional: Collection[tuple[object, str]],
     able: Capabilities,
     grammar: Grammar,
     ignored: list[str],
@@ -114,6 +115,8 @@ def translate(
     :param web_search: whether the upstream searches the web; otherwise that tool is ignored.
     :raises InvalidRequest: a tool is invalid or refused; the choice is not one of them.
     """
+    if not additional and _FIELDS.isdisjoint(document):
+        return ToolOffer(Offer([]), {})
     listing = _Listing(document.get("max_tool_calls"), ignored, web_search=web_search)
     if document.get("tools") is not None:
         for index, tool in enumerate(array(document["tools"], "tools")):
