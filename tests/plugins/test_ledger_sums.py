@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from people import run_command
 from postgres import PostgreSQLServer
+from program import run
 from scene import Scene
 from tornadoproxy_ledger import LEDGER_DB, Ledger, relations, rows, summed, summing
 from tornadoproxy_ledger.reports import DIMENSIONS, Counts, Key, Report, Selection, read
@@ -457,6 +459,18 @@ def test_existing_ledger_gets_its_sums(where: DatabaseLocation) -> None:
     sum_all(where)
     assert costs(where) == [7]
     assert len(is_summed(where)) == 25
+
+
+def test_copy_of_a_ledger_has_its_sums(where: DatabaseLocation, tmp_path: Path) -> None:
+    write(where, used(1), used(30, principal="bob"))
+    sum_all(where)
+    copied = tmp_path / "copied.db"
+    place = where.reveal() if isinstance(where, SecretURL) else str(where)
+    done = run(tmp_path, "db", "copy", "--to", str(copied), "ledger", LEDGER_DB=place)
+    assert "50 of usage_summed" in done.stdout, done.stderr
+    assert is_summed(copied) == is_summed(where)
+    for asked in ({"by": frozenset({"model"})}, {"by": frozenset({"principal"}), "width": DAY}):
+        assert report(copied, **asked) == report(where, **asked)
 
 
 def test_counts_are_in_the_order_of_the_columns() -> None:
