@@ -2,7 +2,8 @@
 
 A request has resources, each with attributes, at the same place for metrics, logs and traces: in
 protobuf ``repeated ResourceX = 1`` of ``Resource resource = 1`` of ``repeated KeyValue attributes =
-1``; in JSON ``resourceMetrics`` and so on. Everything else is kept as it is.
+1``; in JSON ``resourceMetrics`` and so on, or the names of protobuf, which parsers accept as well.
+Everything else is kept as it is.
 
 Sources: https://github.com/open-telemetry/opentelemetry-proto (``collector``, ``resource``),
 https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding and
@@ -17,11 +18,19 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-_RESOURCES = ("resourceMetrics", "resourceLogs", "resourceSpans")
+MAX_ADDED = 1024 * 1024
+"""Bytes of attributes that are added to one request: each of its resources gets all of them."""
+
+_RESOURCES = (
+    *("resourceMetrics", "resourceLogs", "resourceSpans"),
+    *("resource_metrics", "resource_logs", "resource_spans"),
+)
 
 # the types of a field on the wire
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT = 10  # bytes
+# some parsers take a higher number for its last 32 bits, and so another field for the first one
+_MAX_FIELD = (1 << 29) - 1
 
 # each of these is field 1 of what it is in; a text is field 1 of a value, which is field 2
 _FIRST, _SECOND = (1 << 3) | _DELIMITED, (2 << 3) | _DELIMITED
@@ -31,17 +40,19 @@ def stamp_json(body: bytes, names: Collection[str], attributes: Mapping[str, str
     """Return a request whose resources have these attributes.
 
     :param names: of the attributes that are removed before.
-    :raises ValueError: it is no such request.
+    :raises ValueError: it is no such request, or has too many resources.
     """
     added = [{"key": name, "value": {"stringValue": text}} for name, text in attributes.items()]
+    size = len(json.dumps(added))
     try:
         document = json.loads(body)
-        for resources in _RESOURCES:
-            for each in document.get(resources, ()):
-                resource = each.setdefault("resource", {})
-                given = resource.get("attributes", ())
-                kept = [attribute for attribute in given if attribute.get("key") not in names]
-                resource["attributes"] = kept + added
+        found = [each for name in _RESOURCES for each in document.get(name, ())]
+        _check_added(len(found) * size)
+        for each in found:
+            resource = each.setdefault("resource", {})
+            given = resource.get("attributes", ())
+            kept = [attribute for attribute in given if attribute.get("key") not in names]
+            resource["attributes"] = kept + added
     except (AttributeError, TypeError, RecursionError):
         raise ValueError("it is no OTLP request in JSON") from None
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
@@ -51,28 +62,31 @@ def stamp_protobuf(body: bytes, names: Collection[str], attributes: Mapping[str,
     """Return the same for a request in protobuf; see `stamp_json`."""
     removed = {name.encode() for name in names}
     added = b"".join(_attribute(name.encode(), text.encode()) for name, text in attributes.items())
+    found = list(_fields(body))
+    _check_added(len(added) * sum(each.number == 1 for each in found))
     return b"".join(
         _field(_FIRST, _with_attributes(each.value, removed, added))
         if each.number == 1
         else each.whole
-        for each in _fields(body)
+        for each in found
     )
+
+
+def _check_added(size: int) -> None:
+    if size > MAX_ADDED:
+        raise ValueError("it has too many resources")
 
 
 def _with_attributes(data: bytes, removed: Collection[bytes], added: bytes) -> bytes:
     """Return a resource's metrics, logs or spans with other attributes of the resource."""
-    resource, rest = b"", b""
-    for each in _fields(data):
-        if each.number == 1:
-            resource += each.value  # several are one, in this order
-        else:
-            rest += each.whole
+    found = list(_fields(data))
+    resource = b"".join(each.value for each in found if each.number == 1)  # several are one
     kept = b"".join(
         each.whole
         for each in _fields(resource)
         if each.number != 1 or _key(each.value) not in removed
     )
-    return _field(_FIRST, kept + added) + rest
+    return _field(_FIRST, kept + added) + b"".join(each.whole for each in found if each.number != 1)
 
 
 def _attribute(name: bytes, text: bytes) -> bytes:
@@ -119,7 +133,8 @@ def _fields(data: bytes) -> Iterator[_Field]:
             at += 8 if kind == _FIXED64 else 4
         else:  # a group, which no message of OTLP has
             at = len(data) + 1
-        if not number or at > len(data) or (number == 1 and kind != _DELIMITED):
+        is_first_a_number = number == 1 and kind != _DELIMITED
+        if not 1 <= number <= _MAX_FIELD or at > len(data) or is_first_a_number:
             raise ValueError("it is no OTLP request in protobuf")
         yield _Field(number, data[begin:at], data[value:at] if kind == _DELIMITED else b"")
 

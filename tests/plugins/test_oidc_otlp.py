@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tornadoproxy_oidc.otlp import stamp_json, stamp_protobuf
+from tornadoproxy_oidc.otlp import MAX_ADDED, stamp_json, stamp_protobuf
 from tornadoproxy_oidc.telemetry import ATTRIBUTES
 
 WHO = {"user.id": "ada ü", "user.groups": "lab," * 50}
@@ -92,6 +93,33 @@ def test_key_in_pieces_is_the_last() -> None:
     assert b"user.id" not in stamp_protobuf(body, ATTRIBUTES, {})
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_names_of_protobuf_in_json_are_stamped_too(name: str) -> None:
+    """Parsers accept them as well; an attribute must not hide there."""
+    forged = [{"key": "user.id", "value": {"stringValue": "root"}}]
+    other = re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", name)
+    document = {other: [{"resource": {"attributes": forged}}]}
+    assert Parse(json.dumps(document), KINDS[name]()) != KINDS[name]()
+    found = Parse(stamp_json(json.dumps(document).encode(), ATTRIBUTES, WHO), KINDS[name]())
+    assert MessageToDict(found) == stamped({name: document[other]}, name)
+
+
+def test_request_cannot_multiply_the_attributes() -> None:
+    """Two bytes are a resource, of which each gets all attributes."""
+    groups = {"user.groups": "g" * 1000}
+    for stamp, body, most in (
+        (stamp_protobuf, b"\x0a\x00" * 1000, b"\x0a\x00" * 2000),
+        (
+            stamp_json,
+            b'{"resourceLogs":[%s{}]}' % (b"{}," * 800),
+            b'{"resourceLogs":[%s{}]}' % (b"{}," * 2000),
+        ),
+    ):
+        assert len(stamp(body, ATTRIBUTES, groups)) < len(body) + MAX_ADDED
+        with pytest.raises(ValueError, match="too many resources"):
+            stamp(most, ATTRIBUTES, groups)
+
+
 @given(st.binary(max_size=60))
 def test_bytes_are_stamped_or_refused_as_the_library_does(body: bytes) -> None:
     try:
@@ -113,6 +141,8 @@ def test_bytes_are_stamped_or_refused_as_the_library_does(body: bytes) -> None:
     [
         *(b"\x0a", b"\x0a\x05ab", b"\x08\x01", b"\x00\x00", b"\x80" * 11, b"\x0b\x0c", b"\x11abc"),
         *(b"\x0a\x02\x08\x01", b"\x0a\x04\x0a\x02\x08\x01", b"\x15\x01"),
+        # the last 32 bits of this field's number are 1, which some parsers look at alone
+        b"\x8a\x80\x80\x80\x80\x01\x00",
     ],
 )
 def test_broken_protobuf_is_refused(body: bytes) -> None:
