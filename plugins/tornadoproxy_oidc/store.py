@@ -58,6 +58,7 @@ CREATE TABLE oidc_revocation (
 ALTER TABLE oidc_grant ADD COLUMN client TEXT NOT NULL DEFAULT '';
 DROP INDEX oidc_grant_by_ip;
 CREATE INDEX oidc_grant_by_client ON oidc_grant (client, created);
+DELETE FROM oidc_session WHERE id IN (SELECT session_id FROM oidc_revocation);
 """,
 )
 
