@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from properties import holds_of
 from stored import (
     LIFETIME,
+    PRINCIPALS,
     UNLIMITED,
     Clock,
     compare_with_model,
@@ -99,6 +100,35 @@ async def test_response_larger_than_the_store_is_logged(caplog: pytest.LogCaptur
     logged = [each.message for each in caplog.records if each.levelno == logging.ERROR]
     assert [each.partition(" ")[0] for each in logged] == ["1", "2"]
     assert "RESPONSES_STORE_SIZE" in logged[0]
+
+
+async def test_responses_are_kept_as_if_each_were_read() -> None:
+    async with memory_store(40_000, Clock()) as read, memory_store(40_000, Clock()) as unread:
+        for number in range(100):
+            given = [message(f"msg_{number % 7}", f"{number:03}" * 30), {"role": "user"}]
+            who, document = PRINCIPALS[number % 3], response(f"resp_{number % 40}")
+            for store in (read, unread):
+                await put(store, who, document, given, None)
+            await read.get(who, "")
+        kept = 0
+        for who in PRINCIPALS:
+            for number in range(40):
+                found = await unread.get(who, f"resp_{number}")
+                assert found == await read.get(who, f"resp_{number}")
+                kept += found is not None
+            ids = [f"msg_{number}" for number in range(7)]
+            assert await unread.items(who, ids) == await read.items(who, ids)
+        assert 10 < kept < 100
+
+
+async def test_lifetime_begins_with_the_put() -> None:
+    clock = Clock()
+    async with memory_store(UNLIMITED, clock) as store:
+        await put(store, "ada", response("resp_1"), [], None)
+        clock.now += LIFETIME
+        await put(store, "ada", response("resp_2"), [], None)
+        assert await store.get("ada", "resp_1") is None
+        assert await store.get("ada", "resp_2") is not None
 
 
 async def test_history_that_is_sent_with_each_turn_is_held_once() -> None:

