@@ -2,8 +2,9 @@
 
 It is asked last, after all other authenticators; ``DISABLED_PLUGINS=token`` removes it. Without a
 token every request is accepted as an anonymous principal, which is meant for the loopback
-interface; listening on another address then requires ``ALLOW_ANONYMOUS``. With ``KEYS_DB`` and
-without a token this plugin accepts no request, because keys are required.
+interface; listening on another address then requires ``ALLOW_ANONYMOUS``. With ``KEYS_DB`` or
+``OIDC_ISSUER``, and without a token, this plugin accepts no request: the others' credentials are
+required.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from tornadoproxy import (
     hookimpl,
     parsers,
 )
+
+CREDENTIALS_OF_OTHERS = ("KEYS_DB", "OIDC_ISSUER")
+"""The settings with which other plugins give credentials, without which nobody is accepted then."""
 
 STRONG_LENGTH = 16  # characters; the start line warns of a shorter token
 
@@ -68,13 +72,13 @@ class TokenAuthenticator:
             self._anonymous = None
             self._tokens = tuple(zip(tokens, _identities(len(tokens)), strict=True))
             return _accepted(settings) + _warning(tokens)
-        keyed = settings.is_set("KEYS_DB")
-        who = "nobody: no AUTH_TOKEN is set" if keyed else _anybody(settings)
+        others = any(map(settings.is_set, CREDENTIALS_OF_OTHERS))
+        who = "nobody: no AUTH_TOKEN is set" if others else _anybody(settings)
         if self._tokens and not settings[ALLOW_ANONYMOUS]:
             raise ConfigurationError(
                 "AUTH_TOKEN is gone; set it, or restart to accept everybody on this machine."
             )
-        self._anonymous = None if keyed else Identity("anonymous", anonymous=True)
+        self._anonymous = None if others else Identity("anonymous", anonymous=True)
         self._tokens = ()
         return who
 
@@ -138,7 +142,8 @@ def _anybody(settings: Settings) -> str:
     raise ConfigurationError(
         f"HOST is {settings[HOST]} and no AUTH_TOKEN is set; set one "
         "(`python -m tornadoproxy token` creates one), or KEYS_DB for a key for each person, or "
-        "ALLOW_ANONYMOUS=yes to accept everybody who reaches the proxy."
+        "OIDC_ISSUER to let people sign in, or ALLOW_ANONYMOUS=yes to accept everybody who reaches "
+        "the proxy."
     )
 
 

@@ -23,6 +23,7 @@ TOKEN = "a-token-of-more-than-sixteen-characters"
 OTHER = "another-token-of-that-length"
 ANONYMOUS = Identity("anonymous", anonymous=True)
 KEYS_DB: Setting[str] = Setting("KEYS_DB", str, default="", help="As the plugin keys declares it.")
+OIDC_ISSUER: Setting[str] = Setting("OIDC_ISSUER", str, default="", help="Likewise of oidc.")
 IN_FILE = {AUTH_TOKEN_FILE: (Secret(TOKEN),)}
 ALLOWED = {ALLOW_ANONYMOUS: True}
 EVERYWHERE = {HOST: "0.0.0.0"}
@@ -68,8 +69,9 @@ def test_line_says_which_clients_are_accepted() -> None:
     assert line(settings().replace({HOST: "unix:/run/x"})).startswith("ANYONE on this machine")
     everybody = line(settings().replace(EVERYWHERE | ALLOWED))
     assert everybody == "ANYONE who reaches the proxy, as anonymous (ALLOW_ANONYMOUS)"
-    keyed = settings().replace({**EVERYWHERE, KEYS_DB: "keys.db"})
-    assert line(keyed) == "nobody: no AUTH_TOKEN is set"
+    for other in (KEYS_DB, OIDC_ISSUER):
+        signed_in = settings().replace({**EVERYWHERE, other: "set"})
+        assert line(signed_in) == "nobody: no AUTH_TOKEN is set"
 
 
 def test_line_warns_of_a_short_token_without_showing_it() -> None:
