@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -65,6 +65,11 @@ class Claims:
         if self.domains or self.name == self.email:
             self._check_email(claims, email)
         groups = claims.get(self.groups, [])
+        if self.groups not in claims and self.groups in _named_elsewhere(claims):
+            raise InvalidClaims(
+                f"its claim {self.groups} is left out, as for a person of very many groups: let "
+                "the provider list only the groups that are assigned to this application"
+            )
         if not isinstance(groups, list) or not all(map(_is_text, groups)):
             raise InvalidClaims(f"its claim {self.groups} is not a list of names")
         self.policies.check(groups)
@@ -102,6 +107,15 @@ class Claims:
         domain = email.rpartition("@")[2].lower()
         if self.domains and domain not in self.domains:
             raise Denied("Your e-mail address is of a domain that is not accepted here.")
+
+
+def _named_elsewhere(claims: Mapping[str, Any]) -> Container[str]:
+    """Return the claims for which a provider refers to another place (OIDC Core §5.6.2).
+
+    Without its groups a person would escape the policies that apply to them.
+    """
+    names = claims.get("_claim_names")
+    return names if isinstance(names, dict) else ()
 
 
 def _valid_name(name: object, claim: str) -> str:

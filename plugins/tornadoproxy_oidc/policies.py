@@ -46,7 +46,9 @@ class ManagedSettings:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ManagedSettings:  # Any: JSON
         """Return the response for these settings."""
-        compact = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        compact = json.dumps(
+            settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
         checksum = f"sha256:{hashlib.sha256(compact.encode()).hexdigest()}"
         response = {
             "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, checksum)),
@@ -97,6 +99,12 @@ class Policies:
             _policy(_of(dict, each, f"policy {number}", "table"), f"policy {number}", directory)
             for number, each in enumerate(given, 1)
         ]
+        for number, policy in enumerate(self._policies[:-1], 1):
+            if policy.groups is None:
+                raise ValueError(
+                    f"policy {number + 1} never applies, because policy {number} has no groups and "
+                    "is for everybody: move that one to the end"
+                )
         self.limited = _first(given, "limits")
         self.capped = _first(given, "caps")
 
@@ -130,6 +138,8 @@ def _policy(given: Mapping[str, Any], where: str, directory: Path) -> Policy:
     denied = given.get("denied")
     if denied is not None:
         denied = _of(str, denied, f"{where}: denied", "text that says why")
+        if not denied.strip():
+            raise ValueError(f"{where}: denied must not be empty")
     return Policy(
         groups=None if groups is None else frozenset(groups),
         settings=_settings(given.get("settings"), f"{where}: settings", directory),
@@ -176,7 +186,7 @@ def _cents(value: object, where: str) -> int:
 
 def _limit(value: object, where: str) -> int:
     if type(value) is not int or not 1 <= value <= MAX_LIMIT:
-        raise ValueError(f"{where} must be a whole number from 1 on")
+        raise ValueError(f"{where} must be a whole number from 1 to {MAX_LIMIT}")
     return value
 
 
@@ -189,7 +199,9 @@ def _settings(given: object, where: str, directory: Path) -> ManagedSettings | N
     try:
         return ManagedSettings.of(table)
     except (TypeError, ValueError):
-        raise ValueError(f"{where} has a value that JSON does not have, such as a date") from None
+        raise ValueError(
+            f"{where} has a value that JSON does not have, such as a date or nan"
+        ) from None
 
 
 def _read(path: Path, where: str) -> object:

@@ -72,6 +72,13 @@ def _groups(value: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _scopes(value: str) -> tuple[str, ...]:
+    found = parsers.words(value)
+    if "openid" not in found:
+        raise ValueError("must contain openid, without which the provider sends no ID token")
+    return found
+
+
 def _algorithms(value: str) -> tuple[str, ...]:
     """Parse the names of asymmetric signature algorithms."""
     found = parsers.words(value)
@@ -183,7 +190,7 @@ OIDC_CLIENT_SECRET: Setting[Secret | None] = Setting(
 )
 OIDC_SCOPES: Setting[tuple[str, ...]] = Setting(
     "OIDC_SCOPES",
-    parsers.words,
+    _scopes,
     default=("openid", "profile", "email", "offline_access"),
     help=(
         "scopes to request from the provider, separated by spaces. Without a refresh token of the "

@@ -153,6 +153,39 @@ async def test_group_may_use_its_models_alone(
     assert (batch.status, b"one by one" in batch.body) == (403, True)
 
 
+async def test_person_whose_groups_are_left_out_is_refused(
+    signing_in: SigningIn, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider leaves out the groups of a person who has very many (OIDC Core §5.6.2)."""
+    await signing_in.start(OIDC_POLICY_FILE=file)
+    tokens = await signing_in.sign_in()
+    elsewhere: dict[str, Any] = {
+        "_claim_names": {"groups": "src1"},
+        "_claim_sources": {"src1": {"endpoint": "x"}},
+    }
+    refused = await signing_in.get(signing_in.provider.token(**elsewhere))
+    said = document(refused)["error"]["message"]
+    assert (refused.status, "claim groups is left out" in said) == (401, True)
+    del signing_in.provider.person["groups"]
+    signing_in.provider.person |= elsewhere
+    begun = await signing_in.begin()
+    page = await signing_in.approve(begun)
+    assert (page.status, b"claim groups is left out" in page.body) == (403, True)
+    assert document(await signing_in.poll(begun))["error"] == "access_denied"
+    monkeypatch.setattr(sessions, "GRACE", -1)
+    assert (await signing_in.refresh(tokens["refresh_token"])).status == 401
+
+
+async def test_proxy_for_people_who_sign_in_accepts_nobody_else(signing_in: SigningIn) -> None:
+    """Whoever is refused must not get in without a credential."""
+    await signing_in.start(AUTH_TOKEN=None)
+    for token in (None, "anything"):
+        response = await signing_in.scene.ask("/v1/messages", MESSAGE, token=token)
+        assert response.status == 401
+    bearer = (await signing_in.sign_in())["access_token"]
+    assert (await signing_in.get(bearer)).status == 200
+
+
 async def test_denied_group_is_kept_out_everywhere(
     signing_in: SigningIn, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +223,12 @@ async def test_denied_group_is_kept_out_everywhere(
         ("[[policy]]\ngroups = []", "at least one name"),
         ("[[policy]]\nmodels = [5]", "models must be a list"),
         ("[[policy]]\ndenied = true", "denied must be a text"),
+        ("[[policy]]\ndenied = ' '", "policy 1: denied must not be empty"),
+        (
+            "[[policy]]\nsettings = {}\n[[policy]]\ngroups = ['left']\ndenied = 'No.'",
+            "policy 2 never applies, because policy 1 has no groups",
+        ),
+        ("[[policy]]\nsettings = {ratio = nan}", "a date or nan"),
         ("[[policy]]\nsettings = 5", "settings must be a table, or the path"),
         ("[[policy]]\nsettings = 'absent.json'", "cannot be read: No such file"),
         ("[[policy]]\nsettings = 'broken.json'", "is not valid"),

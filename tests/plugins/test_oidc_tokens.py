@@ -336,6 +336,8 @@ async def test_setting_that_is_wrong_or_missing_ends_the_start(scene: Scene) -> 
         ({"OIDC_ISSUER": "http://login.example", "OIDC_AUDIENCES": "x"}, "https://"),
         ({"OIDC_ISSUER": issuer, "OIDC_AUDIENCES": "x", "OIDC_ALGORITHMS": "HS256"}, "only RS"),
         ({"OIDC_ISSUER": issuer, "OIDC_AUDIENCES": "x", "OIDC_WORKLOADS": "x=y"}, "from one"),
+        ({"OIDC_ISSUER": issuer, "OIDC_WORKLOADS": "x=y x=z"}, "one value for x, not several"),
+        ({"OIDC_ISSUER": issuer, "OIDC_SCOPES": "profile"}, "must contain openid"),
     ):
         with pytest.raises(ConfigurationError, match=said):
             await scene.start(**given)

@@ -193,6 +193,8 @@ def pairs(value: str) -> Mapping[str, str]:
         name, equals, meaning = word.partition("=")
         if not name or not equals or not meaning:
             raise ValueError(f"must be pairs such as name=value, separated by spaces, not {word!r}")
+        if name in found:
+            raise ValueError(f"must have one value for {name}, not several")
         found[name] = meaning
     return MappingProxyType(found)
 
