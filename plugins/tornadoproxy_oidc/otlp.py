@@ -13,6 +13,7 @@ https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 import json
+import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MAX_ADDED = 1024 * 1024
 """Bytes of attributes that are added to one request: each of its resources gets all of them."""
+
+MAX_BODY = 1024 * 1024  # bytes
+"""The largest request, decompressed."""
 
 _RESOURCES = (
     *("resourceMetrics", "resourceLogs", "resourceSpans"),
@@ -34,6 +38,26 @@ _MAX_FIELD = (1 << 29) - 1
 
 # each of these is field 1 of what it is in; a text is field 1 of a value, which is field 2
 _FIRST, _SECOND = (1 << 3) | _DELIMITED, (2 << 3) | _DELIMITED
+
+
+def decompressed(body: bytes, coding: str) -> bytes:
+    """Return a request without its content coding.
+
+    :param coding: the header ``Content-Encoding``; empty without one.
+    :raises ValueError: it is no such coding, or one that OTLP has not, or the request is too large.
+    """
+    if coding in ("", "identity"):
+        return body
+    if coding != "gzip":
+        raise ValueError("its Content-Encoding is not gzip")
+    decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        found = decoder.decompress(body, MAX_BODY)
+    except zlib.error:
+        raise ValueError("it is no gzip") from None
+    if not decoder.eof or decoder.unused_data:
+        raise ValueError(f"it is cut off, or larger than {MAX_BODY} bytes")
+    return found
 
 
 def stamp_json(body: bytes, names: Collection[str], attributes: Mapping[str, str]) -> bytes:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx2
 
 from tornadoproxy import Page, PageRequest, PageResponse
-from tornadoproxy_oidc.otlp import stamp_json, stamp_protobuf
+from tornadoproxy_oidc.otlp import decompressed, stamp_json, stamp_protobuf
 from tornadoproxy_oidc.people import Person
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ ATTRIBUTES = ("identity.source", "user.id", "user.email", "user.groups")
 """The attributes of a resource that the proxy writes, and nobody else."""
 
 IN_THREAD = 64 * 1024
-"""The largest body that is changed at once, in bytes; a larger one is in a thread."""
+"""The largest body that is changed at once, in bytes; a larger or compressed one is in a thread."""
 
 UNUSABLE = "OIDC_OTLP_ENDPOINT cannot be used"
 
@@ -59,7 +59,8 @@ class Telemetry:
     def pages(self) -> tuple[Page, ...]:
         """Return the pages, for everybody with a credential."""
         return tuple(
-            Page(f"/v1/{signal}", self._take, ("POST",), overrides=True) for signal in SIGNALS
+            Page(f"/v1/{signal}", self._take, ("POST",), overrides=True, compressed=True)
+            for signal in SIGNALS
         )
 
     async def close(self) -> None:
@@ -70,14 +71,16 @@ class Telemetry:
             await self._client.aclose()
 
     def _take(self, request: PageRequest) -> PageResponse:
-        kind = request.incoming.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        given = request.incoming.headers
+        kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
         kind = JSON if kind == JSON else PROTOBUF
         if self.endpoint is not None and request.identity is not None:
             if len(self._sending) < MAX_IN_FLIGHT:
                 url = f"{self.endpoint}{request.incoming.path}"
                 headers = {"Content-Type": kind, **_who(request.identity)}
+                coding = given.get("Content-Encoding", "").strip().lower()
                 task = asyncio.create_task(
-                    self._send(url, headers, request.body, _attributes(request.identity))
+                    self._send(url, headers, request.body, coding, _attributes(request.identity))
                 )
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
@@ -86,22 +89,29 @@ class Telemetry:
         return PageResponse(b"{}" if kind == JSON else b"", kind)
 
     async def _send(
-        self, url: str, headers: dict[str, str], body: bytes, attributes: dict[str, str]
+        self,
+        url: str,
+        headers: dict[str, str],
+        body: bytes,
+        coding: str,
+        attributes: dict[str, str],
     ) -> None:
         stamp = stamp_json if headers["Content-Type"] == JSON else stamp_protobuf
+
+        def stamped() -> bytes:
+            return stamp(decompressed(body, coding), ATTRIBUTES, attributes)
+
         try:
-            if len(body) > IN_THREAD:
-                body = await asyncio.to_thread(stamp, body, ATTRIBUTES, attributes)
-            else:
-                body = stamp(body, ATTRIBUTES, attributes)
+            is_large = coding or len(body) > IN_THREAD
+            content = await asyncio.to_thread(stamped) if is_large else stamped()
         except ValueError as error:
-            self._tell(f"what a client has sent is dropped: {error}")
+            self._tell(f"a client's request is dropped: {error}")
             return
         if self._client is None:
             self._client = httpx2.AsyncClient(timeout=TIMEOUT)
         try:
             async with asyncio.timeout(TIMEOUT):
-                response = await self._client.post(url, content=body, headers=headers)
+                response = await self._client.post(url, content=content, headers=headers)
         except (httpx2.HTTPError, TimeoutError) as error:
             self._tell(f"{UNUSABLE}: {type(error).__name__}")
             return

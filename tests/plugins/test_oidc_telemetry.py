@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import Iterator
@@ -122,6 +123,55 @@ async def test_collector_that_fails_is_no_clients_fault(
     assert caplog.text.count("telemetry is lost") == 1
 
 
+async def test_compressed_body_is_stamped_as_well(
+    signing_in: SigningIn, collector: ScriptedServer
+) -> None:
+    await signing_in.start(OIDC_OTLP_ENDPOINT=collector.url)
+    collector.script(json_response({}))
+    headers = {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
+    response = await signing_in.scene.ask(
+        "/v1/logs", method="POST", headers=headers, body=gzip.compress(BODY), token=TEST_TOKEN
+    )
+    assert response.status == 200
+    await collector.received()
+    (request,) = collector.requests
+    await request.complete()
+    assert request.header("content-encoding") is None
+    (logs,) = ExportLogsServiceRequest.FromString(request.body).resource_logs
+    found = {each.key: each.value.string_value for each in logs.resource.attributes}
+    assert found == {"host.arch": "arm64", "user.id": "token"}
+
+
+@pytest.mark.parametrize(
+    ("body", "coding"),
+    [
+        (BODY, "gzip"),
+        (BODY, "br"),
+        (gzip.compress(BODY)[:-1], "gzip"),
+        (gzip.compress(BODY) * 2, "gzip"),
+        (gzip.compress(b"\x00" * (1 << 26)), "gzip"),
+        (gzip.compress(gzip.compress(BODY)), "gzip, gzip"),
+    ],
+    ids=["plain", "br", "cut", "two", "large", "twice"],
+)
+async def test_body_that_cannot_be_decompressed_is_dropped(
+    body: bytes,
+    coding: str,
+    signing_in: SigningIn,
+    collector: ScriptedServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await signing_in.start(OIDC_OTLP_ENDPOINT=collector.url)
+    headers = {"Content-Type": PROTOBUF, "Content-Encoding": coding}
+    response = await signing_in.scene.ask(
+        "/v1/logs", method="POST", headers=headers, body=body, token=TEST_TOKEN
+    )
+    assert response.status == 200
+    while "a client's request is dropped" not in caplog.text:
+        await asyncio.sleep(0.01)
+    assert collector.requests == []
+
+
 @pytest.mark.parametrize("kind", [PROTOBUF, "application/json"])
 async def test_body_that_is_no_telemetry_is_dropped(
     kind: str, signing_in: SigningIn, collector: ScriptedServer, caplog: pytest.LogCaptureFixture
@@ -131,7 +181,7 @@ async def test_body_that_is_no_telemetry_is_dropped(
         "/v1/logs", method="POST", headers={"Content-Type": kind}, body=b"{\x00", token=TEST_TOKEN
     )
     assert response.status == 200
-    while "what a client has sent is dropped" not in caplog.text:
+    while "a client's request is dropped" not in caplog.text:
         await asyncio.sleep(0.01)
     assert collector.requests == []
 

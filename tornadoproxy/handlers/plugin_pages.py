@@ -80,7 +80,8 @@ class PageHandler(ExchangeHandler):
             raise MethodNotAllowed(f"This page supports only {', '.join(allowed)}.", allowed)
         if self.request.method in ("GET", "HEAD"):
             self.refuse_body()
-        self.check_body_is_plain()
+        if not self._page.compressed:
+            self.check_body_is_plain()
         self.check_length()
         self.hold_body(self._principal(), self._give_way)
         return None if self._page.admit is None else self._ask_page(self._page.admit)

@@ -119,6 +119,8 @@ class Page(Struct, frozen=True):
         raise as `serve` may. For a public page that requires a credential.
     :param overrides: whether it may take a path that the proxy or another plugin serves. Without it
         such a page ends the start, and a pattern matches none of the proxy's own paths.
+    :param compressed: whether its body may have a ``Content-Encoding``, which the page decodes
+        itself. Otherwise such a request is refused with 400.
     :param title: of a page in the navigation of the web console, which asks for it in the name of
         an administrator and shows its body, HTML without a frame, in the console's own frame.
     """
@@ -129,6 +131,7 @@ class Page(Struct, frozen=True):
     public: bool = False
     overrides: bool = False
     admit: Callable[[IncomingRequest], Awaitable[None] | None] | None = None
+    compressed: bool = False
     title: str = ""
 
     @property
