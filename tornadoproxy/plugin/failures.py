@@ -125,6 +125,10 @@ class Watched:
         elif failed is None:
             self._future.set_result(result)
         else:
+            if isinstance(failed, GeneratorExit):
+                # thrown into the awaiter, it would close it
+                closed = RuntimeError("coroutine raised GeneratorExit")
+                failed = closed.with_traceback(failed.__traceback__)
             self._future.set_exception(failed)
 
 
