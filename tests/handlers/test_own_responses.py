@@ -246,10 +246,16 @@ async def test_failed_response_sends_nothing_upstream(
         {"content": ["x"]},
         {"content": [{"text": "x"}]},
         {"content": [{"type": "text", "text": object()}]},
+        {"content": [{"type": "text"}]},
+        {"content": [{"type": "text", "text": 5}]},
+        {"content": [{"type": "thinking", "signature": "x"}]},
+        {"content": [{"type": "tool_use", "id": "t", "name": "n", "input": "{}"}]},
+        {"content": [{"type": "weather", "degrees": float("nan")}]},
+        {"content": [{"type": "weather", "at": object()}]},
     ],
 )
 def test_response_that_is_no_message_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ValueError, match=r"stop_reason|content|a block of type"):
         ModelResponse(**given)
 
 

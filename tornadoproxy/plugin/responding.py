@@ -18,6 +18,13 @@ STOP_REASONS = ("end_turn", "max_tokens", "stop_sequence", "tool_use", "pause_tu
 
 Block = dict[str, Any]  # Any: JSON
 
+# what clients read of a block without looking whether it is there
+_REQUIRED: dict[str, dict[str, type]] = {
+    "text": {"text": str},
+    "thinking": {"thinking": str},
+    "tool_use": {"id": str, "name": str, "input": dict},
+}
+
 # how each type of block is streamed: the field that begins empty, and the delta that brings it
 _STREAMED = {
     "text": (("text", "text_delta"),),
@@ -48,7 +55,15 @@ class ModelResponse(Struct, frozen=True):
             isinstance(block, dict) and isinstance(block.get("type"), str) for block in self.content
         ):
             raise ValueError("content must be a text or a list of content blocks")
-        json.dumps(self.content)
+        for block in self.content:
+            for name, kind in _REQUIRED.get(block["type"], {}).items():
+                if not isinstance(block.get(name), kind):
+                    fault = f"a block of type {block['type']} must have a valid {name}"
+                    raise ValueError(fault)  # noqa: TRY004  # as the other faults
+        try:
+            json.dumps(self.content, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("content has a value that JSON does not have") from None
 
     def in_http(self, model: str | None, request_id: str, *, stream: bool) -> _InHTTP:
         """Return head and body of the response, in the form of the Messages API.
