@@ -81,6 +81,15 @@ class Claims:
             full_name=_shown(claims),
         )
 
+    def check_again(self, document: Mapping[str, Any]) -> None:
+        """Refuse a person who was accepted earlier, and whom the settings no longer accept.
+
+        :param document: see `document_of`.
+        :raises Denied: 403.
+        """
+        self._check_domain(document.get("email", ""))
+        self.policies.check(document["groups"])
+
     def admin_access(self, groups: Iterable[str]) -> Literal["write", "read"] | None:
         """Return what a person of these groups may do in the Admin API."""
         if not self.admins.isdisjoint(groups):
@@ -102,10 +111,13 @@ class Claims:
     def _check_email(self, claims: Mapping[str, Any], email: str | None) -> None:
         if email is None:
             raise InvalidClaims(f"it has no claim {self.email}")
-        if claims.get("email_verified") is False:
+        # some providers send it as text
+        if claims.get("email_verified") not in (None, True, "true"):
             raise Denied("Your e-mail address is not verified: verify it, and sign in again.")
-        domain = email.rpartition("@")[2].lower()
-        if self.domains and domain not in self.domains:
+        self._check_domain(email)
+
+    def _check_domain(self, email: str) -> None:
+        if self.domains and email.rpartition("@")[2].lower() not in self.domains:
             raise Denied("Your e-mail address is of a domain that is not accepted here.")
 
 

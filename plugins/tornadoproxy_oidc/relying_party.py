@@ -163,6 +163,7 @@ class RelyingParty:
         if before is not None and before["provider_sub"] != subject:
             raise ProviderRefused("the provider responds with another person")
         if before is not None and not claims:
+            self.claims.check_again(before)
             person = before
         else:
             person = document_of(self.claims.person(claims), str(subject))

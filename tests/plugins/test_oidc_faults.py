@@ -87,6 +87,17 @@ async def test_refresh_without_an_id_token_keeps_the_person(
     assert signing_in.provider.refreshes == 1
 
 
+async def test_refresh_without_an_id_token_refuses_a_removed_domain(
+    signing_in: SigningIn, due: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = await signing_in.start(OIDC_EMAIL_DOMAINS="acme.example")
+    tokens = await signing_in.sign_in()
+    without_id_token(signing_in, monkeypatch)
+    token = document(await signing_in.refresh(tokens["refresh_token"]))["refresh_token"]
+    proxy.reload(OIDC_EMAIL_DOMAINS="other.example")
+    assert (await signing_in.refresh(token)).status == 401
+
+
 async def test_revocation_during_a_refresh_wins(signing_in: SigningIn, due: None) -> None:
     await signing_in.start()
     tokens = await signing_in.sign_in()

@@ -132,7 +132,9 @@ async def test_token_with_an_invalid_claim_is_rejected(
     [
         ({"email": "ada@acme.example"}, 200),
         ({"email": "ada@ACME.example", "email_verified": True}, 200),
+        ({"email": "ada@acme.example", "email_verified": "true"}, 200),
         ({"email": "ada@acme.example", "email_verified": False}, 403),
+        ({"email": "ada@acme.example", "email_verified": "false"}, 403),
         ({"email": "ada@acme.example.evil.example"}, 403),
         ({"email": "ada@evil.example@x"}, 403),
         ({}, 401),
