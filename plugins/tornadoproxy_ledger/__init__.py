@@ -173,6 +173,7 @@ class Ledger:
         """Write the rows that are held."""
         for task in self._tasks:
             task.cancel()
+        await asyncio.sleep(0)  # they pass their last statements to the database before it closes
         if self._database is not None:
             await self._database.close()
         if self._spool is not None:

@@ -62,9 +62,12 @@ def forget(moments: Iterable[float], connection: DatabaseConnection) -> None:
 
 
 def delete_some(before: float, connection: DatabaseConnection) -> bool:
-    """Forget all hours and days that begin before a moment, and delete the oldest sums of them.
+    """Forget all hours and days that begin before a moment, and delete the oldest of their sums.
 
-    :return: whether more sums of them exist.
+    The hour and the day of the moment itself are summed again from the rows that are left, which
+    replaces their sums.
+
+    :return: whether more sums may have to be deleted.
     """
     _count_change(connection)
     connection.execute("DELETE FROM usage_summed WHERE start < ?", (before,))
@@ -74,8 +77,8 @@ def delete_some(before: float, connection: DatabaseConnection) -> bool:
             deleted += connection.execute(
                 "DELETE FROM usage_sums WHERE kind = :kind AND seconds = :seconds AND start = ("
                 "SELECT min(start) FROM usage_sums"
-                " WHERE kind = :kind AND seconds = :seconds AND start < :before)",
-                {"kind": kind, "seconds": seconds, "before": before},
+                " WHERE kind = :kind AND seconds = :seconds AND start <= :last)",
+                {"kind": kind, "seconds": seconds, "last": before - seconds},
             ).rowcount
     return deleted > 0
 

@@ -405,15 +405,29 @@ def test_deletion_takes_the_sums_of_deleted_rows(where: DatabaseLocation) -> Non
         with database.transaction() as connection:
             while rows.delete_some(before, connection):
                 pass
-            left = "SELECT count(*), min(start) FROM usage_sums"
-            ((count, first),) = connection.execute(left).fetchall()
-        assert (count > 0, first) == (True, MONDAY + DAY)
+            left = "SELECT seconds, min(start) FROM usage_sums GROUP BY 1"
+            assert dict(connection.execute(left).fetchall()) == {
+                HOUR: MONDAY + 2 * HOUR,
+                DAY: MONDAY,
+            }
     assert costs(where) == [14]
     sum_all(where)
     assert costs(where) == [14]
     assert report(where, by=frozenset({"principal"}), width=DAY).keys() == {
         (day, (None, "ada", None, None, None)) for day in (MONDAY, MONDAY + DAY)
     }
+
+
+def test_deletion_ends_while_what_it_leaves_is_summed_again(where: DatabaseLocation) -> None:
+    before = MONDAY + 2.5 * HOUR
+    write(where, *(used(hour) for hour in (1, 2.25, 2.75)))
+    more = []
+    for _ in range(3):
+        sum_all(where)
+        with opened(where) as database, database.transaction() as connection:
+            more.append(rows.delete_some(before, connection))
+        assert costs(where) == [7]
+    assert more == [True, False, False]
 
 
 async def test_one_proxy_sums_at_a_time(where: DatabaseLocation) -> None:
@@ -433,6 +447,19 @@ async def test_one_proxy_sums_at_a_time(where: DatabaseLocation) -> None:
     assert (DAY, MONDAY) in is_summed(where)
     for each in databases:
         await each.close()
+
+
+async def test_proxy_that_stops_lets_the_next_one_sum(
+    scene: Scene, where: DatabaseLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summing, "PAUSE", 60)  # it stops after the first of 25 steps
+    write(where, used(1))
+    proxy = await scene.start(LEDGER_DB=where)
+    while not await asyncio.to_thread(is_summed, where):
+        await asyncio.sleep(0.02)  # as above
+    await proxy.server.drain()
+    with opened(where) as database, database.transaction() as connection:
+        assert summing._claim(time.time(), connection)
 
 
 async def test_progress_of_a_long_summing_is_logged(
