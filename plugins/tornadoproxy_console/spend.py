@@ -144,7 +144,7 @@ def _range(visit: Visit) -> Range:
         return Range.last_days(DAYS, time.time())
     since = admin.parse_timestamp(texts.FROM, f"{first[:10]}T00:00:00Z")
     until = admin.parse_timestamp(texts.TO, f"{last[:10]}T00:00:00Z") + DAY
-    if not 0 <= since < until <= since + MOST_DAYS * DAY:
+    if not 0 <= since < until <= since + MOST_DAYS * DAY or since > time.time():
         raise InvalidRequest(texts.WRONG_RANGE.format(MOST_DAYS))
     return Range(int(since), int(until))
 

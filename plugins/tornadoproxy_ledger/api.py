@@ -145,9 +145,9 @@ class ReportsApi:
         asked = report_forms.asked(form, query, end)
         assert asked.width is not None, "its width has a default"
         starts = _starts(asked, form, query, first)
-        following = starts[-1] + asked.width
+        following = starts[-1] + asked.width if starts else asked.ending_at
         report: Report = {}
-        if asked.selection is not None:
+        if starts and asked.selection is not None:
             until = min(following, asked.ending_at)
             report = await self._read(replace(asked.selection, since=starts[0], until=until))
         data = await asyncio.to_thread(_bucket_documents, asked, starts, report)
@@ -217,7 +217,7 @@ def _ranked_rows(
 
 
 def _starts(asked: Asked, form: Form, query: admin.Query, first: int | None) -> range:
-    """Return when the buckets of a page begin; there is one at least."""
+    """Return when the buckets of a page begin; there is none if all are in the future."""
     assert asked.width is not None, "its width has a default"
     assert form.limits is not None, "it has buckets"
     name = query.value(form.width_field) or "1d"

@@ -6,10 +6,11 @@ An extension of this proxy. A search reads an index backwards, and stops at the 
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tornadoproxy import Denied, admin
+from tornadoproxy import Denied, InvalidRequest, admin
 from tornadoproxy_ledger.reading import read_for_request
 from tornadoproxy_ledger.report_forms import cents_text
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("completed", "denied", "failed", "abandoned", "drained")
 STATUSES = {"success": "status < 400", "error": "(status >= 400 OR status IS NULL)"}
+_STATUS = re.compile("[1-5][0-9]{2}", re.ASCII)
 
 _FIELDS = (
     "principal", "method", "route", "dialect", "remote_ip", "status", "outcome", "error", "model",
@@ -73,7 +75,9 @@ def filters(query: admin.Query) -> tuple[list[str], list[object]]:
         if (value := query.value(field)) is not None:
             conditions.append(f"{field} = ?")
             values.append(value)
-    if (status := query.value("status", (*STATUSES, *map(str, range(100, 600))))) is not None:
+    if (status := query.value("status")) is not None:
+        if status not in STATUSES and not _STATUS.fullmatch(status):
+            raise InvalidRequest("status: must be success, error or a number from 100 to 599.")
         conditions.append(STATUSES.get(status, f"status = {status}"))
     if (outcome := query.value("outcome", OUTCOMES)) is not None:
         conditions.append("outcome = ?")

@@ -59,7 +59,13 @@ async def test_spend_is_shown_by_person_group_and_model(site: ConsoleSite) -> No
 
 
 @pytest.mark.parametrize(
-    "query", ["from=2026-01-01&to=2026-03-01", "from=2026-02-02&to=2026-02-01", "from=x&to=y"]
+    "query",
+    [
+        "from=2026-01-01&to=2026-03-01",
+        "from=2026-02-02&to=2026-02-01",
+        "from=x&to=y",
+        "from=9999-12-31&to=9999-12-31",
+    ],
 )
 async def test_invalid_range_is_explained(query: str, site: ConsoleSite) -> None:
     await site.start()

@@ -173,6 +173,7 @@ async def test_name_of_an_active_or_inactive_key_is_taken(api: KeysApi) -> None:
         ({"models": ["claude-*", " "]}, "models"),
         *(({"concurrency": value}, "concurrency") for value in (0, -1, True, 1.5, "1", 10**12)),
         *(({"expires_at": value}, "expires_at") for value in (PAST, "tomorrow", 7, "2999-01-01")),
+        ({"expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at"),
         ({"status": "active"}, "status: unknown field"),
         ({"nmae": "ada"}, "nmae: unknown field"),
     ],

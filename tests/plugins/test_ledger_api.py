@@ -7,6 +7,7 @@ https://platform.claude.com/docs/en/api/beta/organization/usage_report/retrieve_
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +20,15 @@ from scene import Scene
 from tornadoproxy_ledger import report_forms, reports
 from tornadoproxy_ledger.rows import SCHEMA, insert
 
-from tornadoproxy import Database, DatabaseLocation, ModelUsage, Outcome, RequestRecord, Usage
+from tornadoproxy import (
+    Database,
+    DatabaseLocation,
+    ModelUsage,
+    Outcome,
+    RequestRecord,
+    Usage,
+    tables,
+)
 from tornadoproxy.testing import RawResponse, request_record
 
 pytest_plugins = ("admin_sdk",)
@@ -232,6 +241,13 @@ async def test_report_of_buckets_has_empty_ones_and_pages(api: Reports) -> None:
         minutes = await api.get(path, starting_at=at(1), bucket_width="1m", limit=256)
         assert [len(bucket["results"]) for bucket in minutes["data"]].count(1) == 3
         assert len((await api.get(path, starting_at=at(0)))["data"]) == 7
+
+
+async def test_report_of_the_future_is_empty(api: Reports) -> None:
+    for path in ("analytics/usage_report", "usage_report/messages", "cost_report"):
+        for start in (tables.timestamp(time.time() + 2 * DAY), "9999-12-31T00:00:00Z"):
+            found = await api.get(path, starting_at=start, bucket_width="1d")
+            assert (found["data"], found["has_more"], found["next_page"]) == ([], False, None)
 
 
 async def test_older_reports_have_their_own_dimensions(api: Reports) -> None:

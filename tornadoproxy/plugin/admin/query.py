@@ -164,13 +164,13 @@ def parse_timestamp(name: str, value: str) -> float:
     """Return a time in RFC 3339 in seconds since the epoch.
 
     :param name: of the field, for the error.
-    :raises InvalidRequest: it is none, or has no time zone.
+    :raises InvalidRequest: it is none, has no time zone, or is after the year 9999 in UTC.
     """
     try:
         # a client may have left the "+" of an offset in a query as it is
         found = datetime.fromisoformat(value.replace(" ", "+"))
         if found.tzinfo is not None:
-            return found.timestamp()
+            return found.astimezone(UTC).timestamp()
     except (ValueError, OverflowError):
         pass
     raise InvalidRequest(f"{name}: must be a timestamp such as 2026-11-30T00:00:00Z.")
