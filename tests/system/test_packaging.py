@@ -241,6 +241,7 @@ def test_container_commands_install_every_plugin(build_context: Path, tmp_path: 
             "CONSOLE": "yes",
             "OIDC_ISSUER": "https://id.example.com",
             "OIDC_AUDIENCES": "proxy",
+            "ANSWER_QUOTA_PROBE": "yes",
             **databases,
         },
         check=True,
