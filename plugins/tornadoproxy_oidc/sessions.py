@@ -105,10 +105,7 @@ class Sessions:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def check(self) -> None:
-        """Refuse an invalid setting.
-
-        :raises ConfigurationError: in one line.
-        """
+        """Refuse an invalid setting by a `ConfigurationError`."""
         self._database.check()
 
     async def open(self, deadline: float) -> None:
@@ -203,7 +200,7 @@ class Sessions:
         return grant if waits else None
 
     async def approve(self, device: bytes, signed_in: SignedIn) -> bool:
-        """Let a device in; return whether it still waited for that."""
+        """Approve a device's sign-in; return whether it was still pending."""
         sealed = None
         if signed_in.refresh_token is not None:
             sealed = self.sealer.seal("provider", {"token": signed_in.refresh_token})
@@ -213,7 +210,7 @@ class Sessions:
         )
 
     async def deny(self, device: bytes) -> bool:
-        """Keep a device out; return whether it still waited."""
+        """Deny a device's sign-in; return whether it was still pending."""
         now = int(time.time())
         return await self._database.run(lambda on: store.decide(on, device, "denied", now))
 
@@ -265,8 +262,10 @@ class Sessions:
 
     async def _refresh_token(self, token: str) -> Tokens:
         until = time.monotonic() + MAX_WAIT
+        if (session_id := self.sealer.session_of(token)) is None:  # costs the database nothing
+            raise SessionEnded
         while True:
-            found = await self._database.run(lambda on: self._look(on, token))
+            found = await self._database.run(lambda on: self._look(on, token, session_id))
             if found.session is None:
                 if found.stolen:
                     await self._apply_revocations()
@@ -279,10 +278,9 @@ class Sessions:
                 raise ProviderUnavailable
             await asyncio.sleep(WAIT)
 
-    def _look(self, connection: DatabaseConnection, token: str) -> _Check:
+    def _look(self, connection: DatabaseConnection, token: str, session_id: str) -> _Check:
         now = int(time.time())
-        session_id = self.sealer.session_of(token)
-        session = None if session_id is None else store.session_by_id(connection, session_id)
+        session = store.session_by_id(connection, session_id)
         if session is None or session.expires <= now:
             return _Check(None)
         known, replaced = store.refresh_token(connection, token)

@@ -101,6 +101,14 @@ async def test_refresh_token_is_not_made_up(signing_in: SigningIn) -> None:
     assert (await signing_in.refresh(token)).status == 200
 
 
+async def test_made_up_refresh_token_does_not_wait_for_the_database(
+    signing_in: SigningIn,
+) -> None:
+    await signing_in.start()
+    with store.database(signing_in.where) as database, database.transaction():
+        assert (await signing_in.refresh("made-up")).status == 401
+
+
 async def test_nothing_secret_is_stored_or_logged(
     signing_in: SigningIn, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
