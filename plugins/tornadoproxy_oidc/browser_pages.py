@@ -227,7 +227,10 @@ class BrowserPages:
             return "Not signed in", "Your identity provider's response is not valid.", 400
         except (InvalidClaims, Denied) as refusal:
             await self._sessions.deny(device)
-            return "Not signed in", html.sentence(refusal), 403
+            text = str(refusal)
+            if isinstance(refusal, InvalidClaims):
+                text = f"Your identity provider's response is unusable: {text}."
+            return "Not signed in", text, 403
         name = signed_in.person.get("email") or signed_in.person["sub"]
         return (
             "You are signed in",

@@ -1,6 +1,6 @@
 """What Claude Code calls to sign in: discovery, device authorization, token and revocation.
 
-Claude Code gives up a sign-in at the first 5xx of a poll, so a poll is never answered with one:
+Claude Code gives up a sign-in at the first 5xx of a poll, so no response to a poll is one:
 while the database cannot be used, the sign-in is pending.
 
 Sources: RFC 6749, RFC 7009, RFC 8414, RFC 8628.
@@ -46,7 +46,7 @@ class DeviceApi:
 
     :param base: the public URL.
     :param notice: shown by Claude Code; ``None`` shows nothing.
-    :param tells_email: whether a device is told whose sign-in it is, which it then has to confirm.
+    :param tells_email: whether a device gets the e-mail address, for the person to confirm.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class DeviceApi:
             await self._sessions.revoke(token, unverified(token.encode()))
         except DatabaseUnavailable:
             return _unavailable()
-        return PageResponse(b"")  # whether the token was valid is told to nobody (RFC 7009 §2.2)
+        return PageResponse(b"")  # whether the token was valid or not (RFC 7009 §2.2)
 
     def _tokens(self, tokens: Tokens) -> PageResponse:
         response: dict[str, Any] = {  # Any: JSON

@@ -86,12 +86,6 @@ def message(title: str, text: str, *, status: int = 200, cookie: str | None = No
     return _page(title, f"<p>{escape(text)}</p>", status=status, cookie=cookie)
 
 
-def sentence(error: Exception) -> str:
-    """Return the text of a refusal as a sentence."""
-    text = str(error)
-    return text if text.endswith(".") else f"Your identity provider's response is unusable: {text}."
-
-
 def _page(
     title: str, body: str, *, head: str = "", status: int = 200, cookie: str | None = None
 ) -> PageResponse:

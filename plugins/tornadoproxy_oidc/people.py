@@ -19,7 +19,7 @@ MAX_NAME = 200
 class Person(Identity, frozen=True):
     """A person or workload that the provider has authenticated.
 
-    :param email: the e-mail address; ``None`` if the provider has told none.
+    :param email: the e-mail address; ``None`` if the provider sends none.
     :param full_name: the claim ``name``, to be shown.
     """
 

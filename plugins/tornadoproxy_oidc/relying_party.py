@@ -200,7 +200,7 @@ class RelyingParty:
     async def _complete(
         self, client: AsyncOAuth2Client, metadata: Mapping[str, Any], claims: Document, subject: str
     ) -> Document:
-        """Return the claims together with those that the provider tells separately."""
+        """Return the claims together with those of the provider's userinfo endpoint."""
         wanted = {self.claims.name, self.claims.email, self.claims.groups}
         url = metadata.get("userinfo_endpoint")
         if url is None or wanted <= claims.keys():

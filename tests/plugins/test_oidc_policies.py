@@ -20,7 +20,7 @@ from tornadoproxy.testing import RawResponse
 POLICIES = """
 [[policy]]
 groups = ["left"]
-denied = "You have left: ask your manager."
+denied = "You have left! Ask your manager"
 
 [[policy]]
 groups = ["staff"]
@@ -198,15 +198,15 @@ async def test_denied_group_is_kept_out_everywhere(
     signing_in.provider.person["groups"] = ["left"]
     begun = await signing_in.begin()
     page = await signing_in.approve(begun)
-    assert b"You have left: ask your manager." in page.body
+    assert b"<p>You have left! Ask your manager</p>" in page.body
     assert document(await signing_in.poll(begun))["error"] == "access_denied"
 
-    file.write_text('[[policy]]\ngroups = ["lab"]\ndenied = "You have left: ask your manager."')
+    file.write_text('[[policy]]\ngroups = ["lab"]\ndenied = "You have left! Ask your manager"')
     proxy.reload()
     refused.append(await signing_in.get(tokens["access_token"]))
     for response in refused:
         said = document(response)["error"]["message"]
-        assert (response.status, said) == (403, "You have left: ask your manager.")
+        assert (response.status, said) == (403, "You have left! Ask your manager")
     monkeypatch.setattr(sessions, "GRACE", -1)
     signing_in.provider.person["groups"] = ["lab"]
     assert (await signing_in.refresh(tokens["refresh_token"])).status == 401
