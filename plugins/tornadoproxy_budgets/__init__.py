@@ -118,7 +118,7 @@ class Budgets:
             )
             keeper.sync.check()
             self._keeper = keeper
-        if not settings.is_set("KEYS_DB"):
+        if not settings.is_set("KEYS_DB") and not settings.is_set("OIDC_ISSUER"):
             _logger.warning("%s", ONE_PERSON)
         return f"spending caps in {where}"
 

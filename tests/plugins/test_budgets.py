@@ -281,5 +281,8 @@ async def test_reload_changes_admin_keys(team: Team) -> None:
 async def test_start_without_keys_warns(caplog: pytest.LogCaptureFixture, team: Team) -> None:
     await team.start_proxy(BUDGETS_DB=team.path, KEYS_DB=team.path)
     assert caplog.text == ""
+    people = {"OIDC_ISSUER": "http://127.0.0.1:9", "OIDC_AUDIENCES": "x"}
+    await team.start_proxy(BUDGETS_DB=team.path, **people)
+    assert "BUDGETS_DB is set without KEYS_DB" not in caplog.text
     await team.start_proxy(BUDGETS_DB=team.path)
     assert "BUDGETS_DB is set without KEYS_DB" in caplog.text
