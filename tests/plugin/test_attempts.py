@@ -43,6 +43,13 @@ def test_attempts_of_one_ipv6_network_count_together() -> None:
         assert attempts.wait(other) == 0
 
 
+def test_ipv4_address_in_ipv6_is_a_client_of_its_own() -> None:
+    attempts = Attempts("codes", 1, 60.0)
+    attempts.count("::ffff:192.0.2.1")
+    assert attempts.wait("::ffff:192.0.2.2") == 0
+    assert attempts.wait("192.0.2.1") > 0
+
+
 def test_attempts_of_many_clients_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Attempts, "CLIENTS", 2)
     attempts = Attempts("polls", 1, 60.0)

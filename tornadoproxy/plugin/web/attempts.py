@@ -33,9 +33,12 @@ class Attempts:
     def client_of(address: str) -> str:
         """Return whose attempts those of an address are: its own, or those of its IPv6 network."""
         try:
-            return f"{int(IPv6Address(address)) >> 64:x}::/64"
+            found = IPv6Address(address)
         except AddressValueError:
             return address
+        if found.ipv4_mapped is not None:  # all of these are in one network
+            return str(found.ipv4_mapped)
+        return f"{int(found) >> 64:x}::/64"
 
     def wait(self, client: str) -> float:
         """Return the seconds until a client may try again; 0 if it may now.
