@@ -56,7 +56,9 @@ async def ask_for_more(visit: Visit) -> PageResponse:
             "requested_amount": amount,
             "reason": visit.field("reason").strip() or None,
         }
-        await visit.person.ask("POST", INCREASES, document)
+        sent = await visit.person.ask("POST", INCREASES, document)
     except ProxyError as error:
         return await show(visit, error)
-    return visit.redirect("/me?done=asked")
+    # a person has one pending request for each period
+    is_earlier = sent is not None and not document.items() <= sent.items()
+    return visit.redirect("/me?done=pending" if is_earlier else "/me?done=asked")

@@ -75,6 +75,7 @@ DONE = {
     "saved": "Saved.",
     "removed": "Removed.",
     "asked": "Your request was sent to the administrators.",
+    "pending": "Your earlier request for this period is not answered yet, and was not changed.",
     "approved": "Approved.",
     "denied": "Denied.",
 }

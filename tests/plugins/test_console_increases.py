@@ -77,6 +77,19 @@ async def test_request_without_amount_and_reason_is_sent(site: ConsoleSite) -> N
     assert (found["requested_amount"], found["reason"], found["period"]) == (None, None, "daily")
 
 
+async def test_second_request_for_a_period_changes_nothing(site: ConsoleSite) -> None:
+    person = await asking(site)
+    same = {"period": "monthly", "amount": "50", "reason": CANARY}
+    for fields, done in ((same, "asked"), ({**same, "amount": "70"}, "pending")):
+        await person.get("/me")
+        response = await person.post("/me", fields)
+        assert response.header("location") == f"/console/me?done={done}"
+    await person.get("/me?done=pending")
+    assert "was not changed" in person.page
+    (found,) = (await site.call("GET", "/spend_limit_increase_requests"))["data"]
+    assert found["requested_amount"] == "5000"
+
+
 async def test_invalid_request_is_explained_and_form_keeps_its_values(site: ConsoleSite) -> None:
     await site.start()
     person = await signed_in(site, await site.key())
