@@ -116,10 +116,11 @@ class Ledger:
         """
         where = settings[LEDGER_DB]
         if where is None:
-            if settings[LEDGER_RETENTION_DAYS] is not None:
-                raise ConfigurationError(
-                    "LEDGER_RETENTION_DAYS is set without LEDGER_DB; set both or neither."
-                )
+            for each in (LEDGER_RETENTION_DAYS, LEDGER_SPOOL):
+                if settings[each] is not None:
+                    raise ConfigurationError(
+                        f"{each.name} is set without LEDGER_DB; set both or neither."
+                    )
             return INACTIVE
         if self._database is None:
             _ledger(where).check()

@@ -72,10 +72,10 @@ def test_write_for_programs_loses_nothing(capsys: pytest.CaptureFixture[str]) ->
         "cost_usd": "1.50",
         "note": None,
     }
-    tables.write(COLUMNS, (*ROWS, ("=1+1", ["-x"], 0, "", "@a")), "csv")
+    tables.write(COLUMNS, (*ROWS, ("=1+1", ["-x"], 0, "\uff0b1", "@a")), "csv")
     read = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert read[:2] == [list(COLUMNS), ["ada", "engines, london", "7", "1.50", ""]]
-    assert read[3] == ["'=1+1", "'-x", "0", "", "'@a"]
+    assert read[3] == ["'=1+1", "'-x", "0", "'\uff0b1", "'@a"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_texts_of_a_row_are_cut_and_escaped(where: DatabaseLocation) -> None:
     [
         ({"LEDGER_DB": "."}, "LEDGER_DB=. cannot be used: it is a directory"),
         ({"LEDGER_RETENTION_DAYS": 1}, "LEDGER_RETENTION_DAYS is set without LEDGER_DB"),
+        ({"LEDGER_SPOOL": "spool.db"}, "LEDGER_SPOOL is set without LEDGER_DB"),
         (
             {"LEDGER_DB": "ledger.db", "LEDGER_RETENTION_DAYS": 0},
             "LEDGER_RETENTION_DAYS must be a whole number from 1",

@@ -35,6 +35,7 @@ MAX_CELL = 36  # characters in a line of a cell, in text
 
 _INDENT = "    "  # of the further lines of a row
 _GAP = "  "  # between two cells
+_FORMULAS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # and their full-width forms
 _NUMBER = re.compile(r"\$?[0-9][0-9,]*(\.[0-9]+)?").fullmatch
 _COUNT = re.compile(r"[0-9]{1,12}").fullmatch
 _AGE = re.compile(r"([0-9]{1,9})([mhdw])").fullmatch
@@ -111,8 +112,7 @@ def csv_text(names: Iterable[str], rows: Rows) -> str:
     writer.writerow(names)
     for row in rows:
         writer.writerow(
-            f"'{word}" if (word := _word(cell)).startswith(("=", "+", "-", "@")) else word
-            for cell in row
+            f"'{word}" if (word := _word(cell)).startswith(_FORMULAS) else word for cell in row
         )
     return text.getvalue()
 
