@@ -53,9 +53,12 @@ async def events(visit: Visit) -> PageResponse:
 async def _events(visit: Visit, wanted: Wanted) -> AsyncGenerator[bytes, None]:
     """Yield the present state, then what changes.
 
-    It ends with the session, when the proxy stops, and when too many changes were missed.
+    It ends with the session, when the proxy stops, and when too many changes were missed; at once,
+    if too many pages are open. The browser connects again then.
     """
     feeds, time = visit.site.feeds, asyncio.get_running_loop().time
+    if feeds.live.readers >= MOST_READERS:  # others were opened at the same time
+        return
     feed = feeds.join(wanted, visit.root)
     try:
         number, checked = feed.number, time()

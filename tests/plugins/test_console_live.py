@@ -443,3 +443,19 @@ async def test_open_pages_are_bounded_and_released(
         except AssertionError:
             again = None
     await again.until("figures", "In flight")
+
+
+async def test_pages_opened_at_once_are_bounded(
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(now, "MOST_READERS", 2)
+    await site.start()
+    cookie = ("Cookie", (await signed_in(site)).cookie)
+    clients = [await site.raw() for _ in range(20)]
+    for client in clients:
+        await client.send(request_bytes("GET", "/console/now/events", [cookie]))
+    live = 0
+    for client in clients:
+        if (await client.head()).status == 200:
+            live += await client.chunk() != b""
+    assert live == 2
