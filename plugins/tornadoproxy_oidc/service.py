@@ -98,7 +98,10 @@ class Service:
             _check_unused(settings)
             return f"clients with a token of {self._provider.issuer}"
         self._configure_sessions(settings, claims)
-        return f"people who sign in at {self._provider.issuer}"
+        return (
+            f"people who sign in at {self._provider.issuer}, from Claude Code by /login with "
+            f"{settings[names.OIDC_PUBLIC_URL]} as forceLoginGatewayUrl"
+        )
 
     def _check_applied(self, settings: Settings) -> None:
         """Refuse limits and caps that no plugin would apply.

@@ -65,6 +65,12 @@ async def test_person_signs_in_and_has_name_and_groups(signing_in: SigningIn) ->
     assert request.header("authorization") is None
 
 
+async def test_start_line_names_what_claude_code_needs(signing_in: SigningIn) -> None:
+    proxy = await signing_in.start()
+    said = f"from Claude Code by /login with {BASE} as forceLoginGatewayUrl"
+    assert [line for name, line in proxy.lines if name == "oidc" and said in line]
+
+
 async def test_discovery_has_what_claude_code_reads(signing_in: SigningIn) -> None:
     await signing_in.start(OIDC_PUBLIC_URL=f"{BASE}/gw", OIDC_LOGIN_NOTICE="For Acme only.")
     path = "/.well-known/oauth-authorization-server"
