@@ -1,8 +1,8 @@
 """The ledger's table and its rows.
 
-Texts that a client may choose are cut at 256 characters. ``groups`` is a JSON array, ``NULL``
-without groups; ``time`` is in seconds since the epoch, durations are in seconds, ``cost_nanos`` is
-in billionths of a US dollar. ``NULL`` means unknown.
+Texts that a client may choose are cut at 256 characters, counts and costs at `MAX_NUMBER`.
+``groups`` is a JSON array, ``NULL`` without groups; ``time`` is in seconds since the epoch,
+durations are in seconds, ``cost_nanos`` is in billionths of a US dollar. ``NULL`` means unknown.
 
 ``attempts`` counts the upstreams that were asked, and ``failed_attempts`` is a JSON array of why
 each failed that did not respond in the end.
@@ -31,6 +31,9 @@ Row: TypeAlias = tuple[Any, ...]
 """Any: each column has a type of its own."""
 
 MAX_TEXT = 256  # characters
+MAX_NUMBER = 10**15
+"""The highest count or cost of a row: the databases sum up to 2**63."""
+
 STEP = 1_000  # rows of one deletion, or of one move
 
 SCHEMA = (
@@ -185,15 +188,15 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         _text(record.error),
         _text(record.model),
         _text(record.stop_reason),
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cache_read_input_tokens,
-        usage.cache_creation_input_tokens,
-        usage.cache_creation_1h_input_tokens,
-        usage.web_search_requests,
-        usage.web_fetch_requests,
+        _number(usage.input_tokens),
+        _number(usage.output_tokens),
+        _number(usage.cache_read_input_tokens),
+        _number(usage.cache_creation_input_tokens),
+        _number(usage.cache_creation_1h_input_tokens),
+        _number(usage.web_search_requests),
+        _number(usage.web_fetch_requests),
         int(usage.partial),
-        record.cost,
+        _number(record.cost),
         record.bytes_in,
         record.bytes_out,
         record.duration,
@@ -215,12 +218,12 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
 def _part(other: ModelUsage) -> dict[str, str | int | None]:
     return {
         "model": _text(other.model),
-        "input_tokens": other.usage.input_tokens,
-        "output_tokens": other.usage.output_tokens,
-        "cache_read_input_tokens": other.usage.cache_read_input_tokens,
-        "cache_creation_input_tokens": other.usage.cache_creation_input_tokens,
-        "cache_creation_1h_input_tokens": other.usage.cache_creation_1h_input_tokens,
-        "cost_nanos": other.cost,
+        "input_tokens": _number(other.usage.input_tokens),
+        "output_tokens": _number(other.usage.output_tokens),
+        "cache_read_input_tokens": _number(other.usage.cache_read_input_tokens),
+        "cache_creation_input_tokens": _number(other.usage.cache_creation_input_tokens),
+        "cache_creation_1h_input_tokens": _number(other.usage.cache_creation_1h_input_tokens),
+        "cost_nanos": _number(other.cost),
     }
 
 
@@ -236,6 +239,10 @@ def delete_some(before: float, connection: DatabaseConnection) -> bool:
     )
     more = summed.delete_some(before, connection)
     return more or deleted.rowcount == STEP
+
+
+def _number(value: int | None) -> int | None:
+    return None if value is None else min(value, MAX_NUMBER)
 
 
 def _text(value: str | None) -> str | None:

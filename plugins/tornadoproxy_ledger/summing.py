@@ -74,9 +74,16 @@ class Summing:
     async def keep_up(self) -> None:
         """Sum what has settled, again and again."""
         while True:
-            # the database has logged the failure; the next look makes up for it
-            with contextlib.suppress(DatabaseUnavailable):
+            try:
                 await self.catch_up()
+            except DatabaseUnavailable:
+                pass  # the database has logged the failure; the next look makes up for it
+            except Exception as error:
+                # without its text, which may contain names
+                _logger.warning(
+                    "summing the ledger's usage failed with %s: reports read rows instead",
+                    type(error).__name__,
+                )
             await asyncio.sleep(INTERVAL)
 
     async def catch_up(self) -> None:

@@ -462,6 +462,41 @@ async def test_proxy_that_stops_lets_the_next_one_sum(
         assert summing._claim(time.time(), connection)
 
 
+async def test_summing_that_fails_is_logged_and_tried_again(
+    scene: Scene,
+    where: DatabaseLocation,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(summing, "INTERVAL", 0.05)
+    monkeypatch.setattr(summing, "PAUSE", 0)
+    write(where, used(1), used(1))
+    with opened(where) as database, database.transaction() as connection:
+        connection.execute("UPDATE requests SET input_tokens = ?", (2**62,))
+    await scene.start(LEDGER_DB=where)
+    while "summing the ledger's usage failed with " not in caplog.text:
+        await asyncio.sleep(0.02)  # as above
+    with opened(where) as database, database.transaction() as connection:
+        connection.execute("UPDATE requests SET input_tokens = 1")
+    while (DAY, MONDAY) not in await asyncio.to_thread(is_summed, where):
+        await asyncio.sleep(0.02)
+    assert costs(where) == [14]
+
+
+def test_numbers_that_cannot_be_true_do_not_break_reports(where: DatabaseLocation) -> None:
+    most = 2**63 - 1
+    others = (ModelUsage("haiku", Usage(most), most),)
+    usage = Usage(most, most, most, most, most, most, others=others)
+    write(where, *(used(hour / 10, usage=usage, cost=most) for hour in range(20)))
+    for _ in range(2):
+        (counts,) = report(where).values()
+        assert (counts.input_tokens, counts.cost_nanos) == (
+            40 * rows.MAX_NUMBER,
+            20 * rows.MAX_NUMBER,
+        )
+        sum_all(where)
+
+
 async def test_progress_of_a_long_summing_is_logged(
     where: DatabaseLocation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
