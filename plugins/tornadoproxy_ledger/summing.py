@@ -74,8 +74,10 @@ class Summing:
     async def keep_up(self) -> None:
         """Sum what has settled, again and again."""
         while True:
+            pause = INTERVAL
             try:
-                await self.catch_up()
+                if not await self.catch_up():
+                    pause = LEASE  # the other proxy may have been killed
             except DatabaseUnavailable:
                 pass  # the database has logged the failure; the next look makes up for it
             except Exception as error:
@@ -84,14 +86,17 @@ class Summing:
                     "summing the ledger's usage failed with %s: reports read rows instead",
                     type(error).__name__,
                 )
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(pause)
 
-    async def catch_up(self) -> None:
-        """Sum all that has settled, and log how far that is if it takes long."""
+    async def catch_up(self) -> bool:
+        """Sum all that has settled, and log how far that is if it takes long.
+
+        :return: whether it is summed; otherwise another proxy sums it.
+        """
         began = told = time.monotonic()
         while steps := await self._read(partial(due, time.time())):
             if not await self._database.run(partial(_claim, time.time())):
-                return
+                return False
             try:
                 for step in steps:
                     await self._sum(step)
@@ -104,6 +109,7 @@ class Summing:
                 _logger.info("summing the ledger's usage: %d earlier days are left", left)
         if told != began:
             _logger.info("summed the ledger's usage in %.0f s", time.monotonic() - began)
+        return True
 
     async def _sum(self, step: Step) -> None:
         # a step whose rows change meanwhile is due again

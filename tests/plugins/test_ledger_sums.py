@@ -462,6 +462,19 @@ async def test_proxy_that_stops_lets_the_next_one_sum(
         assert summing._claim(time.time(), connection)
 
 
+async def test_proxy_sums_soon_after_another_was_killed(
+    scene: Scene, where: DatabaseLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summing, "LEASE", 2)
+    monkeypatch.setattr(summing, "PAUSE", 0)
+    write(where, used(1))
+    with opened(where) as database, database.transaction() as connection:
+        assert summing._claim(time.time(), connection)
+    await scene.start(LEDGER_DB=where)
+    while (DAY, MONDAY) not in await asyncio.to_thread(is_summed, where):
+        await asyncio.sleep(0.02)  # as above
+
+
 async def test_summing_that_fails_is_logged_and_tried_again(
     scene: Scene,
     where: DatabaseLocation,
