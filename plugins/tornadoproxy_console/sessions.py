@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COOKIE = "tornadoproxy_console"
 LIFETIME = 12 * 3600.0  # seconds
-MOST = 10_000  # sessions; beyond it, the oldest ends
+MOST = 10_000  # sessions
 
 
 class Session(Struct, frozen=True):
@@ -32,12 +32,14 @@ class Session(Struct, frozen=True):
 
     :param signed_in: gives the credential of its holder.
     :param is_admin_key: whether that is an admin key, which no plugin authenticates.
+    :param holder: the hash of the key that was typed, which tells how many sessions it has.
     :param form_token: the token that each of its forms sends, against forged requests.
     :param until: when it ends, in monotonic seconds.
     """
 
     signed_in: SignedIn
     is_admin_key: bool
+    holder: bytes
     form_token: str
     until: float
 
@@ -50,18 +52,26 @@ class Sessions:
     """The sessions, by the hash of what their cookies hold."""
 
     def __init__(self) -> None:
-        self._by_hash: OrderedDict[bytes, Session] = OrderedDict()
+        self._by_hash: dict[bytes, Session] = {}  # the oldest first
 
-    def begin(self, signed_in: SignedIn, *, is_admin_key: bool) -> str:
-        """Begin a session, and return what its cookie holds."""
+    def begin(self, signed_in: SignedIn, *, is_admin_key: bool, key: str = "") -> str:
+        """Begin a session, and return what its cookie holds.
+
+        :param key: that was typed; empty for another way to sign in.
+        """
         token = secrets.token_urlsafe(32)
         until = time.monotonic() + LIFETIME
         self._by_hash[_hash(token)] = Session(
-            signed_in, is_admin_key, secrets.token_urlsafe(32), until
+            signed_in, is_admin_key, _hash(key or token), secrets.token_urlsafe(32), until
         )
         if len(self._by_hash) > MOST:
-            self._by_hash.popitem(last=False)
+            self._end_one()
         return token
+
+    def _end_one(self) -> None:
+        """End the oldest session of the key with the most: nobody can end those of others."""
+        ((most, _),) = Counter(each.holder for each in self._by_hash.values()).most_common(1)
+        del self._by_hash[next(key for key, each in self._by_hash.items() if each.holder == most)]
 
     def find(self, token: str) -> Session | None:
         """Return the session of a cookie; ``None`` if there is none, or it has ended."""

@@ -225,7 +225,7 @@ class Site:
             await Administrator(self.proxy, visit.request, credential).enter()
             is_admin_key = True
         signed_in = sessions.holder_of(credential)
-        return self._sessions.begin(signed_in, is_admin_key=is_admin_key)
+        return self._sessions.begin(signed_in, is_admin_key=is_admin_key, key=key)
 
     def _to_sign_in(self, visit: Visit) -> PageResponse:
         following = "" if visit.is_post else f"?next={quote(visit.path)}"

@@ -209,6 +209,25 @@ def test_sessions_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [kept.find(token) is not None for token in tokens] == [False, True, True]
 
 
+async def test_sign_ins_of_one_person_end_no_other_session(
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MOST", 3)
+    await site.start()
+    administrator, ada = site.visitor(), await site.key("ada")
+    await administrator.sign_in(ADMIN)
+    people = [site.visitor() for _ in range(4)]
+    for person in people:
+        await person.sign_in(ada)
+    await administrator.get("/health")
+    assert "<h1>Health</h1>" in administrator.page
+    shown = []
+    for person in people:
+        await person.get("/me")
+        shown.append("<h1>Me</h1>" in person.page)
+    assert shown == [False, False, True, True]
+
+
 # -- requests of other sites
 
 
