@@ -172,3 +172,4 @@ PARTS = {"request": "Request", "response": "Response"}
 BINARY = "[binary]"
 INCOMPLETE = "[the rest was not recorded]"
 NO_RECORDING = "There is no recording of this request."
+RECORDING_HIDDEN = "Read-only administrators cannot see recordings."
