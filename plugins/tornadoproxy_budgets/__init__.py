@@ -55,6 +55,12 @@ BUDGETS_DB: Setting[DatabaseLocation | None] = Setting(
     fixed=True,
     fallbacks=("DATABASE_URL",),
 )
+BUDGETS_MESSAGE: Setting[str | None] = Setting(
+    "BUDGETS_MESSAGE",
+    parsers.text,
+    default=None,
+    help="text that ends the error of a reached cap, for example where to ask for a higher one",
+)
 ONE_PERSON = (
     "BUDGETS_DB is set without KEYS_DB: all clients with AUTH_TOKEN count as one person, token. "
     "Set KEYS_DB and give each person a key with `keys create`, unless another authenticator "
@@ -73,8 +79,8 @@ class Budgets:
         self._has_admins = False
 
     @hookimpl
-    def declare_settings(self) -> tuple[Setting[DatabaseLocation | None]]:
-        return (BUDGETS_DB,)
+    def declare_settings(self) -> tuple[Setting[DatabaseLocation | None], Setting[str | None]]:
+        return (BUDGETS_DB, BUDGETS_MESSAGE)
 
     @hookimpl
     def commands(self) -> tuple[Command]:
@@ -118,6 +124,7 @@ class Budgets:
             )
             keeper.sync.check()
             self._keeper = keeper
+        self._keeper.message = settings[BUDGETS_MESSAGE]
         if not settings.is_set("KEYS_DB") and not settings.is_set("OIDC_ISSUER"):
             _logger.warning("%s", ONE_PERSON)
         return f"spending caps in {where}"

@@ -52,6 +52,7 @@ class Keeper:
     :param shared: the reservations of several proxies together; ``None`` if each has its own.
     :param local: whether each proxy reserves by itself while `shared` cannot be used; otherwise
         requests under a cap are rejected with 503.
+    :ivar message: ends the error of a reached cap.
     :ivar sync: the database.
     """
 
@@ -62,6 +63,7 @@ class Keeper:
         *,
         local: bool = False,
     ) -> None:
+        self.message: str | None = None
         self._shared = shared
         self._local = local
         self.sync = Sync(where, lambda: shared is not None and not shared.failing)
@@ -105,7 +107,7 @@ class Keeper:
         try:
             self._engine.check(applying, time.time())
         except CapReached as reached:
-            raise refusals.cap_reached(reached) from None
+            raise refusals.cap_reached(reached, self.message) from None
 
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
@@ -160,7 +162,7 @@ class Keeper:
                 identity.allowance,
             )
         except CapReached as reached:
-            raise refusals.cap_reached(reached) from None
+            raise refusals.cap_reached(reached, self.message) from None
         settle = partial(self._settle, reservation, asked)
         return Permit(settle, WITHHELD, shown) if applying else Permit(settle)
 
@@ -182,7 +184,7 @@ class Keeper:
             elif lease is not None:
                 permit.set_result(self._permit_of(lease, shared, identity, asked, shown))
             elif isinstance(failed, CapReached):
-                permit.set_exception(refusals.cap_reached(failed))
+                permit.set_exception(refusals.cap_reached(failed, self.message))
             elif self._local and isinstance(failed, DatabaseUnavailable):
                 try:
                     permit.set_result(

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 HELD_RETRY = 5.0  # seconds; requests that have reserved the rest of a cap take some time
 
 
-def cap_reached(reached: CapReached) -> Denied:
-    """Return the error for a cap that leaves nothing to spend."""
+def cap_reached(reached: CapReached, message: str | None) -> Denied:
+    """Return the error for a cap that leaves nothing to spend.
+
+    :param message: ends the error, if the cap is spent; see ``BUDGETS_MESSAGE``.
+    """
     cap = reached.cap
     amount = f"${usd(reached.nanos)}"
     limit = f"{cap.period}; resets {minute_text(reached.reset)}"
@@ -36,7 +39,7 @@ def cap_reached(reached: CapReached) -> Denied:
     resets = f" · resets {day_text(reached.reset)}" if reached.nanos else ""
     spent = f"${usd(reached.spent)} of {amount}{scope} is spent"
     return Denied(
-        f"spend limit reached{resets} · {spent} ({limit}).",
+        f"spend limit reached{resets} · {spent} ({limit}).{f' {message}' if message else ''}",
         status=429,
         error_type="billing_error",
         retry_after=max(reached.reset - time.time(), 1),

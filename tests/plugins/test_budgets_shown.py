@@ -105,9 +105,11 @@ async def test_spend_is_shown_with_each_response_and_at_the_cap(team: Team) -> N
 
 async def test_zero_cap_names_no_reset(team: Team) -> None:
     team.cap(ADA, 0)
-    await team.start()
+    await team.start(BUDGETS_MESSAGE="Ask at /console/.")
     refused = await team.ask()
-    assert error_of(refused)["message"].startswith("spend limit reached · $0.00 of $0.00")
+    message = error_of(refused)["message"]
+    assert message.startswith("spend limit reached · $0.00 of $0.00")
+    assert message.endswith(" UTC). Ask at /console/.")
     assert unified(refused)["overage-utilization"] == "1"
 
 
