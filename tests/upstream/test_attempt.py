@@ -203,7 +203,7 @@ async def test_streamed_body_is_not_begun_again_with_another_credential(
 async def test_connection_that_fails_is_not_seen_by_the_client(
     several: Several, fault: str
 ) -> None:
-    proxy = await several.start()
+    proxy = await several.start("connect_timeout = 0.5")
     if fault == "nothing listens":
         await several["a"].stop()
     else:
