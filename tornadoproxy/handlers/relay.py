@@ -27,7 +27,7 @@ from tornadoproxy.errors import NotFound, UpstreamClosed
 from tornadoproxy.handlers.event_stream import EventStream
 from tornadoproxy.handlers.proxying import UpstreamHandler
 from tornadoproxy.plugin.admin.query import Query
-from tornadoproxy.plugin.decisions import MAX_MODEL_NAME
+from tornadoproxy.plugin.decisions import MAX_MODEL_NAME, all_allow
 from tornadoproxy.protocol import results_url
 from tornadoproxy.protocol.decompression import readable_codings
 from tornadoproxy.protocol.headers import (
@@ -226,7 +226,7 @@ class RelayedModelsHandler(RelayHandler):
             self._rules = rules
             return
         name = unquote(self.request.path.removeprefix(f"{MODELS_PATH}/"))
-        if not all(rule.allows(name) for rule in rules):
+        if not all_allow(rules, name):
             raise NotFound(f"model: {name[:MAX_MODEL_NAME]}")
         waiting = super().admit()
         if waiting is not None:
@@ -241,7 +241,7 @@ class RelayedModelsHandler(RelayHandler):
         except UpstreamRefused as refused:
             self._write_page(refused.status, refused.body)
             return
-        allowed = [name for name in models if all(rule.allows(name) for rule in self._rules)]
+        allowed = [name for name in models if all_allow(self._rules, name)]
         shown, has_more = Query(parse_qs(self.request.query)).shown(allowed)
         page = {
             "data": [models[name] for name in shown],

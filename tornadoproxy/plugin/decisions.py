@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any
@@ -297,6 +297,11 @@ class AllowedModels:
     def _listed(self) -> str:
         kind = "model" if len(self.patterns) == 1 else "models"
         return f"{self._holder} the {kind} {', '.join(self.patterns)}"
+
+
+def all_allow(rules: Iterable[AllowedModels], model: str) -> bool:
+    """Return whether each of these rules allows a model."""
+    return all(rule.allows(model) for rule in rules)
 
 
 def _asks(model: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from urllib.parse import unquote
 
 from tornadoproxy.errors import MethodNotAllowed, NotFound
 from tornadoproxy.handlers.exchange_handler import ExchangeHandler
 from tornadoproxy.openai.errors import translate_error
 from tornadoproxy.openai.models import find_model, translate_models
+from tornadoproxy.plugin.decisions import all_allow
 from tornadoproxy.upstream.model_list import UpstreamRefused
 
 
@@ -21,11 +23,7 @@ class ModelsHandler(ExchangeHandler):
         self.refuse_body()
 
     async def serve(self) -> None:
-        rules = await self.allowed_models()
-
-        def allowed(model: str) -> bool:
-            return all(rule.allows(model) for rule in rules)
-
+        allowed = partial(all_allow, await self.allowed_models())
         try:
             models = await self.gateway.models.models()
         except UpstreamRefused as refused:
