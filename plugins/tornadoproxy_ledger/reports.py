@@ -56,8 +56,6 @@ class Selection:
     :param only: for a dimension, the values that count.
     :param used: whether only requests count that used tokens.
     :param counts: what is summed, of `relations.COUNTS`; the others are 0.
-    :param widths: the seconds of the sums that a bucket may be made of, the longest first;
-        ``None`` is those that divide its width.
     """
 
     since: float | None
@@ -67,12 +65,10 @@ class Selection:
     only: Mapping[str, frozenset[str]]
     used: bool = True
     counts: tuple[str, ...] = relations.COUNTS
-    widths: tuple[int, ...] | None = None
 
     def __hash__(self) -> int:
         only = frozenset(self.only.items())
-        shown = self.used, self.counts, self.widths
-        return hash((self.since, self.until, self.width, self.by, only, shown))
+        return hash((self.since, self.until, self.width, self.by, only, self.used, self.counts))
 
 
 @dataclass(slots=True)
@@ -180,10 +176,8 @@ def _kind(selection: Selection, columns: Collection[str]) -> tuple[str, Collecti
     kind = next((kind for kind, known in _SUMMED_BY.items() if known.issuperset(columns)), None)
     if kind is None:
         return "", ()
-    if (usable := selection.widths) is None:
-        width = selection.width or DAY
-        usable = tuple(each for each in (DAY, HOUR) if width % each == 0)
-    return kind, [each for each in summed.WIDTHS[kind] if each in usable]
+    width = selection.width or DAY
+    return kind, [each for each in summed.WIDTHS[kind] if width % each == 0]
 
 
 def _parts(

@@ -86,11 +86,11 @@ def total(question: Question, connection: DatabaseConnection, dialect: str) -> S
 
 def _selection(question: Question) -> Selection:
     only = {"principal": question.principal, "group": question.group, "model": question.model}
-    width, widths = None, None
+    width = None
     if _FORMATS.keys() & question.by:
         width = DAY
         if not question.utc:
-            width, widths = _QUARTER, (HOUR,) if _has_whole_hours(question) else ()
+            width = HOUR if _has_whole_hours(question) else _QUARTER
     return Selection(
         since=question.since,
         until=question.until,
@@ -98,7 +98,6 @@ def _selection(question: Question) -> Selection:
         by=frozenset(_DIMENSIONS[name] for name in question.by if name in _DIMENSIONS),
         only={name: frozenset({value}) for name, value in only.items() if value is not None},
         used=False,
-        widths=widths,
     )
 
 
