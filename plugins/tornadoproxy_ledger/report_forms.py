@@ -16,8 +16,8 @@ from math import ceil
 from tornadoproxy import InvalidRequest, admin
 from tornadoproxy_ledger.relations import USED
 from tornadoproxy_ledger.reports import DIMENSIONS, Counts, Key, Selection
+from tornadoproxy_ledger.summed import DAY, HOUR
 
-HOUR, DAY = 3600, 86_400  # seconds
 WIDTHS = {"1m": 60, "1h": HOUR, "1d": DAY}
 
 MAX_RANGE = 31 * DAY  # seconds
