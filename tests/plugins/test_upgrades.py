@@ -83,7 +83,7 @@ async def test_earlier_sign_ins_are_finished(
     assert (await signing_in.poll({"device_code": "to-type"})).status == 200
 
 
-async def test_earlier_people_stay_signed_in_until_their_bearer_expires(
+async def test_earlier_people_stay_signed_in_until_bearer_expires(
     signing_in: SigningIn, earlier: EarlierSignIns
 ) -> None:
     await signing_in.start()
