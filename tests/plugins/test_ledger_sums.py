@@ -8,7 +8,6 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -50,14 +49,8 @@ def ledger(where: DatabaseLocation) -> Database:
     return Database(where, rows.SCHEMA, name="ledger")
 
 
-@contextmanager
-def opened(where: DatabaseLocation) -> Iterator[Database]:
-    with ledger(where) as database:
-        yield database
-
-
 def write(where: DatabaseLocation, *records: RequestRecord) -> None:
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         rows.insert(records, connection)
 
 
@@ -76,20 +69,20 @@ def sum_(database: Database, step: Step) -> bool:
 
 
 def sum_all(where: DatabaseLocation) -> None:
-    with opened(where) as database:
+    with ledger(where) as database:
         while due := steps(database):
             for step in due:
                 assert sum_(database, step)
 
 
 def is_summed(where: DatabaseLocation) -> set[tuple[int, int]]:
-    with opened(where) as database, database.reading() as connection:
+    with ledger(where) as database, database.reading() as connection:
         return set(connection.execute("SELECT seconds, start FROM usage_summed"))
 
 
 def report(where: DatabaseLocation, **asked: Any) -> Report:
     given = {"since": None, "until": None, "width": None, "by": frozenset(), "only": {}, **asked}
-    with opened(where) as database, database.reading() as connection:
+    with ledger(where) as database, database.reading() as connection:
         return read(Selection(**given), connection, database.dialect)
 
 
@@ -227,7 +220,7 @@ def test_report_equals_what_the_rows_add_up_to(seed: int, where: DatabaseLocatio
     chance = random.Random(seed)
     records = list[RequestRecord]()
     read_from = set[int | None]()
-    with opened(where) as database:
+    with ledger(where) as database:
         for _ in range(8):
             more = [any_record(chance) for _ in range(chance.choice((1, 40)))]
             records += more
@@ -288,7 +281,7 @@ def test_command_reads_the_same_with_and_without_sums(
     before = usage()
     assert len(set(before)) > 7
     sum_all(where)
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         # what would show if a report read rows that are summed
         connection.execute("UPDATE requests SET input_tokens = 1000000")
     changed = [at for at, text in enumerate(usage()) if text != before[at]]
@@ -332,7 +325,7 @@ async def test_running_proxy_sums_what_has_settled(
 def test_corrected_row_is_summed_again(where: DatabaseLocation) -> None:
     write(where, used(1, cost=None), used(30))
     sum_all(where)
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         connection.execute("UPDATE requests SET cost_nanos = 100 WHERE cost_nanos IS NULL")
         summed.forget([MONDAY + HOUR], connection)
     for _ in range(2):
@@ -340,7 +333,7 @@ def test_corrected_row_is_summed_again(where: DatabaseLocation) -> None:
         assert costs(where, by=frozenset({"principal"})) == [107]
         sum_all(where)
     # as the documentation says for changes by hand
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         connection.execute("UPDATE requests SET cost_nanos = 5")
         connection.execute("DELETE FROM usage_summed")
     assert costs(where) == [10]
@@ -350,7 +343,7 @@ def test_corrected_row_is_summed_again(where: DatabaseLocation) -> None:
 
 def test_row_written_while_its_hour_is_summed_is_not_missed(where: DatabaseLocation) -> None:
     write(where, used(1))
-    with opened(where) as database:
+    with ledger(where) as database:
         with database.reading() as connection:
             sums = summing.read(Step(HOUR, MONDAY + HOUR), database.dialect, connection)
         write(where, used(1.5))
@@ -385,7 +378,7 @@ async def test_uncommitted_row_makes_its_hour_wait(
 
 def test_day_is_summed_from_all_its_hours_alone(where: DatabaseLocation) -> None:
     write(where, used(1), used(2))
-    with opened(where) as database:
+    with ledger(where) as database:
         *hours, day = steps(database)
         assert day == Step(DAY, MONDAY)
         assert hours == [Step(HOUR, MONDAY + hour * HOUR) for hour in reversed(range(24))]
@@ -400,7 +393,7 @@ def test_day_is_summed_from_all_its_hours_alone(where: DatabaseLocation) -> None
 def test_deletion_takes_the_sums_of_deleted_rows(where: DatabaseLocation) -> None:
     write(where, *(used(hour) for hour in (1, 2.25, 2.75, 30)))
     sum_all(where)
-    with opened(where) as database:
+    with ledger(where) as database:
         before = MONDAY + 2.5 * HOUR
         with database.transaction() as connection:
             while rows.delete_some(before, connection):
@@ -424,7 +417,7 @@ def test_deletion_ends_while_what_it_leaves_is_summed_again(where: DatabaseLocat
     more = []
     for _ in range(3):
         sum_all(where)
-        with opened(where) as database, database.transaction() as connection:
+        with ledger(where) as database, database.transaction() as connection:
             more.append(rows.delete_some(before, connection))
         assert costs(where) == [7]
     assert more == [True, False, False]
@@ -458,7 +451,7 @@ async def test_proxy_that_stops_lets_the_next_one_sum(
     while not await asyncio.to_thread(is_summed, where):
         await asyncio.sleep(0.02)  # as above
     await proxy.server.drain()
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         assert summing._claim(time.time(), connection)
 
 
@@ -468,7 +461,7 @@ async def test_proxy_sums_soon_after_another_was_killed(
     monkeypatch.setattr(summing, "LEASE", 2)
     monkeypatch.setattr(summing, "PAUSE", 0)
     write(where, used(1))
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         assert summing._claim(time.time(), connection)
     await scene.start(LEDGER_DB=where)
     while (DAY, MONDAY) not in await asyncio.to_thread(is_summed, where):
@@ -484,12 +477,12 @@ async def test_summing_that_fails_is_logged_and_tried_again(
     monkeypatch.setattr(summing, "INTERVAL", 0.05)
     monkeypatch.setattr(summing, "PAUSE", 0)
     write(where, used(1), used(1))
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         connection.execute("UPDATE requests SET input_tokens = ?", (2**62,))
     await scene.start(LEDGER_DB=where)
     while "summing the ledger's usage failed with " not in caplog.text:
         await asyncio.sleep(0.02)  # as above
-    with opened(where) as database, database.transaction() as connection:
+    with ledger(where) as database, database.transaction() as connection:
         connection.execute("UPDATE requests SET input_tokens = 1")
     while (DAY, MONDAY) not in await asyncio.to_thread(is_summed, where):
         await asyncio.sleep(0.02)
