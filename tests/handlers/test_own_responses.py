@@ -97,11 +97,7 @@ async def test_response_of_a_plugin_reaches_no_upstream(
     response = await scene.ask(path, fields)
     assert (response.status, TEXT in str(json.loads(response.body))) == (200, True)
     assert response.header("x-spent") == ("3" if path == "/v1/messages" else None)
-    assert (
-        json.loads(responder.bodies[0])["messages"]
-        == [{"role": "user", "content": MESSAGE_FIELDS["messages"][0]["content"]}]
-        or path == RESPONSES_PATH
-    )
+    assert json.loads(responder.bodies[0])["messages"] == MESSAGE_FIELDS["messages"]
     record = await scene.records.finished()
     assert scene.upstream.requests == []
     assert (record.outcome, record.status, record.error) == (Outcome.COMPLETED, 200, None)
@@ -212,11 +208,11 @@ async def test_refused_request_is_not_asked_about(
 
 @sync_and_async
 @pytest.mark.parametrize(
-    ("decide", "status"),
+    "decide",
     [
-        (deny, 503),
-        (break_down, 503),
-        *((lambda _, it=it: it, 503) for it in ("text", b"{}", {"content": "x"}, 0)),
+        deny,
+        break_down,
+        *(lambda _, it=it: it for it in ("text", b"{}", {"content": "x"}, 0)),
     ],
 )
 @each_api
@@ -225,13 +221,12 @@ async def test_failed_response_sends_nothing_upstream(
     path: str,
     fields: dict[str, Any],
     decide: Callable[[ModelRequest], object],
-    status: int,
     *,
     awaited: bool,
 ) -> None:
     await scene.start(plugins=[Responder(decide, awaited=awaited)])
     response = await scene.ask(path, fields)
-    assert response.status == status
+    assert response.status == 503
     assert response.header("retry-after") == ("60" if decide is deny else "1")
     assert (b"Back at noon." in response.body) == (decide is deny)
     assert scene.upstream.requests == []
