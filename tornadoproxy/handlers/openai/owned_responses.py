@@ -104,12 +104,10 @@ class Owner:
         held = self._parts.get(part)
         if held is None:
             held = self._parts[part] = _Held(part)
-            self.size += PART_OVERHEAD + len(part.body)
+            self.size += _size(part)
         held.uses += 1
         part = held.part
         if part.id is not None:
-            if held.uses == 1:
-                self.size += ID_OVERHEAD * len(part.id)
             same = self._by_id.get(part.id, ())
             if not same or same[-1] is not part:
                 self._by_id[part.id] = (*_without(part, same), part)
@@ -121,14 +119,17 @@ class Owner:
         if held.uses:
             return
         del self._parts[part]
-        self.size -= PART_OVERHEAD + len(part.body)
+        self.size -= _size(part)
         if part.id is not None:
-            self.size -= ID_OVERHEAD * len(part.id)
             same = _without(part, self._by_id[part.id])
             if same:
                 self._by_id[part.id] = same
             else:
                 del self._by_id[part.id]
+
+
+def _size(part: Part) -> int:
+    return PART_OVERHEAD + ID_OVERHEAD * len(part.id or "") + len(part.body)
 
 
 def _without(part: Part, parts: tuple[Part, ...]) -> tuple[Part, ...]:
