@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class GatewayApplication:
-    """What serves the requests of one proxy. Two can live in one process."""
+    """The application that serves the requests of one proxy. Two can live in one process."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -45,7 +45,7 @@ class GatewayApplication:
         return Routes(self._gateway)
 
     def start_request(self, connection: RequestConnection) -> HTTPMessageDelegate:
-        """Return what takes the parts of a request."""
+        """Return the delegate that receives the parts of a request."""
         if (
             connection.target in PROBES
             and self._has_plain_probes

@@ -49,7 +49,7 @@ class ResponseStore(Protocol):
 
         :param own_input: the input items of its own request, not of those before.
         :param previous: the id of the response that it continues.
-        :param size: of the request and the response, in bytes; what is large takes a thread.
+        :param size: of the request and the response, in bytes; a thread encodes large ones.
         :return: something to await, if keeping it has to wait. After that, other processes that
             share the store find it.
         """
