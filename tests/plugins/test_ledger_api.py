@@ -17,11 +17,10 @@ from admin_api import AdminApi
 from admin_sdk import Sdk
 from postgres import sqlite_only
 from scene import Scene
+from test_ledger import write
 from tornadoproxy_ledger import report_forms, reports
-from tornadoproxy_ledger.rows import SCHEMA, insert
 
 from tornadoproxy import (
-    Database,
     DatabaseLocation,
     ModelUsage,
     Outcome,
@@ -62,14 +61,6 @@ RECORDS = (
     used(3, usage=Usage(), cost=None, status=429, outcome=Outcome.DENIED),
     used(4, usage=Usage(), cost=None, model=None, route="/v1/models"),
 )
-
-
-def write(where: DatabaseLocation, *records: RequestRecord) -> None:
-    with (
-        Database(where, SCHEMA, name="ledger") as opened,
-        opened.transaction() as connection,
-    ):
-        insert(records, connection)
 
 
 class Reports(AdminApi):

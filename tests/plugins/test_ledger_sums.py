@@ -18,6 +18,7 @@ from people import run_command
 from postgres import PostgreSQLServer
 from program import run
 from scene import Scene
+from test_ledger import ledger, write
 from tornadoproxy_ledger import LEDGER_DB, Ledger, relations, rows, summed, summing
 from tornadoproxy_ledger.reports import DIMENSIONS, Counts, Key, Report, Selection, read
 from tornadoproxy_ledger.summed import DAY, HOUR
@@ -43,15 +44,6 @@ VALUES = {
     "product": ("claude_code", "messages_api"),
     "actor_type": ("user_actor",),
 }
-
-
-def ledger(where: DatabaseLocation) -> Database:
-    return Database(where, rows.SCHEMA, name="ledger")
-
-
-def write(where: DatabaseLocation, *records: RequestRecord) -> None:
-    with ledger(where) as database, database.transaction() as connection:
-        rows.insert(records, connection)
 
 
 def steps(database: Database) -> list[Step]:
