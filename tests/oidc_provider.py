@@ -39,6 +39,7 @@ class ScriptedProvider(ScriptedServer):
     :ivar person: the claims of whoever signs in.
     :ivar id_claims: claims of its next ID tokens that differ.
     :ivar forge: changes its next ID tokens.
+    :ivar left_out: the names of tokens that its responses do not have.
     :ivar userinfo: what its endpoint ``/userinfo`` tells.
     :ivar disabled: whether the person may no longer.
     :ivar refreshes: how often a refresh token was used.
@@ -51,6 +52,7 @@ class ScriptedProvider(ScriptedServer):
         self.person: dict[str, Any] = {"sub": "ada", "email": "ada@acme.example", "groups": ["lab"]}
         self.id_claims: dict[str, Any] = {}
         self.forge: Callable[[str], str] = str
+        self.left_out: set[str] = set()
         self.userinfo: dict[str, Any] = {}
         self.disabled = False
         self.refreshes = 0
@@ -105,8 +107,13 @@ class ScriptedProvider(ScriptedServer):
         self._refresh_token = f"refresh-{self.refreshes}"
         claims = {"aud": CLIENT, "iat": int(time.time()), "nonce": nonce, **self.person}
         id_token = self.token(self.keys[0], **{**claims, **self.id_claims})
-        tokens = {"access_token": "x", "token_type": "Bearer", "id_token": self.forge(id_token)}
-        return {**tokens, "refresh_token": self._refresh_token}, 200
+        tokens = {
+            "access_token": "x",
+            "token_type": "Bearer",
+            "id_token": self.forge(id_token),
+            "refresh_token": self._refresh_token,
+        }
+        return {name: each for name, each in tokens.items() if name not in self.left_out}, 200
 
     @property
     def loads(self) -> int:

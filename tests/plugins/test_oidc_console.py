@@ -290,17 +290,11 @@ async def test_provider_that_is_down_ends_no_session_before_its_bearer(
     assert (await browser.get("/console/me")).status == 200
 
 
-async def test_provider_without_a_refresh_token_gives_a_session_of_one_bearer(
+async def test_session_without_a_refresh_token_ends_with_its_bearer(
     browser: Browser, signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await start(signing_in)
-    redeem = signing_in.provider._redeem
-
-    def without(request: Any) -> tuple[dict[str, Any], int]:
-        found, status = redeem(request)
-        return {name: value for name, value in found.items() if name != "refresh_token"}, status
-
-    monkeypatch.setattr(signing_in.provider, "_redeem", without)
+    signing_in.provider.left_out = {"refresh_token"}
     await browser.sign_in()
     assert "<span>ada</span>" in browser.page
     clock = time.time() + 3601

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 from oidc_console import SIGN_IN, Browser, start
 from signing_in import SigningIn, document
 from tornadoproxy_oidc import sessions, store
 
-from tornadoproxy import DatabaseConnection
 from tornadoproxy.testing import UpstreamExchange
 
 pytest_plugins = ("oidc_console",)
@@ -43,44 +41,28 @@ async def test_sign_in_that_ends_too_late_is_refused(signing_in: SigningIn) -> N
     await signing_in.start()
     begun = await signing_in.begin()
     query, cookie = await signing_in.go_to_provider(begun)
-
-    def expire(connection: DatabaseConnection) -> None:
-        connection.execute("UPDATE oidc_grant SET expires = ?", (int(time.time()) - 1,))
-
     with store.database(signing_in.where) as database, database.transaction() as connection:
-        expire(connection)
+        connection.execute("UPDATE oidc_grant SET expires = ?", (int(time.time()) - 1,))
     page = await signing_in.call_back(query, cookie)
     assert (page.status, b"took too long" in page.body) == (400, True)
     assert document(await signing_in.poll(begun))["error"] == "expired_token"
 
 
-def without_id_token(signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    redeem = signing_in.provider._redeem
-
-    def without(request: Any) -> tuple[dict[str, Any], int]:
-        found, status = redeem(request)
-        return {name: value for name, value in found.items() if name != "id_token"}, status
-
-    monkeypatch.setattr(signing_in.provider, "_redeem", without)
-
-
-async def test_response_without_an_id_token_signs_nobody_in(
-    signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_response_without_an_id_token_signs_nobody_in(signing_in: SigningIn) -> None:
     await signing_in.start()
-    without_id_token(signing_in, monkeypatch)
+    signing_in.provider.left_out = {"id_token"}
     begun = await signing_in.begin()
     assert (await signing_in.approve(begun)).status == 400
     assert document(await signing_in.poll(begun))["error"] == "authorization_pending"
 
 
 async def test_refresh_without_an_id_token_keeps_the_person(
-    signing_in: SigningIn, due: None, monkeypatch: pytest.MonkeyPatch
+    signing_in: SigningIn, due: None
 ) -> None:
     """OpenID Connect Core §12.2: the response might not contain one."""
     await signing_in.start()
     tokens = await signing_in.sign_in()
-    without_id_token(signing_in, monkeypatch)
+    signing_in.provider.left_out = {"id_token"}
     response = await signing_in.refresh(tokens["refresh_token"])
     assert response.status == 200
     assert (await signing_in.get(document(response)["access_token"])).status == 200
@@ -88,11 +70,11 @@ async def test_refresh_without_an_id_token_keeps_the_person(
 
 
 async def test_refresh_without_an_id_token_refuses_a_removed_domain(
-    signing_in: SigningIn, due: None, monkeypatch: pytest.MonkeyPatch
+    signing_in: SigningIn, due: None
 ) -> None:
     proxy = await signing_in.start(OIDC_EMAIL_DOMAINS="acme.example")
     tokens = await signing_in.sign_in()
-    without_id_token(signing_in, monkeypatch)
+    signing_in.provider.left_out = {"id_token"}
     token = document(await signing_in.refresh(tokens["refresh_token"]))["refresh_token"]
     proxy.reload(OIDC_EMAIL_DOMAINS="other.example")
     assert (await signing_in.refresh(token)).status == 401

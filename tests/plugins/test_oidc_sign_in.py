@@ -307,16 +307,10 @@ async def test_provider_that_is_down_ends_no_session(
 
 
 async def test_provider_without_a_refresh_token_gives_bearers_alone(
-    signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+    signing_in: SigningIn,
 ) -> None:
     await signing_in.start()
-    redeem = signing_in.provider._redeem
-
-    def without(request: Any) -> tuple[dict[str, Any], int]:
-        found, status = redeem(request)
-        return {name: value for name, value in found.items() if name != "refresh_token"}, status
-
-    monkeypatch.setattr(signing_in.provider, "_redeem", without)
+    signing_in.provider.left_out = {"refresh_token"}
     assert "refresh_token" not in await signing_in.sign_in()
 
 
