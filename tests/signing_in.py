@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from joserfc import jws
 from oidc_provider import AUDIENCE, CLIENT, CLIENT_SECRET, ScriptedProvider
 from scene import Scene
 
@@ -30,6 +31,18 @@ MESSAGE = {
 def document(response: RawResponse) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(response.body)
     return found
+
+
+def claims_of(bearer: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(jws.extract_compact(bearer.encode()).payload or b"")
+    return found
+
+
+def target_of(page: str) -> str:
+    """Return where a page leads its browser."""
+    found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', page)
+    assert found, page
+    return unescape(found[1])
 
 
 class SigningIn:
@@ -95,10 +108,8 @@ class SigningIn:
         """Confirm the code; return the query of the way back from the provider, and the cookie."""
         left = await self.submit(begun["user_code"])
         assert left.status == 200, left.body
-        found = re.search(rb'http-equiv="refresh" content="0;url=([^"]+)"', left.body)
-        assert found, left.body
         cookie = (left.header("set-cookie") or "").partition(";")[0]
-        return self.provider.authorize(unescape(found[1].decode())), cookie
+        return self.provider.authorize(target_of(left.body.decode())), cookie
 
     async def approve(self, begun: dict[str, Any]) -> RawResponse:
         return await self.call_back(*await self.go_to_provider(begun))

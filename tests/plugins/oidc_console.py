@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from html import unescape
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from signing_in import BASE, FORM, SigningIn
+from signing_in import BASE, FORM, SigningIn, target_of
 
 from tornadoproxy.testing import Proxy, RawResponse
 
@@ -72,9 +71,7 @@ class Browser:
 
     def target(self) -> str:
         """Return where the last page leads."""
-        found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', self.page)
-        assert found, self.page
-        return unescape(found[1])
+        return target_of(self.page)
 
     async def to_provider(self, following: str = "/") -> str:
         """Begin to sign in; return the query with which the provider sends the browser back."""

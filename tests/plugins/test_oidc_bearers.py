@@ -8,17 +8,12 @@ import time
 from typing import Any
 
 import pytest
-from joserfc import jws, jwt
+from joserfc import jwt
 from joserfc.jwk import OctKey
-from signing_in import BASE, SIGNING_KEY, SigningIn
+from signing_in import BASE, SIGNING_KEY, SigningIn, claims_of
 from tornadoproxy_oidc import sealing, store
 
 from tornadoproxy import Secret
-
-
-def claims_of(bearer: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(jws.extract_compact(bearer.encode()).payload or b"")
-    return found
 
 
 def forged(claims: dict[str, Any], **head: Any) -> str:

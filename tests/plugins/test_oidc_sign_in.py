@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from joserfc import jws
 from people import until
 from postgres import sqlite_only
 from scene import Scene
-from signing_in import BASE, SIGNING_KEY, SigningIn, document
+from signing_in import BASE, SIGNING_KEY, SigningIn, claims_of, document
 from tornadoproxy_oidc import relying_party, sessions, store
 
 from tornadoproxy import ConfigurationError, Follower
@@ -36,11 +34,6 @@ def rows(signing_in: SigningIn) -> dict[str, int]:
             name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
             for name in tables
         }
-
-
-def claims_of(bearer: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(jws.extract_compact(bearer.encode()).payload or b"")
-    return found
 
 
 async def test_person_signs_in_and_has_name_and_groups(signing_in: SigningIn) -> None:

@@ -8,23 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import sys
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from copy import copy
-from html import unescape
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from joserfc import jws
 from oidc_provider import CLIENT, CLIENT_SECRET
 from proxy_process import ProxyProcess, proxy_process
-from signing_in import DEVICE_GRANT, FORM, SIGNING_KEY
+from signing_in import DEVICE_GRANT, FORM, SIGNING_KEY, claims_of, target_of
 from tornado.testing import bind_unused_port
 from tornadoproxy_oidc import sessions, store
 
@@ -91,9 +88,7 @@ class Person:
         begun = await self._post(connection, "/oauth/device_authorization", surface="claude_code")
         device = json.loads(begun.body)
         left = await self._post(connection, "/device", user_code=device["user_code"])
-        found = re.search(rb'content="0;url=([^"]+)"', left.body)
-        assert found, left.body
-        asked = parse_qs(urlsplit(unescape(found[1].decode())).query)
+        asked = parse_qs(urlsplit(target_of(left.body.decode())).query)
         code = f"{self.name}:{asked['nonce'][0]}"
         query = urlencode({"code": code, "state": asked["state"][0], "iss": self._issuer})
         cookie = (left.header("set-cookie") or "").partition(";")[0]
@@ -111,7 +106,7 @@ class Person:
         response = await self._post(connection, "/oauth/token", **form)
         assert response.status == 200, response.body
         tokens = json.loads(response.body)
-        claims = json.loads(jws.extract_compact(tokens["access_token"].encode()).payload or b"")
+        claims = claims_of(tokens["access_token"])
         assert (claims["sub"], claims["groups"]) == (self.name, ["lab"])
         self.tokens = tokens
 
