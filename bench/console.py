@@ -126,7 +126,7 @@ def main() -> int:
 
 @contextmanager
 def _open(port: int, case: Case) -> Iterator[_Reading]:
-    """Open live pages, and read what they are sent; yield what counts it."""
+    """Open live pages and read what they are sent; yield a function that returns bytes so far."""
     cookies = [_sign_in(port) for _ in range(min(case.sessions, case.pages))]
     reading = _Reading()
     for number in range(case.pages):
