@@ -27,8 +27,9 @@ def bars(
     :param values: each with its label below the bar, and as text.
     :param scale: returns a value of the scale as text.
     """
-    step = _nice(max((value for _, value, _ in values), default=0) / STEPS)
-    lines = max(math.ceil(max((value for _, value, _ in values), default=0) / step), 1)
+    highest = max((value for _, value, _ in values), default=0)
+    step = _nice(highest / STEPS)
+    lines = max(math.ceil(highest / step), 1)
 
     def y(value: float) -> float:
         return round(TOP + HEIGHT * (1 - value / (lines * step)), 1)
