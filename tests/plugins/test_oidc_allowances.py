@@ -212,8 +212,7 @@ async def test_requests_in_flight_are_limited(group: Group) -> None:
     proxy = await group.start("[[policy]]\nlimits = {concurrency = 1}")
     group.signing_in.scene.upstream.script(silent_response())
     held = asyncio.ensure_future(group.ask())
-    while not group.signing_in.scene.upstream.requests:
-        await asyncio.sleep(0.01)
+    await group.signing_in.scene.upstream.received()
     refused = await group.ask()
     assert (refused.status, b"your limit of 1 requests at once" in refused.body) == (429, True)
     group.file.write_text("[[policy]]\nlimits = {concurrency = 2}")
@@ -314,7 +313,7 @@ async def test_allowance_of_another_type_refuses_the_request(signing_in: Signing
     class Wrong:
         @hookimpl(tryfirst=True)
         def authenticate(self) -> Identity:
-            return Identity("ada", allowance={"daily": 1})  # type: ignore[arg-type]
+            return Identity("ada", allowance={"daily": 1})  # type: ignore[arg-type]  # that is the fault
 
     await signing_in.scene.start(plugins=[Wrong()])
     assert (await signing_in.scene.ask("/v1/models")).status == 503
