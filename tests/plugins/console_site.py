@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from admin_api import AdminApi
-from budget_team import READER, Prices
+from budget_team import ADMIN, READER, Prices
 from people import MESSAGES, message
 from scene import Scene
 
@@ -55,10 +55,7 @@ class ConsoleSite(AdminApi):
         headers = [("User-Agent", agent)]
         response = await self.request(MESSAGES, message(**fields), token=key, headers=headers)
         assert response.status == 200
-        while (
-            len((await self.call("GET", "/requests?limit=1000&has_principal=true"))["data"])
-            == before
-        ):
+        while await self._rows() == before:
             pass
 
     async def _rows(self) -> int:
@@ -117,6 +114,12 @@ class Visitor:
             self.cookie = "" if value.endswith("=") else value
         self.page = response.body.decode()
         return response
+
+
+async def signed_in(site: ConsoleSite, key: str = ADMIN) -> Visitor:
+    visitor = site.visitor()
+    await visitor.sign_in(key)
+    return visitor
 
 
 def hidden(page: str, near: str) -> dict[str, str]:

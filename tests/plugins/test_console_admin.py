@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from budget_team import ADMIN, READER
-from console_site import CANARY, ConsoleSite, Visitor, hidden
+from console_site import CANARY, ConsoleSite, hidden, signed_in
 from people import MESSAGES, message
 from scene import Scene
 
@@ -21,12 +21,6 @@ KEY = re.compile(r"tp-[0-9a-f]{12}-[A-Za-z0-9_-]{43}")
 @pytest.fixture
 def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
     return ConsoleSite(scene, where)
-
-
-async def signed_in(site: ConsoleSite, key: str = ADMIN) -> Visitor:
-    visitor = site.visitor()
-    await visitor.sign_in(key)
-    return visitor
 
 
 # -- Spend

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from budget_team import ADMIN, READER
-from console_site import CANARY, ConsoleSite, Visitor, hidden
+from budget_team import READER
+from console_site import CANARY, ConsoleSite, Visitor, hidden, signed_in
 from scene import Scene
 
 from tornadoproxy import DatabaseLocation
@@ -13,12 +13,6 @@ from tornadoproxy import DatabaseLocation
 @pytest.fixture
 def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
     return ConsoleSite(scene, where)
-
-
-async def signed_in(site: ConsoleSite, key: str) -> Visitor:
-    visitor = site.visitor()
-    await visitor.sign_in(key)
-    return visitor
 
 
 async def asking(site: ConsoleSite, **fields: str) -> Visitor:
@@ -43,7 +37,7 @@ async def test_person_asks_and_administrator_answers(
 ) -> None:
     person = await asking(site)
     assert "not answered yet" in person.page
-    administrator = await signed_in(site, ADMIN)
+    administrator = await signed_in(site)
     await administrator.get("/spend")
     for page in (person.page, administrator.page):
         assert "$50.00" in page

@@ -10,8 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from budget_team import ADMIN
-from console_site import CANARY, ConsoleSite, Visitor
+from console_site import CANARY, ConsoleSite, Visitor, signed_in
 from people import MESSAGES, Held, message
 from scene import Scene
 from tornadoproxy_console import Console, feeds, live, now
@@ -289,12 +288,6 @@ async def test_slow_page_is_dropped_and_others_go_on(
 
 
 # -- the page and its events
-
-
-async def signed_in(site: ConsoleSite, key: str = ADMIN) -> Visitor:
-    visitor = site.visitor()
-    await visitor.sign_in(key)
-    return visitor
 
 
 async def test_now_shows_the_present_without_scripts(site: ConsoleSite) -> None:

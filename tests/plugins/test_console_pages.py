@@ -142,7 +142,7 @@ async def test_each_search_works(scripts: bool, site: ConsoleSite) -> None:
 
 
 @long
-async def test_second_of_two_administrators_sees_the_limit_of_the_first(site: ConsoleSite) -> None:
+async def test_second_administrator_sees_the_limit_of_the_first(site: ConsoleSite) -> None:
     proxy = await site.start()
     await site.call("POST", "/spend_limits", {"scope": {"type": "organization"}, "amount": "100"})
     label = "Limit in dollars: Everybody a month"
