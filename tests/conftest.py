@@ -26,6 +26,7 @@ pytest.register_assert_rewrite(
     "browsers",
     "budget_team",
     "console_site",
+    "desk",
     "held_stream",
     "oidc_console",
     "people",

@@ -1,7 +1,8 @@
-"""A machine with the real Claude Code, whose administrator has named the proxy as its gateway.
+"""The real Claude Code, and a machine whose administrator has named the proxy as its gateway.
 
 Claude Code reads the gateway's URL from one file below /etc, which is a copy of /etc for it alone,
-in a mount namespace of its own. It reaches loopback only.
+in a mount namespace of its own. It reaches loopback only: all else would go through an HTTPS proxy
+that is not there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import struct
 import termios
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,12 @@ from tornado.testing import bind_unused_port
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
-NEEDED = [
+INSTALLED = [
     pytest.mark.long,
     pytest.mark.skipif(not CLAUDE.exists(), reason="skipped: needs Claude Code, installed by npm"),
+]
+NEEDED = [
+    *INSTALLED,
     pytest.mark.skipif(
         os.getuid() != 0 or shutil.which("unshare") is None,
         reason="skipped: needs root and unshare, for a mount namespace",
@@ -38,6 +43,41 @@ LONG = pytest.mark.gen_test(timeout=55)  # it takes long to start while other te
 
 ANSI = re.compile(r"\x1b\][^\x07]*\x07|\x1b\[[0-9;?<>]*[A-Za-z]|\x1b[=>()][A-Za-z0-9]?")
 UP, DOWN, ENTER = b"\x1b[A", b"\x1b[B", b"\r"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of each Claude Code."""
+    return {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "DISABLE_AUTOUPDATER": "1",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+async def run_prompt(
+    command: list[str], home: Path, variables: Mapping[str, str]
+) -> tuple[int, str]:
+    """Run one prompt in print mode; return the exit status and what is printed.
+
+    :param command: what starts Claude Code.
+    :param variables: its whole environment.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(*command, "-p", "Say hello", "--model", "claude-sonnet-5-5"),
+        cwd=home,
+        env=variables,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return process.returncode or 0, printed.decode()
 
 
 class Desk:
@@ -60,20 +100,14 @@ class Desk:
     async def start(self, **given: Any) -> None:
         await self.signing_in.start(**{"PORT": self.port, "OIDC_PUBLIC_URL": self.url, **given})
 
-    def command(self, *arguments: str) -> list[str]:
+    @property
+    def command(self) -> list[str]:
         inner = 'mount --bind "$0" /etc && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", inner, str(self.etc), str(CLAUDE), *arguments]
+        return ["unshare", "--mount", "sh", "-c", inner, str(self.etc), str(CLAUDE)]
 
-    def environment(self) -> dict[str, str]:
-        return {
-            "HOME": str(self.home),
-            "PATH": os.environ["PATH"],
-            "TERM": "xterm-256color",
-            "DISABLE_AUTOUPDATER": "1",
-            "HTTPS_PROXY": "http://127.0.0.1:9",
-            "NO_PROXY": "127.0.0.1",
-            "CLAUDE_CODE_MAX_RETRIES": "0",
-        }
+    def environment(self, **variables: str) -> dict[str, str]:
+        own = {"TERM": "xterm-256color", "CLAUDE_CODE_MAX_RETRIES": "0"}
+        return {**environment(self.home), **own, **variables}
 
     @property
     def credentials(self) -> Path:
@@ -109,31 +143,40 @@ class Desk:
         state = {"hasCompletedOnboarding": True, "theme": "dark", "projects": trusted}
         (self.home / ".claude.json").write_text(json.dumps(state))
 
-    async def say_hello(
-        self, model: str = "claude-sonnet-5-5", **variables: str
-    ) -> tuple[int, str]:
-        """Run one prompt in print mode; return the exit status and what is printed.
+    async def say_hello(self, **variables: str) -> tuple[int, str]:
+        """Run one prompt; see `run_prompt`.
 
         :param variables: of its environment, besides those of the desk.
         """
-        process = await asyncio.create_subprocess_exec(
-            *self.command("-p", "Say hello", "--model", model),
-            cwd=self.home,
-            env={**self.environment(), **variables},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            printed, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-        return process.returncode or 0, printed.decode()
+        return await run_prompt(self.command, self.home, self.environment(**variables))
+
+    async def begin(self) -> Terminal:
+        """Begin a sign-in in a new terminal, up to the request for a code."""
+        terminal = Terminal(self)
+        await terminal.until("Choose the text style")
+        await terminal.press(ENTER)
+        await terminal.until("Enter to connect")
+        await terminal.press(ENTER)
+        return terminal
 
     def asked(self, path: str) -> list[int | None]:
         """Return the statuses of the requests for a path."""
         return [each.status for each in self.signing_in.scene.records.all if each.route == path]
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for the request after which this is true."""
+        records = self.signing_in.scene.records
+        async with asyncio.timeout(20):
+            while not reached():
+                await records.finished(len(records.all) + 1)
+
+
+@pytest.fixture
+def desk(signing_in: SigningIn, tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(signing_in, tmp_path)
+    yield desk
+    for terminal in desk.terminals:
+        terminal.close()
 
 
 class Terminal:
@@ -145,8 +188,7 @@ class Terminal:
         self.process, self._file = pty.fork()
         if self.process == 0:
             os.chdir(desk.home)
-            command = desk.command()
-            os.execvpe(command[0], command, {**desk.environment(), **variables})
+            os.execvpe(desk.command[0], desk.command, desk.environment(**variables))
         fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 140, 0, 0))
         os.set_blocking(self._file, False)
         asyncio.get_running_loop().add_reader(self._file, self._read)
@@ -171,12 +213,10 @@ class Terminal:
         text, self._text = ANSI.sub("", self._text), ""
         return text
 
-    async def until_code(self) -> str:
-        """Wait for the code of a sign-in, and return it."""
-        screen = await self.until("Waiting for sign-in")
-        found = re.search(r"[A-Z]{4}-[A-Z]{4}", screen)
-        assert found, screen
-        return found[0]
+    async def trust(self) -> None:
+        """Trust the gateway, which asks for a code."""
+        await self.until("No, go back")
+        await self.press(UP, ENTER)
 
     async def press(self, *keys: bytes) -> None:
         for key in keys:
@@ -187,3 +227,10 @@ class Terminal:
         os.kill(self.process, 9)
         os.waitpid(self.process, 0)
         os.close(self._file)
+
+
+def code_of(screen: str) -> str:
+    """Return the code of a sign-in."""
+    found = re.search(r"[A-Z]{4}-[A-Z]{4}", screen)
+    assert found, screen
+    return found[0]

@@ -1,14 +1,12 @@
 """The real Claude Code against the real proxy: what a person reads there.
 
 It runs where ``npm install --prefix tests/system/claude_code`` has been run, as ``.ci/run``
-does. It reaches loopback only: all else would go through an HTTPS proxy that is not there.
+does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from aws_cloud import MODEL, ScriptedAWS, aws_entry
 from clouds import TOKEN as GOOGLE_TOKEN
 from clouds import ScriptedGoogle, cloud_entry
+from desk import CLAUDE, INSTALLED, environment, run_prompt
 from scene import Scene
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
@@ -27,41 +26,20 @@ from tornadoproxy_keys import store as keys
 from tornadoproxy import Database
 from tornadoproxy.testing import TEST_TOKEN, Proxy, Records, ScriptedUpstream
 
-CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
-
 pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(not CLAUDE.exists(), reason="needs Claude Code, installed with npm"),
+    *INSTALLED,
     pytest.mark.gen_test(timeout=50),  # it takes long to start while other tests run
 ]
 
 
 async def say_hello(home: Path, url: str, **variables: str) -> tuple[int, str]:
-    """Run one prompt in print mode; return the exit status and what is printed."""
-    process = await asyncio.create_subprocess_exec(
-        *(CLAUDE, "-p", "Say hello", "--model", "claude-sonnet-5-5"),
-        cwd=home,
-        env={
-            "HOME": str(home),
-            "PATH": os.environ["PATH"],
-            "ANTHROPIC_BASE_URL": url,
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            "DISABLE_AUTOUPDATER": "1",
-            "DISABLE_TELEMETRY": "1",
-            "HTTPS_PROXY": "http://127.0.0.1:9",
-            "NO_PROXY": "127.0.0.1",
-            **variables,
-        },
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        printed, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    return process.returncode or 0, printed.decode()
+    """Run one prompt; see `run_prompt`."""
+    own = {
+        "ANTHROPIC_BASE_URL": url,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_TELEMETRY": "1",
+    }
+    return await run_prompt([str(CLAUDE)], home, {**environment(home), **own, **variables})
 
 
 def make_key(path: Path, *, models: tuple[str, ...] = (), revoked: bool = False) -> str:

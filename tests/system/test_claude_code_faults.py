@@ -6,15 +6,12 @@ known what each of them would cost.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import ENTER, LONG, NEEDED, UP, Desk, Terminal
-from signing_in import SigningIn
+from desk import ENTER, LONG, NEEDED, Desk, Terminal, code_of
 from tornadoproxy_oidc import device_api
 
 from tornadoproxy import (
@@ -29,6 +26,7 @@ from tornadoproxy import (
 )
 from tornadoproxy.testing import json_response
 
+pytest_plugins = ("desk",)
 pytestmark = [*NEEDED, LONG]
 
 UNIFIED = "Anthropic-Ratelimit-Unified-"
@@ -71,59 +69,36 @@ def oauth_error(error: str, text: str) -> dict[str, str]:
     return {"error": error, "error_description": text}
 
 
-@pytest.fixture
-def desk(signing_in: SigningIn, tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(signing_in, tmp_path)
-    yield desk
-    for terminal in desk.terminals:
-        terminal.close()
-
-
 # -- the sign-in
-
-
-async def begin(desk: Desk) -> Terminal:
-    """Begin a sign-in in a new terminal, up to the request for a code."""
-    terminal = Terminal(desk)
-    await terminal.until("Choose the text style")
-    await terminal.press(ENTER)
-    await terminal.until("Enter to connect")
-    await terminal.press(ENTER)
-    return terminal
-
-
-async def trust(terminal: Terminal) -> None:
-    await terminal.until("No, go back")
-    await terminal.press(UP, ENTER)
 
 
 async def test_gateway_without_sign_in_is_named_with_its_status(desk: Desk) -> None:
     signs_in = ("CLIENT_ID", "CLIENT_SECRET", "PUBLIC_URL", "SIGNING_KEY", "DB")
     await desk.start(**{f"OIDC_{name}": None for name in signs_in})
-    terminal = await begin(desk)
+    terminal = await desk.begin()
     await terminal.until("The gateway answered HTTP 401")
 
 
 async def test_gateway_at_another_path_is_named_with_its_status(desk: Desk) -> None:
     await desk.start(plugins=[Faults({"/.well-known/oauth-authorization-server": [(404, {})]})])
-    terminal = await begin(desk)
+    terminal = await desk.begin()
     await terminal.until("The gateway answered HTTP 404")
 
 
-async def test_too_many_sign_ins_are_told(desk: Desk) -> None:
+async def test_too_many_sign_ins_are_shown(desk: Desk) -> None:
     await desk.start()
     while (await desk.signing_in.post("/oauth/device_authorization", surface="x")).status == 200:
         pass
-    terminal = await begin(desk)
-    await trust(terminal)
+    terminal = await desk.begin()
+    await terminal.trust()
     await terminal.until("limiting sign-in attempts")
 
 
-async def test_denied_sign_in_is_told(desk: Desk) -> None:
+async def test_denied_sign_in_is_shown(desk: Desk) -> None:
     await desk.start()
-    terminal = await begin(desk)
-    await trust(terminal)
-    code = await terminal.until_code()
+    terminal = await desk.begin()
+    await terminal.trust()
+    code = code_of(await terminal.until("Waiting for sign-in"))
     denied = await desk.signing_in.submit(code, "/device/deny")
     assert denied.status == 200
     await terminal.until("Sign-in was denied in the browser")
@@ -145,7 +120,7 @@ async def test_denied_sign_in_is_told(desk: Desk) -> None:
         ),
     ],
 )
-async def test_response_to_a_poll_is_told(
+async def test_response_to_a_poll_is_shown(
     desk: Desk,
     responses: list[tuple[int, dict[str, Any]]],
     said: str,
@@ -154,8 +129,8 @@ async def test_response_to_a_poll_is_told(
     polls = len(responses)
     monkeypatch.setattr(device_api, "INTERVAL", 1)
     await desk.start(plugins=[Faults({"/oauth/token": responses})])
-    terminal = await begin(desk)
-    await trust(terminal)
+    terminal = await desk.begin()
+    await terminal.trust()
     await terminal.until(said)
     assert len(desk.asked("/oauth/token")) == polls
 
@@ -233,7 +208,7 @@ async def test_model_refused_with_400_would_be_many_requests(desk: Desk) -> None
     assert len(desk.asked("/v1/messages")) > 1
 
 
-async def test_gateway_that_is_down_is_told(desk: Desk) -> None:
+async def test_gateway_that_is_down_is_shown(desk: Desk) -> None:
     down = Denied("It is down.", status=503)
     await desk.start(plugins=[Faults(message=down)])
     await desk.sign_in()
@@ -265,7 +240,7 @@ async def test_expired_sign_in_without_renewal_sends_nothing(desk: Desk) -> None
     assert len(desk.signing_in.scene.records.all) == before
 
 
-async def test_token_in_the_environment_keeps_claude_code_from_starting(desk: Desk) -> None:
+async def test_token_in_the_environment_keeps_it_from_starting(desk: Desk) -> None:
     await desk.start()
     await desk.sign_in()
     exit_status, printed = await desk.say_hello(ANTHROPIC_AUTH_TOKEN="token")
@@ -286,9 +261,7 @@ async def test_list_of_models_is_that_of_the_policy(desk: Desk, tmp_path: Path) 
     desk.signing_in.scene.upstream.script(json_response({"data": listed, "has_more": False}))
     terminal = Terminal(desk, CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY="1")
     await terminal.until("· Cloud gateway")
-    async with asyncio.timeout(20):
-        while desk.asked("/v1/models") != [200]:
-            await asyncio.sleep(0.05)
+    await desk.until(lambda: desk.asked("/v1/models") == [200])
     await terminal.press(b"/model", ENTER)
     screen = await terminal.until("Our sonnet")
     assert "Ourhaiku" not in "".join(screen.split())

@@ -5,17 +5,13 @@ It runs where ``npm install --prefix tests/system/claude_code`` has been run, as
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from desk import DOWN, ENTER, LONG, NEEDED, UP, Desk, Terminal
+from desk import DOWN, ENTER, LONG, NEEDED, Desk, Terminal, code_of
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from signing_in import SigningIn
 from tornadoproxy_budgets import storage as budgets
 from tornadoproxy_budgets.caps import Scope
 from tornadoproxy_budgets.money import NANOS_PER_CENT
@@ -25,32 +21,18 @@ from tornadoproxy_oidc import sessions
 
 from tornadoproxy.testing import ScriptedServer, json_response
 
+pytest_plugins = ("desk",)
 pytestmark = NEEDED
-
-
-@pytest.fixture
-def desk(signing_in: SigningIn, tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(signing_in, tmp_path)
-    yield desk
-    for terminal in desk.terminals:
-        terminal.close()
 
 
 @LONG
 async def test_person_signs_in_works_and_signs_out(desk: Desk) -> None:
     await desk.start(OIDC_LOGIN_NOTICE="Prompts are kept for a month.")
-    terminal = Terminal(desk)
-    await terminal.until("Choose the text style")
-    await terminal.press(ENTER)
-    await terminal.until("Enter to connect")
-    await terminal.press(ENTER)
-    await terminal.until("No, go back")
-    await terminal.press(UP, ENTER)
+    terminal = await desk.begin()
+    await terminal.trust()
     screen = await terminal.until("Waiting for sign-in")
     assert "Promptsarekeptforamonth." in "".join(screen.split())
-    found = re.search(r"[A-Z]{4}-[A-Z]{4}", screen)
-    assert found, screen
-    page = await desk.signing_in.approve({"user_code": found[0]})
+    page = await desk.signing_in.approve({"user_code": code_of(screen)})
     assert page.status == 200
     await terminal.until("Connected to Cloud gateway")
     await terminal.press(ENTER)
@@ -61,16 +43,12 @@ async def test_person_signs_in_works_and_signs_out(desk: Desk) -> None:
     await terminal.until("· Cloud gateway")
     bearer = json.loads(desk.credentials.read_text())["enterpriseGateway"]["jwt"]
     await terminal.press(b"Say hello", ENTER)
-    async with asyncio.timeout(20):
-        while 200 not in desk.asked("/v1/messages"):
-            await asyncio.sleep(0.05)
+    await desk.until(lambda: 200 in desk.asked("/v1/messages"))
     answered = [each for each in desk.signing_in.scene.records.all if each.route == "/v1/messages"]
     assert {each.principal for each in answered} == {"ada"}
 
     await terminal.press(b"/logout", ENTER)
-    async with asyncio.timeout(20):
-        while len(desk.asked("/oauth/revoke")) < 2:
-            await asyncio.sleep(0.05)
+    await desk.until(lambda: len(desk.asked("/oauth/revoke")) >= 2)
     assert desk.asked("/oauth/revoke") == [200, 200]
     assert (await desk.signing_in.get(bearer)).status == 401
 
