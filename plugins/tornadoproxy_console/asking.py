@@ -20,14 +20,13 @@ from tornadoproxy import (
     Denied,
     Identity,
     PageRequest,
-    PageResponse,
     ProxyError,
     Secret,
     admin,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
     from typing import Any, TypeAlias
 
     from tornadoproxy import IncomingRequest, RunningProxy
@@ -93,18 +92,8 @@ class Person:
         incoming = replace(
             self._page_request.incoming, method=method, path=path, headers=HTTPHeaders()
         )
-        body = b"" if document is None else json.dumps(document).encode()
-        request = replace(
-            self._page_request, incoming=incoming, identity=self._identity, query={}, body=body
-        )
-        try:
-            response = await self._proxy.ask(request)
-        except ProxyError as error:
-            if error.status != 404:
-                raise
-            return None
-        found: admin.Document = json.loads(response.body)
-        return found
+        request = replace(self._page_request, incoming=incoming, identity=self._identity, query={})
+        return await _unless_absent(_sent(self._proxy, request, document))
 
 
 class Administrator:
@@ -145,12 +134,7 @@ class Administrator:
 
     async def find(self, path: str, query: Query = NOTHING) -> admin.Document | None:
         """Return the document of a resource; ``None`` if this proxy has no such resource."""
-        try:
-            return await self.ask("GET", path, query)
-        except ProxyError as error:
-            if error.status != 404:
-                raise
-            return None
+        return await _unless_absent(self.ask("GET", path, query))
 
     async def ask(
         self,
@@ -168,12 +152,8 @@ class Administrator:
         incoming = with_credential(
             self._page_request.incoming, self._key, method, ORGANIZATION + quote(path), headers
         )
-        body = b"" if document is None else json.dumps(document).encode()
-        response: PageResponse = await self._proxy.ask(
-            replace(self._page_request, incoming=incoming, query=_fields(query), body=body)
-        )
-        found: admin.Document = json.loads(response.body)
-        return found
+        request = replace(self._page_request, incoming=incoming, query=_fields(query))
+        return await _sent(self._proxy, request, document)
 
 
 def with_credential(
@@ -186,6 +166,24 @@ def with_credential(
     """Return a request with nothing of `request` but where it comes from."""
     lines = HTTPHeaders({**headers, "X-Api-Key": credential.reveal().decode("latin-1")})
     return replace(request, method=method, path=path, headers=lines)
+
+
+async def _sent(proxy: RunningProxy, request: PageRequest, document: object) -> admin.Document:
+    """Send a request with a document, or none; return the document of the response."""
+    body = b"" if document is None else json.dumps(document).encode()
+    response = await proxy.ask(replace(request, body=body))
+    found: admin.Document = json.loads(response.body)
+    return found
+
+
+async def _unless_absent(asked: Awaitable[admin.Document]) -> admin.Document | None:
+    """Return the document; ``None`` if the response is 404."""
+    try:
+        return await asked
+    except ProxyError as error:
+        if error.status != 404:
+            raise
+        return None
 
 
 def _fields(query: Query) -> dict[str, tuple[str, ...]]:
