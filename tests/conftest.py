@@ -34,6 +34,15 @@ pytest.register_assert_rewrite(
 )
 
 
+FRAMEWORKS = ("test_responses_clients.py", "test_responses_own_tools.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import the frameworks, which takes seconds, only where their tests are to run."""
+    unwanted = collection_path.name in FRAMEWORKS and "not long" in config.option.markexpr
+    return True if unwanted else None
+
+
 # nothing that is imported or collected becomes garbage
 gc.disable()
 

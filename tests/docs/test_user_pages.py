@@ -253,6 +253,7 @@ async def test_python_example_reaches_the_proxy(
         assert content in capsys.readouterr().out, "the scripted upstream repeats it"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("framework", ["agents", "langchain_openai", "pydantic_ai"])
 async def test_framework_example_prints_the_response(framework: str, proxy: Proxy) -> None:
     """Where the extra ``clients`` is installed, as a program: they leave connections open."""

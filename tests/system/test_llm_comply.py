@@ -13,7 +13,7 @@ from tornadoproxy.testing import TEST_TOKEN
 
 pytest.importorskip("llm_comply", reason="needs the suite of the extra clients")
 
-pytestmark = pytest.mark.gen_test(timeout=60)
+pytestmark = [pytest.mark.long, pytest.mark.gen_test(timeout=60)]
 
 MODEL = "claude-sonnet-5-5"
 

@@ -37,7 +37,11 @@ from turns import THOUGHT, asked, blocks, call, script, text, turn
 
 from tornadoproxy.testing import TEST_TOKEN, Proxy
 
-pytestmark = [pytest.mark.usefixtures("proxy"), pytest.mark.gen_test(timeout=30)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.usefixtures("proxy"),
+    pytest.mark.gen_test(timeout=30),
+]
 
 MODEL = "claude-sonnet-5-5"
 

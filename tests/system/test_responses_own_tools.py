@@ -35,7 +35,11 @@ from turns import THOUGHT, asked, blocks, call, script, text, turn
 
 from tornadoproxy.testing import Document
 
-pytestmark = [pytest.mark.usefixtures("proxy"), pytest.mark.gen_test(timeout=30)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.usefixtures("proxy"),
+    pytest.mark.gen_test(timeout=30),
+]
 
 BEFORE = """\
 class Other:
