@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from tornado.testing import bind_unused_port
 
 from bench import postgresql
 from tornadoproxy import DatabaseLocation, SecretURL
+from tornadoproxy.storage import sqlite_file
 
 EMPTY = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -128,13 +130,36 @@ def postgres(postgres_server: PostgreSQLServer) -> Iterator[SecretURL]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Path]:
+    """A directory in memory, on Linux: there, a database does not wait for the disk."""
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="tornadoproxy-", dir=parent) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def memory_path(memory: Path) -> Path:
+    """An empty directory in memory."""
+    for old in memory.iterdir():  # not at the end of its test, whose proxy stops later
+        shutil.rmtree(old)
+    return Path(tempfile.mkdtemp(dir=memory))
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseLocation:
+def where(request: pytest.FixtureRequest) -> DatabaseLocation:
     """An SQLite file that does not exist yet, or an empty PostgreSQL database."""
     if request.param == "sqlite":
-        return tmp_path / "plugin.db"
+        directory: Path = request.getfixturevalue("memory_path")
+        return directory / "plugin.db"
     url: SecretURL = request.getfixturevalue("postgres")
     return url
+
+
+@pytest.fixture
+def short_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an SQLite file wait only briefly for a lock; comes before it is opened."""
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
 
 
 sqlite_only = pytest.mark.parametrize("where", ["sqlite"], indirect=True)

@@ -17,14 +17,13 @@ WORDS = "CREATE TABLE words (word TEXT);"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.db"
+def path(memory_path: Path) -> Path:
+    return memory_path / "test.db"
 
 
 @pytest.fixture
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(short_locks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait only briefly for locks, and at the end; comes before `opened`."""
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 0.05)
     monkeypatch.setattr(sqlite_file, "OPEN_TIMEOUT", 0.1)
     monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.3)
 
