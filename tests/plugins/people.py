@@ -114,11 +114,19 @@ class Held:
         await self._response(exchange)
 
 
+async def pause() -> None:
+    """Wait a moment before the next look at what no event reports.
+
+    A loop of requests without it keeps a core busy.
+    """
+    await asyncio.sleep(0.02)
+
+
 async def until(status: int, ask: Callable[[], Awaitable[RawResponse]]) -> RawResponse:
     """Call `ask` until the response has `status`."""
     async with asyncio.timeout(10):
         while (response := await ask()).status != status:
-            pass
+            await pause()
     return response
 
 

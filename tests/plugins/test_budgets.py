@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 from budget_team import ADA, ADMIN, CENT, EACH, LIMITS, TOGETHER, UNPRICED, Team, asking, costing
-from people import CHAT, MESSAGES, MODEL, RESPONSES, Held, error_of, locked, message, response
+from people import (
+    CHAT,
+    MESSAGES,
+    MODEL,
+    RESPONSES,
+    Held,
+    error_of,
+    locked,
+    message,
+    pause,
+    response,
+)
 from postgres import sqlite_only
 from tornadoproxy_budgets import keeper, storage, sync
 from tornadoproxy_budgets.caps import Scope
@@ -27,6 +38,14 @@ from tornadoproxy import (
 from tornadoproxy.testing import json_response, message_document, request_bytes, request_record
 
 pytest_plugins = ("budget_team",)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check and load the database more often."""
+    monkeypatch.setattr(sync, "TICK", 0.02)
+    monkeypatch.setattr(sync, "SERVER_TICK", 0.02)
+    monkeypatch.setattr(sync, "RELOAD", 0.1)
 
 
 async def test_request_at_the_cap_does_not_go_upstream(team: Team) -> None:
@@ -153,6 +172,7 @@ def test_charge_is_the_cost_or_that_of_the_estimate() -> None:
     assert charge(cost=10**15) == charge(cost=10**15 + 1) == 10**15
 
 
+@pytest.mark.usefixtures("quick")
 async def test_cap_set_by_a_command_applies_within_seconds(team: Team) -> None:
     await team.start()
     assert (await team.ask()).status == 200
@@ -162,6 +182,7 @@ async def test_cap_set_by_a_command_applies_within_seconds(team: Team) -> None:
     await team.until(200)
 
 
+@pytest.mark.usefixtures("quick")
 async def test_spending_at_another_proxy_counts(team: Team) -> None:
     team.cap(EACH, 30)
     one, two = await team.start(), await team.start()
@@ -170,7 +191,7 @@ async def test_spending_at_another_proxy_counts(team: Team) -> None:
         assert (await team.ask(to=here)).status == 200
         async with asyncio.timeout(10):
             while await team.spent(to=there) != cents * CENT:
-                pass
+                await pause()
     assert (await team.ask(to=one)).status == 429
 
 
@@ -199,6 +220,7 @@ async def test_saves_of_many_processes_add_up(where: DatabaseLocation) -> None:
 
 
 @sqlite_only
+@pytest.mark.usefixtures("quick", "short_locks")
 async def test_locked_database_refuses_later_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, team: Team
 ) -> None:
@@ -214,6 +236,7 @@ async def test_locked_database_refuses_later_and_loses_nothing(
             while "locked by another program" not in caplog.text:
                 counting = await team.request(f"{MESSAGES}/count_tokens", {}, token="ada")
                 assert counting.status != 503
+                await pause()
         for target in (f"{LIMITS}/effective", LIMITS, f"{LIMITS}/spl_x"):
             assert (await team.request(target, token=ADMIN)).status == 503
         cap = {"scope": {"type": "organization"}, "amount": "1"}
@@ -225,6 +248,7 @@ async def test_locked_database_refuses_later_and_loses_nothing(
 
 
 @sqlite_only
+@pytest.mark.usefixtures("quick")
 async def test_missing_table_refuses_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, team: Team
 ) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from budget_team import ADA, CENT, EACH, TOGETHER, Team, asking, costing
-from people import Held, error_of, until
+from people import Held, error_of, pause, until
 from redis_server import RedisServer
 from tornadoproxy_budgets import shared_reservations, storage
 
@@ -108,7 +108,7 @@ async def test_lost_sums_are_loaded_before_anything_is_spent(
     assert (await team.ask(to=proxies[0])).status == 200
     async with asyncio.timeout(10):
         while await team.spent(to=proxies[2]) != 12 * CENT:
-            pass
+            await pause()
     with redis_server.client() as client:
         client.flushall()
     # the first sum that the server hears of is that of a proxy which does not know all
@@ -129,7 +129,7 @@ async def test_proxies_save_while_a_command_changes_caps(
         assert (await team.ask(to=one)).status == 200
         async with asyncio.timeout(10):
             while await team.spent(to=two) != 3 * CENT:
-                pass
+                await pause()
 
 
 @pytest.mark.parametrize(("failure", "expected"), [("refuse", {503: 4}), ("local", {200: 4})])

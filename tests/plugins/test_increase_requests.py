@@ -14,7 +14,7 @@ import pytest
 from admin_api import AdminApi, fault_of
 from admin_sdk import Sdk, check_shape
 from budget_team import Prices, asking, costing
-from people import MESSAGES, People, locked
+from people import MESSAGES, People, locked, pause
 from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_keys import changes, store
@@ -194,6 +194,7 @@ async def test_invalid_resolution_is_refused(api: Increases) -> None:
 
 
 @sqlite_only
+@pytest.mark.usefixtures("short_locks")
 async def test_locked_database_is_a_503(api: Increases) -> None:
     await api.start()
     made = await api.ask()
@@ -269,7 +270,7 @@ async def test_sdk_lists_people_and_groups(api: Increases, sdk: Sdk) -> None:
     for who in ("ada+late", "eve+late"):
         assert await api.spend(who) == 200
     while len((await api.call("GET", "/users"))["data"]) < 3:
-        pass  # the budgets save who has sent requests a moment later
+        await pause()  # the budgets save who has sent requests a moment later
     users = await sdk(url, lambda client: client.organization.users.list(limit=1))
     assert [(each.name, each.email, each.role) for each in users] == [
         ("ada", "", "user"),

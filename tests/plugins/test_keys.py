@@ -23,6 +23,7 @@ from people import (
     error_of,
     locked,
     message,
+    pause,
     response,
     until,
 )
@@ -366,6 +367,7 @@ async def test_lost_database_rejects_keys_until_it_is_back(
 
     while not logged():
         await keyed.get(key)
+        await pause()
     assert re.match("rejecting all keys: .*it was deleted or moved", logged()[0])
     await asyncio.sleep(5 * Follower.INTERVAL)  # during which nothing more is logged
     away.rename(keyed.path)

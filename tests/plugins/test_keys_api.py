@@ -25,7 +25,7 @@ from scene import Scene
 from tornadoproxy_keys import KEYS_DB, Keys, store
 from tornadoproxy_keys.store import UsageRow
 
-from tornadoproxy import DatabaseLocation
+from tornadoproxy import DatabaseLocation, Follower
 from tornadoproxy.testing import RawResponse
 
 pytest_plugins = ("admin_sdk",)
@@ -244,7 +244,10 @@ async def test_database_holds_no_secret(api: KeysApi) -> None:
     assert made["id"] in content
 
 
-async def test_change_at_one_proxy_reaches_another(api: KeysApi) -> None:
+async def test_change_at_one_proxy_reaches_another(
+    api: KeysApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Follower, "INTERVAL", 0.05)
     first = await api.start()
     await api.start()  # requests go to this one from now on
     made = await api.create()
