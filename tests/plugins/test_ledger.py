@@ -342,7 +342,8 @@ def test_database_of_the_first_version_is_migrated(where: Path) -> None:
     first = Database(where, SCHEMA[:1], name="ledger")
     with first, first.transaction() as connection:
         names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
-        values = dict.fromkeys(names, 0) | {"model": "old", "input_tokens": 7, "cost_nanos": 9}
+        values = dict.fromkeys(names, 0) | {"time": used().time, "model": "old"}
+        values |= {"input_tokens": 7, "cost_nanos": 9}
         connection.execute(
             f"INSERT INTO requests ({', '.join(map(repr, values))}) "
             f"VALUES ({', '.join('?' for _ in values)})",

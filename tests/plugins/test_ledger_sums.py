@@ -8,8 +8,8 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
-from functools import partial
+from dataclasses import fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,9 @@ def any_selection(chance: random.Random) -> Selection:
     )
 
 
-def models_of(record: RequestRecord, *, by_model: bool) -> Iterator[tuple[str | None, Counts]]:
-    """Yield what a request counts for each model; for ``None`` alone, if models do not matter."""
+@cache
+def models_of(record: RequestRecord, *, by_model: bool) -> Sequence[tuple[str | None, Counts]]:
+    """Return what a request counts for each model; for ``None`` alone, if models do not matter."""
     usage, others, priced = record.usage, record.usage.others, record.cost is not None
     of_usage = {name: getattr(usage, name) or 0 for name in relations.USED}
     cost = (record.cost or 0) - (sum(each.cost or 0 for each in others) if priced else 0)
@@ -160,13 +161,12 @@ def models_of(record: RequestRecord, *, by_model: bool) -> Iterator[tuple[str | 
         mine.output_tokens += each.usage.output_tokens or 0
         mine.cost_nanos += (each.cost or 0) if priced else 0
     if by_model:
-        yield from found.items()
-        return
+        return [*found.items()]
     whole = Counts()
     for counts in found.values():
         whole.add(replace(counts, requests=0, errors=0, unpriced=0, partial=0))
     whole.add(Counts(*one))
-    yield None, whole
+    return [(None, whole)]
 
 
 def expected(records: Sequence[RequestRecord], asked: Selection) -> Report:
@@ -201,9 +201,12 @@ def expected(records: Sequence[RequestRecord], asked: Selection) -> Report:
 
 def readable(found: Report, asked: Selection) -> dict[Any, Any]:
     """Return a report with what is counted, and whether a cost is known."""
-    absent = dict.fromkeys(set(relations.COUNTS) - set(asked.counts), 0)
     return {
-        place: asdict(each) | {"priced": each.priced > 0} | absent for place, each in found.items()
+        place: {
+            name: each.priced > 0 if name == "priced" else getattr(each, name)
+            for name in asked.counts
+        }
+        for place, each in found.items()
     }
 
 
@@ -415,7 +418,10 @@ def test_deletion_ends_while_what_it_leaves_is_summed_again(where: DatabaseLocat
     assert more == [True, False, False]
 
 
-async def test_one_proxy_sums_at_a_time(where: DatabaseLocation) -> None:
+async def test_one_proxy_sums_at_a_time(
+    where: DatabaseLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summing, "PAUSE", 0)
     write(where, used(1))
     databases = [ledger(where) for _ in range(2)]
     for each in databases:
@@ -450,7 +456,7 @@ async def test_proxy_that_stops_lets_the_next_one_sum(
 async def test_proxy_sums_soon_after_another_was_killed(
     scene: Scene, where: DatabaseLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summing, "LEASE", 2)
+    monkeypatch.setattr(summing, "LEASE", 0.5)
     monkeypatch.setattr(summing, "PAUSE", 0)
     write(where, used(1))
     with ledger(where) as database, database.transaction() as connection:
@@ -500,6 +506,7 @@ async def test_progress_of_a_long_summing_is_logged(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(summing, "TOLD", 0)
+    monkeypatch.setattr(summing, "PAUSE", 0)
     now = summed.start_of(time.time(), DAY)
     write(where, *(used(0, time=now - day * DAY) for day in (5, 3)))
     database = ledger(where)
