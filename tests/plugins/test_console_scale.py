@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,12 @@ pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 KEYS, ROWS, STEP = 5_000, 1_000_000, 50_000
 DAYS = 90
 WITHIN = 0.3  # seconds of this process, whatever else the machine does
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Path:
+    """A directory on a disk: the ledger is too large for memory."""
+    return tmp_path
 
 
 def fill(places: dict[str, Any]) -> None:
