@@ -217,9 +217,10 @@ def run(
 
 def _environment(directory: Path) -> dict[str, str]:
     """As little as possible, so that nothing of this machine's has a say."""
-    coverage = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE")}
+    names = ("COVERAGE", "SSL_CERT_FILE")
+    kept = {name: text for name, text in os.environ.items() if name.startswith(names)}
     python_path = [str(directory / "site"), *filter(None, sys.path)]
-    return {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(python_path), **coverage}
+    return {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(python_path), **kept}
 
 
 async def connect_when_listening(port: int) -> RawConnection:
