@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from html import unescape
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
 from admin_api import AdminApi
 from budget_team import ADMIN, READER, Prices
-from people import MESSAGES, message
+from people import MESSAGES, message, pause
 from scene import Scene
 
 from tornadoproxy import DatabaseLocation
+from tornadoproxy.storage import worker
 from tornadoproxy.testing import Proxy, RawResponse, json_response, message_document
 
 CANARY = "<img src=x onerror=alert(1)>"
@@ -55,8 +58,9 @@ class ConsoleSite(AdminApi):
         headers = [("User-Agent", agent)]
         response = await self.request(MESSAGES, message(**fields), token=key, headers=headers)
         assert response.status == 200
-        while await self._rows() == before:
-            pass
+        async with asyncio.timeout(10):
+            while await self._rows() == before:
+                await pause()
 
     async def _rows(self) -> int:
         """Return the number of people's requests that the ledger has."""
@@ -65,6 +69,13 @@ class ConsoleSite(AdminApi):
 
     def visitor(self) -> Visitor:
         return Visitor(self)
+
+
+@pytest.fixture
+def site(scene: Scene, where: DatabaseLocation, monkeypatch: pytest.MonkeyPatch) -> ConsoleSite:
+    """A proxy that is not started yet, whose ledger has a request soon after its end."""
+    monkeypatch.setattr(worker, "LINGER", 0.01)
+    return ConsoleSite(scene, where)
 
 
 class Visitor:

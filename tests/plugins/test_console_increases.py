@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 from budget_team import READER
 from console_site import CANARY, ConsoleSite, Visitor, hidden, signed_in
-from scene import Scene
 
-from tornadoproxy import DatabaseLocation
-
-
-@pytest.fixture
-def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
-    return ConsoleSite(scene, where)
+pytest_plugins = ("console_site",)
 
 
 async def asking(site: ConsoleSite, **fields: str) -> Visitor:

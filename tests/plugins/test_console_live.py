@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from console_site import CANARY, ConsoleSite, Visitor, signed_in
-from people import MESSAGES, Held, message
-from scene import Scene
+from people import MESSAGES, Held, message, pause
 from tornadoproxy_console import Console, feeds, live, now
 from tornadoproxy_console.feeds import Feeds
 from tornadoproxy_console.live import Live, Wanted
 from tornadoproxy_console.rendering import render
 
-from tornadoproxy import DatabaseLocation, Outcome, RequestInFlight, Status, Usage
+from tornadoproxy import Outcome, RequestInFlight, Status, Usage
 from tornadoproxy.testing import (
     Proxy,
     RawConnection,
@@ -40,10 +39,7 @@ STATUS = Status(
     draining=False,
 )
 
-
-@pytest.fixture
-def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
-    return ConsoleSite(scene, where)
+pytest_plugins = ("console_site",)
 
 
 def watched() -> Live:
@@ -359,7 +355,14 @@ async def watch(
     return Events(client)
 
 
-async def test_events_show_requests_as_they_end(site: ConsoleSite) -> None:
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send pieces as often as a test wants to see them."""
+    for module in (live, feeds):
+        monkeypatch.setattr(module, "PAUSE", 0.02)
+
+
+async def test_events_show_requests_as_they_end(site: ConsoleSite, often: None) -> None:
     proxy = await site.start()
     ada, bob = await site.key("ada"), await site.key(CANARY)
     visitor = await signed_in(site)
@@ -384,10 +387,9 @@ async def test_events_show_requests_as_they_end(site: ConsoleSite) -> None:
 
 
 async def test_events_end_with_the_session(
-    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch, often: None
 ) -> None:
     monkeypatch.setattr(now, "CHECKED", 0.0)
-    monkeypatch.setattr(feeds, "PAUSE", 0.01)
     proxy = await site.start()
     out, revoked = await signed_in(site), await signed_in(site)
     for visitor in (out, revoked):
@@ -410,7 +412,7 @@ async def test_events_need_an_administrator(site: ConsoleSite) -> None:
     assert (await site.visitor().get("/now/events", follow=False)).status == 303
 
 
-async def test_events_end_when_the_proxy_stops(site: ConsoleSite) -> None:
+async def test_events_end_when_the_proxy_stops(site: ConsoleSite, often: None) -> None:
     proxy: Proxy = await site.start()
     events = await watch(site, await signed_in(site))
     await events.until("figures", "In flight")
@@ -419,7 +421,7 @@ async def test_events_end_when_the_proxy_stops(site: ConsoleSite) -> None:
 
 
 async def test_open_pages_are_bounded_and_released(
-    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch, often: None
 ) -> None:
     monkeypatch.setattr(now, "MOST_READERS", 1)
     await site.start()
@@ -434,12 +436,12 @@ async def test_open_pages_are_bounded_and_released(
         try:
             again = await watch(site, visitor)
         except AssertionError:
-            again = None
+            await pause()
     await again.until("figures", "In flight")
 
 
 async def test_pages_opened_at_once_are_bounded(
-    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch, often: None
 ) -> None:
     monkeypatch.setattr(now, "MOST_READERS", 2)
     await site.start()

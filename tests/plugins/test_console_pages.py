@@ -10,19 +10,14 @@ from browsers import browsing, window
 from budget_team import ADMIN
 from console_site import CANARY, ConsoleSite
 from people import MESSAGES, Held, message
-from scene import Scene
 from tls import OwnTLS
 
-from tornadoproxy import DatabaseLocation
 from tornadoproxy.testing import json_response, message_document
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 long = pytest.mark.gen_test(timeout=150)
 
-
-@pytest.fixture
-def site(scene: Scene, where: DatabaseLocation) -> ConsoleSite:
-    return ConsoleSite(scene, where)
+pytest_plugins = ("console_site",)
 
 
 @long
