@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from budget_team import ADMIN, LIMITS, Prices
-from people import until
+from people import pause, until
 from postgres import sqlite_only
 from redis_server import RedisServer
 from signing_in import MESSAGE, SigningIn, document
@@ -168,7 +168,7 @@ async def test_cap_is_known_to_other_proxies_and_changes_by_a_reload(group: Grou
     proxy = await group.start(CAPPED)  # it has not seen the person
     async with asyncio.timeout(10):
         while (await group.effective())["daily"][0] != "50":
-            pass
+            await pause()
     assert unified(await group.ask())["overage-utilization"] == "0.8"
     group.file.write_text(CAPPED.replace("0.50", "1.00"))
     proxy.reload()
@@ -244,49 +244,45 @@ async def test_limits_and_caps_of_several_proxies_count_together(
     assert b"your limit of 3 requests a minute" in (await group.ask(second, kim)).body
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("caps = 5", "policy 1: caps must be a table with daily, weekly, monthly"),
-        ("caps = {}", "policy 1: caps must have at least one of daily, weekly, monthly"),
-        ("caps = {yearly = 1}", "policy 1: caps has the unknown field yearly; known: daily"),
-        *(
-            (f"caps = {{daily = {wrong}}}", "policy 1: caps: daily must be an amount in US dollars")
-            for wrong in ("-1", "1.005", "true", "'5'", "nan", "inf", "1e30")
-        ),
-        *(
-            (
-                f"limits = {{concurrency = {wrong}}}",
-                "policy 1: limits: concurrency must be a whole number from 1 to 1000000000000",
-            )
-            for wrong in ("0", "1.5", "true", "'5'", "10_000_000_000_000")
-        ),
-        ("limits = {rpm = 1}", "policy 1: limits has the unknown field rpm; known: requests_per"),
-    ],
+WRONG = (
+    ("caps = 5", "policy 1: caps must be a table with daily, weekly, monthly"),
+    ("caps = {}", "policy 1: caps must have at least one of daily, weekly, monthly"),
+    ("caps = {yearly = 1}", "policy 1: caps has the unknown field yearly; known: daily"),
+    *(
+        (f"caps = {{daily = {wrong}}}", "policy 1: caps: daily must be an amount in US dollars")
+        for wrong in ("-1", "1.005", "true", "'5'", "nan", "inf", "1e30")
+    ),
+    *(
+        (
+            f"limits = {{concurrency = {wrong}}}",
+            "policy 1: limits: concurrency must be a whole number from 1 to 1000000000000",
+        )
+        for wrong in ("0", "1.5", "true", "'5'", "10_000_000_000_000")
+    ),
+    ("limits = {rpm = 1}", "policy 1: limits has the unknown field rpm; known: requests_per"),
 )
-async def test_wrong_cap_or_limit_ends_the_start(group: Group, text: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match="OIDC_POLICY_FILE") as refused:
-        await group.start(f"[[policy]]\n{text}")
-    assert said in str(refused.value)
-    assert len(refused.value.faults) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "missing", "what"),
-    [
+async def test_wrong_cap_or_limit_ends_the_start(group: Group) -> None:
+    for text, said in WRONG:
+        with pytest.raises(ConfigurationError, match="OIDC_POLICY_FILE") as refused:
+            await group.start(f"[[policy]]\n{text}")
+        assert said in str(refused.value), text
+        assert len(refused.value.faults) == 1, text
+
+
+async def test_what_nothing_applies_ends_the_start(group: Group) -> None:
+    for text, missing, what in (
         ("caps = {daily = 1}", "BUDGETS_DB", "caps"),
         ("limits = {concurrency = 1}", "KEYS_DB", "limits"),
-    ],
-)
-async def test_what_nothing_applies_ends_the_start(
-    group: Group, text: str, missing: str, what: str
-) -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        await group.start(f"[[policy]]\ngroups = ['left']\n[[policy]]\n{text}", **{missing: None})
-    assert str(refused.value) == (
-        f"OIDC_POLICY_FILE: policy 2 has {what}, which nothing applies without {missing}; set "
-        f"{missing} or DATABASE_URL, or remove {what}."
-    )
+    ):
+        policies = f"[[policy]]\ngroups = ['left']\n[[policy]]\n{text}"
+        with pytest.raises(ConfigurationError) as refused:
+            await group.start(policies, **{missing: None})
+        assert str(refused.value) == (
+            f"OIDC_POLICY_FILE: policy 2 has {what}, which nothing applies without {missing}; set "
+            f"{missing} or DATABASE_URL, or remove {what}."
+        )
 
 
 def test_amounts_are_whole_cents(tmp_path: Path) -> None:

@@ -47,14 +47,10 @@ async def test_forged_bearer_is_rejected(signing_in: SigningIn) -> None:
     assert (await signing_in.get(bearer)).status == 200
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [{"exp": 1_700_000_000}, {"aud": "other"}, {"iss": "other"}, {"sid": None}, {"sub": None}],
-    ids=str,
-)
 async def test_bearer_with_an_invalid_claim_is_rejected(
-    changed: dict[str, Any], signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+    signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    changed: dict[str, Any] = {}
     await signing_in.start()
     sealer = sealing.Sealer([Secret(SIGNING_KEY)], BASE, 3600)
     given = {"sub": "ada", "groups": [], "sid": "s"}
@@ -65,21 +61,29 @@ async def test_bearer_with_an_invalid_claim_is_rejected(
         return encode(head, {**claims, **changed}, *rest, **options)
 
     monkeypatch.setattr(jwt, "encode", with_changed)
-    assert (await signing_in.get(sealer.bearer(given))).status == 401
+    assert (await signing_in.get(sealer.bearer(given))).status == 200
+    for changed in (
+        {"exp": 1_700_000_000},
+        {"aud": "other"},
+        {"iss": "other"},
+        {"sid": None},
+        {"sub": None},
+    ):
+        assert (await signing_in.get(sealer.bearer(given))).status == 401, changed
 
 
-@pytest.mark.parametrize(("ahead", "status"), [(-9, 200), (9, 200), (-40, 401), (40, 401)])
 async def test_clocks_of_replicas_may_differ_by_ten_seconds(
-    ahead: int, status: int, signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+    signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bearer that expires this moment there, or was issued this moment."""
     await signing_in.start()
     sealer = sealing.Sealer([Secret(SIGNING_KEY)], BASE, 3600)
-    clock = time.time()
-    with monkeypatch.context() as other:
-        other.setattr(time, "time", lambda: clock + (ahead if ahead > 0 else ahead - 3600))
-        bearer = sealer.bearer({"sub": "ada", "groups": [], "sid": "s"})
-    assert (await signing_in.get(bearer)).status == status
+    for ahead, status in ((-9, 200), (9, 200), (-40, 401), (40, 401)):
+        clock = time.time() + (ahead if ahead > 0 else ahead - 3600)
+        with monkeypatch.context() as other:
+            other.setattr(time, "time", lambda clock=clock: clock)
+            bearer = sealer.bearer({"sub": "ada", "groups": [], "sid": "s"})
+        assert (await signing_in.get(bearer)).status == status, ahead
 
 
 async def test_refresh_token_is_not_made_up(signing_in: SigningIn) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
+import pytest
 from people import run_command, until
 from signing_in import SigningIn
 from tornadoproxy_oidc import OpenIDConnect
 from tornadoproxy_oidc.settings import OIDC_DB
 
+from tornadoproxy import Follower
 
-async def test_sign_ins_of_a_person_are_listed_and_ended(signing_in: SigningIn) -> None:
+
+async def test_sign_ins_of_a_person_are_listed_and_ended(
+    signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Follower, "INTERVAL", 0.02)
     await signing_in.start()
     first, second = await signing_in.sign_in(), await signing_in.sign_in()
     signing_in.provider.person.update(sub="bob", email="bob@acme.example")
@@ -29,7 +36,7 @@ async def test_sign_ins_of_a_person_are_listed_and_ended(signing_in: SigningIn) 
     for tokens in (first, second):
         bearer = tokens["access_token"]
         async with asyncio.timeout(2):
-            await until(401, lambda bearer=bearer: signing_in.get(bearer))  # type: ignore[misc]  # no type
+            await until(401, partial(signing_in.get, bearer))
         assert (await signing_in.refresh(tokens["refresh_token"])).status == 401
     assert (await signing_in.get(other["access_token"])).status == 200
 

@@ -10,11 +10,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from oidc_console import SIGN_IN, Browser, start
+from people import pause
 from postgres import sqlite_only
 from signing_in import BASE, SigningIn, document
 from tornadoproxy_console.sessions import COOKIE
 from tornadoproxy_oidc import browser_session, provider, relying_party, sessions, store
 
+from tornadoproxy import Follower
 from tornadoproxy.testing import silent_response
 
 pytest_plugins = ("oidc_console",)
@@ -214,13 +216,17 @@ async def test_signing_out_ends_the_sign_in(browser: Browser, signing_in: Signin
     assert live(signing_in) == []
 
 
-async def test_session_ends_with_its_sign_in(browser: Browser, signing_in: SigningIn) -> None:
+async def test_session_ends_with_its_sign_in(
+    browser: Browser, signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Follower, "INTERVAL", 0.02)
     await start(signing_in)
     await browser.sign_in()
     with store.database(signing_in.where) as database, database.transaction() as connection:
         store.revoke(connection, live(signing_in)[0].id, int(time.time()))
     async with asyncio.timeout(2):
         while "<h1>Sign in</h1>" not in browser.page:
+            await pause()
             await browser.get("/console/me")
 
 

@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from people import pause
 from signing_in import SigningIn
 from tornado.ioloop import IOLoop
 from tornadoproxy_oidc import telemetry
@@ -58,34 +59,35 @@ async def send(
     )
 
 
-@pytest.mark.parametrize("signal", ["metrics", "logs", "traces"])
 async def test_telemetry_goes_to_the_collector_with_who_sent_it(
-    signal: str, signing_in: SigningIn, collector: ScriptedServer
+    signing_in: SigningIn, collector: ScriptedServer
 ) -> None:
     await signing_in.start(OIDC_OTLP_ENDPOINT=f"{collector.url}/otlp")
     signing_in.provider.person.update(sub="ada lovelace ü", groups=["lab", "a,b"])
     bearer = (await signing_in.sign_in())["access_token"]
-    collector.script(json_response({}))
-    response = await send(signing_in, f"/v1/{signal}", bearer)
-    assert (response.status, response.body) == (200, b"")
-    await collector.received()
-    (request,) = collector.requests
-    await request.complete()
-    assert (request.method, request.path) == ("POST", f"/otlp/v1/{signal}")
-    (logs,) = ExportLogsServiceRequest.FromString(request.body).resource_logs
-    assert logs.schema_url == "kept"
-    assert {each.key: each.value.string_value for each in logs.resource.attributes} == {
-        "host.arch": "arm64",
-        "identity.source": "gateway-oidc",
-        "user.id": "ada lovelace ü",
-        "user.email": "ada@acme.example",
-        "user.groups": "lab,a,b",
-    }
-    assert request.header("content-type") == PROTOBUF
-    assert request.header("authorization") is None
-    assert request.header("x-user-id") == "ada%20lovelace%20%C3%BC"
-    assert request.header("x-user-email") == "ada@acme.example"
-    assert request.header("x-user-groups") == "lab,a,b"
+    for number, signal in enumerate(("metrics", "logs", "traces"), 1):
+        collector.script(json_response({}))
+        response = await send(signing_in, f"/v1/{signal}", bearer)
+        assert (response.status, response.body) == (200, b"")
+        await collector.received(number)
+        *_, request = collector.requests
+        await request.complete()
+        assert (request.method, request.path) == ("POST", f"/otlp/v1/{signal}")
+        (logs,) = ExportLogsServiceRequest.FromString(request.body).resource_logs
+        assert logs.schema_url == "kept"
+        assert {each.key: each.value.string_value for each in logs.resource.attributes} == {
+            "host.arch": "arm64",
+            "identity.source": "gateway-oidc",
+            "user.id": "ada lovelace ü",
+            "user.email": "ada@acme.example",
+            "user.groups": "lab,a,b",
+        }
+        assert request.header("content-type") == PROTOBUF
+        assert request.header("authorization") is None
+        assert request.header("x-user-id") == "ada%20lovelace%20%C3%BC"
+        assert request.header("x-user-email") == "ada@acme.example"
+        assert request.header("x-user-groups") == "lab,a,b"
+    assert len(collector.requests) == 3
     assert signing_in.scene.upstream.requests == []
 
 
@@ -118,7 +120,7 @@ async def test_collector_that_fails_is_no_clients_fault(
             *(send(signing_in, "/v1/logs", TEST_TOKEN) for _ in range(3))
         )
         while "telemetry is lost" not in caplog.text:
-            await asyncio.sleep(0.01)
+            await pause()
     assert [response.status for response in responses] == [200] * 3
     assert caplog.text.count("telemetry is lost") == 1
 
@@ -168,7 +170,7 @@ async def test_body_that_cannot_be_decompressed_is_dropped(
     )
     assert response.status == 200
     while "a client's request is dropped" not in caplog.text:
-        await asyncio.sleep(0.01)
+        await pause()
     assert collector.requests == []
 
 
@@ -182,7 +184,7 @@ async def test_body_that_is_no_telemetry_is_dropped(
     )
     assert response.status == 200
     while "a client's request is dropped" not in caplog.text:
-        await asyncio.sleep(0.01)
+        await pause()
     assert collector.requests == []
 
 
