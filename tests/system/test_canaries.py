@@ -12,6 +12,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -71,6 +72,7 @@ MESSAGE = json.dumps({**CHAT, "max_tokens": 40}).encode()
 STREAM = MESSAGE[:-1] + b', "stream": true}'
 
 
+@cache
 def disguises(canary: str) -> set[bytes]:
     """The canary, and what it looks like once it has been encoded."""
     plain = canary.encode()
@@ -203,6 +205,11 @@ def test_command_shows_no_canary(command: str, commands: Commands) -> None:
     assert found(EVERYTHING, done.output.encode()) == []
 
 
+@cache
+def is_of_the_proxy(kind: type) -> bool:
+    return str(kind.__module__).startswith("tornadoproxy")
+
+
 async def test_repr_of_every_object_shows_no_canary(
     scene: Scene, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,8 +250,8 @@ async def test_repr_of_every_object_shows_no_canary(
 
         tracked = gc.get_objects()
         # an object that holds no container is not tracked itself
-        objects = {id(each): each for each in (*tracked, *gc.get_referents(*tracked))}.values()
-        ours = [each for each in objects if str(type(each).__module__).startswith("tornadoproxy")]
+        objects = (*tracked, *gc.get_referents(*tracked))
+        ours = {id(each): each for each in objects if is_of_the_proxy(type(each))}.values()
         for kind in (
             *("Settings", "Server", "Gateway", "Plugins", "UpstreamClient", "Connector", "Call"),
             *("UpstreamConnection", "UpstreamRequest", "RelayHandler", "Exchange"),
