@@ -102,6 +102,7 @@ def test_package_passes_its_linter(tmp_path: Path, name: str) -> None:
     run("-m", "ruff", "format", "--check", "--no-cache", directory=package)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
 def test_package_passes_its_type_checker(package: Path, tmp_path: Path) -> None:
     # not its tests, which import the SDKs: that takes a quarter of a minute

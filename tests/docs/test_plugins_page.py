@@ -406,11 +406,15 @@ def test_request_finished_example(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["req_1 took 60 s"]
 
 
-def test_tests_section_example_passes(pytester: pytest.Pytester) -> None:
+def test_tests_section_example_passes(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     conftest, test = blocks(CHAPTERS["Tests"])
+    # other plugins that are installed take long to import
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest(conftest)
     pytester.makepyfile(test_acme=test, acme=code_of("authenticate"))
-    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
+    pytester.runpytest_inprocess("-p", "pytest_tornado.plugin").assert_outcomes(passed=3)
 
 
 def test_entry_point_example_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

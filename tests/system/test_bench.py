@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 def test_bench_measures_proxy_and_bare_handler(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--peers", "tornadoproxy,hello"]
     command += ["--rounds", "1", "--requests", "48", "--seconds", "0.1"]

@@ -127,6 +127,7 @@ def test_wheel_names_plugins_version_license_and_python(wheel: zipfile.ZipFile) 
     assert "![" not in description, "no package holds the pictures"
 
 
+@pytest.mark.long
 def test_sdist_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     (tmp_path / "sdist").mkdir()
     with tarfile.open(build("sdist", ROOT, tmp_path / "sdist")) as archive:
