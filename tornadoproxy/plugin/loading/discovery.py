@@ -116,8 +116,8 @@ class FoundPlugins:
         """Load and register one plugin; every mistake in it becomes a fault."""
         try:
             hooks = self._implementations.register(instantiate(point.load()), point.name)
-            settings = self._declared_by(point.name)
-            commands = self._offered_by(point.name)
+            settings = self._declared_by(point.name) if "declare_settings" in hooks else []
+            commands = self._offered_by(point.name) if "commands" in hooks else []
         except RefusedError as refused:
             reason = str(refused)
         except KeyboardInterrupt:

@@ -71,6 +71,7 @@ class Implementations:
 
     def __init__(self) -> None:
         self._plugins: list[object] = []
+        self._calls: dict[str, list[PluginCall]] = {}
         self._manager = _Manager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         specified = vars(self._manager.hook)
@@ -80,12 +81,13 @@ class Implementations:
 
     def calls(self, hook: str) -> list[PluginCall]:
         """Return the implementations of `hook` in the order asked."""
-        implementations: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
-        implementations.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
-        return [
-            (each.plugin_name, _with_all_arguments(each, self._hooks[hook]))
-            for each in implementations
-        ]
+        if hook not in self._calls:
+            found: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
+            found.sort(key=lambda each: (not each.tryfirst, each.trylast, each.plugin_name))
+            self._calls[hook] = [
+                (each.plugin_name, _with_all_arguments(each, self._hooks[hook])) for each in found
+            ]
+        return self._calls[hook].copy()
 
     def register(self, plugin: object, plugin_name: str) -> tuple[str, ...]:
         """Check the hooks of `plugin` and register it; return the hooks that it implements.
@@ -108,6 +110,7 @@ class Implementations:
                 "marked with @tornadoproxy.hookimpl"
             )
         self._plugins.append(plugin)
+        self._calls.clear()
         self._manager.marks = marks
         marked = {name: function for name, (function, _) in functions.items() if name in marks}
         self._manager.register(_Marked(marked), plugin_name)
@@ -232,7 +235,8 @@ def _attributes(plugin: object) -> dict[str, object]:
     owners = plugin.__mro__ if isinstance(plugin, type) else (plugin, *type(plugin).__mro__)
     found: dict[str, object] = {}
     for owner in reversed(owners):
-        found |= getattr(owner, "__dict__", {})
+        if owner is not object:
+            found |= getattr(owner, "__dict__", {})
     return found
 
 
