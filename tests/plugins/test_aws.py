@@ -335,37 +335,39 @@ async def test_exception_within_the_content_is_an_error_event(
     assert json.loads(data) == error
 
 
-@pytest.mark.parametrize(
-    ("status", "name", "seen", "kind"),
-    [
-        (400, "ValidationException", 400, "invalid_request_error"),
-        (413, "RequestEntityTooLargeException", 413, "request_too_large"),
-        (429, "ThrottlingException", 429, "rate_limit_error"),
-        (408, "ModelTimeoutException", 504, "timeout_error"),
-        (403, "AccessDeniedException", 403, "permission_error"),
-        (404, "ResourceNotFoundException", 404, "not_found_error"),
-        (503, "ServiceUnavailableException", 503, "overloaded_error"),
-        (500, "InternalServerException", 500, "api_error"),
-    ],
-)
+ERRORS = [
+    (400, "ValidationException", 400, "invalid_request_error"),
+    (413, "RequestEntityTooLargeException", 413, "request_too_large"),
+    (429, "ThrottlingException", 429, "rate_limit_error"),
+    (408, "ModelTimeoutException", 504, "timeout_error"),
+    (403, "AccessDeniedException", 403, "permission_error"),
+    (404, "ResourceNotFoundException", 404, "not_found_error"),
+    (503, "ServiceUnavailableException", 503, "overloaded_error"),
+    (500, "InternalServerException", 500, "api_error"),
+]
+
+
 async def test_error_of_aws_has_the_apis_form_and_its_own_words(
-    status: int, name: str, seen: int, kind: str, scene: Scene, aws: ScriptedAWS, tmp_path: Path
+    scene: Scene, aws: ScriptedAWS, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     await start(scene, tmp_path, aws_entry(aws, "bedrock"))
     words = "Input is too long for requested model."
-    error = aws_error(status, name, words, [("Retry-After", "7")])
-    aws.script(error, error)  # a 403 makes the proxy load its credentials anew
     body = {"model": NAME, "max_tokens": 9, "messages": HELLO}
-    response = await scene.ask("/v1/messages", body)
-    assert (response.status, response.header("retry-after")) == (seen, "7")
-    request_id = response.header("request-id")
-    assert request_id == response.header("x-amzn-requestid")
-    assert json.loads(response.body) == {
-        "type": "error",
-        "error": {"type": kind, "message": words},
-        "request_id": request_id,
-    }
-    assert "ETag" not in dict(response.headers)
+    for status, name, seen, kind in ERRORS:
+        with subtests.test(name=name):
+            error = aws_error(status, name, words, [("Retry-After", "7")])
+            # a 403 makes the proxy load its credentials anew
+            aws.script(*[error] * (2 if status == 403 else 1))
+            response = await scene.ask("/v1/messages", body)
+            assert (response.status, response.header("retry-after")) == (seen, "7")
+            request_id = response.header("request-id")
+            assert request_id == response.header("x-amzn-requestid")
+            assert json.loads(response.body) == {
+                "type": "error",
+                "error": {"type": kind, "message": words},
+                "request_id": request_id,
+            }
+            assert "ETag" not in dict(response.headers)
 
 
 async def test_error_of_the_api_stays_as_it_came(

@@ -10,7 +10,7 @@ import pytest
 from budget_team import ADA, EACH, TOGETHER, Team, costing
 from people import CHAT, MESSAGES, error_of, message
 from tornadoproxy_budgets import spend_headers
-from tornadoproxy_budgets.caps import Cap
+from tornadoproxy_budgets.caps import Cap, Scope
 from tornadoproxy_budgets.engine import Fullest
 from tornadoproxy_budgets.periods import Period
 
@@ -142,18 +142,26 @@ async def usage(team: Team, who: str = "ada") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("cents", "severity"), [(10, "normal"), (80, "warning"), (96, "critical"), (120, "critical")]
-)
-@pytest.mark.parametrize("period", ["daily", "weekly", "monthly"])
-async def test_usage_of_a_person_with_a_cap(
-    cents: int, severity: str, period: Period, team: Team
-) -> None:
-    team.cap(ADA, 100, period)
+PERIODS: tuple[Period, ...] = ("daily", "weekly", "monthly")
+SEVERITIES = {10: "normal", 80: "warning", 96: "critical", 120: "critical"}
+
+
+async def test_usage_of_a_person_with_a_cap(team: Team, subtests: pytest.Subtests) -> None:
+    for period in PERIODS:
+        for cents in SEVERITIES:
+            team.cap(Scope("user", f"{period}-{cents}"), 100, period)
     await team.start()
+    for period in PERIODS:
+        for cents, severity in SEVERITIES.items():
+            with subtests.test(period=period, cents=cents):
+                await check_usage(team, f"{period}-{cents}", period, cents, severity)
+
+
+async def check_usage(team: Team, who: str, period: Period, cents: int, severity: str) -> None:
+    """Check what is shown of a person who spends `cents` of 100 cents."""
     team.upstream.script(costing(cents))
-    shown = unified(await team.ask())
-    found = await usage(team)
+    shown = unified(await team.ask(who))
+    found = await usage(team, who)
     assert found["extra_usage"] == {
         "is_enabled": True,
         "monthly_limit": 100,

@@ -224,37 +224,36 @@ async def test_chat_completion_through_vertex(
 # -- errors
 
 
+ERRORS = [
+    (400, "INVALID_ARGUMENT", "invalid_request_error"),
+    (403, "PERMISSION_DENIED", "permission_error"),
+    (404, "NOT_FOUND", "not_found_error"),
+    (413, "INVALID_ARGUMENT", "request_too_large"),
+    (429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
+    (503, "UNAVAILABLE", "overloaded_error"),
+]
+
+
 @pytest.mark.parametrize("in_list", [False, True])
-@pytest.mark.parametrize(
-    ("status", "name", "kind"),
-    [
-        (400, "INVALID_ARGUMENT", "invalid_request_error"),
-        (403, "PERMISSION_DENIED", "permission_error"),
-        (404, "NOT_FOUND", "not_found_error"),
-        (413, "INVALID_ARGUMENT", "request_too_large"),
-        (429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
-        (503, "UNAVAILABLE", "overloaded_error"),
-    ],
-)
 async def test_googles_error_has_the_form_of_the_api(
-    status: int,
-    name: str,
-    kind: str,
     in_list: bool,  # a parameter of the test
     scene: Scene,
     google: ScriptedGoogle,
     tmp_path: Path,
+    subtests: pytest.Subtests,
 ) -> None:
     await start(scene, tmp_path, cloud_entry(google, "vertex"))
-    headers = (("retry-after", "7"),)
-    google.script(google_error(status, name, "Words of Google", in_list=in_list, headers=headers))
-    response = await scene.ask("/v1/messages", {**MESSAGE, "stream": in_list})
-    document = json.loads(response.body)
-    assert (response.status, document["type"], document["error"]["type"]) == (status, "error", kind)
-    assert document["error"]["message"] == "Words of Google"
-    assert response.header("retry-after") == "7"
-    assert response.header("request-id") == document["request_id"]
-    assert document["request_id"].startswith("goog_")
+    words, headers = "Words of Google", (("retry-after", "7"),)
+    for status, name, kind in ERRORS:
+        with subtests.test(status=status, name=name):
+            google.script(google_error(status, name, words, in_list=in_list, headers=headers))
+            response = await scene.ask("/v1/messages", {**MESSAGE, "stream": in_list})
+            document = json.loads(response.body)
+            assert (response.status, document["type"]) == (status, "error")
+            assert document["error"] == {"type": kind, "message": words}
+            assert response.header("retry-after") == "7"
+            assert response.header("request-id") == document["request_id"]
+            assert document["request_id"].startswith("goog_")
 
 
 async def test_errors_of_the_api_keep_their_words_and_ids(

@@ -125,60 +125,59 @@ async def test_usage_of_a_range_is_summed(api: Reports) -> None:
     assert none["data"] == []
 
 
-@pytest.mark.parametrize(
-    ("dimension", "rows"),
-    [
-        ("model", {SONNET: (4, "5.7500005"), HAIKU: (2, "1.25")}),
-        ("actor", {"ada": (3, "5.0000005"), "bob@example.org": (1, "1"), None: (1, "1")}),
-        ("actor_type", {"user_actor": (4, "6.0000005"), None: (1, "1")}),
-        ("product", {"claude_code": (1, "4.0000005"), "messages_api": (4, "3")}),
-        ("rbac_group_id", {"team": (3, "5.0000005"), "leads": (1, "1"), None: (2, "2")}),
-        *((name, {None: (5, "7.0000005")}) for name in ("workspace_id", "api_key_id")),
-    ],
-)
-async def test_rows_are_grouped(
-    dimension: str, rows: dict[str | None, tuple[int, str]], api: Reports
-) -> None:
-    asked = {"starting_at": at(0), "ending_at": at(48), "group_by": [dimension]}
-    for kind, figure in (("cost", "amount"), ("usage", "total_tokens")):
-        data = (await api.get(f"analytics/{kind}", **asked))["data"]
-        ranks = [float(row[kind][figure]) for row in data]
-        assert ranks == sorted(ranks, reverse=True), "the highest first"
-        found = {}
-        for row in data:
-            value = row["group"].pop(dimension)
-            assert set(row["group"].values()) == {None}
-            name = value["user_id"] if isinstance(value, dict) else value
-            found[name] = (row[kind]["requests"], row[kind].get("amount", rows[name][1]))
-        assert found == rows
+GROUPED: list[tuple[str, dict[str | None, tuple[int, str]]]] = [
+    ("model", {SONNET: (4, "5.7500005"), HAIKU: (2, "1.25")}),
+    ("actor", {"ada": (3, "5.0000005"), "bob@example.org": (1, "1"), None: (1, "1")}),
+    ("actor_type", {"user_actor": (4, "6.0000005"), None: (1, "1")}),
+    ("product", {"claude_code": (1, "4.0000005"), "messages_api": (4, "3")}),
+    ("rbac_group_id", {"team": (3, "5.0000005"), "leads": (1, "1"), None: (2, "2")}),
+    ("workspace_id", {None: (5, "7.0000005")}),
+    ("api_key_id", {None: (5, "7.0000005")}),
+]
 
 
-@pytest.mark.parametrize(
-    ("filters", "requests"),
-    [
-        ({"models": [HAIKU]}, 2),
-        ({"models": [HAIKU, SONNET]}, 6),  # a request counts for each of its models
-        ({"actor_ids": ["ada"]}, 3),
-        ({"actor_ids": ["ada", "bob@example.org", "nobody"]}, 4),
-        ({"actor_types": ["user_actor"]}, 4),
-        ({"products": ["claude_code"]}, 1),
-        ({"rbac_group_ids": ["team"]}, 3),
-        ({"rbac_group_ids": ["team", "leads"]}, 3),
-        ({"rbac_group_ids": ["leads"], "models": [HAIKU], "actor_ids": ["bob@example.org"]}, 1),
-        ({"inference_geos": ["not_available"]}, 5),
-        ({"api_key_ids": [""]}, 5),
-        ({"actor_ids": ["nobody"]}, None),
-        ({"workspace_ids": ["wrkspc_1"]}, None),
-        ({"service_tiers": ["batch"], "models": [SONNET]}, None),
-    ],
-)
-async def test_filters_restrict_a_report(
-    filters: dict[str, Any], requests: int | None, api: Reports
-) -> None:
-    found = await api.get("analytics/usage", starting_at=at(0), ending_at=at(48), **filters)
-    assert [row["usage"]["requests"] for row in found["data"]] == (
-        [] if requests is None else [requests]
-    )
+async def test_rows_are_grouped(api: Reports, subtests: pytest.Subtests) -> None:
+    for dimension, rows in GROUPED:
+        with subtests.test(dimension=dimension):
+            asked = {"starting_at": at(0), "ending_at": at(48), "group_by": [dimension]}
+            for kind, figure in (("cost", "amount"), ("usage", "total_tokens")):
+                data = (await api.get(f"analytics/{kind}", **asked))["data"]
+                ranks = [float(row[kind][figure]) for row in data]
+                assert ranks == sorted(ranks, reverse=True), "the highest first"
+                found = {}
+                for row in data:
+                    value = row["group"].pop(dimension)
+                    assert set(row["group"].values()) == {None}
+                    name = value["user_id"] if isinstance(value, dict) else value
+                    found[name] = (row[kind]["requests"], row[kind].get("amount", rows[name][1]))
+                assert found == rows
+
+
+FILTERED: list[tuple[dict[str, Any], int | None]] = [
+    ({"models": [HAIKU]}, 2),
+    ({"models": [HAIKU, SONNET]}, 6),  # a request counts for each of its models
+    ({"actor_ids": ["ada"]}, 3),
+    ({"actor_ids": ["ada", "bob@example.org", "nobody"]}, 4),
+    ({"actor_types": ["user_actor"]}, 4),
+    ({"products": ["claude_code"]}, 1),
+    ({"rbac_group_ids": ["team"]}, 3),
+    ({"rbac_group_ids": ["team", "leads"]}, 3),
+    ({"rbac_group_ids": ["leads"], "models": [HAIKU], "actor_ids": ["bob@example.org"]}, 1),
+    ({"inference_geos": ["not_available"]}, 5),
+    ({"api_key_ids": [""]}, 5),
+    ({"actor_ids": ["nobody"]}, None),
+    ({"workspace_ids": ["wrkspc_1"]}, None),
+    ({"service_tiers": ["batch"], "models": [SONNET]}, None),
+]
+
+
+async def test_filters_restrict_a_report(api: Reports, subtests: pytest.Subtests) -> None:
+    for filters, requests in FILTERED:
+        with subtests.test(filters=filters):
+            found = await api.get("analytics/usage", starting_at=at(0), ending_at=at(48), **filters)
+            assert [row["usage"]["requests"] for row in found["data"]] == (
+                [] if requests is None else [requests]
+            )
 
 
 async def test_rows_of_time_buckets_are_ranked_by_time(api: Reports) -> None:
@@ -263,36 +262,35 @@ async def test_older_reports_have_their_own_dimensions(api: Reports) -> None:
     assert "bucket_width" in await api.refused("cost_report", **asked, bucket_width="1h")
 
 
-@pytest.mark.parametrize(
-    ("path", "query", "field"),
-    [
-        ("analytics/usage", {}, "starting_at"),
-        ("analytics/usage", {"starting_at": "2025-03-10"}, "starting_at"),
-        ("analytics/usage", {"starting_at": "yesterday"}, "starting_at"),
-        ("analytics/usage", {"starting_at": "1960-01-01T00:00:00Z"}, "starting_at"),
-        ("analytics/usage", {"ending_at": at(-1)}, "ending_at"),
-        ("analytics/usage", {"ending_at": at(32 * 24)}, "ending_at"),
-        ("analytics/usage", {"time_bucket_width": "1h"}, "ending_at"),
-        ("analytics/usage", {"time_bucket_width": "1m", "ending_at": at(25)}, "ending_at"),
-        ("analytics/usage", {"time_bucket_width": "1w", "ending_at": at(5)}, "time_bucket_width"),
-        ("analytics/usage", {"group_by": "color"}, "group_by"),
-        ("analytics/usage", {"group_by": "cost_type"}, "group_by"),
-        ("analytics/usage", {"order_by": "amount"}, "order_by"),
-        ("analytics/usage", {"order": "down"}, "order"),
-        ("analytics/usage", {"limit": "0"}, "limit"),
-        ("analytics/usage", {"page": "page_WzFd"}, "page"),
-        ("analytics/usage", {"page": "page_WzEsMSwxLCJ4Il0="}, "page"),
-        ("analytics/usage_report", {"limit": 32}, "limit"),
-        ("analytics/usage_report", {"bucket_width": "1h", "limit": 169}, "limit"),
-        ("analytics/usage_report", {"page": "page_WzEsMTc0MTU2NDgwMV0="}, "page"),
-        ("analytics/user_usage_report", {"order_by": "time"}, "order_by"),
-    ],
-)
-async def test_invalid_query_is_refused(
-    path: str, query: dict[str, Any], field: str, api: Reports
-) -> None:
-    asked = {"starting_at": at(0), **query} if query else {}
-    assert (await api.refused(path, **asked)).startswith(field)
+INVALID: list[tuple[str, dict[str, Any], str]] = [
+    ("analytics/usage", {}, "starting_at"),
+    ("analytics/usage", {"starting_at": "2025-03-10"}, "starting_at"),
+    ("analytics/usage", {"starting_at": "yesterday"}, "starting_at"),
+    ("analytics/usage", {"starting_at": "1960-01-01T00:00:00Z"}, "starting_at"),
+    ("analytics/usage", {"ending_at": at(-1)}, "ending_at"),
+    ("analytics/usage", {"ending_at": at(32 * 24)}, "ending_at"),
+    ("analytics/usage", {"time_bucket_width": "1h"}, "ending_at"),
+    ("analytics/usage", {"time_bucket_width": "1m", "ending_at": at(25)}, "ending_at"),
+    ("analytics/usage", {"time_bucket_width": "1w", "ending_at": at(5)}, "time_bucket_width"),
+    ("analytics/usage", {"group_by": "color"}, "group_by"),
+    ("analytics/usage", {"group_by": "cost_type"}, "group_by"),
+    ("analytics/usage", {"order_by": "amount"}, "order_by"),
+    ("analytics/usage", {"order": "down"}, "order"),
+    ("analytics/usage", {"limit": "0"}, "limit"),
+    ("analytics/usage", {"page": "page_WzFd"}, "page"),
+    ("analytics/usage", {"page": "page_WzEsMSwxLCJ4Il0="}, "page"),
+    ("analytics/usage_report", {"limit": 32}, "limit"),
+    ("analytics/usage_report", {"bucket_width": "1h", "limit": 169}, "limit"),
+    ("analytics/usage_report", {"page": "page_WzEsMTc0MTU2NDgwMV0="}, "page"),
+    ("analytics/user_usage_report", {"order_by": "time"}, "order_by"),
+]
+
+
+async def test_invalid_query_is_refused(api: Reports, subtests: pytest.Subtests) -> None:
+    for path, query, field in INVALID:
+        with subtests.test(path=path, query=query):
+            asked = {"starting_at": at(0), **query} if query else {}
+            assert (await api.refused(path, **asked)).startswith(field)
 
 
 async def test_report_groups_by_at_most_five_dimensions(api: Reports) -> None:
@@ -351,29 +349,27 @@ def test_amounts_are_fractional_cents() -> None:
         assert report_forms.cents_text(nanos) == text
 
 
-@pytest.mark.parametrize(
-    ("resource", "query", "count"),
-    [
-        ("usage", {"group_by": ["model", "actor", "product"], "limit": 1}, 5),
-        ("usage", {"time_bucket_width": "1h", "order_by": "time", "limit": 2}, 4),
-        ("cost", {"group_by": ["rbac_group_id", "actor_type"], "limit": 1}, 4),
-        ("usage_report", {"group_by": ["model"], "bucket_width": "1d", "limit": 1}, 2),
-        ("cost_report", {"group_by": ["model", "cost_type"], "bucket_width": "1h"}, 48),
-        ("user_usage_report", {"group_by": ["model"], "limit": 1}, 3),
-        ("user_cost_report", {"bucket_width": "1d", "user_ids": ["ada"]}, 2),
-    ],
-)
-async def test_sdk_reads_reports(
-    resource: str, query: dict[str, Any], count: int, api: Reports, sdk: Sdk
-) -> None:
+READ: list[tuple[str, dict[str, Any], int]] = [
+    ("usage", {"group_by": ["model", "actor", "product"], "limit": 1}, 5),
+    ("usage", {"time_bucket_width": "1h", "order_by": "time", "limit": 2}, 4),
+    ("cost", {"group_by": ["rbac_group_id", "actor_type"], "limit": 1}, 4),
+    ("usage_report", {"group_by": ["model"], "bucket_width": "1d", "limit": 1}, 2),
+    ("cost_report", {"group_by": ["model", "cost_type"], "bucket_width": "1h"}, 48),
+    ("user_usage_report", {"group_by": ["model"], "limit": 1}, 3),
+    ("user_cost_report", {"bucket_width": "1d", "user_ids": ["ada"]}, 2),
+]
+
+
+async def test_sdk_reads_reports(api: Reports, sdk: Sdk, subtests: pytest.Subtests) -> None:
     url = await api.started()
+    for resource, query, count in READ:
 
-    def listed(client: Any) -> Any:
-        report = getattr(client.beta.organization.analytics, resource)
-        return report.list(starting_at=at(0), ending_at=at(48), **query)
+        def listed(client: Any, resource: str = resource, query: dict[str, Any] = query) -> Any:
+            report = getattr(client.beta.organization.analytics, resource)
+            return report.list(starting_at=at(0), ending_at=at(48), **query)
 
-    found = await sdk(url, listed)
-    assert len(found) == count
+        with subtests.test(resource=resource, query=query):
+            assert len(await sdk(url, listed)) == count
 
 
 async def test_sdk_reads_the_older_reports(api: Reports, sdk: Sdk) -> None:
@@ -419,31 +415,32 @@ async def test_summaries_count_active_people(api: Reports, sdk: Sdk) -> None:
     assert active(leads) == [(1, 1, 2), (0, 1, 1)]
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ({}, "starting_date"),
-        ({"starting_date": "2025-02-30"}, "starting_date"),
-        ({"starting_date": "2025-03-10T00:00:00Z"}, "starting_date"),
-        ({"starting_date": "2999-01-01"}, "starting_date"),
-        ({"starting_date": "2025-03-10", "ending_date": "2025-03-10"}, "starting_date"),
-        ({"starting_date": "2025-03-10", "ending_date": "2026-03-12"}, "ending_date"),
-        ({"starting_date": "2025-03-10", "ending_date": "2025-03-11", "page": "x"}, "page"),
-        (
-            {"starting_date": "2025-03-10", "ending_date": "2025-03-11", "filter": "user_id:ada"},
-            "filter",
-        ),
-        (
-            {
-                "starting_date": "2025-03-10",
-                "ending_date": "2025-03-11",
-                "filter": ["rbac_group_id:a"] * 101,
-            },
-            "filter",
-        ),
-    ],
-)
+INVALID_SUMMARIES: list[tuple[dict[str, Any], str]] = [
+    ({}, "starting_date"),
+    ({"starting_date": "2025-02-30"}, "starting_date"),
+    ({"starting_date": "2025-03-10T00:00:00Z"}, "starting_date"),
+    ({"starting_date": "2999-01-01"}, "starting_date"),
+    ({"starting_date": "2025-03-10", "ending_date": "2025-03-10"}, "starting_date"),
+    ({"starting_date": "2025-03-10", "ending_date": "2026-03-12"}, "ending_date"),
+    ({"starting_date": "2025-03-10", "ending_date": "2025-03-11", "page": "x"}, "page"),
+    (
+        {"starting_date": "2025-03-10", "ending_date": "2025-03-11", "filter": "user_id:ada"},
+        "filter",
+    ),
+    (
+        {
+            "starting_date": "2025-03-10",
+            "ending_date": "2025-03-11",
+            "filter": ["rbac_group_id:a"] * 101,
+        },
+        "filter",
+    ),
+]
+
+
 async def test_invalid_query_of_summaries_is_refused(
-    query: dict[str, Any], field: str, api: Reports
+    api: Reports, subtests: pytest.Subtests
 ) -> None:
-    assert (await api.refused("analytics/summaries", **query)).startswith(field)
+    for query, field in INVALID_SUMMARIES:
+        with subtests.test(query=query):
+            assert (await api.refused("analytics/summaries", **query)).startswith(field)
