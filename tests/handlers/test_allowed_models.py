@@ -211,7 +211,7 @@ async def test_key_lists_the_models_that_it_may_use(scene: Scene, tmp_path: Any)
 
 
 @holds_of(
-    st.lists(st.text("ab*?[]-", min_size=1), min_size=1), st.text("ab-", min_size=1), examples=100
+    st.lists(st.text("ab*?[]-", min_size=1), min_size=1), st.text("ab-", min_size=1), examples=50
 )
 def test_rule_of_the_list_is_that_of_the_decision(patterns: Sequence[str], model: str) -> None:
     rule = AllowedModels(patterns, "You may use")

@@ -47,7 +47,7 @@ async def put(store: DatabaseStore, number: int, text: str = "Hi", principal: st
 
 
 # Any: see `operations`
-@holds_of(operations, examples=15)
+@holds_of(operations, examples=8)
 def test_database_does_what_its_model_does(done: list[Any]) -> None:
     with TemporaryDirectory() as directory:
         opened = partial(database_store, Path(directory, "responses.db"))

@@ -95,7 +95,7 @@ def test_list_of_a_turn_begins_like_that_of_the_turn_before() -> None:
 @holds_of(
     *(tool_lists(), tool_lists(), st.none() | values_of(ToolChoice)),
     *(st.sampled_from(ABLE), st.booleans(), st.sampled_from((None, 1))),
-    examples=60,
+    examples=30,
 )
 def test_tools_are_accepted_upstream_or_refused_by_name(
     listed: list[Json],
@@ -118,7 +118,7 @@ def test_tools_are_accepted_upstream_or_refused_by_name(
             assert call_of_item(item, "input[0]", found.origins)[0] == name
 
 
-@holds_of(values_of(ToolParam), st.none() | values_of(ToolChoice), examples=40)
+@holds_of(values_of(ToolParam), st.none() | values_of(ToolChoice))
 def test_any_tool_is_accepted_upstream_or_refused_by_name(tool: Json, choice: object) -> None:
     found = outcome(tool, tool_choice=choice)
     if isinstance(found, str):
