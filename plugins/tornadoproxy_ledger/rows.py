@@ -1,8 +1,9 @@
 """The ledger's table and its rows.
 
 Texts that a client may choose are cut at 256 characters, counts and costs at `MAX_NUMBER`.
-``groups`` is a JSON array, ``NULL`` without groups; ``time`` is in seconds since the epoch,
-durations are in seconds, ``cost_nanos`` is in billionths of a US dollar. ``NULL`` means unknown.
+``groups`` is a JSON array, ``NULL`` without groups; ``time`` is in seconds since the epoch and
+durations are in seconds, rounded to microseconds; ``cost_nanos`` is in billionths of a US dollar.
+``NULL`` means unknown.
 
 ``attempts`` counts the upstreams that were asked, and ``failed_attempts`` is a JSON array of why
 each failed that did not respond in the end.
@@ -175,7 +176,7 @@ def _insert(rows: Sequence[Row], connection: DatabaseConnection) -> None:
 def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
     usage = record.usage
     return (
-        record.time,
+        _seconds(record.time),
         _text(record.request_id),
         _text(record.principal),
         json.dumps([_text(group) for group in record.groups]) if record.groups else None,
@@ -184,7 +185,7 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         record.dialect,
         _text(record.remote_ip),
         record.status,
-        record.outcome.value,
+        str(record.outcome),
         _text(record.error),
         _text(record.model),
         _text(record.stop_reason),
@@ -199,10 +200,10 @@ def _row(record: RequestRecord) -> tuple[str | float | None, ...]:
         _number(record.cost),
         record.bytes_in,
         record.bytes_out,
-        record.duration,
-        record.time_to_first_byte,
-        record.time_to_first_token,
-        record.upstream_time,
+        _seconds(record.duration),
+        _seconds(record.time_to_first_byte),
+        _seconds(record.time_to_first_token),
+        _seconds(record.upstream_time),
         _text(record.session_id),
         _text(record.agent_id),
         _text(record.parent_agent_id),
@@ -242,7 +243,11 @@ def delete_some(before: float, connection: DatabaseConnection) -> bool:
 
 
 def _number(value: int | None) -> int | None:
-    return None if value is None else min(value, MAX_NUMBER)
+    return value if value is None or value < MAX_NUMBER else MAX_NUMBER
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value * 1e6) / 1e6
 
 
 def _text(value: str | None) -> str | None:

@@ -60,9 +60,14 @@ def rows(where: DatabaseLocation) -> list[Row]:
         return [dict(zip(names, row, strict=True)) for row in found]
 
 
+def rounded(value: object) -> object:
+    """Return seconds to the microsecond."""
+    return round(value * 1e6) / 1e6 if isinstance(value, float) else value
+
+
 def check_row(row: Row, record: RequestRecord) -> None:
     assert {name: row[name] for name in OF_A_RECORD} == {
-        name: getattr(record, name) for name in OF_A_RECORD
+        name: rounded(getattr(record, name)) for name in OF_A_RECORD
     }
     assert {name: row[name] for name in OF_USAGE} == {
         name: getattr(record.usage, name) for name in OF_USAGE

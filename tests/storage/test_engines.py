@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 
 import pytest
 from storage.conftest import SCHEMA, WORDS, add, adding, insert, numbers, started
@@ -98,3 +99,20 @@ def test_reader_refuses_another_schema(
     reader = Database(where, schema, name=name)
     with pytest.raises(ConfigurationError, match=reason), reader.reading():
         pass
+
+
+TEXTS = ["", "\\N", "\\.", "a\tb\nc\r\\d", "'\"ä€", "a", None]
+PARTS = [0.1, 1 / 3, 1_764_550_000.123456, -2.5e-7, 1e300, -inf, None]
+
+
+@pytest.mark.parametrize("count", [0, 1, len(PARTS)])
+def test_many_rows_are_inserted_as_they_are(where: DatabaseLocation, count: int) -> None:
+    schema = ("CREATE TABLE kinds (word TEXT, part REAL, whole INTEGER, data BLOB, no TEXT);",)
+    rows = [
+        (word, part, -(2**63), b"\\x00\0\xff", None)
+        for word, part in zip(TEXTS, PARTS, strict=True)
+    ]
+    with Database(where, schema, name="test") as opened, opened.transaction() as connection:
+        connection.insert("kinds", ("word", "part", "whole", "data", "no"), rows[:count])
+        found = connection.execute("SELECT * FROM kinds")
+        assert [tuple(row) for row in found] == rows[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -35,6 +36,9 @@ _REASONS = {
     "08": "the connection was lost",
     "XX": "the server fails: see its log",
 }
+_NULL = r"\N"
+_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+_EXACT = 2**53 / 1e6  # above it, not every whole number of millionths is a float
 _UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
 _CONNECTING = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
@@ -90,18 +94,53 @@ class Session:
     def insert(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]], /
     ) -> None:
-        # a third of the time of one statement for each row
+        # a third of the time of one statement for each row; the library's lines take a third longer
         statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        fields = zip(*map(_fields, zip(*rows, strict=True)), strict=True)
         with self._connection.cursor().copy(statement.encode()) as copy:
-            for row in rows:
-                copy.write_row(row)
+            copy.write("".join(["\t".join(line) + "\n" for line in fields]))
 
 
 class TextDumper(StrDumperUnknown):
     """Sends text with what PostgreSQL cannot store, NUL and half a surrogate pair, escaped."""
 
     def dump(self, obj: str) -> bytes:
-        return obj.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
+        return _storable(obj)
+
+
+def _storable(text: str) -> bytes:
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
+
+
+def _fields(column: Sequence[Any]) -> Iterable[str]:
+    """Return the values of a column in COPY's text format, most columns without a look at each."""
+    kinds = set(map(type, column))
+    if kinds == {NoneType}:
+        return [_NULL] * len(column)
+    if kinds == {int}:
+        return map(str, column)
+    if kinds == {str} and _is_plain("".join(column)):
+        return column
+    return map(_field, column)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isprintable() and "\\" not in text
+
+
+def _field(value: object) -> str:
+    """Return a value in COPY's text format (https://www.postgresql.org/docs/current/sql-copy.html).
+
+    A float of whole millionths is written as such: Python takes a tenth of the time for an integer.
+    """
+    if value is None:
+        return _NULL
+    if isinstance(value, str):
+        return value if _is_plain(value) else _storable(value).decode().translate(_ESCAPES)
+    if isinstance(value, float) and abs(value) < _EXACT:
+        millionths = round(value * 1e6)
+        return f"{millionths}e-6" if millionths / 1e6 == value else str(value)
+    return rf"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
 
 
 def reason_of(error: psycopg.Error) -> str | None:
