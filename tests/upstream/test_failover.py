@@ -30,6 +30,7 @@ from tornadoproxy.testing import (
     silent_response,
     sse_response,
 )
+from tornadoproxy.upstream import failover
 
 FILE = "file_011CNha8iCJcU1wXNR6q4V8w"
 FAST = "first_byte_timeout = 0.3\nconnect_timeout = 0.3"
@@ -102,8 +103,9 @@ DIALECTS = {
 @pytest.mark.parametrize("path", DIALECTS)
 @pytest.mark.parametrize("trigger", TRIGGERS)
 async def test_failure_before_the_content_is_not_seen_by_the_client(
-    several: Several, trigger: str, path: str
+    several: Several, trigger: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(failover, "ERROR_BODY_TIMEOUT", 0.3)
     await several.start(a=FAST, b=FAST)
     well = sse_response(EVENTS)
     several["a"].script(TRIGGERS[trigger])
