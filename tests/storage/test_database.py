@@ -94,7 +94,7 @@ async def test_items_are_written_in_order_without_being_awaited(
     for number in range(100):
         opened.write_behind(add, number)
     while len(numbers_in(path)) < 100:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
     assert numbers_in(path) == list(range(100))
     assert opened.lost == 0
 

@@ -86,20 +86,20 @@ async def test_two_plugins_write_to_a_file_at_once(path: Path) -> None:
 
 
 @pytest.fixture
-def unusable(tmp_path: Path) -> Path:
+def unusable(memory_path: Path) -> Path:
     """A directory with paths that no database can be at."""
-    (tmp_path / "file").touch()
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to("nowhere")
-    (tmp_path / "notes.txt").write_bytes(b"not a database\n" * 100)
+    (memory_path / "file").touch()
+    os.mkfifo(memory_path / "pipe")
+    (memory_path / "link").symlink_to("nowhere")
+    (memory_path / "notes.txt").write_bytes(b"not a database\n" * 100)
     for name in ("corrupt.db", "read-only.db"):
-        insert(tmp_path / name, 1)
-    (tmp_path / "read-only.db").chmod(0o400)
-    content = bytearray((tmp_path / "corrupt.db").read_bytes())
+        insert(memory_path / name, 1)
+    (memory_path / "read-only.db").chmod(0o400)
+    content = bytearray((memory_path / "corrupt.db").read_bytes())
     content[100:3000] = b"\xff" * 2900  # the page of the schema, behind the header of the file
-    (tmp_path / "corrupt.db").write_bytes(content)
-    (tmp_path / "closed").mkdir(mode=0o500)
-    return tmp_path
+    (memory_path / "corrupt.db").write_bytes(content)
+    (memory_path / "closed").mkdir(mode=0o500)
+    return memory_path
 
 
 @pytest.mark.parametrize(
