@@ -6,6 +6,7 @@ They are proven by the package anthropic, whose own clients are pointed at them
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -81,18 +82,7 @@ class ScriptedGoogle(ScriptedUpstream):
 
     def key_file(self, path: Path) -> Path:
         """Write the key file of a service account."""
-        # few tests need it
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
-        pem = serialization.Encoding.PEM
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self._public_key = key.public_key().public_bytes(
-            pem, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        private_key = key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        private_key, self._public_key = _key_pair()
         document = {
             "type": "service_account",
             "client_email": f"proxy@{PROJECT}.iam.gserviceaccount.com",
@@ -136,6 +126,21 @@ class ScriptedGoogle(ScriptedUpstream):
         return json_response(
             {"access_token": token, "expires_in": self.lifetime, "token_type": "Bearer"}
         )
+
+
+@functools.cache
+def _key_pair() -> tuple[bytes, bytes]:
+    """Return a private key and its public key, the same ones for all tests."""
+    # few tests need it
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    pem = serialization.Encoding.PEM
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public_form = serialization.PublicFormat.SubjectPublicKeyInfo
+    public_key = key.public_key().public_bytes(pem, public_form)
+    private_form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(pem, private_form, plain), public_key
 
 
 def google_error(

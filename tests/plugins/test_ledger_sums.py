@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import Commands
 from people import run_command
 from postgres import PostgreSQLServer
-from program import run
 from scene import Scene
 from test_ledger import ledger, write
 from tornadoproxy_ledger import LEDGER_DB, Ledger, relations, rows, summed, summing
@@ -530,13 +530,15 @@ def test_existing_ledger_gets_its_sums(where: DatabaseLocation) -> None:
     assert len(is_summed(where)) == 25
 
 
-def test_copy_of_a_ledger_has_its_sums(where: DatabaseLocation, tmp_path: Path) -> None:
+def test_copy_of_a_ledger_has_its_sums(
+    where: DatabaseLocation, tmp_path: Path, commands: Commands
+) -> None:
     write(where, used(1), used(30, principal="bob"))
     sum_all(where)
     copied = tmp_path / "copied.db"
     place = where.reveal() if isinstance(where, SecretURL) else str(where)
-    done = run(tmp_path, "db", "copy", "--to", str(copied), "ledger", LEDGER_DB=place)
-    assert "50 of usage_summed" in done.stdout, done.stderr
+    done = commands.run("db", "copy", "--to", str(copied), "ledger", LEDGER_DB=place)
+    assert "50 of usage_summed" in done.output, done.errors
     assert is_summed(copied) == is_summed(where)
     for asked in ({"by": frozenset({"model"})}, {"by": frozenset({"principal"}), "width": DAY}):
         assert report(copied, **asked) == report(where, **asked)
