@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from ssl import SSLContext
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import httpx2
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, RSAKey
@@ -140,17 +137,8 @@ class ScriptedProvider(ScriptedServer):
         return jwt.encode(head, given, key, algorithms=[algorithm])
 
 
-@pytest.fixture(scope="session")
-def _authorities() -> Callable[[], SSLContext]:
-    """What reads the certificates of all authorities, once for all tests: it takes 20 ms of CPU."""
-    return functools.cache(httpx2.create_ssl_context)
-
-
 @pytest.fixture
-def provider(
-    io_loop: IOLoop, monkeypatch: pytest.MonkeyPatch, _authorities: Callable[[], SSLContext]
-) -> Iterator[ScriptedProvider]:
-    monkeypatch.setattr(httpx2, "create_ssl_context", _authorities)
+def provider(io_loop: IOLoop) -> Iterator[ScriptedProvider]:
     provider = ScriptedProvider()
     io_loop.run_sync(provider.start)
     yield provider

@@ -13,7 +13,7 @@ from postgres import sqlite_only
 from redis_server import RedisServer
 from signing_in import MESSAGE, SigningIn, document
 from test_budgets_shown import unified
-from tornadoproxy_budgets import storage
+from tornadoproxy_budgets import storage, sync
 from tornadoproxy_budgets.caps import Scope
 from tornadoproxy_budgets.engine import Engine
 from tornadoproxy_budgets.state import Batch, Seen
@@ -162,7 +162,11 @@ async def test_cap_of_the_admin_api_replaces_that_of_the_file(group: Group) -> N
     assert (await group.ask()).status == 200
 
 
-async def test_cap_is_known_to_other_proxies_and_changes_by_a_reload(group: Group) -> None:
+async def test_cap_is_known_to_other_proxies_and_changes_by_a_reload(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for interval in ("TICK", "SERVER_TICK", "RELOAD"):
+        monkeypatch.setattr(sync, interval, 0.02)
     await group.start(CAPPED)
     await group.spend(40)
     proxy = await group.start(CAPPED)  # it has not seen the person
