@@ -61,6 +61,17 @@ def pytest_configure() -> None:
         logging.getLogger(name).setLevel(logging.DEBUG)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "let load tests be as large as those whose figures the documentation has"
+    parser.addoption("--full-scale", action="store_true", help=help_text)
+
+
+@pytest.fixture
+def full_scale(request: pytest.FixtureRequest) -> bool:
+    """Whether `--full-scale` is given."""
+    return bool(request.config.getoption("full_scale"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Run one file, one test or the tests marked `alone` in this process, else three on two cores.

@@ -10,11 +10,13 @@ from browsers import browsing, window
 from budget_team import ADMIN
 from console_site import CANARY, ConsoleSite
 from people import MESSAGES, Held, message
+from postgres import sqlite_only
 from tls import OwnTLS
 
 from tornadoproxy.testing import json_response, message_document
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+# what a browser does is the same on either database
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180), sqlite_only]
 long = pytest.mark.gen_test(timeout=150)
 
 pytest_plugins = ("console_site",)
