@@ -60,7 +60,7 @@ def holds_of(
     examples: int = 20,
     known: Iterable[tuple[Any, ...]] = (),  # Any: whatever the property takes
 ) -> Callable[[Callable[..., None]], Callable[[int], None]]:
-    """Make a test of a property: it tries `examples`, and thirty times as many under ``-m long``.
+    """Make a test of a property: it tries `examples`, and fifteen times as many under ``-m long``.
 
     :param known: examples that once failed, which are tried first.
     """
@@ -79,7 +79,7 @@ def holds_of(
             same_each_time(given(*strategies)(check))()
 
         test.__name__, test.__doc__ = check.__name__, check.__doc__
-        long = pytest.param(30, marks=[pytest.mark.long, pytest.mark.timeout(240)])
+        long = pytest.param(15, marks=[pytest.mark.long, pytest.mark.timeout(240)])
         return pytest.mark.parametrize("factor", [1, long])(test)
 
     return decorate
