@@ -79,6 +79,7 @@ async def test_models_tokens_and_batches(anthropic_client: anthropic.AsyncAnthro
 TYPESCRIPT = Path(__file__).parent / "typescript"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     shutil.which("node") is None or not (TYPESCRIPT / "node_modules").is_dir(),
     reason="needs node, and npm install --prefix tests/system/typescript",
