@@ -1,6 +1,6 @@
 """The real program in a process of its own, and plugins installed for it.
 
-`run` runs a command to its end; the fixture `launch` serves::
+`run` runs a command to its end; the fixture `launch` serves, on `free_port` if it must be known::
 
     async with launch(DRAIN_TIMEOUT="60") as program:
         client = await program.connect()
@@ -15,9 +15,10 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -177,6 +178,15 @@ Launch = Callable[..., contextlib.AbstractAsyncContextManager[Program]]
 def launch(tmp_path: Path, upstream: ScriptedUpstream) -> Launch:
     """Runs the program in `tmp_path`, in front of `upstream`."""
     return partial(running, tmp_path, upstream)
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port on 127.0.0.1 for the test's proxy; the system gives it to nobody else meanwhile."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 async def _end(program: Program) -> None:

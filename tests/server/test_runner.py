@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -113,18 +112,15 @@ async def test_printed_lines_work_when_pasted(
     assert TEST_TOKEN not in program.said()
 
 
-async def test_blocked_standard_error_delays_nothing(launch: Launch) -> None:
+async def test_blocked_standard_error_delays_nothing(launch: Launch, free_port: int) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writer, b"x" * 1024)
     os.set_blocking(writer, True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    async with launch(stderr=writer, PORT=str(port), LOG_LEVEL="debug") as program:
-        client = await connect_when_listening(port)
+    async with launch(stderr=writer, PORT=str(free_port), LOG_LEVEL="debug") as program:
+        client = await connect_when_listening(free_port)
         assert (await client.ask(MODELS)).status == 200
         await client.close()
         assert await program.stop() == 0

@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 from signing_in import SigningIn
-from tornado.testing import bind_unused_port
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
 
@@ -83,10 +82,9 @@ async def run_prompt(
 class Desk:
     """A machine with Claude Code, whose administrator has named the gateway."""
 
-    def __init__(self, signing_in: SigningIn, directory: Path) -> None:
+    def __init__(self, signing_in: SigningIn, directory: Path, port: int) -> None:
         self.signing_in = signing_in
-        listener, self.port = bind_unused_port()
-        listener.close()
+        self.port = port
         self.url = f"http://127.0.0.1:{self.port}"
         self.etc, self.home = directory / "etc", directory / "home"
         self.home.mkdir()
@@ -172,8 +170,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(signing_in: SigningIn, tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(signing_in, tmp_path)
+def desk(signing_in: SigningIn, tmp_path: Path, free_port: int) -> Iterator[Desk]:
+    desk = Desk(signing_in, tmp_path, free_port)
     yield desk
     for terminal in desk.terminals:
         terminal.close()

@@ -20,7 +20,6 @@ from scene import Scene
 from signing_in import SIGNING_KEY, document
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
-from tornado.testing import bind_unused_port
 from tornadoproxy_oidc import provider as provider_module
 from tornadoproxy_oidc import sessions
 
@@ -46,10 +45,9 @@ class Company:
     :ivar url: of the proxy.
     """
 
-    def __init__(self, scene: Scene, tmp_path: Path) -> None:
+    def __init__(self, scene: Scene, tmp_path: Path, port: int) -> None:
         self.scene = scene
-        listener, self.port = bind_unused_port()
-        listener.close()
+        self.port = port
         self.url = f"http://127.0.0.1:{self.port}"
         self.directory = tmp_path
 
@@ -134,8 +132,8 @@ class Company:
 
 
 @pytest.fixture
-def company(io_loop: IOLoop, scene: Scene, tmp_path: Path) -> Iterator[Company]:
-    company = Company(scene, tmp_path)
+def company(io_loop: IOLoop, scene: Scene, tmp_path: Path, free_port: int) -> Iterator[Company]:
+    company = Company(scene, tmp_path, free_port)
     io_loop.run_sync(company.open)
     yield company
     io_loop.run_sync(company.close)

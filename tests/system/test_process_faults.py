@@ -273,23 +273,24 @@ def closing(streams: str) -> list[str]:
 @pytest.mark.parametrize(
     "streams",
     [
-        ">/dev/full 2>&1",
-        *("2>&-", "<&- >&- 2>&-"),
-        *(pytest.param(each, marks=pytest.mark.long) for each in ("<&-", ">&-", ">&- 2>&-")),
+        *(">/dev/full 2>&1", "<&- >&- 2>&-"),
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ("<&-", ">&-", "2>&-", ">&- 2>&-")
+        ),
     ],
 )
 async def test_standard_streams_of_no_use_change_no_response(
-    tmp_path: Path, launch: Launch, streams: str
+    tmp_path: Path, launch: Launch, free_port: int, streams: str
 ) -> None:
     # a proxy that cannot log cannot tell its port
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    async with launch(wrapper=closing(streams), PORT=str(port), LOG_LEVEL="debug") as program:
-        await check_it_serves(port)
+    variables = {"PORT": str(free_port), "LOG_LEVEL": "debug"}
+    async with launch(wrapper=closing(streams), **variables) as program:
+        await check_it_serves(free_port)
         # the access log is opened anew, where its descriptor may be another's by now
         (tmp_path / ".env").write_text("LOG_LEVEL=info\nACCESS_LOG_FORMAT=text\n")
         program.send_signal(signal.SIGHUP)
-        await check_it_serves(port)
+        await check_it_serves(free_port)
         assert await program.stop() == 0
     # neither log is written where the other belongs
     records = [json.loads(line) for line in program.output.all]

@@ -23,7 +23,6 @@ import pytest
 from oidc_provider import CLIENT, CLIENT_SECRET
 from proxy_process import ProxyProcess, proxy_process
 from signing_in import DEVICE_GRANT, FORM, SIGNING_KEY, claims_of, target_of
-from tornado.testing import bind_unused_port
 from tornadoproxy_oidc import sessions, store
 
 from tornadoproxy.testing import RawConnection, RawResponse, request_bytes
@@ -178,15 +177,15 @@ def refresh_by_ten(port: int) -> Callable[[Person, RawConnection], Awaitable[Non
     return refresh
 
 
-async def test_many_people_sign_in_and_refresh(full_scale: bool, tmp_path: Path) -> None:
+async def test_many_people_sign_in_and_refresh(
+    full_scale: bool, tmp_path: Path, free_port: int
+) -> None:
     count = FULL_PEOPLE if full_scale else PEOPLE
-    listener, port = bind_unused_port()
-    listener.close()
-    base = f"http://127.0.0.1:{port}"
+    base = f"http://127.0.0.1:{free_port}"
     where = tmp_path / "oidc.db"
     async with people_provider() as provider:
         settings: dict[str, Any] = {
-            "PORT": str(port),
+            "PORT": str(free_port),
             "TRUSTED_PROXIES": "127.0.0.1",
             "OIDC_ISSUER": provider.url,
             "OIDC_CLIENT_ID": CLIENT,
@@ -209,7 +208,7 @@ async def test_many_people_sign_in_and_refresh(full_scale: bool, tmp_path: Path)
             assert await provider.refreshes() == 0
             several, others = people[:SEVERAL], people[SEVERAL:]
             at_once = Measured(proxy)
-            await at_once.each(several, refresh_by_ten(port))
+            await at_once.each(several, refresh_by_ten(free_port))
             await refreshing.each(others, Person.refresh)
             assert await provider.refreshes() == count, "one question for each person"
             await using.each(people, Person.use)
