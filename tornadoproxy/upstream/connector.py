@@ -29,10 +29,6 @@ from tornadoproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from tornadoproxy.upstream.connection import UpstreamConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from aiohappyeyeballs import AddrInfoType
-
     from tornadoproxy.config.settings import Settings
     from tornadoproxy.config.urls import EgressProxy
 
@@ -167,19 +163,13 @@ def _is_within(host: str, network: str) -> bool:
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     sock = await aiohappyeyeballs.start_connection(
-        await _addresses(host, port), happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY, interleave=1
+        addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY, interleave=1
     )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return sock
-
-
-async def _addresses(host: str, port: int) -> Sequence[AddrInfoType]:
-    """Return the addresses of `host`; only a name is looked up, in a thread."""
-    with suppress(socket.gaierror):
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    loop = asyncio.get_running_loop()
-    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def _open_tunnel(sock: socket.socket, proxy: EgressProxy, origin: Origin) -> None:
