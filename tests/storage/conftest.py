@@ -25,7 +25,6 @@ def path(memory_path: Path) -> Path:
 def short_timeouts(short_locks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait only briefly for locks, and at the end; comes before `opened`."""
     monkeypatch.setattr(sqlite_file, "OPEN_TIMEOUT", 0.1)
-    monkeypatch.setattr(worker, "LINGER", 0.05)
     monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.3)
 
 

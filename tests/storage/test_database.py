@@ -22,8 +22,9 @@ from tornadoproxy.storage import sqlite_file, worker
 
 
 @pytest.fixture
-def opened(io_loop: IOLoop, path: Path) -> Iterator[Database]:
-    """A database that is open and started."""
+def opened(io_loop: IOLoop, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A database that is open and started, and collects items for a short time only."""
+    monkeypatch.setattr(worker, "LINGER", 0.05)
     stack = contextlib.AsyncExitStack()
     yield io_loop.run_sync(lambda: stack.enter_async_context(started(path)))
     io_loop.run_sync(stack.aclose)
