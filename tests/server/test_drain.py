@@ -14,7 +14,7 @@ from served import anthropic_error
 from tornado import netutil
 
 from tornadoproxy import hookimpl
-from tornadoproxy.server import listening
+from tornadoproxy.server import listening, server
 from tornadoproxy.testing import (
     TEST_TOKEN,
     Proxy,
@@ -163,8 +163,11 @@ async def stalled_client(scene: Scene) -> RawConnection:
 
 
 @pytest.mark.usefixtures("small_send_buffers")
-async def test_drain_timeout_does_not_wait_for_stalled_client(scene: Scene) -> None:
+async def test_drain_timeout_does_not_wait_for_stalled_client(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not even the error event fits into the client's buffers."""
+    monkeypatch.setattr(server, "_FLUSH_TIMEOUT", 0.1)
     proxy = await scene.start(DRAIN_TIMEOUT=0.05, SSE_KEEPALIVE_INTERVAL=0.05)
     client = await stalled_client(scene)
     await proxy.server.drain()

@@ -183,6 +183,9 @@ async def test_shutdown_delay_serves_requests_unready(launch: Launch) -> None:
 SLEEPY = """
 import asyncio, sys
 from tornadoproxy import hookimpl
+from tornadoproxy.server import runner
+
+runner._LAST_RECORDS = 0.1  # seconds
 
 @hookimpl
 async def startup():

@@ -317,7 +317,9 @@ async def test_canary_of_egress_proxy_stays_with_it(
 
 CARELESS_PLUGIN = """
 from tornadoproxy import hookimpl
+from tornadoproxy_otel import spans
 
+spans.EXPORT_TIMEOUT = 1.3  # seconds, for one retry
 presented = []
 
 
