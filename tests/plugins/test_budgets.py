@@ -172,8 +172,12 @@ def test_charge_is_the_cost_or_that_of_the_estimate() -> None:
     assert charge(cost=10**15) == charge(cost=10**15 + 1) == 10**15
 
 
-@pytest.mark.usefixtures("quick")
-async def test_cap_set_by_a_command_applies_within_seconds(team: Team) -> None:
+@pytest.mark.parametrize("interval", ["short", pytest.param("real", marks=pytest.mark.long)])
+async def test_cap_set_by_a_command_applies_within_seconds(
+    interval: str, request: pytest.FixtureRequest, team: Team
+) -> None:
+    if interval == "short":
+        request.getfixturevalue("quick")
     await team.start()
     assert (await team.ask()).status == 200
     team.cap(EACH, 0)

@@ -245,10 +245,13 @@ async def test_database_holds_no_secret(api: KeysApi) -> None:
     assert made["id"] in content
 
 
+@pytest.mark.parametrize(
+    "interval", [0.05, pytest.param(Follower.INTERVAL, marks=pytest.mark.long)]
+)
 async def test_change_at_one_proxy_reaches_another(
-    api: KeysApi, monkeypatch: pytest.MonkeyPatch
+    interval: float, api: KeysApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Follower, "INTERVAL", 0.05)
+    monkeypatch.setattr(Follower, "INTERVAL", interval)
     first = await api.start()
     await api.start()  # requests go to this one from now on
     made = await api.create()
