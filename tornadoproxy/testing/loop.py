@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from tornado.ioloop import IOLoop
+from tornado.platform.asyncio import BaseAsyncIOLoop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -42,7 +43,7 @@ def io_loop(asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[IOLoop]:
     asyncio.set_event_loop(asyncio_loop)
     try:
         yield io_loop
-        io_loop.run_sync(_tidy, timeout=TIDY_TIMEOUT)
+        run(io_loop, _tidy)
     finally:
         asyncio.set_event_loop(None)
         io_loop.close()
@@ -62,5 +63,11 @@ async def _tidy() -> None:
 
 
 def run(io_loop: IOLoop, function: Callable[[], Awaitable[T]]) -> T:
-    result: T = io_loop.run_sync(function, timeout=TIDY_TIMEOUT)
-    return result
+    """Run `function` in the loop, as `IOLoop.run_sync` does, which makes a class each time."""
+    assert isinstance(io_loop, BaseAsyncIOLoop)
+
+    async def within_timeout() -> T:
+        async with asyncio.timeout(TIDY_TIMEOUT):
+            return await function()
+
+    return io_loop.asyncio_loop.run_until_complete(within_timeout())
