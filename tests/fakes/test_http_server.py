@@ -173,17 +173,17 @@ async def test_end_of_a_response_is_fin_or_rst_after_its_bytes(
     assert (await ask(GET, to=upstream)).body == b"to the end"
 
 
-@pytest.mark.parametrize("turns", range(6))  # of the loop, to accept a connection and serve it
-async def test_server_stops_at_once_and_starts_again(ask: Ask, turns: int) -> None:
-    async with ScriptedUpstream() as upstream:
-        with socket.create_connection((upstream.host, upstream.port)):
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await upstream.stop()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert upstream.open_connections == 0
-        await upstream.start(port=upstream.port)
-        assert (await ask(MODELS, to=upstream)).status == 200
+async def test_server_stops_at_once_and_starts_again(ask: Ask) -> None:
+    for turns in range(6):  # of the loop, to accept a connection and serve it
+        async with ScriptedUpstream() as upstream:
+            with socket.create_connection((upstream.host, upstream.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await upstream.stop()
+            assert asyncio.all_tasks() == {asyncio.current_task()}, turns
+            assert upstream.open_connections == 0, turns
+            await upstream.start(port=upstream.port)
+            assert (await ask(MODELS, to=upstream)).status == 200
     gc.collect()  # a leaked connection would be a ResourceWarning, which is an error
 
 

@@ -37,9 +37,9 @@ MB = 1 << 20
 
 # -- clients or upstreams that do not read: the program takes little memory
 
-SIZE = 64 * MB
+UPLOAD = 64 * MB  # of one client
+DOWNLOAD = 24 * MB  # of each of twenty
 PIECE = Random(2).randbytes(256 * 1024)
-PIECES = SIZE // len(PIECE)
 
 
 def post(headers: dict[str, str]) -> bytes:
@@ -60,12 +60,12 @@ async def bounded_program(directory: Path, upstream: ScriptedUpstream) -> AsyncI
 
 
 @cache
-def digest_of_pieces() -> str:
-    return hashlib.sha256(PIECE * PIECES).hexdigest()
+def digest_of_pieces(size: int) -> str:
+    return hashlib.sha256(PIECE * (size // len(PIECE))).hexdigest()
 
 
-async def send_pieces(send: Callable[[bytes], Awaitable[None]]) -> None:
-    for _ in range(PIECES):
+async def send_pieces(send: Callable[[bytes], Awaitable[None]], size: int) -> None:
+    for _ in range(size // len(PIECE)):
         await send(PIECE)
 
 
@@ -83,9 +83,9 @@ async def test_clients_that_stop_reading_stall_the_upstream(
 
     async def response(exchange: UpstreamExchange) -> None:
         await exchange.read_all()
-        headers = {"Content-Type": "text/event-stream", "Content-Length": str(SIZE)}
+        headers = {"Content-Type": "text/event-stream", "Content-Length": str(DOWNLOAD)}
         await exchange.head(200, headers)
-        sending.append(asyncio.create_task(send_pieces(exchange.send)))
+        sending.append(asyncio.create_task(send_pieces(exchange.send, DOWNLOAD)))
         await sending[-1]
 
     async with bounded_program(tmp_path, upstream) as port, AsyncExitStack() as stack:
@@ -94,15 +94,15 @@ async def test_clients_that_stop_reading_stall_the_upstream(
             client = await RawConnection.open(port, receive_buffer=16_384)
             stack.push_async_callback(client.reset)
             await client.send(post({}))
-            assert (await client.head()).header("Content-Length") == str(SIZE)
+            assert (await client.head()).header("Content-Length") == str(DOWNLOAD)
         await check_stalled(*sending)
-        digest, left = hashlib.sha256(), SIZE
+        digest, left = hashlib.sha256(), DOWNLOAD
         while left:
             piece = await client.read(left)
             assert piece, f"{left} bytes are missing"
             digest.update(piece)
             left -= len(piece)
-    assert digest.hexdigest() == digest_of_pieces()
+    assert digest.hexdigest() == digest_of_pieces(DOWNLOAD)
 
 
 async def test_upstream_that_stops_reading_stalls_the_client(
@@ -112,17 +112,17 @@ async def test_upstream_that_stops_reading_stalls_the_client(
     async with bounded_program(tmp_path, upstream) as port:
         client = await RawConnection.open(port)
         upstream.script(read_late, bytes_response(b"ok"))
-        await client.send(post({"Content-Length": str(SIZE)}))
-        sending = asyncio.create_task(send_pieces(client.send))
+        await client.send(post({"Content-Length": str(UPLOAD)}))
+        sending = asyncio.create_task(send_pieces(client.send, UPLOAD))
         await check_stalled(sending)
         read_late.may_begin.set()
         assert (await client.response()).body == b"ok"
         await client.send(post({"Transfer-Encoding": "chunked"}))
-        await send_pieces(lambda piece: client.send(b"%x\r\n%b\r\n" % (len(piece), piece)))
+        await send_pieces(lambda piece: client.send(b"%x\r\n%b\r\n" % (len(piece), piece)), UPLOAD)
         assert (await client.ask(b"0\r\n\r\n")).body == b"ok"
         await client.close()
     for received in upstream.requests[1:]:
-        assert (received.body_length, received.body_sha256) == (SIZE, digest_of_pieces())
+        assert (received.body_length, received.body_sha256) == (UPLOAD, digest_of_pieces(UPLOAD))
 
 
 # -- clients that are too many
