@@ -278,7 +278,7 @@ async def test_provider_that_is_down_ends_no_session_before_its_bearer(
 ) -> None:
     await start(signing_in)
     await browser.sign_in()
-    monkeypatch.setattr(relying_party, "TIMEOUT", 0.2)
+    monkeypatch.setattr(relying_party, "TIMEOUT", 0.05)
     monkeypatch.setattr(sessions, "GRACE", -1)
     clock = time.time() + 3500
     monkeypatch.setattr(time, "time", lambda: clock)
