@@ -316,7 +316,13 @@ async def test_session_ends_whatever_the_provider_says(
 # Revocation
 
 
-async def test_revocation_reaches_every_replica(signing_in: SigningIn) -> None:
+@pytest.mark.parametrize(
+    "interval", [0.05, pytest.param(Follower.INTERVAL, marks=pytest.mark.long)]
+)
+async def test_revocation_reaches_every_replica(
+    interval: float, signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Follower, "INTERVAL", interval)
     a, b = await signing_in.start(), await signing_in.start()
     sign_ins = {which: await signing_in.sign_in() for which in ("access_token", "refresh_token")}
     for tokens in sign_ins.values():
