@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -97,25 +97,34 @@ def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
+    item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a test that let a credential be seen."""
+    """Fail a test that let its upstream see the client's credential."""
     report = yield
-    places = list(_in_output(report, call.when))
-    if call.when == "call":
-        places += _upstream(item)
-    if places and report.outcome == "passed":
-        report.outcome = "failed"
-        report.longrepr = f"a credential is in: {', '.join(places)}"
+    if report.when == "call":
+        _fail(report, _upstream(item))
     return report
 
 
-def _in_output(report: pytest.TestReport, phase: str) -> Iterator[str]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
+    """Fail a test, or a subtest, that let a credential be seen in what it printed or logged."""
+    _fail(report, _in_output(report))
+    return (yield)
+
+
+def _fail(report: pytest.TestReport, places: Iterable[str]) -> None:
+    if report.passed and (found := list(places)):
+        report.outcome = "failed"
+        report.longrepr = f"a credential is in: {', '.join(found)}"
+
+
+def _in_output(report: pytest.TestReport) -> Iterator[str]:
     # not at the top: pytest is to load this first, as a plugin, and to rewrite its assertions
     from tornadoproxy.testing import TEST_TOKEN, TEST_UPSTREAM_KEY
 
     for title, text in report.sections:
-        if title.endswith(phase) and (TEST_TOKEN in text or TEST_UPSTREAM_KEY in text):
+        if title.endswith(report.when) and (TEST_TOKEN in text or TEST_UPSTREAM_KEY in text):
             yield title
 
 

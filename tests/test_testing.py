@@ -77,6 +77,11 @@ def test_shows_in_standard_output():
     print(TEST_TOKEN)
 
 
+def test_shows_in_a_subtest(subtests):
+    with subtests.test():
+        print(TEST_TOKEN)
+
+
 def test_shows_in_the_descriptor_of_standard_error():
     os.write(2, TEST_UPSTREAM_KEY.encode())
 
@@ -146,6 +151,8 @@ def test_careless_tests_fail(tmp_path: Path) -> None:
         ("shows_in_a_record", "FAILED"),
         ("shows_in_a_traceback", "FAILED"),
         ("shows_in_standard_output", "FAILED"),
+        ("shows_in_a_subtest", "PASSED"),
+        ("shows_in_a_subtest", "SUBFAILED(<subtest>)"),
         ("shows_in_the_descriptor_of_standard_error", "FAILED"),
         ("shows_in_a_fixtures_end", "PASSED"),
         ("shows_in_a_fixtures_end", "ERROR"),
