@@ -158,12 +158,13 @@ class Engine:
         :param applying: the result of `applying` for this person.
         :raises CapReached: a cap is spent.
         """
-        self._roll(now)
-        reached = [
-            each
-            for each in applying
-            if self._spent[each.cap.period].get(each.subject, 0) >= each.nanos
-        ]
+        if now >= self._day_ends:
+            self._begin_periods(now)
+        reached = []
+        for each in applying:
+            cap, subject, nanos = each
+            if self._spent[cap.period].get(subject, 0) >= nanos:
+                reached.append(each)
         if reached:
             raise self.refusal(reached)
 
@@ -181,7 +182,8 @@ class Engine:
         :param applying: the result of `applying` for this person.
         :raises CapReached: the request is not admitted.
         """
-        self._roll(now)
+        if now >= self._day_ends:
+            self._begin_periods(now)
         reserved = self._reserved
         reached = []
         for each in applying:
@@ -212,7 +214,8 @@ class Engine:
 
     def settle(self, reservation: Reservation, cost: int, now: float) -> None:
         """Replace the reservation of a request that has ended by its cost in nanos, once."""
-        self._roll(now)
+        if now >= self._day_ends:
+            self._begin_periods(now)
         for subject in reservation.subjects:
             left = self._reserved.get(subject, 0) - reservation.nanos
             if left:
@@ -247,7 +250,8 @@ class Engine:
 
         :param applying: the result of `applying` for a person.
         """
-        self._roll(now)
+        if now >= self._day_ends:
+            self._begin_periods(now)
         spent = self._spent
         fullest, most = None, -1.0
         for cap, subject, nanos in applying:
@@ -259,8 +263,16 @@ class Engine:
 
     def spent(self, subject: Subject, period: Period, now: float) -> int:
         """Return the sum that `subject` has spent in the current `period`, in nanos."""
-        self._roll(now)
+        if now >= self._day_ends:
+            self._begin_periods(now)
         return self._spent[period].get(subject, 0)
+
+    def spent_under(self, applying: Iterable[Applying], now: float) -> tuple[int, list[int]]:
+        """Return the day, and the sum that counts under each of these caps, in nanos."""
+        if now >= self._day_ends:
+            self._begin_periods(now)
+        spent = self._spent
+        return self._day, [spent[cap.period].get(subject, 0) for cap, subject, _ in applying]
 
     def reserved(self, subject: Subject) -> int:
         """Return the sum that requests in flight have reserved for `subject`, in nanos."""
@@ -312,13 +324,15 @@ class Engine:
 
     def learn(self, applying: Applying, nanos: int, now: float) -> None:
         """Take note that others know that at least `nanos` are spent under a cap."""
-        self._roll(now)
+        if now >= self._day_ends:
+            self._begin_periods(now)
         spent = self._spent[applying.cap.period]
         spent[applying.subject] = max(spent.get(applying.subject, 0), nanos)
 
     def roll(self, now: float) -> int:
         """Begin the periods of `now`, and return the day."""
-        self._roll(now)
+        if now >= self._day_ends:
+            self._begin_periods(now)
         return self._day
 
     def take_unsaved(self) -> Batch:
@@ -332,9 +346,7 @@ class Engine:
             self._unsaved.spent[key] = self._unsaved.spent.get(key, 0) + nanos
         self._unsaved.seen = {**batch.seen, **self._unsaved.seen}
 
-    def _roll(self, now: float) -> None:
-        if now < self._day_ends:
-            return
+    def _begin_periods(self, now: float) -> None:
         day = day_of(now)
         for period in PERIODS:
             if first_day(period, day) > self._day:

@@ -103,9 +103,10 @@ class Keeper:
         """
         if request.costs_nothing:
             return
-        applying = self._applying(identity)
+        engine = self._engine
+        applying = engine.applying(identity.principal, identity.groups, identity.allowance)
         try:
-            self._engine.check(applying, time.time())
+            engine.check(applying, time.time())
         except CapReached as reached:
             raise refusals.cap_reached(reached, self.message) from None
 
@@ -113,7 +114,8 @@ class Keeper:
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | Awaitable[Permit] | None:
         """Admit or refuse a request; see the hook `authorize`."""
-        applying = self._applying(identity)
+        engine = self._engine
+        applying = engine.applying(identity.principal, identity.groups, identity.allowance)
         if model_request is None:
             if not applying:
                 return None
@@ -131,9 +133,6 @@ class Keeper:
                 self._shared, identity, applying, estimate or 0, model_request, shown
             )
         return self._authorize_here(identity, applying, estimate or 0, model_request, shown)
-
-    def _applying(self, identity: Identity) -> Sequence[Applying]:
-        return self._engine.applying(identity.principal, identity.groups, identity.allowance)
 
     def _shown(self, request: IncomingRequest, applying: Sequence[Applying]) -> Mapping[str, str]:
         """Return the headers that show a person's spend, as it is before the request."""

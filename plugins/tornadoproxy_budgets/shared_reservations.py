@@ -200,17 +200,13 @@ class SharedReservations:
         self._ask(_Asked(engine, applying, first, load, done), are_loaded=0)
 
     def _ask(self, asked: _Asked, *, are_loaded: int) -> None:
-        engine = asked.engine
-        now = time.time()
-        day = engine.roll(now)
+        day, known = asked.engine.spent_under(asked.applying, time.time())
         names = [_LEASES, _RESERVED, _HELD]
         values: list[str | int] = []
-        for cap, subject, most in asked.applying:
-            names.append(_spent(cap.period, day, subject))
-            values += (
-                *(_text(subject), most, int(not cap.scope.shared)),
-                *(engine.spent(subject, cap.period, now), _end(cap.period, day)),
-            )
+        for (cap, subject, most), spent in zip(asked.applying, known, strict=True):
+            name, text, end = _sum(cap.period, day, subject)
+            names.append(name)
+            values += (text, most, 0 if cap.scope.shared else 1, spent, end)
         decided = partial(self._decided, asked)
         self._counters.ask(decided, _RESERVE, names, *asked.first, are_loaded, *values)
 
@@ -252,12 +248,13 @@ class SharedReservations:
         if not cost:
             self._end(lease.id)
             return
+        day, known = engine.spent_under(lease.applying, now)
         names = [_LEASES, _RESERVED, _HELD]
-        values: list[str | int] = []
-        day = engine.roll(now)
-        for cap, subject, _ in lease.applying:
-            names.append(_spent(cap.period, day, subject))
-            values += (engine.spent(subject, cap.period, now), _end(cap.period, day))
+        values: list[int] = []
+        for (cap, subject, _), spent in zip(lease.applying, known, strict=True):
+            name, _, end = _sum(cap.period, day, subject)
+            names.append(name)
+            values += (spent, end)
         self._leases.discard(lease.id)
         self._counters.send_joined(_SETTLE, tuple(names), lease.id, cost, *values)
 
@@ -274,15 +271,13 @@ class SharedReservations:
 
 
 @lru_cache(4096)
-def _spent(period: Period, day: int, subject: Subject) -> str:
-    return f"{_PREFIX}spent:{period}:{first_day(period, day)}:{_text(subject)}"
+def _sum(period: Period, day: int, subject: Subject) -> tuple[str, str, int]:
+    """Return the name of a sum, the text of its subject, and when the sum ends."""
+    text = _text(subject)
+    name = f"{_PREFIX}spent:{period}:{first_day(period, day)}:{text}"
+    return name, text, reset_time(period, day) + _DAY
 
 
-def _end(period: Period, day: int) -> int:
-    return reset_time(period, day) + _DAY
-
-
-@lru_cache(4096)
 def _text(subject: Subject) -> str:
     return ":".join(subject)
 

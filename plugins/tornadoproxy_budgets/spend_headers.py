@@ -21,8 +21,8 @@ PREFIX = "Anthropic-Ratelimit-Unified-"
 THRESHOLDS = (0.95, 0.75)
 """The parts of a cap at which Claude Code warns."""
 
-MAX_SHOWN = 0.99
-"""The highest utilization of a cap that is not spent."""
+MAX_SHOWN = 99
+"""The highest utilization of a cap that is not spent, in hundredths."""
 
 
 def of_success(fullest: Fullest, day: int) -> Mapping[str, str]:
@@ -35,12 +35,12 @@ def of_success(fullest: Fullest, day: int) -> Mapping[str, str]:
     passed = None
     if part >= THRESHOLDS[-1]:
         passed = next(each for each in THRESHOLDS if part >= each)
-    shown = _number(min(part, MAX_SHOWN))
+    shown = min(round(part * 100), MAX_SHOWN)
     return _of_success(shown, passed, reset_time(fullest.cap.period, day))
 
 
 @lru_cache(1024)  # they change with every hundredth of a cap
-def _of_success(utilization: str, passed: float | None, reset: int) -> Mapping[str, str]:
+def _of_success(hundredths: int, passed: float | None, reset: int) -> Mapping[str, str]:
     status = "allowed" if passed is None else "allowed_warning"
     headers = {
         "Status": status,
@@ -48,7 +48,7 @@ def _of_success(utilization: str, passed: float | None, reset: int) -> Mapping[s
         "Representative-Claim": "overage",
         "Reset": str(reset),
         "Overage-Reset": str(reset),
-        "Overage-Utilization": utilization,
+        "Overage-Utilization": _number(hundredths / 100),
     }
     if passed is not None:
         headers["Overage-Surpassed-Threshold"] = _number(passed)

@@ -152,20 +152,23 @@ class Keys:
 
     @hookimpl
     def authenticate(self, request: IncomingRequest) -> Identity | None:
-        return self._opened().authenticate(request)
+        assert self._gate is not None
+        return self._gate.authenticate(request)
 
     # first, because it is the cheapest check
     @hookimpl(tryfirst=True)
     def admit(
         self, request: IncomingRequest, identity: Identity
     ) -> Permit | Awaitable[Permit] | None:
-        return self._opened().admit(request, identity)
+        assert self._gate is not None
+        return self._gate.admit(request, identity)
 
     @hookimpl(tryfirst=True)
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | None:
-        return self._opened().authorize(request, identity, model_request)
+        assert self._gate is not None
+        return self._gate.authorize(request, identity, model_request)
 
     @hookimpl
     def allowed_models(self, identity: Identity) -> AllowedModels | None:

@@ -158,8 +158,8 @@ class SharedLimits:
 
     def release(self, owner: str, lease: str) -> None:
         """End the lease of a request that has ended, if there was a limit of concurrency."""
-        leases = self._leases.get(owner, set())
-        if lease not in leases:
+        leases = self._leases.get(owner)
+        if leases is None or lease not in leases:
             return
         leases.remove(lease)
         if not leases:

@@ -35,6 +35,7 @@ from tornadoproxy.protocol.headers import (
     is_encoded,
     is_event_stream,
     is_json,
+    replace_fields,
     response_headers,
 )
 from tornadoproxy.protocol.request_fields import MAX_MESSAGE_BODY, MESSAGE_HINT
@@ -123,7 +124,7 @@ class RelayHandler(UpstreamHandler):
             add_fields(headers, self._shown)
         permits = self.exchange.permits
         if permits is not None and permits.added_headers and head.status == 200:
-            headers.update(permits.added_headers)
+            replace_fields(headers, permits.added_headers)
         self._headers = headers  # Tornado's `add_header` would validate each one again
         self.set_status(head.status, head.reason)
         if not head.reason:

@@ -59,9 +59,11 @@ class Asker:
                 take(plugin, result)  # a permit must be settled
                 discard(result)
                 failed = held_the_loop(took, timeout)
-            elif result is None or take(plugin, result):
+            elif result is None or (
+                not isinstance(result, asyncio.Future) and take(plugin, result)
+            ):
                 pass
-            elif asyncio.isfuture(result) or inspect.isawaitable(result):
+            elif isinstance(result, asyncio.Future) or inspect.isawaitable(result):
                 # a late result does not count, but a permit must be settled
                 result, failed = yield self.deadline.watch(result, partial(take, plugin))
                 if result is not None and not take(plugin, result):

@@ -51,10 +51,11 @@ class Watched:
 
     :param seconds: after which a result is late.
     :param late: called with a result that is late.
-    :ivar due: when it is to be given up, in the time of the loop.
+    :ivar due: when it is to be given up, in monotonic time.
+    :ivar future: done when it has ended or was given up.
     """
 
-    __slots__ = ("_future", "_is_late", "_late", "_seconds", "_task", "due")
+    __slots__ = ("_is_late", "_late", "_seconds", "_task", "due", "future")
 
     def __init__(
         self,
@@ -62,26 +63,21 @@ class Watched:
         seconds: float,
         late: Callable[[object], object] | None = None,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self.due = loop.time() + seconds
+        self.due = monotonic() + seconds
         self._seconds = seconds
         self._is_late = False
         self._late = late
         self._task: asyncio.Task[None] | None = None
         if type(waiting) is asyncio.Future:
-            self._future: asyncio.Future[Any] = waiting
+            self.future: asyncio.Future[Any] = waiting
         else:
-            self._future = loop.create_future()
+            loop = asyncio.get_running_loop()
+            self.future = loop.create_future()
             self._task = loop.create_task(self._run(waiting))
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it has ended or was given up."""
-        return self._future.done()
 
     def give_up(self) -> None:
         """End it with a missed deadline, unless it has ended; its result does not count then."""
-        future = self._future
+        future = self.future
         future.cancel()
         if future.cancelled():
             self._is_late = True
@@ -94,7 +90,7 @@ class Watched:
         result: object = None
         failed: BaseException | None = None
         try:
-            result = yield from self._future
+            result = yield from self.future
         except asyncio.CancelledError as error:
             awaiter = asyncio.current_task()
             if awaiter is not None and awaiter.cancelling():
@@ -117,19 +113,19 @@ class Watched:
             result = await waiting
         except BaseException as error:
             failed = error
-        if not self.has_ended and monotonic() - since > self._seconds:
+        if not self.future.done() and monotonic() - since > self._seconds:
             self.give_up()  # a plugin that blocked the loop also kept it from being given up
-        if self.has_ended:
+        if self.future.done():
             if self._late is not None:
                 self._late(result)
         elif failed is None:
-            self._future.set_result(result)
+            self.future.set_result(result)
         else:
             if isinstance(failed, GeneratorExit):
                 # thrown into the awaiter, it would close it
                 closed = RuntimeError("coroutine raised GeneratorExit")
                 failed = closed.with_traceback(failed.__traceback__)
-            self._future.set_exception(failed)
+            self.future.set_exception(failed)
 
 
 class Teller:
@@ -191,23 +187,23 @@ class Deadline:
         """
         watched = Watched(awaitable, self.seconds, late)
         waiting = self._watched
-        while waiting and waiting[0].has_ended:
+        while waiting and waiting[0].future.done():
             waiting.popleft()
         waiting.append(watched)
         if not self._has_timer:
             self._has_timer = True
-            asyncio.get_running_loop().call_at(watched.due, self._give_up)
+            asyncio.get_running_loop().call_later(self.seconds, self._give_up)
         return watched
 
     def _give_up(self) -> None:
-        loop, waiting = asyncio.get_running_loop(), self._watched
-        while waiting and (waiting[0].has_ended or waiting[0].due <= loop.time()):
+        now, waiting = monotonic(), self._watched
+        while waiting and (waiting[0].future.done() or waiting[0].due <= now):
             watched = waiting.popleft()
-            if not watched.has_ended:
+            if not watched.future.done():
                 watched.give_up()
         self._has_timer = bool(waiting)
         if waiting:
-            loop.call_at(waiting[0].due, self._give_up)
+            asyncio.get_running_loop().call_later(waiting[0].due - now, self._give_up)
 
 
 async def outcome(
@@ -215,7 +211,7 @@ async def outcome(
 ) -> tuple[object, BaseException | None]:
     """Return the result of `waiting`, or the exception that it ended with; see `Watched`."""
     watched = Watched(waiting, seconds)
-    timer = asyncio.get_running_loop().call_at(watched.due, watched.give_up)
+    timer = asyncio.get_running_loop().call_later(seconds, watched.give_up)
     try:
         return await watched
     finally:

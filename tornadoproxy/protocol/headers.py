@@ -17,7 +17,7 @@ All headers cross, repeated lines included, except these:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -173,6 +173,14 @@ def add_fields(headers: HTTPHeaders, fields: Iterable[tuple[str, str]]) -> None:
             lines[key].append(value.strip(" \t"))
         else:
             lines[key] = [value.strip(" \t")]
+
+
+def replace_fields(headers: HTTPHeaders, fields: Mapping[str, str]) -> None:
+    """Add fields whose names are in ``Http-Header-Case``, in place of those of the same names."""
+    lines = headers._as_list
+    for name in fields.keys() & lines.keys():
+        del headers[name]
+    lines |= {name: [value] for name, value in fields.items()}
 
 
 def forwarded(

@@ -142,7 +142,7 @@ def read_request(body: bytes) -> Fields:
     if continues:
         # the conversation that the upstream stores can have tools with their own models
         models.append(UNKNOWN_MODEL)
-    marked = _has(_MARKED, body) or _has(_ESCAPED, body)
+    marked = _has(_MARKED, body) or (rb"\u00" in body and _has(_ESCAPED, body))
     if marked and "messages" in members and _has(_INLINE_TOOL, body):
         models += _models(_nested(bytes(members["messages"]), {"model"}, _TO_INLINE_TOOLS))
     tokens = len(body) // BYTES_PER_TOKEN

@@ -36,6 +36,8 @@ class Usage(Struct, frozen=True):
 
     def parts(self) -> tuple[Usage, ...]:
         """Return the usage of each call: this one's counts, then those of `others`."""
+        if not self.others:
+            return (self,)
         return (self, *(other.usage for other in self.others))
 
 

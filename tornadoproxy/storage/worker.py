@@ -80,7 +80,8 @@ class Worker:
         self._overflow = overflow
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         # guards the following attributes, and is notified when the thread has something to do
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._jobs: list[_Job] = []
         self._held: deque[_Item] = deque()
         self._closing_at: float | None = None
@@ -115,7 +116,7 @@ class Worker:
     ) -> None:
         """Have the thread write `item`; see `Database.write_behind`."""
         most = MAX_HELD if self._overflow is None else MAX_HELD_BEFORE_OVERFLOW
-        with self._condition:
+        with self._lock:
             if len(self._held) < most and self._closing_at is None:
                 self._held.append(_Item(write, item))
                 if len(self._held) == 1:
