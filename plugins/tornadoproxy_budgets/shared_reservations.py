@@ -34,6 +34,7 @@ RENEWAL = 10.0  # seconds between two renewals
 
 _PREFIX = "tornadoproxy:{budgets}:"
 _LEASES, _RESERVED, _HELD = (_PREFIX + name for name in ("leases", "reserved", "held"))
+_MOST = 2**63 - 1  # the highest sum of a database, and of the server
 _DAY = 86_400  # seconds for which a sum is kept after its period, for requests that end late
 
 # KEYS: the leases by their end, the sum reserved of each subject, the amount and subjects of each
@@ -70,7 +71,7 @@ for at = 4, #KEYS do
   local base = 5 + (at - 4) * 5
   local subject, cap, personal = ARGV[base + 1], tonumber(ARGV[base + 2]), ARGV[base + 3]
   local spent, known = tonumber(redis.call('GET', KEYS[at]) or '-1'), tonumber(ARGV[base + 4])
-  if spent < 0 and ARGV[5] == '0' then return {2} end
+  if spent < 0 and ARGV[5] == 0 then return {2} end
   if spent < 0 or known > spent then
     spent = math.max(known, -1 - spent)
     redis.call('SET', KEYS[at], whole(spent), 'EXAT', ARGV[base + 5])
@@ -78,7 +79,7 @@ for at = 4, #KEYS do
   local left = cap - spent - tonumber(redis.call('HGET', reserved, subject) or '0')
   if left <= 0 then
     reached[#reached + 1] = {at - 4, whole(spent)}
-  elseif personal == '1' and left < amount then
+  elseif personal == 1 and left < amount then
     amount = left
   end
 end
@@ -206,7 +207,7 @@ class SharedReservations:
         for (cap, subject, most), spent in zip(asked.applying, known, strict=True):
             name, text, end = _sum(cap.period, day, subject)
             names.append(name)
-            values += (text, most, 0 if cap.scope.shared else 1, spent, end)
+            values += (text, min(most, _MOST), 0 if cap.scope.shared else 1, spent, end)
         decided = partial(self._decided, asked)
         self._counters.ask(decided, _RESERVE, names, *asked.first, are_loaded, *values)
 

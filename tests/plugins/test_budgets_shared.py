@@ -44,6 +44,13 @@ async def test_cap_is_overspent_by_less_than_one_estimate(
             await asyncio.sleep(0.05)
 
 
+async def test_highest_cap_admits_requests(team: Team, redis_server: RedisServer) -> None:
+    team.cap(EACH, 10**15 - 1)
+    proxy = await team.start(SHARED_LIMITS=redis_server.url)
+    for _ in range(2):
+        assert (await team.ask(to=proxy)).status == 200
+
+
 async def test_request_in_flight_at_another_proxy_holds_its_estimate(
     team: Team, redis_server: RedisServer
 ) -> None:

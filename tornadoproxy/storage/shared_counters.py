@@ -12,6 +12,8 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from tornadoproxy.errors import ConfigurationError, DatabaseUnavailable
 from tornadoproxy.storage.contract import DatabaseStatus
 from tornadoproxy.storage.failures import Failures
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Done: TypeAlias = "Callable[[Any, BaseException | None], None]"
 """What is called with the result of a script, or with the error instead. Any: see `run`."""
+
+_pack = msgspec.msgpack.encode
 
 PAUSE = 0.5  # seconds between two attempts to connect
 MOVING_PAUSE = 0.02  # seconds until a node of a cluster is asked again for keys that it moves
@@ -129,9 +133,8 @@ class SharedCounters:
         if node is None or line is None:
             done(None, self._unavailable())
             return
-        line.run(
-            partial(self._end, done, node, line, script, keys, arguments), script, keys, arguments
-        )
+        names, packed = tuple(keys), _pack(arguments)
+        line.run(partial(self._end, done, node, line, script, names, packed), script, names, packed)
 
     def send(self, script: Script, keys: Sequence[str], *arguments: str | int) -> None:
         """Run a script without waiting for it; it is lost if the server cannot be used."""
@@ -173,15 +176,15 @@ class SharedCounters:
         node: Node,
         line: Line,
         script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[str | int],
+        keys: tuple[str, ...],
+        arguments: bytes,
         response: Any,  # a result, or an error
     ) -> None:
         if not isinstance(response, Exception):
             done(response, None)
         elif isinstance(response, self._library.NoScriptError):
             end = partial(self._end, done, node, line, script, keys, arguments)
-            line.send(end, "EVAL", script.source, len(keys), *keys, *arguments)
+            line.run_anew(end, script, keys, arguments)
         elif isinstance(response, self._library.MOVES):
             following = asyncio.create_task(self._follow(response, script, keys, arguments))
             self._following.add(following)
@@ -197,8 +200,8 @@ class SharedCounters:
         self,
         moved: Exception,
         script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[str | int],
+        keys: tuple[str, ...],
+        arguments: bytes,
     ) -> Any:
         """Run a script at the node of a cluster which has its keys by now. Any: see `run`."""
         try:
@@ -206,7 +209,7 @@ class SharedCounters:
                 while True:
                     line = await self._line_named_by(moved, keys)
                     try:
-                        return await line.ask("EVAL", script.source, len(keys), *keys, *arguments)
+                        return await line.ask("EVAL", script.source, len(keys), *keys, arguments)
                     except self._library.MOVES as error:
                         moved = error
         except self._library.FAILURES as error:
@@ -216,7 +219,7 @@ class SharedCounters:
             self._failed(moved if is_moving else error)
             raise self._unavailable() from None
 
-    async def _line_named_by(self, moved: Exception, keys: Sequence[str]) -> Line:
+    async def _line_named_by(self, moved: Exception, keys: tuple[str, ...]) -> Line:
         if isinstance(moved, self._library.AskError):
             node = self._servers.named_by(moved)
             line = await node.connect()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
@@ -18,7 +18,7 @@ from redis import exceptions
 from redis.asyncio.connection import DefaultParser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -122,32 +122,46 @@ class Line(asyncio.Protocol):
         self,
         done: Callable[[Any], None],
         script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[str | int],
+        keys: tuple[str, ...],
+        arguments: bytes,
     ) -> None:
         """Run a script; its text is sent the first time. See `send`."""
         if script.digest in self._known:
-            self.send(done, "EVALSHA", script.digest, len(keys), *keys, *arguments)
+            head = _head(script.digest, keys)
+            self._queue(done, b"%b%d\r\n%b\r\n" % (head, len(arguments), arguments))
         else:
             self._known.add(script.digest)
-            self.send(done, "EVAL", script.source, len(keys), *keys, *arguments)
+            self.run_anew(done, script, keys, arguments)
 
-    def ask(self, *command: str | int) -> asyncio.Future[Any]:
+    def run_anew(
+        self,
+        done: Callable[[Any], None],
+        script: Script,
+        keys: tuple[str, ...],
+        arguments: bytes,
+    ) -> None:
+        """Run a script, and send its text. See `send`."""
+        self.send(done, "EVAL", script.source, len(keys), *keys, arguments)
+
+    def ask(self, *command: str | int | bytes) -> asyncio.Future[Any]:
         """Send a command; the future has its response or an error of `FAILURES`."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.send(partial(_end, future), *command)
         return future
 
-    def send(self, done: Callable[[Any], None], *command: str | int) -> None:
+    def send(self, done: Callable[[Any], None], *command: str | int | bytes) -> None:
         """Send a command.
 
         :param done: called once, with the response or an error of `FAILURES`; it must not raise.
         """
+        self._queue(done, hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
+
+    def _queue(self, done: Callable[[Any], None], packed: bytes) -> None:
         if not self._unsent:
             # with all others of this turn of the loop
             self._loop.call_soon(self._send)
             self._queued_at = self._loop.time()
-        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
+        self._unsent.append(packed)
         self._waiting.append((done, self._queued_at))
         if not self._watching:
             self._watching = True
@@ -201,6 +215,17 @@ class Line(asyncio.Protocol):
             self._loop.call_soon(self._watch, turns - 1)
         else:
             self.connection_lost(TimeoutError())
+
+
+@lru_cache(4096)  # most requests are of keys that were used before
+def _head(digest: str, keys: tuple[str, ...]) -> bytes:
+    """Return a command that runs a script, up to the length of its last argument.
+
+    See https://redis.io/docs/latest/develop/reference/protocol-spec/.
+    """
+    command: tuple[str | int, ...] = ("EVALSHA", digest, len(keys), *keys, "")
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # as in `send`
+    return packed.removesuffix(b"0\r\n\r\n")
 
 
 def _end(future: asyncio.Future[Any], response: object) -> None:
