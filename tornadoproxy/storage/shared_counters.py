@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,12 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tornadoproxy.secret import SecretURL
-    from tornadoproxy.storage.redis.line import Line
+    from tornadoproxy.storage.redis.line import Done, Line
     from tornadoproxy.storage.redis.nodes import Node
     from tornadoproxy.storage.script import Script
-
-Done: TypeAlias = "Callable[[Any, BaseException | None], None]"
-"""What is called with the result of a script, or with the error instead. Any: see `run`."""
 
 _pack = msgspec.msgpack.encode
 
@@ -133,8 +130,7 @@ class SharedCounters:
         if node is None or line is None:
             done(None, self._unavailable())
             return
-        names, packed = tuple(keys), _pack(arguments)
-        line.run(partial(self._end, done, node, line, script, names, packed), script, names, packed)
+        line.run(done, self._refused, script, tuple(keys), _pack(arguments))
 
     def send(self, script: Script, keys: Sequence[str], *arguments: str | int) -> None:
         """Run a script without waiting for it; it is lost if the server cannot be used."""
@@ -170,30 +166,28 @@ class SharedCounters:
         for (script, keys), arguments in joined.items():
             self.send(script, keys, *arguments)
 
-    def _end(
+    def _refused(
         self,
         done: Done,
-        node: Node,
         line: Line,
         script: Script,
         keys: tuple[str, ...],
         arguments: bytes,
-        response: Any,  # a result, or an error
+        error: Exception,
     ) -> None:
-        if not isinstance(response, Exception):
-            done(response, None)
-        elif isinstance(response, self._library.NoScriptError):
-            end = partial(self._end, done, node, line, script, keys, arguments)
-            line.run_anew(end, script, keys, arguments)
-        elif isinstance(response, self._library.MOVES):
-            following = asyncio.create_task(self._follow(response, script, keys, arguments))
+        if isinstance(error, self._library.NoScriptError):
+            line.forget(script)
+            line.run(done, self._refused, script, keys, arguments)
+        elif isinstance(error, self._library.MOVES):
+            following = asyncio.create_task(self._follow(error, script, keys, arguments))
             self._following.add(following)
             following.add_done_callback(self._following.discard)
             following.add_done_callback(partial(_pass_on, done))
-        elif self._library.reason(response) is None:
-            done(None, response)
+        elif self._library.reason(error) is None:
+            done(None, error)
         else:
-            self._lost(node, line, response)
+            for node in self._servers:
+                self._lost(node, line, error)  # it is the connection of one of them
             done(None, self._unavailable())
 
     async def _follow(
@@ -281,5 +275,5 @@ def _pass_on(done: Done, following: asyncio.Task[Any]) -> None:
     done(following.result() if failed is None else None, failed)
 
 
-def _ignore(_result: Any, _failed: BaseException | None = None) -> None:
+def _ignore(_result: Any, _failed: BaseException | None) -> None:
     """Ignore what nobody waits for; the connection's errors are logged."""

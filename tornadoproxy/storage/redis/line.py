@@ -39,8 +39,13 @@ _INCOMPLETE = object()
 _UNASKED = hiredis.PushNotification
 _TURNS = 3
 
-_Waiting: TypeAlias = "tuple[Callable[[Any], None], float]"
-"""What is called with a response, and since when it waits. Any: what a script returns."""
+# Any: what a script returns
+Done: TypeAlias = "Callable[[Any, BaseException | None], None]"
+"""What is called with the result of a command, or with the error instead."""
+Refused: TypeAlias = "Callable[[Done, Line, Script, tuple[str, ...], bytes, Exception], None]"
+"""What is called in place of a `Done` with the error of a script, and with the script."""
+_Run: TypeAlias = "tuple[Refused, Script, tuple[str, ...], bytes]"
+_Waiting: TypeAlias = "tuple[Done, _Run | None, float]"  # since when
 
 _UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
 _CERTIFICATE = "TLS fails, or its certificate is not accepted: see ssl_ca_certs"
@@ -120,28 +125,27 @@ class Line(asyncio.Protocol):
 
     def run(
         self,
-        done: Callable[[Any], None],
+        done: Done,
+        refused: Refused,
         script: Script,
         keys: tuple[str, ...],
         arguments: bytes,
     ) -> None:
-        """Run a script; its text is sent the first time. See `send`."""
+        """Run a script; its text is sent the first time. See `send`.
+
+        :param refused: called in place of `done` with an error.
+        """
         if script.digest in self._known:
             head = _head(script.digest, keys)
-            self._queue(done, b"%b%d\r\n%b\r\n" % (head, len(arguments), arguments))
+            packed = b"%b%d\r\n%b\r\n" % (head, len(arguments), arguments)
         else:
             self._known.add(script.digest)
-            self.run_anew(done, script, keys, arguments)
+            packed = _pack("EVAL", script.source, len(keys), *keys, arguments)
+        self._queue(packed, done, (refused, script, keys, arguments))
 
-    def run_anew(
-        self,
-        done: Callable[[Any], None],
-        script: Script,
-        keys: tuple[str, ...],
-        arguments: bytes,
-    ) -> None:
-        """Run a script, and send its text. See `send`."""
-        self.send(done, "EVAL", script.source, len(keys), *keys, arguments)
+    def forget(self, script: Script) -> None:
+        """Note that the server does not have a script."""
+        self._known.discard(script.digest)
 
     def ask(self, *command: str | int | bytes) -> asyncio.Future[Any]:
         """Send a command; the future has its response or an error of `FAILURES`."""
@@ -149,20 +153,20 @@ class Line(asyncio.Protocol):
         self.send(partial(_end, future), *command)
         return future
 
-    def send(self, done: Callable[[Any], None], *command: str | int | bytes) -> None:
+    def send(self, done: Done, *command: str | int | bytes) -> None:
         """Send a command.
 
         :param done: called once, with the response or an error of `FAILURES`; it must not raise.
         """
-        self._queue(done, hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub takes one item
+        self._queue(_pack(*command), done, None)
 
-    def _queue(self, done: Callable[[Any], None], packed: bytes) -> None:
+    def _queue(self, packed: bytes, done: Done, run: _Run | None) -> None:
         if not self._unsent:
             # with all others of this turn of the loop
             self._loop.call_soon(self._send)
             self._queued_at = self._loop.time()
         self._unsent.append(packed)
-        self._waiting.append((done, self._queued_at))
+        self._waiting.append((done, run, self._queued_at))
         if not self._watching:
             self._watching = True
             self._loop.call_later(self._timeout, self._watch, _TURNS)
@@ -171,8 +175,8 @@ class Line(asyncio.Protocol):
         """Close the connection; commands without a response fail."""
         self._broken = _ignore
         waiting, self._waiting = self._waiting, deque()
-        for done, _ in waiting:
-            done(exceptions.ConnectionError("closed"))
+        for done, run, _ in waiting:
+            self._fail(done, run, exceptions.ConnectionError("closed"))
         with contextlib.suppress(*FAILURES):
             await self._connection.disconnect(nowait=True)
 
@@ -184,8 +188,11 @@ class Line(asyncio.Protocol):
             while (response := read()) is not _INCOMPLETE:
                 # what the server says unasked is no response; without a caller, it has been closed
                 if not isinstance(response, _UNASKED) and self._waiting:
-                    done, _ = self._waiting.popleft()
-                    done(response)
+                    done, run, _ = self._waiting.popleft()
+                    if isinstance(response, Exception):
+                        self._fail(done, run, response)
+                    else:
+                        done(response, None)
         except hiredis.ProtocolError as error:
             self.connection_lost(exceptions.ConnectionError(str(error)))
 
@@ -193,6 +200,13 @@ class Line(asyncio.Protocol):
         """Report that the connection is lost, once."""
         broken, self._broken = self._broken, _ignore
         broken(error or exceptions.ConnectionError("closed by the server"))
+
+    def _fail(self, done: Done, run: _Run | None, error: Exception) -> None:
+        if run is None:
+            done(None, error)
+        else:
+            refused, script, keys, arguments = run
+            refused(done, self, script, keys, arguments, error)
 
     def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -207,7 +221,7 @@ class Line(asyncio.Protocol):
         if not self._waiting:
             self._watching = False
             return
-        _, since = self._waiting[0]
+        _, _, since = self._waiting[0]
         due = since + self._timeout
         if due > self._loop.time():
             self._loop.call_at(due, self._watch, _TURNS)
@@ -223,19 +237,22 @@ def _head(digest: str, keys: tuple[str, ...]) -> bytes:
 
     See https://redis.io/docs/latest/develop/reference/protocol-spec/.
     """
-    command: tuple[str | int, ...] = ("EVALSHA", digest, len(keys), *keys, "")
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # as in `send`
-    return packed.removesuffix(b"0\r\n\r\n")
+    return _pack("EVALSHA", digest, len(keys), *keys, "").removesuffix(b"0\r\n\r\n")
 
 
-def _end(future: asyncio.Future[Any], response: object) -> None:
+def _pack(*command: str | int | bytes) -> bytes:
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one item
+    return packed
+
+
+def _end(future: asyncio.Future[Any], response: object, failed: BaseException | None) -> None:
     if future.done():
         return  # its caller has been cancelled
-    if isinstance(response, Exception):
-        future.set_exception(response)
-        future.exception()  # nobody may be waiting for it
-    else:
+    if failed is None:
         future.set_result(response)
+    else:
+        future.set_exception(failed)
+        future.exception()  # nobody may be waiting for it
 
 
 def _ignore(_: Exception) -> None:
