@@ -29,6 +29,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct
+
 from tornadoproxy_budgets.caps import Cap, Scope, cap_of
 from tornadoproxy_budgets.periods import PERIODS, Period, day_of, first_day, reset_time
 from tornadoproxy_budgets.state import EVERYONE, Batch, Seen, State, Subject
@@ -51,7 +53,7 @@ class Applying(NamedTuple):
     nanos: int
 
 
-class Fullest(NamedTuple):
+class Fullest(Struct, frozen=True):
     """The cap of a person that is spent the most, in parts of its amount.
 
     :param spent: the sum spent, in nanos.
@@ -83,7 +85,7 @@ class CapReached(Exception):
         self.held = held
 
 
-class Reservation(NamedTuple):
+class Reservation(Struct, frozen=True):
     """The amount that a request in flight has reserved, for each of its subjects."""
 
     subjects: tuple[Subject, ...]
@@ -267,12 +269,17 @@ class Engine:
             self._begin_periods(now)
         return self._spent[period].get(subject, 0)
 
-    def spent_under(self, applying: Iterable[Applying], now: float) -> tuple[int, list[int]]:
-        """Return the day, and the sum that counts under each of these caps, in nanos."""
+    def spent_under(
+        self, applying: Iterable[Applying], now: float
+    ) -> tuple[int, list[tuple[Cap, Subject, int, int]]]:
+        """Return the day, and of each cap the cap, its subject, its amount, and the sum spent."""
         if now >= self._day_ends:
             self._begin_periods(now)
         spent = self._spent
-        return self._day, [spent[cap.period].get(subject, 0) for cap, subject, _ in applying]
+        return self._day, [
+            (cap, subject, nanos, spent[cap.period].get(subject, 0))
+            for cap, subject, nanos in applying
+        ]
 
     def reserved(self, subject: Subject) -> int:
         """Return the sum that requests in flight have reserved for `subject`, in nanos."""

@@ -17,7 +17,9 @@ import json
 import secrets
 import time
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from tornadoproxy import Script
 from tornadoproxy_budgets.periods import Period, first_day, reset_time
@@ -117,7 +119,7 @@ for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[i]) end
 """)
 
 
-class Lease(NamedTuple):
+class Lease(Struct, frozen=True):
     """A reservation of a request.
 
     :param nanos: the amount.
@@ -129,7 +131,7 @@ class Lease(NamedTuple):
     applying: Sequence[Applying]
 
 
-class _Asked(NamedTuple):
+class _Asked(Struct, frozen=True):
     """The parameters of `SharedReservations.reserve`.
 
     :param first: the first arguments of the script: the lease, its seconds, the amount, whom it
@@ -201,13 +203,14 @@ class SharedReservations:
         self._ask(_Asked(engine, applying, first, load, done), are_loaded=0)
 
     def _ask(self, asked: _Asked, *, are_loaded: int) -> None:
-        day, known = asked.engine.spent_under(asked.applying, time.time())
+        day, sums = asked.engine.spent_under(asked.applying, time.time())
         names = [_LEASES, _RESERVED, _HELD]
         values: list[str | int] = []
-        for (cap, subject, most), spent in zip(asked.applying, known, strict=True):
+        for cap, subject, most, spent in sums:
             name, text, end = _sum(cap.period, day, subject)
             names.append(name)
-            values += (text, min(most, _MOST), 0 if cap.scope.shared else 1, spent, end)
+            most = most if most < _MOST else _MOST
+            values += (text, most, 0 if cap.scope.shared else 1, spent, end)
         decided = partial(self._decided, asked)
         self._counters.ask(decided, _RESERVE, names, *asked.first, are_loaded, *values)
 
@@ -249,10 +252,10 @@ class SharedReservations:
         if not cost:
             self._end(lease.id)
             return
-        day, known = engine.spent_under(lease.applying, now)
+        day, sums = engine.spent_under(lease.applying, now)
         names = [_LEASES, _RESERVED, _HELD]
         values: list[int] = []
-        for (cap, subject, _), spent in zip(lease.applying, known, strict=True):
+        for cap, subject, _, spent in sums:
             name, _, end = _sum(cap.period, day, subject)
             names.append(name)
             values += (spent, end)

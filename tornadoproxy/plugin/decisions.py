@@ -239,12 +239,17 @@ class Permit(Struct, frozen=True):
             # one in upper case would withhold nothing, an empty one every header
             if prefix != prefix.lower() or not prefix:
                 raise ValueError(f"a prefix of withheld_headers is in lower case, not {prefix!r}")
-        for name, value in self.added_headers.items():
-            if not _is_header(name, value):
-                raise ValueError(f"added_headers has an invalid header {name!r}")
+        if self.added_headers:
+            _check_headers(tuple(self.added_headers.items()))
 
 
 @lru_cache(1024)  # plugins add the same headers to many responses
+def _check_headers(headers: tuple[tuple[str, str], ...]) -> None:
+    for name, value in headers:
+        if not _is_header(name, value):
+            raise ValueError(f"added_headers has an invalid header {name!r}")
+
+
 def _is_header(name: str, value: str) -> bool:
     # a tab is printable in a header only
     printable = value.isascii() and value.replace("\t", "").isprintable()
@@ -336,7 +341,9 @@ class Permits:
         if not isinstance(result, Permit):
             return False
         self.withheld_headers += result.withheld_headers
-        if result.added_headers:
+        if not self.added_headers:
+            self.added_headers = result.added_headers
+        elif result.added_headers:
             self.added_headers = {**self.added_headers, **result.added_headers}
         if result.settle is None:
             return True

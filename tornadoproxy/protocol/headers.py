@@ -178,9 +178,10 @@ def add_fields(headers: HTTPHeaders, fields: Iterable[tuple[str, str]]) -> None:
 def replace_fields(headers: HTTPHeaders, fields: Mapping[str, str]) -> None:
     """Add fields whose names are in ``Http-Header-Case``, in place of those of the same names."""
     lines = headers._as_list
-    for name in fields.keys() & lines.keys():
-        del headers[name]
-    lines |= {name: [value] for name, value in fields.items()}
+    for name, value in fields.items():
+        if name in lines:
+            del headers[name]
+        lines[name] = [value]
 
 
 def forwarded(

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
@@ -56,7 +56,7 @@ class _Job(Struct, frozen=True):
     done: Future[Any]
 
 
-class _Item(NamedTuple):
+class _Item(Struct, frozen=True):
     """An item to be written behind. Any: each `write` has an item type of its own."""
 
     write: Callable[[Sequence[Any], DatabaseConnection], object]
@@ -287,7 +287,7 @@ def _groups(
 ) -> Iterator[tuple[Callable[[Sequence[Any], DatabaseConnection], object], list[Any]]]:
     """Group consecutive items of the same function; or yield each `alone`."""
     if alone:
-        yield from ((write, [item]) for write, item in held)
+        yield from ((each.write, [each.item]) for each in held)
     else:
         for write, group in groupby(held, attrgetter("write")):
             yield write, [each.item for each in group]
