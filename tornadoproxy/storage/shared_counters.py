@@ -186,8 +186,7 @@ class SharedCounters:
         elif self._library.reason(error) is None:
             done(None, error)
         else:
-            for node in self._servers:
-                self._lost(node, line, error)  # it is the connection of one of them
+            line.connection_lost(error)
             done(None, self._unavailable())
 
     async def _follow(
