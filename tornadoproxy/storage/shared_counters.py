@@ -186,7 +186,7 @@ class SharedCounters:
         elif self._library.reason(error) is None:
             done(None, error)
         else:
-            line.connection_lost(error)
+            line.give_up(error)
             done(None, self._unavailable())
 
     async def _follow(

@@ -110,6 +110,7 @@ class Line(asyncio.Protocol):
         self._broken = broken
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._unsent: list[bytes] = []
         self._queued_at = 0.0  # when the first of these was
         self._waiting: deque[_Waiting] = deque()
@@ -179,6 +180,9 @@ class Line(asyncio.Protocol):
             self._fail(done, run, exceptions.ConnectionError("closed"))
         with contextlib.suppress(*FAILURES):
             await self._connection.disconnect(nowait=True)
+        # the server may be dead, and has its part in the end of TLS
+        await asyncio.wait([self._ended], timeout=self._timeout)
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take responses."""
@@ -194,12 +198,17 @@ class Line(asyncio.Protocol):
                     else:
                         done(response, None)
         except hiredis.ProtocolError as error:
-            self.connection_lost(exceptions.ConnectionError(str(error)))
+            self.give_up(exceptions.ConnectionError(str(error)))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Report that the connection is lost, once."""
+        """Take note that the connection has ended."""
+        self._ended.set_result(None)
+        self.give_up(error or exceptions.ConnectionError("closed by the server"))
+
+    def give_up(self, error: Exception) -> None:
+        """Report that the connection cannot be used, once."""
         broken, self._broken = self._broken, _ignore
-        broken(error or exceptions.ConnectionError("closed by the server"))
+        broken(error)
 
     def _fail(self, done: Done, run: _Run | None, error: Exception) -> None:
         if run is None:
@@ -228,7 +237,7 @@ class Line(asyncio.Protocol):
         elif turns:
             self._loop.call_soon(self._watch, turns - 1)
         else:
-            self.connection_lost(TimeoutError())
+            self.give_up(TimeoutError())
 
 
 @lru_cache(4096)  # most requests are of keys that were used before
