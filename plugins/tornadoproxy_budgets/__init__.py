@@ -166,8 +166,7 @@ class Budgets:
 
     @hookimpl(trylast=True)
     def admit(self, request: IncomingRequest, identity: Identity) -> None:
-        assert self._keeper is not None
-        self._keeper.admit(request, identity)
+        self._opened().admit(request, identity)
 
     # last, because a request that another plugin rejects must not reserve anything; one that waits
     # for its key's limits meanwhile gives back what it has reserved when these refuse it
@@ -175,8 +174,7 @@ class Budgets:
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | Awaitable[Permit] | None:
-        assert self._keeper is not None
-        return self._keeper.authorize(request, identity, model_request)
+        return self._opened().authorize(request, identity, model_request)
 
     def _opened(self) -> Keeper:
         assert self._keeper is not None, "configure() has returned that this plugin is active"

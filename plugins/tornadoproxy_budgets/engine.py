@@ -160,8 +160,7 @@ class Engine:
         :param applying: the result of `applying` for this person.
         :raises CapReached: a cap is spent.
         """
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         reached = []
         for each in applying:
             cap, subject, nanos = each
@@ -184,8 +183,7 @@ class Engine:
         :param applying: the result of `applying` for this person.
         :raises CapReached: the request is not admitted.
         """
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         reserved = self._reserved
         reached = []
         for each in applying:
@@ -216,8 +214,7 @@ class Engine:
 
     def settle(self, reservation: Reservation, cost: int, now: float) -> None:
         """Replace the reservation of a request that has ended by its cost in nanos, once."""
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         for subject in reservation.subjects:
             left = self._reserved.get(subject, 0) - reservation.nanos
             if left:
@@ -252,8 +249,7 @@ class Engine:
 
         :param applying: the result of `applying` for a person.
         """
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         spent = self._spent
         fullest, most = None, -1.0
         for cap, subject, nanos in applying:
@@ -265,16 +261,14 @@ class Engine:
 
     def spent(self, subject: Subject, period: Period, now: float) -> int:
         """Return the sum that `subject` has spent in the current `period`, in nanos."""
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         return self._spent[period].get(subject, 0)
 
     def spent_under(
         self, applying: Iterable[Applying], now: float
     ) -> tuple[int, list[tuple[Cap, Subject, int, int]]]:
         """Return the day, and of each cap the cap, its subject, its amount, and the sum spent."""
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         spent = self._spent
         return self._day, [
             (cap, subject, nanos, spent[cap.period].get(subject, 0))
@@ -331,15 +325,13 @@ class Engine:
 
     def learn(self, applying: Applying, nanos: int, now: float) -> None:
         """Take note that others know that at least `nanos` are spent under a cap."""
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         spent = self._spent[applying.cap.period]
         spent[applying.subject] = max(spent.get(applying.subject, 0), nanos)
 
     def roll(self, now: float) -> int:
         """Begin the periods of `now`, and return the day."""
-        if now >= self._day_ends:
-            self._begin_periods(now)
+        self._roll(now)
         return self._day
 
     def take_unsaved(self) -> Batch:
@@ -353,7 +345,9 @@ class Engine:
             self._unsaved.spent[key] = self._unsaved.spent.get(key, 0) + nanos
         self._unsaved.seen = {**batch.seen, **self._unsaved.seen}
 
-    def _begin_periods(self, now: float) -> None:
+    def _roll(self, now: float) -> None:
+        if now < self._day_ends:
+            return
         day = day_of(now)
         for period in PERIODS:
             if first_day(period, day) > self._day:

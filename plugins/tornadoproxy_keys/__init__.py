@@ -152,23 +152,20 @@ class Keys:
 
     @hookimpl
     def authenticate(self, request: IncomingRequest) -> Identity | None:
-        assert self._gate is not None
-        return self._gate.authenticate(request)
+        return self._opened().authenticate(request)
 
     # first, because it is the cheapest check
     @hookimpl(tryfirst=True)
     def admit(
         self, request: IncomingRequest, identity: Identity
     ) -> Permit | Awaitable[Permit] | None:
-        assert self._gate is not None
-        return self._gate.admit(request, identity)
+        return self._opened().admit(request, identity)
 
     @hookimpl(tryfirst=True)
     def authorize(
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | None:
-        assert self._gate is not None
-        return self._gate.authorize(request, identity, model_request)
+        return self._opened().authorize(request, identity, model_request)
 
     @hookimpl
     def allowed_models(self, identity: Identity) -> AllowedModels | None:
