@@ -102,6 +102,8 @@ def test_reader_refuses_another_schema(
 
 
 TEXTS = ["", "\\N", "\\.", "a\tb\nc\r\\d", "'\"ä€", "a", None]
+DATA = b"\\x00\0\xff"
+BLOBS = [DATA, bytearray(DATA), memoryview(DATA), b"", DATA, DATA, None]
 PARTS = [0.1, 1 / 3, 1_764_550_000.123456, -2.5e-7, 1e300, -inf, None]
 
 
@@ -109,8 +111,8 @@ PARTS = [0.1, 1 / 3, 1_764_550_000.123456, -2.5e-7, 1e300, -inf, None]
 def test_many_rows_are_inserted_as_they_are(where: DatabaseLocation, count: int) -> None:
     schema = ("CREATE TABLE kinds (word TEXT, part REAL, whole INTEGER, data BLOB, no TEXT);",)
     rows = [
-        (word, part, -(2**63), b"\\x00\0\xff", None)
-        for word, part in zip(TEXTS, PARTS, strict=True)
+        (word, part, -(2**63), data, None)
+        for word, part, data in zip(TEXTS, PARTS, BLOBS, strict=True)
     ]
     with Database(where, schema, name="test") as opened, opened.transaction() as connection:
         connection.insert("kinds", ("word", "part", "whole", "data", "no"), rows[:count])

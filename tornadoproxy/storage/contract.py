@@ -81,6 +81,8 @@ class DatabaseConnection(Protocol):
         """Insert many rows, in the way that is the engine's fastest.
 
         :param columns: the columns that the rows have, quoted where SQL demands it.
+        :param rows: their values are texts, numbers, bytes or ``None``, a float in a ``REAL`` only:
+            elsewhere PostgreSQL may store it in another form, such as ``100000e-6``.
         """
 
 

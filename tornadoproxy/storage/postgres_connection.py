@@ -38,6 +38,7 @@ _REASONS = {
 }
 _NULL = r"\N"
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+_BYTES = (bytes, bytearray, memoryview)
 _EXACT = 2**53 / 1e6  # above it, not every whole number of millionths is a float
 _UNREACHABLE = "it cannot be reached: start the server, or correct the URL"
 _CONNECTING = tuple(
@@ -140,7 +141,7 @@ def _field(value: object) -> str:
     if isinstance(value, float) and abs(value) < _EXACT:
         millionths = round(value * 1e6)
         return f"{millionths}e-6" if millionths / 1e6 == value else str(value)
-    return rf"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
+    return rf"\\x{value.hex()}" if isinstance(value, _BYTES) else str(value)
 
 
 def reason_of(error: psycopg.Error) -> str | None:
