@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LEASE = 30  # seconds
 RENEWAL = 10.0  # seconds between two renewals
+_MAX_TOKENS = 10**15  # of one request: beyond any limit, and exact among the numbers of Lua
 
 # Amounts are counted by the second in which they were used. A second counts until 61 seconds after
 # it has begun: in any 60 seconds no more is accepted than the limit allows.
@@ -168,7 +169,7 @@ class SharedLimits:
 
     def count_tokens(self, owner: str, tokens: int) -> None:
         """Count the tokens of a request that has ended."""
-        self._counters.send_joined(_COUNT_TOKENS, _names(owner, "tokens"), tokens)
+        self._counters.send_joined(_COUNT_TOKENS, _names(owner, "tokens"), min(tokens, _MAX_TOKENS))
 
     def _end(self, owner: str, lease: str) -> None:
         self._counters.send_joined(_RELEASE, _names(owner, "leases"), lease)

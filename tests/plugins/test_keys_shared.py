@@ -17,7 +17,15 @@ from test_keys import Keyed
 from tornadoproxy_keys import shared_limits
 from tornadoproxy_keys.store import Limits
 
-from tornadoproxy.testing import Proxy, RawConnection, RawResponse, request_bytes, silent_response
+from tornadoproxy.testing import (
+    Proxy,
+    RawConnection,
+    RawResponse,
+    json_response,
+    message_document,
+    request_bytes,
+    silent_response,
+)
 
 
 class Team(Keyed):
@@ -80,6 +88,15 @@ async def test_tokens_at_all_proxies_count(team: Team) -> None:
     assert (await team.ask_at(0, key)).status == 200
     refused = await team.until(429, key)
     assert b"its limit of 10 tokens a minute" in refused.body
+
+
+async def test_tokens_beyond_any_number_of_the_server_count(team: Team) -> None:
+    key = await team.start_all(Limits(tokens_per_minute=10**12))
+    names = ("input_tokens", "output_tokens", "cache_creation_input_tokens")
+    usage = dict.fromkeys(names, 2**63 - 1)
+    team.upstream.script(json_response(message_document("Hi", usage=usage)))
+    assert (await team.ask_at(0, key)).status == 200
+    assert (await team.until(429, key)).status == 429
 
 
 async def test_requests_of_a_killed_proxy_end_by_themselves(
