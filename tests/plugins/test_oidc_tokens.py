@@ -128,6 +128,7 @@ async def test_token_with_an_invalid_claim_is_rejected(
             response.body,
         )
     assert scene.upstream.requests == []
+    assert (await get(scene, provider.token())).status == 200
 
 
 ADDRESSES: tuple[tuple[dict[str, Any], int], ...] = (
@@ -222,6 +223,7 @@ async def test_forged_token_is_rejected(
     for attack, forged in ATTACKS.items():
         assert (await get(scene, forged(provider))).status == 401, attack
     assert len(scene.upstream.requests) == 1
+    assert (await get(scene, provider.token())).status == 200
     assert {request.path for request in provider.requests} <= {
         "/.well-known/openid-configuration",
         "/jwks",
