@@ -13,11 +13,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from scene import Scene
 
 from tornadoproxy import (
     ConfigurationError,
     DatabaseLocation,
+    Follower,
     Identity,
     IncomingRequest,
     Setting,
@@ -112,6 +114,12 @@ class Held:
         await exchange.read_all()
         await self.released.wait()
         await self._response(exchange)
+
+
+follower_intervals = pytest.mark.parametrize(
+    "interval", [0.05, pytest.param(Follower.INTERVAL, marks=pytest.mark.long)]
+)
+"""For a test of a change at another process: seconds between two looks at the database."""
 
 
 async def pause() -> None:

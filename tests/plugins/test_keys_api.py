@@ -19,7 +19,7 @@ import pytest
 from admin_api import AdminApi
 from admin_sdk import Sdk
 from budget_team import ADMIN
-from people import MESSAGES, Document, message, run_command, until
+from people import MESSAGES, Document, follower_intervals, message, run_command, until
 from postgres import sqlite_only
 from scene import Scene
 from tornadoproxy_keys import KEYS_DB, Keys, store
@@ -245,9 +245,7 @@ async def test_database_holds_no_secret(api: KeysApi) -> None:
     assert made["id"] in content
 
 
-@pytest.mark.parametrize(
-    "interval", [0.05, pytest.param(Follower.INTERVAL, marks=pytest.mark.long)]
-)
+@follower_intervals
 async def test_change_at_one_proxy_reaches_another(
     interval: float, api: KeysApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from people import until
+from people import follower_intervals, until
 from postgres import sqlite_only
 from scene import Scene
 from signing_in import BASE, SIGNING_KEY, SigningIn, claims_of, document
@@ -316,9 +316,7 @@ async def test_session_ends_whatever_the_provider_says(
 # Revocation
 
 
-@pytest.mark.parametrize(
-    "interval", [0.05, pytest.param(Follower.INTERVAL, marks=pytest.mark.long)]
-)
+@follower_intervals
 async def test_revocation_reaches_every_replica(
     interval: float, signing_in: SigningIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
