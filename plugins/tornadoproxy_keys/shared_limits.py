@@ -30,8 +30,7 @@ _MAX_TOKENS = 10**15  # of one request: beyond any limit, and exact among the nu
 # it has begun: in any 60 seconds no more is accepted than the limit allows.
 _ADMIT = Script("""
 local requests, tokens, leases = KEYS[1], KEYS[2], KEYS[3]
-local most_requests, most_tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
-local most_leases = tonumber(ARGV[3])
+local most_requests, most_tokens, most_leases = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local second = tonumber(time[1])
 local now = second * 1000 + math.floor(time[2] / 1000)
