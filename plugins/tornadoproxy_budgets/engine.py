@@ -161,11 +161,11 @@ class Engine:
         :raises CapReached: a cap is spent.
         """
         self._roll(now)
-        reached = []
-        for each in applying:
-            cap, subject, nanos = each
-            if self._spent[cap.period].get(subject, 0) >= nanos:
-                reached.append(each)
+        reached = [
+            each
+            for each in applying
+            if self._spent[each.cap.period].get(each.subject, 0) >= each.nanos
+        ]
         if reached:
             raise self.refusal(reached)
 

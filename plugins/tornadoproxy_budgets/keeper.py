@@ -103,10 +103,9 @@ class Keeper:
         """
         if request.costs_nothing:
             return
-        engine = self._engine
-        applying = engine.applying(identity.principal, identity.groups, identity.allowance)
+        applying = self._applying(identity)
         try:
-            engine.check(applying, time.time())
+            self._engine.check(applying, time.time())
         except CapReached as reached:
             raise refusals.cap_reached(reached, self.message) from None
 
@@ -114,8 +113,7 @@ class Keeper:
         self, request: IncomingRequest, identity: Identity, model_request: ModelRequest | None
     ) -> Permit | Awaitable[Permit] | None:
         """Admit or refuse a request; see the hook `authorize`."""
-        engine = self._engine
-        applying = engine.applying(identity.principal, identity.groups, identity.allowance)
+        applying = self._applying(identity)
         if model_request is None:
             if not applying:
                 return None
@@ -133,6 +131,9 @@ class Keeper:
                 self._shared, identity, applying, estimate or 0, model_request, shown
             )
         return self._authorize_here(identity, applying, estimate or 0, model_request, shown)
+
+    def _applying(self, identity: Identity) -> Sequence[Applying]:
+        return self._engine.applying(identity.principal, identity.groups, identity.allowance)
 
     def _shown(self, request: IncomingRequest, applying: Sequence[Applying]) -> Mapping[str, str]:
         """Return the headers that show a person's spend, as it is before the request."""

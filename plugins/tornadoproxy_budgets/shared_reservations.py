@@ -67,12 +67,12 @@ _RESERVE = Script(
     _COMMON
     + """
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do release(lease) end
-local lease, seconds, amount = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local lease, seconds, amount = ARGV[1], ARGV[2], ARGV[3]
 local reached = {}
 for at = 4, #KEYS do
   local base = 5 + (at - 4) * 5
-  local subject, cap, personal = ARGV[base + 1], tonumber(ARGV[base + 2]), ARGV[base + 3]
-  local spent, known = tonumber(redis.call('GET', KEYS[at]) or '-1'), tonumber(ARGV[base + 4])
+  local subject, cap, personal = ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
+  local spent, known = tonumber(redis.call('GET', KEYS[at]) or '-1'), ARGV[base + 4]
   if spent < 0 and ARGV[5] == 0 then return {2} end
   if spent < 0 or known > spent then
     spent = math.max(known, -1 - spent)
@@ -209,8 +209,7 @@ class SharedReservations:
         for cap, subject, most, spent in sums:
             name, text, end = _sum(cap.period, day, subject)
             names.append(name)
-            most = most if most < _MOST else _MOST
-            values += (text, most, 0 if cap.scope.shared else 1, spent, end)
+            values += (text, min(most, _MOST), 0 if cap.scope.shared else 1, spent, end)
         decided = partial(self._decided, asked)
         self._counters.ask(decided, _RESERVE, names, *asked.first, are_loaded, *values)
 

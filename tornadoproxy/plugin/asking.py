@@ -59,9 +59,7 @@ class Asker:
                 take(plugin, result)  # a permit must be settled
                 discard(result)
                 failed = held_the_loop(took, timeout)
-            elif result is None or (
-                not isinstance(result, asyncio.Future) and take(plugin, result)
-            ):
+            elif result is None or take(plugin, result):
                 pass
             elif isinstance(result, asyncio.Future) or inspect.isawaitable(result):
                 # a late result does not count, but a permit must be settled
