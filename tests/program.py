@@ -233,6 +233,15 @@ def _environment(directory: Path) -> dict[str, str]:
     return {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(python_path), **kept}
 
 
+async def printed_by(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """Return what a process prints on either stream until its end; a cancelled test kills it."""
+    try:
+        return await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 async def connect_when_listening(port: int) -> RawConnection:
     """Return a connection to a program that cannot tell when it listens."""
     async with asyncio.timeout(PATIENCE):

@@ -18,7 +18,7 @@ import pytest
 from console_site import ConsoleSite
 from held_stream import EVENT_STREAM
 from msgspec.structs import replace
-from people import MESSAGES, message
+from people import MESSAGES, message, pause
 from scene import Scene
 from tornadoproxy_budgets import storage
 from tornadoproxy_budgets.periods import day_of
@@ -225,7 +225,7 @@ class TeamSite(ConsoleSite):
         """Remove what has been sent from the ledger: it took less time than requests take."""
         sent = "/requests?limit=1000&has_principal=true&starting_at=2026-03-12T10:14:00Z"
         while len((await self.call("GET", sent))["data"]) < 241:
-            pass
+            await pause()
         ledger = Database(self.settings["LEDGER_DB"], rows.SCHEMA, name="ledger")
         with ledger, ledger.transaction() as connection:
             connection.execute("DELETE FROM requests WHERE time >= ?", (NOW,))

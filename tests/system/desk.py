@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from program import printed_by
 from signing_in import SigningIn
 
 CLAUDE = Path(__file__).parent / "claude_code" / "node_modules" / ".bin" / "claude"
@@ -71,11 +72,7 @@ async def run_prompt(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    try:
-        printed, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
+    printed, _ = await printed_by(process)
     return process.returncode or 0, printed.decode()
 
 

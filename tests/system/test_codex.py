@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from program import printed_by
 from scene import Scene
 from turns import THOUGHT, asked, blocks, call, script, text, turn
 
@@ -128,11 +129,7 @@ stream_max_retries = 1
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        try:
-            printed, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
+        printed, errors = await printed_by(process)
         events = [json.loads(line) for line in printed.splitlines() if line.startswith(b"{")]
         return Told(process.returncode or 0, events, errors.decode())
 
