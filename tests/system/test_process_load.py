@@ -180,10 +180,24 @@ async def test_signals_under_load_lose_nothing(tmp_path: Path) -> None:
     assert {records[number]["outcome"] for number in whole} == {"completed"}
 
 
+# a signal to the process may be delivered to any of its threads
+THREAD = """
+import threading, time
+from tornadoproxy import hookimpl
+
+@hookimpl
+def startup():
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+"""
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-async def test_signals_while_it_ends_change_nothing(launch: Launch, number: signal.Signals) -> None:
+async def test_signals_while_it_ends_change_nothing(
+    tmp_path: Path, launch: Launch, number: signal.Signals
+) -> None:
+    install(tmp_path, "thread", THREAD)
     async with launch() as program:
         await program.port()
         program.send_signal(signal.SIGTERM)

@@ -57,13 +57,25 @@ def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields 
         try:
             status = runner.run(main)
         finally:
-            # a further signal would end the process, since the loop no longer handles it
-            signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP, signal.SIGHUP))
+            _ignore_signals(runner.get_loop())
             # neither a task that cannot be cancelled nor a blocked thread may delay the exit
             watchdog = threading.Timer(_EXIT_TIMEOUT, lambda: os._exit(status))
             watchdog.daemon = True
             watchdog.start()
     return status
+
+
+def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Keep a further signal from ending the process: a closed loop leaves the default action.
+
+    Blocked in this thread, a signal is delivered to one that a plugin has left; and the default
+    stands for a moment here, too.
+    """
+    handled = (*_STOP, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    for number in handled:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def loop_name() -> str:
