@@ -219,7 +219,7 @@ async def waits(*_: object) -> None:
 
 
 def blocks(*_: object) -> None:
-    time.sleep(0.02)
+    time.sleep(0.06)
 
 
 @pytest.mark.parametrize("do", [raises, changes_headers, waits, blocks])
@@ -232,7 +232,7 @@ async def test_observer_that_fails_changes_nothing(
             return Breaks(do)
 
     watches = Watches()
-    proxy = await scene.start(plugins={"bad": Bad(), "good": watches}, PLUGIN_TIMEOUT=0.01)
+    proxy = await scene.start(plugins={"bad": Bad(), "good": watches}, PLUGIN_TIMEOUT=0.05)
     scene.upstream.script(sse_response(EVENTS))
     got = await (await scene.raw()).ask(MESSAGE)
     assert got.body == watches.seen[0].response == b"".join(EVENTS)

@@ -350,8 +350,8 @@ async def test_plugin_that_is_awaited_is_cancelled(
 
 
 async def test_plugin_that_blocks_is_too_late(scene: Scene) -> None:
-    slow = Hooks(prepare=lambda _: time.sleep(0.05))
-    await scene.start(plugins=[slow], PLUGIN_TIMEOUT=0.01)
+    slow = Hooks(prepare=lambda _: time.sleep(0.11))
+    await scene.start(plugins=[slow], PLUGIN_TIMEOUT=0.1)
     assert (await scene.ask("/v1/messages", MESSAGE_FIELDS)).status == 503
     assert scene.upstream.connections == 0
 

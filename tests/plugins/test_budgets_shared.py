@@ -89,7 +89,7 @@ async def test_client_that_disconnects_while_it_waits_reserves_nothing(
     team: Team, redis_server: RedisServer
 ) -> None:
     team.cap(ADA, 20)
-    proxy, *_ = await start(team, redis_server, DATABASE_TIMEOUT=5)
+    proxy, *_ = await start(team, redis_server)
     redis_server.send(signal.SIGSTOP)
     asking_for_it_all = asyncio.create_task(team.ask("ada", asking(50), to=proxy))
     async with asyncio.timeout(10):

@@ -66,7 +66,7 @@ def team(scene: Scene, tmp_path: Path, redis_server: RedisServer) -> Team:
 
 
 async def test_requests_of_all_proxies_count(team: Team) -> None:
-    key = await team.start_all(Limits(requests_per_minute=60), DATABASE_TIMEOUT=5)
+    key = await team.start_all(Limits(requests_per_minute=60))
     assert await team.statuses(key, 500) == {200: 60, 429: 440}
     refused = await team.ask_at(3, key)
     assert 58 <= int(refused.header("retry-after") or 0) <= 61
@@ -124,7 +124,7 @@ async def test_long_request_keeps_its_place(team: Team, monkeypatch: pytest.Monk
 
 
 async def test_client_that_disconnects_while_it_waits_takes_no_place(team: Team) -> None:
-    key = await team.start_all(Limits(concurrency=1), DATABASE_TIMEOUT=5)
+    key = await team.start_all(Limits(concurrency=1))
     team.server.send(signal.SIGSTOP)
     client = await team.raw(team.proxies[0])
     await client.send(request_bytes("GET", "/v1/models", token=key))

@@ -241,9 +241,8 @@ async def test_limits_and_caps_of_several_proxies_count_together(
         '[[policy]]\ngroups = ["lab"]\ncaps = {daily = 0.2}\n'
         "[[policy]]\nlimits = {requests_per_minute = 3}"
     )
-    given = {"SHARED_LIMITS": redis_server.url, "DATABASE_TIMEOUT": 5}
-    first = await group.start(policies, **given)
-    second = await group.start(policies, **given)
+    first = await group.start(policies, SHARED_LIMITS=redis_server.url)
+    second = await group.start(policies, SHARED_LIMITS=redis_server.url)
     await group.spend(20)
     for proxy in (first, second):
         assert b"spend limit reached" in (await group.ask(proxy)).body

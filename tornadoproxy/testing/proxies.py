@@ -160,6 +160,7 @@ def start_proxy(
             "AUTH_TOKEN": TEST_TOKEN,
             **({} if "UPSTREAMS_FILE" in variables else default_upstream),
             "DRAIN_TIMEOUT": 1,
+            "DATABASE_TIMEOUT": 5,
             "CHAT_DEFAULT_MAX_TOKENS": 32_000,
             **variables,
         }

@@ -23,7 +23,7 @@ TOOL = {"type": "function", "name": "look", "parameters": {"type": "object", "pr
 
 async def started(scene: Scene, where: DatabaseLocation) -> Proxy:
     named = where.reveal() if isinstance(where, SecretURL) else where
-    return await scene.start(RESPONSES_STORE=named, DATABASE_TIMEOUT=10)
+    return await scene.start(RESPONSES_STORE=named)
 
 
 async def ask(scene: Scene, to: Proxy, **fields: Any) -> Document:
