@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from held_stream import EVENTS, REQUEST, Stream, begin_stream, rest_of_stream
+from program import printed_by
 from scene import Scene
 from tls import OwnTLS
 
@@ -150,7 +151,7 @@ async def test_line_to_paste_works_by_unix_socket(scene: Scene, tmp_path: Path) 
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
     curl = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
-    out, _ = await curl.communicate()
+    out, _ = await printed_by(curl)
     assert b"claude-" in out
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from program import printed_by
 
 import tornadoproxy
 from bench.scale import fitted
@@ -100,7 +101,7 @@ async def test_bench_counts_only_whole_200_responses(
     process = await asyncio.create_subprocess_exec(
         load, *options, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    output, errors = await process.communicate()
+    output, errors = await printed_by(process)
 
     if complaint is None:
         assert process.returncode == 0, errors

@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+from program import printed_by
 from scene import Scene
 
 from tornadoproxy.testing import TEST_TOKEN
@@ -41,6 +42,6 @@ async def test_every_case_passes(
         *(("--ignore", ignored) if ignored else ()),
         stdout=asyncio.subprocess.PIPE,
     )
-    printed, _ = await suite.communicate()
+    printed, _ = await printed_by(suite)
     summary = json.loads(printed)["summary"]
     assert (summary["failed"], summary["passed"]) == (0, passed), printed.decode()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from program import printed_by
 from scene import Scene
 from turns import THOUGHT, asked, blocks, call, script, text, turn
 
@@ -40,7 +41,7 @@ async def run(case: str, proxy: Proxy) -> Any:  # Any: the script's own report
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    printed, errors = await process.communicate()
+    printed, errors = await printed_by(process)
     assert process.returncode == 0, errors.decode()
     return json.loads(printed)
 
