@@ -66,12 +66,12 @@ def run(main: Coroutine[Any, Any, int]) -> int:  # Any: what a coroutine yields 
 
 
 def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
-    """Keep a further signal from ending the process: a closed loop leaves the default action.
+    """Keep a further signal from ending the process, as it would by default once `loop` is closed.
 
-    Blocked in this thread, a signal is delivered to one that a plugin has left; and the default
-    stands for a moment here, too.
+    Blocking alone is not enough: a thread that a plugin has left would get the signal.
     """
     handled = (*_STOP, signal.SIGHUP)
+    # the default is in force between the two calls below
     signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     for number in handled:
         loop.remove_signal_handler(number)
