@@ -44,14 +44,14 @@ def descriptors() -> int:
 
 
 async def all_closed(before: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(1):
         while descriptors() > before:
             await asyncio.sleep(0)
 
 
 async def abandoned(scene: Scene) -> RequestRecord:
     """Return the only record, of the request whose client has just disconnected."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(1):
         record = await scene.records.finished()
         await scene.upstream.all_closed()
     assert len(scene.records.all) == len(scene.upstream.requests) == 1
@@ -156,7 +156,7 @@ async def test_disconnect_within_held_body_asks_no_upstream(
     client = await scene.send(MESSAGE[:-5])
     await scene.ask("/health")  # by now the proxy has read what the first one sent
     await disconnect(client)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(1):
         record = await scene.records.finished()
     assert (record.outcome, record.status) == ("abandoned", None)
     assert record.bytes_in == len(MESSAGE_BODY) - 5

@@ -224,7 +224,7 @@ async def test_session_ends_with_its_sign_in(
     await browser.sign_in()
     with store.database(signing_in.where) as database, database.transaction() as connection:
         store.revoke(connection, live(signing_in)[0].id, int(time.time()))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(2):
         while "<h1>Sign in</h1>" not in browser.page:
             await pause()
             await browser.get("/console/me")

@@ -58,7 +58,7 @@ HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nX-Hint: 1\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked"
 LAST_CHUNK = b"0\r\n\r\n"
 
-WITHIN = 5.0
+WITHIN = 1.0
 """How soon after a fault all of its consequences are there, in seconds: they come within a few
 milliseconds, and the rest is for a machine that is busy with other things."""
 
