@@ -71,10 +71,9 @@ def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
     Blocking alone is not enough: a thread that a plugin has left would get the signal.
     """
     handled = (*_STOP, signal.SIGHUP)
-    # the default is in force between the two calls below
     signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     for number in handled:
-        loop.remove_signal_handler(number)
+        loop.remove_signal_handler(number)  # restores the default, hence the block
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -140,10 +140,10 @@ def start_proxy(
 
     The proxy is a real one, in front of `upstream`, and is drained at the end of the test. Keyword
     arguments are environment variables; `None` removes a default of this fixture, such as
-    ``AUTH_TOKEN=None``. With ``CHAT_DEFAULT_MAX_TOKENS=None`` the proxy requests the upstream's
-    models before a chat completion without a limit. With ``UPSTREAMS_FILE`` the upstreams are those
-    of the file. `plugins` are plugin objects in addition to
-    the installed ones; a mapping names them.
+    ``AUTH_TOKEN=None``. ``DATABASE_TIMEOUT`` is 5 seconds, since the machine may be busy. With
+    ``CHAT_DEFAULT_MAX_TOKENS=None`` the proxy requests the upstream's models before a chat
+    completion without a limit. With ``UPSTREAMS_FILE`` the upstreams are those of the file.
+    `plugins` are plugin objects in addition to the installed ones; a mapping names them.
 
     The function raises `ConfigurationError` as the program would.
     """
